@@ -1,0 +1,131 @@
+"""What can go wrong, as types.
+
+    KdError                 anything a user can cause; carries diagnostics, never a traceback
+    ├── SpecError           the spec is wrong                                   exit 1
+    ├── RunError            the spec is right, the run failed                   exit 1
+    ├── UsageError          the command line is wrong                           exit 2
+    └── Interrupted         a signal stopped the run after a save               exit 130, 143
+
+Everything else that escapes is kdcli's own fault (exit 3).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+SpecPath = tuple[str | int, ...]
+"""Where in the (canonical) spec: ("mimic", "jobs", "mimic_job0", "student", "mimic_name", 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A place in a text the user wrote: a file, standard input or a key=value argument.
+
+    line and column count from 1; end_column is one past the last marked character; excerpt is the
+    whole line. `written` is where an aliased, merged or included value was written down.
+    """
+
+    source: str
+    line: int
+    column: int
+    end_column: int
+    excerpt: str
+    written: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnostic:
+    """One finding: a stable code, one terse message, where, and what to do.
+
+    A finding made after parsing knows its place as a `path` into the spec (and whether the key or
+    the value is meant); `ParsedSpec.locate` turns that into a span.
+    """
+
+    code: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    help: str | None = None
+    path: SpecPath | None = None
+    on_key: bool = False
+    span: Span | None = None
+
+
+class KdError(Exception):
+    """Something a user can mend; str() is the plain text of its diagnostics."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
+        found = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        assert found, "an error without a diagnostic"
+        self.diagnostics = found
+        super().__init__("\n".join(f"{d.code}: {d.message}" for d in found))
+
+
+    def located(self, locate: Callable[[Diagnostic], Diagnostic]) -> Self:
+        """The same error, its diagnostics with their places filled in."""
+        self.diagnostics = tuple(locate(diagnostic) for diagnostic in self.diagnostics)
+        return self
+
+
+class SpecError(KdError):
+    """The spec is wrong."""
+
+    @classmethod
+    def at(
+        cls,
+        path: SpecPath,
+        code: str,
+        message: str,
+        help: str | None = None,
+        *,
+        on_key: bool = False,
+    ) -> SpecError:
+        """One finding at a path into the spec."""
+        return cls(Diagnostic(code=code, message=message, help=help, path=path, on_key=on_key))
+
+
+class RunError(KdError):
+    """The spec is right and the run failed: data, weights, device, disk, numbers."""
+
+    @classmethod
+    def of(cls, code: str, message: str, help: str | None = None) -> RunError:
+        """One finding that has no place in the spec."""
+        return cls(Diagnostic(code=code, message=message, help=help))
+
+
+class UsageError(KdError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+    @classmethod
+    def of(cls, message: str, help: str | None = None) -> UsageError:
+        """One finding about the arguments."""
+        return cls(Diagnostic(code="KD001", message=message, help=help))
+
+
+class Interrupted(KdError):
+    """A signal stopped the run after its state was saved."""
+
+    def __init__(self, diagnostic: Diagnostic, signal_number: int) -> None:
+        super().__init__(diagnostic)
+        self.signal_number = signal_number
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The known words that `word` is most likely a slip of, best first."""
+    return difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str | None:
+    """A help line with the nearest names, or with all of them where there are few."""
+    close = nearest(word, known)
+    if close:
+        return "did you mean " + " or ".join(f"`{name}`" for name in close) + "?"
+    if 0 < len(known) <= 12:
+        return "known names: " + ", ".join(sorted(known))
+    return None

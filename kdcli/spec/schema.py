@@ -1,0 +1,374 @@
+"""The whole YAML language as frozen typed models; parse.py brings a text into this shape.
+
+Field names are the YAML's keys. Three shapes differ from the text, and parse.py makes them:
+`teacher*` keys become `teachers`, one job becomes `jobs` with one entry, and a job's keys are sorted
+into `losses`, `options` (the rest of `cfgs`) and `teachers`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list; one scalar alone is a list of one, as `mimic_name: head.classifier`."""
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, (str, int, float)) else value
+
+
+def _as_whole(value: Any) -> Any:
+    """1e5 is a whole number, however it is written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+Whole = Annotated[int, BeforeValidator(_as_whole)]
+PositiveInt = Annotated[Whole, Field(gt=0)]
+NonNegativeInt = Annotated[Whole, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Model(BaseModel):
+    """A mapping of the spec: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Component(Model):
+    """One thing chosen by name, with its keyword arguments."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+# runtime
+
+
+class Runner(Model):
+    """How the run goes: `kd` distils, `base` trains `net` alone."""
+
+    type: Literal["kd", "base"]
+
+
+class Compile(Model):
+    """Whether student and teachers go through torch.compile."""
+
+    student: bool = False
+    teacher: bool = False
+    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+
+
+class Runtime(Model):
+    """Seed, precision, device: what holds for the whole run."""
+
+    runner: Runner | None = None
+    task_names: str | None = None
+    random_seed: NonNegativeInt = 131
+    aligned: bool = False
+    fp16: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    teacher_precision: Literal["fp32", "bf16", "fp16"] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    channels_last: bool | None = None
+    fold_bn: bool | None = None
+    compile: Compile = Compile()
+    threads: PositiveInt | None = None
+
+
+# networks
+
+
+class ModuleSpec(Model):
+    """One module of a network: a name, a type, its arguments and the module it follows."""
+
+    name: str
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    prev: str | None = None
+
+
+Network = Many[ModuleSpec]
+
+
+# mimic
+
+
+class AdapterSpec(Model):
+    """A trainable map from student to teacher feature: `auto` is written {type: auto}."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class Temperature(Model):
+    """A temperature that is learned (CTKD, AAAI'23): T = start + range * sigmoid(theta)."""
+
+    learned: Literal[True] = True
+    start: float = 1.0
+    range: float = 20.0
+    cosine_epochs: PositiveInt = 10
+
+
+class Schedule(Model):
+    """When a loss is in force, and how its weight falls."""
+
+    start_iter: NonNegativeInt = 0
+    end_iter: NonNegativeInt | None = None
+    decay: Literal["linear", "cosine"] | None = None
+
+
+class LossSpec(Model):
+    """One loss of a job: its type and arguments, and what may be said for it alone."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    adapter: AdapterSpec | None = None
+    start_iter: NonNegativeInt | None = None
+    end_iter: NonNegativeInt | None = None
+    decay: Literal["linear", "cosine"] | None = None
+    standardize: bool | None = None
+    temperature: float | Temperature | None = None
+    over_pairs: Literal["mean", "sum"] | None = None
+
+
+class TeacherInput(Model):
+    """Other pixels for one teacher, made from the student's own."""
+
+    size: int | Many[int] | None = None
+    mean: Many[float] | None = None
+    std: Many[float] | None = None
+
+
+class Cache(Model):
+    """A disk cache of what the jobs need of a teacher."""
+
+    dir: str | None = None
+    views: PositiveInt = 1
+    dtype: Literal["float32", "float16"] = "float32"
+    topk: PositiveInt | None = None
+    limit_gb: float = 50.0
+
+
+class JobTeacher(Model):
+    """A teacher's part in one job."""
+
+    mimic_name: Many[str] = ()
+    teacher_weight: str | None = None
+    teacher_bn_mode: Literal["eval", "train"] = "eval"
+    allow_random: bool = False
+    allow_weak_teacher: bool = False
+    input: TeacherInput | None = None
+    cache: Cache | None = None
+
+
+class JobStudent(Model):
+    """The student's part in one job."""
+
+    mimic_name: Many[str] = ()
+
+
+class Job(Model):
+    """One mimic job: a method, its losses, whose features."""
+
+    mimic_ins_type: str = "base"
+    loss_weight: Weight = 1.0
+    warm_up_iters: Annotated[Whole, Field(ge=-1)] = -1
+    losses: dict[str, LossSpec] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    teachers: dict[str, JobTeacher] = Field(default_factory=dict)
+    student: JobStudent = JobStudent()
+    adapter: AdapterSpec | None = None
+    start_iter: NonNegativeInt = 0
+    end_iter: NonNegativeInt | None = None
+    decay: Literal["linear", "cosine"] | None = None
+    standardize: bool = False
+    temperature: float | Temperature | None = None
+    teacher_weighting: Literal["average", "entropy", "confidence"] = "average"
+
+
+class OptimizerSpec(Model):
+    """An optimizer of torch.optim by name."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class SchedulerSpec(Model):
+    """A scheduler of torch.optim.lr_scheduler by name, with United-Perception's warm-up."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    warmup_iter: NonNegativeInt = 0
+    warmup_type: Literal["linear", "exp", "constant"] = "exp"
+    warmup_ratio: float | None = None
+    warmup_register_type: str | None = None
+
+
+class Stage(Model):
+    """One part of a run that has several."""
+
+    name: str
+    max_iter: PositiveInt | None = None
+    max_epoch: PositiveInt | None = None
+    jobs: Many[str] | None = None
+    task_loss: bool | None = None
+    train: Many[str] | None = None
+    optimizer: OptimizerSpec | None = None
+    lr_scheduler: SchedulerSpec | None = None
+
+
+class Mimic(Model):
+    """What is mimicked: the jobs, and how the run is cut into stages."""
+
+    jobs: dict[str, Job]
+    task_loss: bool = True
+    stages: Many[Stage] = ()
+
+
+# data
+
+
+class DatasetKwargs(Model):
+    """What every dataset may be given; what is one dataset's own stays in model_extra."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    transformer: Many[Component] = ()
+    evaluator: Component | None = None
+    image_reader: Component | None = None
+
+
+class DatasetSpec(Model):
+    """A dataset by name."""
+
+    type: str
+    kwargs: DatasetKwargs = DatasetKwargs()
+
+
+class BatchSamplerKwargs(Model):
+    """How samples become batches; batch_size is per process."""
+
+    batch_size: PositiveInt
+    sampler: Component = Component(type="dist")
+    aspect_grouping: Many[float] = (1.0,)
+    drop_last: bool = False
+
+
+class BatchSampler(Model):
+    """A batch sampler by name."""
+
+    type: Literal["base", "aspect_ratio_group"] = "base"
+    kwargs: BatchSamplerKwargs
+
+
+class DataLoaderKwargs(Model):
+    """How batches are loaded."""
+
+    num_workers: NonNegativeInt = 0
+    pin_memory: bool = False
+    alignment: PositiveInt = 1
+    batch_fn: Component | None = None
+    in_memory: bool | None = None
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    bad_sample_budget: NonNegativeInt = 100
+
+
+class DataLoader(Model):
+    """A data loader by name."""
+
+    type: Literal["base", "cls_base"] = "base"
+    kwargs: DataLoaderKwargs = DataLoaderKwargs()
+
+
+class DataPart(Model):
+    """The training or the test side of the data."""
+
+    dataset: DatasetSpec
+    batch_sampler: BatchSampler
+    dataloader: DataLoader = DataLoader()
+
+
+class Dataset(Model):
+    """Both sides of the data."""
+
+    train: DataPart
+    test: DataPart
+
+
+# training
+
+
+class EmaKwargs(Model):
+    """Decay and warm-up of the exponential moving average."""
+
+    decay: float = 0.9999
+    inner_T: PositiveInt = 1
+    warmup: NonNegativeInt = 0
+
+
+class Ema(Model):
+    """A moving average of the student, used for evaluation and export."""
+
+    enable: bool = True
+    ema_type: Literal["linear", "exp"] = "linear"
+    kwargs: EmaKwargs = EmaKwargs()
+
+
+class Trainer(Model):
+    """How long, with what optimizer, how often tested and saved."""
+
+    optimizer: OptimizerSpec
+    lr_scheduler: SchedulerSpec | None = None
+    max_epoch: PositiveInt | None = None
+    max_iter: PositiveInt | None = None
+    test_freq: PositiveInt = 1
+    save_freq: PositiveInt = 1
+    save_every_minutes: float | None = None
+    only_save_latest: bool = False
+    keep_checkpoints: PositiveInt = 3
+    log_freq: PositiveInt = 20
+    ema: Ema | None = None
+    accumulate_steps: PositiveInt = 1
+    clip_grad_norm: float | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite_budget: NonNegativeInt = 10
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    loggers: Many[str] = ()
+
+
+class Saver(Model):
+    """Where the run lives, and what it starts from."""
+
+    save_dir: str | None = None
+    results_dir: str | None = None
+    auto_resume: bool = False
+    resume_model: str | None = None
+    pretrain_model: str | None = None
+
+
+class Hook(Component):
+    """A hook of United-Perception by name."""
+
+
+class Spec(Model):
+    """A whole spec."""
+
+    net: Network
+    dataset: Dataset
+    trainer: Trainer
+    runtime: Runtime = Runtime()
+    teachers: dict[str, Network] = Field(default_factory=dict)
+    mimic: Mimic | None = None
+    saver: Saver = Saver()
+    hooks: Many[Hook] = ()
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run distils; parse.py has settled the runner by then."""
+        return self.runtime.runner is not None and self.runtime.runner.type == "kd"
