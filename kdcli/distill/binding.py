@@ -1,0 +1,122 @@
+"""How a loss's signature says what it wants: positional names are bound, keyword-only ones are the spec's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdcli.distill.mimickers.mimicker import Needs
+
+FEATURES = ("student", "teacher")
+BATCH_FIELDS = frozenset({"labels", "indices", "mixed_labels"})
+CLOCK_FACTS = frozenset({"step", "epoch"})
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What one loss takes in: facts when it is made, tensors when it is called.
+
+    whole_list: it takes the job's features as one list instead of pair by pair. stateful: it is an
+    nn.Module class that is made from facts.
+    """
+
+    target: Callable[..., Any]
+    stateful: bool
+    whole_list: bool
+    inputs: tuple[str, ...]
+    optional: frozenset[str]
+    facts: tuple[str, ...]
+    needs: Needs
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher's feature or output goes in."""
+        return any(name in ("teacher", "teacher_logits") for name in self.inputs)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether a tapped feature goes in."""
+        return any(name in FEATURES for name in self.inputs)
+
+    @property
+    def sizes_itself(self) -> bool:
+        """Whether the loss is made with both shapes, and so joins unlike ones by itself."""
+        return any(fact.startswith("student_shape") for fact in self.facts)
+
+    def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:
+        """The callable loss: the function itself, or an instance made from the facts it asks for."""
+        if not self.stateful:
+            return self.target
+        instance = self.target(**{name: facts[name] for name in self.facts}, **kwargs)
+        assert isinstance(instance, nn.Module)
+        return instance
+
+
+@cache
+def binding_of(target: Callable[..., Any]) -> Binding:
+    """Read the signature of a loss function or class once."""
+    stateful = inspect.isclass(target)
+    call = target.forward if isinstance(target, type) and issubclass(target, nn.Module) else target
+    parameters = _positional(call)
+    facts = tuple(_positional(target.__init__)) if isinstance(target, type) else ()
+    whole_list = any(
+        "Sequence" in str(parameters[name].annotation) for name in FEATURES if name in parameters
+    )
+    names = tuple(parameters)
+    return Binding(
+        target=target,
+        stateful=stateful,
+        whole_list=whole_list,
+        inputs=names,
+        optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
+        facts=facts,
+        needs=Needs(
+            student_outputs=frozenset({"logits"} if "student_logits" in names else ()),
+            teacher_outputs=frozenset({"logits"} if "teacher_logits" in names else ()),
+            batch=BATCH_FIELDS & set(names),
+            facts=frozenset(facts),
+            prepare=hasattr(target, "prepare"),
+        ),
+    )
+
+
+def keyword_names(target: Callable[..., Any]) -> frozenset[str]:
+    """The kwargs that a loss takes from the spec."""
+    subject = target.__init__ if isinstance(target, type) else target
+    return frozenset(
+        name
+        for name, parameter in inspect.signature(subject).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+
+
+def default_of(target: Callable[..., Any], name: str, otherwise: Any) -> Any:
+    """The default of one kwarg of a loss."""
+    subject = target.__init__ if isinstance(target, type) else target
+    parameter = inspect.signature(subject).parameters.get(name)
+    return (
+        otherwise if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+    )
+
+
+def bind(binding: Binding, available: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of one call; optional ones only where they are there."""
+    return {
+        name: available[name]
+        for name in binding.inputs
+        if name not in binding.optional or available.get(name) is not None
+    }
+
+
+def _positional(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        and name != "self"
+    }

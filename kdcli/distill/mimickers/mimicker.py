@@ -1,0 +1,149 @@
+"""A mimic method: what it needs, as data, and the losses it computes from views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from kdcli.distill.taps import View
+from kdcli.errors import SpecPath
+from kdcli.spec.schema import Job, LossSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """Where the run is: finished optimizer steps of the run and of its stage, and the epoch so far.
+
+    epoch counts on between whole numbers: 2.5 is half way through the third.
+    """
+
+    step: int = 0
+    stage_step: int = 0
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a job reads, beside its taps: known before anything runs.
+
+    student_outputs, teacher_outputs: named outputs of the networks. batch: fields of the batch.
+    facts: of the run. prepare: a pass over the training data comes first.
+    """
+
+    student_outputs: frozenset[str] = frozenset()
+    teacher_outputs: frozenset[str] = frozenset()
+    batch: frozenset[str] = frozenset()
+    facts: frozenset[str] = frozenset()
+    prepare: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            student_outputs=self.student_outputs | other.student_outputs,
+            teacher_outputs=self.teacher_outputs | other.teacher_outputs,
+            batch=self.batch | other.batch,
+            facts=self.facts | other.facts,
+            prepare=self.prepare or other.prepare,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a mimicker is built from: the job, the real features of one batch, facts of the data.
+
+    teacher_classifier(teacher) and teacher_norm(teacher, tap) return frozen copies of modules;
+    teacher_module(teacher, path) and student_module(path) return the live ones.
+    """
+
+    job: Job
+    name: str
+    path: SpecPath
+    student: View
+    teachers: Mapping[str, View]
+    num_samples: int
+    num_classes: int
+    epochs: int
+    teacher_classifier: Callable[[str], nn.Module]
+    teacher_norm: Callable[[str, str], nn.Module]
+    teacher_module: Callable[[str, str], nn.Module]
+    student_module: Callable[[str], nn.Module]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Mimicker(nn.Module):
+    """One method applied by one job.
+
+    LOSSES: the method's own losses with their defaults; United-Perception's rule holds: the spec's
+    kwargs go over the defaults where the type is the same, and stand alone where it is not.
+    OPTIONS: what `cfgs` may hold beside losses, with defaults. EXTRA_LOSSES: whether `cfgs` may name
+    further losses. PAIRED: whether student and teachers name equally many layers.
+    """
+
+    LOSSES: ClassVar[Mapping[str, LossSpec]] = {}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    EXTRA_LOSSES: ClassVar[bool] = False
+    PAIRED: ClassVar[bool] = True
+
+    @classmethod
+    def losses_of(cls, job: Job) -> dict[str, LossSpec]:
+        """Every loss of the job with its defaults filled in."""
+        merged: dict[str, LossSpec] = {} if cls.EXTRA_LOSSES and job.losses else dict(cls.LOSSES)
+        for name, given in job.losses.items():
+            default = cls.LOSSES.get(name)
+            same = default is not None and default.type == given.type
+            kwargs = {**default.kwargs, **given.kwargs} if same and default is not None else given.kwargs
+            merged[name] = given.model_copy(update={"kwargs": kwargs})
+        return merged
+
+    @classmethod
+    def needs_of(cls, job: Job) -> Needs:
+        """What the method reads beside its taps, from the job alone."""
+        raise NotImplementedError(cls.__name__)
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.job_name = setting.name
+        self.job_path = setting.path
+
+    def forward(
+        self,
+        student: View,
+        teachers: Mapping[str, View],
+        batch: Mapping[str, Any],
+        clock: Clock,
+        wanted: Collection[str],
+    ) -> dict[str, Tensor]:
+        """The losses by `<teacher>.<loss>` (`<loss>` where no teacher is involved), before the job's weight.
+
+        wanted: the losses in force; no other is computed.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def term_of(self, name: str) -> Any:
+        """The term behind `<teacher>.<loss>` or `<loss>`; None where the method has none by that name."""
+        terms = getattr(self, "terms", None)
+        key = name.replace(".", ":")
+        return terms[key] if isinstance(terms, nn.ModuleDict) and key in terms else None
+
+    def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
+        """Take in one batch of the pass before training."""
+
+    def prepared(self) -> None:
+        """The pass before training is over."""
+
+
+def flat_pairs(
+    students: Sequence[Tensor | list[Tensor]], teachers: Sequence[Tensor | list[Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Pairs in order; a layer that ran several times gives as many pairs."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for student, teacher in zip(students, teachers, strict=True):
+        if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+            pairs.append((student, teacher))
+        else:
+            one = [student] if isinstance(student, Tensor) else student
+            other = [teacher] if isinstance(teacher, Tensor) else teacher
+            pairs.extend(zip(one, other, strict=True))
+    return pairs

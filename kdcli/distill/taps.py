@@ -1,0 +1,281 @@
+"""Features of named layers, collected while a network runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kdcli.errors import SpecError, SpecPath, did_you_mean
+
+Feature = Tensor | list[Tensor]
+
+_TAP = re.compile(r"(?P<path>[^:\[\]\s]+)(?P<input>:in)?(?:\[(?P<index>\d+)\])?")
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One entry of `mimic_name`: a layer's output, its input (`path:in`), one call of it (`path[i]`)."""
+
+    text: str
+    path: str
+    at_input: bool = False
+    index: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, where: SpecPath = ()) -> Tap:
+        """Read `path`, `path:in`, `path[i]` or `path:in[i]`."""
+        match = _TAP.fullmatch(text)
+        if match is None:
+            raise SpecError.at(
+                where,
+                "KD420",
+                f"`{text}` is not a layer path",
+                "write a path such as `backbone.layer3`, `backbone.layer3:in` or `head.conv[2]`",
+            )
+        index = match["index"]
+        return cls(text, match["path"], match["input"] is not None, None if index is None else int(index))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one network showed on one batch: features by tap text, and its named outputs."""
+
+    features: Mapping[str, Feature]
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _EnoughSeen(Exception):
+    """Every tap has fired as often as it ever will: the rest of the network is not needed."""
+
+
+class Taps:
+    """The taps of one network; its hooks live from `with` to the end of the block.
+
+    names: tap texts. outputs: the network outputs that are needed beside them; None runs the network
+    to its end. where: the place of each tap text in the spec, for errors.
+
+    `learn` runs the whole network once, and finds out how often each tap fires and which features
+    are changed in place afterwards. A `view` then stops as soon as nothing more is needed, and clones
+    exactly those features; `require` narrows what is needed. Outside `learn` and `view` the hooks do
+    nothing.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        names: Iterable[str],
+        outputs: Iterable[str] | None = None,
+        where: Mapping[str, SpecPath] | None = None,
+    ) -> None:
+        self.net = net
+        self.where = dict(where or {})
+        self.taps = {name: Tap.parse(name, self.where.get(name, ())) for name in names}
+        self.modules = {
+            name: find_layer(net, tap, self.where.get(name, ())) for name, tap in self.taps.items()
+        }
+        self.names = frozenset(self.taps)
+        self.outputs = None if outputs is None else frozenset(outputs)
+        self.changed_in_place: frozenset[str] = frozenset()
+        self.counts: dict[str, int] | None = None
+        self._seen: dict[str, list[Tensor]] = {}
+        self._versions: dict[str, list[int]] = {}
+        self._made: dict[str, Any] = {}
+        self._stop = False
+        self._outputs_due: frozenset[str] = frozenset()
+        self._hooks: ExitStack | None = None
+
+    def __enter__(self) -> Taps:
+        with ExitStack() as stack:
+            for name, module in self.modules.items():
+                if module is not None:
+                    stack.callback(self._hook(name, module).remove)
+            for child in self.net.children():
+                stack.callback(child.register_forward_hook(self._after_child).remove)
+            self._hooks = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._hooks is not None, "taps were left before they were entered"
+        self._hooks.close()
+        self._hooks = None
+
+    def require(self, names: Iterable[str], outputs: Iterable[str] | None) -> None:
+        """From now on these taps and outputs are needed; None runs the network to its end."""
+        self.names = frozenset(names)
+        self.outputs = None if outputs is None else frozenset(outputs)
+
+    def learn(self, batch: Mapping[str, Any]) -> View:
+        """Run the whole network once, without gradient, and return the view it gives.
+
+        A feature that is changed in place after it was captured shows the changed values in this one
+        view only (its shape is right).
+        """
+        with torch.no_grad():
+            self.counts = None
+            view = self._run(batch, stop=False, versions=True)
+        self.changed_in_place |= frozenset(
+            name
+            for name, seen in self._seen.items()
+            if any(t._version != v for t, v in zip(seen, self._versions[name], strict=True))
+        )
+        self.counts = {name: len(seen) for name, seen in self._seen.items()}
+        self._clear()
+        return view
+
+    def view(self, batch: Mapping[str, Any]) -> View:
+        """Run the network on a batch, as far as it is needed, and return what it showed."""
+        assert self.counts is not None, "taps must learn before a view is taken"
+        view = self._run(batch, stop=self.outputs is not None, versions=False)
+        self._clear()
+        return view
+
+    def _run(self, batch: Mapping[str, Any], *, stop: bool, versions: bool) -> View:
+        assert self._hooks is not None, "taps must be entered before the network runs"
+        wanted = [name for name in self.taps if versions or name in self.names]
+        self._seen = {name: [] for name in wanted if self.modules[name] is not None}
+        self._versions = {name: [] for name in self._seen} if versions else {}
+        self._made, self._stop = {}, stop
+        self._outputs_due = frozenset(self.outputs or ()) | {
+            self.taps[name].path for name in wanted if self.modules[name] is None
+        }
+        try:
+            outputs = dict(self.net(batch))
+        except _EnoughSeen:
+            outputs = self._made
+        return View({name: self._feature(name, outputs) for name in wanted}, outputs)
+
+    def _clear(self) -> None:
+        self._seen, self._versions, self._made, self._stop = {}, {}, {}, False
+
+    def _hook(self, name: str, module: nn.Module) -> RemovableHandle:
+        def keep_output(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._keep(name, output)
+
+        def keep_input(_module: nn.Module, args: Any) -> None:
+            self._keep(name, args[0] if args else None)
+
+        if self.taps[name].at_input:
+            return module.register_forward_pre_hook(keep_input)
+        return module.register_forward_hook(keep_output)
+
+    def _keep(self, name: str, value: Any) -> None:
+        if name not in self._seen:
+            return
+        copied = name in self.changed_in_place
+        for tensor in tensors_in(value):
+            self._seen[name].append(tensor.clone() if copied else tensor)
+            if self._versions:
+                self._versions[name].append(tensor._version)
+        self._stop_if_enough()
+
+    def _after_child(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Mapping):
+            self._made.update(output)
+        elif isinstance(output, Tensor):
+            self._made["logits"] = output
+        self._stop_if_enough()
+
+    def _stop_if_enough(self) -> None:
+        if not self._stop:
+            return
+        assert self.counts is not None
+        if all(len(seen) >= self.counts[name] for name, seen in self._seen.items()) and all(
+            name in self._made for name in self._outputs_due
+        ):
+            raise _EnoughSeen
+
+    def _feature(self, name: str, outputs: Mapping[str, Any]) -> Feature:
+        tap = self.taps[name]
+        if self.modules[name] is not None:
+            found = list(self._seen[name])
+        elif tap.path in outputs:
+            found = list(tensors_in(outputs[tap.path]))
+        else:
+            raise _unknown(self.net, tap, self.where.get(name, ()), outputs)
+        if not found:
+            raise _never_ran(self.net, tap, self.where.get(name, ()))
+        if tap.index is None:
+            return found[0] if len(found) == 1 else found
+        if tap.index >= len(found):
+            raise SpecError.at(
+                self.where.get(name, ()),
+                "KD423",
+                f"`{tap.path}` gives {len(found)} feature(s) in one forward, there is no number {tap.index}",
+                f"use an index from 0 to {len(found) - 1}",
+            )
+        return found[tap.index]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a layer's output: itself, or those of a list, tuple or mapping, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def find_layer(net: nn.Module, tap: Tap, where: SpecPath = ()) -> nn.Module | None:
+    """The module a tap names; None where it can only be the name of an output."""
+    try:
+        module = net.get_submodule(tap.path)
+    except AttributeError:
+        if "." in tap.path or tap.at_input:
+            raise _unknown(net, tap, where, {}) from None
+        return None
+    if isinstance(module, _CONTAINERS):
+        children = [f"{tap.path}.{name}" for name, _ in module.named_children()]
+        raise SpecError.at(
+            where,
+            "KD421",
+            f"`{tap.path}` is a {type(module).__name__}: it holds layers and never runs itself",
+            f"name one of its children: {_listed(children)}",
+        )
+    return module
+
+
+def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, Any]) -> SpecError:
+    names = [name for name, _ in net.named_modules() if name] + list(outputs)
+    head, _, _ = tap.path.rpartition(".")
+    siblings = [name for name in names if head and name.startswith(head + ".")]
+    help_line = did_you_mean(tap.path, names)
+    if help_line is None and siblings:
+        help_line = f"`{head}` has: {_listed(siblings)}"
+    return SpecError.at(
+        where,
+        "KD422",
+        f"no layer or output is called `{tap.path}`",
+        help_line or "`kdcli inspect-features` lists every layer that can be named",
+    )
+
+
+def _never_ran(net: nn.Module, tap: Tap, where: SpecPath) -> SpecError:
+    module = net.get_submodule(tap.path)
+    children = [f"{tap.path}.{name}" for name, _ in module.named_children()]
+    return SpecError.at(
+        where,
+        "KD424",
+        f"`{tap.path}` ({type(module).__name__}) does not run in a forward pass, or returns no tensor",
+        f"name one of its children: {_listed(children)}"
+        if children
+        else "`kdcli inspect-features` shows which layers run",
+    )
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,252 @@
+"""A term: one loss of one job against one teacher, with its adapters and options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.distill.adapters import build_adapter, shown
+from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
+from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
+from kdcli.distill.taps import Feature, View, tensors_in
+from kdcli.errors import SpecError, SpecPath
+from kdcli.losses import LOSSES, UNLIKE_SHAPES
+from kdcli.losses.standardize import standardize
+from kdcli.losses.temperature import LearnedTemperature
+from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
+
+SPEC_LOSSES = frozenset({"l2_loss", "kl_loss", "kd_loss", "gkd_loss", "ce_loss", "bce_loss"})
+"""United-Perception's own: under `base` they are summed over the pairs and divided by their number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """One pair of a term, for the user's eye; a term without teacher leaves that side empty."""
+
+    student_layer: str
+    student_shape: str
+    adapter: str
+    teacher_layer: str
+    teacher_shape: str
+
+
+class Term(nn.Module):
+    """One loss, bound to features by name.
+
+    loss: its spec with defaults filled in. teacher: whose view it reads; None where the method needs
+    none. student_taps and teacher_taps name the features in pairs. mean_over_pairs: divide the sum
+    over pairs by their number.
+    """
+
+    def __init__(self, setting: Setting, name: str, loss: LossSpec, teacher: str | None) -> None:
+        super().__init__()
+        self.name = name
+        self.path: SpecPath = (*setting.path, "losses", name)
+        self.teacher = teacher
+        job = setting.job
+        self.student_taps = tuple(job.student.mimic_name)
+        self.teacher_taps = tuple(job.teachers[teacher].mimic_name) if teacher is not None else ()
+        self.type = loss.type
+        target = LOSSES[loss.type].load()
+        self.binding: Binding = binding_of(target)
+        self.standardize = job.standardize if loss.standardize is None else loss.standardize
+        self.mean_over_pairs = (
+            loss.type in SPEC_LOSSES if loss.over_pairs is None else loss.over_pairs == "mean"
+        )
+        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        temperature = job.temperature if loss.temperature is None else loss.temperature
+        self.temperature: LearnedTemperature | None = None
+        if isinstance(temperature, Temperature):
+            self.temperature = LearnedTemperature(
+                start=temperature.start, range=temperature.range, cosine_epochs=temperature.cosine_epochs
+            )
+        elif temperature is not None and "T" in keyword_names(target):
+            kwargs.setdefault("T", temperature)
+        self.adapters = self._adapters(setting, loss.adapter or job.adapter)
+        self.kwargs = {} if self.binding.stateful else kwargs
+        self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
+        self.modules_of_loss = nn.ModuleList(call for call in self.calls if isinstance(call, nn.Module))
+        self.loss_weight = float(kwargs.get("loss_weight", default_of(target, "loss_weight", 1.0)))
+        self.rows = self._rows(setting)
+
+    def forward(
+        self,
+        student: View,
+        teacher: View | None,
+        batch: Mapping[str, Any],
+        clock: Clock,
+        *,
+        students: Sequence[Feature] | None = None,
+        teachers: Sequence[Feature] | None = None,
+        masks: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The loss as a scalar, before the job's weight.
+
+        students, teachers: features that the mimicker made itself, in place of the tapped ones.
+        masks: one for each pair.
+        """
+        given: dict[str, Any] = {
+            "labels": batch.get("labels"),
+            "indices": batch.get("indices"),
+            "mixed_labels": batch.get("mixed_labels"),
+            "student_logits": student.outputs.get("logits"),
+            "teacher_logits": None if teacher is None else teacher.outputs.get("logits"),
+            "step": clock.stage_step,
+            "epoch": clock.epoch,
+        }
+        extra = dict(self.kwargs)
+        if self.temperature is not None:
+            extra["T"] = self.temperature(clock.epoch)
+        if not self.binding.uses_features:
+            return self.calls[0](**bind(self.binding, given), **extra)
+        if students is None:
+            students = [student.features[tap] for tap in self.student_taps]
+        if teachers is None and teacher is not None:
+            teachers = [teacher.features[tap] for tap in self.teacher_taps]
+        pairs = (
+            flat_pairs(students, teachers)
+            if teachers is not None
+            else [(s, s) for s in tensors_in(list(students))]
+        )
+        ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
+        if self.binding.whole_list:
+            given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
+            given["mask"] = masks
+            return self.calls[0](**bind(self.binding, given), **extra)
+        losses = []
+        for index, (s, t) in enumerate(ready):
+            given["student"], given["teacher"] = s, t
+            given["mask"] = None if masks is None else masks[index]
+            losses.append(self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra))
+        total = torch.stack(losses).sum()
+        return total / len(losses) if self.mean_over_pairs else total
+
+    def _rows(self, setting: Setting) -> tuple[PairRow, ...]:
+        rows = []
+        for index, layer in enumerate(self.student_taps):
+            theirs = self.teacher_taps[index] if index < len(self.teacher_taps) else ""
+            view = setting.teachers[self.teacher] if self.teacher is not None else None
+            adapter = (
+                self.adapters[index] if self.adapters is not None and index < len(self.adapters) else None
+            )
+            rows.append(
+                PairRow(
+                    student_layer=layer,
+                    student_shape=shown_feature(setting.student.features[layer]),
+                    adapter=""
+                    if adapter is None or isinstance(adapter, nn.Identity)
+                    else type(adapter).__name__,
+                    teacher_layer=theirs,
+                    teacher_shape=shown_feature(view.features[theirs]) if view is not None and theirs else "",
+                )
+            )
+        return tuple(rows)
+
+    def _ready(self, index: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        if self.adapters is not None:
+            student = self.adapters[index](student)
+        if self.standardize:
+            student, teacher = standardize(student), standardize(teacher)
+        return student, teacher
+
+    def _adapters(self, setting: Setting, spec: AdapterSpec | None) -> nn.ModuleList | None:
+        if self.teacher is None or not self.binding.uses_features:
+            return None
+        pairs = self._probe_pairs(setting)
+        if spec is not None:
+            return nn.ModuleList(
+                nn.Identity()
+                if s.shape[1:] == t.shape[1:] and spec.type == "auto"
+                else build_adapter(spec, s.shape, t.shape, (*self.path, "adapter"))
+                for s, t in pairs
+            )
+        if self.binding.sizes_itself or self.type in UNLIKE_SHAPES:
+            return None
+        for index, (s, t) in enumerate(pairs):
+            if s.shape != t.shape:
+                raise self._mismatch(setting, index, s, t)
+        return None
+
+    def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
+        assert self.teacher is not None
+        which = min(index, len(self.student_taps) - 1)
+        return SpecError.at(
+            (*setting.path, "student", "mimic_name", which),
+            "KD430",
+            f"`{self.student_taps[which]}` of the student is {shown(student.shape)}, "
+            f"`{self.teacher_taps[which]}` of {self.teacher} is {shown(teacher.shape)}: "
+            f"{self.type} compares equal shapes",
+            "add `adapter: auto` to the job, or name layers that fit (`kdcli inspect-features SPEC --pairs`)",
+        )
+
+    def _probe_pairs(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:
+        assert self.teacher is not None
+        view = setting.teachers[self.teacher]
+        try:
+            return flat_pairs(
+                [setting.student.features[tap] for tap in self.student_taps],
+                [view.features[tap] for tap in self.teacher_taps],
+            )
+        except ValueError:
+            raise SpecError.at(
+                (*setting.path, "student", "mimic_name"),
+                "KD431",
+                f"student and {self.teacher} give lists of features of different length",
+                "pick single ones with `path[i]`",
+            ) from None
+
+    def _calls(self, setting: Setting, kwargs: Mapping[str, Any]) -> list[Callable[..., Tensor]]:
+        facts: dict[str, Any] = {"num_samples": setting.num_samples, "num_classes": setting.num_classes}
+        if "teacher_classifier" in self.binding.facts:
+            assert self.teacher is not None
+            facts["teacher_classifier"] = setting.teacher_classifier(self.teacher)
+        if "teacher_norms" in self.binding.facts:
+            assert self.teacher is not None
+            facts["teacher_norms"] = [setting.teacher_norm(self.teacher, tap) for tap in self.teacher_taps]
+        if not self.binding.stateful or not self.binding.uses_features:
+            return [self.binding.make(facts, kwargs)]
+        if self.teacher is None:
+            students = list(tensors_in([setting.student.features[tap] for tap in self.student_taps]))
+            pairs = [(s, s) for s in students]
+        else:
+            pairs = self._probe_pairs(setting)
+        if self.adapters is not None:
+            pairs = [(t, t) for _, t in pairs]
+        if self.binding.whole_list:
+            facts["student_shapes"] = [s.shape for s, _ in pairs]
+            facts["teacher_shapes"] = [t.shape for _, t in pairs]
+            facts["student_shape"], facts["teacher_shape"] = facts["student_shapes"], facts["teacher_shapes"]
+            return [self.binding.make(facts, kwargs)]
+        return [
+            self.binding.make({**facts, "student_shape": s.shape, "teacher_shape": t.shape}, kwargs)
+            for s, t in pairs
+        ]
+
+
+def shown_feature(feature: Feature) -> str:
+    """A feature's shape as the user reads it; of a list, each."""
+    return ", ".join(shown(tensor.shape) for tensor in tensors_in(feature))
+
+
+def schedule_weight(
+    step: int, *, start: int, end: int | None, decay: str | None, warm_up: int
+) -> float | None:
+    """The factor of a loss at a step of its stage; None where it is not in force.
+
+    While fewer than `warm_up` steps have passed since `start` it is their share; `decay` lets it fall
+    from 1 at `start` to 0 at `end`.
+    """
+    if step < start or (end is not None and step >= end):
+        return None
+    since = step - start
+    factor = since / warm_up if since < warm_up else 1.0
+    if decay is not None:
+        assert end is not None, "the parser asks for end_iter beside decay"
+        done = since / (end - start)
+        factor *= 1.0 - done if decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return factor

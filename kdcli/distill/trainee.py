@@ -1,0 +1,118 @@
+"""Everything that trains, as one module: student, adapters and losses with state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.taps import Taps, View, tensors_in
+from kdcli.distill.terms import schedule_weight
+from kdcli.spec.schema import Job, LossSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Force:
+    """Which losses are in force: the jobs of a stage (None: all of them), and the task's own loss."""
+
+    jobs: frozenset[str] | None = None
+    task_loss: bool = True
+
+
+class Trainee(nn.Module):
+    """Owns the student and what is trained with it; `forward` gives named, weighted losses.
+
+    taps: of the student, already entered. jobs: each job's spec and its mimicker. The names are
+    `task.<output>` for the task's losses and `<job>.<teacher>.<loss>` for the others.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        taps: Taps | None,
+        jobs: Mapping[str, Job],
+        mimickers: Mapping[str, Mimicker],
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.taps = taps
+        self.specs = dict(jobs)
+        self.mimickers = nn.ModuleDict(mimickers)
+        self.force = Force()
+
+    def forward(
+        self, batch: Mapping[str, Any], teachers: Mapping[str, View], clock: Clock, weighted: bool = True
+    ) -> dict[str, Tensor]:
+        """Scalar losses by name, each already weighted for this step (1.0 where weighted is False).
+
+        A loss out of force at this step is left out.
+        """
+        view = self.view(batch)
+        losses: dict[str, Tensor] = {}
+        if self.force.task_loss:
+            losses.update(
+                (f"task.{name}", value) for name, value in view.outputs.items() if is_task_loss(name)
+            )
+        for job, mimicker in self.mimickers.items():
+            if self.force.jobs is not None and job not in self.force.jobs:
+                continue
+            spec = self.specs[job]
+            assert isinstance(mimicker, Mimicker)
+            weights = {
+                name: term_weight(spec, loss, clock.stage_step) if weighted else 1.0
+                for name, loss in mimicker.losses_of(spec).items()
+            }
+            in_force = {name: weight for name, weight in weights.items() if weight is not None}
+            if in_force:
+                for name, value in mimicker(view, teachers, batch, clock, in_force).items():
+                    losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
+        return losses
+
+    def view(self, batch: Mapping[str, Any]) -> View:
+        """What the student shows on a batch."""
+        if self.taps is None:
+            return View({}, dict(self.student(batch)))
+        return self.taps.view(batch)
+
+
+def is_task_loss(name: str) -> bool:
+    """Whether a named output is one of the task's own losses."""
+    return name == "loss" or name.endswith("_loss")
+
+
+def term_weight(job: Job, loss: LossSpec, step: int) -> float | None:
+    """The factor of one loss of a job at a step of its stage: job weight, warm-up, schedule."""
+    factor = schedule_weight(
+        step,
+        start=job.start_iter if loss.start_iter is None else loss.start_iter,
+        end=job.end_iter if loss.end_iter is None else loss.end_iter,
+        decay=job.decay if loss.decay is None else loss.decay,
+        warm_up=job.warm_up_iters,
+    )
+    return None if factor is None else job.loss_weight * factor
+
+
+def total_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum that is differentiated."""
+    parts = list(tensors_in(list(losses.values())))
+    return sum(parts[1:], start=parts[0])
+
+
+def names_in_force(trainee: Trainee, clock: Clock, names: Iterable[str]) -> frozenset[str]:
+    """Of these loss names those that are computed at this step."""
+    found = set()
+    for name in names:
+        job, _, rest = name.partition(".")
+        if job == "task":
+            if trainee.force.task_loss:
+                found.add(name)
+        elif trainee.force.jobs is None or job in trainee.force.jobs:
+            mimicker, spec = trainee.mimickers[job], trainee.specs[job]
+            assert isinstance(mimicker, Mimicker)
+            loss = mimicker.losses_of(spec)[rest.rpartition(".")[2]]
+            if term_weight(spec, loss, clock.stage_step) is not None:
+                found.add(name)
+    return frozenset(found)
