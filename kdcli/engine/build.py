@@ -1,0 +1,236 @@
+"""From a checked spec to a built run; the only file that knows every package.
+
+Order matters: the student is made first, from the seed alone, so that a baseline and every distilled
+run of the same seed start from the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcli.data.build import build_loader
+from kdcli.data.facts import DataFacts
+from kdcli.data.loaders import Loader
+from kdcli.distill.taps import Taps
+from kdcli.distill.teacher import PixelChange, Teacher
+from kdcli.engine.checkpoint import checkpoints
+from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.ema import MovingAverage
+from kdcli.engine.folder import RunFolder, open_folder
+from kdcli.engine.precision import autocast_for, scaler_for, student_precision
+from kdcli.engine.records import NetworkFacts
+from kdcli.engine.run import Run, RunOptions
+from kdcli.engine.stages import plan_stages
+from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
+from kdcli.errors import SpecError
+from kdcli.models.network import Network, build_network
+from kdcli.models.weights import find_file, load_weights, weights_hash
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import DataPart, JobTeacher, ModuleSpec, Spec
+from kdcli.tasks import TASKS
+from kdcli.tasks.task import Task
+
+POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
+"""What a classification student without a postprocess gets: cross entropy on its logits."""
+
+DETECTION_DATA = frozenset({"coco"})
+
+
+def run_name(parsed: ParsedSpec) -> str:
+    """The spec's file name without its ending; `stdin` for a spec from standard input."""
+    return "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
+
+
+def run_root(parsed: ParsedSpec) -> Path:
+    """`saver.save_dir`, else runs/<spec name>."""
+    return Path(parsed.spec.saver.save_dir or Path("runs") / run_name(parsed))
+
+
+@contextmanager
+def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Run]:
+    """The run of a spec; its taps and loaders are closed at the end of the block."""
+    spec = parsed.spec
+    folder = build_folder(parsed, options, processes)
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
+    with ExitStack() as stack:
+        train_loader = build_data(spec.dataset.train, spec, options, processes, train=True)
+        stack.callback(train_loader.close)
+        test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+        stack.callback(test_loader.close)
+        facts = train_loader.facts
+        student = build_student(spec, options)
+        notices = [*train_loader.notices, *load_pretrained(student, spec, options, folder)]
+        student.to(processes.device)
+        nets, hashes = build_teachers(spec, options)
+        teachers = {
+            name: build_teacher(name, taps, spec, facts, processes)
+            for name, taps in teacher_taps(spec, nets).items()
+        }
+        stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        sample = to_device(small(next(train_loader.batches(0))), processes.device)
+        epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
+        wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
+        wiring.trainee.to(processes.device)
+        averaged = spec.trainer.ema is not None and spec.trainer.ema.enable
+        precision = student_precision(spec.runtime)
+        yield Run(
+            name=run_name(parsed),
+            parsed=parsed,
+            options=options,
+            processes=processes,
+            folder=folder,
+            task=build_task(spec),
+            facts=facts,
+            train_loader=train_loader,
+            test_loader=test_loader,
+            wiring=wiring,
+            teachers=teachers,
+            teacher_hashes=hashes,
+            weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
+            stages=stages,
+            ema=MovingAverage(student, spec.trainer.ema) if averaged and spec.trainer.ema else None,
+            precision=precision,
+            autocast=autocast_for(precision, processes.device),
+            scaler=scaler_for(precision, processes.device),
+            networks=tuple(
+                NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
+                for name, net in [("student", student), *nets.items()]
+            ),
+            notices=tuple(notices),
+        )
+
+
+def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
+    """The run folder, made ready by rank 0."""
+    root = run_root(parsed)
+    if processes.speaks:
+        resume = bool(options.resume) or parsed.spec.saver.auto_resume
+        open_folder(root, overwrite=options.overwrite, resume=resume)
+    processes.wait()
+    return RunFolder(root)
+
+
+def build_data(
+    part: DataPart, spec: Spec, options: RunOptions, processes: Processes, *, train: bool
+) -> Loader:
+    """The loader of one side of the data for this process."""
+    return build_loader(
+        part,
+        train=train,
+        seed=spec.runtime.random_seed,
+        path=("dataset", "train" if train else "test"),
+        rank=processes.rank,
+        world_size=processes.world_size,
+        base_dir=options.base_dir,
+    )
+
+
+def build_task(spec: Spec) -> Task:
+    """What the data's type and `runtime.task_names` say."""
+    kind = task_kind(spec)
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    task: Task = TASKS[kind].load()(**({} if evaluator is None else evaluator.kwargs))
+    return task
+
+
+def task_kind(spec: Spec) -> str:
+    """`classification` or `detection`."""
+    named = spec.runtime.task_names or ""
+    return (
+        "detection"
+        if "det" in named or spec.dataset.train.dataset.type in DETECTION_DATA
+        else "classification"
+    )
+
+
+def student_modules(spec: Spec) -> tuple[ModuleSpec, ...]:
+    """`net`, with the implicit post-process of a classifier that has none."""
+    has_loss = any(module.type.endswith("_postprocess") for module in spec.net)
+    if task_kind(spec) == "classification" and not has_loss:
+        return (*spec.net, POST_PROCESS)
+    return spec.net
+
+
+def build_student(spec: Spec, options: RunOptions) -> Network:
+    """The student from the seed alone; leaves the main generator seeded for adapters and methods."""
+    torch.manual_seed(spec.runtime.random_seed)
+    return build_network(
+        student_modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
+    )
+
+
+def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFolder) -> list[str]:
+    """`saver.pretrain_model` into the student, unless a checkpoint will be resumed; returns notices."""
+    resume = bool(options.resume) or spec.saver.auto_resume
+    if spec.saver.pretrain_model is None or (resume and checkpoints(folder.checkpoints)):
+        return []
+    where = ("saver", "pretrain_model")
+    path = find_file(spec.saver.pretrain_model, options.base_dir, where)
+    return list(load_weights(net, path, where=where, mode="pretrain"))
+
+
+def teacher_settings(spec: Spec, name: str) -> JobTeacher:
+    """How the jobs treat one teacher; the parser has checked that they agree."""
+    return next(job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers)
+
+
+def build_teachers(spec: Spec, options: RunOptions) -> tuple[dict[str, Network], dict[str, str]]:
+    """Every teacher that a job uses, with its weights, and the hash of each one's weights."""
+    nets, hashes = {}, {}
+    jobs = jobs_of(spec)
+    for name, modules in spec.teachers.items():
+        users = [job for job in jobs if name in jobs[job].teachers]
+        if not users:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.runtime.random_seed)
+            net = build_network(
+                modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
+            )
+        settings = teacher_settings(spec, name)
+        if settings.teacher_weight is not None:
+            where = ("mimic", "jobs", users[0], "teachers", name, "teacher_weight")
+            load_weights(net, find_file(settings.teacher_weight, options.base_dir, where), where=where)
+        nets[name] = net
+        hashes[name] = weights_hash(net.state_dict())
+    return nets, hashes
+
+
+def build_teacher(name: str, taps: Taps, spec: Spec, facts: DataFacts, processes: Processes) -> Teacher:
+    """A frozen teacher on its device, with its own pixels and precision."""
+    settings = teacher_settings(spec, name)
+    taps.net.to(processes.device)
+    precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
+    return Teacher(
+        name,
+        taps,
+        batch_statistics=settings.teacher_bn_mode == "train",
+        pixels=pixel_change(name, settings, spec, facts),
+        autocast=autocast_for(precision, processes.device),
+    )
+
+
+def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:
+    """What turns the student's pixels into this teacher's; None where they are the same."""
+    wanted = settings.input
+    if wanted is None:
+        return None
+    mean, std = facts.mean, facts.std
+    if (wanted.mean or wanted.std) and (mean is None or std is None):
+        job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
+        raise SpecError.at(
+            ("mimic", "jobs", job, "teachers", name, "input"),
+            "KD436",
+            f"{name} expects its own mean and std, but the data is not normalised by a `normalize` transform",
+            "add `normalize` to the transformer of dataset.train",
+        )
+    ones = tuple(1.0 for _ in wanted.mean or mean or (0.0,))
+    mean, std = mean or tuple(0.0 for _ in ones), std or ones
+    size: Any = (wanted.size, wanted.size) if isinstance(wanted.size, int) else wanted.size
+    return PixelChange(mean, std, wanted.mean or mean, wanted.std or std, size)

@@ -1,0 +1,56 @@
+"""One network measured on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcli.data.loaders import Loader
+from kdcli.engine.distributed import Processes, to_device
+from kdcli.tasks.task import Task
+
+Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@contextmanager
+def evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block, each back in its own mode after it."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Forward,
+    loader: Loader,
+    task: Task,
+    processes: Processes,
+    *,
+    autocast: torch.autocast | None = None,
+    most_samples: int | None = None,
+) -> dict[str, float]:
+    """The metrics of one network over the loader (its first samples), each sample counted once.
+
+    forward: batch -> named outputs, with the network already in evaluation mode.
+    """
+    meter = task.meter()
+    batches = loader.batches(0)
+    if most_samples is not None:
+        share = loader.batch_size * processes.world_size
+        batches = islice(batches, max(1, -(-most_samples // share)))
+    for batch in batches:
+        batch = to_device(dict(batch), processes.device)
+        with autocast or nullcontext():
+            outputs = forward(batch)
+        meter.update(outputs, batch)
+    return meter.result(processes.sum(meter.sums()))

@@ -1,0 +1,168 @@
+"""The run folder: what lies in it, and when a run may use it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcli import __version__
+from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
+from kdcli.engine.records import Finished
+from kdcli.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run: spec.yaml, spec.resolved.yaml, env.json, train.log, metrics.jsonl, checkpoints/,
+    student.safetensors, student_best.safetensors, finished.json."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was on the screen, as plain lines."""
+        return self.root / "train.log"
+
+    @property
+    def student(self) -> Path:
+        """The student as it was at the end."""
+        return self.root / "student.safetensors"
+
+    @property
+    def best_student(self) -> Path:
+        """The student of the best evaluation."""
+        return self.root / "student_best.safetensors"
+
+    @property
+    def finished(self) -> Path:
+        """Exists once the run has come to its end."""
+        return self.root / "finished.json"
+
+    def close(self, finished: Finished) -> None:
+        """Mark the run as finished, with its figures."""
+        figures = {
+            "step": finished.step,
+            "last": finished.last,
+            "best": finished.best,
+            "teachers": finished.teachers,
+        }
+        text = json.dumps(figures, indent=2) + "\n"
+        write_whole(self.finished, lambda file: file.write(text.encode()))
+
+    def own_files(self) -> list[Path]:
+        """Every file that kdcli itself makes here."""
+        names = ("spec.yaml", "spec.resolved.yaml", "env.json", "report.html", "report_data.json")
+        return [
+            *(self.root / name for name in names),
+            self.metrics,
+            self.log,
+            self.student,
+            self.best_student,
+            self.finished,
+        ]
+
+
+def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
+    """Make the folder ready for a run.
+
+    Raises RunError where a run lies there that may not be touched (KD741, KD742), and where the folder
+    is a link (KD743) or can't be written (KD740).
+    """
+    folder = RunFolder(root)
+    if root.is_symlink() or folder.checkpoints.is_symlink():
+        raise RunError.of(
+            "KD743", f"the run folder {root} is a symbolic link", "name the real folder as `saver.save_dir`"
+        )
+    if overwrite:
+        _clear(folder)
+    elif folder.finished.exists() and not resume:
+        raise RunError.of(
+            "KD741",
+            f"a finished run lies in {root}",
+            "start over with `--overwrite`, or choose another `saver.save_dir`",
+        )
+    elif checkpoints(folder.checkpoints) and not resume:
+        raise RunError.of(
+            "KD742",
+            f"an unfinished run lies in {root}",
+            "continue it with `--resume`, or start over with `--overwrite`",
+        )
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        sweep_temporary(root)
+        sweep_temporary(folder.checkpoints)
+    except OSError as error:
+        raise disk_error(root, error) from None
+    return folder
+
+
+def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: dict[str, Any]) -> None:
+    """The spec as given, the spec with all defaults, and where the run ran."""
+    write_whole(folder.root / "spec.yaml", lambda file: file.write(given.encode()))
+    write_whole(folder.root / "spec.resolved.yaml", lambda file: file.write(resolved.encode()))
+    text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder.root / "env.json", lambda file: file.write(text.encode()))
+
+
+def environment(device: str, processes: int) -> dict[str, Any]:
+    """Versions, device, threads, and the state of the working directory's git repository if there is one."""
+    import torch
+    import torchvision
+
+    return {
+        "kdcli": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    try:
+        commit = subprocess.run(
+            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return {"commit": commit, "changed_files": len(changed.splitlines())}
+
+
+def _clear(folder: RunFolder) -> None:
+    try:
+        for path in [*checkpoints(folder.checkpoints), *folder.own_files()]:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(folder.root, error) from None

@@ -1,0 +1,203 @@
+"""The optimizer and the learning rate of every step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
+
+IN_EPOCHS = {
+    "MultiStepLR": ("milestones",),
+    "CosineAnnealingLR": ("T_max",),
+    "StepLR": ("step_size",),
+    "LinearLR": ("total_iters",),
+    "ConstantLR": ("total_iters",),
+    "PolynomialLR": ("total_iters",),
+    "CosineAnnealingWarmRestarts": ("T_0",),
+}
+"""Schedulers that move every step, with the arguments that the spec gives in epochs."""
+
+IN_STEPS = frozenset({"OneCycleLR", "CyclicLR"})
+"""Schedulers that move every step, with arguments in steps; all others move once per epoch."""
+
+
+def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], path: SpecPath) -> Optimizer:
+    """The optimizer of torch.optim that the spec names, over the parameters that train."""
+    target = getattr(torch.optim, spec.type)
+    kwargs = _lists_to_tuples(spec.kwargs)
+    check_kwargs(target, kwargs, (*path, "kwargs"), f"optimizer `{spec.type}`", given=("params",))
+    try:
+        optimizer = target(list(parameters), **kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError.at((*path, "kwargs"), "KD440", f"optimizer `{spec.type}`: {error}") from None
+    assert isinstance(optimizer, Optimizer)
+    return optimizer
+
+
+def check_kwargs(
+    target: Any, kwargs: dict[str, Any], path: SpecPath, what: str, given: Iterable[str]
+) -> None:
+    """Refuse an argument that the callable does not have, with the nearest name."""
+    known = [n for n in inspect.signature(target).parameters if n not in set(given)]
+    for name in kwargs:
+        if name not in known:
+            raise SpecError.at(
+                (*path, name),
+                "KD441",
+                f"{what} has no argument `{name}`",
+                did_you_mean(name, known),
+                on_key=True,
+            )
+
+
+class LearningRate:
+    """The lr of every step: warm-up first, then a scheduler of torch.
+
+    The scheduler runs on a shadow optimizer, so that warm-up can't disturb schedulers that compute a
+    step's lr from the last one. `target` is the lr that the warm-up reaches.
+
+    By United-Perception's rule the target is the written lr x processes x batch size, unless
+    `warmup_register_type: no_scale_lr`; without a scheduler the written lr holds throughout.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        spec: SchedulerSpec | None,
+        *,
+        batch_size: int,
+        world_size: int,
+        steps_per_epoch: int,
+        path: SpecPath,
+    ) -> None:
+        self.optimizer = optimizer
+        self.spec = spec
+        self.steps_per_epoch = steps_per_epoch
+        self.step_count = 0
+        scale = (
+            1.0
+            if spec is None or spec.warmup_register_type == "no_scale_lr"
+            else float(batch_size * world_size)
+        )
+        self.written = [float(group["lr"]) for group in optimizer.param_groups]
+        self.targets = [lr * scale for lr in self.written]
+        self.starts = (
+            self.written
+            if spec is None or spec.warmup_ratio is None
+            else [target * spec.warmup_ratio for target in self.targets]
+        )
+        if (
+            spec is not None
+            and spec.warmup_iter
+            and spec.warmup_type == "exp"
+            and any(start <= 0 for start in self.starts)
+        ):
+            raise SpecError.at(
+                (*path, "warmup_ratio"),
+                "KD442",
+                "an `exp` warm-up can't start from an lr of 0",
+                "use `warmup_type: linear` or a ratio above 0",
+            )
+        shadows = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self.targets]
+        self.shadow = torch.optim.SGD(shadows, lr=0.0, momentum=0.9)
+        self.scheduler = None if spec is None else self._scheduler(spec, path)
+        self._apply()
+
+    @property
+    def target(self) -> float:
+        """The lr of the first group that the warm-up reaches."""
+        return self.targets[0]
+
+    @property
+    def now(self) -> float:
+        """The lr of the first group at this step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def advance(self, metric: float | None = None) -> None:
+        """One optimizer step is done; metric: the latest evaluation, for ReduceLROnPlateau."""
+        self.step_count += 1
+        if self.scheduler is not None and self.spec is not None:
+            at_epoch_end = self.step_count % self.steps_per_epoch == 0
+            if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+                if at_epoch_end and metric is not None:
+                    self.scheduler.step(metric)
+            elif self.spec.type in IN_EPOCHS or self.spec.type in IN_STEPS or at_epoch_end:
+                self.shadow.step()
+                self.scheduler.step()
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the lr of the next step."""
+        return {
+            "step_count": self.step_count,
+            "shadow_lrs": [group["lr"] for group in self.shadow.param_groups],
+            "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where state_dict() was taken."""
+        self.step_count = state["step_count"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for group, lr in zip(self.shadow.param_groups, state["shadow_lrs"], strict=True):
+            group["lr"] = lr
+        self._apply()
+
+    def _apply(self) -> None:
+        for index, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = self._lr(index)
+
+    def _lr(self, index: int) -> float:
+        spec, step = self.spec, self.step_count
+        if spec is None or step >= spec.warmup_iter:
+            return float(self.shadow.param_groups[index]["lr"])
+        start, target = self.starts[index], self.targets[index]
+        share = step / (spec.warmup_iter - 1) if spec.warmup_iter > 1 else 1.0
+        if spec.warmup_type == "constant":
+            return start
+        if spec.warmup_type == "linear":
+            return start + (target - start) * share
+        return float(start * (target / start) ** share)
+
+    def _scheduler(self, spec: SchedulerSpec, path: SpecPath) -> Any:
+        target = getattr(lr_scheduler, spec.type)
+        kwargs = _lists_to_tuples(spec.kwargs)
+        check_kwargs(
+            target, kwargs, (*path, "kwargs"), f"scheduler `{spec.type}`", given=("optimizer", "last_epoch")
+        )
+        for name in IN_EPOCHS.get(spec.type, ()):
+            if name in kwargs:
+                kwargs[name] = _in_steps(kwargs[name], self.steps_per_epoch)
+        if spec.type == "ReduceLROnPlateau":
+            kwargs.setdefault("mode", "max")
+        try:
+            return target(self.shadow, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise SpecError.at((*path, "kwargs"), "KD443", f"scheduler `{spec.type}`: {error}") from None
+
+
+def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:
+    if isinstance(epochs, tuple):
+        return [round(epoch * steps_per_epoch) for epoch in epochs]
+    return round(epochs * steps_per_epoch)
+
+
+def _lists_to_tuples(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Without what weights_only loading refuses: Counters become dicts, functions are left out."""
+    kept = {}
+    for name, value in state.items():
+        if callable(value):
+            continue
+        kept[name] = dict(value) if isinstance(value, dict) else value
+    return kept

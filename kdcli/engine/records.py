@@ -1,0 +1,137 @@
+"""What the loop says: plain records that report/ draws and writes down; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """One network of the run: its size, and for a teacher which part of it runs."""
+
+    name: str
+    parameters: int
+    flops: int | None = None
+    runs_until: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One row of the table of what mimics what."""
+
+    term: str
+    student_layer: str
+    student_shape: str
+    adapter: str
+    teacher: str
+    teacher_layer: str
+    teacher_shape: str
+    loss: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is about to run; the first record."""
+
+    name: str
+    run_dir: Path
+    device: str
+    processes: int
+    precision: str
+    networks: tuple[NetworkFacts, ...]
+    pairs: tuple[Pair, ...]
+    samples: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    effective_lr: float
+    resumed_step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One optimizer step: its weighted loss parts as the trainee returned them.
+
+    step counts finished steps from 1, epoch from 0. seconds is the wall time since the record
+    before, images how many samples this process took in.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int
+    step_in_epoch: int
+    steps_per_epoch: int
+    losses: dict[str, float]
+    total: float
+    lr: float
+    images: int
+    seconds: float
+    stage: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One network measured on the test data."""
+
+    step: int
+    epoch: int
+    network: str
+    metrics: dict[str, float]
+    primary: str
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint is on disk."""
+
+    step: int
+    path: Path
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something the user should know; the run goes on."""
+
+    message: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is over; the last record."""
+
+    step: int
+    seconds: float
+    run_dir: Path
+    student_path: Path | None
+    primary: str
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+Record = Plan | Step | Evaluation | Saved | Notice | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One row of `kdcli eval`: quality and cost of one network.
+
+    latencies in milliseconds per forward on CPU; agreement with the student is None for itself.
+    """
+
+    network: str
+    metrics: dict[str, float]
+    parameters: int
+    flops: int | None
+    file_bytes: int | None
+    latency_ms_batch_1: float
+    latency_ms_batch: float
+    batch_size: int
+    agreement: dict[str, float] | None = None

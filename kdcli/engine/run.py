@@ -1,0 +1,98 @@
+"""A built run: everything `train` needs, made by build.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kdcli.data.facts import DataFacts
+from kdcli.data.loaders import Loader
+from kdcli.distill.teacher import Teacher
+from kdcli.distill.trainee import Trainee
+from kdcli.engine.distributed import Processes
+from kdcli.engine.ema import MovingAverage
+from kdcli.engine.folder import RunFolder
+from kdcli.engine.records import NetworkFacts, Pair
+from kdcli.engine.stages import StagePlan
+from kdcli.engine.wiring import Wiring
+from kdcli.models.network import Network
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the command line adds to a spec.
+
+    resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
+    differ from the checkpoint's spec. plugins: packages that may be imported.
+    """
+
+    device: str | None = None
+    overwrite: bool = False
+    resume: bool | Path = False
+    allow_changed: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    base_dir: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, built and not yet started. weak_ok: teachers that may be near chance."""
+
+    name: str
+    parsed: ParsedSpec
+    options: RunOptions
+    processes: Processes
+    folder: RunFolder
+    task: Task
+    facts: DataFacts
+    train_loader: Loader
+    test_loader: Loader
+    wiring: Wiring
+    teachers: Mapping[str, Teacher]
+    teacher_hashes: Mapping[str, str]
+    weak_ok: frozenset[str]
+    stages: tuple[StagePlan, ...]
+    ema: MovingAverage | None
+    precision: str
+    autocast: torch.autocast | None
+    scaler: torch.amp.GradScaler | None
+    networks: tuple[NetworkFacts, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def spec(self) -> Spec:
+        """The spec as parsed."""
+        return self.parsed.spec
+
+    @property
+    def trainee(self) -> Trainee:
+        """What trains."""
+        return self.wiring.trainee
+
+    @property
+    def student(self) -> Network:
+        """The student network."""
+        assert isinstance(self.trainee.student, Network)
+        return self.trainee.student
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step."""
+        return self.spec.trainer.accumulate_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the training data."""
+        return -(-len(self.train_loader) // self.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.steps for stage in self.stages)

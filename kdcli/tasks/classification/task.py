@@ -1,0 +1,33 @@
+"""Classification as a task: top-1 decides, chance is one in K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from kdcli.tasks.classification.metrics import ClassificationMeter
+
+
+class Classification:
+    """Measures `logits` against `labels`."""
+
+    primary = "top1"
+
+    def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
+        self.topk = tuple(topk) if 1 in topk else (1, *topk)
+
+    def meter(self) -> ClassificationMeter:
+        """A fresh meter for the spec's k."""
+        return ClassificationMeter(self.topk)
+
+    def chance(self, num_classes: int) -> float:
+        """Top-1 of a network that guesses, in percent."""
+        return 100.0 / num_classes
+
+    def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
+        """Within three standard errors of guessing, or below twice what guessing gives."""
+        share = 1.0 / num_classes
+        error = 100.0 * math.sqrt(share * (1.0 - share) / max(samples, 1))
+        return metrics[self.primary] <= max(
+            self.chance(num_classes) + 3.0 * error, min(2.0 * 100.0 * share, 60.0)
+        )

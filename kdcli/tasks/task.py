@@ -1,0 +1,42 @@
+"""What a task must answer: how outputs are measured, and what a network that knows nothing scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Meter(Protocol):
+    """Takes in outputs batch by batch; its sums can be added over processes."""
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Take in one batch."""
+        ...
+
+    def sums(self) -> Tensor:
+        """Everything counted so far as one float64 vector that adds up over processes."""
+        ...
+
+    def result(self, sums: Tensor) -> dict[str, float]:
+        """The metrics from (summed) sums."""
+        ...
+
+
+class Task(Protocol):
+    """One task; higher `primary` is better."""
+
+    primary: str
+
+    def meter(self) -> Meter:
+        """A fresh meter."""
+        ...
+
+    def chance(self, num_classes: int) -> float:
+        """The primary metric of a network that guesses."""
+        ...
+
+    def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
+        """Whether these metrics, over so many samples, can't be told from guessing."""
+        ...
