@@ -69,6 +69,32 @@ def train(
     )
 
 
+@app.command(name="eval")
+def evaluate(
+    spec: Spec,
+    changes: Changes = None,
+    *,
+    set_: Set = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last.")
+    ] = None,
+    device: Device = None,
+    plugin: Plugin = None,
+    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+) -> None:
+    """Measure the student of SPEC and its teachers side by side: quality, size, speed, agreement."""
+    from kdcli import commands
+
+    commands.evaluate(
+        spec,
+        [*(changes or []), *(set_ or [])],
+        weights=weights,
+        device=device,
+        plugins=plugin or [],
+        as_json=format == "json",
+    )
+
+
 def main() -> None:
     """The console script: one clear message and an exit code for everything that can go wrong."""
     from kdcli.commands import guarded

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdcli.errors import Interrupted, KdError
+
+if TYPE_CHECKING:
+    from kdcli.spec.parse import ParsedSpec
 
 OWN_FAULT = 3
 
@@ -69,8 +74,8 @@ def train(
         plugins=tuple(plugins),
         base_dir=parsed.base_dir,
     )
-    try:
-        with processes(device or parsed.spec.runtime.device) as here, built(parsed, options, here) as run:
+    with located(parsed), processes(device or parsed.spec.runtime.device) as here:
+        with built(parsed, options, here) as run:
             if not here.speaks:
                 for _ in records_of(run):
                     pass
@@ -82,5 +87,39 @@ def train(
                     if isinstance(record, (Plan, Step, Evaluation, Finished)):
                         metrics.write(record)
                     terminal.show(record)
+
+
+def evaluate(
+    spec: str,
+    changes: Sequence[str],
+    *,
+    weights: Path | None,
+    device: str | None,
+    plugins: Sequence[str],
+    as_json: bool,
+) -> None:
+    """`kdcli eval`: measure the student and its teachers side by side."""
+    from kdcli.spec.parse import read
+
+    parsed = read(spec, changes)
+    from kdcli.engine.compare import compare
+    from kdcli.engine.distributed import processes
+    from kdcli.engine.run import RunOptions
+    from kdcli.report.comparison import comparison_text
+
+    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
+    with located(parsed), processes(device or parsed.spec.runtime.device) as here:
+        rows, notices = compare(parsed, options, here, weights)
+    if here.speaks:
+        for notice in notices:
+            sys.stderr.write(f"{notice.message}\n")
+        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary="top1"))
+
+
+@contextmanager
+def located(parsed: ParsedSpec) -> Iterator[None]:
+    """Errors inside the block get their places in the spec."""
+    try:
+        yield
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__

@@ -12,7 +12,8 @@ Everything else that escapes is kdcli's own fault (exit 3).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -114,6 +115,26 @@ class Interrupted(KdError):
     def __init__(self, diagnostic: Diagnostic, signal_number: int) -> None:
         super().__init__(diagnostic)
         self.signal_number = signal_number
+
+
+class Findings:
+    """Errors of parts that do not depend on each other, told together."""
+
+    def __init__(self) -> None:
+        self.found: list[Diagnostic] = []
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """A part whose error is kept, so that the next part can be looked at."""
+        try:
+            yield
+        except KdError as error:
+            self.found.extend(error.diagnostics)
+
+    def raise_errors(self) -> None:
+        """Raise SpecError with everything found, if anything was."""
+        if self.found:
+            raise SpecError(self.found)
 
 
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -149,6 +149,21 @@ class AutoAdapter(nn.Module):
         return result
 
 
+def adapter_that_fits(student: Shape, teacher: Shape) -> str:
+    """A help line: the line to paste into the job, and what it makes of these shapes."""
+    if len(student) == len(teacher) == 4:
+        what = f"a 1x1 convolution {student[1]} to {teacher[1]}"
+        if tuple(student[2:]) != tuple(teacher[2:]):
+            what += f" and a resize {student[2]}x{student[3]} to {teacher[2]}x{teacher[3]}"
+    elif len(student) == len(teacher) and tuple(student[1:-1]) == tuple(teacher[1:-1]):
+        what = f"a linear layer {student[-1]} to {teacher[-1]}"
+    elif {len(student), len(teacher)} <= {2, 3, 4}:
+        what = f"a linear layer {_width(student)} to {_width(teacher)}, then positions resampled"
+    else:
+        return "no adapter joins them: name other layers (`kdcli inspect-features SPEC --pairs`)"
+    return f"add this line to the job ({what})\nadapter: auto"
+
+
 def resize_map(feature: Tensor, size: tuple[int, int], expected: tuple[int, int]) -> Tensor:
     """Average down, interpolate up; an input of another size than expected keeps the ratio."""
     height, width = feature.shape[-2:]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
 
 Feature = Tensor | list[Tensor]
 
@@ -61,7 +61,8 @@ class Taps:
     """The taps of one network; its hooks live from `with` to the end of the block.
 
     names: tap texts. outputs: the network outputs that are needed beside them; None runs the network
-    to its end. where: the place of each tap text in the spec, for errors.
+    to its end. where: the place of each tap text in the spec, for errors. stopped_at: the layer after
+    which the last view stopped, None where the network ran to its end.
 
     `learn` runs the whole network once, and finds out how often each tap fires and which features
     are changed in place afterwards. A `view` then stops as soon as nothing more is needed, and clones
@@ -78,14 +79,21 @@ class Taps:
     ) -> None:
         self.net = net
         self.where = dict(where or {})
-        self.taps = {name: Tap.parse(name, self.where.get(name, ())) for name in names}
-        self.modules = {
-            name: find_layer(net, tap, self.where.get(name, ())) for name, tap in self.taps.items()
-        }
+        self.taps: dict[str, Tap] = {}
+        self.modules: dict[str, nn.Module | None] = {}
+        wrong = Findings()
+        for name in names:
+            with wrong.part():
+                place = self.where.get(name, ())
+                tap = Tap.parse(name, place)
+                self.modules[name] = find_layer(net, tap, place)
+                self.taps[name] = tap
+        wrong.raise_errors()
         self.names = frozenset(self.taps)
         self.outputs = None if outputs is None else frozenset(outputs)
         self.changed_in_place: frozenset[str] = frozenset()
         self.counts: dict[str, int] | None = None
+        self.stopped_at: str | None = None
         self._seen: dict[str, list[Tensor]] = {}
         self._versions: dict[str, list[int]] = {}
         self._made: dict[str, Any] = {}
@@ -145,7 +153,7 @@ class Taps:
         wanted = [name for name in self.taps if versions or name in self.names]
         self._seen = {name: [] for name in wanted if self.modules[name] is not None}
         self._versions = {name: [] for name in self._seen} if versions else {}
-        self._made, self._stop = {}, stop
+        self._made, self._stop, self.stopped_at = {}, stop, None
         self._outputs_due = frozenset(self.outputs or ()) | {
             self.taps[name].path for name in wanted if self.modules[name] is None
         }
@@ -153,7 +161,13 @@ class Taps:
             outputs = dict(self.net(batch))
         except _EnoughSeen:
             outputs = self._made
-        return View({name: self._feature(name, outputs) for name in wanted}, outputs)
+        features: dict[str, Feature] = {}
+        wrong = Findings()
+        for name in wanted:
+            with wrong.part():
+                features[name] = self._feature(name, outputs)
+        wrong.raise_errors()
+        return View(features, outputs)
 
     def _clear(self) -> None:
         self._seen, self._versions, self._made, self._stop = {}, {}, {}, False
@@ -177,22 +191,24 @@ class Taps:
             self._seen[name].append(tensor.clone() if copied else tensor)
             if self._versions:
                 self._versions[name].append(tensor._version)
-        self._stop_if_enough()
+        self._stop_if_enough(self.taps[name].path)
 
-    def _after_child(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def _after_child(self, module: nn.Module, _args: Any, output: Any) -> None:
         if isinstance(output, Mapping):
             self._made.update(output)
         elif isinstance(output, Tensor):
             self._made["logits"] = output
-        self._stop_if_enough()
+        if self._stop:
+            self._stop_if_enough(next(n for n, child in self.net.named_children() if child is module))
 
-    def _stop_if_enough(self) -> None:
+    def _stop_if_enough(self, layer: str) -> None:
         if not self._stop:
             return
         assert self.counts is not None
         if all(len(seen) >= self.counts[name] for name, seen in self._seen.items()) and all(
             name in self._made for name in self._outputs_due
         ):
+            self.stopped_at = layer
             raise _EnoughSeen
 
     def _feature(self, name: str, outputs: Mapping[str, Any]) -> Feature:
@@ -252,7 +268,8 @@ def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, An
     names = [name for name, _ in net.named_modules() if name] + list(outputs)
     head, _, _ = tap.path.rpartition(".")
     siblings = [name for name in names if head and name.startswith(head + ".")]
-    help_line = did_you_mean(tap.path, names)
+    ends = [name for name in names if name.endswith("." + tap.path)]
+    help_line = f"did you mean {_listed(ends, 3)}?" if ends else did_you_mean(tap.path, names)
     if help_line is None and siblings:
         help_line = f"`{head}` has: {_listed(siblings)}"
     return SpecError.at(

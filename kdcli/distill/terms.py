@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.adapters import build_adapter, shown
+from kdcli.distill.adapters import adapter_that_fits, build_adapter, shown
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.taps import Feature, View, tensors_in
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import Findings, SpecError, SpecPath
 from kdcli.losses import LOSSES, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
 from kdcli.losses.temperature import LearnedTemperature
-from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
+from kdcli.spec.schema import LossSpec, Temperature
 
 SPEC_LOSSES = frozenset({"l2_loss", "kl_loss", "kd_loss", "gkd_loss", "ce_loss", "bce_loss"})
 """United-Perception's own: under `base` they are summed over the pairs and divided by their number."""
@@ -67,7 +67,7 @@ class Term(nn.Module):
             )
         elif temperature is not None and "T" in keyword_names(target):
             kwargs.setdefault("T", temperature)
-        self.adapters = self._adapters(setting, loss.adapter or job.adapter)
+        self.adapters = self._adapters(setting, loss)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
         self.modules_of_loss = nn.ModuleList(call for call in self.calls if isinstance(call, nn.Module))
@@ -154,22 +154,28 @@ class Term(nn.Module):
             student, teacher = standardize(student), standardize(teacher)
         return student, teacher
 
-    def _adapters(self, setting: Setting, spec: AdapterSpec | None) -> nn.ModuleList | None:
+    def _adapters(self, setting: Setting, loss: LossSpec) -> nn.ModuleList | None:
+        spec = loss.adapter or setting.job.adapter
         if self.teacher is None or not self.binding.uses_features:
             return None
         pairs = self._probe_pairs(setting)
+        wrong = Findings()
         if spec is not None:
-            return nn.ModuleList(
-                nn.Identity()
-                if s.shape[1:] == t.shape[1:] and spec.type == "auto"
-                else build_adapter(spec, s.shape, t.shape, (*self.path, "adapter"))
-                for s, t in pairs
-            )
+            built: list[nn.Module] = []
+            where = (*(self.path if loss.adapter else setting.path), "adapter")
+            for s, t in pairs:
+                with wrong.part():
+                    same = s.shape[1:] == t.shape[1:] and spec.type == "auto"
+                    built.append(nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where))
+            wrong.raise_errors()
+            return nn.ModuleList(built)
         if self.binding.sizes_itself or self.type in UNLIKE_SHAPES:
             return None
         for index, (s, t) in enumerate(pairs):
-            if s.shape != t.shape:
-                raise self._mismatch(setting, index, s, t)
+            with wrong.part():
+                if s.shape != t.shape:
+                    raise self._mismatch(setting, index, s, t)
+        wrong.raise_errors()
         return None
 
     def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
@@ -181,7 +187,7 @@ class Term(nn.Module):
             f"`{self.student_taps[which]}` of the student is {shown(student.shape)}, "
             f"`{self.teacher_taps[which]}` of {self.teacher} is {shown(teacher.shape)}: "
             f"{self.type} compares equal shapes",
-            "add `adapter: auto` to the job, or name layers that fit (`kdcli inspect-features SPEC --pairs`)",
+            adapter_that_fits(student.shape, teacher.shape),
         )
 
     def _probe_pairs(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:

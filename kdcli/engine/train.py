@@ -131,7 +131,7 @@ class _Session:
         if index == 0 or state is not None:
             yield self.plan()
         self.in_force = frozenset()
-        while self.progress.stage_step < plan.steps:
+        while self.progress.stage == index and self.progress.stage_step < plan.steps:
             yield from self.epoch(plan)
 
     def release(self, plan: StagePlan) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
 from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy
 from kdcli.engine.records import Pair
-from kdcli.errors import KdError, SpecError, SpecPath
+from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.spec.schema import Job, Spec
 
 
@@ -95,17 +95,40 @@ def wire(
 
     sample: a small batch of the training data. The hooks stay until the stack is closed.
     """
-    jobs = jobs_of(spec)
     taps = student_taps(spec, student)
-    views = {}
-    for name, teacher in teachers.items():
-        stack.enter_context(teacher.taps)
-        views[name] = teacher.learn(sample)
-    student_view = View({})
-    if taps is not None:
-        stack.enter_context(taps)
-        with preserved(student):
-            student_view = taps.learn(sample)
+    views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
+    student_view = View({}) if taps is None else show_student(taps, sample, stack)
+    return join(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
+
+
+def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) -> View:
+    """What a teacher shows on the sample, its whole network run; its hooks stay until the stack is closed."""
+    stack.enter_context(teacher.taps)
+    return teacher.learn(sample)
+
+
+def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack) -> View:
+    """What the student shows on the sample; its hooks stay until the stack is closed."""
+    stack.enter_context(taps)
+    with preserved(taps.net):
+        return taps.learn(sample)
+
+
+def join(
+    spec: Spec,
+    student: nn.Module,
+    taps: Taps | None,
+    teachers: Mapping[str, Teacher],
+    student_view: View,
+    views: Mapping[str, View],
+    sample: Mapping[str, Any],
+    facts: DataFacts,
+    *,
+    epochs: int,
+) -> Wiring:
+    """Build every job's mimicker from what the networks showed; raises all that is wrong with the jobs."""
+    jobs = jobs_of(spec)
+    wrong = Findings()
     mimickers: dict[str, Mimicker] = {}
     for name, job in jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
@@ -125,7 +148,9 @@ def wire(
             teacher_module=lambda t, p: teachers[t].net.get_submodule(p),
             student_module=student.get_submodule,
         )
-        mimickers[name] = build_mimicker(setting)
+        with wrong.part():
+            mimickers[name] = build_mimicker(setting)
+    wrong.raise_errors()
     trainee = Trainee(student, taps, jobs, mimickers)
     return Wiring(
         trainee=trainee,
@@ -144,8 +169,9 @@ def build_mimicker(setting: Setting) -> Mimicker:
     method = MIMICKERS[setting.job.mimic_ins_type].load()
     try:
         mimicker = method(setting)
-    except KdError:
-        raise
+    except KdError as error:
+        placed = [d if d.path is not None else replace(d, path=setting.path) for d in error.diagnostics]
+        raise SpecError(placed) from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise SpecError.at(
             setting.path, "KD435", f"job `{setting.name}` can't be built: {str(error).splitlines()[0]}"

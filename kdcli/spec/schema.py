@@ -37,7 +37,7 @@ Weight = Annotated[float, Field(allow_inf_nan=False)]
 class Model(BaseModel):
     """A mapping of the spec: frozen, strict, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Component(Model):
@@ -77,7 +77,7 @@ class Runtime(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool | None = None
     fold_bn: bool | None = None
-    compile: Compile = Compile()
+    compile: Compile = Field(default_factory=Compile)
     threads: PositiveInt | None = None
 
 
@@ -182,7 +182,7 @@ class Job(Model):
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     teachers: dict[str, JobTeacher] = Field(default_factory=dict)
-    student: JobStudent = JobStudent()
+    student: JobStudent = Field(default_factory=JobStudent)
     adapter: AdapterSpec | None = None
     start_iter: NonNegativeInt = 0
     end_iter: NonNegativeInt | None = None
@@ -248,14 +248,14 @@ class DatasetSpec(Model):
     """A dataset by name."""
 
     type: str
-    kwargs: DatasetKwargs = DatasetKwargs()
+    kwargs: DatasetKwargs = Field(default_factory=DatasetKwargs)
 
 
 class BatchSamplerKwargs(Model):
     """How samples become batches; batch_size is per process."""
 
     batch_size: PositiveInt
-    sampler: Component = Component(type="dist")
+    sampler: Component = Field(default_factory=lambda: Component(type="dist"))
     aspect_grouping: Many[float] = (1.0,)
     drop_last: bool = False
 
@@ -283,7 +283,7 @@ class DataLoader(Model):
     """A data loader by name."""
 
     type: Literal["base", "cls_base"] = "base"
-    kwargs: DataLoaderKwargs = DataLoaderKwargs()
+    kwargs: DataLoaderKwargs = Field(default_factory=DataLoaderKwargs)
 
 
 class DataPart(Model):
@@ -291,7 +291,7 @@ class DataPart(Model):
 
     dataset: DatasetSpec
     batch_sampler: BatchSampler
-    dataloader: DataLoader = DataLoader()
+    dataloader: DataLoader = Field(default_factory=DataLoader)
 
 
 class Dataset(Model):
@@ -317,7 +317,7 @@ class Ema(Model):
 
     enable: bool = True
     ema_type: Literal["linear", "exp"] = "linear"
-    kwargs: EmaKwargs = EmaKwargs()
+    kwargs: EmaKwargs = Field(default_factory=EmaKwargs)
 
 
 class Trainer(Model):
@@ -362,10 +362,10 @@ class Spec(Model):
     net: Network
     dataset: Dataset
     trainer: Trainer
-    runtime: Runtime = Runtime()
+    runtime: Runtime = Field(default_factory=Runtime)
     teachers: dict[str, Network] = Field(default_factory=dict)
     mimic: Mimic | None = None
-    saver: Saver = Saver()
+    saver: Saver = Field(default_factory=Saver)
     hooks: Many[Hook] = ()
 
     @property

@@ -11,6 +11,7 @@ from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
+from kdcli.errors import Findings
 from kdcli.losses import LOSSES
 from kdcli.spec.schema import Job, LossSpec
 
@@ -34,12 +35,16 @@ class BaseMimicker(Mimicker):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.terms = nn.ModuleDict()
+        wrong = Findings()
         for name, loss in self.losses_of(setting.job).items():
             if binding_of(LOSSES[loss.type].load()).uses_teacher:
                 for teacher in setting.job.teachers:
-                    self.terms[f"{teacher}:{name}"] = Term(setting, name, loss, teacher)
+                    with wrong.part():
+                        self.terms[f"{teacher}:{name}"] = Term(setting, name, loss, teacher)
             else:
-                self.terms[name] = Term(setting, name, loss, None)
+                with wrong.part():
+                    self.terms[name] = Term(setting, name, loss, None)
+        wrong.raise_errors()
 
     def forward(
         self,

@@ -1,0 +1,84 @@
+"""Codes KD6xx: warnings about a spec that is right as far as one can tell."""
+
+from __future__ import annotations
+
+from kdcli.codes.explanation import Explanation
+
+CAUTIONS: dict[str, Explanation] = {
+    "KD601": Explanation(
+        "building block that nothing uses",
+        "A top-level mapping with a `type` and no anchor cannot be used anywhere: a leftover, or a missing"
+        " anchor.",
+        "right: flip: &flip {type: flip}, and *flip where it is used",
+    ),
+    "KD602": Explanation(
+        "mimic is ignored",
+        "The runner `base` trains `net` alone. Right for a baseline; wrong if the spec was to distil.",
+        "to distil: runtime: {runner: {type: kd}}",
+    ),
+    "KD603": Explanation(
+        "warm-up key inside kwargs",
+        "Warm-up keys stand beside the scheduler's `kwargs`. It is read as if it did.",
+        "right: lr_scheduler: {warmup_iter: 500, type: MultiStepLR, kwargs: {...}}",
+    ),
+    "KD604": Explanation(
+        "two building blocks of one name",
+        "Both are found by their anchors, but the name misleads readers, and an override of it changes both.",
+        "right: train_resize: &train_resize ... and test_resize: &test_resize ...",
+    ),
+    "KD605": Explanation(
+        "teacher that no job uses",
+        "The teacher is not built. If a job was to use it, its name there is different.",
+        "right: mimic: {teacher1: {...}} beside teacher1: [...]",
+    ),
+    "KD606": Explanation(
+        "kl_loss on logits",
+        "kl_loss applies ReLU before the softmax, so negative logits are lost. On logits kd_loss is nearly"
+        " always meant.",
+        "better: type: kd_loss, kwargs: {T: 4}",
+    ),
+    "KD607": Explanation(
+        "milestone past the end",
+        "The training is over before this milestone; the learning rate never falls there. Milestones count"
+        " epochs.",
+        "wrong: max_epoch: 100, milestones: [30, 60, 120]",
+    ),
+    "KD608": Explanation(
+        "warm-up longer than the training",
+        "The warm-up never ends, so the full weight or learning rate is never reached.",
+        "wrong: max_iter: 100, warmup_iter: 500",
+    ),
+    "KD609": Explanation(
+        "placeholder instead of a path",
+        "The path looks like one to be filled in.",
+        "wrong: teacher_weight: path/to/teacher.pth",
+    ),
+    "KD610": Explanation(
+        "frozen BatchNorm without pretrained weights",
+        "`freeze_bn` (the default of ResNets) keeps the statistics that the weights came with; without"
+        " weights these are zero and one for ever.",
+        "right: normalize: {type: solo_bn}, or saver: {pretrain_model: resnet50.pth}",
+    ),
+    "KD611": Explanation(
+        "learning rate scaled tenfold at once",
+        "The effective learning rate is lr x processes x batch_size from the first step on; so large a jump"
+        " without warm-up mostly diverges.",
+        "right: warmup_iter: 500, or warmup_register_type: no_scale_lr",
+    ),
+    "KD612": Explanation(
+        "hook that kdcli does not have",
+        "The hook is not run. What it did may be built in: `kdcli schema` shows the keys.",
+        "known: auto_save_best, auto_checkpoint, train_val_logger",
+    ),
+    "KD613": Explanation(
+        "building block named like a section",
+        "The key has an anchor and is therefore taken for a building block, but its name is close to a"
+        " section's.",
+        "wrong: trianer: &t {...}\nright: trainer: {...}",
+    ),
+    "KD614": Explanation(
+        "key without effect",
+        "United-Perception's specs carry this key; kdcli needs nothing like it.",
+        "image_reader: {kwargs: {memcached: false}}",
+    ),
+}

@@ -1,0 +1,102 @@
+"""Codes KD2xx: keys, values and overrides."""
+
+from __future__ import annotations
+
+from kdcli.codes.explanation import Explanation
+
+LANGUAGE: dict[str, Explanation] = {
+    "KD201": Explanation(
+        "unknown top-level key",
+        "A misspelt section would be ignored and the run would use defaults. Own building blocks carry an"
+        " anchor (`flip: &flip ...`) or a name that starts with `x-`.",
+        "wrong: trianer: {max_epoch: 10}\nright: trainer: {max_epoch: 10}",
+    ),
+    "KD202": Explanation(
+        "unknown key",
+        "A misspelt key would become a default without a word.",
+        "wrong: trainer: {max_epochs: 10}\nright: trainer: {max_epoch: 10}",
+    ),
+    "KD203": Explanation(
+        "missing key",
+        "A key without which the section means nothing is absent, or was given nothing.",
+        "wrong: optimizer: {kwargs: {lr: 0.1}}\nright: optimizer: {type: SGD, kwargs: {lr: 0.1}}",
+    ),
+    "KD204": Explanation(
+        "wrong type",
+        "The value is of another kind than the key takes. Numbers stand without quotes; YAML 1.2 knows"
+        " `true` and `false`, while `on` and `yes` are text.",
+        "wrong: pin_memory: yes\nright: pin_memory: true",
+    ),
+    "KD205": Explanation(
+        "not one of the choices",
+        "The key takes one of a few words.",
+        "wrong: warmup_type: linaer\nright: warmup_type: linear",
+    ),
+    "KD206": Explanation(
+        "number out of range",
+        "The number is of the right kind, but makes no sense here.",
+        "wrong: max_epoch: 0\nright: max_epoch: 1",
+    ),
+    "KD207": Explanation(
+        "not an assignment",
+        "After the spec come assignments `key.path=value`; the value is YAML.",
+        "kdcli train cfg.yaml trainer.max_epoch=10 net.backbone.kwargs.out_layers=[4]",
+    ),
+    "KD208": Explanation(
+        "override of something that is not there",
+        "An element of a list is named by its index, its `name` or its `type`; the list has none like this.",
+        "wrong: net.bakbone.kwargs.depth=18\nright: net.backbone.kwargs.depth=18",
+    ),
+    "KD209": Explanation(
+        "override cannot be followed",
+        "The path leads into a plain value, past the end of a list, or to a name that several elements bear.",
+        "wrong: net.9.type=resnet18 (the net has two modules)",
+    ),
+    "KD210": Explanation(
+        "runner kd without mimic",
+        "`kd` distils; without `mimic` there is nothing to distil, and the run would be a plain training.",
+        "right: mimic: {teacher0: {...}, student: {...}}, or runner: {type: base}",
+    ),
+    "KD211": Explanation(
+        "mimic without runner kd",
+        "United-Perception trains such a spec without distilling and says nothing. Say which is meant.",
+        "right: runtime: {runner: {type: kd}}",
+    ),
+    "KD212": Explanation(
+        "no length",
+        "A training, or one of its stages, says neither `max_epoch` nor `max_iter`.",
+        "right: trainer: {max_epoch: 100}",
+    ),
+    "KD213": Explanation(
+        "jobs without mimic_as_jobs",
+        "Several jobs stand under `mimic_jobN` keys and `mimic_as_jobs: true` says so; one without the other"
+        " is half a change.",
+        "right: mimic: {mimic_as_jobs: true, mimic_job0: {...}, mimic_job1: {...}}",
+    ),
+    "KD216": Explanation(
+        "fp16 against precision",
+        "`fp16: true` is United-Perception's way to say `precision: fp16`; both with different meanings"
+        " cannot hold.",
+        "right: runtime: {precision: bf16}",
+    ),
+    "KD217": Explanation(
+        "warm-up given twice",
+        "A warm-up key stands beside `kwargs` and inside, with different values.",
+        "wrong: lr_scheduler: {warmup_iter: 500, kwargs: {warmup_iter: 0}}",
+    ),
+    "KD218": Explanation(
+        "ends before it starts",
+        "A loss whose `end_iter` is not after its `start_iter` would never be in force.",
+        "wrong: start_iter: 100, end_iter: 50",
+    ),
+    "KD219": Explanation(
+        "stage name twice",
+        "A stage's name stands in the checkpoint; two stages of one name could not be told apart on resume.",
+        "right: stages: [{name: hints, ...}, {name: logits, ...}]",
+    ),
+    "KD220": Explanation(
+        "empty network",
+        "A network needs at least one module.",
+        "wrong: net: []",
+    ),
+}

@@ -1,0 +1,146 @@
+"""Codes KD3xx: names that refer to something."""
+
+from __future__ import annotations
+
+from kdcli.codes.explanation import Explanation
+
+REFERENCES: dict[str, Explanation] = {
+    "KD301": Explanation(
+        "no such teacher",
+        "A job names a teacher for which the spec has no network.",
+        "wrong: mimic: {teacher1: {...}} beside teacher0: [...]",
+    ),
+    "KD302": Explanation(
+        "unequal numbers of layers",
+        "Student and teacher layers are paired in order, so both lists have the same length.",
+        "wrong: student [layer3, layer4], teacher [layer4]",
+    ),
+    "KD303": Explanation(
+        "teacher without weights",
+        "An untrained teacher teaches noise. Give its checkpoint, or say that it is meant.",
+        "right: teacher0: {mimic_name: [...], teacher_weight: teacher.safetensors}",
+    ),
+    "KD304": Explanation(
+        "one teacher, two settings",
+        "A teacher is built once and serves several jobs; its weights and its mode are the same in all.",
+        "right: the same teacher_weight in both jobs, or a second teacher",
+    ),
+    "KD305": Explanation(
+        "stage of an unknown job",
+        "A stage lists jobs by name; there is no such job under `mimic`.",
+        "right: stages: [{name: hints, max_epoch: 5, jobs: [mimic_job0]}]",
+    ),
+    "KD306": Explanation(
+        "unknown loss",
+        "`type` under `cfgs` names a loss. `kdcli methods` lists them all.",
+        "wrong: type: kl_lss\nright: type: kl_loss",
+    ),
+    "KD307": Explanation(
+        "unknown mimic method",
+        "`mimic_ins_type` names a method; `base` is the one for most losses. `kdcli methods` lists them all.",
+        "wrong: mimic_ins_type: bse\nright: mimic_ins_type: base",
+    ),
+    "KD308": Explanation(
+        "unknown module type",
+        "A module's `type` is a name of kdcli, `torchvision.<model>`, `timm.<model>`, or own code as"
+        " `package.module:attribute` with `--plugin package`.",
+        "wrong: type: resnet81\nright: type: resnet18",
+    ),
+    "KD309": Explanation(
+        "own code not allowed",
+        "A spec is data: code outside kdcli runs only when the command line says so.",
+        "kdcli train cfg.yaml --plugin my_package",
+    ),
+    "KD310": Explanation(
+        "unknown dataset",
+        "`dataset.type` names a dataset of kdcli or `torchvision.<Dataset>`.",
+        "wrong: type: clss\nright: type: cls",
+    ),
+    "KD311": Explanation(
+        "unknown transform",
+        "A transform is one of kdcli's (United-Perception's names) or `torchvision.<Name>`.",
+        "wrong: type: normalise\nright: type: normalize",
+    ),
+    "KD312": Explanation(
+        "unknown batch function",
+        "`batch_fn` mixes the samples of a batch: batch_mixup, batch_cutmix, batch_cutmixup.",
+        "wrong: type: mixup\nright: type: batch_mixup",
+    ),
+    "KD313": Explanation(
+        "unknown image reader",
+        "`image_reader` says how files become pixels: fs_pillow or fs_opencv.",
+        "wrong: type: pillow\nright: type: fs_pillow",
+    ),
+    "KD314": Explanation(
+        "unknown sampler",
+        "`sampler` is `dist` (each process its own part) or `local`.",
+        "wrong: type: distributed\nright: type: dist",
+    ),
+    "KD315": Explanation(
+        "unknown evaluator",
+        "`evaluator` says how the test set is judged: imagenet (top-k) or COCO.",
+        "wrong: type: coco_map\nright: type: COCO",
+    ),
+    "KD316": Explanation(
+        "unknown optimizer",
+        "An optimizer is a class of torch.optim, by its exact name.",
+        "wrong: type: sgd\nright: type: SGD",
+    ),
+    "KD317": Explanation(
+        "unknown scheduler",
+        "A scheduler is a class of torch.optim.lr_scheduler, by its exact name.",
+        "wrong: type: MultistepLR\nright: type: MultiStepLR",
+    ),
+    "KD318": Explanation(
+        "unknown adapter",
+        "An adapter maps a student feature to a teacher feature; `auto` chooses by the real shapes.",
+        "right: adapter: auto",
+    ),
+    "KD319": Explanation(
+        "method without this loss or option",
+        "A mimic method has its own losses and options under `cfgs`; this one is not among them and would"
+        " be ignored.",
+        "wrong: mimic_ins_type: FRS, cfgs: {neck_los: {...}}\nright: cfgs: {neck_loss: {...}}",
+    ),
+    "KD320": Explanation(
+        "unknown argument",
+        "`kwargs` go to the code by name; it takes no argument of this name.",
+        "wrong: kwargs: {temp: 4}\nright: kwargs: {T: 4}",
+    ),
+    "KD321": Explanation(
+        "missing argument",
+        "The code cannot be built without this argument.",
+        "right: type: base_cls_head, kwargs: {num_classes: 10}",
+    ),
+    "KD322": Explanation(
+        "argument of the wrong type",
+        "The argument takes another kind of value.",
+        "wrong: kwargs: {T: four}\nright: kwargs: {T: 4}",
+    ),
+    "KD323": Explanation(
+        "T and temperature",
+        "`temperature` is another name for `T`; both at once leave open which counts.",
+        "right: kwargs: {T: 4}",
+    ),
+    "KD324": Explanation(
+        "prev names no earlier module",
+        "`prev` gives a module the widths of an earlier one in the same list.",
+        "wrong: neck before backbone, with prev: backbone",
+    ),
+    "KD325": Explanation(
+        "module name twice",
+        "Modules are found by name (layer paths, prev, overrides), so names differ within a network.",
+        "wrong: two modules called head",
+    ),
+    "KD326": Explanation(
+        "class indices beside mixed labels",
+        "With mixup or cutmix a sample has no one class, but this loss asks for class indices; it would learn"
+        " from a label that is half wrong.",
+        "right: another loss (kd_loss), or no batch_fn",
+    ),
+    "KD327": Explanation(
+        "loss without a teacher",
+        "The loss compares with a teacher, but the job has none.",
+        "right: mimic: {teacher0: {mimic_name: [...], teacher_weight: ...}, ...}",
+    ),
+}

@@ -1,0 +1,53 @@
+"""Data by name: what a spec may write under `dataset`; torch-free."""
+
+from __future__ import annotations
+
+from kdcli.spec.tables import Table, Target
+
+DATASETS: Table = {
+    "cls": Target("kdcli.data.meta_lists:cls"),
+    "digits": Target("kdcli.data.digits:digits"),
+    "fake": Target("kdcli.data.fake:fake"),
+    "fashion_mnist": Target("kdcli.data.fashion_mnist:fashion_mnist"),
+    "image_folder": Target("kdcli.data.image_folder:image_folder"),
+}
+"""Datasets; `torchvision.<Dataset>` besides (kdcli/data/torchvision_datasets.py)."""
+
+TRANSFORMS: Table = {
+    "cutout": Target("kdcli.data.transforms.pixels:Cutout"),
+    "grayscale": Target("kdcli.data.transforms.color:Grayscale"),
+    "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
+    "to_rgb": Target("kdcli.data.transforms.color:ToRgb"),
+    "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),
+    "torch_center_crop": Target("kdcli.data.transforms.geometry:CenterCrop"),
+    "torch_color_jitter": Target("kdcli.data.transforms.color:ColorJitter"),
+    "torch_pad": Target("kdcli.data.transforms.geometry:Pad"),
+    "torch_random_crop": Target("kdcli.data.transforms.geometry:RandomCrop"),
+    "torch_random_horizontal_flip": Target("kdcli.data.transforms.geometry:RandomHorizontalFlip"),
+    "torch_random_resized_crop": Target("kdcli.data.transforms.geometry:RandomResizedCrop"),
+    "torch_resize": Target("kdcli.data.transforms.geometry:Resize"),
+}
+"""Transforms of images; `torchvision.<Name>` (transforms v2) besides."""
+
+BATCH_FNS: Table = {
+    "batch_cutmix": Target("kdcli.data.mixing:Cutmix"),
+    "batch_cutmixup": Target("kdcli.data.mixing:CutMixup"),
+    "batch_mixup": Target("kdcli.data.mixing:Mixup"),
+}
+
+IMAGE_READERS: Table = {
+    "ceph_opencv": Target("kdcli.data.image_readers:OpencvReader"),
+    "fs_opencv": Target("kdcli.data.image_readers:OpencvReader"),
+    "fs_pillow": Target("kdcli.data.image_readers:PillowReader"),
+}
+
+SAMPLERS: Table = {
+    "dist": Target("kdcli.data.order:Dist"),
+    "local": Target("kdcli.data.order:Local"),
+}
+
+EVALUATORS: Table = {
+    "COCO": Target("kdcli.data.evaluators:coco"),
+    "imagenet": Target("kdcli.data.evaluators:imagenet"),
+}
+"""What `evaluator.type` may be, with its arguments; the metrics themselves are in tasks/."""

@@ -1,0 +1,184 @@
+"""From a key (epoch, batch, ids) to a batch: a pure function, run here or in a data worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcli.data.draws import MIXING, Draws, Ids, generator
+from kdcli.data.facts import DataFacts
+from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource
+from kdcli.data.transforms.pipeline import Pipeline
+
+MixFn = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+
+
+class BatchKey(NamedTuple):
+    """What a batch is a function of, besides the spec.
+
+    view is the epoch that augmentation sees, number the batch's place in the epoch over all processes.
+    """
+
+    epoch: int
+    view: int
+    number: int
+    ids: Ids
+
+
+class BadRecord(NamedTuple):
+    """A sample that could not be read. fits is false where it was read and no transform could take it."""
+
+    sample: int
+    name: str
+    reason: str
+    fits: bool = True
+
+
+Loaded = tuple[dict[str, Any], tuple[BadRecord, ...]]
+"""A batch and what was wrong on the way; without a batch where the run is to stop."""
+
+
+class BatchReader(Protocol):
+    """Gives the batch of a key; picklable, without state."""
+
+    def __getitem__(self, key: BatchKey) -> Loaded: ...
+
+
+class Mixing:
+    """What happens to a finished batch, as a function of (seed, epoch, batch)."""
+
+    def __init__(self, function: MixFn | None, seed: int) -> None:
+        self.function, self.seed = function, seed
+
+    def __call__(self, batch: dict[str, Any], key: BatchKey) -> dict[str, Any]:
+        """The mixed batch, or the batch itself."""
+        if self.function is None or not batch:
+            return batch
+        return self.function(batch, generator(self.seed, key.epoch, key.number, stream=MIXING))
+
+
+class ArrayReader:
+    """Batches from images in memory: one gather, then every transform on the whole batch.
+
+    replaced maps a sample to the one that stands for it (itself, or -1 for none).
+    """
+
+    def __init__(
+        self,
+        source: ArrayImages,
+        pipeline: Pipeline,
+        seed: int,
+        mixing: Mixing,
+        *,
+        start: int = 0,
+        replaced: Ids | None = None,
+    ) -> None:
+        self.images, self.labels = source.images, torch.from_numpy(source.labels)
+        self.pipeline, self.seed, self.mixing = pipeline, seed, mixing
+        self.start, self.replaced = start, replaced
+
+    def __getitem__(self, key: BatchKey) -> Loaded:
+        ids = key.ids
+        if self.replaced is not None:
+            ids = self.replaced[ids]
+            ids = ids[ids >= 0]
+            if not len(ids):
+                return {}, ()
+        indices = torch.from_numpy(ids)
+        draws = Draws(self.seed, key.view, ids)
+        try:
+            image = self.pipeline(self.images[indices], draws, start=self.start)
+        except ValueError as reason:
+            return {}, (BadRecord(int(ids[0]), f"sample {ids[0]}", str(reason), False),)
+        batch = {"image": image, "labels": self.labels[indices], "indices": indices}
+        return self.mixing(batch, key), ()
+
+
+class SampleReader:
+    """Batches sample by sample, with what is to happen to bad ones.
+
+    skip false: the first bad sample ends the batch. Else a training sample is replaced by the next good
+    one in the dataset, a test sample is left out.
+    """
+
+    tries = 100
+
+    def __init__(self, source: SampleSource, seed: int, mixing: Mixing, *, train: bool, skip: bool) -> None:
+        self.source, self.seed, self.mixing = source, seed, mixing
+        self.train, self.skip = train, skip
+
+    def __getitem__(self, key: BatchKey) -> Loaded:
+        samples: list[Mapping[str, Any]] = []
+        indices: list[int] = []
+        bad: list[BadRecord] = []
+        for wanted in key.ids:
+            for offset in range(self.tries if self.skip and self.train else 1):
+                index = (int(wanted) + offset) % len(self.source)
+                draws = Draws(self.seed, key.view, np.array([index], dtype=np.int64))
+                try:
+                    samples.append(self.source.load(index, draws))
+                    indices.append(index)
+                    break
+                except BadSample as reason:
+                    bad.append(BadRecord(index, reason.name, reason.reason))
+                except ValueError as reason:
+                    return {}, (BadRecord(index, self.source.name(index), str(reason), False),)
+            if bad and not self.skip:
+                return {}, tuple(bad)
+        if not samples:
+            return {}, tuple(bad)
+        chosen = np.array(indices, dtype=np.int64)
+        try:
+            batch = self.source.collate(samples, chosen)
+        except ValueError as reason:
+            return {}, (BadRecord(indices[0], self.source.name(indices[0]), str(reason), False),)
+        return self.mixing(batch, key), tuple(bad)
+
+
+class ImageSamples:
+    """A classification source with its transforms, as samples to be batched one by one."""
+
+    def __init__(self, source: Images, pipeline: Pipeline, facts: DataFacts) -> None:
+        self.source, self.pipeline, self.facts = source, pipeline, facts
+        self.labels = source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
+        """The augmented image, float32 [C, H, W]."""
+        return {"image": self.pipeline(self.source.read(index)[None], draws)[0]}
+
+    def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
+        """image, labels, indices; raises ValueError where sizes differ."""
+        images: list[Tensor] = [sample["image"] for sample in samples]
+        for image, index in zip(images, indices, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"it comes out as {size_text(images[0])} and `{self.name(int(index))}` as "
+                    f"{size_text(image)}; end with one size for all"
+                )
+        return {
+            "image": torch.stack(images),
+            "labels": torch.from_numpy(self.labels[indices]),
+            "indices": torch.from_numpy(indices),
+        }
+
+    def name(self, index: int) -> str:
+        """The sample's file."""
+        return self.source.name(index)
+
+    def aspect_ratios(self) -> NDArray[np.float64]:
+        """Height/width of every sample; reads each."""
+        sizes = [self.source.read(i).shape for i in range(len(self))]
+        return np.array([h / w for _, h, w in sizes])
+
+
+def size_text(image: Tensor) -> str:
+    """3x32x32, for messages."""
+    return "x".join(str(n) for n in image.shape)

@@ -1,0 +1,21 @@
+"""What one side of the data looks like to the networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """Sizes and names of a dataset after its transforms; None is 'cannot be known from the spec'.
+
+    shape is (channels, height, width) of one image as the networks see it; mean and std are those of
+    the `normalize` transform, per channel, on the 0..1 scale.
+    """
+
+    shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    num_samples: int | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None

@@ -1,0 +1,36 @@
+"""A classification dataset of image files."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli.data.draws import Ids
+from kdcli.data.image_readers import PillowReader
+
+
+class FileImages:
+    """Files and their labels; each read when it is asked for."""
+
+    def __init__(
+        self,
+        reader: PillowReader,
+        files: list[str],
+        labels: Ids,
+        num_classes: int,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        assert len(files) == len(labels)
+        self.reader, self.files = reader, files
+        self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+        self.notices = reader.notices
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Tensor:
+        """uint8 [C, H, W]; raises BadSample."""
+        return self.reader.read(self.files[index])
+
+    def name(self, index: int) -> str:
+        """The file."""
+        return self.files[index]

@@ -1,0 +1,186 @@
+"""A loader: the batches of one side of the data, epoch by epoch."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded
+from kdcli.data.facts import DataFacts
+from kdcli.data.order import Order
+from kdcli.data.sources import Batch
+from kdcli.errors import RunError
+
+
+class Loader:
+    """Batches as a function of (spec, seed, epoch); made by kdcli.data.build.build_loader.
+
+    facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
+    once. notices: what the user should be told, plain sentences. One epoch runs at a time.
+    """
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        order: Order,
+        facts: DataFacts,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        views: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch: bool = False,
+        bad_sample_budget: int | None = None,
+        bad_samples: Sequence[BadRecord] = (),
+        notices: Sequence[str] = (),
+    ) -> None:
+        self.facts, self.batch_size = facts, batch_size
+        self.bad_samples: list[BadRecord] = []
+        self.notices = tuple(notices)
+        self._reader, self._order, self._views = reader, order, views
+        self._rank, self._world_size = rank, world_size
+        self._pin = pin_memory and torch.cuda.is_available()
+        self._num_workers = 0 if isinstance(reader, ArrayReader) else num_workers
+        self._prefetch = prefetch and isinstance(reader, ArrayReader)
+        self._budget = bad_sample_budget
+        self._workers: DataLoader[Loaded] | None = None
+        self._keys = _Keys()
+        self._length = len(order.batches(0))
+        self._note(bad_samples)
+
+    def __len__(self) -> int:
+        """Batches an epoch for this process."""
+        return self._length
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on; those before it are not loaded.
+
+        Raises RunError KD511 at a bad sample (KD512 beyond the budget), KD516 when a worker dies, KD517
+        where a transform can't take an image.
+        """
+        view = epoch % self._views if self._views else epoch
+        keys = [
+            BatchKey(epoch, view, number * self._world_size + self._rank, ids)
+            for number, ids in enumerate(self._order.batches(epoch))
+        ][start:]
+        for batch, bad in self._load(keys):
+            self._note(bad)
+            if batch:
+                yield MappingProxyType(batch)
+
+    def close(self) -> None:
+        """Ends the data workers; the loader may be used again."""
+        if self._workers is not None:
+            iterator = getattr(self._workers, "_iterator", None)
+            if iterator is not None:
+                iterator._shutdown_workers()
+            self._workers = None
+
+    def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
+        if self._num_workers:
+            yield from self._from_workers(keys)
+        elif self._prefetch:
+            yield from self._from_thread(keys)
+        else:
+            for key in keys:
+                yield self._here(key)
+
+    def _here(self, key: BatchKey) -> Loaded:
+        batch, bad = self._reader[key]
+        if self._pin:
+            batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        return batch, bad
+
+    def _from_thread(self, keys: list[BatchKey], ahead: int = 2) -> Iterator[Loaded]:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcli-data") as pool:
+            waiting = deque(pool.submit(self._here, key) for key in keys[:ahead])
+            try:
+                for key in keys[ahead:]:
+                    done = waiting.popleft()
+                    waiting.append(pool.submit(self._here, key))
+                    yield done.result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _from_workers(self, keys: list[BatchKey]) -> Iterator[Loaded]:
+        if self._workers is None:
+            self._workers = DataLoader(
+                self._reader,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=self._keys,
+                num_workers=self._num_workers,
+                collate_fn=_as_it_is,
+                pin_memory=self._pin,
+                worker_init_fn=_in_worker,
+                persistent_workers=True,
+                # Its own, so that the main generator is drawn from as often as without workers.
+                generator=torch.Generator().manual_seed(0),
+            )
+        self._keys.keys = keys
+        try:
+            yield from self._workers
+        except RuntimeError as reason:
+            if "DataLoader worker" not in str(reason):
+                raise
+            self.close()
+            raise RunError.of(
+                "KD516",
+                "a data worker died",
+                "often too little memory: lower `dataloader.kwargs.num_workers` or `batch_size`",
+            ) from reason
+
+    def _note(self, bad: Sequence[BadRecord]) -> None:
+        for record in bad:
+            if not record.fits:
+                raise RunError.of("KD517", f"`{record.name}` does not fit the transforms: {record.reason}")
+            if self._budget is None:
+                raise RunError.of(
+                    "KD511",
+                    f"`{record.name}` can't be read: {record.reason}",
+                    "mend or remove it, or set `on_bad_sample: skip` in the dataloader's kwargs",
+                )
+            if all(known.sample != record.sample for known in self.bad_samples):
+                self.bad_samples.append(record)
+            if len(self.bad_samples) > self._budget:
+                raise RunError.of(
+                    "KD512",
+                    f"{len(self.bad_samples)} samples can't be read, more than `bad_sample_budget` "
+                    f"allows ({self._budget}); the last is `{record.name}`: {record.reason}",
+                    "mend the data, or raise `bad_sample_budget`",
+                )
+
+
+class _Keys:
+    """The keys of the epoch that runs; the data workers' sampler."""
+
+    def __init__(self) -> None:
+        self.keys: list[BatchKey] = []
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+def _in_worker(number: int) -> None:
+    """A data worker outlives Ctrl-C and SIGTERM: the main process decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

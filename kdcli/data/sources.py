@@ -1,0 +1,101 @@
+"""Where samples come from: what a dataset gives before batches are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcli.data.draws import Draws, Ids
+from kdcli.data.facts import DataFacts
+
+Batch = Mapping[str, Any]
+"""A read-only batch: `image` float32 [B, C, H, W], `labels` int64 [B], `indices` int64 [B], ..."""
+
+
+class BadSample(Exception):
+    """One sample that cannot be read: which, and why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayImages:
+    """A classification dataset that lies in memory: images uint8 [N, C, H, W], labels int64 [N]."""
+
+    images: Tensor
+    labels: Ids
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Tensor:
+        """One image, uint8 [C, H, W]."""
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        """What to call this sample in a message."""
+        return f"sample {index}"
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A classification dataset that is read image by image."""
+
+    labels: Ids
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """One image, uint8 [C, H, W]; raises BadSample."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call this sample in a message: its file."""
+        ...
+
+
+@runtime_checkable
+class SampleSource(Protocol):
+    """A dataset that augments and batches its samples itself (detection).
+
+    It must be picklable, and hold no random state: everything random comes from `draws`, whose ids are
+    the one sample's.
+    """
+
+    facts: DataFacts
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
+        """One augmented sample; raises BadSample."""
+        ...
+
+    def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
+        """Samples as one batch; indices int64 [B] are their places in the dataset."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call this sample in a message: its file."""
+        ...
+
+    def aspect_ratios(self) -> NDArray[np.float64]:
+        """Height/width of every sample."""
+        ...
+
+
+Images = ArrayImages | ImageSource
+"""A classification dataset."""
+
+Source = ArrayImages | ImageSource | SampleSource
+"""What a dataset's constructor may return."""

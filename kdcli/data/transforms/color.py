@@ -1,0 +1,96 @@
+"""Transforms of colour: jitter, grey, RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from kdcli.data.draws import Draws
+
+
+class ColorJitter:
+    """Changes brightness, contrast, saturation and hue by uniform factors, in a random order.
+
+    A number b stands for [max(0, 1-b), 1+b], for hue for [-b, b]; a pair is the range itself.
+    """
+
+    random = True
+
+    def __init__(
+        self,
+        *,
+        brightness: float | list[float] = 0.0,
+        contrast: float | list[float] = 0.0,
+        saturation: float | list[float] = 0.0,
+        hue: float | list[float] = 0.0,
+    ) -> None:
+        self.ranges = [
+            _range("brightness", brightness, 1.0),
+            _range("contrast", contrast, 1.0),
+            _range("saturation", saturation, 1.0),
+            _range("hue", hue, 0.0),
+        ]
+        if not -0.5 <= self.ranges[3][0] <= self.ranges[3][1] <= 0.5:
+            raise ValueError(f"`hue` must lie in -0.5..0.5, got {hue}")
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to the same shape."""
+        adjust: tuple[Callable[[Tensor, float], Tensor], ...] = (
+            tvf.adjust_brightness,
+            tvf.adjust_contrast,
+            tvf.adjust_saturation,
+            tvf.adjust_hue,
+        )
+        low, high = np.array(self.ranges).T
+        u = draws.uniform(8)
+        factors, orders = low + (high - low) * u[:, :4], np.argsort(u[:, 4:], axis=1, kind="stable")
+        jittered = []
+        for image, factor, order in zip(images, factors, orders, strict=True):
+            for step in order:
+                if low[step] != high[step] or low[step] != (0.0 if step == 3 else 1.0):
+                    image = adjust[step](image, float(factor[step]))
+            jittered.append(image)
+        return torch.stack(jittered)
+
+
+def _range(name: str, value: float | list[float], centre: float) -> tuple[float, float]:
+    if isinstance(value, (int, float)):
+        if value < 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}")
+        return (max(0.0, centre - value), centre + value) if centre else (-float(value), float(value))
+    if len(value) != 2 or value[0] > value[1] or (centre and value[0] < 0):
+        raise ValueError(f"`{name}` must be a number or two ascending ones, got {value}")
+    return float(value[0]), float(value[1])
+
+
+class Grayscale:
+    """The luma of an RGB image, on one or three channels."""
+
+    random = False
+
+    def __init__(self, *, num_output_channels: int = 1) -> None:
+        if num_output_channels not in (1, 3):
+            raise ValueError(f"`num_output_channels` must be 1 or 3, got {num_output_channels}")
+        self.channels = num_output_channels
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, 1 or 3, H, W] to [n, num_output_channels, H, W]."""
+        grey: Tensor = tvf.rgb_to_grayscale(images, self.channels)
+        return grey
+
+
+class ToRgb:
+    """A grey image on three channels; an RGB image stays."""
+
+    random = False
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, 1 or 3, H, W] to [n, 3, H, W]."""
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

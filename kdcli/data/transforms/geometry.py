@@ -1,0 +1,222 @@
+"""Transforms that move pixels: crop, pad, flip, resize."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from kdcli.data.describe import shorter_side
+from kdcli.data.draws import Draws, Ids
+from kdcli.data.transforms.resample import Interpolation, resized, resized_crops
+
+PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
+
+
+def pair(size: int | list[int]) -> tuple[int, int]:
+    """(height, width) of `size`, where one number is a square."""
+    values = [size] if isinstance(size, int) else list(size)
+    if len(values) not in (1, 2) or any(not isinstance(v, int) or v < 1 for v in values):
+        raise ValueError(f"`size` must be one or two positive integers, got {size}")
+    return values[0], values[-1]
+
+
+def windows(images: Tensor, top: Ids, left: Ids, height: int, width: int) -> Tensor:
+    """A window of each image [n, C, H, W] at its own corner: [n, C, height, width]."""
+    if len(images) == 1:
+        i, j = int(top[0]), int(left[0])
+        return images[:, :, i : i + height, j : j + width]
+    rows = torch.from_numpy(top)[:, None] + torch.arange(height)
+    columns = torch.from_numpy(left)[:, None] + torch.arange(width)
+    n, channels = images.shape[:2]
+    rows_taken = images.gather(2, rows[:, None, :, None].expand(n, channels, height, images.shape[3]))
+    return rows_taken.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
+
+
+class Pad:
+    """Adds a border: padding is one number, [x, y] or [left, top, right, bottom]; fill in 0..255."""
+
+    random = False
+
+    def __init__(
+        self,
+        *,
+        padding: int | list[int],
+        fill: float | list[float] = 0,
+        padding_mode: PaddingMode = "constant",
+    ) -> None:
+        self.padding, self.fill, self.mode = padding, fill, padding_mode
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to the padded size."""
+        padded: Tensor = tvf.pad(images, self.padding, self.fill, self.mode)
+        return padded
+
+
+class RandomCrop:
+    """Pads, then cuts a window of `size` at a uniform place.
+
+    padding as in torch_pad; with pad_if_needed an image that is too small is padded on both sides.
+    """
+
+    random = True
+
+    def __init__(
+        self,
+        *,
+        size: int | list[int],
+        padding: int | list[int] = 0,
+        fill: float | list[float] = 0,
+        padding_mode: PaddingMode = "constant",
+        pad_if_needed: bool = False,
+    ) -> None:
+        self.height, self.width = pair(size)
+        self.padding, self.fill, self.mode = padding, fill, padding_mode
+        self.pad_if_needed = pad_if_needed
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to [n, C, height, width]."""
+        if self.padding:
+            images = tvf.pad(images, self.padding, self.fill, self.mode)
+        if self.pad_if_needed:
+            y, x = (
+                max(0, want - have)
+                for want, have in zip((self.height, self.width), images.shape[2:], strict=True)
+            )
+            if x or y:
+                images = tvf.pad(images, [x, y], self.fill, self.mode)
+        rows, columns = images.shape[2] - self.height + 1, images.shape[3] - self.width + 1
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"`torch_random_crop` wants {self.height}x{self.width} and the image is "
+                f"{images.shape[2]}x{images.shape[3]} after padding"
+            )
+        corner = (draws.uniform(2) * (rows, columns)).astype(np.int64)
+        return windows(images, corner[:, 0], corner[:, 1], self.height, self.width)
+
+
+class RandomHorizontalFlip:
+    """Mirrors an image left to right with probability p."""
+
+    random = True
+
+    def __init__(self, *, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"`p` must lie in 0..1, got {p}")
+        self.p = p
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to the same shape."""
+        flipped = torch.from_numpy(draws.uniform(1)[:, 0] < self.p)
+        if len(images) == 1:
+            return images.flip(-1) if bool(flipped[0]) else images
+        return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+
+
+class CenterCrop:
+    """Cuts the central window of `size`; an image that is too small is padded with 0."""
+
+    random = False
+
+    def __init__(self, *, size: int | list[int]) -> None:
+        self.size = pair(size)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to [n, C, height, width]."""
+        cropped: Tensor = tvf.center_crop(images, list(self.size))
+        return cropped
+
+
+class Resize:
+    """Resamples to `size`: [height, width], or one number for the shorter side, aspect ratio kept.
+
+    max_size bounds the longer side where `size` is one number.
+    """
+
+    random = False
+
+    def __init__(
+        self,
+        *,
+        size: int | list[int],
+        interpolation: Interpolation = "bilinear",
+        max_size: int | None = None,
+        antialias: bool = True,
+    ) -> None:
+        pair(size)
+        self.size = [size] if isinstance(size, int) else list(size)
+        if max_size is not None and (len(self.size) != 1 or max_size <= self.size[0]):
+            raise ValueError("`max_size` must be greater than `size`, and `size` one number")
+        self.interpolation, self.max_size, self.antialias = interpolation, max_size, antialias
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """The output size for an input size."""
+        if len(self.size) == 2:
+            return self.size[0], self.size[1]
+        return shorter_side(height, width, self.size[0], self.max_size)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to [n, C, *target(H, W)]."""
+        height, width = self.target(*images.shape[2:])
+        return resized(images, height, width, self.interpolation, self.antialias)
+
+
+class RandomResizedCrop:
+    """Cuts a random share of the area in a random aspect ratio (width/height), resampled to `size`.
+
+    Ten tries, each uniform in area and log-uniform in ratio; the first that fits is taken, else the
+    largest central crop within the ratios.
+    Source: "Going Deeper with Convolutions", arXiv:1409.4842.
+    """
+
+    random = True
+    tries = 10
+
+    def __init__(
+        self,
+        *,
+        size: int | list[int],
+        scale: list[float] = [0.08, 1.0],  # noqa: B006
+        ratio: list[float] = [3 / 4, 4 / 3],  # noqa: B006
+        interpolation: Interpolation = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        for name, bounds in (("scale", scale), ("ratio", ratio)):
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(f"`{name}` must be two ascending positive numbers, got {bounds}")
+        self.size, self.scale, self.ratio = pair(size), tuple(scale), tuple(ratio)
+        self.interpolation, self.antialias = interpolation, antialias
+
+    def boxes(self, height: int, width: int, draws: Draws) -> Ids:
+        """int64 [n, 4]: top, left, height, width of each sample's crop."""
+        u = draws.uniform(2 * self.tries + 2)
+        low, high = self.scale
+        area = height * width * (low + (high - low) * u[:, : self.tries])
+        log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio = np.exp(log_low + (log_high - log_low) * u[:, self.tries : -2])
+        w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.argmax(axis=1)[:, None]
+        h, w = (np.take_along_axis(side, first, axis=1)[:, 0] for side in (h, w))
+        corner = u[:, -2:] * np.stack([height - h + 1, width - w + 1], axis=1)
+        boxes = np.column_stack([corner.astype(np.int64), h, w])
+        boxes[~fits.any(axis=1)] = self._central(height, width)
+        return boxes
+
+    def _central(self, height: int, width: int) -> tuple[int, int, int, int]:
+        h, w = height, width
+        if width / height < self.ratio[0]:
+            h = min(height, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            w = min(width, round(height * self.ratio[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to [n, C, *size]."""
+        boxes = self.boxes(images.shape[2], images.shape[3], draws)
+        return resized_crops(images, boxes, *self.size, self.interpolation, self.antialias)

@@ -1,0 +1,107 @@
+"""Resampling of images, the same bits whatever else is in the batch.
+
+Small uint8 images are resampled as two products with matrices of filter weights, each sample its own, so
+that a batch of different crops is one call. The weights are multiples of 2**-14: products with bytes and
+their sums are exact in float32, and no order of summation (batch size, threads, library) shows. Large
+ones, where the products would cost more than they save, go image by image through torchvision. Which way an
+image takes depends on its own size alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from kdcli.data.draws import Ids
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+SMALL = 128
+"""Up to this many pixels a side the matrices are used."""
+
+_UNIT = 2.0**14
+
+
+def resized(images: Tensor, height: int, width: int, interpolation: Interpolation, antialias: bool) -> Tensor:
+    """Whole images [n, C, H, W] to [n, C, height, width]."""
+    if images.shape[2:] == (height, width):
+        return images
+    box = np.array([[0, 0, images.shape[2], images.shape[3]]], dtype=np.int64)
+    return resized_crops(images, np.repeat(box, len(images), axis=0), height, width, interpolation, antialias)
+
+
+def resized_crops(
+    images: Tensor, boxes: Ids, height: int, width: int, interpolation: Interpolation, antialias: bool
+) -> Tensor:
+    """Each image's box (top, left, height, width) [n, 4] resampled to [n, C, height, width]."""
+    small = max(height, width, *images.shape[2:]) <= SMALL and images.dtype == torch.uint8
+    if small and antialias and interpolation in ("bilinear", "bicubic"):
+        # A list, so that no pair of products is larger than the caches.
+        return torch.cat(
+            [
+                _products(images[i : i + 256], boxes[i : i + 256], height, width, interpolation)
+                for i in range(0, len(images), 256)
+            ]
+        )
+    mode = InterpolationMode(interpolation)
+    return torch.stack(
+        [
+            tvf.resized_crop(image, *(int(v) for v in box), [height, width], mode, antialias)
+            for image, box in zip(images, boxes, strict=True)
+        ]
+    )
+
+
+def _products(images: Tensor, boxes: Ids, height: int, width: int, interpolation: str) -> Tensor:
+    vertical = filter_weights(boxes[:, 0], boxes[:, 2], images.shape[2], height, interpolation)
+    horizontal = filter_weights(boxes[:, 1], boxes[:, 3], images.shape[3], width, interpolation)
+    n, channels, rows, columns = images.shape
+    right = torch.from_numpy(horizontal).transpose(1, 2)
+    across = _bytes(torch.bmm(images.reshape(n, channels * rows, columns).float(), right))
+    across = across.view(n, channels, rows, width).transpose(1, 2).reshape(n, rows, channels * width)
+    down = _bytes(torch.bmm(torch.from_numpy(vertical), across))
+    return down.view(n, height, channels, width).transpose(1, 2).to(torch.uint8).contiguous()
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def filter_weights(
+    start: Ids, extent: Ids, size: int, out_size: int, interpolation: str
+) -> NDArray[np.float32]:
+    """float32 [n, out_size, size]: what each output pixel takes of each input pixel; rows sum to 1.
+
+    start, extent: the part of the line that is seen; nothing outside of it is read. The filter is widened
+    by the scale when shrinking, as Pillow does.
+    """
+    scale = (extent / out_size)[:, None, None]
+    centre = start[:, None, None] + (np.arange(out_size)[None, :, None] + 0.5) * scale
+    pixel = np.arange(size)[None, None, :]
+    distance = np.abs((pixel + 0.5 - centre) / np.maximum(scale, 1.0))
+    kernel = np.clip(1.0 - distance, 0.0, None) if interpolation == "bilinear" else _cubic(distance)
+    seen = (pixel >= start[:, None, None]) & (pixel < (start + extent)[:, None, None])
+    return _exact(np.where(seen, kernel, 0.0))
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution with a = -0.5 at distance x."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _exact(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rows scaled to sum 1 and rounded to multiples of 2**-14, the rest going to the largest."""
+    units = np.rint(weights / weights.sum(axis=2, keepdims=True) * _UNIT)
+    rest = _UNIT - units.sum(axis=2, keepdims=True)
+    largest = units.argmax(axis=2)[:, :, None]
+    np.put_along_axis(units, largest, np.take_along_axis(units, largest, 2) + rest, 2)
+    exact: NDArray[np.float32] = (units / _UNIT).astype(np.float32)
+    return exact

@@ -1,0 +1,200 @@
+"""Student and teachers side by side: what was gained, and what each costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.engine.build import (
+    build_data,
+    build_student,
+    build_task,
+    pixel_change,
+    run_root,
+    teacher_settings,
+)
+from kdcli.engine.checkpoint import newest_valid
+from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.flops import flops_of
+from kdcli.engine.folder import RunFolder
+from kdcli.engine.precision import autocast_for, student_precision
+from kdcli.engine.records import Comparison, Notice
+from kdcli.engine.run import RunOptions
+from kdcli.engine.wiring import jobs_of, small
+from kdcli.errors import KdError, RunError
+from kdcli.models.network import Network, build_network
+from kdcli.models.weight_files import find_file
+from kdcli.models.weights import fit_weights, load_weights
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.tasks.classification.metrics import agreement_sums
+
+LATENCY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One network in the comparison. pixels: from the student's to its own."""
+
+    name: str
+    net: Network
+    file_bytes: int | None
+    pixels: Any = None
+
+    def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its named outputs on a batch of the student's pixels."""
+        if self.pixels is not None:
+            batch = {**batch, "image": self.pixels(batch["image"])}
+        result: Mapping[str, Any] = self.net(batch)
+        return result
+
+
+def compare(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, weights: Path | None
+) -> tuple[list[Comparison], list[Notice]]:
+    """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
+
+    weights: a file for the student in place of the run's own. Raises RunError KD719 where there are no
+    weights for the student.
+    """
+    spec = parsed.spec
+    loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+    student, notices = _student(parsed, options, weights)
+    contenders = [student]
+    for name in _used_teachers(spec):
+        try:
+            contenders.append(_teacher(name, spec, options, loader.facts))
+        except KdError as error:
+            notices.append(Notice(message=f"{name} is left out: {error.diagnostics[0].message}", level="warning"))
+    for contender in contenders:
+        contender.net.to(processes.device).eval()
+    task = build_task(spec)
+    cast = autocast_for(student_precision(spec.runtime), processes.device)
+    metrics, agreement = _measure(contenders, loader.batches(0), task, processes, cast)
+    sample = dict(next(loader.batches(0)))
+    loader.close()
+    rows = [
+        _row(contender, metrics[contender.name], agreement.get(contender.name), sample)
+        for contender in contenders
+    ]
+    return rows, notices
+
+
+def _used_teachers(spec: Spec) -> list[str]:
+    jobs = jobs_of(spec).values()
+    return [name for name in spec.teachers if any(name in job.teachers for job in jobs)]
+
+
+def _student(parsed: ParsedSpec, options: RunOptions, weights: Path | None) -> tuple[Contender, list[Notice]]:
+    """The student with `weights`, else the best it was in its run, else the last."""
+    net = build_student(parsed.spec, options)
+    folder = RunFolder(run_root(parsed))
+    candidates = [weights] if weights is not None else [folder.best_student, folder.student]
+    for path in candidates:
+        if path is not None and (weights is not None or path.exists()):
+            load_weights(net, find_file(path, options.base_dir))
+            return Contender("student", net, path.stat().st_size), [Notice(message=f"student: {path}")]
+    notices = []
+    for path, state in newest_valid(folder.checkpoints):
+        if isinstance(state, dict):
+            prefix = "student."
+            mine = {k.removeprefix(prefix): v for k, v in state["trainee"].items() if k.startswith(prefix)}
+            fit_weights(net, mine, f"`{path}`")
+            return Contender("student", net, None), [*notices, Notice(message=f"student: {path}")]
+        notices.append(Notice(message=str(state), level="warning"))
+    raise RunError.of(
+        "KD719",
+        f"there are no weights for the student in {folder.root}",
+        "train it first (`kdcli train`), or name a file with `--weights`",
+    )
+
+
+def _teacher(name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
+    settings = teacher_settings(spec, name)
+    if settings.teacher_weight is None:
+        raise RunError.of("KD719", "it has no `teacher_weight`")
+    job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
+    where = ("mimic", "jobs", job, "teachers", name, "teacher_weight")
+    path = find_file(settings.teacher_weight, options.base_dir, where)
+    net = build_network(
+        spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
+    )
+    load_weights(net, path, where=where)
+    size = path.stat().st_size if path.is_file() else None
+    return Contender(name, net, size, pixel_change(name, settings, spec, facts))
+
+
+@torch.no_grad()
+def _measure(
+    contenders: list[Contender], batches: Any, task: Any, processes: Processes, cast: torch.autocast | None
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Metrics of each, and each teacher's agreement with the student, in one pass over the data."""
+    meters = {contender.name: task.meter() for contender in contenders}
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        batch = to_device(dict(batch), processes.device)
+        shown = {}
+        for contender in contenders:
+            if cast is None:
+                outputs = contender.outputs(batch)
+            else:
+                with cast:
+                    outputs = contender.outputs(batch)
+            if "logits" in outputs:
+                meters[contender.name].update(outputs, batch)
+                shown[contender.name] = outputs["logits"]
+        for contender in contenders[1:]:
+            name = contender.name
+            if name in shown and shown[name].shape == shown["student"].shape:
+                found = agreement_sums(shown["student"], shown[name])
+                sums[name] = sums[name] + found if name in sums else found
+    metrics = {name: meter.result(processes.sum(meter.sums())) for name, meter in meters.items()}
+    agreement = {}
+    for name, found in sums.items():
+        count, equal, divergence = processes.sum(found).tolist()
+        agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+    return metrics, agreement
+
+
+def _row(
+    contender: Contender,
+    metrics: dict[str, float],
+    agreement: dict[str, float] | None,
+    sample: dict[str, Any],
+) -> Comparison:
+    net = contender.net.cpu()
+    dropped = net.training_only()
+    parameters = sum(p.numel() for n, p in net.named_parameters() if n.split(".", 1)[0] not in dropped)
+    if contender.pixels is not None:
+        sample = {**sample, "image": contender.pixels(sample["image"])}
+    return Comparison(
+        network=contender.name,
+        metrics=metrics,
+        parameters=parameters,
+        flops=flops_of(net, small(sample, 1)),
+        file_bytes=contender.file_bytes,
+        latency_ms_batch_1=latency_ms(net, small(sample, 1)),
+        latency_ms_batch=latency_ms(net, sample),
+        batch_size=len(sample["image"]),
+        agreement=agreement,
+    )
+
+
+@torch.inference_mode()
+def latency_ms(net: nn.Module, batch: Mapping[str, Any]) -> float:
+    """Median milliseconds of a forward on the CPU, after one warm-up, over about half a second."""
+    net(batch)
+    times = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < LATENCY_SECONDS and len(times) < 200):
+        start = time.perf_counter()
+        net(batch)
+        times.append(time.perf_counter() - start)
+    return 1000.0 * statistics.median(times)

@@ -1,0 +1,46 @@
+"""Binary cross entropy between probabilities."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcli.losses.layout import equal_shapes
+from kdcli.losses.masks import broadcast_mask
+from kdcli.losses.precision import full_precision
+from kdcli.losses.reduce import per_count
+
+
+@full_precision
+def bce_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    T: float = 1.0,
+    batch_mean: bool = False,
+    from_logits: bool = False,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """Binary cross entropy of student against teacher, divided by the number of unmasked elements, or by B.
+
+    student, teacher: probabilities in [0, 1] of equal shape; with from_logits logits, which are divided
+    by T and passed through a sigmoid first (T does nothing otherwise, and no T² factor is applied).
+    mask: bool or weight, broadcast to the shape before it is counted (over all processes); nothing
+    unmasked gives 0. A scalar, in nats; raises RunError where shapes differ.
+    Source: "Distilling Object Detectors with Feature Richness", arXiv:2111.00674.
+    """
+    equal_shapes(student, teacher, "bce_loss")
+    if from_logits:
+        entropy = F.binary_cross_entropy_with_logits(student / T, (teacher / T).sigmoid(), reduction="none")
+    else:
+        entropy = F.binary_cross_entropy(student, teacher, reduction="none")
+    weights = None if mask is None else broadcast_mask(mask, entropy)
+    total = (entropy if weights is None else entropy * weights).sum()
+    if batch_mean:
+        loss = total / student.shape[0]
+    elif weights is None:
+        loss = total / entropy.numel()
+    else:
+        loss = per_count(total, weights.sum())
+    return loss * loss_weight

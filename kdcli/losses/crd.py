@@ -1,0 +1,115 @@
+"""Contrastive representation distillation: a sample's two embeddings against many others'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcli.losses.precision import full_precision
+from kdcli.losses.reduce import distributed, global_mean
+
+EPS = 1e-7
+
+
+class ContrastiveRepresentation(nn.Module):
+    """Noise contrastive estimate of a sample's own pair among K others, both ways (CRD), ÷ B.
+
+    The student's embedding is scored against a memory of all samples' teacher embeddings and the
+    teacher's against a memory of the student's: exp(cosine / T) / Z, with Z set by the first batch.
+    Embeddings are trained linear maps of the flattened feature to feat_dim, divided by their norm. The K
+    others are drawn from all samples alike, with replacement, by the device's main generator. In
+    training a memory row moves to momentum·row + (1 − momentum)·embedding, renormalised; the rows of all
+    processes go into every process's memory, so that these stay equal. The memories are buffers of
+    num_samples × feat_dim and belong in the checkpoint.
+    Taps: the pooled vector.
+    Source: "Contrastive Representation Distillation", arXiv:1910.10699.
+    """
+
+    memory_v1: Tensor
+    memory_v2: Tensor
+    z: Tensor
+
+    def __init__(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        num_samples: int,
+        *,
+        feat_dim: int = 128,
+        K: int = 16384,
+        T: float = 0.07,
+        momentum: float = 0.5,
+        loss_weight: float = 0.8,
+    ) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.K, self.T, self.momentum = K, T, momentum
+        self.loss_weight = loss_weight
+        self.embed_s = nn.Linear(math.prod(student_shape[1:]), feat_dim)
+        self.embed_t = nn.Linear(math.prod(teacher_shape[1:]), feat_dim)
+        bound = 1 / math.sqrt(feat_dim / 3)
+        self.register_buffer("memory_v1", torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
+        self.register_buffer("memory_v2", torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
+        self.register_buffer("z", torch.full((2,), -1.0))
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
+        """A scalar. indices [B] int64: the samples' positions in the dataset."""
+        return self.loss_weight * self.contrast(student, teacher, indices, self.draw(indices))
+
+    def draw(self, indices: Tensor) -> Tensor:
+        """Rows of the memories for each sample, [B, K + 1]: its own first, then K drawn ones."""
+        others = torch.randint(self.num_samples, (len(indices), self.K), device=indices.device)
+        return torch.cat([indices[:, None], others], dim=1)
+
+    def contrast(self, student: Tensor, teacher: Tensor, indices: Tensor, drawn: Tensor) -> Tensor:
+        """The loss, unweighted, for given rows; moves the memories on in training."""
+        v1 = F.normalize(self.embed_s(student.flatten(1)))
+        v2 = F.normalize(self.embed_t(teacher.flatten(1)))
+        scores = [
+            (memory[drawn].to(v.dtype) @ v[:, :, None]).squeeze(2) / self.T
+            for memory, v in ((self.memory_v2, v1), (self.memory_v1, v2))
+        ]
+        z = self._normalisers(scores)
+        loss = self._estimate(scores[0] - z[0].log()) + self._estimate(scores[1] - z[1].log())
+        if self.training:
+            self._move(indices, v1.detach(), v2.detach())
+        return loss
+
+    def _normalisers(self, scores: list[Tensor]) -> Tensor:
+        # torch.where instead of a branch: what is in the buffer is known only on the device.
+        first = torch.stack([score.detach().exp().mean() for score in scores]) * self.num_samples
+        z = torch.where(self.z < 0, global_mean(first), self.z.to(first.dtype))
+        if self.training:
+            self.z.copy_(z)
+        return z
+
+    def _estimate(self, log_p: Tensor) -> Tensor:
+        noise = self.K / self.num_samples
+        log_total = (log_p.exp() + noise + EPS).log()
+        positive = log_p[:, 0] - log_total[:, 0]
+        negative = math.log(noise) - log_total[:, 1:]
+        return -(positive.sum() + negative.sum()) / len(log_p)
+
+    @torch.no_grad()
+    def _move(self, indices: Tensor, v1: Tensor, v2: Tensor) -> None:
+        if distributed():
+            indices, v1, v2 = (_of_all(x) for x in (indices, v1, v2))
+        # A sample that comes twice (a padded last batch) writes its last row each time: the order in
+        # which a device writes is not fixed.
+        same = indices[:, None] == indices[None, :]
+        last = (same * torch.arange(len(indices), device=indices.device)).amax(1)
+        for memory, v in ((self.memory_v1, v1), (self.memory_v2, v2)):
+            row = memory[indices].to(v.dtype) * self.momentum + v[last] * (1 - self.momentum)
+            memory.index_copy_(0, indices, F.normalize(row).to(memory.dtype))
+
+
+def _of_all(rows: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

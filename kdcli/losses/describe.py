@@ -1,0 +1,115 @@
+"""What one loss is, read from its source without importing it: for `kdcli methods`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from kdcli.losses import KINDS, LOSSES
+from kdcli.spec.signatures import signature, source_file
+
+NEEDS = {
+    "teacher": "a teacher",
+    "labels": "labels",
+    "indices": "sample indices",
+    "student_logits": "the student's logits",
+    "teacher_logits": "the teacher's logits",
+    "teacher_classifier": "the teacher's classifier",
+    "teacher_norms": "the teacher's BatchNorms",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One YAML kwarg: its name, annotation as written, and default value."""
+
+    name: str
+    annotation: str
+    default: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """One loss in words.
+
+    kind: logit, feature, relational or teacher-free. summary: the docstring's first paragraph.
+    details: the rest of it. taps: which layers its authors take. needs: what it takes beside the
+    student. trains: whether it may own parameters or buffers. whole_list: takes all pairs at once.
+    prepares: has a pass over the training data first. paper: title or title and venue; arxiv: its id.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    details: str
+    taps: str | None
+    needs: tuple[str, ...]
+    options: tuple[Option, ...]
+    trains: bool
+    whole_list: bool
+    prepares: bool
+    paper: str
+    arxiv: str | None
+
+
+@cache
+def describe(name: str) -> Description:
+    """The description of a name of LOSSES; KeyError for any other."""
+    target = LOSSES[name]
+    taken = signature(target)
+    assert taken is not None, target.path
+    methods = _methods(target.path)
+    summary, details, taps, paper = _parts(taken.doc or "")
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
+    return Description(
+        name=name,
+        kind=next(kind for kind, table in KINDS.items() if name in table),
+        summary=summary,
+        details=details,
+        taps=taps or None,
+        needs=tuple(phrase for word, phrase in NEEDS.items() if word in taken.needs),
+        options=tuple(
+            Option(name=p.name, annotation=p.wanted or "Any", default=p.default)
+            for p in taken.kwargs.values()
+        ),
+        trains=taken.kind == "class",
+        whole_list=_takes_lists(methods["forward"]),
+        prepares="prepare" in methods,
+        paper=re.sub(r",? arXiv:[\d.]+", "", paper).strip().rstrip("."),
+        arxiv=arxiv.group(1) if arxiv else None,
+    )
+
+
+def _methods(path: str) -> dict[str, ast.FunctionDef]:
+    """The methods of a class by name; a function is its own `forward`."""
+    module, _, attribute = path.partition(":")
+    file = source_file(module)
+    assert file is not None, path
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return {"forward": node}
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
+    raise LookupError(path)
+
+
+def _takes_lists(forward: ast.FunctionDef) -> bool:
+    return any(
+        argument.arg in ("student", "teacher") and "Sequence" in ast.unparse(argument.annotation)
+        for argument in forward.args.args
+        if argument.annotation is not None
+    )
+
+
+def _parts(docstring: str) -> tuple[str, str, str, str]:
+    """Summary, details, taps, source."""
+    body, _, source = docstring.partition("Source:")
+    body, _, taps = body.partition("Taps:")
+    summary, _, details = body.partition("\n\n")
+    return _one_line(summary), details.strip(), _one_line(taps), _one_line(source)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

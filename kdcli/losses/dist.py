@@ -1,0 +1,43 @@
+"""DIST: Pearson correlation between and within classes instead of KL."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from kdcli.losses.gather import gather_rows
+from kdcli.losses.precision import full_precision
+from kdcli.losses.shapes import check_logits
+
+EPSILON = 1e-8
+
+
+@full_precision
+def dist(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    T: float = 1.0,
+    gather: bool = False,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """T²·(beta·mean over rows of (1 − ρ) + gamma·mean over columns of (1 − ρ)).
+
+    student, teacher: logits [B, K]; ρ is Pearson's correlation of the softmax probabilities at T. Columns
+    relate the samples of one process, of all processes with gather. One row has no columns to
+    correlate: their ρ counts as 0. A scalar; raises RunError for other shapes.
+    Source: "Knowledge Distillation from A Stronger Teacher", arXiv:2205.10536.
+    """
+    check_logits(student, teacher, None, "dist")
+    student, teacher = (gather_rows(x, gather=gather) for x in (student, teacher))
+    s, t = (student / T).softmax(1), (teacher / T).softmax(1)
+    between, within = 1 - _pearson(s, t, 1).mean(), 1 - _pearson(s, t, 0).mean()
+    return (beta * between + gamma * within) * T**2 * loss_weight
+
+
+def _pearson(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    a, b = a - a.mean(axis, keepdim=True), b - b.mean(axis, keepdim=True)
+    lengths: Tensor = vector_norm(a, dim=axis) * vector_norm(b, dim=axis)
+    return (a * b).sum(axis) / (lengths + EPSILON)

@@ -1,0 +1,43 @@
+"""DKD: target-class and non-target-class knowledge, decoupled."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli.losses.divergence import kl_rows, log_softmax_without, one_hot_mask, two_way
+from kdcli.losses.precision import full_precision
+from kdcli.losses.reduce import row_mean
+from kdcli.losses.shapes import check_logits
+from kdcli.losses.warmup import epoch_share
+
+
+@full_precision
+def dkd(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    epoch: int | None = None,
+    teacher_weights: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    T: float = 4.0,
+    warmup_epochs: int = 20,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """T²·(alpha·TCKD + beta·NCKD), mean over rows, in nats.
+
+    student, teacher: logits [B, K]; labels: [B]. TCKD is the KL between the two-way distributions
+    (label, all others), NCKD the KL over the other classes alone, both at T. epoch: counted from 0; the
+    loss is multiplied by min((epoch + 1)/warmup_epochs, 1), or by 1 where it is not given.
+    teacher_weights: [B], multiplies each row. ImageNet: beta 0.5, T 1. A scalar; raises RunError for
+    other shapes.
+    Source: "Decoupled Knowledge Distillation", arXiv:2203.08679.
+    """
+    check_logits(student, teacher, labels, "dkd")
+    chosen = one_hot_mask(labels, student)
+    student, teacher = student / T, teacher / T
+    target = kl_rows(two_way(student.log_softmax(1), chosen), two_way(teacher.log_softmax(1), chosen))
+    others = kl_rows(log_softmax_without(student, chosen), log_softmax_without(teacher, chosen))
+    loss = row_mean(alpha * target + beta * others, teacher_weights) * T**2
+    return loss * (epoch_share(epoch, warmup_epochs) * loss_weight)

@@ -1,0 +1,40 @@
+"""FitNet hints: the student's feature regressed onto the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcli.losses.layout import as_map
+from kdcli.losses.precision import full_precision
+from kdcli.losses.regression import ConvRegression
+
+
+class FitNet(nn.Module):
+    """Mean squared error between a trained regression of the student's hint and the teacher's (FitNet).
+
+    The regression is a convolution, batch norm and ReLU (see `ConvRegression`); it is built even where
+    the shapes are equal. Features are maps [B, C, H, W], tokens [B, N, D] or vectors [B, D]. The first
+    authors train the student up to the hint by this alone, then for the task.
+    Taps: the output of one middle stage.
+    Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
+    """
+
+    def __init__(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        *,
+        relu: bool = True,
+        loss_weight: float = 100.0,
+    ) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.regression = ConvRegression(student_shape, teacher_shape, method="fitnet", relu=relu)
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """A scalar, averaged over all elements."""
+        return self.loss_weight * F.mse_loss(self.regression(student), as_map(teacher, "fitnet"))

@@ -1,0 +1,49 @@
+"""L2 loss: squared distance of two features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcli.losses.layout import equal_shapes
+from kdcli.losses.masks import broadcast_mask
+from kdcli.losses.precision import full_precision
+from kdcli.losses.reduce import per_count
+
+
+@full_precision
+def l2_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    teacher_weights: Tensor | None = None,
+    *,
+    feat_norm: bool = False,
+    batch_mean: bool = False,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """Sum of squared differences divided by the number of unmasked elements, or by B.
+
+    student, teacher: features [B, ...] of equal shape. mask: bool or weight, broadcast to that shape
+    before it is counted (over all processes); nothing unmasked gives 0. feat_norm: each sample is
+    flattened and divided by its L2 norm first. batch_mean: divide by B instead. teacher_weights: [B],
+    multiplies each sample's part. A scalar; raises RunError where shapes differ.
+    Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
+    """
+    equal_shapes(student, teacher, "l2_loss")
+    weights = None if mask is None else broadcast_mask(mask, student)
+    if feat_norm:
+        student, teacher = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
+        weights = None if weights is None else weights.flatten(1)
+    squares = (student - teacher).square()
+    if weights is not None:
+        squares = squares * weights
+    if teacher_weights is not None:
+        squares = squares * broadcast_mask(teacher_weights, squares)
+    if batch_mean:
+        loss = squares.sum() / student.shape[0]
+    elif weights is None:
+        loss = squares.sum() / squares.numel()
+    else:
+        loss = per_count(squares.sum(), weights.sum())
+    return loss * loss_weight

@@ -1,0 +1,111 @@
+"""How a feature's axes are read: maps [B, C, H, W], tokens [B, N, D], vectors [B, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcli.errors import RunError
+
+
+def map_shape(shape: Sequence[int], method: str) -> tuple[int, int, int, int]:
+    """The shape a feature has as a map: tokens are N×1 positions, a vector is one position."""
+    if len(shape) == 4:
+        batch, channels, height, width = shape
+        return batch, channels, height, width
+    if len(shape) == 3:
+        batch, tokens, channels = shape
+        return batch, channels, tokens, 1
+    if len(shape) == 2:
+        return shape[0], shape[1], 1, 1
+    raise RunError.of(
+        "KD450",
+        f"`{method}` takes maps [B, C, H, W], tokens [B, N, D] or vectors [B, D], not {shown(shape)}",
+        "name a layer whose output has one of these shapes (`kdcli inspect-features`)",
+    )
+
+
+def as_map(feature: Tensor, method: str) -> Tensor:
+    """The feature as [B, C, H, W]; see `map_shape`."""
+    shape = map_shape(feature.shape, method)
+    return (feature.transpose(1, 2) if feature.dim() == 3 else feature).reshape(shape)
+
+
+def as_vectors(feature: Tensor, method: str) -> Tensor:
+    """The feature as [B, C], averaged over its positions."""
+    return feature if feature.dim() == 2 else as_map(feature, method).flatten(2).mean(2)
+
+
+def only_maps(shape: Sequence[int], method: str) -> tuple[int, int, int, int]:
+    """The shape of a map [B, C, H, W]; anything else is refused."""
+    if len(shape) != 4:
+        raise RunError.of(
+            "KD450",
+            f"`{method}` takes feature maps [B, C, H, W], not {shown(shape)}",
+            "name a convolutional layer, before pooling and flattening",
+        )
+    batch, channels, height, width = shape
+    return batch, channels, height, width
+
+
+def with_positions(student: Tensor, teacher: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    """Both as maps of one size, the larger averaged down to the smaller; vectors are refused.
+
+    Channels may differ. Tokens have no grid, so their number must be equal.
+    """
+    for feature in (student, teacher):
+        if feature.dim() == 2:
+            raise RunError.of(
+                "KD450",
+                f"`{method}` compares positions, and {shown(feature.shape)} has none",
+                "name a layer before pooling",
+            )
+    unlike_tokens = student.dim() == 3 and teacher.dim() == 3 and student.shape[1] != teacher.shape[1]
+    if student.dim() != teacher.dim() or unlike_tokens:
+        raise RunError.of(
+            "KD450",
+            f"`{method}` cannot match {shown(student.shape)} with {shown(teacher.shape)}",
+            "name two maps, or two layers with equally many tokens",
+        )
+    return same_size(as_map(student, method), as_map(teacher, method))
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps [B, C, H, W], the larger averaged down to the smaller in each direction."""
+    height = min(student.shape[2], teacher.shape[2])
+    width = min(student.shape[3], teacher.shape[3])
+    return pooled(student, height, width), pooled(teacher, height, width)
+
+
+def pooled(feature: Tensor, height: int, width: int) -> Tensor:
+    """A map averaged down to [B, C, height, width]; itself where it has that size."""
+    if feature.shape[2:] == (height, width):
+        return feature
+    return F.adaptive_avg_pool2d(feature, (height, width))
+
+
+def equal_shapes(student: Tensor, teacher: Tensor, method: str) -> None:
+    """Refuse two features of different shape."""
+    if student.shape != teacher.shape:
+        raise RunError.of(
+            "KD450",
+            f"`{method}` compares equal shapes, not {shown(student.shape)} with {shown(teacher.shape)}",
+            "add `adapter: auto` to the job, or name layers that fit",
+        )
+
+
+def enough_values(values: int, method: str) -> None:
+    """Refuse a batch that leaves a channel with a single value to normalise over."""
+    if values < 2:
+        raise RunError.of(
+            "KD450",
+            f"`{method}` normalises each channel over the batch, and this one holds a single value",
+            "use a batch of at least two samples and drop an incomplete last batch",
+        )
+
+
+def shown(shape: Sequence[int]) -> str:
+    """[8, 64, 4, 4], as messages show a shape."""
+    return str([int(size) for size in shape])

@@ -1,0 +1,45 @@
+"""Pearson distillation: maps compared after each channel is standardised."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcli.errors import RunError
+from kdcli.losses.layout import as_map, enough_values, shown
+from kdcli.losses.precision import full_precision
+
+
+@full_precision
+def pearson(
+    student: Tensor, teacher: Tensor, *, resize_student: bool = True, loss_weight: float = 1.0
+) -> Tensor:
+    """Half the mean squared difference of features z-scored per channel over batch and positions (PKD).
+
+    The standard deviation is the unbiased one, plus 1e-6. student, teacher: maps [B, C, H, W], tokens
+    [B, N, D] or vectors [B, D] with equally many channels; maps of another size are resized bilinearly,
+    the student's to the teacher's or (resize_student false) the other way round. Pairs are summed.
+    Taps: each level of the neck, or the output of a stage.
+    Source: "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
+    Coefficient", arXiv:2207.02039.
+    """
+    student, teacher = as_map(student, "pkd"), as_map(teacher, "pkd")
+    if student.shape[2:] != teacher.shape[2:]:
+        if resize_student:
+            student = F.interpolate(student, teacher.shape[2:], mode="bilinear")
+        else:
+            teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear")
+    if student.shape[1] != teacher.shape[1]:
+        raise RunError.of(
+            "KD450",
+            f"`pkd` compares channel by channel, not {shown(student.shape)} with {shown(teacher.shape)}",
+            "add `adapter: auto` to the job",
+        )
+    enough_values(student.numel() // student.shape[1], "pkd")
+    return loss_weight * F.mse_loss(_standardised(student), _standardised(teacher)) / 2
+
+
+def _standardised(feature: Tensor) -> Tensor:
+    mean = feature.mean((0, 2, 3), keepdim=True)
+    deviation = feature.std((0, 2, 3), keepdim=True)
+    return (feature - mean) / (deviation + 1e-6)

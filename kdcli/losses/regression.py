@@ -1,0 +1,56 @@
+"""The convolution that brings a student's map to the shape of a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kdcli.errors import RunError
+from kdcli.losses.layout import as_map, enough_values, map_shape, shown
+
+
+class ConvRegression(nn.Module):
+    """A convolution, batch norm and (relu) ReLU; its kernel follows from the two sizes.
+
+    Twice the teacher's height: 3×3 with stride 2. Half of it: transposed 4×4 with stride 2. Otherwise at
+    least as large: a kernel of 1 + difference, without padding, which is 1×1 for equal sizes. Tokens are
+    N×1 positions, a vector is one. Output [B, C, H, W] of the teacher. method: named in errors.
+    """
+
+    def __init__(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        *,
+        method: str,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.relu = relu
+        _, s_channels, s_height, s_width = map_shape(student_shape, method)
+        _, t_channels, t_height, t_width = map_shape(teacher_shape, method)
+        self.conv: nn.Conv2d | nn.ConvTranspose2d
+        if s_height == 2 * t_height and s_width == 2 * t_width:
+            self.conv = nn.Conv2d(s_channels, t_channels, 3, stride=2, padding=1)
+        elif 2 * s_height == t_height and 2 * s_width == t_width:
+            self.conv = nn.ConvTranspose2d(s_channels, t_channels, 4, stride=2, padding=1)
+        elif s_height >= t_height and s_width >= t_width:
+            kernel = (1 + s_height - t_height, 1 + s_width - t_width)
+            self.conv = nn.Conv2d(s_channels, t_channels, kernel)
+        else:
+            raise RunError.of(
+                "KD450",
+                f"`{method}` cannot bring {shown(student_shape)} to the larger {shown(teacher_shape)}",
+                "name a student layer that is at least as large, or exactly half as large",
+            )
+        self.bn = nn.BatchNorm2d(t_channels)
+
+    def forward(self, student: Tensor) -> Tensor:
+        """The student's feature in the teacher's shape, as a map."""
+        x: Tensor = self.conv(as_map(student, self.method))
+        if self.training:
+            enough_values(x.numel() // x.shape[1], self.method)
+        x = self.bn(x)
+        return x.relu() if self.relu else x

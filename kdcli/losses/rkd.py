@@ -1,0 +1,56 @@
+"""Relational distillation: the distances and angles among the samples of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcli.losses.gather import gather_rows
+from kdcli.losses.precision import full_precision
+
+
+@full_precision
+def relational(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    squared: bool = False,
+    eps: float = 1e-12,
+    gather: bool = False,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """Smooth-L1 of pairwise distances and of angles of triples (RKD), each averaged over all entries.
+
+    Distances are divided by the mean of the positive ones of their own network. squared: of squared
+    distances. student, teacher: features of any shape [B, ...], flattened; their sizes may differ. The
+    angles take B²·D numbers of memory.
+    gather: relate the samples of all processes instead of one's own. One sample has no relations: 0.
+    Taps: the pooled vector.
+    Source: "Relational Knowledge Distillation", arXiv:1904.05068.
+    """
+    student = gather_rows(student.flatten(1), gather=gather)
+    teacher = gather_rows(teacher.flatten(1), gather=gather)
+    distance = F.smooth_l1_loss(
+        _relative_distances(student, squared, eps), _relative_distances(teacher, squared, eps)
+    )
+    angle = F.smooth_l1_loss(_angles(student), _angles(teacher))
+    return loss_weight * (distance_weight * distance + angle_weight * angle)
+
+
+def _relative_distances(rows: Tensor, squared: bool, eps: float) -> Tensor:
+    squares = rows.pow(2).sum(1)
+    distances = (squares[:, None] + squares[None, :] - 2 * (rows @ rows.T)).clamp(min=eps)
+    if not squared:
+        distances = distances.sqrt()
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    distances = distances.masked_fill(itself, 0.0)
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    return distances / mean.clamp(min=eps)
+
+
+def _angles(rows: Tensor) -> Tensor:
+    directions = F.normalize(rows[None, :] - rows[:, None], dim=2)
+    return directions @ directions.transpose(1, 2)

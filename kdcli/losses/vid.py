@@ -1,0 +1,57 @@
+"""Variational information: how well the student's feature predicts the teacher's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcli.losses.layout import as_map, map_shape, same_size
+from kdcli.losses.precision import full_precision
+
+
+class VariationalInformation(nn.Module):
+    """Gaussian negative log likelihood of the teacher's feature given a regression of the student's (VID).
+
+    ½·((t − mean)²/variance + log variance), averaged over all elements. The regression is three 1×1
+    convolutions with ReLU between; the variance of a channel is softplus(log_scale) + eps, trained too.
+    Features are maps (the larger is averaged down to the smaller), tokens of equal number or vectors.
+    Pairs are summed.
+    Taps: the output of each stage.
+    Source: "Variational Information Distillation for Knowledge Transfer", arXiv:1904.05835.
+    """
+
+    def __init__(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        *,
+        init_pred_var: float = 5.0,
+        eps: float = 1e-5,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.loss_weight = loss_weight
+        s_channels = map_shape(student_shape, "vid")[1]
+        t_channels = map_shape(teacher_shape, "vid")[1]
+        self.regressor = nn.Sequential(
+            nn.Conv2d(s_channels, t_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(t_channels, t_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(t_channels, t_channels, 1, bias=False),
+        )
+        self.log_scale = nn.Parameter(torch.full((t_channels,), math.log(math.expm1(init_pred_var - eps))))
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """A scalar; may be negative."""
+        student, teacher = same_size(as_map(student, "vid"), as_map(teacher, "vid"))
+        mean = self.regressor(student)
+        variance = (F.softplus(self.log_scale) + self.eps).view(1, -1, 1, 1)
+        likelihood: Tensor = 0.5 * ((mean - teacher) ** 2 / variance + variance.log())
+        return self.loss_weight * likelihood.mean()

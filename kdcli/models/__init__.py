@@ -1,0 +1,59 @@
+"""Networks: modules by name, run in order.
+
+MODULES maps the names a spec may give as `type` to code; this file never imports torch.
+"""
+
+from __future__ import annotations
+
+from kdcli.spec.tables import Target
+
+RESNET = "kdcli.models.backbones.resnet:ResNet"
+CIFAR_RESNET = "kdcli.models.cifar.resnet:CifarResNet"
+CIFAR_DEEP_RESNET = "kdcli.models.cifar.deep_resnet:DeepCifarResNet"
+WIDE_RESNET = "kdcli.models.cifar.wide_resnet:WideResNet"
+VGG = "kdcli.models.cifar.vgg:Vgg"
+STAGES = "kdcli.models.backbones.torchvision_stages:TorchvisionStages"
+VIT = "kdcli.models.backbones.torchvision_vit:TorchvisionVit"
+
+BACKBONES: dict[str, Target] = {
+    **{f"resnet{depth}": Target(RESNET, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+    "resnet_custom": Target(RESNET, {"depth": None}),
+    "mobilenet_v2": Target(STAGES, {"name": "mobilenet_v2"}),
+    **{
+        name: Target(STAGES, {"name": name, "width_mult": None})
+        for name in (
+            *(f"efficientnet_b{size}" for size in range(8)),
+            *(f"efficientnet_v2_{size}" for size in "sml"),
+            *(f"regnet_x_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
+            *(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
+        )
+    },
+    **{name: Target(VIT, {"name": name}) for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
+}
+
+SMALL_IMAGE_MODELS: dict[str, Target] = {
+    **{
+        f"cifar_resnet{depth}": Target(CIFAR_RESNET, {"depth": depth, "wide": False})
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    },
+    **{f"cifar_resnet{depth}x4": Target(CIFAR_RESNET, {"depth": depth, "wide": True}) for depth in (8, 32)},
+    **{
+        f"wrn_{depth}_{width}": Target(WIDE_RESNET, {"depth": depth, "width": width})
+        for depth in (16, 40)
+        for width in (1, 2)
+    },
+    **{f"vgg{depth}": Target(VGG, {"depth": depth}) for depth in (8, 11, 13, 16, 19)},
+    "mobilenetv2_half": Target("kdcli.models.cifar.mobilenetv2:MobileNetV2"),
+    "shufflenetv1": Target("kdcli.models.cifar.shufflenetv1:ShuffleNetV1"),
+    "shufflenetv2": Target("kdcli.models.cifar.shufflenetv2:ShuffleNetV2"),
+    **{f"resnet{depth}_cifar": Target(CIFAR_DEEP_RESNET, {"depth": depth}) for depth in (18, 34, 50)},
+}
+
+CLASSIFICATION: dict[str, Target] = {
+    "base_cls_head": Target("kdcli.models.heads.cls_head:ClsHead"),
+    "base_cls_postprocess": Target("kdcli.models.heads.cls_postprocess:ClsPostProcess"),
+    "ADAP": Target("kdcli.models.adapt:Adapt"),
+}
+
+MODULES: dict[str, Target] = {**BACKBONES, **SMALL_IMAGE_MODELS, **CLASSIFICATION}
+"""`torchvision.<name>`, `timm.<name>` and `package.module:attribute` are types as well."""

@@ -1,0 +1,1 @@
+"""Backbones: from an image to feature maps of several strides."""

@@ -1,0 +1,1 @@
+"""Small-image classifiers of the field's tables: whole models that return logits."""

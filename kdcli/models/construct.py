@@ -1,0 +1,127 @@
+"""From a type name and its arguments to a module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
+from kdcli.models import MODULES
+from kdcli.models.foreign import build_timm, build_torchvision
+
+FACTS = ("inplanes", "aligned")
+"""What a constructor may take that the spec does not say: passed by name, only to those who ask."""
+
+
+def construct(
+    kind: str,
+    kwargs: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    path: SpecPath,
+    plugins: Sequence[str] = (),
+) -> nn.Module:
+    """Build the module that `kind` names.
+
+    kind: a name of MODULES, `torchvision.<name>`, `timm.<name>` or `package.module:attribute` of a
+    package among plugins. facts: values for FACTS. Raises SpecError at the module's path.
+    """
+    try:
+        if kind in MODULES:
+            target = MODULES[kind]
+            return _call(target.load(), kind, kwargs, {**facts}, target.preset, path)
+        if kind.startswith("torchvision."):
+            return build_torchvision(kind.removeprefix("torchvision."), kwargs, path)
+        if kind.startswith("timm."):
+            return build_timm(kind.removeprefix("timm."), kwargs, path)
+        if ":" in kind:
+            return _call(_plugin(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
+    except KdError:
+        raise
+    except Exception as error:
+        # Whatever a constructor raises is about the arguments the spec gave it.
+        raise SpecError.at(
+            path, "KD402", f"`{kind}` can't be built: {type(error).__name__}: {error}", "check its kwargs"
+        ) from error
+    help = did_you_mean(kind, list(MODULES))
+    if "." in kind and help is None:
+        help = f"own code is written `{'.'.join(kind.split('.')[:-1])}:{kind.split('.')[-1]}`"
+    raise SpecError.at((*path, "type"), "KD401", f"there is no module type `{kind}`", help)
+
+
+def _call(
+    constructor: Callable[..., Any],
+    kind: str,
+    kwargs: Mapping[str, Any],
+    facts: dict[str, Any],
+    preset: Mapping[str, Any],
+    path: SpecPath,
+) -> nn.Module:
+    parameters = inspect.signature(constructor).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = [name for name in named if name not in preset and name != "aligned"]
+    for key in kwargs:
+        if key not in known and not open_ended:
+            raise SpecError.at(
+                (*path, "kwargs", key),
+                "KD404",
+                f"`{kind}` has no argument `{key}`",
+                did_you_mean(key, known),
+                on_key=True,
+            )
+    given = {key: value for key, value in facts.items() if key in named and value is not None}
+    arguments = {**given, **kwargs, **preset}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
+    if "inplanes" in missing:
+        raise SpecError.at(
+            path,
+            "KD403",
+            f"`{kind}` needs the widths of a module before it, and none has any",
+            "put it after a backbone, or name one in `prev`",
+        )
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise SpecError.at(path, "KD405", f"`{kind}` needs {names}", "add it under `kwargs`")
+    module = constructor(**arguments)
+    if not isinstance(module, nn.Module):
+        raise SpecError.at(
+            (*path, "type"), "KD406", f"`{kind}` gives a `{type(module).__name__}`, not an `nn.Module`"
+        )
+    return module
+
+
+def _plugin(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:
+    """The attribute of a package that the command line allows."""
+    module, _, attribute = kind.partition(":")
+    here = (*path, "type")
+    if not any(module == name or module.startswith(name + ".") for name in plugins):
+        package = module.split(".")[0]
+        raise SpecError.at(
+            here,
+            "KD413",
+            f"`{kind}` is code outside kdcli, and a spec alone may not run code",
+            f"allow it on the command line: `--plugin {package}`",
+        )
+    try:
+        found: Any = import_module(module)
+    except Exception as error:
+        raise SpecError.at(
+            here, "KD414", f"`{module}` can't be imported: {type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(found) if not name.startswith("_")]
+            raise SpecError.at(
+                here, "KD414", f"`{module}` has no `{attribute}`", did_you_mean(attribute, names)
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise SpecError.at(
+            here, "KD406", f"`{kind}` is a `{type(found).__name__}`, not a model class or function"
+        )
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Detection: anchors, targets, heads and post-processing."""

@@ -1,0 +1,112 @@
+"""Boxes [N, 4] as (x1, y1, x2, y2) in pixels, in either of two geometries.
+
+offset 0: x2 and y2 are edges, a width is x2 - x1. offset 1: they are the last pixels inside, a width is
+x2 - x1 + 1 (`aligned: false`). Boxes of the second kind become the first by moving x2 and y2 by 1, which
+is how torchvision's kernels serve both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torchvision.ops
+from torch import Tensor
+
+LARGEST_GROWTH = math.log(1000.0 / 16.0)
+"""Decoded sides grow by at most this factor (in logs), so that no exponential overflows."""
+
+
+def offset_of(aligned: bool) -> int:
+    """0 for the modern geometry, 1 for the one that counts last pixels."""
+    return 0 if aligned else 1
+
+
+def sides(boxes: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """Width and height, each [N]."""
+    return boxes[:, 2] - boxes[:, 0] + offset, boxes[:, 3] - boxes[:, 1] + offset
+
+
+def edges(boxes: Tensor, offset: int) -> Tensor:
+    """The first four columns in the modern geometry, float32 at least."""
+    boxes = boxes[:, :4] if boxes.dtype == torch.float64 else boxes[:, :4].float()
+    return boxes + boxes.new_tensor([0.0, 0.0, offset, offset]) if offset else boxes
+
+
+def iou(a: Tensor, b: Tensor, offset: int) -> Tensor:
+    """Intersection over union of every pair, [N, M]; 0 where both are empty."""
+    return torchvision.ops.box_iou(edges(a, offset), edges(b, offset)).nan_to_num_(0.0)
+
+
+def intersection_over_first(a: Tensor, b: Tensor, offset: int) -> Tensor:
+    """Share of each box of `a` that lies in each of `b`, [N, M]; 0 for an empty one."""
+    a, b = edges(a, offset), edges(b, offset)
+    low = torch.max(a[:, None, :2], b[None, :, :2])
+    high = torch.min(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    return shared / torchvision.ops.box_area(a)[:, None].clamp(min=1e-6)
+
+
+def encode(boxes: Tensor, targets: Tensor, offset: int) -> Tensor:
+    """What moves each box to its target, [N, 4]: centre shifts in sides of the box, log ratios of sides."""
+    width, height = sides(boxes, offset)
+    target_width, target_height = sides(targets, offset)
+    shift_x = targets[:, 0] + 0.5 * target_width - boxes[:, 0] - 0.5 * width
+    shift_y = targets[:, 1] + 0.5 * target_height - boxes[:, 1] - 0.5 * height
+    return torch.stack(
+        [
+            shift_x / width,
+            shift_y / height,
+            torch.log(target_width / width),
+            torch.log(target_height / height),
+        ],
+        dim=1,
+    )
+
+
+def decode(boxes: Tensor, deltas: Tensor, offset: int) -> Tensor:
+    """Boxes [N, 4] moved by deltas [N, 4·k]: [N, 4·k]."""
+    width, height = (side[:, None] for side in sides(boxes, offset))
+    moves = deltas.view(len(deltas), -1, 4)
+    x = moves[..., 0] * width + boxes[:, 0, None] + 0.5 * width
+    y = moves[..., 1] * height + boxes[:, 1, None] + 0.5 * height
+    half_width = 0.5 * width * moves[..., 2].clamp(max=LARGEST_GROWTH).exp()
+    half_height = 0.5 * height * moves[..., 3].clamp(max=LARGEST_GROWTH).exp()
+    corners = (x - half_width, y - half_height, x + half_width - offset, y + half_height - offset)
+    return torch.stack(corners, dim=-1).view(deltas.shape)
+
+
+def normalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
+    """Deltas [N, 4] with the means taken off, over the standard deviations."""
+    return (deltas - deltas.new_tensor(means)) / deltas.new_tensor(stds)
+
+
+def denormalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
+    """The inverse of `normalized` for [N, 4·k]."""
+    quads = deltas.view(len(deltas), -1, 4)
+    return (quads * deltas.new_tensor(stds) + deltas.new_tensor(means)).view(deltas.shape)
+
+
+def clip(boxes: Tensor, image_info: Sequence[float], offset: int) -> Tensor:
+    """Boxes [N, >=4] cut to the image; image_info begins with height and width."""
+    height, width = float(image_info[0]), float(image_info[1])
+    limit = boxes.new_tensor([width, height, width, height]) - offset
+    cut = torch.minimum(boxes[:, :4].clamp(min=0), limit)
+    return torch.cat([cut, boxes[:, 4:]], dim=1) if boxes.shape[1] > 4 else cut
+
+
+def large_enough(boxes: Tensor, min_size: float, offset: int) -> Tensor:
+    """Bool [N]: both sides greater than min_size."""
+    width, height = sides(boxes, offset)
+    return (width > min_size) & (height > min_size)
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int) -> Tensor:
+    """Indices of the boxes that are kept, best first."""
+    return torchvision.ops.nms(edges(boxes, offset), scores.float(), threshold)
+
+
+def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, offset: int) -> Tensor:
+    """Like `nms`, where only boxes of one group (class, level) suppress each other."""
+    return torchvision.ops.batched_nms(edges(boxes, offset), scores.float(), groups, threshold)

@@ -1,0 +1,1 @@
+"""Necks: what brings a backbone's features to one width."""

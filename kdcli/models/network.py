@@ -1,0 +1,221 @@
+"""A network: named modules run in order, each seeing what the ones before returned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.models.construct import construct
+from kdcli.models.module import ViewModule
+from kdcli.spec.schema import ModuleSpec
+
+SELF = "self"
+"""The type of the pseudo module whose kwargs are the network's own."""
+
+
+class Network(nn.Module):
+    """Named modules, run in list order.
+
+    forward(batch) returns the named outputs, batch fields not among them; the batch is not changed.
+    A ViewModule is called with batch fields and outputs so far; any other module with `image`, and
+    a Tensor it returns becomes `logits`. Modules that a freeze pattern matches stay in eval mode.
+
+    modules: by name, in order. frozen: patterns, a prefix of the path or 'r:' and a regex.
+    paths: where in the spec each module stands, for errors.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        frozen: Sequence[str] = (),
+        paths: Mapping[str, SpecPath] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self._frozen = tuple(frozen)
+        self._paths = dict(paths or {})
+        for name, parameter in self.named_parameters():
+            if any(matches(pattern, alias) for pattern in self._frozen for alias in self._aliases(name)):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The named outputs of all modules."""
+        seen = dict(batch)
+        outputs: dict[str, Any] = {}
+        for name, module in self.named_children():
+            before = [] if torch.compiler.is_compiling() else list(_versions(seen))
+            if isinstance(module, ViewModule):
+                new = module(MappingProxyType(seen))
+            else:
+                new = self._named_outputs(name, module(seen["image"]))
+            self._refuse_writing(name, before)
+            seen.update(new)
+            outputs.update(new)
+        return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but the frozen modules."""
+        super().train(mode)
+        if self._frozen:
+            for name, module in self.named_modules():
+                if name and any(matches(p, alias) for p in self._frozen for alias in self._aliases(name)):
+                    module.train(False)
+        return self
+
+    def training_only(self) -> frozenset[str]:
+        """Names of the modules that serve training alone and are not exported."""
+        return frozenset(
+            name for name, child in self.named_children() if getattr(child, "training_only", False)
+        )
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """The state dict without the modules that serve training alone."""
+        dropped = self.training_only()
+        return {key: value for key, value in self.state_dict().items() if key.split(".", 1)[0] not in dropped}
+
+    def _aliases(self, path: str) -> Iterator[str]:
+        """A path and its other spellings (conv1 of a ResNet is layer0.0)."""
+        yield path
+        name, _, rest = path.partition(".")
+        for alias, real in getattr(getattr(self, name), "aliases", {}).items():
+            if rest == real or rest.startswith(real + "."):
+                yield f"{name}.{alias}{rest.removeprefix(real)}"
+
+    def _named_outputs(self, name: str, result: Any) -> dict[str, Any]:
+        if isinstance(result, Tensor):
+            return {"logits": result}
+        if isinstance(result, Mapping):
+            return dict(result)
+        # Inception and GoogLeNet: a named tuple with auxiliary logits while training.
+        if isinstance(getattr(result, "logits", None), Tensor):
+            return {"logits": result.logits}
+        raise SpecError.at(
+            self._paths.get(name, (name,)),
+            "KD411",
+            f"module `{name}` returned {_kind(result)} instead of a tensor",
+            "a whole model returns its logits, or a mapping of named outputs",
+        )
+
+    def _refuse_writing(self, name: str, before: Sequence[tuple[str, Tensor, int]]) -> None:
+        for field, tensor, version in before:
+            if tensor._version != version:
+                raise SpecError.at(
+                    self._paths.get(name, (name,)),
+                    "KD410",
+                    f"module `{name}` changed `{field}` in place",
+                    "other networks and losses read the same tensor: let the module work on a copy",
+                )
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a freeze pattern (a prefix, or 'r:' and a regex found anywhere) meets a path."""
+    if pattern.startswith("r:"):
+        return re.search(pattern[2:], path) is not None
+    return path.startswith(pattern)
+
+
+def build_network(
+    modules: Sequence[ModuleSpec],
+    *,
+    path: SpecPath,
+    plugins: Sequence[str] = (),
+    aligned: bool = False,
+) -> Network:
+    """The network of a `net` or teacher list, on the CPU, in training mode.
+
+    path: of the list in the spec. plugins: packages outside kdcli that may be imported. aligned:
+    box geometry, for the modules that take it. Every finding is a SpecError at its module's path.
+    """
+    built: dict[str, nn.Module] = {}
+    paths: dict[str, SpecPath] = {}
+    frozen: list[str] = []
+    frozen_path: SpecPath = path
+    for index, spec in enumerate(modules):
+        here = (*path, index)
+        if spec.type == SELF:
+            frozen_path = (*here, "kwargs", "freeze_patterns")
+            frozen += _freeze_patterns(spec, here)
+            continue
+        if spec.name in built or not spec.name or "." in spec.name or hasattr(Network, spec.name):
+            why = "stands twice" if spec.name in built else "can't be used here"
+            raise SpecError.at(
+                (*here, "name"), "KD409", f"the module name `{spec.name}` {why}", "choose another name"
+            )
+        facts = {"inplanes": _widths_before(spec, built, here), "aligned": aligned}
+        built[spec.name] = construct(spec.type, spec.kwargs, facts, path=here, plugins=plugins)
+        paths[spec.name] = here
+    if not built:
+        raise SpecError.at(path, "KD409", "a network needs at least one module")
+    network = Network(built, frozen, paths)
+    for index, pattern in enumerate(frozen):
+        names = [name for name, _ in network.named_parameters()] + [
+            n for n, _ in network.named_modules() if n
+        ]
+        if not any(matches(pattern, alias) for name in names for alias in network._aliases(name)):
+            raise SpecError.at(
+                (*frozen_path, index), "KD408", f"`{pattern}` freezes nothing", did_you_mean(pattern, names)
+            )
+    return network
+
+
+def _freeze_patterns(spec: ModuleSpec, here: SpecPath) -> list[str]:
+    for key in spec.kwargs:
+        if key != "freeze_patterns":
+            raise SpecError.at(
+                (*here, "kwargs", key),
+                "KD404",
+                f"the module `self` has no argument `{key}`",
+                did_you_mean(key, ["freeze_patterns"]),
+                on_key=True,
+            )
+    patterns = spec.kwargs.get("freeze_patterns") or []
+    where = (*here, "kwargs", "freeze_patterns")
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise SpecError.at(where, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
+    for index, pattern in enumerate(patterns):
+        try:
+            re.compile(pattern.removeprefix("r:"))
+        except re.error as error:
+            if pattern.startswith("r:"):
+                raise SpecError.at((*where, index), "KD408", f"`{pattern}` is no regex: {error}") from None
+    return list(patterns)
+
+
+def _widths_before(
+    spec: ModuleSpec, built: Mapping[str, nn.Module], here: SpecPath
+) -> int | list[int] | None:
+    """Output widths of the module named by `prev`, else of the last one that has them."""
+    if spec.prev is not None:
+        if spec.prev not in built:
+            raise SpecError.at(
+                (*here, "prev"),
+                "KD407",
+                f"no module `{spec.prev}` stands before `{spec.name}`",
+                did_you_mean(spec.prev, list(built)),
+            )
+        return getattr(built[spec.prev], "outplanes", None)
+    widths = [getattr(module, "outplanes", None) for module in built.values()]
+    return next((width for width in reversed(widths) if width is not None), None)
+
+
+def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:
+    """Every tensor of the fields with its count of in-place changes."""
+    for name, value in fields.items():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Tensor) and not item.is_inference():
+                yield name, item, item._version
+
+
+def _kind(result: Any) -> str:
+    name = type(result).__name__
+    if isinstance(result, list | tuple):
+        return f"a {name} of {len(result)}"
+    return f"a `{name}`"

@@ -1,0 +1,90 @@
+"""Normalization layers by the names of a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORMS = ("solo_bn", "sync_bn", "freeze_bn", "gn", "ln")
+
+
+class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its running statistics; weight and bias are trained."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__(num_features, eps, momentum)
+        self.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """BatchNorm over the batches of all processes; on the CPU too, where torch has none."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape."""
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if input.device.type != "cpu" or ranks == 1 or not self.training:
+            return super().forward(input)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        count = torch.full((1,), float(input.numel() // input.shape[1]), dtype=input.dtype)
+        parts = dist_nn.all_reduce(torch.cat([input.sum(axes), input.square().sum(axes), count]))  # type: ignore[no-untyped-call]
+        total = parts[-1]
+        mean, square = (parts[:-1] / total).chunk(2)
+        variance = square - mean.square()
+        if self.running_mean is not None and self.running_var is not None:
+            share = 0.1 if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * total / (total - 1), share)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        normed: Tensor = (input - mean.view(shape)) * (variance.view(shape) + self.eps).rsqrt()
+        if self.weight is None:
+            return normed
+        scaled: Tensor = normed * self.weight.view(shape) + self.bias.view(shape)
+        return scaled
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map [B, C, H, W]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape."""
+        last = input.movedim(1, -1)
+        normed = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.movedim(-1, 1)
+
+
+def build_norm(width: int, normalize: Mapping[str, Any]) -> nn.Module:
+    """A layer for `width` channels from `{type, kwargs}`; raises ValueError on an unknown type."""
+    kind = normalize.get("type")
+    kwargs = dict(normalize.get("kwargs") or {})
+    if kind == "solo_bn":
+        return nn.BatchNorm2d(width, **kwargs)
+    if kind == "sync_bn":
+        # One group of all processes; United-Perception's group_size splits them.
+        kwargs.pop("group_size", None)
+        return SyncBatchNorm2d(width, **kwargs)
+    if kind == "freeze_bn":
+        return FrozenStatisticsBatchNorm2d(width, **kwargs)
+    if kind == "gn":
+        return nn.GroupNorm(num_channels=width, **{"num_groups": 32, **kwargs})
+    if kind == "ln":
+        return ChannelLayerNorm(width, **kwargs)
+    raise ValueError(f"normalize.type is one of {', '.join(NORMS)}, not `{kind}`")
+
+
+def norm_name(normalize: Mapping[str, Any], index: int) -> str:
+    """The layer's name in a block: bn1, gn1 or ln1."""
+    kind = str(normalize.get("type"))
+    return f"{kind if kind in ('gn', 'ln') else 'bn'}{index}"

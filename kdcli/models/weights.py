@@ -1,0 +1,224 @@
+"""Whether weights fit a network: renaming, checking, loading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from kdcli.errors import RunError, SpecPath
+from kdcli.models.weight_files import (
+    at_path,
+    find_file,
+    read_shapes,
+    read_weights,
+    save_safetensors,
+    weights_hash,
+)
+
+__all__ = [
+    "Misfit",
+    "find_file",
+    "fit_weights",
+    "load_weights",
+    "misfit",
+    "read_shapes",
+    "read_weights",
+    "renamed",
+    "save_safetensors",
+    "weights_hash",
+]
+
+Shape = tuple[int, ...]
+
+CLASSIFIER = re.compile(r"(?:fc|linear|head|classifier|heads\.head)(?:\.\d+)?\.(weight|bias)")
+"""How bare classifiers call their last layer."""
+
+DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+"""How torchvision's old DenseNet files spell norm1 and conv2: norm.1, conv.2."""
+
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """What of a state does not meet a network; mis-shaped as (name, file's shape, network's shape)."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, Shape, Shape], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped)
+
+    def text(self, most: int = 5) -> str:
+        """One line: counts, and the first few names of each kind."""
+        parts = []
+        for title, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("mis-shaped", [f"{n} {_size(a)} instead of {_size(b)}" for n, a, b in self.misshaped]),
+        ):
+            if names:
+                parts.append(f"{len(names)} {title}: {_some(names, most)}")
+        return "; ".join(parts)
+
+
+def renamed(net: nn.Module, keys: Sequence[str]) -> dict[str, str]:
+    """The network's name for each of a file's names; a name that has none stays as it is.
+
+    Second spellings (`backbone.conv1` is `backbone.layer0.0`) and names without their module
+    (torchvision's own: `layer1.0.conv1.weight`, `fc.weight`) are brought to the network's. A name
+    that only repeats another one's tensor is left out.
+    """
+    own = set(net.state_dict())
+    result: dict[str, str] = {}
+    taken = own.intersection(keys)
+    for key in keys:
+        target = key if key in own else _own_name(net, own, _modern(key))
+        if target != key and target in taken:
+            continue
+        taken.add(target)
+        result[key] = target
+    return result
+
+
+def misfit(net: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
+    """Compare the shapes of a file with a network's, after renaming; counters of BatchNorm are free."""
+    own = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    given = {target: shapes[key] for key, target in renamed(net, list(shapes)).items()}
+    free = _training_only(net)
+    return Misfit(
+        missing=tuple(
+            k for k in own if k not in given and not k.endswith(COUNTER) and k.split(".", 1)[0] not in free
+        ),
+        unexpected=tuple(k for k in given if k not in own and not k.endswith(COUNTER)),
+        misshaped=tuple((k, s, own[k]) for k, s in given.items() if k in own and s != own[k]),
+    )
+
+
+def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a whole state; raises RunError listing what is missing, unexpected or mis-shaped.
+
+    name: of the weights, for the message. The network is unchanged when it raises.
+    """
+    found = misfit(net, {key: tuple(value.shape) for key, value in state.items()})
+    if found:
+        raise _does_not_fit(name, found)
+    _load(net, state)
+
+
+def load_weights(
+    net: nn.Module,
+    source: str | Path,
+    *,
+    where: SpecPath | None = None,
+    mode: Literal["strict", "pretrain"] = "strict",
+) -> list[str]:
+    """Read a file (or `torchvision:` name) into a network; returns notices of what was left out.
+
+    where: the place in the spec, for errors. mode `strict`: everything fits, but for modules that
+    serve training alone. `pretrain`: whole modules that the file lacks, the last linear layer and
+    layers with another number of outputs stay random; no other module is loaded by half.
+    """
+    with at_path(where):
+        state = read_weights(source)
+        if mode == "pretrain":
+            return _load_parts(net, state, f"`{source}`")
+        fit_weights(net, state, f"`{source}`")
+        return []
+
+
+def _load_parts(net: nn.Module, state: Mapping[str, Tensor], where: str) -> list[str]:
+    found = misfit(net, {key: tuple(value.shape) for key, value in state.items()})
+    names = renamed(net, list(state))
+    misshaped = {name for name, _, _ in found.misshaped}
+    fitting = {
+        k: v for k, v in state.items() if k in names and names[k] not in {*misshaped, *found.unexpected}
+    }
+    begun = {_part(names[key]) for key in fitting}
+    last = _last_layer(net)
+    other_count = {name for name, a, b in found.misshaped if _only_outputs_differ(net, name, a, b)}
+    strange = [
+        n for n in (*found.missing, *misshaped) if not n.startswith(f"{last}.") and n not in other_count
+    ]
+    if not fitting or any(_part(name) in begun for name in strange):
+        raise _does_not_fit(where, found)
+    _load(net, fitting)
+    notices = []
+    if random := [name for name in net.state_dict() if name in {*found.missing, *misshaped}]:
+        notices.append(f"{where} does not fill {_some(random)}: random")
+    if found.unexpected:
+        notices.append(f"{where} holds {_some(found.unexpected)}, which the network has not")
+    return notices
+
+
+def _load(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    names = renamed(net, list(state))
+    own = set(net.state_dict())
+    net.load_state_dict({names[k]: v for k, v in state.items() if names.get(k) in own}, strict=False)
+
+
+def _does_not_fit(where: str, found: Misfit) -> RunError:
+    return RunError.of(
+        "KD531",
+        f"the weights {where} do not fit the network: {found.text()}",
+        "is the network in the spec the one that was trained, with the same number of classes?",
+    )
+
+
+def _own_name(net: nn.Module, own: set[str], key: str) -> str:
+    for name, child in net.named_children():
+        for candidate in (key, f"{name}.{key}"):
+            if candidate in own:
+                return candidate
+            for alias, real in getattr(child, "aliases", {}).items():
+                if candidate.startswith(f"{name}.{alias}."):
+                    other = f"{name}.{real}{candidate.removeprefix(f'{name}.{alias}')}"
+                    if other in own:
+                        return other
+    last = CLASSIFIER.fullmatch(key)
+    if last is not None:
+        for name, _ in net.named_children():
+            if f"{name}.classifier.{last[1]}" in own:
+                return f"{name}.classifier.{last[1]}"
+    return key
+
+
+def _modern(key: str) -> str:
+    old = DENSENET.fullmatch(key)
+    return old[1] + old[2] if old else key
+
+
+def _training_only(net: nn.Module) -> set[str]:
+    return {name for name, child in net.named_children() if getattr(child, "training_only", False)}
+
+
+def _part(name: str) -> str:
+    """The network's module that a parameter belongs to."""
+    return name.split(".", 1)[0]
+
+
+def _last_layer(net: nn.Module) -> str:
+    """Path of the layer that makes the logits: the last linear one."""
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return layers[-1] if layers else ""
+
+
+def _only_outputs_differ(net: nn.Module, name: str, given: Shape, own: Shape) -> bool:
+    """Whether a linear or convolution layer differs from the file in its number of outputs alone."""
+    layer = net.get_submodule(name.rsplit(".", 1)[0])
+    return isinstance(layer, nn.Linear | nn.Conv2d) and given[1:] == own[1:]
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _size(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

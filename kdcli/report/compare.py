@@ -1,0 +1,146 @@
+"""`kdcli compare RUN...`: runs side by side, seeds folded into mean and spread.
+
+Runs whose specs differ only in runtime.random_seed and in `saver` are one group, finished ones apart from
+unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two
+groups is judged against √(spread² + spread²), what one expects of two single runs, and called smaller than
+the spread where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcli.errors import Diagnostic, KdError
+from kdcli.report.recorded_run import RecordedRun, read_run
+
+_SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The mean over runs and its sample standard deviation, None for a single run."""
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Runs that differ only by seed. last and best: by metric, over the runs that have it."""
+
+    name: str
+    runs: tuple[RecordedRun, ...]
+    seeds: tuple[int | None, ...]
+    finished: bool
+    last: Mapping[str, Spread]
+    best: Mapping[str, Spread]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A group against the first one, by the mean of the primary metric's best."""
+
+    name: str
+    baseline: str
+    difference: float
+    spread: float | None
+
+    @property
+    def within_spread(self) -> bool | None:
+        """None where no spread is known."""
+        return None if self.spread is None else abs(self.difference) <= self.spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunComparison:
+    """All groups in the order they were named, and each against the first."""
+
+    primary: str
+    groups: tuple[Group, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def compare_runs(folders: Sequence[Path]) -> RunComparison:
+    """Read and fold the runs; every bad folder is told, in one KdError."""
+    runs: list[RecordedRun] = []
+    bad: list[Diagnostic] = []
+    for folder in dict.fromkeys(folders):
+        try:
+            runs.append(read_run(folder))
+        except KdError as error:
+            bad += error.diagnostics
+    if bad:
+        raise KdError(bad)
+    folded: dict[str, list[RecordedRun]] = {}
+    for run in runs:
+        folded.setdefault(_identity(run), []).append(run)
+    groups = tuple(_group(members) for members in folded.values())
+    primary = next((run.primary for run in runs if run.primary), "")
+    verdicts = [_verdict(primary, groups[0], group) for group in groups[1:]] if groups else []
+    return RunComparison(
+        primary=primary, groups=groups, verdicts=tuple(verdict for verdict in verdicts if verdict)
+    )
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation."""
+    finite = all(math.isfinite(value) for value in values)
+    std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
+    return Spread(sum(values) / len(values), std, tuple(values))
+
+
+def seed_of(spec: Mapping[str, Any]) -> int | None:
+    """runtime.random_seed, where the spec says it."""
+    runtime = spec.get("runtime")
+    seed = runtime.get("random_seed") if isinstance(runtime, Mapping) else None
+    return seed if isinstance(seed, int) else None
+
+
+def _identity(run: RecordedRun) -> str:
+    spec = {key: value for key, value in run.spec.items() if key != "saver"}
+    if isinstance(spec.get("runtime"), Mapping):
+        spec["runtime"] = {key: value for key, value in spec["runtime"].items() if key != "random_seed"}
+    return json.dumps([spec, run.finished is not None], sort_keys=True, default=str)
+
+
+def _group(runs: Sequence[RecordedRun]) -> Group:
+    return Group(
+        name=_name(runs),
+        runs=tuple(runs),
+        seeds=tuple(seed_of(run.spec) for run in runs),
+        finished=all(run.finished is not None for run in runs),
+        last=_spreads([run.last for run in runs]),
+        best=_spreads([run.best for run in runs]),
+    )
+
+
+def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    names = dict.fromkeys(name for metrics in measured for name in metrics)
+    return {name: spread_of([float(one[name]) for one in measured if name in one]) for name in names}
+
+
+def _name(runs: Sequence[RecordedRun]) -> str:
+    """`digits_kd` for digits_kd_seed1 and digits_kd_seed2; else the first name and how many more."""
+    if len(runs) == 1:
+        return runs[0].name
+    stems = {_SEED.sub("", run.name) for run in runs}
+    if len(stems) == 1 and "" not in stems:
+        return stems.pop()
+    return f"{runs[0].name} and {len(runs) - 1} more"
+
+
+def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
+    if primary not in baseline.best or primary not in group.best:
+        return None
+    ours, theirs = group.best[primary], baseline.best[primary]
+    known = [spread.std for spread in (ours, theirs) if spread.std is not None]
+    spread = math.sqrt(sum(std * std for std in known)) if known else None
+    return Verdict(name=group.name, baseline=baseline.name, difference=ours.mean - theirs.mean, spread=spread)

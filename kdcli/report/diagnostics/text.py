@@ -1,0 +1,99 @@
+"""Findings for people: the line of the spec with carets under what is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from kdcli.errors import Diagnostic, Span
+from kdcli.report.console import as_text, display_width, printable
+from kdcli.report.diagnostics.concise import place, tail
+from kdcli.report.diagnostics.order import count_line
+
+TAB_STOP = 4
+CUT = "…"
+STYLES = {"error": "bold red", "warning": "bold yellow"}
+
+
+def text(diagnostics: Sequence[Diagnostic], *, colour: bool = False, width: int = 100) -> str:
+    """Every finding with its excerpt, then the count; long lines are cut to `width` around the carets."""
+    if not diagnostics:
+        return ""
+    lines = [line for found in diagnostics for line in [*_finding(found, width), Text("")]]
+    return as_text(Text("\n").join([*lines, Text(count_line(diagnostics))]), colour=colour)
+
+
+def _finding(found: Diagnostic, width: int) -> Iterator[Text]:
+    style = STYLES[found.severity]
+    yield Text.assemble((place(found), "bold"), (f"{found.severity} {found.code}", style), f": {tail(found)}")
+    margin = _margin(found)
+    if found.span is not None:
+        yield from _excerpt(found.span, margin, width, style)
+        written = found.span.written
+        if written is not None:
+            where = f"{printable(written.source)}:{written.line}:{written.column}"
+            yield Text.assemble((f"  written here: {where}", "bold"))
+            yield from _excerpt(written, margin, width, "bold blue")
+    if found.help:
+        first, *rest = found.help.split("\n")
+        yield Text.assemble(("  help: ", "bold green"), printable(first))
+        # What is meant to be pasted keeps its own indentation.
+        yield from (Text("        " + printable(line)) for line in rest)
+
+
+def _margin(found: Diagnostic) -> int:
+    spans = [span for span in (found.span, found.span and found.span.written) if span]
+    return max((len(str(span.line)) for span in spans), default=0)
+
+
+def _excerpt(span: Span, margin: int, width: int, style: str) -> Iterator[Text]:
+    before, marked, after = _window(span, max(20, width - margin - 5))
+    line = f"{span.line:>{margin}}"
+    yield Text.assemble((f"  {line} | ", "blue"), before + marked + after)
+    carets = "^" * max(1, display_width(marked))
+    yield Text.assemble((f"  {' ' * margin} | ", "blue"), " " * display_width(before), (carets, style))
+
+
+def _window(span: Span, room: int) -> tuple[str, str, str]:
+    """The line in three parts (before, marked, after), cut to `room` cells around the marked one."""
+    excerpt = span.excerpt.rstrip("\r\n")
+    start = min(max(0, span.column - 1), len(excerpt))
+    end = min(max(start, span.end_column - 1), len(excerpt))
+    before = _expanded(excerpt[:start], 0)
+    marked = _expanded(excerpt[start:end], display_width(before))
+    after = _expanded(excerpt[end:], display_width(before + marked)).rstrip()
+    if display_width(before + marked + after) <= room:
+        return before, marked, after
+    marked = _cut_end(marked, room * 3 // 4)
+    left = room - max(1, display_width(marked))
+    # The part before gives way to at least a third of the rest, so that what follows stays readable too.
+    before = _cut_start(before, left - min(display_width(after), left // 3))
+    return before, marked, _cut_end(after, left - display_width(before))
+
+
+def _expanded(part: str, column: int) -> str:
+    """Tabs as spaces up to the next stop, counted from `column`; control characters made visible."""
+    expanded = ""
+    for char in part:
+        if char == "\t":
+            expanded += " " * (TAB_STOP - (column + display_width(expanded)) % TAB_STOP)
+        else:
+            expanded += printable(char)
+    return expanded
+
+
+def _cut_end(part: str, room: int) -> str:
+    if display_width(part) <= room:
+        return part
+    while part and display_width(part) > room - 1:
+        part = part[: min(len(part) - 1, room)]
+    return part + CUT if room > 0 else ""
+
+
+def _cut_start(part: str, room: int) -> str:
+    if display_width(part) <= room:
+        return part
+    while part and display_width(part) > room - 1:
+        part = part[max(1, len(part) - room) :]
+    return CUT + part if room > 0 else ""

@@ -1,0 +1,109 @@
+"""The layers of a network as `inspect-features` shows them: a tree, JSON or YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import yaml
+from rich.console import RenderableType
+from rich.text import Text
+
+from kdcli.report.console import as_text, printable
+from kdcli.report.quantities import MISSING, count
+from kdcli.report.tables import Cell, table
+
+STATUS_STYLES = {"once": "green", "several": "yellow", "changed in place": "yellow"}
+
+
+class LayerRow(Protocol):
+    """One layer.
+
+    path: as `mimic_name` wants it; shape: with B for the batch, a list of shapes for a layer that gives
+    several levels, None where there is no tensor; stride: of the input's height, None where it has none;
+    flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
+    container, never runs, changed in place; depth: of the path, from 0.
+    """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> str | Sequence[str] | None: ...
+    @property
+    def stride(self) -> float | int | str | None: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def flops_share(self) -> float | None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def depth(self) -> int: ...
+
+
+def layers_text(
+    rows: Sequence[LayerRow],
+    format: Literal["table", "json", "yaml"] = "table",
+    *,
+    depth: int | None = None,
+    colour: bool = False,
+    width: int | None = None,
+) -> str:
+    """The rows down to `depth` (0: the outermost layers only). Without a width nothing is cut or wrapped."""
+    shown = [row for row in rows if depth is None or row.depth <= depth]
+    if format == "json":
+        return json.dumps({"layers": [_plain(row) for row in shown]}, indent=2) + "\n"
+    if format == "yaml":
+        plain = {"layers": [_plain(row) for row in shown]}
+        text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
+        return text
+    drawn = layers_table(shown)
+    text = as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+    hidden = len(rows) - len(shown)
+    return text + (f"\n{hidden} deeper layers not shown: raise --depth\n" if hidden else "")
+
+
+def layers_table(rows: Sequence[LayerRow]) -> RenderableType:
+    """One line a layer; paths are whole, so that they can be copied, and indented by depth."""
+    lines: list[list[Cell]] = []
+    for row in rows:
+        lines.append(
+            [
+                Text("  " * row.depth + printable(row.path), style="" if _tappable(row) else "dim"),
+                row.type,
+                "\n".join(_shapes(row)) or MISSING,
+                MISSING if row.stride is None else str(row.stride),
+                count(row.parameters),
+                MISSING if row.flops_share is None else f"{100 * row.flops_share:.1f} %",
+                Text(row.status, style=STATUS_STYLES.get(row.status, "dim")),
+            ]
+        )
+    columns = ["layer", "type", "shape", ">stride", ">parameters", ">FLOPs so far", "tap"]
+    return table(columns, lines)
+
+
+def _tappable(row: LayerRow) -> bool:
+    return row.status in STATUS_STYLES
+
+
+def _shapes(row: LayerRow) -> list[str]:
+    if row.shape is None:
+        return []
+    return [row.shape] if isinstance(row.shape, str) else list(row.shape)
+
+
+def _plain(row: LayerRow) -> dict[str, Any]:
+    shape = row.shape if row.shape is None or isinstance(row.shape, str) else list(row.shape)
+    return {
+        "path": row.path,
+        "type": row.type,
+        "shape": shape,
+        "stride": row.stride,
+        "parameters": row.parameters,
+        "flops_share": row.flops_share,
+        "status": row.status,
+        "depth": row.depth,
+    }

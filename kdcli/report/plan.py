@@ -1,0 +1,76 @@
+"""What would run: the summary of a plan, for `validate` on success and at the top of a training."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kdcli.engine.records import Plan
+from kdcli.report.console import as_text, printable
+from kdcli.report.quantities import MISSING, count, flops, rate
+from kdcli.report.tables import table
+
+
+def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> str:
+    """The summary as text; complete and unwrapped when no width is given."""
+    drawn = plan_summary(plan)
+    return as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+
+
+def plan_summary(plan: Plan) -> RenderableType:
+    """Networks, pairs, and what the steps come to."""
+    parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
+    if plan.pairs:
+        parts += [Text(""), _pairs(plan)]
+    parts += [Text(""), *map(Text, schedule_lines(plan))]
+    return Group(*parts)
+
+
+def schedule_lines(plan: Plan) -> list[str]:
+    """Data, steps, learning rate, a line each."""
+    global_batch = plan.batch_size * plan.processes
+    batch = f"batch {plan.batch_size}"
+    if plan.processes > 1:
+        batch += f" x {plan.processes} processes = {global_batch}"
+    epochs = plan.total_steps / plan.steps_per_epoch if plan.steps_per_epoch else 0.0
+    lines = [
+        f"data   {plan.samples:,} training images, {batch}",
+        f"steps  {plan.total_steps:,} = {epochs:g} epochs x {plan.steps_per_epoch:,}",
+        f"lr     {rate(plan.effective_lr)} effective",
+    ]
+    if plan.resumed_step:
+        lines.append(f"resume at step {plan.resumed_step:,} of {plan.total_steps:,}")
+    return lines
+
+
+def _headline(plan: Plan) -> Text:
+    processes = f"{plan.processes} process{'' if plan.processes == 1 else 'es'}"
+    return Text.assemble(
+        (printable(plan.name), "bold"), f" · {plan.device} · {processes} · {plan.precision} · {plan.run_dir}"
+    )
+
+
+def _networks(plan: Plan) -> RenderableType:
+    rows = [
+        [network.name, count(network.parameters), flops(network.flops), network.runs_until or "whole"]
+        for network in plan.networks
+    ]
+    return table(["network", ">parameters", ">FLOPs", "runs until"], rows)
+
+
+def _pairs(plan: Plan) -> RenderableType:
+    rows = [
+        [
+            pair.term,
+            pair.student_layer,
+            pair.student_shape,
+            pair.adapter or MISSING,
+            f"{pair.teacher}: {pair.teacher_layer}" if pair.teacher else MISSING,
+            pair.teacher_shape or MISSING,
+            pair.loss,
+            f"{pair.weight:g}",
+        ]
+        for pair in plan.pairs
+    ]
+    columns = ["term", "student layer", "shape", "adapter", "teacher layer", "shape", "loss", ">weight"]
+    return table(columns, rows)

@@ -1,0 +1,82 @@
+"""Numbers as people read them: 25.6 M parameters, 4.09 GFLOPs, 97.8 MB, 2 h 05 min."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "-"
+
+
+def count(number: int | None) -> str:
+    """`1,797` below ten thousand, then `25.6 M`; decimal steps."""
+    if number is None:
+        return MISSING
+    return f"{number:,}" if abs(number) < 10_000 else _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def flops(number: int | None) -> str:
+    """`4.09 GFLOPs`; decimal steps."""
+    if number is None:
+        return MISSING
+    return _scaled(number, (" FLOPs", " kFLOPs", " MFLOPs", " GFLOPs", " TFLOPs"))
+
+
+def size(number_bytes: int | None) -> str:
+    """`97.8 MB`; decimal steps, as disks are sold."""
+    return MISSING if number_bytes is None else _scaled(number_bytes, (" B", " kB", " MB", " GB", " TB"))
+
+
+def measure(value: float) -> str:
+    """A metric or a loss: five places up to ten, then fewer; exponents only where nothing else would show."""
+    if not math.isfinite(value):
+        return str(value)
+    magnitude = abs(value)
+    if magnitude and (magnitude < 1e-4 or magnitude >= 1e6):
+        return f"{value:.3e}"
+    return f"{value:.4f}" if magnitude < 10 else f"{value:.2f}"
+
+
+def difference(left: float, right: float) -> str:
+    """left - right with its sign, to the places that the two are shown with."""
+    value = left - right
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:+.2f}" if max(abs(left), abs(right)) >= 10 else f"{value:+.4f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate: as few digits as tell it."""
+    return f"{value:.4g}"
+
+
+def speed(images: float, seconds: float) -> str:
+    """`1,234 images/s`."""
+    if seconds <= 0:
+        return f"{MISSING} images/s"
+    value = images / seconds
+    return f"{value:,.0f} images/s" if value >= 10 else f"{value:.2f} images/s"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 07 s`, `2 h 05 min`, `3 d 04 h`."""
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def _scaled(number: int, units: tuple[str, ...]) -> str:
+    value, power = float(number), 0
+    # 999.5 would print as 1e+03: it belongs to the next unit.
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    text = f"{value:.0f}" if power == 0 or abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+    return text + units[power]

@@ -1,0 +1,218 @@
+"""Parsing: the text of a spec and its overrides into a ParsedSpec, all findings collected."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
+
+from .canonical import TOP_KEYS, canonical
+from .include import Includer
+from .nodes import Entry, Mapping, Node, Scalar, kind
+from .overrides import Override, apply, parse_assignment
+from .rules import check_rules
+from .schema import Spec
+from .source import Composed, compose
+from .text import decode
+from .typed import span_of, typed
+from .written import resolved_yaml, spec_hash
+
+
+@dataclass(frozen=True)
+class ParsedSpec:
+    """A spec with the places of everything in it.
+
+    tree: the canonical nodes, in the shape of `spec`. base_dir: the spec's folder, None for a text
+    without one.
+    """
+
+    spec: Spec
+    tree: Mapping
+    warnings: tuple[Diagnostic, ...]
+    source: str
+    text: str
+    base_dir: Path | None = None
+
+    def span(self, path: SpecPath, on_key: bool = False) -> Span:
+        """The place of a path; of what is not written, the nearest parent's."""
+        return span_of(self.tree, path, on_key=on_key)
+
+    def locate(self, diagnostic: Diagnostic) -> Diagnostic:
+        """The diagnostic with a span, where it has a path."""
+        if diagnostic.span is not None or diagnostic.path is None:
+            return diagnostic
+        return replace(diagnostic, span=self.span(diagnostic.path, diagnostic.on_key))
+
+    def resolved_yaml(self) -> str:
+        """The complete spec with defaults; parsing it gives an equal Spec."""
+        return resolved_yaml(self.spec)
+
+    def hash(self) -> str:
+        """sha256 of the resolved spec."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        return spec_hash(self.spec)
+
+
+def read(path_or_dash: str | Path, assignments: Sequence[str] = ()) -> ParsedSpec:
+    """Read and parse a file, `-` for standard input, with `key.path=value` arguments.
+
+    Raises SpecError with every finding, UsageError where there is no such file or assignment.
+    """
+    text, source, folder = read_text(path_or_dash)
+    overrides = [parse_assignment(text, number) for number, text in enumerate(assignments, 1)]
+    return parse(text, source, overrides=overrides, base_dir=folder)
+
+
+def read_text(path_or_dash: str | Path) -> tuple[str, str, Path]:
+    """The text of a spec file, its name for messages, its folder."""
+    if str(path_or_dash) == "-":
+        return decode(sys.stdin.buffer.read(), "<stdin>"), "<stdin>", Path.cwd()
+    path = Path(path_or_dash)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "is a folder" if path.is_dir() else (error.strerror or str(error)).lower()
+        raise UsageError.of(f"cannot read spec `{path}`: {reason}") from None
+    except ValueError:
+        raise UsageError.of("a file name has no NUL character") from None
+    return decode(data, str(path)), str(path), path.parent
+
+
+def parse(
+    text: str,
+    source: str,
+    *,
+    overrides: Sequence[Override] = (),
+    base_dir: Path | None = None,
+) -> ParsedSpec:
+    """Parse a text; overrides are laid over it in order.
+
+    base_dir: the folder that `!include` reads from and may not leave; None refuses includes.
+    Raises SpecError with all findings of the first stage (syntax, schema, rules) that finds errors.
+    """
+    root = compose_root(text, source, overrides=overrides, base_dir=base_dir)
+    tree, findings = canonical(root)
+    tree = _with_save_dir(tree, source)
+    spec, wrong = typed(Spec, tree)
+    findings += wrong
+    raise_errors(findings)
+    assert spec is not None
+    warnings = tuple(findings)
+    parsed = ParsedSpec(spec, tree, warnings, source, text, base_dir)
+    findings += [parsed.locate(finding) for finding in check_rules(spec)]
+    raise_errors(findings)
+    return replace(parsed, warnings=tuple(findings))
+
+
+def compose_root(text: str, source: str, *, overrides: Sequence[Override], base_dir: Path | None) -> Mapping:
+    """The raw nodes of a text with includes and overrides; raises SpecError for wrong syntax."""
+    composed, findings = _overridden(text, source, overrides, base_dir)
+    findings += composed.findings
+    root = composed.tree
+    if root is None or (isinstance(root, Scalar) and root.value is None):
+        if not findings:
+            findings = [_no_mapping(source, text, "the spec is empty")]
+        raise SpecError(findings)
+    raise_errors(findings)
+    if not isinstance(root, Mapping):
+        finding = _no_mapping(source, text, f"a spec is a mapping, got {kind(root)}")
+        raise SpecError(replace(finding, span=root.span))
+    for override in overrides:
+        if _in_block(root, override) and root.find(override.path[0]) is not None:
+            continue
+        try:
+            changed = apply(root, override)
+        except SpecError as error:
+            findings += error.diagnostics
+            continue
+        assert isinstance(changed, Mapping)
+        root = changed
+    raise_errors(findings)
+    return root
+
+
+def _in_block(root: Mapping, override: Override) -> bool:
+    """Whether an override changes a building block, which has been done while reading."""
+    key = override.path[0]
+    return key not in TOP_KEYS and not key.startswith("teacher")
+
+
+def _overridden(
+    text: str, source: str, overrides: Sequence[Override], base_dir: Path | None
+) -> tuple[Composed, list[Diagnostic]]:
+    """Compose with the overrides of building blocks, before aliases spread their values."""
+    findings: list[Diagnostic] = []
+    blocks = [o for o in overrides if o.path[0] not in TOP_KEYS and not o.path[0].startswith("teacher")]
+
+    def top(key: str, value: Node) -> Node:
+        for override in blocks:
+            if override.path[0] == key:
+                try:
+                    value = apply(value, override.rest())
+                except SpecError as error:
+                    findings.extend(error.diagnostics)
+        return value
+
+    include = None if base_dir is None else Includer(base_dir, base_dir, source, _self_path(source, base_dir))
+    keep = frozenset(o.source for o in overrides)
+    composed = compose(text, source, include=include, top=top if blocks else None, keep=keep)
+    return composed, findings
+
+
+def _self_path(source: str, base_dir: Path) -> tuple[Path, ...]:
+    path = base_dir / Path(source).name if "\0" not in source else base_dir
+    try:
+        return (path.resolve(),)
+    except (OSError, RuntimeError):
+        return ()
+
+
+def _with_save_dir(tree: Mapping, source: str) -> Mapping:
+    saver = tree.find("saver")
+    if saver is not None and (not isinstance(saver.value, Mapping) or saver.value.find("save_dir")):
+        return tree
+    name = Path(source).stem if source and not source.startswith("<") else "spec"
+    span = tree.span if saver is None else saver.key_span
+    text = f"runs/{name}"
+    entry = Entry(key="save_dir", key_span=span, value=Scalar(value=text, span=span, text=text))
+    made = Mapping(entries=(entry,), span=span)
+    if saver is not None and isinstance(saver.value, Mapping):
+        made = saver.value.with_entry(entry)
+    return tree.with_entry(Entry(key="saver", key_span=span, value=made))
+
+
+def _no_mapping(source: str, text: str, message: str) -> Diagnostic:
+    line = text.splitlines()[0] if text.splitlines() else ""
+    span = Span(source=source, line=1, column=1, end_column=2, excerpt=line)
+    help = "it starts with keys such as `net:`, `dataset:`, `trainer:`"
+    return Diagnostic(code="KD113", message=message, help=help, span=span)
+
+
+def raise_errors(findings: Iterable[Diagnostic]) -> None:
+    """Raise SpecError with all findings if one of them is an error, in the order of the text."""
+    found = once(findings)
+    if any(finding.severity == "error" for finding in found):
+        raise SpecError(sorted(found, key=_order))
+
+
+def once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Each finding once: what train and test share is looked at twice."""
+    found: dict[object, Diagnostic] = {}
+    for one in findings:
+        place = one.path if one.span is None else (one.span.source, one.span.line, one.span.column)
+        found.setdefault((one.code, one.message, place), one)
+    return list(found.values())
+
+
+def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
+    span = finding.span
+    if span is None:
+        return (True, "", 0, 0)
+    return (span.source.startswith("argument"), "", span.line, span.column)

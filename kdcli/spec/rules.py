@@ -1,0 +1,131 @@
+"""Rules between fields: what each key alone allows, but the spec as a whole does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kdcli.errors import Diagnostic, SpecPath, did_you_mean
+
+from .schema import Job, JobTeacher, Spec
+
+
+def check_rules(spec: Spec) -> Iterator[Diagnostic]:
+    """Every rule of the language that needs no table, each finding with its path."""
+    yield from _runner(spec)
+    yield from _lengths(spec)
+    yield from _precision(spec)
+    yield from _networks(spec)
+    if spec.mimic is not None and spec.distils:
+        for name, job in spec.mimic.jobs.items():
+            yield from _job(spec, ("mimic", "jobs", name), job)
+        yield from _teacher_parts(spec)
+        yield from _stages(spec)
+
+
+def _error(
+    path: SpecPath, code: str, message: str, help: str | None = None, on_key: bool = False
+) -> Diagnostic:
+    return Diagnostic(code=code, message=message, help=help, path=path, on_key=on_key)
+
+
+def _runner(spec: Spec) -> Iterator[Diagnostic]:
+    if spec.distils and spec.mimic is None:
+        help = "add `mimic`, or say `type: base` to train without distilling"
+        yield _error(
+            ("runtime", "runner", "type"), "KD210", "runner `kd` distils, but there is no `mimic`", help
+        )
+    if not spec.distils and spec.mimic is not None:
+        yield Diagnostic(
+            code="KD602",
+            severity="warning",
+            message="runner `base` trains without distilling: `mimic` is ignored",
+            help="say `runtime.runner.type: kd` to distil",
+            path=("mimic",),
+            on_key=True,
+        )
+
+
+def _lengths(spec: Spec) -> Iterator[Diagnostic]:
+    trainer = spec.trainer
+    stages = spec.mimic.stages if spec.mimic is not None and spec.distils else ()
+    open_stages = [i for i, stage in enumerate(stages) if stage.max_iter is None and stage.max_epoch is None]
+    if stages:
+        for index in open_stages:
+            message = f"stage `{stages[index].name}` has neither `max_epoch` nor `max_iter`"
+            yield _error(("mimic", "stages", index), "KD212", message, "say how long it lasts")
+    elif trainer.max_epoch is None and trainer.max_iter is None:
+        help = "say how long to train, for example `max_epoch: 100`"
+        yield _error(
+            ("trainer",), "KD212", "`trainer` has neither `max_epoch` nor `max_iter`", help, on_key=True
+        )
+
+
+def _precision(spec: Spec) -> Iterator[Diagnostic]:
+    runtime = spec.runtime
+    if runtime.fp16 and runtime.precision not in (None, "fp16"):
+        message = f"`fp16: true` and `precision: {runtime.precision}` contradict each other"
+        yield _error(("runtime", "precision"), "KD216", message, "keep `precision` alone")
+
+
+def _networks(spec: Spec) -> Iterator[Diagnostic]:
+    for path, modules in ((("net",), spec.net), *((("teachers", n), t) for n, t in spec.teachers.items())):
+        if not any(module.type != "self" for module in modules):
+            yield _error(path, "KD220", f"`{path[-1]}` has no modules", "list its modules", on_key=True)
+
+
+def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
+    for name in job.teachers:
+        if name not in spec.teachers:
+            help = did_you_mean(name, list(spec.teachers))
+            help = help or f"add its network at top level: `{name}: [...]`"
+            message = f"no network `{name}` in this spec"
+            yield _error((*path, "teachers", name), "KD301", message, help, on_key=True)
+    yield from _interval(path, job.start_iter, job.end_iter)
+    for name, loss in job.losses.items():
+        start = job.start_iter if loss.start_iter is None else loss.start_iter
+        yield from _interval((*path, "losses", name), start, loss.end_iter)
+
+
+def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnostic]:
+    if end is not None and end <= start:
+        message = f"`end_iter` must be more than `start_iter` ({start}), got {end}"
+        yield _error((*path, "end_iter"), "KD218", message, "the loss would never be in force")
+
+
+def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
+    """One teacher, one checkpoint, one mode, however many jobs use it."""
+    assert spec.mimic is not None
+    path: SpecPath
+    parts: dict[str, list[tuple[str, JobTeacher]]] = {}
+    for job_name, job in spec.mimic.jobs.items():
+        for name, part in job.teachers.items():
+            parts.setdefault(name, []).append((job_name, part))
+    for name, uses in parts.items():
+        if name not in spec.teachers:
+            continue
+        if not any(part.teacher_weight is not None or part.allow_random for _, part in uses):
+            path = ("mimic", "jobs", uses[0][0], "teachers", name)
+            help = "give its checkpoint, or say `allow_random: true` beside `mimic_name`"
+            yield _error(path, "KD303", f"`{name}` has no `teacher_weight`", help, on_key=True)
+        for key in ("teacher_weight", "teacher_bn_mode", "input", "cache"):
+            given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
+            for job_name, value in given[1:]:
+                if value != given[0][1]:
+                    path = ("mimic", "jobs", job_name, "teachers", name, key)
+                    message = f"`{name}` is given another `{key}` than in `{given[0][0]}`"
+                    help = "a teacher is built once: use one value, or a second teacher"
+                    yield _error(path, "KD304", message, help)
+
+
+def _stages(spec: Spec) -> Iterator[Diagnostic]:
+    assert spec.mimic is not None
+    seen: set[str] = set()
+    for index, stage in enumerate(spec.mimic.stages):
+        path: SpecPath = ("mimic", "stages", index)
+        if stage.name in seen:
+            yield _error((*path, "name"), "KD219", f"a second stage is called `{stage.name}`", "rename one")
+        seen.add(stage.name)
+        for place, job in enumerate(stage.jobs or ()):
+            if job not in spec.mimic.jobs:
+                help = did_you_mean(job, list(spec.mimic.jobs))
+                yield _error((*path, "jobs", place), "KD305", f"no job `{job}` under `mimic`", help)

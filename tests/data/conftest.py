@@ -1,0 +1,60 @@
+"""Sides of a `dataset` as the parser would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdcli.data.build import build_loader
+from kdcli.data.loaders import Loader
+from kdcli.spec.schema import DataPart
+
+Part = Callable[..., DataPart]
+
+
+def make_part(
+    type: str = "fake",
+    *,
+    batch_size: int = 8,
+    transformer: list[dict[str, Any]] | None = None,
+    sampler: dict[str, Any] | None = None,
+    batch_sampler: dict[str, Any] | None = None,
+    dataloader: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> DataPart:
+    """One side; kwargs are the dataset's."""
+    return DataPart.model_validate(
+        {
+            "dataset": {"type": type, "kwargs": {**kwargs, "transformer": transformer or []}},
+            "batch_sampler": batch_sampler
+            or {"kwargs": {"batch_size": batch_size, **({"sampler": sampler} if sampler else {})}},
+            "dataloader": {"kwargs": dataloader or {}},
+        }
+    )
+
+
+def make_loader(part: DataPart, **kwargs: Any) -> Loader:
+    """The loader with what a test leaves open."""
+    given = {"train": True, "seed": 131, "path": ("dataset", "train"), **kwargs}
+    return build_loader(part, **given)
+
+
+@pytest.fixture(name="part")
+def _part() -> Part:
+    return make_part
+
+
+@pytest.fixture(name="loader")
+def _loader() -> Any:
+    """make_loader, whose loaders are closed at the end."""
+    made: list[Loader] = []
+
+    def make(part: DataPart, **kwargs: Any) -> Loader:
+        made.append(make_loader(part, **kwargs))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()

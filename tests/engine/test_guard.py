@@ -1,0 +1,66 @@
+"""A loss that moves nothing stops the run before its first step, and is named."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from kdcli.engine.guard import prove_losses, prove_teachers
+from kdcli.errors import RunError
+from tests.engine.runs import SPEC, run_of, spec_of
+
+
+def test_every_loss_reaches_the_student_and_nothing_is_left_changed() -> None:
+    with run_of(spec_of(SPEC, "mimic.warm_up_iters=1000")) as run:
+        before = copy.deepcopy(run.trainee.state_dict())
+        generator = torch.get_rng_state()
+        reach = prove_losses(run)
+        assert set(reach) == {"task.loss", "mimic_job0.teacher0.loss"}
+        assert all("student.model.conv1.weight" in names for names in reach.values())
+        after = run.trainee.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert torch.equal(generator, torch.get_rng_state())
+        assert all(p.grad is None for p in run.trainee.parameters())
+
+
+def test_a_frozen_student_has_no_path() -> None:
+    text = SPEC.replace("kd_loss, kwargs: {T: 2}", "l2_loss").replace("[logits]", "[model.conv1]")
+    with run_of(spec_of(text, "mimic.adapter=auto")) as run:
+        for name, parameter in run.student.named_parameters():
+            if "conv1" in name and "layer" not in name:
+                parameter.requires_grad_(False)
+        with pytest.raises(RunError, match=r"`mimic_job0\.teacher0\.loss`.*no gradient") as caught:
+            prove_losses(run)
+    assert caught.value.diagnostics[0].code == "KD700"
+    assert "model.conv1" in str(caught.value)
+
+
+def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
+    text = SPEC.replace("kd_loss, kwargs: {T: 2}", "kd_loss, kwargs: {loss_weight: 0}")
+    with run_of(spec_of(text)) as run:
+        if "loss_weight" not in str(run.wiring.pairs):
+            pytest.raises(RunError)
+        with pytest.raises(RunError) as caught:
+            prove_losses(run)
+    assert caught.value.diagnostics[0].code == "KD702"
+    assert "loss_weight" in (caught.value.diagnostics[0].help or "")
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    with run_of(spec_of()) as run:
+        with torch.no_grad():
+            next(run.teachers["teacher0"].net.parameters()).fill_(float("nan"))
+        with pytest.raises(RunError) as caught:
+            prove_losses(run)
+    assert caught.value.diagnostics[0].code == "KD701"
+
+
+def test_a_teacher_near_chance_stops_the_run_unless_allowed() -> None:
+    weak = SPEC.replace(", allow_weak_teacher: true", "")
+    with run_of(spec_of(weak)) as run, pytest.raises(RunError, match="guessing scores 25") as caught:
+        prove_teachers(run)
+    assert caught.value.diagnostics[0].code == "KD703"
+    with run_of(spec_of(SPEC, "saver.save_dir=b")) as run:
+        assert set(prove_teachers(run)) == {"teacher0"}

@@ -1,0 +1,115 @@
+"""Contrastive representation distillation and its memories."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcli.losses import crd
+from kdcli.losses.crd import ContrastiveRepresentation
+
+INDICES = torch.tensor([7, 2, 5])
+
+
+def made(**kwargs: float) -> ContrastiveRepresentation:
+    torch.manual_seed(0)
+    return ContrastiveRepresentation((3, 4), (3, 6), 9, feat_dim=8, K=5, **kwargs).double()
+
+
+def features(seed: int = 1) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(3, 4, generator=random, dtype=torch.float64),
+        torch.randn(3, 6, generator=random, dtype=torch.float64),
+    )
+
+
+def estimate(loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, drawn: Tensor) -> float:
+    """The formula of the paper, number by number."""
+    scores = [
+        [math.exp(float(memory[j] @ v.detach()) / 0.07) for j in row] for v, row in zip(embedded, drawn, strict=True)
+    ]
+    z = sum(map(sum, scores)) / 18 * 9
+    total, noise = 0.0, 5 / 9
+    for row in scores:
+        own, *others = [score / z for score in row]
+        total -= math.log(own / (own + noise + 1e-7))
+        total -= sum(math.log(noise / (other + noise + 1e-7)) for other in others)
+    return total / 3
+
+
+def test_it_is_the_noise_contrastive_estimate_both_ways() -> None:
+    loss = made()
+    student, teacher = features()
+    drawn = loss.draw(INDICES)
+    assert drawn.shape == (3, 6) and torch.equal(drawn[:, 0], INDICES)
+    v1, v2 = loss.embed_s(student), loss.embed_t(teacher)
+    v1, v2 = v1 / v1.norm(dim=1, keepdim=True), v2 / v2.norm(dim=1, keepdim=True)
+    expected = estimate(loss, v1, loss.memory_v2, drawn) + estimate(loss, v2, loss.memory_v1, drawn)
+    assert math.isclose(loss.contrast(student, teacher, INDICES, drawn).item(), expected, rel_tol=1e-9)
+
+
+def test_the_rows_of_the_batch_move_in_training_alone() -> None:
+    loss = made(momentum=0.75)
+    student, teacher = features()
+    before = loss.memory_v1.clone()
+    loss.eval()(student, teacher, INDICES)
+    assert torch.equal(loss.memory_v1, before) and (loss.z < 0).all()
+    loss.train()(student, teacher, INDICES)
+    embedded = loss.embed_s(student)
+    row = 0.75 * before[2] + 0.25 * embedded[1] / embedded[1].norm()
+    torch.testing.assert_close(loss.memory_v1[2], row / row.norm())
+    others = [0, 1, 3, 4, 6, 8]
+    assert torch.equal(loss.memory_v1[others], before[others])
+    assert not loss.memory_v1.requires_grad
+
+
+def test_a_resumed_run_goes_on_bit_by_bit() -> None:
+    loss = made()
+    for seed in range(2):
+        loss(*features(seed), INDICES)
+    z = loss.z.clone()
+    resumed = ContrastiveRepresentation((3, 4), (3, 6), 9, feat_dim=8, K=5).double()
+    resumed.load_state_dict(loss.state_dict())
+    results = []
+    for which in (loss, resumed):
+        torch.manual_seed(5)
+        results.append([which(*features(seed), INDICES).item() for seed in (2, 3)])
+    assert results[0] == results[1]
+    assert torch.equal(loss.z, z), "the first batch has set the normalisers"
+
+
+def test_a_sample_that_comes_twice_keeps_its_last_row() -> None:
+    student, teacher = features()
+    one, other = made(), made()
+    one(student, teacher, torch.tensor([7, 2, 7]))
+    other(student, teacher, torch.tensor([8, 2, 7]))
+    assert torch.equal(one.memory_v1[7], other.memory_v1[7])
+
+
+def test_every_process_takes_in_the_rows_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [(INDICES, *features(1)), (torch.tensor([0, 8, 1]), *features(2))]
+    whole = made()
+    whole(*(torch.cat([parts[0][i], parts[1][i]]) for i in (1, 2)), torch.cat([p[0] for p in parts]))
+    embedded = [
+        (i, torch.nn.functional.normalize(whole.embed_s(s)), torch.nn.functional.normalize(whole.embed_t(t)))
+        for i, s, t in parts
+    ]
+    queue = [torch.stack([x.detach() for x in rows]) for rows in zip(*embedded, strict=True)]
+
+    def all_gather(into: list[Tensor], rows: Tensor) -> None:
+        values = queue.pop(0)
+        torch.testing.assert_close(values[0], rows)
+        for target, value in zip(into, values, strict=True):
+            target.copy_(value)
+
+    monkeypatch.setattr(crd, "distributed", lambda: True)
+    monkeypatch.setattr(crd.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(crd.dist, "all_gather", all_gather)
+    own = made()
+    own(parts[0][1], parts[0][2], INDICES)
+    torch.testing.assert_close(own.memory_v1, whole.memory_v1)
+    torch.testing.assert_close(own.memory_v2, whole.memory_v2)

@@ -1,0 +1,22 @@
+"""Probabilistic knowledge transfer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kdcli.losses.pkt import probabilistic_transfer
+
+
+def test_a_number_by_hand() -> None:
+    # Orthogonal student rows: similarities 1 and ½, probabilities ⅔ and ⅓. Equal teacher rows: ½ and ½.
+    student, teacher = torch.eye(2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    expected = 30000 * 0.5 * (math.log(0.5 / (2 / 3)) + math.log(0.5 / (1 / 3))) / 2
+    torch.testing.assert_close(probabilistic_transfer(student, teacher).item(), expected, rtol=1e-5, atol=0.0)
+
+
+def test_a_dead_feature_gives_a_finite_gradient() -> None:
+    student = torch.zeros(3, 4, requires_grad=True)
+    probabilistic_transfer(student, torch.rand(3, 4)).backward()
+    assert student.grad is not None and student.grad.isfinite().all()

@@ -1,0 +1,32 @@
+"""Variational information distillation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kdcli.losses.vid import VariationalInformation
+
+
+def test_it_is_a_gaussian_log_likelihood_with_initial_variance_five() -> None:
+    torch.manual_seed(0)
+    loss = VariationalInformation((2, 3, 4, 4), (2, 5, 4, 4)).double()
+    student, teacher = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 5, 4, 4).double()
+    gaussian = torch.distributions.Normal(loss.regressor(student), math.sqrt(5.0))
+    expected = -gaussian.log_prob(teacher).mean() - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-6, atol=0.0)
+
+
+def test_the_variances_are_trained() -> None:
+    loss = VariationalInformation((2, 3), (2, 5))
+    assert "log_scale" in dict(loss.named_parameters())
+    loss(torch.randn(2, 3), torch.randn(2, 5)).backward()
+    assert loss.log_scale.grad is not None and loss.log_scale.grad.all()
+
+
+def test_the_larger_map_is_averaged_down() -> None:
+    loss = VariationalInformation((2, 3, 8, 8), (2, 5, 4, 4))
+    student, teacher = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
+    down = torch.nn.functional.avg_pool2d(student, 2)
+    torch.testing.assert_close(loss(student, teacher), loss(down, teacher))

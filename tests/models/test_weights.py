@@ -1,0 +1,161 @@
+"""Whether weights fit: renaming, what is listed, what pretraining may leave out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models
+
+from kdcli.errors import RunError, SpecError
+from kdcli.models.network import Network
+from kdcli.models.weights import fit_weights, load_weights, misfit
+
+from .fakes import network
+
+SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 4}
+BACKBONE = {"name": "backbone", "type": "resnet_custom", "kwargs": SMALL}
+
+
+def small(classes: int = 5, **kwargs: Any) -> Network:
+    head = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": classes}}
+    return network({**BACKBONE, "kwargs": {**SMALL, **kwargs}}, head)
+
+
+def saved(net: torch.nn.Module, folder: Path, drop: str = "-", **extra: torch.Tensor) -> Path:
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith(drop)}
+    torch.save({**state, **extra}, folder / "w.pt")
+    return folder / "w.pt"
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    state = other.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+
+
+def test_what_fits_is_loaded(tmp_path: Path) -> None:
+    one, other = small(), small()
+    assert load_weights(other, saved(one, tmp_path)) == []
+    assert equal(one, other)
+
+
+def test_united_perceptions_doubled_stem_is_one(tmp_path: Path) -> None:
+    one, other = small(), small()
+    state = one.state_dict()
+    doubled = {
+        k.replace("layer0.0", "conv1").replace("layer0.1", "bn1"): v
+        for k, v in state.items()
+        if "layer0" in k
+    }
+    torch.save({"model": {**doubled, **state}}, tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert equal(one, other)
+    other = small()
+    bare = {k: v for k, v in state.items() if "layer0" not in k}
+    torch.save({"model": {**doubled, **bare}}, tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert equal(one, other)
+
+
+def test_a_whole_models_own_names_fit(tmp_path: Path) -> None:
+    theirs = torchvision.models.squeezenet1_1(num_classes=3)
+    net = network({"name": "model", "type": "torchvision.squeezenet1_1", "kwargs": {"num_classes": 3}})
+    load_weights(net, saved(theirs, tmp_path))
+    assert equal(theirs, net.model)
+    zoo = network({"name": "model", "type": "cifar_resnet8"})
+    again = network({"name": "student", "type": "cifar_resnet8"})
+    load_weights(again, saved(zoo.model, tmp_path))
+    assert equal(zoo.model, again.student)
+
+
+def test_old_densenet_files_fit(tmp_path: Path) -> None:
+    theirs = torchvision.models.densenet121(num_classes=2)
+    old = {
+        k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2.") if "denselayer" in k else k: v
+        for k, v in theirs.state_dict().items()
+    }
+    net = network({"name": "model", "type": "torchvision.densenet121", "kwargs": {"num_classes": 2}})
+    fit_weights(net, old, "old")
+    assert equal(theirs, net.model)
+
+
+def test_a_backbone_of_torchvision_takes_torchvisions_file(tmp_path: Path) -> None:
+    theirs = torchvision.models.mobilenet_v2(num_classes=3).eval()
+    net = network(
+        {"name": "backbone", "type": "mobilenet_v2"},
+        {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 3}},
+    ).eval()
+    load_weights(net, saved(theirs, tmp_path))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(net({"image": image})["logits"], theirs(image), atol=1e-5)
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
+    net, other = small(), small(7)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    path = saved(other, tmp_path, drop="backbone.layer4.0.bn", odd=torch.ones(1))
+    with pytest.raises(SpecError) as caught:
+        load_weights(net, path, where=("mimic", "w"))
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("KD531", ("mimic", "w"))
+    assert "8 missing: backbone.layer4.0.bn1.weight, " in found.message
+    assert (
+        "and 3 more; 1 unexpected: odd; 2 mis-shaped: head.classifier.weight [7, 32] instead of [5, 32]"
+        in found.message
+    )
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    with pytest.raises(RunError):
+        load_weights(net, path)
+
+
+def test_counters_and_training_helpers_may_be_absent(tmp_path: Path) -> None:
+    one = small()
+    state = {k: v for k, v in one.state_dict().items() if not k.endswith("num_batches_tracked")}
+    adapt = {"name": "adapt", "type": "ADAP", "kwargs": {"outplanes": 8, "out_layers": [0]}}
+    head = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 5}}
+    net = network(BACKBONE, adapt, head)
+    fit_weights(net, state, "exported")
+    assert equal(one.backbone, net.backbone)
+
+
+def test_pretraining_may_leave_the_classifier(tmp_path: Path) -> None:
+    net, other = small(), small(7)
+    classifier = net.head.classifier.weight.clone()
+    notices = load_weights(net, saved(other, tmp_path), mode="pretrain")
+    assert equal(other.backbone, net.backbone)
+    assert torch.equal(net.head.classifier.weight, classifier)
+    assert len(notices) == 1
+    assert "head.classifier.weight, head.classifier.bias: random" in notices[0]
+    net = small()
+    notices = load_weights(net, saved(other, tmp_path, drop="head"), mode="pretrain")
+    assert equal(other.backbone, net.backbone)
+    assert "head.classifier.weight" in notices[0]
+
+
+def test_pretraining_takes_a_bare_imagenet_file(tmp_path: Path) -> None:
+    theirs = torchvision.models.resnet18()
+    net = network({"name": "backbone", "type": "resnet18"})
+    notices = load_weights(net, saved(theirs, tmp_path), mode="pretrain")
+    assert torch.equal(net.backbone.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    assert "holds fc.weight, fc.bias, which the network has not" in notices[0]
+
+
+def test_pretraining_never_loads_a_module_by_half(tmp_path: Path) -> None:
+    net = small()
+    for path in (
+        saved(small(), tmp_path, drop="backbone.layer3"),
+        saved(small(width=8), tmp_path),
+        saved(torch.nn.Linear(2, 2), tmp_path),
+    ):
+        with pytest.raises(RunError, match="KD531"):
+            load_weights(net, path, mode="pretrain")
+
+
+def test_the_comparison_needs_shapes_alone() -> None:
+    net = small()
+    shapes = {key: tuple(value.shape) for key, value in small().state_dict().items()}
+    assert not misfit(net, shapes)
+    assert misfit(net, {**shapes, "more": (1,)}).unexpected == ("more",)

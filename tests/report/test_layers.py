@@ -1,0 +1,64 @@
+"""The layers of a network as text, JSON and YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from kdcli.report.layers import layers_text
+
+
+@dataclass(frozen=True)
+class Row:
+    path: str
+    type: str
+    shape: str | Sequence[str] | None
+    stride: int | None
+    parameters: int
+    flops_share: float | None
+    status: str
+    depth: int
+
+
+ROWS = (
+    Row("model", "ResNet", "[B, 10]", None, 11_689_512, 1.0, "once", 0),
+    Row("model.layers", "ModuleList", None, None, 11_689_512, None, "container", 1),
+    Row("model.layers.0", "Conv2d", "[B, 64, 112, 112]", 2, 9_408, 0.064, "changed in place", 2),
+    Row("model.fpn", "FPN", ["[B, 256, 32, 32]", "[B, 256, 16, 16]"], None, 0, 0.5, "several", 1),
+)
+
+
+GOLDEN = """\
+layer                type         shape               stride   parameters   FLOPs so far   tap
+───────────────────────────────────────────────────────────────────────────────────────────────────────────
+model                ResNet       [B, 10]                  -       11.7 M        100.0 %   once
+  model.layers       ModuleList   -                        -       11.7 M              -   container
+    model.layers.0   Conv2d       [B, 64, 112, 112]        2        9,408          6.4 %   changed in place
+  model.fpn          FPN          [B, 256, 32, 32]         -            0         50.0 %   several
+                                  [B, 256, 16, 16]
+"""
+
+
+def test_golden() -> None:
+    assert layers_text(ROWS) == GOLDEN
+
+
+def test_depth_tells_what_it_hides() -> None:
+    text = layers_text(ROWS, depth=1)
+    assert "model.layers.0" not in text and text.endswith("1 deeper layers not shown: raise --depth\n")
+
+
+def test_long_paths_are_whole_when_piped_and_fold_on_a_terminal() -> None:
+    long = Row("a." * 150 + "z", "Conv2d", "[B]", 1, 1, 0.1, "once", 3)
+    assert long.path in layers_text([long])
+    assert "…" not in layers_text([long], width=60)
+
+
+def test_json_and_yaml_say_the_same() -> None:
+    plain = json.loads(layers_text(ROWS, "json"))
+    assert yaml.safe_load(layers_text(ROWS, "yaml")) == plain
+    assert plain["layers"][3]["shape"] == ["[B, 256, 32, 32]", "[B, 256, 16, 16]"]
+    assert plain["layers"][1]["flops_share"] is None

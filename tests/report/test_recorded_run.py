@@ -1,0 +1,102 @@
+"""Run folders, good and bad: one clear line for each kind of bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdcli.errors import RunError
+from kdcli.report.recorded_run import read_run
+from kdcli.report.report_data import read_report_data
+
+from .run_folders import make_run, report_data
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "digits_kd", seed=3, top1=91.0))
+    assert (run.name, run.primary, run.student) == ("digits_kd", "top1", "student")
+    assert run.last["top1"] == run.best["top1"] == 91.0 and run.teachers["teacher0"]["top1"] == 98.5
+    assert run.progress == "finished 100 steps" and len(run.steps) == 100
+
+
+def test_the_last_word_about_a_step_counts(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", end=False)
+    again = (path / "metrics.jsonl").read_text().splitlines()[-1].replace('"top1": 90.0', '"top1": 12.5')
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(again + '\n{"kind": "step", "st')
+    run = read_run(path)
+    assert run.last["top1"] == 12.5 and len(run.evaluations["student"]) == 5
+    assert run.progress == "stopped or running at step 100 of 100"
+
+
+def refused(path: Path, code: str, words: str) -> None:
+    with pytest.raises(RunError) as caught:
+        read_run(path)
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == code and words in diagnostic.message and "\n" not in diagnostic.message
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "KD750", "there is no folder")
+    refused(tmp_path, "KD750", "is empty")
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "KD750", "is a file")
+    refused(tmp_path, "KD750", "is no run of kdcli")
+
+
+def test_half_written(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    (path / "metrics.jsonl").write_text('{"kind": "st')
+    refused(path, "KD751", "no step and no evaluation yet")
+    (path / "metrics.jsonl").unlink()
+    refused(path, "KD751", "no step and no evaluation yet")
+    (path / "spec.resolved.yaml").write_text("net: [")
+    refused(path, "KD752", "spec.resolved.yaml is broken")
+    (path / "env.json").write_text("{")
+    refused(path, "KD752", "env.json is broken")
+    path = make_run(tmp_path / "other")
+    (path / "spec.resolved.yaml").unlink()
+    refused(path, "KD752", "has no spec.resolved.yaml")
+
+
+def test_another_version(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    (path / "env.json").write_text(json.dumps({"kdcli": "9.0", "run_format": 2}))
+    refused(path, "KD753", "has run format 2; this kdcli reads format 1")
+    path = make_run(tmp_path / "other")
+    (path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "loss": 3}\n')
+    refused(path, "KD752", "unknown shape")
+
+
+def test_report_data_good_and_bad(tmp_path: Path) -> None:
+    path = tmp_path / "report_data.json"
+    assert read_report_data(path).cka == ()
+    path.write_text(json.dumps(report_data()))
+    data = read_report_data(path)
+    assert data.class_accuracy is not None and data.class_accuracy.networks["student"][9] is None
+    for text, code in (("{", "KD752"), ("[]", "KD753"), ('{"version": 2}', "KD753")):
+        path.write_text(text)
+        with pytest.raises(RunError, match=code):
+            read_report_data(path)
+
+
+@pytest.mark.parametrize(
+    "section, broken",
+    [
+        ("comparison", [{"network": "student"}]),
+        ("class_accuracy", {"classes": ["a"], "networks": {"student": [0.5, 0.5]}}),
+        ("reliability", {"student": [{"confidence": 0.5}]}),
+        ("disagreements", [{"image": "x", "answers": {}}]),
+        ("features", [{"rows": []}]),
+        ("cka", [{"teacher": "t", "student_layers": ["a"], "teacher_layers": ["b"], "values": [[1, 2]]}]),
+        ("detections", [{"image": 1, "boxes": []}]),
+        ("cka", 7),
+    ],
+)
+def test_a_section_of_another_shape_is_named(tmp_path: Path, section: str, broken: object) -> None:
+    path = tmp_path / "report_data.json"
+    path.write_text(json.dumps({**report_data(), section: broken}))
+    with pytest.raises(RunError, match=f"KD752: `{section}` in"):
+        read_report_data(path)

@@ -1,0 +1,142 @@
+"""One wrong spec for every code of this layer; golden.txt holds what is said about it."""
+
+from __future__ import annotations
+
+from spec.specs import BASE, changed
+
+DEEP = "x-deep: " + "[" * 70 + "]" * 70 + "\n"
+LAUGH = "x-a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"x-{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
+)
+JOBS = (
+    "mimic:\n  mimic_ins_type: base\n  loss_weight: 1.0\n  warm_up_iters: -1\n",
+    "mimic:\n",
+)
+STAGES = ("  student:\n    mimic", "  stages:\n    - {STAGE}\n  student:\n    mimic")
+
+
+def stage(text: str) -> str:
+    """The spec with one stage."""
+    return changed(STAGES, ("{STAGE}", text))
+
+
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    # code: (text, assignments)
+    "KD101": (changed(("[4]", "[4")), ()),
+    "KD102": (changed(("  max_epoch", "\tmax_epoch")), ()),
+    "KD104": (changed(("kd_cls", "kd\x07cls")), ()),
+    "KD105": (changed(("max_epoch: 10", "max_epoch: 10\n  max_epoch: 20")), ()),
+    "KD106": (changed(("type: resnet18", "type: !!python/name resnet18")), ()),
+    "KD107": (changed(("[*crop,", "[*corp,")), ()),
+    "KD108": (DEEP + BASE, ()),
+    "KD109": (LAUGH + BASE, ()),
+    "KD110": (BASE + "---\nnet: []\n", ()),
+    "KD111": (changed(("kd_cls", "kd_cls\n  ? [a]\n  : 1")), ()),
+    "KD112": (changed(("max_epoch: 10", "max_epoch: 10\n  <<: 3")), ()),
+    "KD113": ("- net\n", ()),
+    "KD114": (changed(("saver:\n  save_dir: runs/it", "saver: !include saver.yaml")), ()),
+    "KD118": (changed(("max_epoch: 10", "max_epoch: !!int ten")), ()),
+    "KD201": (changed(("saver:", "savr:")), ()),
+    "KD202": (changed(("max_epoch: 10", "max_epoch: 10\n  test_frq: 2")), ()),
+    "KD203": (changed(("optimizer: {type: SGD, ", "optimizer: {")), ()),
+    "KD204": (changed(("max_epoch: 10", "max_epoch: 12a"), ("pin_memory: false", "pin_memory: no")), ()),
+    "KD205": (changed(("warmup_type: linear", "warmup_type: linaer")), ()),
+    "KD206": (changed(("max_epoch: 10", "max_epoch: 0")), ()),
+    "KD207": (BASE, ("trainer.max_epoch",)),
+    "KD208": (BASE, ("net.bakbone.kwargs.out_layers=[3]",)),
+    "KD209": (BASE, ("net.2.type=resnet18", "trainer.max_epoch.x=1")),
+    "KD210": (BASE, ("mimic=null",)),
+    "KD211": (changed(("  runner: {type: kd}\n", "")), ()),
+    "KD212": (changed(("  max_epoch: 10\n", "")), ()),
+    "KD213": (changed(("mimic:\n", "mimic:\n  mimic_job0: {}\n")), ()),
+    "KD216": (BASE, ("runtime.fp16=true", "runtime.precision=bf16")),
+    "KD217": (changed(("kwargs: {milestones", "kwargs: {warmup_iter: 9, milestones")), ()),
+    "KD218": (BASE, ("mimic.start_iter=10", "mimic.end_iter=5")),
+    "KD219": (stage("{name: a, max_epoch: 1}\n    - {name: a, max_epoch: 2}"), ()),
+    "KD220": (BASE, ("net=[]",)),
+    "KD301": (changed(("  teacher0:\n    mimic", "  teacher1:\n    mimic")), ()),
+    "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
+    "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),
+    "KD304": (
+        changed(
+            ("mimic:\n", "mimic:\n  mimic_as_jobs: true\n  mimic_job0: &job\n"),
+            (
+                "  mimic_ins_type: base\n  loss_weight: 1.0\n  warm_up_iters: -1\n  cfgs:\n    loss:\n",
+                "    cfgs: {}\n",
+            ),
+            (
+                "      type: kd_loss\n      kwargs: {T: 4.0, loss_weight: 1.0}\n  teacher0:\n",
+                "    teacher0:\n",
+            ),
+            (
+                "    mimic_name: [head.classifier]\n    teacher_weight: teacher.pth\n  student:\n    mimic_name: [head.classifier]\n",
+                "      mimic_name: [head.classifier]\n      teacher_weight: teacher.pth\n    student:\n      mimic_name: [head.classifier]\n"
+                "  mimic_job1:\n    <<: *job\n    teacher0: {mimic_name: [head.classifier], teacher_weight: other.pth}\n",
+            ),
+        ),
+        (),
+    ),
+    "KD305": (stage("{name: a, max_epoch: 1, jobs: [mimic_job1]}"), ()),
+    "KD306": (BASE, ("mimic.cfgs.loss.type=kd_lss",)),
+    "KD307": (changed(("mimic_ins_type: base", "mimic_ins_type: bse")), ()),
+    "KD308": (changed(("type: resnet18", "type: resnet81")), ()),
+    "KD309": (changed(("type: resnet18", "type: my_nets.tiny:Tiny")), ()),
+    "KD310": (changed(("type: fake", "type: fakr")), ()),
+    "KD311": (changed(("&crop {type: crop", "&crop {type: corp")), ()),
+    "KD312": (BASE, ("dataset.train.dataloader.kwargs.batch_fn={type: mixup}",)),
+    "KD313": (changed(("{type: reader", "{type: raeder")), ()),
+    "KD314": (changed(("sampler: {type: dist}", "sampler: {type: dits}")), ()),
+    "KD315": (changed(("type: imagenet", "type: imgnet")), ()),
+    "KD316": (changed(("type: SGD", "type: sgd")), ()),
+    "KD317": (changed(("type: MultiStepLR", "type: MultistepLR")), ()),
+    "KD318": (BASE, ("mimic.adapter=atuo",)),
+    "KD319": (
+        changed(
+            ("mimic_ins_type: base", "mimic_ins_type: FRS"),
+            ("    loss:\n", "    lvels: [0]\n    neck_los:\n"),
+        ),
+        (),
+    ),
+    "KD320": (changed(("T: 4.0", "Temp: 4.0")), ()),
+    "KD321": (BASE, ("mimic.cfgs.loss={type: bank}",)),
+    "KD322": (changed(("T: 4.0", "T: four"), ("out_layers: [4]", "out_layers: [4, x]")), ()),
+    "KD323": (changed(("T: 4.0", "T: 4.0, temperature: 4.0")), ()),
+    "KD324": (changed(("prev: backbone", "prev: bakbone")), ()),
+    "KD325": (changed(("name: head", "name: backbone")), ()),
+    "KD326": (
+        BASE,
+        ("mimic.cfgs.loss={type: dkd}", "dataset.train.dataloader.kwargs.batch_fn={type: batch_mixup}"),
+    ),
+    "KD327": (
+        changed(("  teacher0:\n    mimic_name: [head.classifier]\n    teacher_weight: teacher.pth\n", "")),
+        (),
+    ),
+    "KD601": (changed(("x-note: anything at all", "flip: {type: flip}")), ()),
+    "KD602": (changed(("runner: {type: kd}", "runner: {type: base}")), ()),
+    "KD603": (
+        changed(("    warmup_iter: 5\n", ""), ("kwargs: {milestones", "kwargs: {warmup_iter: 9, milestones")),
+        (),
+    ),
+    "KD604": (changed(("x-note: anything at all", "crop: &big {type: crop, kwargs: {size: 64}}")), ()),
+    "KD605": (changed(("\nmimic:", "\nteacher1: [{name: a, type: resnet18}]\n\nmimic:")), ()),
+    "KD606": (changed(("type: kd_loss\n      kwargs: {T: 4.0, ", "type: kl_loss\n      kwargs: {")), ()),
+    "KD607": (changed(("milestones: [4, 8]", "milestones: [4, 12]")), ()),
+    "KD608": (BASE, ("trainer.max_iter=4",)),
+    "KD609": (changed(("teacher.pth", "path/to/teacher.pth")), ()),
+    "KD610": (
+        changed(("      normalize: {type: solo_bn}\n  - name: head\n    prev", "  - name: head\n    prev")),
+        (),
+    ),
+    "KD611": (changed(("    warmup_iter: 5\n", ""), ("batch_size: 8", "batch_size: 64")), ()),
+    "KD612": (changed(("type: auto_save_best", "type: auto_sav_best")), ()),
+    "KD613": (changed(("x-note: anything at all", "traner: &t {max_epoch: 3}")), ()),
+    "KD614": (
+        changed(
+            ("    type: head\n", "    type: BboxFC_Pre\n"),
+            ("kwargs: {num_classes: *classes}", "kwargs: {with_drp: false}"),
+        ),
+        (),
+    ),
+}
+ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117"})
+"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py."""
