@@ -7,9 +7,11 @@ from kdcli.codes.cautions import CAUTIONS
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
+from kdcli.codes.networks import NETWORKS
 from kdcli.codes.references import REFERENCES
 from kdcli.codes.run import RUN
 from kdcli.codes.syntax import SYNTAX
+from kdcli.codes.weights import WEIGHTS
 
 __all__ = ["CODES", "Explanation"]
 
@@ -17,8 +19,10 @@ CODES: dict[str, Explanation] = {
     **SYNTAX,
     **LANGUAGE,
     **REFERENCES,
+    **NETWORKS,
     **BUILD,
     **FILES,
+    **WEIGHTS,
     **CAUTIONS,
     **RUN,
 }

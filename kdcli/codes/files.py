@@ -4,4 +4,95 @@ from __future__ import annotations
 
 from kdcli.codes.explanation import Explanation
 
-FILES: dict[str, Explanation] = {}
+FILES: dict[str, Explanation] = {
+    "KD501": Explanation(
+        "no such dataset, reader, sampler or mixing",
+        "The name is in none of kdcli's tables, or torchvision has no classification dataset of that name.",
+        "wrong: dataset: {type: cifar10}\nright: dataset: {type: torchvision.CIFAR10, kwargs: {root: data}}",
+    ),
+    "KD502": Explanation(
+        "optional package missing",
+        "This dataset comes with a package that a plain installation of kdcli does not bring.",
+        "pip install 'kdcli[demo]'",
+    ),
+    "KD503": Explanation(
+        "no such transform",
+        "A transform is one of kdcli's own names or `torchvision.<Name>` from torchvision.transforms.v2; some"
+        " of those make several images of one, or take code, and can't be written in a spec.",
+        "wrong: {type: torchvision.RandAug}\nright: {type: torchvision.RandAugment}",
+    ),
+    "KD504": Explanation(
+        "unknown argument of a transform",
+        "torchvision's transform has no such argument; it would otherwise fail when the data is built.",
+        "wrong: {type: torchvision.RandAugment, kwargs: {num_op: 2}}\nright: kwargs: {num_ops: 2}",
+    ),
+    "KD505": Explanation(
+        "data part that can't be built",
+        "A dataset, transform, reader or mixing refused its arguments: missing, unknown, or out of range.",
+        "wrong: {type: normalize, kwargs: {mean: [0.5], std: [0.0]}}\nright: std: [0.5]",
+    ),
+    "KD506": Explanation(
+        "data set not on this disk",
+        "kdcli downloads nothing. Get the files once as the help line says, then point `root` or `meta_file`"
+        " to them; relative paths count from the working directory, then from the spec's folder.",
+        "kdcli train cfg.yaml dataset.train.dataset.kwargs.root=/data/fashion-mnist",
+    ),
+    "KD508": Explanation(
+        "images of several sizes in memory",
+        "`in_memory: true` holds all images in one array, so they must have one size when the transforms that"
+        " draw nothing are done.",
+        "right: transformer: [{type: torch_resize, kwargs: {size: [64, 64]}}, ...]",
+    ),
+    "KD509": Explanation(
+        "no batch",
+        "The dataset is empty, or `drop_last` drops its only, unfilled batch: nothing would be trained.",
+        "right: lower `batch_size`, or leave `drop_last` out",
+    ),
+    "KD510": Explanation(
+        "damaged data or annotation file",
+        "The file does not follow its format: an idx file of another length than its header says, a line of a"
+        " meta file without a label. Nothing is guessed.",
+        'right: one `relative/path label` a line, or {"filename": "a.png", "label": 3}',
+    ),
+    "KD511": Explanation(
+        "image that can't be read",
+        "Missing, damaged, of a format that is not decoded, or declaring more pixels than is sane. With"
+        " `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left out.",
+        "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}",
+    ),
+    "KD512": Explanation(
+        "too many bad samples",
+        "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"
+        " torn files.",
+        "right: mend the data, or dataloader: {kwargs: {bad_sample_budget: 1000}}",
+    ),
+    "KD513": Explanation(
+        "name that leads out of the image folder",
+        "Names in a list of images stay below `image_dir`; a list from elsewhere could otherwise"
+        " read any file.",
+        "wrong: ../../home/me/x.png 3\nright: train/x.png 3",
+    ),
+    "KD515": Explanation(
+        "labels and number of classes disagree",
+        "A label lies outside 0..num_classes-1, is missing, or the folders are more or fewer than"
+        " `num_classes`.",
+        "right: num_classes one more than the greatest label, in the data, the mixing and the head",
+    ),
+    "KD516": Explanation(
+        "data worker died",
+        "A process that loads data was ended from outside, mostly for want of memory.",
+        "kdcli train cfg.yaml dataset.train.dataloader.kwargs.num_workers=2",
+    ),
+    "KD517": Explanation(
+        "image that does not fit the transforms",
+        "A transform can't take an image (a crop larger than it, another number of channels), or images of"
+        " one batch come out in different sizes.",
+        "right: end the geometric transforms with one size, e.g. torch_resize then torch_center_crop",
+    ),
+    "KD519": Explanation(
+        "image reader missing or out of reach",
+        "`cls` needs an `image_reader`, and images are read from folders of this machine, not from object"
+        " stores.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
+    ),
+}

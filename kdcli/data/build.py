@@ -62,7 +62,7 @@ def build_loader(
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
         pipeline = build_pipeline(part.dataset.kwargs.transformer, pipeline_path)
-        facts = _facts(source, pipeline, part, path)
+        facts = _facts(source, pipeline, part, path, train)
         _check_labels(source, part, path)
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
@@ -71,7 +71,7 @@ def build_loader(
         else:
             reader = SampleReader(ImageSamples(source, pipeline, facts), seed, mixing, train=train, skip=skip)
     order = _order(part, source, path, train=train, seed=seed, rank=rank, world_size=world_size)
-    if not order.batches(0) and rank == 0:
+    if not order.batches(0) and (train or rank == 0):
         raise SpecError.at(
             (*path, "batch_sampler", "kwargs", "drop_last"),
             "KD509",
@@ -202,10 +202,10 @@ def _order(
     return order
 
 
-def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath) -> DataFacts:
+def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, train: bool) -> DataFacts:
     """The described facts, with what the data itself says in place of what the spec only hints at."""
     facts = replace(
-        describe(part),
+        describe(part, train=train),
         num_classes=source.num_classes,
         num_samples=len(source),
         class_names=source.class_names,

@@ -71,10 +71,10 @@ def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
     name = part.dataset.type
     if name == "digits":
         size = own.get("size") or 8
-        samples = 450 if own.get("split") == "test" else 1347
+        samples = 1347 if _trains(own, train) else 450
         return DataFacts(num_classes=10, num_samples=samples, class_names=DIGITS), (1, size, size)
     if name == "fashion_mnist":
-        samples = 10_000 if own.get("split") == "test" else 60_000
+        samples = 60_000 if _trains(own, train) else 10_000
         limit = own.get("limit")
         samples = min(samples, limit) if isinstance(limit, int) else samples
         return DataFacts(num_classes=10, num_samples=samples, class_names=FASHION), (1, 28, 28)
@@ -86,6 +86,11 @@ def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
     if name.startswith("torchvision."):
         return _torchvision(name.removeprefix("torchvision."), own, train)
     return DataFacts(num_classes=own.get("num_classes")), (_channels(part), None, None)
+
+
+def _trains(own: Mapping[str, Any], train: bool) -> bool:
+    split = own.get("split")
+    return train if split is None else split == "train"
 
 
 def _torchvision(name: str, own: Mapping[str, Any], train: bool) -> tuple[DataFacts, Shape]:

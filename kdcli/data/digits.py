@@ -21,14 +21,16 @@ from kdcli.errors import RunError
 TEST_SAMPLES = 450
 
 
-def digits(*, split: Literal["train", "test"] = "train", size: int | None = None) -> ArrayImages:
+def digits(
+    train: bool, *, split: Literal["train", "test"] | None = None, size: int | None = None
+) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
-    The split is stratified and always the same. Raises RunError KD502 without scikit-learn.
+    The split is stratified and always the same; the one of the side (train, test) by default. Raises RunError KD502 without scikit-learn.
     """
     table = _table()
     labels = table[:, 64].astype(np.int64)
-    chosen = _split(labels) == (split == "test")
+    chosen = _split(labels) != (train if split is None else split == "train")
     grey = np.rint(table[chosen, :64] * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(grey.reshape(-1, 1, 8, 8))
     if size is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +19,9 @@ from kdcli.data.facts import DataFacts
 from kdcli.data.order import Order
 from kdcli.data.sources import Batch
 from kdcli.errors import RunError
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end a run; data workers leave them to the main process."""
 
 
 class Loader:
@@ -129,10 +134,12 @@ class Loader:
                 generator=torch.Generator().manual_seed(0),
             )
         self._keys.keys = keys
+        with _starting_workers():
+            loaded = iter(self._workers)
         try:
-            yield from self._workers
-        except RuntimeError as reason:
-            if "DataLoader worker" not in str(reason):
+            yield from loaded
+        except (RuntimeError, EOFError, ConnectionError) as reason:
+            if isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason):
                 raise
             self.close()
             raise RunError.of(
@@ -175,12 +182,35 @@ class _Keys:
         return len(self.keys)
 
 
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """While data workers start: no signal reaches them before they ignore it.
+
+    torch's SIGCHLD handler is undone: it raises wherever the main thread is, in a save perhaps. A dead
+    worker is noticed without it, by the next batch that does not come.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGCHLD, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
-def _in_worker(number: int) -> None:
+def _in_worker(worker: int) -> None:
     """A data worker outlives Ctrl-C and SIGTERM: the main process decides when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     torch.set_num_threads(1)

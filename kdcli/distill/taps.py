@@ -18,7 +18,7 @@ from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
 Feature = Tensor | list[Tensor]
 
 _TAP = re.compile(r"(?P<path>[^:\[\]\s]+)(?P<input>:in)?(?:\[(?P<index>\d+)\])?")
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,9 @@ class Taps:
     """The taps of one network; its hooks live from `with` to the end of the block.
 
     names: tap texts. outputs: the network outputs that are needed beside them; None runs the network
-    to its end. where: the place of each tap text in the spec, for errors. stopped_at: the layer after
-    which the last view stopped, None where the network ran to its end.
+    to its end. where: the place of each tap text in the spec, for errors. findings: where given, names that
+    can't be tapped are told there and left out, in place of an error. stopped_at: the layer after which
+    the last view stopped, None where the network ran to its end.
 
     `learn` runs the whole network once, and finds out how often each tap fires and which features
     are changed in place afterwards. A `view` then stops as soon as nothing more is needed, and clones
@@ -76,19 +77,21 @@ class Taps:
         names: Iterable[str],
         outputs: Iterable[str] | None = None,
         where: Mapping[str, SpecPath] | None = None,
+        findings: Findings | None = None,
     ) -> None:
         self.net = net
         self.where = dict(where or {})
         self.taps: dict[str, Tap] = {}
         self.modules: dict[str, nn.Module | None] = {}
-        wrong = Findings()
+        wrong = findings or Findings()
         for name in names:
             with wrong.part():
                 place = self.where.get(name, ())
                 tap = Tap.parse(name, place)
                 self.modules[name] = find_layer(net, tap, place)
                 self.taps[name] = tap
-        wrong.raise_errors()
+        if findings is None:
+            wrong.raise_errors()
         self.names = frozenset(self.taps)
         self.outputs = None if outputs is None else frozenset(outputs)
         self.changed_in_place: frozenset[str] = frozenset()
@@ -253,7 +256,7 @@ def find_layer(net: nn.Module, tap: Tap, where: SpecPath = ()) -> nn.Module | No
         if "." in tap.path or tap.at_input:
             raise _unknown(net, tap, where, {}) from None
         return None
-    if isinstance(module, _CONTAINERS):
+    if isinstance(module, CONTAINERS):
         children = [f"{tap.path}.{name}" for name, _ in module.named_children()]
         raise SpecError.at(
             where,

@@ -59,14 +59,21 @@ class Term(nn.Module):
             loss.type in SPEC_LOSSES if loss.over_pairs is None else loss.over_pairs == "mean"
         )
         kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        keywords = keyword_names(target)
         temperature = job.temperature if loss.temperature is None else loss.temperature
+        if temperature is not None and "T" not in keywords:
+            raise self._no_option(job, loss.temperature is not None, "temperature", "has no temperature")
         self.temperature: LearnedTemperature | None = None
         if isinstance(temperature, Temperature):
+            if self.binding.stateful:
+                raise self._no_option(job, loss.temperature is not None, "temperature", "can't learn one")
             self.temperature = LearnedTemperature(
                 start=temperature.start, range=temperature.range, cosine_epochs=temperature.cosine_epochs
             )
-        elif temperature is not None and "T" in keyword_names(target):
+        elif temperature is not None:
             kwargs.setdefault("T", temperature)
+        if self.standardize and "standardize" in keywords:
+            kwargs["standardize"], self.standardize = True, False
         self.adapters = self._adapters(setting, loss)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
@@ -84,11 +91,12 @@ class Term(nn.Module):
         students: Sequence[Feature] | None = None,
         teachers: Sequence[Feature] | None = None,
         masks: Sequence[Tensor] | None = None,
+        teacher_weights: Tensor | None = None,
     ) -> Tensor:
         """The loss as a scalar, before the job's weight.
 
         students, teachers: features that the mimicker made itself, in place of the tapped ones.
-        masks: one for each pair.
+        masks: one for each pair. teacher_weights [B]: how much each sample of this teacher counts.
         """
         given: dict[str, Any] = {
             "labels": batch.get("labels"),
@@ -98,6 +106,7 @@ class Term(nn.Module):
             "teacher_logits": None if teacher is None else teacher.outputs.get("logits"),
             "step": clock.stage_step,
             "epoch": clock.epoch,
+            "teacher_weights": teacher_weights,
         }
         extra = dict(self.kwargs)
         if self.temperature is not None:
@@ -146,6 +155,10 @@ class Term(nn.Module):
                 )
             )
         return tuple(rows)
+
+    def _no_option(self, job: Job, on_loss: bool, option: str, why: str) -> SpecError:
+        path = (*self.path, option) if on_loss else (*self.path[:3], option)
+        return SpecError.at(path, "KD437", f"`{option}` does nothing here: `{self.type}` {why}", on_key=True)
 
     def _ready(self, index: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.adapters is not None:

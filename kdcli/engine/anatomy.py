@@ -17,7 +17,10 @@ from kdcli.errors import RunError
 
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A copy that no optimizer, mode or checkpoint of the original reaches."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    # Tensors are cloned beforehand: deepcopy asks for their memory, which fake ones do not have.
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().clone()) for p in module.parameters()}
+    memo |= {id(b): b.detach().clone() for b in module.buffers()}
+    return copy.deepcopy(module, memo).eval().requires_grad_(False)
 
 
 def find_classifier(net: nn.Module, batch: Mapping[str, Any]) -> nn.Module:

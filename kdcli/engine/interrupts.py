@@ -1,38 +1,105 @@
-"""SIGINT and SIGTERM ask for a stop at the next whole step; a second one stops at once."""
+"""SIGINT and SIGTERM ask for a stop that loses nothing; a second one stops at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from kdcli.errors import Diagnostic, Interrupted
+
+SAME_SECONDS = 1.0
+"""A launcher passes on what the terminal has sent to everyone: so close together it is one wish to stop."""
+
 
 class Interrupts:
-    """signal_number: the signal that came, or None."""
+    """signal_number: the signal that came, or None.
+
+    Outside `noting` there is nothing to save, and a signal raises Interrupted on the spot; inside it is
+    only noted, and the loop stops after a whole step.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._noting = False
+        self._came = 0.0
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Inside the block a signal is noted; one that nobody has acted on is raised at its end."""
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+        if self.signal_number is not None:
+            raise nothing_to_save(self.signal_number)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signal_number is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal_number = number
+            if now - self._came >= SAME_SECONDS or not launched():
+                os._exit(128 + number)
+            return
+        self.signal_number, self._came = number, now
+        if not self._noting:
+            raise nothing_to_save(number)
 
 
 @contextmanager
 def listening() -> Iterator[Interrupts]:
-    """Both signals are noted inside the block; the handlers before come back after it."""
+    """Signals are taken inside the block; the handlers before come back after it.
+
+    SIGHUP counts too, unless `nohup` has switched it off. Threads other than the main one hear nothing.
+    """
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = {number: signal.signal(number, interrupts._take) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupts._take) for number in heeded()}
     try:
         yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask for a stop."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
+def launched() -> bool:
+    """Whether an elastic launcher watches over this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def nothing_to_save(number: int) -> Interrupted:
+    """A stop outside the loop: what is saved is saved, nothing was under way."""
+    return Interrupted(
+        Diagnostic(
+            code="KD714",
+            severity="warning",
+            message=f"stopped by {signal.Signals(number).name}; no step was under way",
+            help="give the same command again; a run that has begun continues with `--resume`",
+        ),
+        number,
+    )
+
+
+def saved_at(number: int, step: int, source: str) -> Interrupted:
+    """A stop in the loop, after its state was saved."""
+    return Interrupted(
+        Diagnostic(
+            code="KD714",
+            severity="warning",
+            message=f"stopped by {signal.Signals(number).name} at step {step}; everything is saved",
+            help=f"continue with `kdcli train {source} --resume`",
+        ),
+        number,
+    )

@@ -34,7 +34,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is about to run; the first record."""
+    """What is about to run; the first record.
+
+    samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
+    """
 
     name: str
     run_dir: Path
@@ -43,10 +46,10 @@ class Plan:
     precision: str
     networks: tuple[NetworkFacts, ...]
     pairs: tuple[Pair, ...]
-    samples: int
+    samples: int | None
     batch_size: int
-    steps_per_epoch: int
-    total_steps: int
+    steps_per_epoch: int | None
+    total_steps: int | None
     effective_lr: float
     resumed_step: int = 0
 

@@ -51,8 +51,10 @@ def needs_of(job: Job) -> Needs:
     return needs
 
 
-def teacher_taps(spec: Spec, nets: Mapping[str, nn.Module]) -> dict[str, Taps]:
-    """The taps of every teacher that a job uses, over all its jobs."""
+def teacher_taps(
+    spec: Spec, nets: Mapping[str, nn.Module], findings: Findings | None = None
+) -> dict[str, Taps]:
+    """The taps of every teacher that a job uses, over all its jobs; findings: as Taps takes them."""
     taps = {}
     for name, net in nets.items():
         where: dict[str, SpecPath] = {}
@@ -64,12 +66,12 @@ def teacher_taps(spec: Spec, nets: Mapping[str, nn.Module]) -> dict[str, Taps]:
             for index, tap in enumerate(job.teachers[name].mimic_name):
                 where.setdefault(tap, (*path, index))
             outputs |= needs_of(job).teacher_outputs
-        taps[name] = Taps(net, where, outputs, where)
+        taps[name] = Taps(net, where, outputs, where, findings)
     return taps
 
 
-def student_taps(spec: Spec, student: nn.Module) -> Taps | None:
-    """The taps of the student over all jobs; None without jobs."""
+def student_taps(spec: Spec, student: nn.Module, findings: Findings | None = None) -> Taps | None:
+    """The taps of the student over all jobs; None without jobs. findings: as Taps takes them."""
     jobs = jobs_of(spec)
     if not jobs:
         return None
@@ -78,7 +80,7 @@ def student_taps(spec: Spec, student: nn.Module) -> Taps | None:
         path = ("mimic", "jobs", job_name, "student", "mimic_name")
         for index, tap in enumerate(job.student.mimic_name):
             where.setdefault(tap, (*path, index))
-    return Taps(student, where, None, where)
+    return Taps(student, where, None, where, findings)
 
 
 def wire(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import enough_values, only_maps, pooled
+from kdcli.losses.layout import enough_values, only_maps, pooled, shown
 from kdcli.losses.precision import full_precision
 
 
@@ -40,8 +40,15 @@ class FeatureOverhaul(nn.Module):
             _connector(only_maps(s, "ofd")[1], only_maps(t, "ofd")[1], kernel_size)
             for s, t in zip(student_shape, teacher_shape, strict=True)
         )
-        for index, norm in enumerate(teacher_norms):
-            self.register_buffer(f"margin{index}", margin_of(norm).view(1, -1, 1, 1))
+        for index, (norm, t) in enumerate(zip(teacher_norms, teacher_shape, strict=True)):
+            margin = margin_of(norm)
+            if len(margin) != t[1]:
+                raise RunError.of(
+                    "KD450",
+                    f"`ofd`: the teacher's map is {shown(t)}, and its batch norm of {len(margin)} channels",
+                    "tap what goes into the ReLU right after the batch norm",
+                )
+            self.register_buffer(f"margin{index}", margin.view(1, -1, 1, 1))
 
     @full_precision
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

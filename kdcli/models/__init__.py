@@ -55,5 +55,16 @@ CLASSIFICATION: dict[str, Target] = {
     "ADAP": Target("kdcli.models.adapt:Adapt"),
 }
 
-MODULES: dict[str, Target] = {**BACKBONES, **SMALL_IMAGE_MODELS, **CLASSIFICATION}
+DETECTION: dict[str, Target] = {
+    "FPN": Target("kdcli.models.necks.fpn:FPN"),
+    "NaiveRPN": Target("kdcli.models.detection.dense_heads:NaiveRPN"),
+    "RetinaSubNet": Target("kdcli.models.detection.dense_heads:RetinaSubNet"),
+    "rpn_post": Target("kdcli.models.detection.dense_post:RpnPost"),
+    "retina_post": Target("kdcli.models.detection.dense_post:RetinaPost"),
+    "BboxFC_Pre": Target("kdcli.models.detection.roi_pre:BboxFCPre"),
+    "BboxFC": Target("kdcli.models.detection.bbox_head:BboxFC"),
+    "bbox_post": Target("kdcli.models.detection.bbox_post:BboxPost"),
+}
+
+MODULES: dict[str, Target] = {**BACKBONES, **SMALL_IMAGE_MODELS, **CLASSIFICATION, **DETECTION}
 """`torchvision.<name>`, `timm.<name>` and `package.module:attribute` are types as well."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+from urllib.error import URLError
 
 from torch import nn
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.models import MODULES
-from kdcli.models.foreign import build_timm, build_torchvision
+from kdcli.models.foreign import build_timm, build_torchvision, download_failed
 
 FACTS = ("inplanes", "aligned")
 """What a constructor may take that the spec does not say: passed by name, only to those who ask."""
@@ -42,11 +44,11 @@ def construct(
             return _call(_plugin(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
     except KdError:
         raise
+    except URLError as error:
+        raise download_failed(f"the weights of `{kind}`", error, (*path, "kwargs", "weights")) from error
     except Exception as error:
         # Whatever a constructor raises is about the arguments the spec gave it.
-        raise SpecError.at(
-            path, "KD402", f"`{kind}` can't be built: {type(error).__name__}: {error}", "check its kwargs"
-        ) from error
+        raise _refused(kind, kwargs, error, path) from error
     help = did_you_mean(kind, list(MODULES))
     if "." in kind and help is None:
         help = f"own code is written `{'.'.join(kind.split('.')[:-1])}:{kind.split('.')[-1]}`"
@@ -93,6 +95,14 @@ def _call(
             (*path, "type"), "KD406", f"`{kind}` gives a `{type(module).__name__}`, not an `nn.Module`"
         )
     return module
+
+
+def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecPath) -> SpecError:
+    """The finding for a failed constructor, at the argument that its words name first, else at the module."""
+    named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    where = path if named is None else (*path, "kwargs", named)
+    return SpecError.at(where, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
 
 
 def _plugin(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:

@@ -144,7 +144,7 @@ def build_network(
             frozen_path = (*here, "kwargs", "freeze_patterns")
             frozen += _freeze_patterns(spec, here)
             continue
-        if spec.name in built or not spec.name or "." in spec.name or hasattr(Network, spec.name):
+        if spec.name in built or not _free(spec.name):
             why = "stands twice" if spec.name in built else "can't be used here"
             raise SpecError.at(
                 (*here, "name"), "KD409", f"the module name `{spec.name}` {why}", "choose another name"
@@ -164,6 +164,12 @@ def build_network(
                 (*frozen_path, index), "KD408", f"`{pattern}` freezes nothing", did_you_mean(pattern, names)
             )
     return network
+
+
+def _free(name: str) -> bool:
+    """Whether a module may be called so: no dot, nothing that nn.Module has of its own."""
+    own = name in Network.__annotations__ or name in nn.Module.__annotations__ or hasattr(Network, name)
+    return bool(name) and "." not in name and not name.startswith("_") and not own
 
 
 def _freeze_patterns(spec: ModuleSpec, here: SpecPath) -> list[str]:

@@ -72,9 +72,11 @@ def build_norm(width: int, normalize: Mapping[str, Any]) -> nn.Module:
     if kind == "solo_bn":
         return nn.BatchNorm2d(width, **kwargs)
     if kind == "sync_bn":
-        # One group of all processes; United-Perception's group_size splits them.
-        kwargs.pop("group_size", None)
-        return SyncBatchNorm2d(width, **kwargs)
+        # United-Perception's own: a group of one synchronises nothing, any other is all processes.
+        group = kwargs.pop("group_size", None)
+        kwargs.pop("sync_stats", None)
+        kwargs.pop("var_mode", None)
+        return nn.BatchNorm2d(width, **kwargs) if group == 1 else SyncBatchNorm2d(width, **kwargs)
     if kind == "freeze_bn":
         return FrozenStatisticsBatchNorm2d(width, **kwargs)
     if kind == "gn":

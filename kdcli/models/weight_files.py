@@ -151,6 +151,11 @@ def save_safetensors(
             part.unlink(missing_ok=True)
 
 
+def printable(text: str) -> str:
+    """A file's own words without signs that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def _torchvision_weights(name: str) -> Any:
     names = [
         str(weights)
@@ -190,7 +195,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         # A torn file fails in as many ways as there are readers.
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = [*str(error).strip().splitlines(), type(error).__name__]
+        line = printable(lines[0])
         raise RunError.of("KD532", f"`{path}` can't be read as weights: {line}", WHOLE) from error
 
 
@@ -205,9 +211,10 @@ def _refused(path: Path, error: Exception) -> RunError:
     names = [name for name in found if name not in allowed] or ([named[1]] if named else [])
     if not names:
         return RunError.of("KD532", f"`{path}` can't be read as weights", WHOLE)
+    needed = printable(", ".join(f"`{name}`" for name in names[:3]))
     return RunError.of(
         "KD536",
-        f"`{path}` is a pickle that would run code: it needs {', '.join(f'`{name}`' for name in names[:3])}",
+        f"`{path}` is a pickle that would run code: it needs {needed}",
         "where you trust it, save its state dict alone: `torch.save(model.state_dict(), ...)`",
     )
 

@@ -14,6 +14,7 @@ from kdcli.errors import RunError, SpecPath
 from kdcli.models.weight_files import (
     at_path,
     find_file,
+    printable,
     read_shapes,
     read_weights,
     save_safetensors,
@@ -22,7 +23,9 @@ from kdcli.models.weight_files import (
 
 __all__ = [
     "Misfit",
+    "check_weights",
     "find_file",
+    "fit_parts",
     "fit_weights",
     "load_weights",
     "misfit",
@@ -106,10 +109,15 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
     name: of the weights, for the message. The network is unchanged when it raises.
     """
-    found = misfit(net, {key: tuple(value.shape) for key, value in state.items()})
-    if found:
-        raise _does_not_fit(name, found)
+    _chosen(net, _shapes(state), name, "strict")
     _load(net, state)
+
+
+def fit_parts(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
+    """Load what pretraining may take of a state (see load_weights); returns notices of the rest."""
+    wanted, notices = _chosen(net, _shapes(state), name, "pretrain")
+    _load(net, {key: state[key] for key in wanted})
+    return notices
 
 
 def load_weights(
@@ -128,33 +136,57 @@ def load_weights(
     with at_path(where):
         state = read_weights(source)
         if mode == "pretrain":
-            return _load_parts(net, state, f"`{source}`")
+            return fit_parts(net, state, f"`{source}`")
         fit_weights(net, state, f"`{source}`")
         return []
 
 
-def _load_parts(net: nn.Module, state: Mapping[str, Tensor], where: str) -> list[str]:
-    found = misfit(net, {key: tuple(value.shape) for key, value in state.items()})
-    names = renamed(net, list(state))
-    misshaped = {name for name, _, _ in found.misshaped}
-    fitting = {
-        k: v for k, v in state.items() if k in names and names[k] not in {*misshaped, *found.unexpected}
-    }
+def check_weights(
+    net: nn.Module,
+    source: str | Path,
+    *,
+    where: SpecPath | None = None,
+    mode: Literal["strict", "pretrain"] = "strict",
+) -> list[str]:
+    """What load_weights would raise or return, from the names and shapes in the file alone.
+
+    torchvision's own weights are not looked at: they may have to be downloaded first.
+    """
+    with at_path(where):
+        shapes = read_shapes(source)
+        return _chosen(net, shapes, f"`{source}`", mode)[1] if shapes else []
+
+
+def _chosen(
+    net: nn.Module, shapes: Mapping[str, Shape], name: str, mode: Literal["strict", "pretrain"]
+) -> tuple[list[str], list[str]]:
+    """The file's names to load, and notices; raises RunError where the file does not fit."""
+    found = misfit(net, shapes)
+    if mode == "strict":
+        if found:
+            raise _does_not_fit(name, found)
+        return list(shapes), []
+    names = renamed(net, list(shapes))
+    misshaped = {own for own, _, _ in found.misshaped}
+    fitting = [key for key, own in names.items() if own not in {*misshaped, *found.unexpected}]
     begun = {_part(names[key]) for key in fitting}
     last = _last_layer(net)
-    other_count = {name for name, a, b in found.misshaped if _only_outputs_differ(net, name, a, b)}
+    other_count = {own for own, a, b in found.misshaped if _only_outputs_differ(net, own, a, b)}
     strange = [
         n for n in (*found.missing, *misshaped) if not n.startswith(f"{last}.") and n not in other_count
     ]
-    if not fitting or any(_part(name) in begun for name in strange):
-        raise _does_not_fit(where, found)
-    _load(net, fitting)
+    if not fitting or any(_part(own) in begun for own in strange):
+        raise _does_not_fit(name, found)
     notices = []
-    if random := [name for name in net.state_dict() if name in {*found.missing, *misshaped}]:
-        notices.append(f"{where} does not fill {_some(random)}: random")
+    if random := [own for own in net.state_dict() if own in {*found.missing, *misshaped}]:
+        notices.append(f"{name} does not fill {_some(random)}: random")
     if found.unexpected:
-        notices.append(f"{where} holds {_some(found.unexpected)}, which the network has not")
-    return notices
+        notices.append(f"{name} holds {_some(found.unexpected)}, which the network has not")
+    return fitting, notices
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -217,7 +249,7 @@ def _only_outputs_differ(net: nn.Module, name: str, given: Shape, own: Shape) ->
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return printable(", ".join(names[:most])) + more
 
 
 def _size(shape: Shape) -> str:

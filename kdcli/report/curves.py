@@ -13,6 +13,7 @@ from kdcli.report.standings import metric_names
 
 POINTS = 300
 LINES = 8
+_TASK = "total and task losses"
 Series = tuple[list[float], list[float]]
 
 
@@ -48,13 +49,12 @@ def _losses(steps: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
     for record in steps:
         at = float(record["step"])
         if "total" in record:
-            points.setdefault("total and task losses", {}).setdefault("total", []).append(
-                (at, record["total"])
-            )
+            points.setdefault(_TASK, {}).setdefault("total", []).append((at, record["total"]))
         for name, value in record["losses"].items():
             group, _, rest = name.partition(".")
-            title = "total and task losses" if group == "task" or not rest else f"losses of {group}"
-            points.setdefault(title, {}).setdefault(rest or name, []).append((at, float(value)))
+            of_task = group == "task" or not rest
+            title, line = (_TASK, name) if of_task else (f"losses of {group}", rest)
+            points.setdefault(title, {}).setdefault(line, []).append((at, float(value)))
     charts: dict[str, dict[str, Series]] = {}
     for title, lines in points.items():
         names = list(lines)
@@ -78,7 +78,8 @@ def _draw_losses(axes: Axes, lines: Mapping[str, Series]) -> None:
 
 def _rate(axes: Axes, series: Series) -> None:
     axes.plot(*series, marker="." if len(series[0]) == 1 else None, **line_look(0))
-    axes.set_ylim(bottom=0)
+    top = max((rate for rate in series[1] if math.isfinite(rate)), default=0.0)
+    axes.set_ylim(0, 1.08 * top or None)
     _finish(axes, [])
 
 

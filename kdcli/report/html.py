@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
 
 def _head(run: RecordedRun) -> str:
     seconds = run.finished["seconds"] if run.finished else sum(r.get("seconds", 0.0) for r in run.steps)
-    images = sum(record.get("images_per_second", 0.0) for record in run.steps)
+    busy = sum(record.get("seconds", 0.0) for record in run.steps)
+    images = sum(r.get("images_per_second", 0.0) * r.get("seconds", 0.0) for r in run.steps)
     facts = [run.progress, duration(float(seconds))]
-    if run.steps and images:
-        facts.append(f"{speed(images / len(run.steps), 1.0)} on average")
+    if images and busy:
+        facts.append(f"{speed(images, busy)} on average")
     return f"<header><h1>{page.text(run.name)}</h1>{page.paragraph(' · '.join(facts))}</header>"
 
 
@@ -155,9 +157,7 @@ def _boxes(one: Detection, colours: Mapping[str, str]) -> str:
 
 
 def _origin(run: RecordedRun) -> list[str]:
-    lines = [[name, value] for name, value in _flat(run.env)]
-    facts = page.table(["environment", ""], lines) if lines else ""
-    return [facts, page.folded("spec.resolved.yaml", run.spec_text)]
+    return [page.facts(_flat(run.env)), page.folded("spec.resolved.yaml", run.spec_text)]
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -165,5 +165,5 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [
             pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else key)
         ]
-    shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return [(prefix, shown)]
+    shown = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
+    return [] if value in (None, "", []) else [(prefix, shown)]

@@ -37,6 +37,8 @@ figcaption { font-size: .85rem; margin-top: .4rem; overflow-wrap: anywhere; }
 .maps { display: grid; grid-template-columns: repeat(3, minmax(0, 9rem)); gap: .5rem; margin-bottom: .5rem; }
 .maps img { width: 100%; image-rendering: pixelated; border-radius: .3rem; display: block; }
 pre { background: var(--card); border-radius: .6rem; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .2rem 1.2rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--accent); }
 """
 
@@ -80,6 +82,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
     inner = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
     return f'<div class="scroll"><table>\n{inner}</table></div>'
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and what they are, in long lines that wrap."""
+    rows = "\n".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs)
+    return f"<dl>\n{rows}\n</dl>" if rows else ""
 
 
 def card(title: str, content: str, *, wide: bool = False) -> str:

@@ -32,15 +32,24 @@ def schedule_lines(plan: Plan) -> list[str]:
     batch = f"batch {plan.batch_size}"
     if plan.processes > 1:
         batch += f" x {plan.processes} processes = {global_batch}"
-    epochs = plan.total_steps / plan.steps_per_epoch if plan.steps_per_epoch else 0.0
+    images = "number of training images not known without the files" if plan.samples is None else ""
     lines = [
-        f"data   {plan.samples:,} training images, {batch}",
-        f"steps  {plan.total_steps:,} = {epochs:g} epochs x {plan.steps_per_epoch:,}",
+        f"data   {images or f'{plan.samples:,} training images'}, {batch}",
+        f"steps  {_steps(plan)}",
         f"lr     {rate(plan.effective_lr)} effective",
     ]
-    if plan.resumed_step:
+    if plan.resumed_step and plan.total_steps is not None:
         lines.append(f"resume at step {plan.resumed_step:,} of {plan.total_steps:,}")
     return lines
+
+
+def _steps(plan: Plan) -> str:
+    if plan.total_steps is None:
+        return "not known without the files: `validate --files` counts them"
+    if not plan.steps_per_epoch:
+        return f"{plan.total_steps:,}"
+    epochs = plan.total_steps / plan.steps_per_epoch
+    return f"{plan.total_steps:,} = {epochs:g} epochs x {plan.steps_per_epoch:,}"
 
 
 def _headline(plan: Plan) -> Text:

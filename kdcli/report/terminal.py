@@ -23,7 +23,7 @@ from kdcli.report.screen import Screen
 class Terminal:
     """Consumes records: `with Terminal(spec="cfg.yaml") as terminal: for r in records: terminal.show(r)`.
 
-    spec: how the user named the spec (a path, or with its overrides as a list), for the command to go on with;
+    spec: how the user named the spec (a path, or a list with its overrides), for the command to go on with;
     quiet: only warnings and the last line.
     """
 

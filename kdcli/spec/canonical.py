@@ -7,17 +7,16 @@ in both. Keys that are given nothing are not given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
 
-from . import schema
-from .nodes import Entry, Mapping, Node, Scalar, Sequence, kind
+from .canonical_jobs import canonical_mimic
+from .findings import Findings
+from .nodes import Entry, Mapping, Node, Scalar, Sequence
 from .source import repeated_key
 
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "saver", "hooks")
-MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
-JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 SHARED_DATA = ("batch_sampler", "dataloader")
 # Keys that United-Perception's own specs carry and that change nothing here.
 LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
@@ -69,21 +68,8 @@ def _text_entry(key: str, value: str, span: Span) -> Entry:
     return Entry(key=key, key_span=span, value=Scalar(value=value, span=span, text=value))
 
 
-def _is_true(node: Node | None) -> bool:
-    return isinstance(node, Scalar) and node.value is True
-
-
 @dataclass(slots=True)
-class _Maker:
-    findings: list[Diagnostic] = field(default_factory=list)
-
-    def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
-        self.findings.append(Diagnostic(code=code, message=message, span=span, help=help))
-
-    def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
-        finding = Diagnostic(code=code, message=message, span=span, help=help, severity="warning")
-        self.findings.append(finding)
-
+class _Maker(Findings):
     # the top level
 
     def spec(self, root: Mapping) -> Mapping:
@@ -95,14 +81,17 @@ class _Maker:
             value = without_nothing(entry.value)
             if isinstance(value, Scalar) and value.value is None and entry.key in TOP_KEYS:
                 continue
-            if entry.key.startswith("teacher"):
+            number = isinstance(entry.value, Scalar) and entry.value.anchor is not None
+            if number and entry.key not in TOP_KEYS:
+                self._block(entry, root.keys())
+            elif entry.key.startswith("teacher"):
                 if not (isinstance(value, Scalar) and value.value is None):
                     teachers.append(replace(entry, value=self._network(value)))
             elif entry.key in TOP_KEYS:
                 has_mimic = has_mimic or entry.key == "mimic"
                 entries.append(replace(entry, value=self._top(entry, value)))
             else:
-                self._block(entry, [e.key for e in root.entries])
+                self._block(entry, root.keys())
         if teachers:
             key_span = teachers[0].key_span
             mapping = Mapping(entries=tuple(teachers), span=key_span)
@@ -114,7 +103,7 @@ class _Maker:
         if entry.key == "net":
             return self._network(value)
         if entry.key == "mimic" and isinstance(value, Mapping):
-            return self._mimic(value, entry)
+            return canonical_mimic(value, entry, self)
         if entry.key == "dataset" and isinstance(value, Mapping):
             return self._dataset(value)
         if entry.key == "trainer" and isinstance(value, Mapping):
@@ -206,105 +195,6 @@ class _Maker:
         left = entry.value.without(*LEFTOVERS[name])
         return component.with_entry(replace(entry, value=left))
 
-    # mimic
-
-    def _mimic(self, mimic: Mapping, top: Entry) -> Mapping:
-        as_jobs = mimic.find("mimic_as_jobs")
-        if as_jobs is not None and not (
-            isinstance(as_jobs.value, Scalar) and isinstance(as_jobs.value.value, bool)
-        ):
-            message = f"`mimic_as_jobs` must be true or false, got {kind(as_jobs.value)}"
-            self.error("KD204", message, as_jobs.value.span)
-        kept = [e for e in mimic.entries if e.key in ("stages", "task_loss")]
-        rest = [e for e in mimic.entries if e.key not in MIMIC_KEYS]
-        named = [e for e in rest if e.key.startswith("mimic_job")]
-        jobs: list[Entry]
-        if _is_true(as_jobs.value if as_jobs else None):
-            jobs = [replace(e, value=self._job(e.value)) for e in named]
-            for entry in rest:
-                if entry not in named:
-                    help = did_you_mean(entry.key, (*MIMIC_KEYS, "mimic_job0"))
-                    if entry.key in JOB_KEYS or entry.key == "cfgs" or entry.key.startswith("teacher"):
-                        help = "with `mimic_as_jobs` it belongs into a job (`mimic_job0: ...`)"
-                    self.error("KD202", f"unknown key `{entry.key}` in `mimic`", entry.key_span, help)
-            if not jobs:
-                assert as_jobs is not None
-                help = "add `mimic_job0: {...}`, or delete `mimic_as_jobs`"
-                self.error("KD213", "`mimic_as_jobs` is true, but there is no job", as_jobs.key_span, help)
-        else:
-            for entry in named:
-                help = "add `mimic_as_jobs: true` under `mimic`"
-                message = f"`{entry.key}` is a job, but `mimic_as_jobs` is not true"
-                self.error("KD213", message, entry.key_span, help)
-            one = replace(mimic, entries=tuple(e for e in rest if e not in named))
-            jobs = [Entry(key="mimic_job0", key_span=top.key_span, value=self._job(one))]
-            if named and not one.entries:
-                jobs = []
-        made = Mapping(entries=tuple(jobs), span=mimic.span)
-        key_span = as_jobs.key_span if as_jobs else top.key_span
-        return replace(mimic, entries=(Entry(key="jobs", key_span=key_span, value=made), *kept))
-
-    def _job(self, job: Node) -> Node:
-        if not isinstance(job, Mapping):
-            return job
-        entries: list[Entry] = []
-        teachers: list[Entry] = []
-        for entry in job.entries:
-            if entry.key in ("losses", "options"):
-                help = "losses and options both stand under `cfgs`"
-                self.error("KD202", f"unknown key `{entry.key}` in a job", entry.key_span, help)
-            elif entry.key == "cfgs":
-                entries += self._cfgs(entry)
-            elif entry.key.startswith("teacher") and entry.key != "teacher_weighting":
-                teachers.append(entry)
-            elif entry.key == "adapter":
-                entries.append(replace(entry, value=_adapter(entry.value)))
-            else:
-                entries.append(entry)
-        if teachers:
-            span = teachers[0].key_span
-            mapping = Mapping(entries=tuple(teachers), span=span)
-            entries.append(Entry(key="teachers", key_span=span, value=mapping))
-        return replace(job, entries=tuple(entries))
-
-    def _cfgs(self, cfgs: Entry) -> list[Entry]:
-        if not isinstance(cfgs.value, Mapping):
-            message = f"`cfgs` must be a mapping, got {kind(cfgs.value)}"
-            self.error("KD204", message, cfgs.value.span)
-            return []
-        losses: list[Entry] = []
-        options: list[Entry] = []
-        for entry in cfgs.value.entries:
-            if isinstance(entry.value, Mapping) and entry.value.find("type") is not None:
-                value = self._loss(entry.value)
-                losses.append(replace(entry, value=value))
-            else:
-                options.append(entry)
-        span = cfgs.value.span
-        return [
-            Entry(key=key, key_span=cfgs.key_span, value=Mapping(entries=tuple(found), span=span))
-            for key, found in (("losses", losses), ("options", options))
-            if found
-        ]
-
-    def _loss(self, loss: Mapping) -> Mapping:
-        """A loss with its adapter as a mapping, and its temperature called `T`."""
-        adapter = loss.find("adapter")
-        if adapter is not None:
-            loss = loss.with_entry(replace(adapter, value=_adapter(adapter.value)))
-        kwargs = loss.find("kwargs")
-        if kwargs is None or not isinstance(kwargs.value, Mapping):
-            return loss
-        long, short = kwargs.value.find("temperature"), kwargs.value.find("T")
-        if long is None:
-            return loss
-        if short is not None:
-            message = "`T` and `temperature` are one argument, given twice"
-            self.error("KD323", message, long.key_span, "keep `T`")
-            return loss
-        entries = tuple(replace(e, key="T") if e is long else e for e in kwargs.value.entries)
-        return loss.with_entry(replace(kwargs, value=replace(kwargs.value, entries=entries)))
-
     # data and training
 
     def _dataset(self, dataset: Mapping) -> Mapping:
@@ -351,14 +241,6 @@ class _Maker:
             kwargs = replace(kwargs, value=kwargs.value.without(moved.key))
             scheduler = scheduler.with_entry(kwargs)
         return trainer.with_entry(replace(entry, value=scheduler))
-
-
-def _adapter(node: Node) -> Node:
-    """`adapter: auto` as a mapping."""
-    if isinstance(node, Scalar) and isinstance(node.value, str):
-        entry = Entry(key="type", key_span=node.span, value=node)
-        return Mapping(entries=(entry,), span=node.span)
-    return node
 
 
 def _laid_over(shared: Node, own: Node) -> Node:

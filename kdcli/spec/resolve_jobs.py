@@ -109,6 +109,11 @@ def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
     if not method.extra:
         unknown += [("losses", name) for name in job.losses if name not in method.losses]
     for part, name in unknown:
+        if part == "options" and name in method.losses:
+            message = f"`{name}` is a loss of `{job.mimic_ins_type}`: a mapping with a `type`"
+            form = f"write `{name}: {{type: ..., kwargs: {{...}}}}`"
+            yield Diagnostic(code="KD319", message=message, help=form, path=(*path, part, name))
+            continue
         what = "loss" if part == "losses" else "option"
         help = suggest(name, known)
         if part == "options" and method.extra and help is None:

@@ -7,14 +7,10 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any, Literal
 
+from .definitions import MOST_STEPS, Definition, find_definition, imported_module, lineage_of, names_of
 from .tables import Target
-
-KDCLI = Path(__file__).parent.parent
-_MOST_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +61,6 @@ class Signature:
             return default
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    module: str
-    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
 def signature(target: Target) -> Signature | None:
     """The signature of a target less its preset arguments; None where no source can be read."""
     made = _signature(target.path)
@@ -92,13 +82,13 @@ def signature(target: Target) -> Signature | None:
 @cache
 def _signature(path: str) -> Signature | None:
     module, _, attribute = path.partition(":")
-    found = _find(module, attribute)
+    found = find_definition(module, attribute)
     if found is None:
         return None
     if not isinstance(found.node, ast.ClassDef):
         parameters, opened = _parameters(found.node, found.module, bound=False)
         return _made("function", parameters, opened, found.node)
-    lineage = _lineage(found)
+    lineage = lineage_of(found)
     constants: dict[str, ast.expr] = {}
     for one in reversed(lineage):
         constants.update(_constants(one.node))
@@ -137,114 +127,7 @@ def _made(
     )
 
 
-# source
-
-
-@cache
-def source_file(module: str) -> Path | None:
-    """The file of a module, found without importing its package."""
-    parts = module.split(".")
-    if parts[0] == KDCLI.name:
-        base = KDCLI.joinpath(*parts[1:])
-    else:
-        try:
-            spec = PathFinder.find_spec(parts[0])
-        except (ImportError, ValueError):
-            return None
-        if spec is None or spec.origin is None:
-            return None
-        origin = Path(spec.origin)
-        if origin.suffix != ".py":
-            return None
-        root = origin.parent if origin.name == "__init__.py" else origin.with_suffix("")
-        base = root.joinpath(*parts[1:])
-    for path in (base.with_name(base.name + ".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
-
-
-@cache
-def _tree(module: str) -> dict[str, ast.stmt] | None:
-    """The names that a module defines at top level."""
-    path = source_file(module)
-    if path is None:
-        return None
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError, ValueError):
-        return None
-    names: dict[str, ast.stmt] = {}
-    for statement in body:
-        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names[statement.name] = statement
-        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
-            for alias in statement.names:
-                names[alias.asname or alias.name] = statement
-        elif isinstance(statement, ast.Assign):
-            for place in statement.targets:
-                if isinstance(place, ast.Name):
-                    names[place.id] = statement
-    return names
-
-
-def _find(module: str, attribute: str, steps: int = 0) -> _Found | None:
-    """The definition of a name, through imports and plain aliases."""
-    names = _tree(module)
-    statement = None if names is None else names.get(attribute)
-    if statement is None or steps > _MOST_STEPS:
-        return None
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return _Found(module, statement)
-    if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
-        return _find(module, statement.value.id, steps + 1)
-    if isinstance(statement, ast.ImportFrom):
-        original = next(a.name for a in statement.names if (a.asname or a.name) == attribute)
-        return _find(_imported(module, statement), original, steps + 1)
-    return None
-
-
-def _imported(module: str, statement: ast.ImportFrom) -> str:
-    if statement.level == 0:
-        return statement.module or ""
-    path = source_file(module)
-    package = module.split(".")
-    up = statement.level - (1 if path is not None and path.name == "__init__.py" else 0)
-    parts = package[: len(package) - up]
-    return ".".join([*parts, *([statement.module] if statement.module else [])])
-
-
-def _lineage(found: _Found) -> list[_Found]:
-    """The class and its bases, nearest first, as far as they can be read within kdcli or its own package."""
-    line: list[_Found] = []
-    waiting = [found]
-    while waiting and len(line) < _MOST_STEPS:
-        one = waiting.pop(0)
-        line.append(one)
-        assert isinstance(one.node, ast.ClassDef)
-        for base in one.node.bases:
-            name = base.value if isinstance(base, ast.Subscript) else base
-            if not isinstance(name, ast.Name):
-                continue
-            below = _find(one.module, name.id) if _same_package(one.module, name.id) else None
-            if below is not None and isinstance(below.node, ast.ClassDef):
-                waiting.append(below)
-    return line
-
-
-def _same_package(module: str, name: str) -> bool:
-    """Whether a base class belongs to the same package: torch's own sources are never read."""
-    names = _tree(module) or {}
-    statement = names.get(name)
-    if isinstance(statement, ast.ImportFrom):
-        return _imported(module, statement).split(".")[0] == module.split(".")[0]
-    return statement is not None
-
-
-# definitions
-
-
-def _method(lineage: list[_Found], name: str) -> tuple[ast.FunctionDef, str] | None:
+def _method(lineage: list[Definition], name: str) -> tuple[ast.FunctionDef, str] | None:
     for one in lineage:
         assert isinstance(one.node, ast.ClassDef)
         for statement in one.node.body:
@@ -311,14 +194,14 @@ def _expanded(annotation: ast.expr, module: str, steps: int = 0) -> ast.expr:
     if isinstance(annotation, ast.Tuple):
         parts = [_expanded(part, module, steps) for part in annotation.elts]
         return ast.Tuple(elts=parts, ctx=annotation.ctx)
-    if not isinstance(annotation, ast.Name) or steps > _MOST_STEPS:
+    if not isinstance(annotation, ast.Name) or steps > MOST_STEPS:
         return annotation
-    statement = (_tree(module) or {}).get(annotation.id)
+    statement = (names_of(module) or {}).get(annotation.id)
     aliased = statement.value if isinstance(statement, ast.Assign) else None
     if isinstance(aliased, (ast.Subscript, ast.BinOp, ast.Name)):
         return _expanded(aliased, module, steps + 1)
     if isinstance(statement, ast.ImportFrom):
-        other = _imported(module, statement)
+        other = imported_module(module, statement)
         if other.split(".")[0] == module.split(".")[0]:
             original = next(a.name for a in statement.names if (a.asname or a.name) == annotation.id)
             name = ast.Name(id=original, ctx=ast.Load())
@@ -346,7 +229,7 @@ def _is_dataclass(node: ast.stmt) -> bool:
     return any(isinstance(name, ast.Name) and name.id == "dataclass" for name in names)
 
 
-def _fields(lineage: list[_Found]) -> list[Parameter]:
+def _fields(lineage: list[Definition]) -> list[Parameter]:
     """The fields of a dataclass as keyword arguments."""
     found: dict[str, Parameter] = {}
     for one in reversed(lineage):

@@ -123,8 +123,9 @@ class Text:
         elif "flow" in context:
             problem, help = "a `[` or `{` is not closed properly", "look for a missing comma or bracket"
             opened = getattr(error, "context_mark", None)
-            if opened is not None and opened.line < line:
-                help = f"{help}; noticed in line {line + 1}"
+            at_end = column >= len(self.lines[line].rstrip())
+            if opened is not None and (opened.line < line or at_end):
+                help = f"{help}; noticed in line {line + 1}" if opened.line < line else help
                 line, column = opened.line, opened.column
         elif "block" in context or "could not find expected ':'" in problem:
             problem, help = f"not YAML: {problem}", "check this line's indentation and its `key: value` form"

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from kdcli.errors import Diagnostic, Span, SpecPath, did_you_mean
 
 from . import schema
-from .canonical import JOB_KEYS, MIMIC_KEYS
+from .canonical_jobs import JOB_KEYS, MIMIC_KEYS
 from .nodes import Mapping, Node, Scalar, Sequence, describe, kind, to_data
 
 M = TypeVar("M", bound=BaseModel)
@@ -81,7 +81,9 @@ def _diagnostics(model: type[BaseModel], tree: Node, errors: Iterable[ErrorDetai
     found: dict[tuple[SpecPath, str], Diagnostic] = {}
     for error in errors:
         place = _place(tree, error)
-        if place.union is None:
+        if place.lone and error["type"] == "model_type":
+            diagnostic = _no_list(tree, place.path)
+        elif place.union is None:
             diagnostic = _diagnostic(model, tree, place.path, error)
         else:
             one = _of_union(model, tree, place, error)
@@ -99,6 +101,8 @@ class _Place:
     path: SpecPath
     union: SpecPath | None = None
     alternative: str = ""
+    lone: bool = False
+    """Whether a single value stands where a list is meant."""
 
 
 def _place(tree: Node, error: ErrorDetails) -> _Place:
@@ -106,6 +110,7 @@ def _place(tree: Node, error: ErrorDetails) -> _Place:
     node: Node | None = tree
     union: SpecPath | None = None
     alternative = ""
+    lone = False
     loc = error["loc"]
     for place, step in enumerate(loc):
         child = _child(node, step)
@@ -114,13 +119,14 @@ def _place(tree: Node, error: ErrorDetails) -> _Place:
                 path.append(step)
                 continue
             if isinstance(step, int) and isinstance(node, Scalar):
-                continue  # a single value where a list may stand
+                lone = True
+                continue
             if union is None:
                 union, alternative = tuple(path), str(step)
             continue
         path.append(step)
         node = child
-    return _Place(tuple(path), union, alternative)
+    return _Place(tuple(path), union, alternative, lone)
 
 
 def _child(node: Node | None, step: str | int) -> Node | None:
@@ -182,6 +188,7 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
     context: dict[str, Any] = error.get("ctx") or {}
     if sort == "literal_error":
         wanted = str(context.get("expected", "")).replace("'", "`").replace(" or ", ", ")
+        wanted = {"True": "true", "False": "false"}.get(wanted, wanted)
         names = [name.strip("` ") for name in wanted.split(",")]
         help = None
         if isinstance(node, Scalar) and isinstance(node.value, str) and len(names) > 1:
@@ -200,6 +207,14 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
         path=path,
         span=span,
     )
+
+
+def _no_list(tree: Node, path: SpecPath) -> Diagnostic:
+    modules = path[0] in ("net", "teachers") and len(path) <= 2
+    help = "one whole model is written `{type: torchvision.resnet18}`" if modules else None
+    wanted = "a list of modules" if modules else "a list of mappings"
+    message = f"{_shown(path)} must be {wanted}, got {kind(_node_at(tree, path))}"
+    return Diagnostic(code="KD204", message=message, help=help, path=path, span=span_of(tree, path))
 
 
 def _nearest_only(word: str, names: list[str]) -> str | None:
@@ -224,7 +239,7 @@ def _type_help(wanted: str, node: Node) -> str | None:
 def _needed(path: SpecPath) -> str | None:
     if path[-1] == "type":
         return "give its `type`"
-    if path[-1] == "name":
+    if path[-1] == "name" and path[0] in ("net", "teachers"):
         return "every module of a network has a name"
     return None
 

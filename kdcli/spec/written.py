@@ -12,7 +12,7 @@ import yaml
 from .schema import Spec
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Quotes exactly the strings that YAML 1.2's core schema would read as something else."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
@@ -21,13 +21,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
+def _float(dumper: Dumper, value: float) -> yaml.ScalarNode:
     text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
-_Dumper.add_representer(float, _float)
-_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+Dumper.add_representer(float, _float)
+Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 for _tag, _pattern in (
     ("null", r"~|null|Null|NULL|"),
     ("bool", r"true|True|TRUE|false|False|FALSE"),
@@ -38,7 +38,7 @@ for _tag, _pattern in (
     ),
     ("merge", "<<"),
 ):
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
+    Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
 
 
 def resolved_data(spec: Spec) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def resolved_yaml(spec: Spec) -> str:
     """Complete YAML; parsing it gives an equal Spec."""
     data = resolved_data(spec)
     return yaml.dump(
-        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+        data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
     )
 
 

@@ -69,7 +69,21 @@ def test_digits_do_not_wait_for_scikit_learn(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("importing scikit-learn takes longer than training on its digits")
 
     monkeypatch.setattr("sklearn.datasets.load_digits", called)
-    assert len(digits()) == 1347
+    assert len(digits(True)) == 1347 and len(digits(False)) == 450
+
+
+@pytest.mark.parametrize("kind", ["digits", "fashion_mnist", "fake"])
+def test_each_side_has_samples_of_its_own(part: Any, loader: Any, tmp_path: Path, kind: str) -> None:
+    one = part(kind, batch_size=10, **({"root": str(fashion(tmp_path))} if kind == "fashion_mnist" else {}))
+    sides = [loader(part(kind, batch_size=10, **_own(one)), train=train) for train in (True, False)]
+    first = [next(side.batches(0)) for side in sides]
+    assert not torch.equal(first[0]["image"], first[1]["image"])
+    if kind != "fashion_mnist":
+        assert sides[1].facts.num_samples == describe(one, train=False).num_samples
+
+
+def _own(part: Any) -> dict[str, Any]:
+    return dict(part.dataset.kwargs.model_extra)
 
 
 def test_digits_without_scikit_learn(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +104,7 @@ def test_fashion_mnist_from_a_folder(part: Any, loader: Any, tmp_path: Path, zip
     assert batch["image"].shape == (15, 1, 28, 28) and batch["labels"].tolist() == [i % 10 for i in range(15)]
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)[0]
     assert torch.equal(batch["image"][0, 0], torch.from_numpy(first).float() / 255)
-    relative = fashion_mnist(TRAIN, tmp_path.parent, root=tmp_path.name, split="test")
+    relative = fashion_mnist(TRAIN, tmp_path.parent, True, root=tmp_path.name, split="test")
     assert len(relative) == 20
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from kdcli.data.batches import BatchKey
 from kdcli.errors import RunError, SpecError
@@ -143,7 +144,9 @@ def test_workers_ignore_the_signals_that_end_a_run(part: Any, loader: Any) -> No
     assert same(got, run(loader(side(part)), 0))
 
 
-def test_a_dead_worker_is_one_clear_error(part: Any, loader: Any) -> None:
+def test_a_dead_worker_is_one_clear_error(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch looks for dead workers whenever a batch takes longer than this; 5 seconds as it comes.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     made = loader(part("fake", num_samples=4000, dataloader={"in_memory": False, "num_workers": 1}))
     batches = made.batches(0)
     next(batches)

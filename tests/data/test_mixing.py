@@ -45,9 +45,7 @@ def test_alpha_zero_mixes_nothing() -> None:
 def test_united_perceptions_names_of_cutmixup() -> None:
     mix = CutMixup(mixup_alpha=0.2, cutmix_alpha=0.4, switch_prob=0.0, num_classes=4)
     assert (mix.mixup.alpha, mix.cutmix.alpha) == (0.2, 0.4)
-    assert np.unique(mix(batch(), generator(1, 0, 1, stream=2))["image"][:, 0].flatten(1), axis=1).shape == (
-        4,
-        1,
-    )
+    image = mix(batch(), generator(1, 0, 1, stream=2))["image"]
+    assert torch.equal(image, image[:, :1, :1, :1].expand_as(image))
     with pytest.raises(ValueError, match="alpha"):
         Mixup(alpha=-1.0)

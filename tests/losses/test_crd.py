@@ -30,7 +30,8 @@ def features(seed: int = 1) -> tuple[Tensor, Tensor]:
 def estimate(loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, drawn: Tensor) -> float:
     """The formula of the paper, number by number."""
     scores = [
-        [math.exp(float(memory[j] @ v.detach()) / 0.07) for j in row] for v, row in zip(embedded, drawn, strict=True)
+        [math.exp(float(memory[j] @ v.detach()) / 0.07) for j in row]
+        for v, row in zip(embedded, drawn, strict=True)
     ]
     z = sum(map(sum, scores)) / 18 * 9
     total, noise = 0.0, 5 / 9

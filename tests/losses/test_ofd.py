@@ -59,3 +59,5 @@ def test_margins_are_saved_and_not_trained() -> None:
     assert "margin0" not in dict(loss.named_parameters())
     with pytest.raises(RunError, match="KD450"):
         margin_of(nn.BatchNorm2d(3, affine=False))
+    with pytest.raises(RunError, match="batch norm of 3 channels"):
+        FeatureOverhaul([(2, 3, 4, 4)], [(2, 5, 4, 4)], [norm([1.0] * 3, [0.0] * 3)])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.models import SMALL_IMAGE_MODELS
+from kdcli.models.cifar.shufflenetv2 import SplitBlock
 
 from .fakes import network
 
@@ -124,6 +125,16 @@ def test_tiny_ones_learn(name: str, kwargs: dict[str, Any]) -> None:
 def test_impossible_widths_are_told(name: str, kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="width"):
         build(name, **kwargs)
+
+
+def test_shufflenetv2s_one_relu_is_a_relu_on_the_worked_half() -> None:
+    block = SplitBlock(8).eval()
+    x = torch.randn(2, 8, 4, 4).relu().requires_grad_()
+    kept, worked = x.chunk(2, 1)
+    half = block.bn2(block.conv2(block.relu1(block.bn1(block.conv1(worked)))))
+    apart = torch.cat([kept, block.bn3(block.conv3(half)).relu()], 1)
+    apart = apart[:, [0, 4, 1, 5, 2, 6, 3, 7]]
+    assert torch.allclose(block(x), apart)
 
 
 def test_the_zoo_starts_with_gradients_of_a_sane_size() -> None:

@@ -76,6 +76,8 @@ def test_weights_are_fetched_only_when_asked(monkeypatch: pytest.MonkeyPatch) ->
     code, path, message, _ = finding("torchvision.squeezenet1_1", weights="DEFAULT")
     assert (code, path) == ("KD535", ("net", 0, "kwargs", "weights"))
     assert "no network" in message
+    code, path, message, _ = finding("mobilenet_v2", weights="DEFAULT")
+    assert (code, path) == ("KD535", ("net", 0, "kwargs", "weights"))
 
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdcli.errors import RunError
 from kdcli.models.adapt import Adapt
 from kdcli.models.heads.cls_head import ClsHead
 from kdcli.models.heads.cls_losses import CLS_LOSSES
@@ -56,7 +57,7 @@ def test_label_smoothing_by_hand() -> None:
     assert loss_of(spec) == pytest.approx(wanted)
     torch_own = nn.CrossEntropyLoss(label_smoothing=0.2)(LOGITS, LABELS)
     assert loss_of(spec) == pytest.approx(float(torch_own))
-    with pytest.raises(ValueError, match="num_classes is 3, but there are 2 logits"):
+    with pytest.raises(RunError, match=r"KD417: .*`num_classes: 3`, but there are 2 logits"):
         loss_of({"type": "label_smooth_ce", "kwargs": {"smooth_ratio": 0.2, "num_classes": 3}})
 
 

@@ -164,14 +164,17 @@ def test_findings_stand_at_their_module(plugin: str) -> None:
     assert message == "`resnet18` has no argument `dept`"
     assert at(kind("resnet18", depth=34))[0] == "KD404"
     assert at(kind("base_cls_head"))[0::2] == ("KD405", "`base_cls_head` needs `num_classes`")
-    assert at(kind("resnet18", out_layers=[7]))[:2] == ("KD402", ("net", 0))
+    assert at(kind("resnet18", out_layers=[7]))[:2] == ("KD402", ("net", 0, "kwargs", "out_layers"))
+    code, path, message, help = at(kind("base_cls_postprocess", cls_loss={"type": "c"}))
+    assert (code, path) == ("KD402", ("net", 0, "kwargs", "cls_loss"))
+    assert message.startswith("`base_cls_postprocess` can't be built: cls_loss is {type, kwargs}")
     assert at(BACKBONE, {**HEAD, "kwargs": {"num_classes": 10, "in_plane": 31}})[2].endswith(
         "in_plane is 31, but the module before gives 32 channels"
     )
     assert at(kind("ADAP", outplanes=3))[0] == "KD403"
     assert at(BACKBONE, {**HEAD, "prev": "backbon"})[:2] == ("KD407", ("net", 1, "prev"))
     assert at(BACKBONE, BACKBONE)[:2] == ("KD409", ("net", 1, "name"))
-    for name in ("a.b", "forward", "train", ""):
+    for name in ("a.b", "forward", "train", "training", "_paths", ""):
         assert at({"name": name, "type": "resnet18"})[:2] == ("KD409", ("net", 0, "name"))
     assert at()[:2] == ("KD409", ("net",))
     assert at(kind("kd_plugin:broken", size=3))[2].endswith("RuntimeError: size 3 is odd")

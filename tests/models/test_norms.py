@@ -30,6 +30,7 @@ def test_sync_bn_alone_is_batch_norm() -> None:
     )
     assert torch.allclose(synced(x), solo(x))
     assert torch.equal(synced.running_var, solo.running_var)
+    assert type(build_norm(3, {"type": "sync_bn", "kwargs": {"group_size": 1}})) is nn.BatchNorm2d
 
 
 def rank(index: int, port: int, x: torch.Tensor, folder: Path) -> None:

@@ -11,7 +11,7 @@ import torchvision.models
 
 from kdcli.errors import RunError, SpecError
 from kdcli.models.network import Network
-from kdcli.models.weights import fit_weights, load_weights, misfit
+from kdcli.models.weights import check_weights, fit_weights, load_weights, misfit
 
 from .fakes import network
 
@@ -159,3 +159,22 @@ def test_the_comparison_needs_shapes_alone() -> None:
     shapes = {key: tuple(value.shape) for key, value in small().state_dict().items()}
     assert not misfit(net, shapes)
     assert misfit(net, {**shapes, "more": (1,)}).unexpected == ("more",)
+
+
+def test_checking_says_what_loading_would(tmp_path: Path) -> None:
+    net = small()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    path = saved(small(7), tmp_path)
+    with pytest.raises(SpecError, match="KD531"):
+        check_weights(net, path, where=("mimic",))
+    notices = check_weights(net, path, mode="pretrain")
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert notices == load_weights(net, path, mode="pretrain") != []
+    assert check_weights(small(7), path) == []
+    assert check_weights(net, "torchvision:ResNet18_Weights.IMAGENET1K_V1") == []
+
+
+def test_names_from_a_file_cannot_command_a_terminal() -> None:
+    with pytest.raises(RunError) as caught:
+        fit_weights(small(), {"\x1b[2Jodd\n": torch.ones(1)}, "w")
+    assert "?[2Jodd?" in str(caught.value)

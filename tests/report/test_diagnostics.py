@@ -46,8 +46,6 @@ def test_text_keeps_what_is_to_be_pasted() -> None:
         "  help: add to `net`:\n"
         "        - name: a\n"
         "          type: adap\n"
-        "\n"
-        "1 error\n"
     )
 
 

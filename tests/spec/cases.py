@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from spec.specs import BASE, changed
+from tests.spec.specs import BASE, changed
 
 DEEP = "x-deep: " + "[" * 70 + "]" * 70 + "\n"
 LAUGH = "x-a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"x-{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
 )
-JOBS = (
-    "mimic:\n  mimic_ins_type: base\n  loss_weight: 1.0\n  warm_up_iters: -1\n",
-    "mimic:\n",
-)
 STAGES = ("  student:\n    mimic", "  stages:\n    - {STAGE}\n  student:\n    mimic")
+
+
+TWO_JOBS = changed(
+    (BASE[BASE.index("mimic:\n") : BASE.index("dataset:\n")], "{MIMIC}\n"),
+    (
+        "{MIMIC}\n",
+        """\
+mimic:
+  mimic_as_jobs: true
+  mimic_job0: &job
+    cfgs: {loss: {type: kd_loss}}
+    teacher0: {mimic_name: [head.classifier], teacher_weight: teacher.pth}
+    student: {mimic_name: [head.classifier]}
+  mimic_job1:
+    <<: *job
+    teacher0: {mimic_name: [head.classifier], teacher_weight: other.pth}
+
+""",
+    ),
+)
 
 
 def stage(text: str) -> str:
@@ -57,25 +73,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD301": (changed(("  teacher0:\n    mimic", "  teacher1:\n    mimic")), ()),
     "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
     "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),
-    "KD304": (
-        changed(
-            ("mimic:\n", "mimic:\n  mimic_as_jobs: true\n  mimic_job0: &job\n"),
-            (
-                "  mimic_ins_type: base\n  loss_weight: 1.0\n  warm_up_iters: -1\n  cfgs:\n    loss:\n",
-                "    cfgs: {}\n",
-            ),
-            (
-                "      type: kd_loss\n      kwargs: {T: 4.0, loss_weight: 1.0}\n  teacher0:\n",
-                "    teacher0:\n",
-            ),
-            (
-                "    mimic_name: [head.classifier]\n    teacher_weight: teacher.pth\n  student:\n    mimic_name: [head.classifier]\n",
-                "      mimic_name: [head.classifier]\n      teacher_weight: teacher.pth\n    student:\n      mimic_name: [head.classifier]\n"
-                "  mimic_job1:\n    <<: *job\n    teacher0: {mimic_name: [head.classifier], teacher_weight: other.pth}\n",
-            ),
-        ),
-        (),
-    ),
+    "KD304": (TWO_JOBS, ()),
     "KD305": (stage("{name: a, max_epoch: 1, jobs: [mimic_job1]}"), ()),
     "KD306": (BASE, ("mimic.cfgs.loss.type=kd_lss",)),
     "KD307": (changed(("mimic_ins_type: base", "mimic_ins_type: bse")), ()),

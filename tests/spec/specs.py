@@ -92,22 +92,22 @@ hooks:
 """
 
 TABLES = Tables(
-    losses={name: Target(f"spec.fakes:{name}") for name in ("l2_loss", "kl_loss", "kd_loss", "dkd")}
-    | {"bank": Target("spec.fakes:Bank")},
+    losses={name: Target(f"tests.spec.fakes:{name}") for name in ("l2_loss", "kl_loss", "kd_loss", "dkd")}
+    | {"bank": Target("tests.spec.fakes:Bank")},
     mimickers={
-        "base": Target("spec.fakes:Base"),
-        "FRS": Target("spec.fakes:Frs"),
-        "unpaired": Target("spec.fakes:Unpaired"),
+        "base": Target("tests.spec.fakes:Base"),
+        "FRS": Target("tests.spec.fakes:Frs"),
+        "unpaired": Target("tests.spec.fakes:Unpaired"),
     },
-    modules={f"resnet{depth}": Target("spec.fakes:ResNet", {"depth": depth}) for depth in (18, 50)}
-    | {"head": Target("spec.fakes:Head")},
-    adapters={"auto": Target("spec.fakes:Auto")},
-    datasets={"fake": Target("spec.fakes:fake")},
-    transforms={"crop": Target("spec.fakes:Crop"), "to_tensor": Target("spec.fakes:ToTensor")},
-    batch_fns={"batch_mixup": Target("spec.fakes:Mixup")},
-    image_readers={"reader": Target("spec.fakes:Reader")},
-    samplers={"dist": Target("spec.fakes:Dist"), "local": Target("spec.fakes:Local")},
-    evaluators={"imagenet": Target("spec.fakes:imagenet")},
+    modules={f"resnet{depth}": Target("tests.spec.fakes:ResNet", {"depth": depth}) for depth in (18, 50)}
+    | {"head": Target("tests.spec.fakes:Head")},
+    adapters={"auto": Target("tests.spec.fakes:Auto")},
+    datasets={"fake": Target("tests.spec.fakes:fake")},
+    transforms={"crop": Target("tests.spec.fakes:Crop"), "to_tensor": Target("tests.spec.fakes:ToTensor")},
+    batch_fns={"batch_mixup": Target("tests.spec.fakes:Mixup")},
+    image_readers={"reader": Target("tests.spec.fakes:Reader")},
+    samplers={"dist": Target("tests.spec.fakes:Dist"), "local": Target("tests.spec.fakes:Local")},
+    evaluators={"imagenet": Target("tests.spec.fakes:imagenet")},
 )
 
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from spec.cases import CASES, ELSEWHERE
-from spec.specs import findings, plain
 
 import kdcli
+from tests.spec.cases import CASES, ELSEWHERE
+from tests.spec.specs import findings, plain
 
 GOLDEN = Path(__file__).with_name("golden.txt")
 

@@ -63,12 +63,10 @@ class Cutout:
         """[n, C, H, W] to the same shape."""
         height, width = images.shape[2:]
         u = draws.uniform(3)
-        top, left = (
-            torch.from_numpy(np.floor(u[:, i] * side).astype(np.int64) - self.size // 2)[:, None]
-            for i, side in ((0, height), (1, width))
-        )
-        y, x = torch.arange(height), torch.arange(width)
-        rows, columns = (y >= top) & (y < top + self.size), (x >= left) & (x < left + self.size)
-        chosen = torch.from_numpy(u[:, 2] < self.p)[:, None, None]
-        hole = rows[:, :, None] & columns[:, None, :] & chosen
-        return images.masked_fill(hole[:, None], self.fill)
+        corner = np.floor(u[:, :2] * (height, width)).astype(int) - self.size // 2
+        cut = images.numpy().copy()
+        for row in np.flatnonzero(u[:, 2] < self.p):
+            top, left = corner[row]
+            bottom, right = top + self.size, left + self.size
+            cut[row, :, max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = self.fill
+        return torch.from_numpy(cut)

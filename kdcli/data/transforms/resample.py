@@ -9,6 +9,7 @@ image takes depends on its own size alone.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lan
 
 SMALL = 128
 """Up to this many pixels a side the matrices are used."""
+
+PIECE = 64
+"""So many images are resampled at once."""
 
 _UNIT = 2.0**14
 
@@ -42,13 +46,12 @@ def resized_crops(
     """Each image's box (top, left, height, width) [n, 4] resampled to [n, C, height, width]."""
     small = max(height, width, *images.shape[2:]) <= SMALL and images.dtype == torch.uint8
     if small and antialias and interpolation in ("bilinear", "bicubic"):
-        # A list, so that no pair of products is larger than the caches.
-        return torch.cat(
-            [
-                _products(images[i : i + 256], boxes[i : i + 256], height, width, interpolation)
-                for i in range(0, len(images), 256)
-            ]
-        )
+        # In pieces that the caches hold.
+        pieces = [
+            _products(images[i : i + PIECE], boxes[i : i + PIECE], height, width, interpolation)
+            for i in range(0, len(images), PIECE)
+        ]
+        return torch.cat(pieces)
     mode = InterpolationMode(interpolation)
     return torch.stack(
         [
@@ -59,35 +62,42 @@ def resized_crops(
 
 
 def _products(images: Tensor, boxes: Ids, height: int, width: int, interpolation: str) -> Tensor:
-    vertical = filter_weights(boxes[:, 0], boxes[:, 2], images.shape[2], height, interpolation)
-    horizontal = filter_weights(boxes[:, 1], boxes[:, 3], images.shape[3], width, interpolation)
     n, channels, rows, columns = images.shape
-    right = torch.from_numpy(horizontal).transpose(1, 2)
-    across = _bytes(torch.bmm(images.reshape(n, channels * rows, columns).float(), right))
-    across = across.view(n, channels, rows, width).transpose(1, 2).reshape(n, rows, channels * width)
-    down = _bytes(torch.bmm(torch.from_numpy(vertical), across))
-    return down.view(n, height, channels, width).transpose(1, 2).to(torch.uint8).contiguous()
+    vertical = filter_weights(boxes[:, 0], boxes[:, 2], rows, height, interpolation)
+    horizontal = filter_weights(boxes[:, 1], boxes[:, 3], columns, width, interpolation)
+    across = torch.bmm(images.reshape(n, channels * rows, columns).float(), horizontal.transpose(1, 2))
+    across = _bytes(across).view(n, channels, rows, width)
+    return _bytes(torch.matmul(vertical[:, None], across)).to(torch.uint8)
 
 
 def _bytes(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def filter_weights(
-    start: Ids, extent: Ids, size: int, out_size: int, interpolation: str
-) -> NDArray[np.float32]:
+def filter_weights(start: Ids, extent: Ids, size: int, out_size: int, interpolation: str) -> Tensor:
     """float32 [n, out_size, size]: what each output pixel takes of each input pixel; rows sum to 1.
 
-    start, extent: the part of the line that is seen; nothing outside of it is read. The filter is widened
-    by the scale when shrinking, as Pillow does.
+    start, extent [n]: the part of the line that is seen; nothing outside of it is read.
     """
-    scale = (extent / out_size)[:, None, None]
-    centre = start[:, None, None] + (np.arange(out_size)[None, :, None] + 0.5) * scale
+    table = _filter_table(size, out_size, interpolation)
+    shifted = np.lib.stride_tricks.sliding_window_view(table, size, axis=2)
+    return torch.from_numpy(shifted[extent - 1, :, size - start])
+
+
+@cache
+def _filter_table(size: int, out_size: int, interpolation: str) -> NDArray[np.float32]:
+    """float32 [size, out_size, 2 * size]: the weights of each extent 1..size, from column `size` on.
+
+    The filter is widened by the scale when shrinking, as Pillow does.
+    """
+    extent = np.arange(1, size + 1)[:, None, None]
+    scale = extent / out_size
+    centre = (np.arange(out_size)[None, :, None] + 0.5) * scale
     pixel = np.arange(size)[None, None, :]
     distance = np.abs((pixel + 0.5 - centre) / np.maximum(scale, 1.0))
     kernel = np.clip(1.0 - distance, 0.0, None) if interpolation == "bilinear" else _cubic(distance)
-    seen = (pixel >= start[:, None, None]) & (pixel < (start + extent)[:, None, None])
-    return _exact(np.where(seen, kernel, 0.0))
+    weights = _exact(np.where(pixel < extent, kernel, 0.0))
+    return np.concatenate([np.zeros_like(weights), weights], axis=2)
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,9 +11,7 @@ from kdcli.errors import did_you_mean
 Made = TypeVar("Made")
 
 
-def build_block(
-    block: Any, where: str, choices: Mapping[str, Callable[..., Made]], **facts: Any
-) -> Made:
+def build_block(block: Any, where: str, choices: Mapping[str, Callable[..., Made]], /, **facts: Any) -> Made:
     """The object of a block; facts go to constructors that take them.
 
     where: the block's path, for messages. Raises ValueError on an unknown type or argument, and where an

@@ -23,6 +23,11 @@ def offset_of(aligned: bool) -> int:
     return 0 if aligned else 1
 
 
+def quadruples(deltas: Tensor) -> Tensor:
+    """[N, 4·k] as [N, k, 4]."""
+    return deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+
+
 def sides(boxes: Tensor, offset: int) -> tuple[Tensor, Tensor]:
     """Width and height, each [N]."""
     return boxes[:, 2] - boxes[:, 0] + offset, boxes[:, 3] - boxes[:, 1] + offset
@@ -36,7 +41,8 @@ def edges(boxes: Tensor, offset: int) -> Tensor:
 
 def iou(a: Tensor, b: Tensor, offset: int) -> Tensor:
     """Intersection over union of every pair, [N, M]; 0 where both are empty."""
-    return torchvision.ops.box_iou(edges(a, offset), edges(b, offset)).nan_to_num_(0.0)
+    overlaps: Tensor = torchvision.ops.box_iou(edges(a, offset), edges(b, offset))
+    return overlaps.nan_to_num(0.0)
 
 
 def intersection_over_first(a: Tensor, b: Tensor, offset: int) -> Tensor:
@@ -45,7 +51,8 @@ def intersection_over_first(a: Tensor, b: Tensor, offset: int) -> Tensor:
     low = torch.max(a[:, None, :2], b[None, :, :2])
     high = torch.min(a[:, None, 2:], b[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
-    return shared / torchvision.ops.box_area(a)[:, None].clamp(min=1e-6)
+    area: Tensor = torchvision.ops.box_area(a)
+    return shared / area[:, None].clamp(min=1e-6)
 
 
 def encode(boxes: Tensor, targets: Tensor, offset: int) -> Tensor:
@@ -68,13 +75,13 @@ def encode(boxes: Tensor, targets: Tensor, offset: int) -> Tensor:
 def decode(boxes: Tensor, deltas: Tensor, offset: int) -> Tensor:
     """Boxes [N, 4] moved by deltas [N, 4·k]: [N, 4·k]."""
     width, height = (side[:, None] for side in sides(boxes, offset))
-    moves = deltas.view(len(deltas), -1, 4)
+    moves = quadruples(deltas)
     x = moves[..., 0] * width + boxes[:, 0, None] + 0.5 * width
     y = moves[..., 1] * height + boxes[:, 1, None] + 0.5 * height
     half_width = 0.5 * width * moves[..., 2].clamp(max=LARGEST_GROWTH).exp()
     half_height = 0.5 * height * moves[..., 3].clamp(max=LARGEST_GROWTH).exp()
     corners = (x - half_width, y - half_height, x + half_width - offset, y + half_height - offset)
-    return torch.stack(corners, dim=-1).view(deltas.shape)
+    return torch.stack(corners, dim=-1).flatten(1)
 
 
 def normalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
@@ -84,8 +91,8 @@ def normalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) ->
 
 def denormalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
     """The inverse of `normalized` for [N, 4·k]."""
-    quads = deltas.view(len(deltas), -1, 4)
-    return (quads * deltas.new_tensor(stds) + deltas.new_tensor(means)).view(deltas.shape)
+    quads = quadruples(deltas)
+    return (quads * deltas.new_tensor(stds) + deltas.new_tensor(means)).flatten(1)
 
 
 def clip(boxes: Tensor, image_info: Sequence[float], offset: int) -> Tensor:
@@ -104,9 +111,11 @@ def large_enough(boxes: Tensor, min_size: float, offset: int) -> Tensor:
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int) -> Tensor:
     """Indices of the boxes that are kept, best first."""
-    return torchvision.ops.nms(edges(boxes, offset), scores.float(), threshold)
+    kept: Tensor = torchvision.ops.nms(edges(boxes, offset), scores.float(), threshold)
+    return kept
 
 
 def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, offset: int) -> Tensor:
     """Like `nms`, where only boxes of one group (class, level) suppress each other."""
-    return torchvision.ops.batched_nms(edges(boxes, offset), scores.float(), groups, threshold)
+    kept: Tensor = torchvision.ops.batched_nms(edges(boxes, offset), scores.float(), groups, threshold)
+    return kept

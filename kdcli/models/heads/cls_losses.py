@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdcli.errors import RunError
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) -> Tensor:
@@ -29,7 +32,11 @@ def label_smooth_ce(
     Source: "Rethinking the Inception Architecture for Computer Vision", arXiv:1512.00567.
     """
     if logits.shape[1] != num_classes:
-        raise ValueError(f"num_classes is {num_classes}, but there are {logits.shape[1]} logits")
+        raise RunError.of(
+            "KD417",
+            f"label_smooth_ce has `num_classes: {num_classes}`, but there are {logits.shape[1]} logits",
+            "give the loss and the head the same number of classes",
+        )
     smooth = soft_targets(targets, num_classes, logits) * (1 - smooth_ratio) + smooth_ratio / num_classes
     return F.cross_entropy(logits, smooth) * loss_weight
 
@@ -75,12 +82,9 @@ def cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
     options = {n: p for n, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for name in kwargs:
         if name not in options:
-            raise ValueError(f"`{kind}` has no argument `{name}`; it takes {', '.join(options)}")
+            raise ValueError(f"cls_loss `{kind}` has no argument `{name}`; it takes {', '.join(options)}")
     for name, parameter in options.items():
         if parameter.default is parameter.empty and name not in kwargs:
-            raise ValueError(f"`{kind}` needs `{name}`")
+            raise ValueError(f"cls_loss `{kind}` needs `{name}`")
 
-    def bound(logits: Tensor, targets: Tensor) -> Tensor:
-        return loss(logits, targets, **kwargs)
-
-    return bound
+    return partial(loss, **kwargs)

@@ -18,7 +18,8 @@ class FPN(ViewModule):
     Reads `features`, maps [B, inplanes[i], H_i, W_i] from fine to coarse; output `features`: num_level
     maps of outplanes channels, and `strides`. start_level names the layers: `c2_lateral`, `p2_conv`, ...
     Levels beyond the backbone's come from `p6_pool` (every second position of the level before) or
-    `p6_conv` (3×3, stride 2), which reads the last lateral unless use_p5. bilinear upsampling aligns
+    `p6_conv` (3×3, stride 2), which reads the last lateral unless use_p5; relu_between_extras puts a ReLU
+    between these convolutions (torchvision's RetinaNet has both of these set). bilinear upsampling aligns
     corners by default. normalize adds a norm after each lateral and output convolution.
     Source: "Feature Pyramid Networks for Object Detection", arXiv:1612.03144.
     """
@@ -37,6 +38,7 @@ class FPN(ViewModule):
         initializer: dict[str, Any] | None = None,
         align_corners: bool = True,
         use_p5: bool = False,
+        relu_between_extras: bool = False,
         tocaffe_friendly: bool = False,
         skip: bool = False,
     ) -> None:
@@ -54,6 +56,7 @@ class FPN(ViewModule):
         self.upsample, self.downsample = upsample, downsample
         # Doubling and resizing to the finer map's size agree wherever doubling is possible.
         self.align_corners = align_corners if upsample == "bilinear" else None
+        self.relu_between = relu_between_extras
         self.from_output = downsample == "pool" or use_p5
         levels = range(start_level, start_level + num_level)
         self.merged = [(f"c{level}_lateral", f"p{level}_conv") for level in levels[: len(widths)]]
@@ -86,8 +89,8 @@ class FPN(ViewModule):
             self.get_submodule(output)(x) for (_, output), x in zip(self.merged, laterals, strict=True)
         ]
         last = features[-1] if self.from_output else laterals[-1]
-        for name in self.extra:
-            last = self.get_submodule(name)(last)
+        for index, name in enumerate(self.extra):
+            last = self.get_submodule(name)(last.relu() if index and self.relu_between else last)
             features.append(last)
         return {"features": features, "strides": list(self.out_strides or ())}
 
@@ -97,5 +100,3 @@ def _conv(width: int, outplanes: int, kernel: int, normalize: dict[str, Any] | N
     if normalize is None:
         return conv
     return nn.Sequential(conv, build_norm(outplanes, normalize))
-
-

@@ -17,9 +17,11 @@ STYLES = {"error": "bold red", "warning": "bold yellow"}
 
 
 def text(diagnostics: Sequence[Diagnostic], *, colour: bool = False, width: int = 100) -> str:
-    """Every finding with its excerpt, then the count; long lines are cut to `width` around the carets."""
+    """Every finding with its excerpt, the count of several; long lines are cut to `width`."""
     if not diagnostics:
         return ""
+    if len(diagnostics) == 1:
+        return as_text(Text("\n").join(_finding(diagnostics[0], width)), colour=colour)
     lines = [line for found in diagnostics for line in [*_finding(found, width), Text("")]]
     return as_text(Text("\n").join([*lines, Text(count_line(diagnostics))]), colour=colour)
 

@@ -1,0 +1,285 @@
+"""The build stage of `validate`: the run rehearsed on fake tensors, all that is wrong told at once.
+
+Networks are made for real and turned into shapes (fake.py); then the code that wires and trains a run
+is used as it is. Parts that do not depend on each other are all looked at before anything is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kdcli.data.describe import describe
+from kdcli.data.facts import DataFacts
+from kdcli.distill.taps import Taps, View
+from kdcli.distill.teacher import Teacher
+from kdcli.engine.build import (
+    pixel_change,
+    run_name,
+    run_root,
+    student_modules,
+    task_kind,
+    teacher_settings,
+)
+from kdcli.engine.check_files import check_data as check_data_files
+from kdcli.engine.check_files import check_weights, count_samples
+from kdcli.engine.check_losses import check_losses
+from kdcli.engine.check_training import check_data, check_stages, steps_per_epoch_of
+from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
+from kdcli.engine.flops import flops_of
+from kdcli.engine.precision import student_precision
+from kdcli.engine.records import NetworkFacts, Plan
+from kdcli.engine.rehearsal import rehearse
+from kdcli.engine.sample import USUAL_SIZE, sample_of
+from kdcli.engine.stages import StagePlan
+from kdcli.engine.wiring import (
+    Wiring,
+    join,
+    jobs_of,
+    show_student,
+    show_teacher,
+    student_taps,
+    teacher_taps,
+)
+from kdcli.errors import Diagnostic, Findings, SpecPath
+from kdcli.models.network import Network, build_network
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import ModuleSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """plugins: packages that may be imported. base_dir: the spec's folder. files: look at data and weights too."""
+
+    plugins: tuple[str, ...] = ()
+    base_dir: Path | None = None
+    files: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Findings with their places, and what would run; no plan where there are errors."""
+
+    findings: tuple[Diagnostic, ...]
+    plan: Plan | None
+
+
+def check(parsed: ParsedSpec, options: CheckOptions) -> Checked:
+    """Rehearse the run of a spec whose names have been checked.
+
+    On fake tensors; where the code of a network or a loss needs values, on real ones.
+    """
+    try:
+        rehearsal = _Rehearsal(parsed, options, fake_mode() if task_kind(parsed.spec) != "detection" else None)
+        plan = rehearsal.run()
+    except NOT_FAKE:
+        rehearsal = _Rehearsal(parsed, options, None)
+        plan = rehearsal.run()
+    found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
+    return Checked(found, None if any(d.severity == "error" for d in found) else plan)
+
+
+class _Rehearsal:
+    """One pass over a spec; `findings` grow from part to part.
+
+    mode: None works on real tensors.
+    """
+
+    def __init__(self, parsed: ParsedSpec, options: CheckOptions, mode: FakeTensorMode | None) -> None:
+        self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
+        self.findings = Findings()
+        self.facts: DataFacts = describe(self.spec.dataset.train)
+        self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
+        used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
+        self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
+
+    def run(self) -> Plan | None:
+        """All parts in turn, each as far as the ones before allow."""
+        check_data(self.spec, self.findings)
+        nets = self.networks()
+        samples = self.facts.num_samples
+        if self.options.files:
+            self.findings.found += check_data_files(self.spec, self.options.base_dir)
+            samples = count_samples(self.spec, self.options.base_dir) or samples
+            self.facts = replace(self.facts, num_samples=samples)
+        with self.mode or nullcontext(), ExitStack() as stack:
+            if self.options.files:
+                check_weights(self.spec, nets, self.options.base_dir, self.findings)
+            per_epoch = steps_per_epoch_of(self.spec, samples)
+            stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
+            if len(nets) < len(self.lists):
+                return None
+            batch = sample_of(self.spec, self.facts)
+            wired = self.wire(nets, batch, stack)
+            if wired is None:
+                return None
+            wiring, teachers = wired
+            self.findings.found += check_losses(
+                wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
+            )
+            return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
+
+    def networks(self) -> dict[str, Network]:
+        """Every network that can be built, as shapes."""
+        nets = {}
+        for name, modules in self.lists.items():
+            with self.findings.part():
+                torch.manual_seed(0)
+                net = build_network(
+                    modules,
+                    path=_path(name),
+                    plugins=self.options.plugins,
+                    aligned=self.spec.runtime.aligned,
+                )
+                if self.mode is not None:
+                    to_fake(net, self.mode)
+                nets[name] = net
+        return nets
+
+    def wire(
+        self, nets: Mapping[str, Network], batch: Mapping[str, Any], stack: ExitStack
+    ) -> tuple[Wiring, dict[str, Teacher]] | None:
+        """Every network shown, then joined; None where something was wrong."""
+        before = len(self.findings.found)
+        student = nets["net"]
+        views: dict[str, View] = {}
+        teachers: dict[str, Teacher] = {}
+        for name, net in nets.items():
+            if name == "net":
+                continue
+            with self.findings.part():
+                taps = teacher_taps(self.spec, {name: net}, self.findings)[name]
+                teacher = self.teacher(name, taps)
+                pixels = teacher.pixels_of(batch)
+                views[name] = rehearse(
+                    lambda teacher=teacher: show_teacher(teacher, batch, stack),  # type: ignore[misc]
+                    net,
+                    pixels,
+                    self.lists[name],
+                    _path(name),
+                )
+                teachers[name] = teacher
+        taps, view = None, View({})
+        with self.findings.part():
+            taps = student_taps(self.spec, student, self.findings)
+            view = rehearse(
+                lambda: View({}, student(batch)) if taps is None else show_student(taps, batch, stack),
+                student,
+                batch,
+                self.lists["net"],
+                _path("net"),
+            )
+        if len(self.findings.found) > before:
+            return None
+        self.check_classes(view)
+        with self.findings.part():
+            facts = self.facts
+            wiring = join(
+                self.spec, student, taps, teachers, view, views, batch, facts, epochs=self.spec.trainer.max_epoch or 1
+            )
+            if self.mode is not None:
+                to_fake(wiring.trainee, self.mode)
+            return wiring, teachers
+        return None
+
+    def teacher(self, name: str, taps: Taps) -> Teacher:
+        """A frozen teacher with its own pixels, in full precision."""
+        settings = teacher_settings(self.spec, name)
+        return Teacher(
+            name,
+            taps,
+            batch_statistics=settings.teacher_bn_mode == "train",
+            pixels=pixel_change(name, settings, self.spec, self.facts),
+        )
+
+    def check_classes(self, view: View) -> None:
+        """The student's logits against the classes of the data; unknown numbers are taken from each other."""
+        logits = view.outputs.get("logits")
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            return
+        made, told = logits.shape[1], self.facts.num_classes
+        if told is None:
+            self.facts = replace(self.facts, num_classes=made)
+        elif made != told:
+            where = [i for i, module in enumerate(self.spec.net) if "num_classes" in module.kwargs]
+            path: SpecPath = ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
+            self.findings.found.append(
+                Diagnostic(
+                    code="KD419",
+                    severity="error" if made < told else "warning",
+                    message=f"the student gives {made} logits, and the data has {told} classes",
+                    help=f"write `num_classes: {told}`",
+                    path=path,
+                )
+            )
+
+    def plan(
+        self,
+        nets: Mapping[str, Network],
+        wiring: Wiring,
+        teachers: Mapping[str, Teacher],
+        batch: Mapping[str, Any],
+        stages: tuple[StagePlan, ...],
+        per_epoch: int | None,
+        lr: float,
+    ) -> Plan | None:
+        """What would run on one process."""
+        networks = []
+        for name, net in nets.items():
+            pixels = teachers[name].pixels_of(batch) if name in teachers else batch
+            with self.findings.part():
+                flops = rehearse(
+                    lambda net=net, pixels=pixels: flops_of(net, pixels),  # type: ignore[misc]
+                    net.eval(),
+                    pixels,
+                    self.lists[name],
+                    _path(name),
+                )
+                networks.append(
+                    NetworkFacts(
+                        name="student" if name == "net" else name,
+                        parameters=sum(p.numel() for p in net.parameters()),
+                        flops=flops,
+                        runs_until=teachers[name].taps.stopped_at if name in teachers else None,
+                    )
+                )
+        if self.facts.shape is None and not self.findings.found:
+            self.findings.found.append(_unknown_size())
+        runtime, trainer = self.spec.runtime, self.spec.trainer
+        in_steps = trainer.max_iter is not None or (stages and self.spec.mimic and self.spec.mimic.stages)
+        total = sum(stage.steps for stage in stages)
+        return Plan(
+            name=run_name(self.parsed),
+            run_dir=run_root(self.parsed),
+            device=runtime.device,
+            processes=1,
+            precision=student_precision(runtime),
+            networks=tuple(networks),
+            pairs=wiring.pairs,
+            samples=self.facts.num_samples,
+            batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
+            steps_per_epoch=per_epoch,
+            total_steps=total if per_epoch is not None or in_steps else None,
+            effective_lr=lr,
+        )
+
+
+def _path(name: str) -> SpecPath:
+    return ("net",) if name == "net" else ("teachers", name)
+
+
+def _unknown_size() -> Diagnostic:
+    return Diagnostic(
+        code="KD620",
+        severity="warning",
+        message=f"the size of the images can't be told from the spec: checked at {USUAL_SIZE}x{USUAL_SIZE}",
+        help="end the transformer with a crop or a resize to (height, width)",
+        path=("dataset", "train", "dataset"),
+    )

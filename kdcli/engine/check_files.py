@@ -1,0 +1,57 @@
+"""The files behind a spec: data that is there, weights that fit; nothing is loaded to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdcli.data.build import build_source
+from kdcli.data.check import check_files as check_data_files
+from kdcli.engine.build import teacher_settings
+from kdcli.engine.wiring import jobs_of
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
+from kdcli.models.network import Network
+from kdcli.models.weights import check_weights as check
+from kdcli.models.weights import find_file
+from kdcli.spec.schema import Spec
+
+
+def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
+    """What the data's files say, of both sides."""
+    found = []
+    for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
+        path = ("dataset", "train" if train else "test")
+        found += check_data_files(part, path, base_dir, train=train)
+    return found
+
+
+def count_samples(spec: Spec, base_dir: Path | None) -> int | None:
+    """How many training samples the files hold; None where they can't be read."""
+    try:
+        return len(build_source(spec.dataset.train, train=True, path=("dataset", "train"), base_dir=base_dir))
+    except KdError:
+        return None
+
+
+def check_weights(
+    spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings
+) -> None:
+    """Names and shapes from the headers of the weight files, against the networks.
+
+    nets: `net` and the teachers, by name.
+    """
+    jobs = jobs_of(spec)
+    for name, net in nets.items():
+        if name == "net":
+            if spec.saver.pretrain_model is not None:
+                with found.part():
+                    where: SpecPath = ("saver", "pretrain_model")
+                    path = find_file(spec.saver.pretrain_model, base_dir, where)
+                    check(net, path, where=where, mode="pretrain")
+            continue
+        weight = teacher_settings(spec, name).teacher_weight
+        if weight is not None:
+            job = next(job for job in jobs if name in jobs[job].teachers)
+            with found.part():
+                where = ("mimic", "jobs", job, "teachers", name, "teacher_weight")
+                check(net, find_file(weight, base_dir, where), where=where)

@@ -1,0 +1,164 @@
+"""Optimizers, schedulers and transforms, built as the run would build them, with every argument checked."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from kdcli.data import BATCH_FNS
+from kdcli.data.transforms.pipeline import build_transform
+from kdcli.engine.optim import LearningRate, build_optimizer
+from kdcli.engine.stages import StagePlan, matches, plan_stages
+from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.spec.arguments import check_arguments
+from kdcli.spec.schema import DataPart, Spec
+from kdcli.spec.signatures import Parameter, Signature
+
+
+def check_stages(
+    spec: Spec, student: nn.Module | None, steps_per_epoch: int, found: Findings
+) -> tuple[tuple[StagePlan, ...], float]:
+    """The stages, and the lr that the first one's warm-up reaches (nan where it can't be told)."""
+    stages: tuple[StagePlan, ...] = ()
+    effective = float("nan")
+    with found.part():
+        stages = plan_stages(spec, steps_per_epoch)
+    names = [] if student is None else [name for name, _ in student.named_parameters()]
+    parameters = [nn.Parameter(torch.zeros(1, 1))] if student is None else list(student.parameters())
+    checked: set[SpecPath] = set()
+    for index, stage in enumerate(stages):
+        for pattern_index, pattern in enumerate(stage.train or ()):
+            with found.part():
+                _check_pattern(pattern, names, ("mimic", "stages", index, "train", pattern_index))
+        if {stage.optimizer_path, stage.lr_path} <= checked:
+            continue
+        checked |= {stage.optimizer_path, stage.lr_path}
+        wrong = [
+            *_arguments(torch.optim, stage.optimizer, stage.optimizer_path, "optimizer"),
+            *_arguments(lr_scheduler, stage.lr_scheduler, stage.lr_path, "scheduler"),
+        ]
+        found.found += wrong
+        if wrong:
+            continue
+        with found.part():
+            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path)
+            rate = LearningRate(
+                optimizer,
+                stage.lr_scheduler,
+                batch_size=spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps,
+                world_size=1,
+                steps_per_epoch=steps_per_epoch,
+                path=stage.lr_path,
+            )
+            effective = rate.target if index == 0 else effective
+    return stages, effective
+
+
+def check_data(spec: Spec, found: Findings) -> None:
+    """Every transform and the mixing of both sides, built; no file is read."""
+    for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
+        path: SpecPath = ("dataset", side)
+        for index, component in enumerate(part.dataset.kwargs.transformer):
+            with found.part():
+                build_transform(component, (*path, "dataset", "kwargs", "transformer", index))
+        with found.part():
+            _check_mixing(part, (*path, "dataloader", "kwargs", "batch_fn"))
+
+
+def _check_mixing(part: DataPart, path: SpecPath) -> None:
+    component = part.dataloader.kwargs.batch_fn
+    if component is None or component.type not in BATCH_FNS:
+        return
+    try:
+        BATCH_FNS[component.type].load()(**component.kwargs)
+    except (TypeError, ValueError) as error:
+        raise SpecError.at(path, "KD505", f"`{component.type}`: {error}") from error
+
+
+def _check_pattern(pattern: str, names: list[str], path: SpecPath) -> None:
+    if names and not any(matches(name, [pattern]) for name in names):
+        raise SpecError.at(
+            path,
+            "KD447",
+            f"`{pattern}` matches no parameter of the student",
+            "a pattern is the beginning of a layer path, or `r:` and a regex",
+        )
+
+
+def _arguments(home: Any, component: Any, path: SpecPath, what: str) -> Iterator[Diagnostic]:
+    if component is None or not hasattr(home, component.type):
+        return
+    given = ("params", "optimizer", "last_epoch")
+    takes = signature_of(getattr(home, component.type), given)
+    yield from check_arguments(component.kwargs, takes, (*path, "kwargs"), f"{what} `{component.type}`")
+
+
+def signature_of(target: Any, given: Iterable[str] = ()) -> Signature:
+    """The signature of code outside kdcli as the spec may use it; `given` comes from elsewhere."""
+    kwargs: dict[str, Parameter] = {}
+    opened = False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            opened = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL and name not in given:
+            required = parameter.default is parameter.empty
+            kwargs[name] = Parameter(
+                name=name,
+                annotation=_annotation(parameter),
+                required=required,
+                default=None if required else parameter.default,
+            )
+    return Signature(kind="class", kwargs=kwargs, facts=(), opened=opened)
+
+
+def _annotation(parameter: inspect.Parameter) -> ast.expr | None:
+    """What YAML may give: tensors are left out; an unannotated number takes numbers."""
+    written: Any = parameter.annotation
+    if written is parameter.empty:
+        default = parameter.default
+        written = "float" if type(default) in (int, float) else type(default).__name__
+        if type(default) not in (int, float, bool, str):
+            return None
+    text = written if isinstance(written, str) else inspect.formatannotation(written)
+    try:
+        parsed = ast.parse(text.replace("torch.Tensor", "Tensor"), mode="eval").body
+    except SyntaxError:
+        return None
+    return _without_tensors(parsed)
+
+
+def _without_tensors(node: ast.expr) -> ast.expr | None:
+    if isinstance(node, ast.Name):
+        return None if node.id == "Tensor" else node
+    if isinstance(node, ast.Attribute):
+        return None if node.attr == "Tensor" else node
+    if isinstance(node, ast.BinOp):
+        left, right = _without_tensors(node.left), _without_tensors(node.right)
+        if left is None or right is None:
+            return left or right
+        return ast.BinOp(left=left, op=node.op, right=right)
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Union"):
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        kept = [part for part in map(_without_tensors, parts) if part is not None]
+        if not kept:
+            return None
+        joined = kept[0]
+        for part in kept[1:]:
+            joined = ast.BinOp(left=joined, op=ast.BitOr(), right=part)
+        return joined
+    return node
+
+
+def steps_per_epoch_of(spec: Spec, samples: int | None) -> int | None:
+    """Optimizer steps in an epoch of one process; None where the number of samples is unknown."""
+    if samples is None:
+        return None
+    kwargs = spec.dataset.train.batch_sampler.kwargs
+    batches = samples // kwargs.batch_size if kwargs.drop_last else -(-samples // kwargs.batch_size)
+    return max(1, -(-batches // spec.trainer.accumulate_steps))

@@ -1,0 +1,211 @@
+"""The layers of a network as one forward pass shows them: which can be mimicked, with shape and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.data.describe import describe
+from kdcli.data.facts import DataFacts
+from kdcli.distill.adapters import shown
+from kdcli.distill.taps import CONTAINERS, tensors_in
+from kdcli.engine.build import DETECTION_DATA
+from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
+from kdcli.engine.flops import FlopCount, every_layer_runs
+from kdcli.engine.rehearsal import rehearse
+from kdcli.engine.sample import classification_sample, detection_sample
+from kdcli.errors import UsageError, did_you_mean
+from kdcli.models.network import Network, build_network
+from kdcli.spec.networks import ParsedNetworks
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One row; see LayerRow of report/layers.py for the fields that are shown.
+
+    sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
+    tensor it gave last; layers that hand on the same tensor share the number.
+    """
+
+    path: str
+    type: str
+    shape: str | tuple[str, ...] | None
+    stride: float | int | str | None
+    parameters: int
+    flops_share: float | None
+    status: str
+    depth: int
+    sizes: tuple[tuple[int, ...], ...] = ()
+    order: int = -1
+    made: int = -1
+    leaf: bool = True
+
+
+def inspect(
+    parsed: ParsedNetworks, *, size: Size | None = None, plugins: Sequence[str] = ()
+) -> dict[str, tuple[Layer, ...]]:
+    """Every network's layers, by the network's name.
+
+    size: channels, height and width of the images; else what the data of the spec says, else 3x224x224.
+    `net` runs in training mode as it would be trained, teachers in evaluation mode.
+    """
+    try:
+        return _inspect(parsed, size, plugins, fake=not _detects(parsed))
+    except NOT_FAKE:
+        return _inspect(parsed, size, plugins, fake=False)
+
+
+def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[str, Sequence[Layer]]:
+    """All networks, or the one of that name."""
+    if name is None:
+        return dict(networks)
+    if name not in networks:
+        raise UsageError.of(f"there is no network `{name}` in the file", did_you_mean(name, list(networks)))
+    return {name: networks[name]}
+
+
+def filtered(layers: Sequence[Layer], pattern: str | None, kind: str | None) -> list[Layer]:
+    """The layers whose path, or its end after a dot, matches the pattern, of a type."""
+    return [
+        layer
+        for layer in layers
+        if (kind is None or layer.type == kind)
+        and (pattern is None or any(fnmatchcase(end, pattern) for end in _ends(layer.path)))
+    ]
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _detects(parsed: ParsedNetworks) -> bool:
+    return parsed.train is not None and parsed.train.dataset.type in DETECTION_DATA
+
+
+def _inspect(
+    parsed: ParsedNetworks, size: Size | None, plugins: Sequence[str], *, fake: bool
+) -> dict[str, tuple[Layer, ...]]:
+    facts = DataFacts() if parsed.train is None else describe(parsed.train)
+    if size is not None:
+        facts = DataFacts(shape=size)
+    mode = fake_mode() if fake else None
+    found = {}
+    for name, modules in parsed.networks.items():
+        path = parsed.path(name)
+        net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
+        if mode is not None:
+            to_fake(net, mode)
+        net.train(name == "net")
+        with mode or nullcontext():
+            batch = detection_sample() if _detects(parsed) else classification_sample(parsed.train, facts)
+            found[name] = rehearse(lambda: layers_of(net, batch), net, batch, modules, path)  # noqa: B023
+    return found
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one layer did: the tensors it gave with their counts of changes, the work done by then."""
+
+    tensors: list[tuple[Tensor, int]] = field(default_factory=list)
+    calls: int = 0
+    flops: int = 0
+    order: int = -1
+    height: int | None = None
+
+
+def layers_of(net: nn.Module, batch: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """Run the network once on the batch, in the mode it is in, and say what every layer did."""
+    seen = {name: _Seen() for name, _ in net.named_modules() if name}
+    finished = 0
+    height = batch["image"].shape[-2]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(every_layer_runs())
+        counter = stack.enter_context(FlopCount())
+        for name, module in net.named_modules():
+            if not name:
+                continue
+
+            def note(_module: nn.Module, _args: Any, output: Any, entry: _Seen = seen[name]) -> None:
+                nonlocal finished
+                entry.calls += 1
+                entry.tensors += [(tensor, tensor._version) for tensor in tensors_in(output)]
+                entry.flops, entry.order = counter.total, finished
+                finished += 1
+
+            stack.callback(module.register_forward_hook(note).remove)
+        net(batch)
+    total = counter.total
+    modules = dict(net.named_modules())
+    numbers: dict[int, int] = {}
+    return tuple(
+        _layer(name, modules[name], entry, _ran_below(name, seen), total, height, numbers)
+        for name, entry in seen.items()
+    )
+
+
+def _ran_below(name: str, seen: Mapping[str, _Seen]) -> bool:
+    return any(entry.calls for other, entry in seen.items() if other.startswith(f"{name}."))
+
+
+def _layer(
+    path: str, module: nn.Module, seen: _Seen, ran_below: bool, total: int, height: int, numbers: dict[int, int]
+) -> Layer:
+    tensors = [tensor for tensor, _ in seen.tensors]
+    sizes = tuple(tuple(tensor.shape) for tensor in tensors)
+    shapes = tuple(dict.fromkeys(shown(size) for size in sizes))
+    strides = list(dict.fromkeys(_stride(height, size) for size in sizes if len(size) == 4))
+    stride: float | int | str | None = None
+    if len(strides) == 1:
+        stride = strides[0]
+    elif strides:
+        stride = ", ".join(str(one) for one in strides)
+    return Layer(
+        path=path,
+        type=type(module).__name__,
+        shape=None if not shapes else shapes[0] if len(shapes) == 1 else shapes,
+        stride=stride,
+        parameters=sum(p.numel() for p in module.parameters()),
+        flops_share=seen.flops / total if seen.calls and total else None,
+        status=_status(module, seen, ran_below),
+        depth=path.count("."),
+        sizes=sizes,
+        order=seen.order,
+        made=numbers.setdefault(id(tensors[-1]), len(numbers)) if tensors else -1,
+        leaf=not any(True for _ in module.children()),
+    )
+
+
+def _stride(height: int, size: tuple[int, ...]) -> float | int:
+    ratio = height / size[2]
+    return int(ratio) if ratio.is_integer() else round(ratio, 2)
+
+
+def _status(module: nn.Module, seen: _Seen, ran_below: bool) -> str:
+    if not seen.calls:
+        return "container" if ran_below or isinstance(module, CONTAINERS) else "never runs"
+    if not seen.tensors:
+        return "gives no tensor"
+    if any(tensor._version != version for tensor, version in seen.tensors):
+        return "changed in place"
+    return "once" if len(seen.tensors) == 1 else "several"
+
+
+def input_size(text: str) -> Size:
+    """`3x224x224` as (channels, height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError.of(f"`{text}` is no input size", "write channels x height x width: 3x224x224")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+

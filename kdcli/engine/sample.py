@@ -1,0 +1,57 @@
+"""A made-up batch, as large as a check needs it: the shapes of the data and none of its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kdcli.data.facts import DataFacts
+from kdcli.engine.build import task_kind
+from kdcli.spec.schema import DataPart, Spec
+
+BATCH = 2
+USUAL_SIZE = 224
+"""Height and width where neither the spec nor the user says."""
+
+DETECTION_SIZE = 128
+"""Five halvings leave a map of 4x4."""
+
+
+def sample_of(spec: Spec, facts: DataFacts) -> dict[str, Any]:
+    """A batch as the training data of a spec gives it."""
+    if task_kind(spec) == "detection":
+        return detection_sample()
+    return classification_sample(spec.dataset.train, facts)
+
+
+def detection_sample() -> dict[str, Any]:
+    """Two tiny real images with a box each: boxes decide what a detector computes, so nothing is fake."""
+    side = DETECTION_SIZE
+    box = torch.tensor([[side / 8, side / 8, side / 2, side / 2, 1.0]])
+    return {
+        "image": torch.rand(BATCH, 3, side, side),
+        "boxes": [box.clone() for _ in range(BATCH)],
+        "ignores": [torch.zeros(0, 4) for _ in range(BATCH)],
+        "image_info": [(side, side, 1.0, 1.0, side, side) for _ in range(BATCH)],
+        "indices": torch.arange(BATCH),
+        "image_ids": list(range(BATCH)),
+    }
+
+
+def classification_sample(part: DataPart | None, facts: DataFacts) -> dict[str, Any]:
+    """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed.
+
+    Fake under a fake mode, else real.
+    """
+    shape = facts.shape or (3, USUAL_SIZE, USUAL_SIZE)
+    batch: dict[str, Any] = {
+        "image": torch.zeros(BATCH, *shape),
+        "labels": torch.zeros(BATCH, dtype=torch.int64),
+        "indices": torch.zeros(BATCH, dtype=torch.int64),
+    }
+    mixing = None if part is None else part.dataloader.kwargs.batch_fn
+    if mixing is not None:
+        classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)
+        batch["mixed_labels"] = torch.full((BATCH, int(classes)), 1.0 / int(classes))
+    return batch

@@ -1,0 +1,151 @@
+"""Dense heads: class logits and box deltas at every position of every level."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from kdcli.models.detection.blocks import one_width
+from kdcli.models.initializers import initialize
+from kdcli.models.module import Outputs, ViewModule
+from kdcli.models.norms import build_norm
+
+NORMAL = {"method": "normal", "std": 0.01}
+
+
+class DenseHead(ViewModule):
+    """Runs on the first num_level of `features`.
+
+    Output `preds`: per level (logits [B, A·C, H, W], deltas [B, A·4·L, H, W]), float32; anchors outermost.
+    """
+
+    num_level: int
+
+    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of one map."""
+        raise NotImplementedError(type(self).__name__)
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `features`."""
+        features = outputs["features"]
+        if len(features) < self.num_level:
+            raise ValueError(f"num_level is {self.num_level}, and there are {len(features)} features")
+        preds = [self.level(feature) for feature in features[: self.num_level]]
+        return {"preds": [(logits.float(), deltas.float()) for logits, deltas in preds]}
+
+
+class NaiveRPN(DenseHead):
+    """Object or not, and where: one 3×3 convolution shared by all levels, two 1×1 on it.
+
+    Outputs `preds` and the same as `rpn_preds`. num_classes is 2; class_activation sigmoid has one logit
+    an anchor, softmax two.
+    Source: "Faster R-CNN", arXiv:1506.01497.
+    """
+
+    def __init__(
+        self,
+        inplanes: int | list[int],
+        *,
+        feat_planes: int,
+        num_classes: int,
+        num_anchors: int,
+        class_activation: Literal["sigmoid", "softmax"],
+        num_level: int = 5,
+        initializer: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes != 2:
+            raise ValueError(f"num_classes of an RPN is 2, not {num_classes}")
+        if class_activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"class_activation is sigmoid or softmax, not `{class_activation}`")
+        self.num_level = num_level
+        channels = 1 if class_activation == "sigmoid" else 2
+        self.conv3x3 = nn.Conv2d(one_width(inplanes), feat_planes, 3, padding=1)
+        self.relu3x3 = nn.ReLU(inplace=True)
+        self.conv_cls = nn.Conv2d(feat_planes, num_anchors * channels, 1)
+        self.conv_loc = nn.Conv2d(feat_planes, num_anchors * 4, 1)
+        initialize(self, initializer or NORMAL)
+
+    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of one map."""
+        hidden = self.relu3x3(self.conv3x3(feature))
+        return self.conv_cls(hidden), self.conv_loc(hidden)
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `features`."""
+        preds = super().forward(outputs)["preds"]
+        return {"preds": preds, "rpn_preds": preds}
+
+
+class RetinaSubNet(DenseHead):
+    """Classes and boxes by two stacks of 3×3 convolutions, shared by all levels.
+
+    num_classes counts the background, which sigmoid leaves out. init_prior: the foreground's score at
+    the start. share_subnet: one stack for both. share_location false: deltas of each class.
+    Source: "Focal Loss for Dense Object Detection", arXiv:1708.02002.
+    """
+
+    def __init__(
+        self,
+        inplanes: int | list[int],
+        *,
+        feat_planes: int,
+        num_classes: int,
+        normalize: dict[str, Any] | None = None,
+        initializer: dict[str, Any] | None = None,
+        num_conv: int = 4,
+        class_activation: Literal["sigmoid", "softmax"] = "sigmoid",
+        init_prior: float = 0.01,
+        num_anchors: int = 9,
+        num_level: int = 5,
+        share_subnet: bool = False,
+        share_location: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes counts the background: at least 2, not {num_classes}")
+        if class_activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"class_activation is sigmoid or softmax, not `{class_activation}`")
+        self.num_level, self.share_subnet = num_level, share_subnet
+        width = one_width(inplanes)
+        channels = num_classes - 1 if class_activation == "sigmoid" else num_classes
+        self.cls_subnet = _stack(num_conv, width, feat_planes, normalize)
+        if not share_subnet:
+            self.box_subnet = _stack(num_conv, width, feat_planes, normalize)
+        boxes = 1 if share_location else channels
+        self.cls_subnet_pred = nn.Conv2d(feat_planes, num_anchors * channels, 3, padding=1)
+        self.box_subnet_pred = nn.Conv2d(feat_planes, num_anchors * 4 * boxes, 3, padding=1)
+        initialize(self, initializer or NORMAL)
+        prior_bias(self.cls_subnet_pred, class_activation, init_prior, num_classes)
+
+    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of one map."""
+        hidden = self.cls_subnet(feature)
+        boxes = hidden if self.share_subnet else self.box_subnet(feature)
+        return self.cls_subnet_pred(hidden), self.box_subnet_pred(boxes)
+
+
+def prior_bias(layer: nn.Conv2d | nn.Linear, activation: str, prior: float, num_classes: int) -> None:
+    """Set the bias so that every foreground class starts at (sigmoid) or all of them at (softmax) `prior`."""
+    assert layer.bias is not None
+    if not 0 < prior < 1:
+        raise ValueError(f"init_prior lies between 0 and 1, not {prior}")
+    if activation == "sigmoid":
+        nn.init.constant_(layer.bias, -math.log(1.0 / prior - 1.0))
+        return
+    nn.init.normal_(layer.bias, 0.0, 0.01)
+    per_anchor = layer.bias.data.view(-1, num_classes)
+    per_anchor[:, 0] = per_anchor[:, 1:].exp().sum(1).log() + math.log((1.0 - prior) / prior)
+
+
+def _stack(count: int, width: int, planes: int, normalize: dict[str, Any] | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(count):
+        before = width if index == 0 else planes
+        layers.append(nn.Conv2d(before, planes, 3, padding=1, bias=normalize is None))
+        if normalize is not None:
+            layers.append(build_norm(planes, normalize))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

@@ -1,0 +1,135 @@
+"""The house rules that a machine can hold: imports point left, torch waits, files stay short."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kdcli"
+ORDER = ("errors", "codes", "spec", "losses", "models", "distill", "data", "tasks", "engine", "report", "commands", "cli")
+TORCH_FREE = (
+    "kdcli",
+    "kdcli.errors",
+    "kdcli.codes",
+    "kdcli.spec.parse",
+    "kdcli.spec.resolve",
+    "kdcli.losses",
+    "kdcli.models",
+    "kdcli.distill",
+    "kdcli.distill.mimickers",
+    "kdcli.data",
+    "kdcli.tasks",
+    "kdcli.engine",
+    "kdcli.engine.records",
+    "kdcli.engine.tables",
+    "kdcli.report.diagnostics",
+    "kdcli.report.terminal",
+    "kdcli.commands",
+    "kdcli.cli",
+)
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def internal_imports(path: Path) -> Iterator[str]:
+    package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("kdcli"))
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            if base == "kdcli":
+                yield from (f"kdcli.{alias.name}" for alias in node.names)
+            elif base.startswith("kdcli."):
+                yield base
+
+
+def test_imports_point_left() -> None:
+    wrong = []
+    for path in sources():
+        here = layer(module_of(path))
+        if here is None:
+            continue
+        for imported in internal_imports(path):
+            there = layer(imported)
+            if there in ORDER and ORDER.index(there) > ORDER.index(here):
+                wrong.append(f"{module_of(path)} imports {imported}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_of)
+def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    first = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    assert first and first[0].strip(), "the first line of the docstring names the concept"
+
+
+def test_no_drawer_for_everything() -> None:
+    assert not [p for p in sources() if p.stem in {"utils", "helpers", "misc", "common", "util"}]
+    assert not [p for p in sources() if "import *" in p.read_text()]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return done.stdout.strip()
+
+
+def test_nothing_before_the_build_imports_torch() -> None:
+    loaded = run(
+        f"import importlib, sys\n"
+        f"for name in {TORCH_FREE!r}: importlib.import_module(name)\n"
+        f"print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'torchvision', 'numpy')))"
+    )
+    assert loaded == "[]"
+
+
+def test_every_table_names_code_that_is_there() -> None:
+    from kdcli.engine.tables import tables
+
+    known = tables()
+    for name in ("losses", "mimickers", "modules", "adapters", "datasets", "transforms", "batch_fns", "image_readers", "samplers"):
+        for key, target in getattr(known, name).items():
+            assert callable(target.load()), (name, key)
+
+
+def test_help_is_quick() -> None:
+    command = [sys.executable, "-m", "kdcli.cli", "--help"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    cpu = []
+    for _ in range(4):
+        before = os.times()
+        started = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True, cwd=ROOT, env=environment)
+        elapsed = time.perf_counter() - started
+        after = os.times()
+        used = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+        cpu.append(min(elapsed, used))
+    assert min(cpu) < 0.4
+
+
+def test_the_version_is_one_place() -> None:
+    assert importlib.import_module("kdcli").__version__ in (ROOT / "kdcli/__init__.py").read_text()

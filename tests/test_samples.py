@@ -1,0 +1,91 @@
+"""Every sample config is right, and runs."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kdcli.engine.build import built
+from kdcli.engine.distributed import Processes
+from kdcli.engine.records import Finished, Step
+from kdcli.engine.run import RunOptions
+from kdcli.engine.train import train
+from kdcli.spec.parse import ParsedSpec, read
+
+FOLDER = Path(__file__).parent.parent / "sample_configs"
+SAMPLES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Idx files like Fashion-MNIST's, with 300 and 40 images."""
+    folder = tmp_path_factory.mktemp("idx")
+    draw = np.random.default_rng(0)
+    for prefix, count in (("train", 300), ("t10k", 40)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">IIII", 2051, count, 28, 28) + images.tobytes())
+        with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">II", 2049, count) + labels.tobytes())
+    return folder
+
+
+def shortened(name: str, garments: Path) -> ParsedSpec:
+    """The sample with a few steps, small data, and random teachers where their weights are not there."""
+    raw = yaml.safe_load((FOLDER / name).read_text())
+    changes = [f"saver.save_dir={name}.run", "dataset.batch_sampler.kwargs.batch_size=8"]
+    stages = (raw.get("mimic") or {}).get("stages")
+    if stages:
+        for index in range(len(stages)):
+            changes += [f"mimic.stages.{index}.max_iter={STEPS}", f"mimic.stages.{index}.max_epoch=null"]
+    else:
+        changes.append(f"trainer.max_iter={STEPS}")
+    for side in ("train", "test"):
+        if raw["dataset"][side]["dataset"]["type"] == "fashion_mnist":
+            changes.append(f"dataset.{side}.dataset.kwargs.root={garments}")
+    for job, content in _jobs(raw):
+        for teacher in [key for key in content if key.startswith("teacher")]:
+            weight = content[teacher].get("teacher_weight")
+            if weight is not None and not (FOLDER / weight).exists():
+                changes += [f"{job}.{teacher}.teacher_weight=null", f"{job}.{teacher}.allow_random=true"]
+            changes.append(f"{job}.{teacher}.allow_weak_teacher=true")
+    return read(FOLDER / name, changes)
+
+
+def _jobs(raw: dict[str, dict[str, dict[str, dict[str, str]]]]) -> list[tuple[str, dict[str, dict[str, str]]]]:
+    mimic = raw.get("mimic") or {}
+    if mimic.get("mimic_as_jobs"):
+        return [(f"mimic.{name}", job) for name, job in mimic.items() if name.startswith("mimic_job")]
+    return [("mimic", mimic)] if mimic else []
+
+
+def test_there_are_samples() -> None:
+    assert {"digits_kd.yaml", "digits_feature.yaml", "digits_two_teachers.yaml", "fashion_kd.yaml"} <= set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_runs(name: str, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parsed = shortened(name, garments)
+    with built(parsed, RunOptions(base_dir=FOLDER), Processes(device=torch.device("cpu"))) as run:
+        records = list(train(run))
+    steps = [record for record in records if isinstance(record, Step)]
+    assert len(steps) == STEPS * max(1, len(parsed.spec.mimic.stages if parsed.spec.mimic else ()))
+    finished = records[-1]
+    assert isinstance(finished, Finished) and finished.student_path is not None and finished.student_path.exists()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_starts_with_what_it_is_and_how_to_run_it(name: str) -> None:
+    lines = (FOLDER / name).read_text().splitlines()
+    comments = [line for line in lines[:8] if line.startswith("#")]
+    assert len(comments) >= 2
+    assert any(f"kdcli train sample_configs/{name}" in line for line in comments)
