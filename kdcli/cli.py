@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,30 +42,50 @@ def train(
         str | None, typer.Option(help="How many GPUs of this machine, or which: 8, or 0,2.")
     ] = None,
     device: Device = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes on this machine, e.g. with --device cpu.")
+    ] = None,
+    nnodes: Annotated[int, typer.Option(help="Machines, as torchrun means it.")] = 1,
+    node_rank: Annotated[int | None, typer.Option(help="This machine's number, from 0.")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet, the same on each.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="How often all processes start again from the last checkpoint when one dies.")
+    ] = 0,
     resume: Annotated[
         str | None,
         typer.Option(metavar="[PATH]", help="Continue from the newest valid checkpoint, or from PATH."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over where a run lies already.")] = False,
     allow_changed: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="A key that may differ from the checkpoint's spec.")
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A key that may differ from the checkpoint's spec."),
     ] = None,
     plugin: Plugin = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and the last line only.")] = False,
 ) -> None:
     """Train the student of SPEC: distil it (runner `kd`) or train `net` alone (runner `base`)."""
-    from kdcli import commands
+    from kdcli.commands.train import TrainArguments
+    from kdcli.commands.train import train as run
 
-    commands.train(
-        spec,
-        [*(changes or []), *(set_ or [])],
-        gpus=gpus,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        allow_changed=allow_changed or [],
-        plugins=plugin or [],
-        quiet=quiet,
+    run(
+        TrainArguments(
+            spec=spec,
+            changes=[*(changes or []), *(set_ or [])],
+            gpus=gpus,
+            device=device,
+            nproc=nproc,
+            nnodes=nnodes,
+            node_rank=node_rank,
+            rdzv_endpoint=rdzv_endpoint,
+            max_restarts=max_restarts,
+            resume=resume,
+            overwrite=overwrite,
+            allow_changed=allow_changed or [],
+            plugins=plugin or [],
+            quiet=quiet,
+        )
     )
 
 
@@ -76,7 +96,8 @@ def evaluate(
     *,
     set_: Set = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last."),
     ] = None,
     device: Device = None,
     plugin: Plugin = None,
@@ -95,11 +116,110 @@ def evaluate(
     )
 
 
+@app.command()
+def validate(
+    specs: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC... [KEY=VALUE]...", help="YAML specs; `-` reads standard input."),
+    ],
+    *,
+    set_: Set = None,
+    files: Annotated[bool, typer.Option("--files", help="Look at data and weight files too.")] = False,
+    format: Annotated[
+        Literal["text", "concise", "json", "github", "sarif"], typer.Option(help="How findings are written.")
+    ] = "text",
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    plugin: Plugin = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Findings alone, no summary.")] = False,
+) -> None:
+    """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
+    from kdcli.commands.validate import ValidateOptions
+    from kdcli.commands.validate import validate as run
+
+    paths, changes = _files_and_changes(specs)
+    options = ValidateOptions(
+        format=format, strict=strict, quiet=quiet, files=files, plugins=tuple(plugin or [])
+    )
+    raise typer.Exit(run(paths, [*changes, *(set_ or [])], options))
+
+
+@app.command()
+def inspect_features(
+    spec: Annotated[
+        str, typer.Argument(metavar="FILE", help="A spec, a file with networks alone, or a list of modules.")
+    ],
+    changes: Changes = None,
+    *,
+    set_: Set = None,
+    depth: Annotated[int | None, typer.Option(help="The deepest layers shown; 0: modules alone.")] = None,
+    filter: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Layers whose path matches: 'layer3*'.")
+    ] = None,
+    type: Annotated[str | None, typer.Option(metavar="TYPE", help="Layers of a type: Conv2d.")] = None,
+    net: Annotated[str | None, typer.Option(metavar="NAME", help="One network: net, teacher0.")] = None,
+    input: Annotated[
+        str | None, typer.Option(metavar="CxHxW", help="Size of the images; else what the data says.")
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Pairs that fit, and a mimic block to paste.")
+    ] = False,
+    format: Annotated[Literal["table", "json", "yaml"], typer.Option()] = "table",
+    plugin: Plugin = None,
+) -> None:
+    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. No data, no weights."""
+    from kdcli.commands.inspect import InspectOptions
+    from kdcli.commands.inspect import inspect_features as run
+
+    options = InspectOptions(
+        depth=depth,
+        filter=filter,
+        kind=type,
+        net=net,
+        size=input,
+        pairs=pairs,
+        format=format,
+        plugins=tuple(plugin or []),
+    )
+    run(spec, [*(changes or []), *(set_ or [])], options)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A loss or a mimic method; all of them without.")] = None,
+) -> None:
+    """List every loss and mimic method, or explain one, with a block to paste."""
+    from kdcli.commands import words
+
+    words.methods(name)
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(help="A code such as KD203.")]) -> None:
+    """Explain a code: what it means, why it matters, an example."""
+    from kdcli.commands import words
+
+    words.explain(code)
+
+
+@app.command()
+def schema() -> None:
+    """Write the JSON Schema of the spec language, for editors."""
+    from kdcli.commands import words
+
+    words.schema()
+
+
 def main() -> None:
     """The console script: one clear message and an exit code for everything that can go wrong."""
     from kdcli.commands import guarded
 
     sys.exit(guarded(lambda: app(_with_optional_values(sys.argv[1:]), standalone_mode=True)))
+
+
+def _files_and_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """`key=value` sets, unless it is a file; all else is a file."""
+    changes = [word for word in arguments if "=" in word and not Path(word).exists()]
+    return [word for word in arguments if word not in changes], changes
 
 
 def _with_optional_values(arguments: list[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kdcli.codes.build import BUILD
 from kdcli.codes.cautions import CAUTIONS
+from kdcli.codes.detection import DETECTION
+from kdcli.codes.distillation import DISTILLATION
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
@@ -21,6 +23,8 @@ CODES: dict[str, Explanation] = {
     **REFERENCES,
     **NETWORKS,
     **BUILD,
+    **DISTILLATION,
+    **DETECTION,
     **FILES,
     **WEIGHTS,
     **CAUTIONS,

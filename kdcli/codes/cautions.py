@@ -76,6 +76,11 @@ CAUTIONS: dict[str, Explanation] = {
         " section's.",
         "wrong: trianer: &t {...}\nright: trainer: {...}",
     ),
+    "KD620": Explanation(
+        "size of the images not told",
+        "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
+        "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

@@ -103,4 +103,9 @@ NETWORKS: dict[str, Explanation] = {
         "`label_smooth_ce` spreads a share over `num_classes` classes: as many as the head has.",
         "wrong: smooth_ratio: 0.1, num_classes: 1000 with a head of 10\nright: num_classes: 10 in both",
     ),
+    "KD418": Explanation(
+        "network that cannot run",
+        "Run on images of the data's size the network fails; the message names the layer and what it was given.",
+        "wrong: torchvision.vit_b_16 on images of 32x32\nright: torch_resize to [224, 224], or another network",
+    ),
 }

@@ -5,6 +5,99 @@ from __future__ import annotations
 from kdcli.codes.explanation import Explanation
 
 RUN: dict[str, Explanation] = {
+    "KD700": Explanation(
+        "loss that gives the student no gradient",
+        "Differentiated alone on real batches, the loss reaches no weight that trains: the run would not"
+        " distil.",
+        "wrong: a loss on frozen layers\nright: later layers, or frozen_layers: []",
+    ),
+    "KD701": Explanation(
+        "loss that is not finite",
+        "The loss or its gradient is infinite or no number on the very first batches.",
+        "look at the teacher's weights, at fp16 and at a temperature of 0",
+    ),
+    "KD702": Explanation(
+        "gradient that stays zero",
+        "On up to 20 batches the loss never moved the student: equal networks, dead features, or a mask that"
+        " lets nothing through.",
+        "wrong: the student's own weights as its teacher",
+    ),
+    "KD703": Explanation(
+        "teacher that is near chance",
+        "On this data the teacher is hardly better than guessing: other normalisation, other label order, or"
+        " weights that were not its own.",
+        "if it is meant: teacher0: {allow_weak_teacher: true, ...}",
+    ),
+    "KD710": Explanation(
+        "checkpoint that cannot be read",
+        "The file is missing, unreadable, or the disk fails.",
+        "kdcli train cfg.yaml --resume takes the newest one that is whole",
+    ),
+    "KD711": Explanation(
+        "damaged checkpoint",
+        "The bytes do not give the checksum in the file's name; the one before is tried.",
+        "delete the file and resume again",
+    ),
+    "KD712": Explanation(
+        "checkpoint that is not safe to load",
+        "Only tensors and plain values are loaded; this file asks for code to run.",
+        "load it where you trust it, and save its state_dict as safetensors",
+    ),
+    "KD713": Explanation(
+        "checkpoint of another version",
+        "The file is no checkpoint of this version of kdcli.",
+        "finish the run with the version that began it: env.json names it",
+    ),
+    "KD714": Explanation(
+        "stopped by a signal",
+        "The run was told to stop; all that decides the next step is saved.",
+        "kdcli train cfg.yaml --resume",
+    ),
+    "KD715": Explanation(
+        "checkpoint of another spec",
+        "A run is continued with the spec that began it; these keys differ.",
+        "put them back, or --allow-changed trainer.max_epoch",
+    ),
+    "KD716": Explanation(
+        "teacher with other weights",
+        "The checkpoint was made with other weights of this teacher.",
+        "put the file back, or --allow-changed teachers.teacher0",
+    ),
+    "KD717": Explanation(
+        "another number of processes",
+        "The order of the data depends on the number of processes, so a run keeps it.",
+        "the same --gpus as before, or --allow-changed world_size",
+    ),
+    "KD718": Explanation(
+        "nothing to resume",
+        "The run folder holds no valid checkpoint.",
+        "kdcli train cfg.yaml, without --resume",
+    ),
+    "KD719": Explanation(
+        "no weights of the student",
+        "There is nothing to evaluate yet.",
+        "kdcli train cfg.yaml first, or kdcli eval cfg.yaml --weights student.safetensors",
+    ),
+    "KD720": Explanation(
+        "more devices than there are",
+        "The machine does not have as many CUDA devices as were asked for.",
+        "kdcli train cfg.yaml --device cpu",
+    ),
+    "KD722": Explanation(
+        "another process died",
+        "The processes of a run depend on each other: when one is gone, the others cannot go on.",
+        "look for the first error above it, then: kdcli train cfg.yaml --resume",
+    ),
+    "KD723": Explanation(
+        "process killed",
+        "The system killed a process of the run, mostly for want of memory.",
+        "fewer num_workers or a smaller batch_size, then: kdcli train cfg.yaml --resume",
+    ),
+    "KD730": Explanation(
+        "numbers that are not finite",
+        "A loss or a gradient became infinite or no number during the run; the batch is kept for a look.",
+        "lower the lr, set trainer.clip_grad_norm, or trainer.on_nonfinite: skip",
+    ),
     "KD740": Explanation(
         "file that cannot be written",
         "The disk is full, or the folder is read-only or somebody else's. The last checkpoint is whole.",

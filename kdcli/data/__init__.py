@@ -6,6 +6,7 @@ from kdcli.spec.tables import Table, Target
 
 DATASETS: Table = {
     "cls": Target("kdcli.data.meta_lists:cls"),
+    "coco": Target("kdcli.data.coco:coco"),
     "digits": Target("kdcli.data.digits:digits"),
     "fake": Target("kdcli.data.fake:fake"),
     "fashion_mnist": Target("kdcli.data.fashion_mnist:fashion_mnist"),
@@ -15,7 +16,9 @@ DATASETS: Table = {
 
 TRANSFORMS: Table = {
     "cutout": Target("kdcli.data.transforms.pixels:Cutout"),
+    "flip": Target("kdcli.data.detection_transforms:Flip"),
     "grayscale": Target("kdcli.data.transforms.color:Grayscale"),
+    "keep_ar_resize": Target("kdcli.data.detection_transforms:KeepArResize"),
     "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
     "to_rgb": Target("kdcli.data.transforms.color:ToRgb"),
     "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),

@@ -26,7 +26,8 @@ def digits(
 ) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
-    The split is stratified and always the same; the one of the side (train, test) by default. Raises RunError KD502 without scikit-learn.
+    The split is stratified and always the same; the one of the side (train, test) by default. Raises
+    RunError KD502 without scikit-learn.
     """
     table = _table()
     labels = table[:, 64].astype(np.int64)

@@ -21,7 +21,8 @@ def fake(
     """uint8 [num_samples, *shape]: a smooth pattern of the class, with Gaussian noise of its own.
 
     Patterns depend on num_classes and shape only, so that splits of different `seed` (0 for training, 1 for
-    test by default) share them. Labels go round the classes. noise is the standard deviation, 1 being the whole range.
+    test by default) share them. Labels go round the classes. noise is the standard deviation, 1 being the
+    whole range.
     """
     if len(shape) != 3 or min(shape) < 1 or num_samples < 1 or num_classes < 1:
         raise ValueError("`shape` must be [channels, height, width], and every size positive")

@@ -24,7 +24,7 @@ HOW_TO_GET = (
 def fashion_mnist(
     path: SpecPath,
     base_dir: Path | None,
-    train: bool,
+    train: bool = True,
     *,
     root: str | None = None,
     split: Literal["train", "test"] | None = None,
@@ -33,8 +33,8 @@ def fashion_mnist(
     """60,000 training or 10,000 test images of ten classes, uint8 [N, 1, 28, 28].
 
     root: the folder of the idx files, plain or gzipped (the Debian package's by default). split: that of
-    the side (train, test) by default. limit: only the first so many samples. Raises SpecError KD506 where the files are missing, RunError KD510 where they
-    are damaged.
+    the side (train, test) by default. limit: only the first so many samples. Raises SpecError KD506 where
+    the files are missing, RunError KD510 where they are damaged.
     """
     folder = find(root, base_dir) if root is not None else DEBIAN
     prefix = "train" if (train if split is None else split == "train") else "t10k"

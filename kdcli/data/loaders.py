@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +61,7 @@ class Loader:
         self._budget = bad_sample_budget
         self._workers: DataLoader[Loaded] | None = None
         self._keys = _Keys()
+        self._at_exit = _Close(self)
         self._length = len(order.batches(0))
         self._note(bad_samples)
 
@@ -88,7 +91,11 @@ class Loader:
             iterator = getattr(self._workers, "_iterator", None)
             if iterator is not None:
                 iterator._shutdown_workers()
+                for worker in iterator._workers:
+                    # One that hangs in a read would ignore the SIGTERM that torch sends.
+                    worker.kill()
             self._workers = None
+            atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
         if self._num_workers:
@@ -120,6 +127,7 @@ class Loader:
                     future.cancel()
 
     def _from_workers(self, keys: list[BatchKey]) -> Iterator[Loaded]:
+        start = self._workers is None
         if self._workers is None:
             self._workers = DataLoader(
                 self._reader,  # type: ignore[arg-type]
@@ -136,6 +144,9 @@ class Loader:
         self._keys.keys = keys
         with _starting_workers():
             loaded = iter(self._workers)
+        if start:
+            # Before torch's and multiprocessing's own, which wait for workers that nobody has told to end.
+            atexit.register(self._at_exit)
         try:
             yield from loaded
         except (RuntimeError, EOFError, ConnectionError) as reason:
@@ -201,6 +212,18 @@ def _starting_workers() -> Iterator[None]:
         if here:
             signal.signal(signal.SIGCHLD, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Close:
+    """Closes a loader that is still there when Python ends."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = weakref.ref(loader)
+
+    def __call__(self) -> None:
+        loader = self.loader()
+        if loader is not None:
+            loader.close()
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -44,6 +44,11 @@ class Binding:
         return any(name in FEATURES for name in self.inputs)
 
     @property
+    def uses_student(self) -> bool:
+        """Whether the student's feature or output goes in."""
+        return any(name in ("student", "student_logits") for name in self.inputs)
+
+    @property
     def sizes_itself(self) -> bool:
         """Whether the loss is made with both shapes, and so joins unlike ones by itself."""
         return any(fact.startswith("student_shape") for fact in self.facts)
@@ -63,7 +68,7 @@ def binding_of(target: Callable[..., Any]) -> Binding:
     stateful = inspect.isclass(target)
     call = target.forward if isinstance(target, type) and issubclass(target, nn.Module) else target
     parameters = _positional(call)
-    facts = tuple(_positional(target.__init__)) if isinstance(target, type) else ()
+    facts = tuple(_positional(target)) if isinstance(target, type) else ()
     whole_list = any(
         "Sequence" in str(parameters[name].annotation) for name in FEATURES if name in parameters
     )
@@ -87,18 +92,16 @@ def binding_of(target: Callable[..., Any]) -> Binding:
 
 def keyword_names(target: Callable[..., Any]) -> frozenset[str]:
     """The kwargs that a loss takes from the spec."""
-    subject = target.__init__ if isinstance(target, type) else target
     return frozenset(
         name
-        for name, parameter in inspect.signature(subject).parameters.items()
+        for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     )
 
 
 def default_of(target: Callable[..., Any], name: str, otherwise: Any) -> Any:
     """The default of one kwarg of a loss."""
-    subject = target.__init__ if isinstance(target, type) else target
-    parameter = inspect.signature(subject).parameters.get(name)
+    parameter = inspect.signature(target).parameters.get(name)
     return (
         otherwise if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
     )

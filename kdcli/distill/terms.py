@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from kdcli.distill.adapters import adapter_that_fits, build_adapter, shown
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
+from kdcli.distill.tapping import check_taps
 from kdcli.distill.taps import Feature, View, tensors_in
-from kdcli.errors import Findings, SpecError, SpecPath
-from kdcli.losses import LOSSES, UNLIKE_SHAPES
+from kdcli.errors import Findings, KdError, SpecError, SpecPath
+from kdcli.losses import LOSSES, TEMPERED, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
 from kdcli.losses.temperature import LearnedTemperature
-from kdcli.spec.schema import LossSpec, Temperature
+from kdcli.spec.schema import Job, LossSpec, Temperature
 
 SPEC_LOSSES = frozenset({"l2_loss", "kl_loss", "kd_loss", "gkd_loss", "ce_loss", "bce_loss"})
 """United-Perception's own: under `base` they are summed over the pairs and divided by their number."""
@@ -51,7 +53,7 @@ class Term(nn.Module):
         job = setting.job
         self.student_taps = tuple(job.student.mimic_name)
         self.teacher_taps = tuple(job.teachers[teacher].mimic_name) if teacher is not None else ()
-        self.type = loss.type
+        self.loss_type = loss.type
         target = LOSSES[loss.type].load()
         self.binding: Binding = binding_of(target)
         self.standardize = job.standardize if loss.standardize is None else loss.standardize
@@ -60,13 +62,14 @@ class Term(nn.Module):
         )
         kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
         keywords = keyword_names(target)
-        temperature = job.temperature if loss.temperature is None else loss.temperature
-        if temperature is not None and "T" not in keywords:
-            raise self._no_option(job, loss.temperature is not None, "temperature", "has no temperature")
+        temperature = self._temperature_of(job, loss, "T" in keywords)
         self.temperature: LearnedTemperature | None = None
         if isinstance(temperature, Temperature):
             if self.binding.stateful:
                 raise self._no_option(job, loss.temperature is not None, "temperature", "can't learn one")
+            if "from_logits" in keywords and not kwargs.get("from_logits"):
+                why = "has a temperature only with `from_logits: true`"
+                raise self._no_option(job, loss.temperature is not None, "temperature", why)
             self.temperature = LearnedTemperature(
                 start=temperature.start, range=temperature.range, cosine_epochs=temperature.cosine_epochs
             )
@@ -74,6 +77,8 @@ class Term(nn.Module):
             kwargs.setdefault("T", temperature)
         if self.standardize and "standardize" in keywords:
             kwargs["standardize"], self.standardize = True, False
+        if self.binding.uses_features:
+            check_taps(setting, self.loss_type, self.student_taps, teacher, self.teacher_taps)
         self.adapters = self._adapters(setting, loss)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
@@ -113,10 +118,13 @@ class Term(nn.Module):
             extra["T"] = self.temperature(clock.epoch)
         if not self.binding.uses_features:
             return self.calls[0](**bind(self.binding, given), **extra)
-        if students is None:
-            students = [student.features[tap] for tap in self.student_taps]
         if teachers is None and teacher is not None:
             teachers = [teacher.features[tap] for tap in self.teacher_taps]
+        if students is None:
+            # A loss that reads the teacher alone is in force where no student runs.
+            read = "student" in self.binding.inputs or teachers is None
+            students = [student.features[tap] for tap in self.student_taps] if read else teachers
+            assert students is not None
         pairs = (
             flat_pairs(students, teachers)
             if teachers is not None
@@ -156,9 +164,35 @@ class Term(nn.Module):
             )
         return tuple(rows)
 
+    def call_on(self, other: Term, index: int) -> nn.Module | None:
+        """The module of this loss that reads the same teacher layer as another term's number `index`."""
+        tap = other.teacher_taps[index]
+        if self is other or self.teacher != other.teacher or tap not in self.teacher_taps:
+            return None
+        call = self.calls[min(self.teacher_taps.index(tap), len(self.calls) - 1)]
+        return call if isinstance(call, nn.Module) else None
+
+    def _temperature_of(self, job: Job, loss: LossSpec, has_one: bool) -> float | Temperature | None:
+        """The loss's own temperature, else the job's where it is meant for this loss.
+
+        Raises SpecError KD452 where a temperature is given and no loss takes it.
+        """
+        if loss.temperature is not None:
+            if not has_one:
+                raise self._no_option(job, True, "temperature", "has no temperature")
+            return loss.temperature
+        if job.temperature is None or self.loss_type in TEMPERED:
+            return job.temperature
+        if not any(other.type in TEMPERED for other in job.losses.values()):
+            why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
+            raise self._no_option(job, False, "temperature", why)
+        return None
+
     def _no_option(self, job: Job, on_loss: bool, option: str, why: str) -> SpecError:
         path = (*self.path, option) if on_loss else (*self.path[:3], option)
-        return SpecError.at(path, "KD437", f"`{option}` does nothing here: `{self.type}` {why}", on_key=True)
+        return SpecError.at(
+            path, "KD452", f"`{option}` does nothing here: `{self.loss_type}` {why}", on_key=True
+        )
 
     def _ready(self, index: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.adapters is not None:
@@ -182,7 +216,7 @@ class Term(nn.Module):
                     built.append(nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where))
             wrong.raise_errors()
             return nn.ModuleList(built)
-        if self.binding.sizes_itself or self.type in UNLIKE_SHAPES:
+        if self.binding.sizes_itself or self.loss_type in UNLIKE_SHAPES:
             return None
         for index, (s, t) in enumerate(pairs):
             with wrong.part():
@@ -199,7 +233,7 @@ class Term(nn.Module):
             "KD430",
             f"`{self.student_taps[which]}` of the student is {shown(student.shape)}, "
             f"`{self.teacher_taps[which]}` of {self.teacher} is {shown(teacher.shape)}: "
-            f"{self.type} compares equal shapes",
+            f"{self.loss_type} compares equal shapes",
             adapter_that_fits(student.shape, teacher.shape),
         )
 
@@ -236,15 +270,27 @@ class Term(nn.Module):
             pairs = self._probe_pairs(setting)
         if self.adapters is not None:
             pairs = [(t, t) for _, t in pairs]
+        names: SpecPath = (*setting.path, "student", "mimic_name")
         if self.binding.whole_list:
-            facts["student_shapes"] = [s.shape for s, _ in pairs]
-            facts["teacher_shapes"] = [t.shape for _, t in pairs]
-            facts["student_shape"], facts["teacher_shape"] = facts["student_shapes"], facts["teacher_shapes"]
-            return [self.binding.make(facts, kwargs)]
-        return [
-            self.binding.make({**facts, "student_shape": s.shape, "teacher_shape": t.shape}, kwargs)
-            for s, t in pairs
-        ]
+            facts["student_shape"] = [s.shape for s, _ in pairs]
+            facts["teacher_shape"] = [t.shape for _, t in pairs]
+            with placed(names):
+                return [self.binding.make(facts, kwargs)]
+        calls = []
+        for index, (s, t) in enumerate(pairs):
+            with placed((*names, min(index, len(self.student_taps) - 1))):
+                shapes = {"student_shape": s.shape, "teacher_shape": t.shape}
+                calls.append(self.binding.make({**facts, **shapes}, kwargs))
+        return calls
+
+
+@contextmanager
+def placed(path: SpecPath) -> Iterator[None]:
+    """An error without a place gets this one."""
+    try:
+        yield
+    except KdError as error:
+        raise SpecError(replace(d, path=d.path or path) for d in error.diagnostics) from error
 
 
 def shown_feature(feature: Feature) -> str:

@@ -50,7 +50,7 @@ class Trainee(nn.Module):
 
         A loss out of force at this step is left out.
         """
-        view = self.view(batch)
+        view = self.view(batch) if self.reads_student else View({})
         losses: dict[str, Tensor] = {}
         if self.force.task_loss:
             losses.update(
@@ -71,6 +71,13 @@ class Trainee(nn.Module):
                 for name, value in mimicker(view, theirs, batch, clock, in_force).items():
                     losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
         return losses
+
+    @property
+    def reads_student(self) -> bool:
+        """Whether any loss of the stage reads what the student shows."""
+        jobs = self.mimickers.keys() if self.force.jobs is None else self.force.jobs
+        mimickers = [self.mimickers[job] for job in jobs]
+        return self.force.task_loss or any(m.reads_student for m in mimickers if isinstance(m, Mimicker))
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """What the student shows on a batch."""

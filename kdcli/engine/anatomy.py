@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -54,17 +55,56 @@ def find_classifier(net: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
     return makers[-1]
 
 
-def find_norm(net: nn.Module, tap_text: str) -> nn.Module:
+def maker_of(
+    net: nn.Module, batch: Mapping[str, Any], tap_text: str, kinds: tuple[type[nn.Module], ...]
+) -> str | None:
+    """The path of the layer of these kinds whose output is the tapped feature.
+
+    `path[i]` where it runs several times; None where the feature comes from something else, such as a sum.
+    """
+    made: dict[int, tuple[Any, str, int]] = {}
+    runs: dict[str, int] = {}
+    found: list[tuple[str, int] | None] = []
+    tap = Tap.parse(tap_text)
+
+    def note(name: str, output: Any) -> None:
+        made[id(output)] = (output, name, runs.get(name, 0))
+        runs[name] = runs.get(name, 0) + 1
+
+    def look(value: Any) -> None:
+        _, name, number = made.get(id(value), (None, "", 0))
+        found.append((name, number) if name else None)
+
+    with ExitStack() as stack, torch.no_grad(), preserved(net):
+        for name, module in net.named_modules():
+            if isinstance(module, kinds):
+                hook = module.register_forward_hook(lambda _m, _a, output, name=name: note(name, output))
+                stack.callback(hook.remove)
+        layer = dict(net.named_modules()).get(tap.path)
+        if layer is not None and tap.at_input:
+            stack.callback(layer.register_forward_pre_hook(lambda _m, args: look(args[0])).remove)
+        elif layer is not None:
+            stack.callback(layer.register_forward_hook(lambda _m, _a, output: look(output)).remove)
+        outputs = net.eval()(batch)
+    if layer is None:
+        look(outputs.get(tap.path))
+    maker = found[tap.index or 0] if len(found) > (tap.index or 0) else None
+    if maker is None:
+        return None
+    return maker[0] if runs[maker[0]] == 1 else f"{maker[0]}[{maker[1]}]"
+
+
+def find_norm(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> nn.Module:
     """The BatchNorm that stands right before a tapped pre-activation feature.
 
-    The last BatchNorm among the children of the block that holds the tapped layer; a tapped
-    BatchNorm is itself. Raises RunError KD434 where there is none.
+    The one that made the feature; of a sum of branches the last of the block that holds the tapped layer.
+    Raises RunError KD434 where there is none.
     """
+    maker = maker_of(net, batch, tap_text, (_BatchNorm,))
+    if maker is not None:
+        return net.get_submodule(Tap.parse(maker).path)
     path = Tap.parse(tap_text).path
-    module = net.get_submodule(path)
-    if isinstance(module, _BatchNorm):
-        return module
-    blocks = [module, net.get_submodule(path.rpartition(".")[0])] if "." in path else [module]
+    blocks = [net.get_submodule(p) for p in (path, path.rpartition(".")[0]) if p]
     for block in blocks:
         norms = _norms_of(block)
         if norms:

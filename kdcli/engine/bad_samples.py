@@ -46,7 +46,9 @@ class BadSamples:
         path = run.folder.root / "bad_samples.jsonl"
         if run.processes.speaks:
             lines = [
-                json.dumps(dict(zip(("side", "sample", "name", "reason"), row, strict=True)), ensure_ascii=False)
+                json.dumps(
+                    dict(zip(("side", "sample", "name", "reason"), row, strict=True)), ensure_ascii=False
+                )
                 for row in progress.bad_samples
             ]
             write_whole(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))

@@ -94,7 +94,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             teacher_hashes=hashes,
             weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
             stages=stages,
-            ema=MovingAverage(student, spec.trainer.ema) if averaged and spec.trainer.ema else None,
+            ema=MovingAverage(wiring.deployed, spec.trainer.ema) if averaged and spec.trainer.ema else None,
             precision=precision,
             autocast=autocast_for(precision, processes.device),
             scaler=scaler_for(precision, processes.device),
@@ -128,6 +128,7 @@ def build_data(
         rank=processes.rank,
         world_size=processes.world_size,
         base_dir=options.base_dir,
+        aligned=spec.runtime.aligned,
     )
 
 
@@ -180,8 +181,10 @@ def teacher_settings(spec: Spec, name: str) -> JobTeacher:
     return next(job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers)
 
 
-def build_teachers(spec: Spec, options: RunOptions) -> tuple[dict[str, Network], dict[str, str]]:
-    """Every teacher that a job uses, with its weights, and the hash of each one's weights."""
+def build_teachers(
+    spec: Spec, options: RunOptions, *, load: bool = True
+) -> tuple[dict[str, Network], dict[str, str]]:
+    """Every teacher that a job uses, and the hash of each one's weights; without load these are random."""
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
     for name, modules in spec.teachers.items():
@@ -194,7 +197,7 @@ def build_teachers(spec: Spec, options: RunOptions) -> tuple[dict[str, Network],
                 modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
             )
         settings = teacher_settings(spec, name)
-        if settings.teacher_weight is not None:
+        if load and settings.teacher_weight is not None:
             where = ("mimic", "jobs", users[0], "teachers", name, "teacher_weight")
             load_weights(net, find_file(settings.teacher_weight, options.base_dir, where), where=where)
         nets[name] = net

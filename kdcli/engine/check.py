@@ -37,7 +37,7 @@ from kdcli.engine.flops import flops_of
 from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
 from kdcli.engine.rehearsal import rehearse
-from kdcli.engine.sample import USUAL_SIZE, sample_of
+from kdcli.engine.sample import USUAL_SIZE, channels_of, sample_of
 from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import (
     Wiring,
@@ -76,12 +76,14 @@ def check(parsed: ParsedSpec, options: CheckOptions) -> Checked:
 
     On fake tensors; where the code of a network or a loss needs values, on real ones.
     """
-    try:
-        rehearsal = _Rehearsal(parsed, options, fake_mode() if task_kind(parsed.spec) != "detection" else None)
-        plan = rehearsal.run()
-    except NOT_FAKE:
-        rehearsal = _Rehearsal(parsed, options, None)
-        plan = rehearsal.run()
+    mode = None if task_kind(parsed.spec) == "detection" else fake_mode()
+    rehearsal = _Rehearsal(parsed, options, mode)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            plan = rehearsal.run()
+        except NOT_FAKE:
+            rehearsal = _Rehearsal(parsed, options, None)
+            plan = rehearsal.run()
     found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
 
@@ -96,6 +98,8 @@ class _Rehearsal:
         self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
         self.findings = Findings()
         self.facts: DataFacts = describe(self.spec.dataset.train)
+        if self.facts.shape is not None and min(self.facts.shape) < 1:
+            self.facts = replace(self.facts, shape=None)
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
@@ -116,7 +120,7 @@ class _Rehearsal:
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
             if len(nets) < len(self.lists):
                 return None
-            batch = sample_of(self.spec, self.facts)
+            batch = sample_of(self.spec, self.facts, channels_of(nets["net"]))
             wired = self.wire(nets, batch, stack)
             if wired is None:
                 return None
@@ -155,8 +159,7 @@ class _Rehearsal:
             if name == "net":
                 continue
             with self.findings.part():
-                taps = teacher_taps(self.spec, {name: net}, self.findings)[name]
-                teacher = self.teacher(name, taps)
+                teacher = self.teacher(name, teacher_taps(self.spec, {name: net}, self.findings)[name])
                 pixels = teacher.pixels_of(batch)
                 views[name] = rehearse(
                     lambda teacher=teacher: show_teacher(teacher, batch, stack),  # type: ignore[misc]
@@ -166,11 +169,12 @@ class _Rehearsal:
                     _path(name),
                 )
                 teachers[name] = teacher
-        taps, view = None, View({})
+        taps: Taps | None = None
+        view = View({})
         with self.findings.part():
-            taps = student_taps(self.spec, student, self.findings)
+            own = taps = student_taps(self.spec, student, self.findings)
             view = rehearse(
-                lambda: View({}, student(batch)) if taps is None else show_student(taps, batch, stack),
+                lambda: View({}, student(batch)) if own is None else show_student(own, batch, stack),
                 student,
                 batch,
                 self.lists["net"],
@@ -182,7 +186,15 @@ class _Rehearsal:
         with self.findings.part():
             facts = self.facts
             wiring = join(
-                self.spec, student, taps, teachers, view, views, batch, facts, epochs=self.spec.trainer.max_epoch or 1
+                self.spec,
+                student,
+                taps,
+                teachers,
+                view,
+                views,
+                batch,
+                facts,
+                epochs=self.spec.trainer.max_epoch or 1,
             )
             if self.mode is not None:
                 to_fake(wiring.trainee, self.mode)

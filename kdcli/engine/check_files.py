@@ -33,9 +33,7 @@ def count_samples(spec: Spec, base_dir: Path | None) -> int | None:
         return None
 
 
-def check_weights(
-    spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings
-) -> None:
+def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings) -> None:
     """Names and shapes from the headers of the weight files, against the networks.
 
     nets: `net` and the teachers, by name.

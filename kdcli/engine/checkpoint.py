@@ -24,8 +24,10 @@ _NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.pt")
 TEMPORARY = ".tmp"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write one checkpoint, then drop all but the newest `keep`.
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], *, keep: int, best: int | None = None
+) -> Path:
+    """Write one checkpoint, then drop all but the newest `keep` and that of the step `best`.
 
     Raises RunError (KD740) where the disk is full or the folder can't be written; older checkpoints
     are untouched then.
@@ -36,11 +38,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     digest = hashlib.sha256(data).hexdigest()[:16]
     path = folder / f"step_{step:08d}-{digest}.pt"
     write_whole(path, lambda file: file.write(data))
-    for old in checkpoints(folder)[keep:]:
+    others = [other for other in checkpoints(folder) if other != path]
+    twins = [other for other in others if step_of(other) == step]
+    older = [other for other in others if step_of(other) < step]
+    for old in (*twins, *(other for other in older[max(keep, 1) - 1 :] if step_of(other) != best)):
         old.unlink(missing_ok=True)
-    for twin in checkpoints(folder):
-        if twin != path and step_of(twin) == step:
-            twin.unlink(missing_ok=True)
     return path
 
 
@@ -58,6 +60,20 @@ def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+
+
+def to_disk(path: Path) -> None:
+    """Let what was appended to a file reach the disk; a file that is not there is no matter."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        os.close(handle)
 
 
 def disk_error(path: Path, error: OSError) -> RunError:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdcli.data.facts import DataFacts
+from kdcli.distill.deployed import DeployedStudent
 from kdcli.engine.build import (
     build_data,
-    build_student,
     build_task,
     pixel_change,
     run_root,
@@ -26,6 +27,7 @@ from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
+from kdcli.engine.redeploy import deployed_state, rebuild
 from kdcli.engine.run import RunOptions
 from kdcli.engine.wiring import jobs_of, small
 from kdcli.errors import KdError, RunError
@@ -44,7 +46,7 @@ class Contender:
     """One network in the comparison. pixels: from the student's to its own."""
 
     name: str
-    net: Network
+    net: Network | DeployedStudent
     file_bytes: int | None
     pixels: Any = None
 
@@ -66,13 +68,14 @@ def compare(
     """
     spec = parsed.spec
     loader = build_data(spec.dataset.test, spec, options, processes, train=False)
-    student, notices = _student(parsed, options, weights)
+    student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
     contenders = [student]
-    for name in _used_teachers(spec):
+    for name in used_teachers(spec):
         try:
-            contenders.append(_teacher(name, spec, options, loader.facts))
+            contenders.append(teacher_of(name, spec, options, loader.facts))
         except KdError as error:
-            notices.append(Notice(message=f"{name} is left out: {error.diagnostics[0].message}", level="warning"))
+            reason = error.diagnostics[0].message
+            notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
     for contender in contenders:
         contender.net.to(processes.device).eval()
     task = build_task(spec)
@@ -81,32 +84,37 @@ def compare(
     sample = dict(next(loader.batches(0)))
     loader.close()
     rows = [
-        _row(contender, metrics[contender.name], agreement.get(contender.name), sample)
+        row_of(contender, metrics[contender.name], agreement.get(contender.name), sample)
         for contender in contenders
     ]
     return rows, notices
 
 
-def _used_teachers(spec: Spec) -> list[str]:
+def used_teachers(spec: Spec) -> list[str]:
+    """The teachers that a job uses."""
     jobs = jobs_of(spec).values()
     return [name for name in spec.teachers if any(name in job.teachers for job in jobs)]
 
 
-def _student(parsed: ParsedSpec, options: RunOptions, weights: Path | None) -> tuple[Contender, list[Notice]]:
+def student_of(
+    parsed: ParsedSpec,
+    options: RunOptions,
+    weights: Path | None,
+    sample: Mapping[str, Any],
+    facts: DataFacts,
+) -> tuple[Contender, list[Notice]]:
     """The student with `weights`, else the best it was in its run, else the last."""
-    net = build_student(parsed.spec, options)
+    net, trainee = rebuild(parsed.spec, options, small(sample), facts)
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
         if path is not None and (weights is not None or path.exists()):
             load_weights(net, find_file(path, options.base_dir))
             return Contender("student", net, path.stat().st_size), [Notice(message=f"student: {path}")]
-    notices = []
+    notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
-            prefix = "student."
-            mine = {k.removeprefix(prefix): v for k, v in state["trainee"].items() if k.startswith(prefix)}
-            fit_weights(net, mine, f"`{path}`")
+            fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
             return Contender("student", net, None), [*notices, Notice(message=f"student: {path}")]
         notices.append(Notice(message=str(state), level="warning"))
     raise RunError.of(
@@ -116,7 +124,8 @@ def _student(parsed: ParsedSpec, options: RunOptions, weights: Path | None) -> t
     )
 
 
-def _teacher(name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
+def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
+    """A teacher with its weights; raises KdError where there are none."""
     settings = teacher_settings(spec, name)
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
@@ -163,12 +172,15 @@ def _measure(
     return metrics, agreement
 
 
-def _row(
+def row_of(
     contender: Contender,
     metrics: dict[str, float],
     agreement: dict[str, float] | None,
     sample: dict[str, Any],
+    *,
+    seconds: float = LATENCY_SECONDS,
 ) -> Comparison:
+    """One network's row; its latencies are taken over about so many seconds each. Moves it to the CPU."""
     net = contender.net.cpu()
     dropped = net.training_only()
     parameters = sum(p.numel() for n, p in net.named_parameters() if n.split(".", 1)[0] not in dropped)
@@ -180,20 +192,20 @@ def _row(
         parameters=parameters,
         flops=flops_of(net, small(sample, 1)),
         file_bytes=contender.file_bytes,
-        latency_ms_batch_1=latency_ms(net, small(sample, 1)),
-        latency_ms_batch=latency_ms(net, sample),
+        latency_ms_batch_1=latency_ms(net, small(sample, 1), seconds),
+        latency_ms_batch=latency_ms(net, sample, seconds),
         batch_size=len(sample["image"]),
         agreement=agreement,
     )
 
 
 @torch.inference_mode()
-def latency_ms(net: nn.Module, batch: Mapping[str, Any]) -> float:
-    """Median milliseconds of a forward on the CPU, after one warm-up, over about half a second."""
+def latency_ms(net: Callable[[Any], Any], batch: Any, seconds: float = LATENCY_SECONDS) -> float:
+    """Median milliseconds of a forward on the CPU, after one warm-up, over about so many seconds."""
     net(batch)
-    times = []
+    times: list[float] = []
     began = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - began < LATENCY_SECONDS and len(times) < 200):
+    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 200):
         start = time.perf_counter()
         net(batch)
         times.append(time.perf_counter() - start)

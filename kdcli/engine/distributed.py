@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdcli.engine.launch import in_slurm_step
 from kdcli.errors import RunError
 
 
@@ -60,6 +62,12 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Every process gets rank 0's values, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world_size > 1:
@@ -70,10 +78,15 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means on this machine."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = visible_gpus()
     if visible <= local_rank:
         raise no_such_gpus(local_rank + 1, visible)
     return torch.device("cuda", local_rank)
+
+
+def visible_gpus() -> int:
+    """CUDA devices that this process may use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def no_such_gpus(wanted: int, visible: int) -> RunError:
@@ -87,7 +100,12 @@ def no_such_gpus(wanted: int, visible: int) -> RunError:
 
 @contextmanager
 def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator[Processes]:
-    """This process's place, read from the environment that torchrun sets; the group lives in the block."""
+    """This process's place, read from the environment that torchrun or srun sets; the group lives in the block.
+
+    Raises RunError KD722 where another process of the group has died.
+    """
+    if in_slurm_step():
+        os.environ.update(slurm_environment())
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -97,13 +115,43 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
     if world_size == 1:
         yield Processes(device=chosen)
         return
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
-    )
     try:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        )
         yield Processes(device=chosen, rank=rank, world_size=world_size, local_rank=local_rank)
+    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RunError.of(
+                "KD722",
+                f"process {rank} has lost another one: {str(error).splitlines()[0]}",
+                "look at what the other process said first; then continue with `--resume`",
+            ) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def slurm_environment() -> dict[str, str]:
+    """What torchrun would have set, from what srun sets; what is set already stays."""
+    slurm = os.environ
+    first = slurm.get("SLURM_STEP_NODELIST", slurm.get("SLURM_NODELIST", "localhost"))
+    job = slurm.get("SLURM_JOB_ID", "0")
+    derived = {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": slurm.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": first_host(first),
+        "MASTER_PORT": str(20000 + int(job) % 20000 if job.isdigit() else 29500),
+    }
+    return {name: slurm.get(name, value) for name, value in derived.items()}
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's compressed list: `gpu[07-09,12],login` gives gpu07."""
+    found = re.match(r"([^,\[]+)(?:\[([^\]\-,]+)[^\]]*\])?", nodes)
+    return nodes if found is None else found[1] + (found[2] or "")
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -38,10 +38,12 @@ def evaluate(
     *,
     autocast: torch.autocast | None = None,
     most_samples: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The metrics of one network over the loader (its first samples), each sample counted once.
 
-    forward: batch -> named outputs, with the network already in evaluation mode.
+    forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
+    batch; once it says yes this process looks at no more, and the metrics mean nothing.
     """
     meter = task.meter()
     batches = loader.batches(0)
@@ -49,6 +51,8 @@ def evaluate(
         share = loader.batch_size * processes.world_size
         batches = islice(batches, max(1, -(-most_samples // share)))
     for batch in batches:
+        if stop():
+            break
         batch = to_device(dict(batch), processes.device)
         with autocast or nullcontext():
             outputs = forward(batch)

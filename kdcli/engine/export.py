@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from kdcli import __version__
 from kdcli.engine.run import Run
 from kdcli.engine.state import Progress
 from kdcli.models.weights import save_safetensors
 
 
-def save_student(run: Run, path: Path, progress: Progress, metrics: dict[str, float]) -> None:
+def save_student(
+    run: Run, path: Path, state: dict[str, Tensor], progress: Progress, metrics: dict[str, float]
+) -> None:
     """The student's weights without what serves training alone; input size, normalisation and classes as metadata."""
     facts = run.facts
     metadata = {
@@ -26,4 +30,4 @@ def save_student(run: Run, path: Path, progress: Progress, metrics: dict[str, fl
         "class_names": json.dumps(facts.class_names),
         "ema": str(run.ema is not None),
     }
-    save_safetensors(run.student.exported_state(), path, metadata)
+    save_safetensors(state, path, metadata)

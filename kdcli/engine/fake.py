@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
@@ -37,8 +39,8 @@ def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
         return made[id(tensor)]
 
     for module in net.modules():
-        held: dict[str, Tensor | None]
+        held: Any
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is not None and not isinstance(tensor, torch._subclasses.FakeTensor):
+                if tensor is not None and not isinstance(tensor, FakeTensor):
                     held[name] = fake(tensor)

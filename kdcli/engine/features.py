@@ -19,7 +19,7 @@ from kdcli.engine.build import DETECTION_DATA
 from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
 from kdcli.engine.flops import FlopCount, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
-from kdcli.engine.sample import classification_sample, detection_sample
+from kdcli.engine.sample import channels_of, classification_sample, detection_sample
 from kdcli.errors import UsageError, did_you_mean
 from kdcli.models.network import Network, build_network
 from kdcli.spec.networks import ParsedNetworks
@@ -106,7 +106,7 @@ def _inspect(
             to_fake(net, mode)
         net.train(name == "net")
         with mode or nullcontext():
-            batch = detection_sample() if _detects(parsed) else classification_sample(parsed.train, facts)
+            batch = detection_sample() if _detects(parsed) else classification_sample(parsed.train, facts, channels_of(net))
             found[name] = rehearse(lambda: layers_of(net, batch), net, batch, modules, path)  # noqa: B023
     return found
 
@@ -158,11 +158,17 @@ def _ran_below(name: str, seen: Mapping[str, _Seen]) -> bool:
 
 
 def _layer(
-    path: str, module: nn.Module, seen: _Seen, ran_below: bool, total: int, height: int, numbers: dict[int, int]
+    path: str,
+    module: nn.Module,
+    seen: _Seen,
+    ran_below: bool,
+    total: int,
+    height: int,
+    numbers: dict[int, int],
 ) -> Layer:
     tensors = [tensor for tensor, _ in seen.tensors]
     sizes = tuple(tuple(tensor.shape) for tensor in tensors)
-    shapes = tuple(dict.fromkeys(shown(size) for size in sizes))
+    shapes = tuple(dict.fromkeys(shown(size) if size else "scalar" for size in sizes))
     strides = list(dict.fromkeys(_stride(height, size) for size in sizes if len(size) == 4))
     stride: float | int | str | None = None
     if len(strides) == 1:
@@ -207,5 +213,3 @@ def input_size(text: str) -> Size:
         raise UsageError.of(f"`{text}` is no input size", "write channels x height x width: 3x224x224")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
-
-

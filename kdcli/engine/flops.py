@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop
 FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class FlopCount(TorchDispatchMode):
+class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered; `total` so far, a multiply-add being two operations.
 
     Matrix products, convolutions and attention are counted, by torch's own formulas; what else a network does is
@@ -22,7 +22,7 @@ class FlopCount(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(
@@ -63,4 +63,4 @@ def flops_of(net: nn.Module, batch: Mapping[str, Any]) -> int:
     finally:
         for module, mode in modes:
             module.training = mode
-    return counter.total // len(batch["image"])
+    return int(counter.total) // len(batch["image"])

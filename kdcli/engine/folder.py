@@ -13,7 +13,7 @@ from typing import Any
 
 from kdcli import __version__
 from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
-from kdcli.engine.records import Finished
+from kdcli.engine.records import RUN_FORMAT, Finished
 from kdcli.errors import RunError
 
 
@@ -67,7 +67,8 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ("spec.yaml", "spec.resolved.yaml", "env.json", "report.html", "report_data.json")
+        names = ("spec.yaml", "spec.resolved.yaml", "env.json")
+        names += ("report.html", "report_data.json", "loggers.json")
         return [
             *(self.root / name for name in names),
             self.metrics,
@@ -120,13 +121,18 @@ def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: di
     write_whole(folder.root / "env.json", lambda file: file.write(text.encode()))
 
 
-def environment(device: str, processes: int) -> dict[str, Any]:
-    """Versions, device, threads, and the state of the working directory's git repository if there is one."""
+def environment(device: str, processes: int, base_dir: Path | None = None) -> dict[str, Any]:
+    """Versions, device, threads, and the state of the working directory's git repository if there is one.
+
+    base_dir: the spec's folder, from which the files it names are looked up.
+    """
     import torch
     import torchvision
 
     return {
         "kdcli": __version__,
+        "run_format": RUN_FORMAT,
+        "spec_dir": None if base_dir is None else str(base_dir.resolve()),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -43,16 +43,12 @@ class LossLog:
         self.last = now
         self.waiting.append((facts, names, values))
 
-    def due(self) -> Iterator[Record]:
-        """The records of the steps so far, where it is time."""
-        if self.waiting and self.waiting[-1][0]["step"] % self.run.spec.trainer.log_freq == 0:  # type: ignore[operator]
-            yield from self.flush()
-
     def flush(self) -> Iterator[Record]:
-        """The records of every step that waits, after one read from the device."""
+        """The records of every step that waits, after one read; losses are means over processes."""
         if not self.waiting:
             return
-        flat = torch.cat([values for _, _, values in self.waiting]).tolist()
+        values = torch.cat([values for _, _, values in self.waiting])
+        flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
         waiting, self.waiting = self.waiting, []
         position = 0
         for facts, names, _ in waiting:

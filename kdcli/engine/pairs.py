@@ -111,14 +111,16 @@ def _candidates(layers: Sequence[Layer]) -> dict[Grid, list[Layer]]:
     """
     named: dict[int, Layer] = {}
     for layer in sorted(layers, key=lambda layer: (layer.path.count("."), layer.order)):
-        if layer.status == "once" and len(layer.sizes) == 1 and _grid(layer.sizes[0]) is not None:
+        whole = layer.depth == 0 and not layer.leaf
+        if layer.status == "once" and not whole and _grid(layer.sizes[0]) is not None:
             named.setdefault(layer.made, layer)
     grids: dict[Grid, list[Layer]] = {}
     for layer in sorted(named.values(), key=lambda layer: layer.order):
         grid = _grid(layer.sizes[0])
         assert grid is not None
         grids.setdefault(grid, []).append(layer)
-    return {grid: [one for one in found if not one.leaf] or found for grid, found in grids.items()}
+    blocks = {grid: [layer for layer in found if not layer.leaf] for grid, found in grids.items()}
+    return {grid: found for grid, found in blocks.items() if found} or grids
 
 
 def _grid(size: tuple[int, ...]) -> Grid | None:

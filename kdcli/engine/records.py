@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+RUN_FORMAT = 1
+"""How records and run folders are laid out; env.json's `run_format`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
@@ -36,6 +39,7 @@ class Pair:
 class Plan:
     """What is about to run; the first record.
 
+    resumed_before_evaluation: the evaluation after resumed_step is still to be done.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
     """
 
@@ -52,6 +56,7 @@ class Plan:
     total_steps: int | None
     effective_lr: float
     resumed_step: int = 0
+    resumed_before_evaluation: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

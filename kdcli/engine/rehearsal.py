@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,15 +27,20 @@ def rehearse(
     modules: Sequence[ModuleSpec],
     path: SpecPath,
 ) -> T:
-    """Do something that runs the network on the batch; raises SpecError KD417 at the module that fails.
+    """Do something that runs the network on the batch; raises SpecError KD418 at the module that fails.
 
     modules, path: the network's list in the spec, and its place. What needs values and finds none
     (NOT_FAKE) passes.
     """
     try:
         return action()
-    except (KdError, *NOT_FAKE):
+    except NOT_FAKE:
         raise
+    except KdError as error:
+        if all(found.path is not None for found in error.diagnostics):
+            raise
+        place = _place(_where(net, batch)[0], modules, path)
+        raise SpecError([replace(found, path=found.path or place) for found in error.diagnostics]) from error
     except Exception as error:
         raise _failure(net, batch, modules, path, error) from error
 
@@ -47,17 +53,22 @@ def _failure(
     error: Exception,
 ) -> SpecError:
     layer, given = _where(net, batch)
-    name = layer.partition(".")[0]
-    index = next((i for i, module in enumerate(modules) if module.name == name), None)
     message = f"`{layer}`{given} fails: {_reason(error)}" if layer else f"it fails: {_reason(error)}"
     image = batch.get("image")
     seen = f" on images {shown(image.shape)}" if isinstance(image, torch.Tensor) else ""
     return SpecError.at(
-        path if index is None else (*path, index),
-        "KD417",
+        _place(layer, modules, path),
+        "KD418",
         f"`{path[-1]}` can't run{seen}: {message}",
         "do the module's widths, strides and number of classes fit what comes before it and the data?",
     )
+
+
+def _place(layer: str, modules: Sequence[ModuleSpec], path: SpecPath) -> SpecPath:
+    """Where in the spec the module stands that a layer belongs to."""
+    name = layer.partition(".")[0]
+    index = next((i for i, module in enumerate(modules) if module.name == name), None)
+    return path if index is None else (*path, index)
 
 
 def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdcli.engine.checkpoint import load_checkpoint, newest_valid
+from kdcli.engine.checkpoint import checkpoints, load_checkpoint, newest_valid
 from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
-from kdcli.errors import RunError
+from kdcli.engine.state import Progress
+from kdcli.errors import KdError, RunError
 
 MAY_DIFFER = (
     "saver",
@@ -23,51 +26,113 @@ MAY_DIFFER = (
     "trainer.only_save_latest",
     "trainer.test_freq",
     "trainer.loggers",
+    "trainer.on_nonfinite",
+    "trainer.nonfinite_budget",
+    *(
+        f"dataset.{side}.dataloader.kwargs.{key}"
+        for side in ("train", "test")
+        for key in ("num_workers", "pin_memory", "bad_sample_budget")
+    ),
 )
 """Keys that decide nothing about the next step."""
 
+SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
+"""Keys whose change asks for the schedule to be worked out anew."""
 
-def resume(run: Run) -> tuple[dict[str, Any] | None, list[Notice]]:
-    """The state to continue from, if any, and what the user should know; every process reads the same file.
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A checkpoint to continue from. new_schedule: the user lets optimizer or schedule differ."""
+
+    state: dict[str, Any]
+    progress: Progress
+    new_schedule: bool
+
+
+def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
+    """What to continue from, if anything, and what the user should know; rank 0 decides for all.
 
     Raises RunError KD715 where the checkpoint belongs to another spec, KD716 to another teacher, KD717
-    to another number of processes.
+    to another number of processes, KD718 where there is none.
     """
-    wanted = run.options.resume or run.spec.saver.auto_resume
-    if not wanted:
+    if not (run.options.resume or run.spec.saver.auto_resume or run.spec.saver.resume_model):
         return None, []
-    state, notices = _read(run)
-    if state is None:
+    state: dict[str, Any] | None = None
+    path: Path | None = None
+    notices: list[Notice] = []
+    failure: KdError | None = None
+    if run.processes.speaks:
+        try:
+            state, path, notices = _read(run)
+            if state is not None:
+                _check(run, state)
+        except KdError as error:
+            failure = error
+    told = (path, notices, None if failure is None else failure.diagnostics)
+    path, notices, diagnostics = run.processes.broadcast(told)
+    if diagnostics is not None:
+        raise failure or RunError(diagnostics)
+    if path is None:
         return None, notices
-    _check(run, state)
-    step = state["progress"]["step"]
-    return state, [*notices, Notice(message=f"continuing at step {step}")]
+    state = state or load_checkpoint(path)
+    progress = _progress(run, state)
+    differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
+    resumed = Resumed(state, progress, any(_among(key, SCHEDULE) for key in differing))
+    return resumed, [*notices, Notice(message=f"continuing at step {progress.step}")]
 
 
-def _read(run: Run) -> tuple[dict[str, Any] | None, list[Notice]]:
-    if isinstance(run.options.resume, Path):
-        path = run.options.resume
-        if path.is_file():
-            return load_checkpoint(path), []
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    else:
-        folder = run.folder.checkpoints
+def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
+    own, named = run.folder.checkpoints, _named(run)
+    # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
+    own_first = run.options.restarted or run.spec.saver.auto_resume
+    if named is not None and not (own_first and checkpoints(own)):
+        if named.is_file():
+            return load_checkpoint(named), named, []
+        own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
     notices = []
-    for path, found in newest_valid(folder):
+    for path, found in newest_valid(own):
         if isinstance(found, dict):
-            return found, notices
+            return found, path, notices
         notices.append(Notice(message=f"{found}; trying the one before", level="warning"))
-    if run.options.resume and not run.spec.saver.auto_resume:
-        raise RunError.of("KD718", f"there is no valid checkpoint in {folder}", "start without `--resume`")
-    return None, notices
+    if own_first and named is None and not notices:
+        return None, None, notices
+    raise RunError.of(
+        "KD718",
+        f"there is no valid checkpoint in {own}"
+        + (f"; the newest: {notices[0].message.removesuffix('; trying the one before')}" if notices else ""),
+        "start without `--resume`, or over with `--overwrite`",
+    )
+
+
+def _named(run: Run) -> Path | None:
+    """The checkpoint, or the folder of one, that the user named."""
+    if isinstance(run.options.resume, Path):
+        return run.options.resume
+    if run.options.resume or run.spec.saver.resume_model is None:
+        return None
+    path = Path(run.spec.saver.resume_model)
+    if not path.exists() and run.options.base_dir is not None:
+        path = run.options.base_dir / path
+    return path
+
+
+def _progress(run: Run, state: dict[str, Any]) -> Progress:
+    """The counters; with another number of processes the place in the epoch is the same share of it."""
+    progress = Progress(**{**state["progress"], "bad_samples": _rows(state["progress"])})
+    before, now = state["batches"], len(run.train_loader)
+    if before != now:
+        progress.batch = progress.batch * now // before
+    return progress
+
+
+def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
+    return [tuple(row) for row in progress["bad_samples"]]
 
 
 def _check(run: Run, state: dict[str, Any]) -> None:
     allowed = (*MAY_DIFFER, *run.options.allow_changed)
     differing = [
-        key
-        for key in differing_keys(state["spec"], run.parsed.resolved_yaml())
-        if not any(key == name or key.startswith(name + ".") for name in allowed)
+        key for key in differing_keys(state["spec"], run.parsed.resolved_yaml()) if not _among(key, allowed)
     ]
     if differing:
         raise RunError.of(
@@ -90,10 +155,15 @@ def _check(run: Run, state: dict[str, Any]) -> None:
         )
 
 
+def _among(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
 def differing_keys(before: str, now: str) -> list[str]:
     """The dotted keys at which two resolved specs differ."""
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    absent = object()
+    return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
+from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee
 from kdcli.engine.distributed import Processes
@@ -29,7 +30,8 @@ class RunOptions:
     """What the command line adds to a spec.
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
-    differ from the checkpoint's spec. plugins: packages that may be imported.
+    differ from the checkpoint's spec. plugins: packages that may be imported. restarted: the launcher has
+    started the processes again after one died.
     """
 
     device: str | None = None
@@ -38,6 +40,7 @@ class RunOptions:
     allow_changed: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     base_dir: Path | None = None
+    restarted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,12 @@ class Run:
         """The student network."""
         assert isinstance(self.trainee.student, Network)
         return self.trainee.student
+
+    @property
+    def deployed(self) -> Network | DeployedStudent:
+        """What is measured and exported: the student, with another end where a method gives it one."""
+        assert isinstance(self.wiring.deployed, (Network, DeployedStudent))
+        return self.wiring.deployed
 
     @property
     def accumulate(self) -> int:

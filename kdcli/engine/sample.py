@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.engine.build import task_kind
@@ -18,11 +19,16 @@ DETECTION_SIZE = 128
 """Five halvings leave a map of 4x4."""
 
 
-def sample_of(spec: Spec, facts: DataFacts) -> dict[str, Any]:
-    """A batch as the training data of a spec gives it."""
+def sample_of(spec: Spec, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
+    """A batch as the training data of a spec gives it; channels: where the data does not say."""
     if task_kind(spec) == "detection":
         return detection_sample()
-    return classification_sample(spec.dataset.train, facts)
+    return classification_sample(spec.dataset.train, facts, channels)
+
+
+def channels_of(net: nn.Module) -> int:
+    """How many channels the network's first convolution reads; 3 without one."""
+    return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 def detection_sample() -> dict[str, Any]:
@@ -39,12 +45,12 @@ def detection_sample() -> dict[str, Any]:
     }
 
 
-def classification_sample(part: DataPart | None, facts: DataFacts) -> dict[str, Any]:
+def classification_sample(part: DataPart | None, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
     """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed.
 
     Fake under a fake mode, else real.
     """
-    shape = facts.shape or (3, USUAL_SIZE, USUAL_SIZE)
+    shape = facts.shape or (channels, USUAL_SIZE, USUAL_SIZE)
     batch: dict[str, Any] = {
         "image": torch.zeros(BATCH, *shape),
         "labels": torch.zeros(BATCH, dtype=torch.int64),

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
-from kdcli.distill.trainee import names_in_force, total_of
-from kdcli.engine.checkpoint import save_checkpoint
+from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.trainee import total_of
+from kdcli.engine.agreement import Agreement
+from kdcli.engine.bad_samples import BadSamples
+from kdcli.engine.checkpoint import save_checkpoint, to_disk
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
 from kdcli.engine.folder import environment, write_facts
 from kdcli.engine.guard import prove_losses, prove_teachers
-from kdcli.engine.interrupts import Interrupts, listening
+from kdcli.engine.inheritance import inherited
+from kdcli.engine.interrupts import Interrupts, listening, saved_at
 from kdcli.engine.losslog import LossLog
 from kdcli.engine.numbers import FiniteCheck
 from kdcli.engine.optim import LearningRate, build_optimizer
+from kdcli.engine.prepare import prepare
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved
-from kdcli.engine.resume import resume
+from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
+from kdcli.engine.sharding import whole
 from kdcli.engine.stages import StagePlan, matches
-from kdcli.engine.state import Progress, restore_generators, run_state
+from kdcli.engine.state import Progress, restore_average, restore_optimizer, restore_trainee, run_state
 from kdcli.engine.wiring import require
-from kdcli.errors import Diagnostic, Interrupted
+from kdcli.engine.wrapping import Wrapping
 
 
-def train(run: Run) -> Iterator[Record]:
+def train(run: Run, interrupts: Interrupts | None = None) -> Iterator[Record]:
     """Everything that happens in a run, in order; ends with Finished.
 
-    Raises RunError where the run has to stop, Interrupted after a signal (its state is saved then).
+    interrupts: of a caller that listens already. Raises RunError where the run has to stop, Interrupted
+    after a signal (its state is saved then).
     """
-    with listening() as interrupts:
-        yield from _Session(run, interrupts).records()
+    with nullcontext(interrupts) if interrupts is not None else listening() as heard:
+        yield from _Session(run, heard).records()
 
 
 class _Session:
@@ -52,9 +56,8 @@ class _Session:
         self.own = {name: p.requires_grad for name, p in run.trainee.named_parameters()}
         self.started = time.perf_counter()
         self.saved_at = self.started
-        self.model: nn.Module = run.trainee
-        self.in_force: frozenset[str] = frozenset()
         self.running: list[str] = []
+        self.agreement = Agreement(run.processes)
         self.finite = FiniteCheck(run)
         self.log = LossLog(run)
 
@@ -62,53 +65,38 @@ class _Session:
         run = self.run
         for message in run.notices:
             yield Notice(message=message)
-        self.progress.teachers = prove_teachers(run)
-        self.reach = prove_losses(run)
-        yield from self.prepare()
-        torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
-        state, notices = resume(run)
+        resumed, notices = resume(run)
         yield from notices
-        if state is not None:
-            self.progress = Progress(**state["progress"])
-            run.trainee.load_state_dict(state["trainee"])
-            if run.ema is not None:
-                run.ema.load_state_dict(state["ema"])
-        elif run.ema is not None:
-            run.ema.restart()
+        self.progress.teachers = prove_teachers(run)
+        reach = prove_losses(run)
+        yield from prepare(run)
+        torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
+        if resumed is not None:
+            self.progress = resumed.progress
+            restore_trainee(run, resumed.state)
+        self.reach = reach
+        self.wrapping = Wrapping(run, reach)
+        restore_average(run, None if resumed is None else resumed.state)
+        self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            facts = environment(str(run.processes.device), run.processes.world_size)
+            facts = environment(
+                str(run.processes.device), run.processes.world_size, run.options.base_dir
+            )
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
-        for index in range(self.progress.stage, len(run.stages)):
-            yield from self.stage(index, state)
-            state = None
+        with self.interrupts.noting():
+            for index in range(self.progress.stage, len(run.stages)):
+                yield from self.stage(index, resumed)
+                resumed = None
         yield from self.finish()
 
-    def prepare(self) -> Iterator[Record]:
-        """The pass over the training data that some methods ask for."""
-        run = self.run
-        asking = [name for name, needs in run.wiring.needs.items() if needs.prepare]
-        if not asking:
-            return
-        yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
-        running = require(run.wiring, run.teachers, frozenset(asking), False)
-        for batch in run.train_loader.batches(0):
-            batch = to_device(dict(batch), run.processes.device)
-            views = {name: run.teachers[name].view(batch) for name in running}
-            for name in asking:
-                mimicker = run.trainee.mimickers[name]
-                assert isinstance(mimicker, Mimicker)
-                mimicker.prepare(views, batch)
-        for name in asking:
-            mimicker = run.trainee.mimickers[name]
-            assert isinstance(mimicker, Mimicker)
-            mimicker.prepared()
-
-    def stage(self, index: int, state: dict[str, Any] | None) -> Iterator[Record]:
+    def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
         """One stage from its first step, or from where the state was taken."""
         run, plan = self.run, self.run.stages[index]
         run.trainee.force = plan.force
+        if resumed is None:
+            yield from inherited(run, index)
         self.running = require(run.wiring, run.teachers, plan.force.jobs, plan.force.task_loss)
         parameters = self.release(plan)
         self.optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path)
@@ -120,19 +108,21 @@ class _Session:
             steps_per_epoch=run.steps_per_epoch,
             path=plan.lr_path,
         )
-        if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.rate.load_state_dict(state["rate"])
-            if run.scaler is not None and state["scaler"] is not None:
-                run.scaler.load_state_dict(state["scaler"])
-            restore_generators(state["generators"][run.processes.rank])
+        if resumed is not None:
+            restore_optimizer(run, resumed.state, self.optimizer, self.rate, changed=resumed.new_schedule)
         else:
             self.progress.stage, self.progress.stage_step = index, 0
-        if index == 0 or state is not None:
-            yield self.plan()
-        self.in_force = frozenset()
-        while self.progress.stage == index and self.progress.stage_step < plan.steps:
+        if index == 0 or resumed is not None:
+            yield self.plan(before_evaluation=resumed is not None and self.at_end(plan))
+        self.wrapping.new_stage()
+        while self.progress.stage == index and not self.progress.over:
             yield from self.epoch(plan)
+
+    def at_end(self, plan: StagePlan) -> bool:
+        """Whether the last step of an epoch or of a stage is done, and not yet what follows it."""
+        progress = self.progress
+        ended = progress.stage_step >= plan.steps or progress.batch >= len(self.run.train_loader)
+        return ended and not progress.over
 
     def release(self, plan: StagePlan) -> list[nn.Parameter]:
         """Let exactly those parameters train that this stage means and that a loss of it reaches."""
@@ -160,27 +150,33 @@ class _Session:
         run.trainee.train()
         batches_due = len(run.train_loader)
         group: list[Mapping[str, Any]] = []
-        for batch in run.train_loader.batches(progress.epoch, progress.batch):
-            group.append(batch)
-            if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
-                continue
-            self.step(plan, group)
-            group = []
-            yield from self.log.due()
-            if self.stop_asked():
-                yield from self.log.flush()
-                yield self.save()
-                raise self.interrupted()
-            if progress.stage_step >= plan.steps:
-                break
-            if self.save_is_due():
-                yield from self.log.flush()
-                yield self.save()
+        # Resumed after the last step of an epoch or stage: only what follows it is left to do.
+        first = progress.batch if progress.stage_step < plan.steps else batches_due
+        with closing(run.train_loader.batches(progress.epoch, first)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                group.append(batch)
+                if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
+                    continue
+                self.step(plan, group)
+                group = []
+                yield from self.finite.told()
+                if progress.step % run.spec.trainer.log_freq == 0:
+                    yield from self.flush()
+                stop, save = self.agreement.settle(self.interrupts.signal_number or 0, self.save_is_due())
+                if stop:
+                    yield from self.leave(stop)
+                if progress.stage_step >= plan.steps:
+                    break
+                if save:
+                    yield from self.flush()
+                    yield self.save()
+        yield from self.flush()
+        yield from self.after_epoch(plan)
+
+    def flush(self) -> Iterator[Record]:
+        """Read from the device what waits there: the losses so far, and whether all of them were finite."""
         yield from self.log.flush()
-        whole = progress.batch >= batches_due
-        if whole:
-            progress.epoch, progress.batch = progress.epoch + 1, 0
-        yield from self.after_epoch(plan, whole)
+        self.finite.read()
 
     def step(self, plan: StagePlan, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
@@ -190,7 +186,8 @@ class _Session:
             stage_step=progress.stage_step,
             epoch=progress.epoch + progress.batch / len(run.train_loader),
         )
-        self.wrap(clock)
+        self.wrapping.follow(clock, self.optimizer)
+        self.finite.begin(progress, group)
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
         images = 0
@@ -198,7 +195,7 @@ class _Session:
             batch = to_device(dict(batch), run.processes.device)
             images += len(batch["image"])
             parts.append(self.backward(batch, clock, last=number == len(group) - 1, share=1.0 / len(group)))
-        self.update(parts, group)
+        self.update(parts)
         progress.step += 1
         progress.stage_step += 1
         progress.batch += len(group)
@@ -210,15 +207,14 @@ class _Session:
         run = self.run
         # Teachers first: their transient peak must not stack on the student's saved activations.
         views = {name: run.teachers[name].view(batch) for name in self.running}
-        quiet = isinstance(self.model, DistributedDataParallel) and not last
-        with self.model.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+        with self.wrapping.gradients(last=last):
             with run.autocast or nullcontext():
-                losses = self.model(batch, views, clock)
+                losses = self.wrapping.model(batch, views, clock)
             total = total_of(losses) * share
             (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def update(self, parts: list[dict[str, Tensor]], group: list[Mapping[str, Any]]) -> None:
+    def update(self, parts: list[dict[str, Tensor]]) -> None:
         """Clip, check, step, average."""
         run = self.run
         parameters = [p for group_ in self.optimizer.param_groups for p in group_["params"]]
@@ -226,7 +222,7 @@ class _Session:
             run.scaler.unscale_(self.optimizer)
         if run.spec.trainer.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
-        if not self.finite.passes(self.progress, parts, parameters, group):
+        if not self.finite.passes(self.progress, parts, parameters):
             return
         if run.scaler is not None:
             run.scaler.step(self.optimizer)
@@ -236,61 +232,60 @@ class _Session:
         if run.ema is not None:
             run.ema.update()
 
-    def wrap(self, clock: Clock) -> None:
-        """Keep DDP's set of parameters equal to what the losses in force reach."""
-        run = self.run
-        if run.processes.world_size == 1:
-            return
-        in_force = names_in_force(run.trainee, clock, self.reach)
-        if in_force == self.in_force:
-            return
-        self.in_force = in_force
-        reached = frozenset[str]().union(*(self.reach[name] for name in in_force))
-        mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for name, parameter in run.trainee.named_parameters():
-            parameter.requires_grad_(id(parameter) in mine and name in reached)
-        ignored = [f"mimickers.{n}" for n, _ in run.trainee.mimickers.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.trainee, ignored)
-        device = run.processes.device
-        self.model = DistributedDataParallel(
-            run.trainee,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-
-    def after_epoch(self, plan: StagePlan, whole: bool) -> Iterator[Record]:
+    def after_epoch(self, plan: StagePlan) -> Iterator[Record]:
         """Evaluate and save where the spec says so, and at the very end."""
         run, progress, trainer = self.run, self.progress, self.run.spec.trainer
+        yield from self.bad_samples.take()
         ended = progress.stage_step >= plan.steps
+        whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
-        if over or (whole and progress.epoch % trainer.test_freq == 0):
+        number = progress.epoch + 1
+        if over or (whole_epoch and number % trainer.test_freq == 0):
             yield from self.evaluate()
+        if whole_epoch or ended:
+            progress.epoch, progress.batch = number, 0
+        progress.over = over
         if ended and not over:
+            # No stop here: a state between two stages would have the optimizer of the old one.
             progress.stage, progress.stage_step = progress.stage + 1, 0
-            if not whole:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-        elif over or (whole and progress.epoch % trainer.save_freq == 0):
+            return
+        if over or (whole_epoch and number % trainer.save_freq == 0):
             yield self.save()
+        if stop := self.agreement.agreed(self.interrupts.signal_number or 0):
+            yield from self.leave(stop)
 
     def evaluate(self) -> Iterator[Record]:
         """Measure the student (its average where there is one), keep it where it is the best so far."""
         run, progress = self.run, self.progress
         began = time.perf_counter()
+        # Each process has normalised by its own batches; what is measured and kept is the first's.
+        run.processes.share(run.deployed.buffers())
+        if run.ema is not None:
+            run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
-            with evaluation_mode(run.student):
+            with evaluation_mode(run.deployed):
                 metrics = evaluate(
-                    run.student, run.test_loader, run.task, run.processes, autocast=run.autocast
+                    run.deployed,
+                    run.test_loader,
+                    run.task,
+                    run.processes,
+                    autocast=run.autocast,
+                    stop=lambda: self.interrupts.signal_number is not None,
                 )
+            stop = self.agreement.agreed(self.interrupts.signal_number or 0)
             primary = run.task.primary
-            best = not progress.best or metrics[primary] > progress.best[primary]
-            progress.last = metrics
-            if best:
-                progress.best, progress.best_step = metrics, progress.step
-                if run.processes.speaks:
-                    save_student(run, run.folder.best_student, progress, metrics)
+            best = not stop and (not progress.best or metrics[primary] > progress.best[primary])
+            exported = self.exported() if best else None
+        if stop:
+            yield from self.leave(stop)
+        progress.last = metrics
+        if exported is not None:
+            progress.best, progress.best_step = metrics, progress.step
+            if run.processes.speaks:
+                save_student(run, run.folder.best_student, exported, progress, metrics)
         yield Evaluation(
             step=progress.step,
-            epoch=progress.epoch,
+            epoch=progress.epoch + (progress.batch >= len(run.train_loader)),
             network="student",
             metrics=metrics,
             primary=primary,
@@ -298,43 +293,42 @@ class _Session:
             seconds=time.perf_counter() - began,
         )
 
+    def exported(self) -> dict[str, Tensor]:
+        """What the student's file holds: copies, since an average is in place only for a while."""
+        state = self.run.deployed.exported_state()
+        copies: dict[str, Tensor] = whole({name: value.detach().clone() for name, value in state.items()})
+        return copies
+
     def save(self) -> Saved:
         """A checkpoint on disk; every process waits for it."""
         run, progress = self.run, self.progress
         state = run_state(run, progress, self.optimizer, self.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:
+            # What has been told by now must not be missing after a power cut that the checkpoint outlives.
+            to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
-            path = save_checkpoint(run.folder.checkpoints, progress.step, state, keep=keep)
+            path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
         self.saved_at = time.perf_counter()
         run.processes.wait()
         return Saved(step=progress.step, path=path)
 
     def save_is_due(self) -> bool:
-        """Whether `save_every_minutes` have passed; rank 0's clock decides."""
-        minutes = self.run.spec.trainer.save_every_minutes
-        if minutes is None or self.progress.step % self.run.spec.trainer.log_freq:
+        """Whether `save_every_minutes` have passed on this process; the first one's clock decides."""
+        minutes, freq = self.run.spec.trainer.save_every_minutes, self.run.spec.trainer.log_freq
+        if minutes is None or self.progress.step % freq or not self.run.processes.speaks:
             return False
-        return bool(self.run.processes.broadcast(time.perf_counter() - self.saved_at >= 60.0 * minutes))
+        return time.perf_counter() - self.saved_at >= 60.0 * minutes
 
-    def stop_asked(self) -> bool:
-        """Whether a signal came to any process: all of them stop at the same step."""
-        return self.run.processes.any(self.interrupts.signal_number is not None)
+    def leave(self, number: int) -> Iterator[Record]:
+        """Save, and stop for a signal that came to any process."""
+        self.interrupts.signal_number = number
+        yield from self.flush()
+        yield from self.bad_samples.take()
+        yield self.save()
+        raise saved_at(number, self.progress.step, self.run.parsed.source)
 
-    def interrupted(self) -> Interrupted:
-        """What the user is told after a signal."""
-        number = self.interrupts.signal_number or signal.SIGTERM
-        return Interrupted(
-            Diagnostic(
-                code="KD714",
-                severity="warning",
-                message=f"stopped by {signal.Signals(number).name} at step {self.progress.step}; everything is saved",
-                help=f"continue with `kdcli train {self.run.parsed.source} --resume`",
-            ),
-            number,
-        )
-
-    def plan(self) -> Plan:
+    def plan(self, *, before_evaluation: bool) -> Plan:
         """The first record."""
         run = self.run
         return Plan(
@@ -351,6 +345,7 @@ class _Session:
             total_steps=run.total_steps,
             effective_lr=self.rate.target,
             resumed_step=self.progress.step,
+            resumed_before_evaluation=before_evaluation,
         )
 
     def finish(self) -> Iterator[Record]:
@@ -376,8 +371,9 @@ class _Session:
             best=progress.best,
             teachers=progress.teachers,
         )
+        with run.ema.in_place() if run.ema is not None else nullcontext():
+            exported = self.exported()
         if run.processes.speaks:
-            with run.ema.in_place() if run.ema is not None else nullcontext():
-                save_student(run, run.folder.student, progress, progress.last)
+            save_student(run, run.folder.student, exported, progress, progress.last)
             run.folder.close(finished)
         yield finished

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdcli.data.facts import DataFacts
+from kdcli.distill.deployed import deployed_student
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
 from kdcli.distill.preserve import preserved
@@ -21,7 +22,7 @@ from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
-from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy
+from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.engine.records import Pair
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.spec.schema import Job, Spec
@@ -29,9 +30,13 @@ from kdcli.spec.schema import Job, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class Wiring:
-    """What the jobs join: the trainee, and for each job its teachers and what it needs."""
+    """What the jobs join: the trainee, and for each job its teachers and what it needs.
+
+    deployed: what is measured and exported: the student, with another end where a method gives it one.
+    """
 
     trainee: Trainee
+    deployed: nn.Module
     jobs: Mapping[str, Job]
     needs: Mapping[str, Needs]
     student_view: View
@@ -146,9 +151,17 @@ def join(
             teacher_classifier=lambda t: frozen_copy(
                 find_classifier(teachers[t].net, teachers[t].pixels_of(sample))
             ),
-            teacher_norm=lambda t, tap: frozen_copy(find_norm(teachers[t].net, tap)),
+            teacher_norm=lambda t, tap: frozen_copy(
+                find_norm(teachers[t].net, teachers[t].pixels_of(sample), tap)
+            ),
             teacher_module=lambda t, p: teachers[t].net.get_submodule(p),
             student_module=student.get_submodule,
+            maker=lambda t, tap, kinds: maker_of(
+                student if t is None else teachers[t].net,
+                sample if t is None else teachers[t].pixels_of(sample),
+                tap,
+                kinds,
+            ),
         )
         with wrong.part():
             mimickers[name] = build_mimicker(setting)
@@ -156,6 +169,7 @@ def join(
     trainee = Trainee(student, taps, jobs, mimickers)
     return Wiring(
         trainee=trainee,
+        deployed=deployed_student(student, mimickers, spec.mimic),
         jobs=jobs,
         needs={name: needs_of(job) for name, job in jobs.items()},
         student_view=student_view,
@@ -193,7 +207,7 @@ def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
             teacher=term.teacher or "",
             teacher_layer=row.teacher_layer,
             teacher_shape=row.teacher_shape,
-            loss=term.type,
+            loss=term.loss_type,
             weight=job.loss_weight * term.loss_weight,
         )
         for term in mimicker.modules()

@@ -77,3 +77,37 @@ KINDS: Mapping[str, Table] = {
 
 UNLIKE_SHAPES: frozenset[str] = frozenset({"at", "fsp", "ft_paraphrase", "nst", "pkd", "pkt", "rkd", "sp"})
 """Losses that are not made from shapes and yet take unlike features, without an adapter."""
+
+TEMPERED: frozenset[str] = frozenset(
+    {
+        "bce_loss",
+        "ce_loss",
+        "cwd",
+        "dist",
+        "dkd",
+        "gkd_loss",
+        "kd_loss",
+        "nkd",
+        "rld",
+        "srd",
+        "tfkd_reg",
+        "tfkd_self",
+        "wkd_l",
+        "wsld",
+    }
+)
+"""Losses whose `T` softens a distribution: a job's `temperature` is theirs; crd's `T` scales a contrast."""
+
+LOGITS_ONLY: frozenset[str] = frozenset(LOGIT) - {"ce_loss", "gkd_loss", "kd_loss", "logit_mse"} | {
+    "tfkd_reg"
+}
+"""Losses that take logits [B, K] and no map of them."""
+
+POOLED: frozenset[str] = frozenset({"cc", "crd"})
+"""Losses that embed a pooled vector: over a whole map the embedding would be as large as the network."""
+
+MAPS: frozenset[str] = frozenset({"cat_kd", "fsp", "ft", "ft_paraphrase", "mgd", "ofd", "simkd", "wkd_f"})
+"""Losses that take maps [B, C, H, W] and nothing else."""
+
+PRE_ACTIVATIONS: frozenset[str] = frozenset({"ab", "ofd"})
+"""Losses that take what goes into a ReLU, of both networks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class FactorParaphrase(nn.Module):
     Taps: the last map before pooling.
     Source: "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv:1802.04977.
     """
+
+    trains_student: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import yaml
@@ -64,6 +64,31 @@ def layers_text(
     text = as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
     hidden = len(rows) - len(shown)
     return text + (f"\n{hidden} deeper layers not shown: raise --depth\n" if hidden else "")
+
+
+def networks_text(
+    networks: Mapping[str, Sequence[LayerRow]],
+    format: Literal["table", "json", "yaml"] = "table",
+    *,
+    depth: int | None = None,
+    colour: bool = False,
+    width: int | None = None,
+) -> str:
+    """Several networks by name; json and yaml are one mapping of the name to what layers_text gives."""
+    if format == "table":
+        texts = [
+            f"{printable(name)}\n{layers_text(rows, depth=depth, colour=colour, width=width)}"
+            for name, rows in networks.items()
+        ]
+        return "\n".join(texts)
+    documents = {
+        name: {"layers": [_plain(row) for row in rows if depth is None or row.depth <= depth]}
+        for name, rows in networks.items()
+    }
+    if format == "json":
+        return json.dumps(documents, indent=2) + "\n"
+    text: str = yaml.safe_dump(documents, sort_keys=False, allow_unicode=True, width=10_000)
+    return text
 
 
 def layers_table(rows: Sequence[LayerRow]) -> RenderableType:

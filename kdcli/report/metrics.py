@@ -22,7 +22,6 @@ from kdcli.errors import RunError
 from kdcli.report.disk import writing
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
-FLUSH_SECONDS = 5.0
 _KINDS: dict[type, str] = {
     Step: "step",
     Evaluation: "evaluation",
@@ -34,7 +33,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl; lines reach the disk at all but steps, or after five seconds."""
+    """Appends records to metrics.jsonl, each line at once: a killed run's checkpoint never knows more than it."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
@@ -45,7 +44,6 @@ class MetricsWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(path)
             self._file: TextIO = path.open("a", encoding="utf-8", buffering=1 << 16)
-        self._flushed_at = clock()
 
     def __enter__(self) -> Self:
         return self
@@ -68,18 +66,21 @@ class MetricsWriter:
         line["time"] = now
         with writing(self.path):
             self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
-            if not isinstance(record, Step) or now - self._flushed_at >= FLUSH_SECONDS:
-                self._file.flush()
-                self._flushed_at = now
+            self._file.flush()
 
-    def truncate_after(self, step: int) -> None:
-        """Forget what came after a checkpoint: later steps, torn lines, and that the run had finished."""
+    def truncate_after(self, step: int, *, before_evaluation: bool = False) -> None:
+        """Forget what came after a checkpoint: later steps, torn lines, and that the run had finished.
+
+        before_evaluation: the checkpoint was taken between the step and its evaluation.
+        """
         with writing(self.path):
             self._file.close()
             kept = [
                 line
                 for line, record in _lines(self.path)
-                if record["step"] <= step and record["kind"] != "finished"
+                if record["step"] <= step
+                and record["kind"] != "finished"
+                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
             ]
             beside = self.path.with_name(self.path.name + ".new")
             beside.write_text("".join(kept), encoding="utf-8")

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
+from kdcli.engine.records import RUN_FORMAT
 from kdcli.errors import RunError
 from kdcli.report.metrics import read_metrics
 
-RUN_FORMAT = 1
-"""env.json's `run_format`; a folder without one is of format 1."""
+__all__ = ["RUN_FORMAT", "RecordedRun", "read_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

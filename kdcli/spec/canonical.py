@@ -8,6 +8,7 @@ in both. Keys that are given nothing are not given.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
 
@@ -118,6 +119,7 @@ class _Maker(Findings):
             return
         meant = nearest(entry.key, (*TOP_KEYS, "teacher", "teacher0"), most=1)
         if entry.value.anchor is not None:
+            meant = get_close_matches(entry.key, TOP_KEYS, n=1, cutoff=0.82)
             if meant and isinstance(entry.value, (Mapping, Sequence)):
                 message = f"`{entry.key}` is taken for a building block, since it has an anchor"
                 self.warn("KD613", message, entry.key_span, f"if you mean `{meant[0]}`, write so")

@@ -9,8 +9,18 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
-from .definitions import MOST_STEPS, Definition, find_definition, imported_module, lineage_of, names_of
+from .definitions import (
+    MOST_STEPS,
+    Definition,
+    find_definition,
+    imported_module,
+    lineage_of,
+    names_of,
+    source_file,
+)
 from .tables import Target
+
+__all__ = ["Parameter", "Signature", "signature", "source_file"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

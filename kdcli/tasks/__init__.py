@@ -6,4 +6,5 @@ from kdcli.spec.tables import Target
 
 TASKS: dict[str, Target] = {
     "classification": Target("kdcli.tasks.classification.task:Classification"),
+    "detection": Target("kdcli.tasks.detection.task:Detection"),
 }

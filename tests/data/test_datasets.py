@@ -99,7 +99,9 @@ def test_digits_without_scikit_learn(part: Any, loader: Any, monkeypatch: pytest
 @pytest.mark.parametrize("zipped", [True, False])
 def test_fashion_mnist_from_a_folder(part: Any, loader: Any, tmp_path: Path, zipped: bool) -> None:
     fashion(tmp_path, zipped=zipped)
-    made = loader(part("fashion_mnist", root=str(tmp_path), limit=15, batch_size=20), train=False)
+    made = loader(
+        part("fashion_mnist", root=str(tmp_path), split="train", limit=15, batch_size=20), train=False
+    )
     batch = next(made.batches(0))
     assert batch["image"].shape == (15, 1, 28, 28) and batch["labels"].tolist() == [i % 10 for i in range(15)]
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)[0]
@@ -192,7 +194,7 @@ def test_torchvision_datasets_in_memory_and_by_sample(part: Any, loader: Any, tm
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     fashion(raw, zipped=False)
-    ours = loader(part("fashion_mnist", root=str(tmp_path), batch_size=20), train=False)
+    ours = loader(part("fashion_mnist", root=str(tmp_path), split="train", batch_size=20), train=False)
     theirs = loader(part("torchvision.FashionMNIST", root=str(tmp_path), batch_size=20), train=True)
     wanted = next(ours.batches(0))
     got = next(theirs.batches(0))

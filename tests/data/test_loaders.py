@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,23 @@ def test_workers_ignore_the_signals_that_end_a_run(part: Any, loader: Any) -> No
     assert same(got, run(loader(side(part)), 0))
 
 
+@pytest.mark.slow
+def test_python_ends_though_nobody_closed_the_loader(part: Any, tmp_path: Path) -> None:
+    code = """if True:
+        import sys, pickle
+        from kdcli.data.build import build_loader
+        part = pickle.load(open(sys.argv[1], "rb"))
+        loader = build_loader(part, train=True, seed=0, path=("dataset", "train"))
+        batches = loader.batches(0)
+        next(batches)
+        raise SystemExit("over")
+    """
+    (tmp_path / "part").write_bytes(pickle.dumps(side(part, in_memory=False, num_workers=2)))
+    command = [sys.executable, "-c", code, str(tmp_path / "part")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "over"
+
+
 def test_a_dead_worker_is_one_clear_error(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch looks for dead workers whenever a batch takes longer than this; 5 seconds as it comes.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
@@ -197,13 +216,18 @@ def folder(place: Path, sizes: list[tuple[int, int]], bad: tuple[int, ...] = ())
 
 
 def files(part: Any, place: Path, size: list[int] | None = None, **dataloader: Any) -> Any:
-    resize = [{"type": "torch_resize", "kwargs": {"size": size}}] if size else []
+    transformer: list[dict[str, Any]] = [
+        {"type": "torch_random_horizontal_flip"},
+        {"type": "torch_color_jitter", "kwargs": {"contrast": 0.4, "hue": 0.1}},
+    ]
+    if size:
+        transformer.insert(0, {"type": "torch_resize", "kwargs": {"size": size}})
     return part(
         "cls",
         batch_size=4,
         meta_file=str(place / "list.txt"),
         image_reader={"type": "fs_pillow", "kwargs": {"image_dir": str(place)}},
-        transformer=[*resize, {"type": "torch_random_horizontal_flip"}],
+        transformer=transformer,
         dataloader=dataloader,
     )
 

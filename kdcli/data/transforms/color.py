@@ -49,7 +49,8 @@ class ColorJitter:
         u = draws.uniform(8)
         factors, orders = low + (high - low) * u[:, :4], np.argsort(u[:, 4:], axis=1, kind="stable")
         jittered = []
-        for image, factor, order in zip(images, factors, orders, strict=True):
+        # Contiguous, since a mean depends on the order in memory in its last bit.
+        for image, factor, order in zip(images.contiguous(), factors, orders, strict=True):
             for step in order:
                 if low[step] != high[step] or low[step] != (0.0 if step == 3 else 1.0):
                     image = adjust[step](image, float(factor[step]))

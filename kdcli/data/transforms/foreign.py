@@ -60,7 +60,7 @@ class Foreign:
         """[n, C, H, W] to what the transform makes of it."""
         results = []
         with generators_kept():
-            for image, seed in zip(images, draws.seeds(), strict=True):
+            for image, seed in zip(images.contiguous(), draws.seeds(), strict=True):
                 torch.default_generator.manual_seed(seed)
                 np.random.seed(seed & 0xFFFFFFFF)
                 random.seed(seed)

@@ -6,4 +6,7 @@ from kdcli.spec.tables import Target
 
 MIMICKERS: dict[str, Target] = {
     "base": Target("kdcli.distill.mimickers.base:BaseMimicker"),
+    "SampleFeature": Target("kdcli.distill.mimickers.sample_feature:SampleFeatureMimicker"),
+    "FRS": Target("kdcli.distill.mimickers.frs:FrsMimicker"),
+    "DeFeat": Target("kdcli.distill.mimickers.defeat:DeFeatMimicker"),
 }

@@ -11,15 +11,15 @@ from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
-from kdcli.errors import Findings
-from kdcli.errors import SpecError
-from kdcli.losses import LOSSES
-from kdcli.losses import teacher_weights
+from kdcli.errors import Findings, SpecError
+from kdcli.losses import LOSSES, teacher_weights
+from kdcli.losses.ft import FactorTransfer
+from kdcli.losses.simkd import SimKD
 from kdcli.spec.schema import Job, LossSpec
 
 
 class BaseMimicker(Mimicker):
-    """Any losses of the table over the tapped pairs; `loss` alone, l2_loss of row-normalised features, by default."""
+    """Any losses of the table over the tapped pairs; by default one, l2_loss of row-normalised features."""
 
     LOSSES: ClassVar[Mapping[str, LossSpec]] = {
         "loss": LossSpec(type="l2_loss", kwargs={"feat_norm": True, "batch_mean": True})
@@ -50,6 +50,7 @@ class BaseMimicker(Mimicker):
                 with wrong.part():
                     self.terms[name] = Term(setting, name, loss, None)
         wrong.raise_errors()
+        self.ends = ends_of(setting, self.terms)
 
     def forward(
         self,
@@ -73,6 +74,32 @@ class BaseMimicker(Mimicker):
                 losses[key.replace(":", ".")] = term(student, view, batch, clock, teacher_weights=share)
         return losses
 
+    @property
+    def reads_student(self) -> bool:
+        """False for a job of losses that learn from the teacher alone (ft_paraphrase)."""
+        return any(isinstance(term, Term) and term.binding.uses_student for term in self.terms.values())
+
+    def student_end(self) -> tuple[str, nn.Module] | None:
+        """What simkd puts in the place of the student's classifier."""
+        return self.ends[0] if self.ends else None
+
+    def inherit(self, earlier: Sequence[Mimicker]) -> list[str]:
+        """Hand `ft` the paraphraser that an earlier stage trained on the same teacher layer."""
+        warnings = []
+        before = [t for mimicker in earlier for t in mimicker.modules() if isinstance(t, Term)]
+        for term in self.terms.values():
+            assert isinstance(term, Term)
+            for index, call in enumerate(term.calls):
+                if isinstance(call, FactorTransfer):
+                    same = [found for other in before if (found := other.call_on(term, index)) is not None]
+                    if not call.inherit(same):
+                        warnings.append(
+                            f"{self.job_name}: `ft` has no trained paraphraser for "
+                            f"`{term.teacher_taps[index]}` of {term.teacher}, and keeps its random one: "
+                            f"let a stage with `ft_paraphrase` on the same layer come first"
+                        )
+        return warnings
+
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
         """Hand one batch to every loss that prepares itself."""
         for term in self.terms.values():
@@ -91,10 +118,31 @@ class BaseMimicker(Mimicker):
                     call.prepared()
 
 
+def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
+    """The student's layers that a loss gives a new end, with that end.
+
+    Raises SpecError KD449 where there is more than one.
+    """
+    found = []
+    for term in terms.values():
+        assert isinstance(term, Term)
+        for index, call in enumerate(term.calls):
+            if isinstance(call, SimKD):
+                found.append((term.student_taps[index], call.student_classifier()))
+                if len(found) > 1:
+                    raise SpecError.at(
+                        (*setting.path, "student", "mimic_name"),
+                        "KD449",
+                        f"`{term.loss_type}` replaces the student's classifier, and it has only one",
+                        "name one layer and one teacher in the job",
+                    )
+    return found
+
+
 def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
-    Raises SpecError KD438 where a loss of the job can't weigh samples.
+    Raises SpecError KD453 where a loss of the job can't weigh samples.
     """
     name = setting.job.teacher_weighting
     if name == "average" or len(setting.job.teachers) < 2:
@@ -103,7 +151,7 @@ def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tenso
         if "teacher_weights" not in binding_of(LOSSES[loss.type].load()).inputs:
             raise SpecError.at(
                 (*setting.path, "teacher_weighting"),
-                "KD438",
+                "KD453",
                 f"`{loss.type}` can't weigh its samples by teacher",
                 "use `teacher_weighting: average`, or a loss such as kd_loss",
             )

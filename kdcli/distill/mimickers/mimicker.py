@@ -54,7 +54,9 @@ class Setting:
     """What a mimicker is built from: the job, the real features of one batch, facts of the data.
 
     teacher_classifier(teacher) and teacher_norm(teacher, tap) return frozen copies of modules;
-    teacher_module(teacher, path) and student_module(path) return the live ones.
+    teacher_module(teacher, path) and student_module(path) return the live ones. maker(teacher, tap, kinds):
+    the path of the layer of these kinds that made a tapped feature (of the student where teacher is None),
+    with `[i]` where that layer runs several times; None where none of them did.
     """
 
     job: Job
@@ -69,6 +71,7 @@ class Setting:
     teacher_norm: Callable[[str, str], nn.Module]
     teacher_module: Callable[[str, str], nn.Module]
     student_module: Callable[[str], nn.Module]
+    maker: Callable[[str | None, str, tuple[type[nn.Module], ...]], str | None] = lambda *_: None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -126,6 +129,19 @@ class Mimicker(nn.Module):
         terms = getattr(self, "terms", None)
         key = name.replace(".", ":")
         return terms[key] if isinstance(terms, nn.ModuleDict) and key in terms else None
+
+    @property
+    def reads_student(self) -> bool:
+        """Whether any of its losses reads what the student shows."""
+        return True
+
+    def student_end(self) -> tuple[str, nn.Module] | None:
+        """The student's layer and what makes logits of its feature, where the method replaces the end."""
+        return None
+
+    def inherit(self, earlier: Sequence[Mimicker]) -> list[str]:
+        """A stage begins: take over what the jobs of the stages before have trained; returns warnings."""
+        return []
 
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
         """Take in one batch of the pass before training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,7 @@ def guarded(action: Callable[[], object]) -> int:
     try:
         action()
     except KdError as error:
-        from kdcli.report.console import wants_colour
-        from kdcli.report.diagnostics import render
-
-        sys.stderr.write(render(error.diagnostics, colour=wants_colour(sys.stderr)))
+        _print(error)
         return 128 + error.signal_number if isinstance(error, Interrupted) else error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -36,57 +34,29 @@ def guarded(action: Callable[[], object]) -> int:
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        sys.stderr.write("\nThis is kdcli's own fault; please report it with the lines above.\n")
+        from kdcli.engine.launch import tell_launcher
+
+        told = (
+            f"{traceback.format_exc()}\nThis is kdcli's own fault; please report it with the lines above.\n"
+        )
+        if not tell_launcher(told):
+            sys.stderr.write(told)
         return OWN_FAULT
     return 0
 
 
-def train(
-    spec: str,
-    changes: Sequence[str],
-    *,
-    gpus: str | None,
-    device: str | None,
-    resume: str | None,
-    overwrite: bool,
-    allow_changed: Sequence[str],
-    plugins: Sequence[str],
-    quiet: bool,
-) -> None:
-    """`kdcli train`: build the run, let it go, show and write down its records."""
-    from kdcli.spec.parse import read
+def _print(error: KdError) -> None:
+    from kdcli.engine.launch import tell_launcher
+    from kdcli.report.console import wants_colour
+    from kdcli.report.diagnostics import render
 
-    parsed = read(spec, changes)
-    from kdcli.engine.build import built
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.records import Evaluation, Finished, Plan, Step
-    from kdcli.engine.run import RunOptions
-    from kdcli.engine.train import train as records_of
-    from kdcli.report.metrics import MetricsWriter
-    from kdcli.report.terminal import Terminal
-
-    options = RunOptions(
-        device=device,
-        overwrite=overwrite,
-        resume=False if resume is None else True if resume == "auto" else Path(resume),
-        allow_changed=tuple(allow_changed),
-        plugins=tuple(plugins),
-        base_dir=parsed.base_dir,
-    )
-    with located(parsed), processes(device or parsed.spec.runtime.device) as here:
-        with built(parsed, options, here) as run:
-            if not here.speaks:
-                for _ in records_of(run):
-                    pass
-                return
-            with Terminal(spec=spec, quiet=quiet) as terminal, MetricsWriter(run.folder.metrics) as metrics:
-                for record in records_of(run):
-                    if isinstance(record, Plan):
-                        metrics.truncate_after(record.resumed_step)
-                    if isinstance(record, (Plan, Step, Evaluation, Finished)):
-                        metrics.write(record)
-                    terminal.show(record)
+    if isinstance(error, Interrupted):
+        # Every process of a run stops for the same signal; one says so.
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+            return
+    text = render(error.diagnostics, colour=wants_colour(sys.stderr))
+    if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):
+        sys.stderr.write(text)
 
 
 def evaluate(

@@ -1,0 +1,151 @@
+"""Codes KD419 to KD453: taps, pairs, losses, optimizers and stages once the networks stand."""
+
+from __future__ import annotations
+
+from kdcli.codes.explanation import Explanation
+
+DISTILLATION: dict[str, Explanation] = {
+    "KD419": Explanation(
+        "number of classes differs from the data",
+        "The student gives another number of logits than the data has classes.",
+        "wrong: num_classes: 1000 with digits\nright: num_classes: 10",
+    ),
+    "KD420": Explanation(
+        "not a layer path",
+        "A layer is named by its module path, with `:in` for its input and `[i]` for its i-th call.",
+        "right: backbone.layer3, backbone.layer3:in, head.conv[2]",
+    ),
+    "KD421": Explanation(
+        "container instead of a layer",
+        "An nn.ModuleList or nn.ModuleDict holds layers and never runs itself, so a tap on it never fires.",
+        "wrong: mimic_name: [blocks]\nright: mimic_name: [blocks.3]",
+    ),
+    "KD422": Explanation(
+        "no such layer or output",
+        "Nothing in the network has this name; the loss would never see a feature.",
+        "kdcli inspect-features cfg.yaml lists every name",
+    ),
+    "KD423": Explanation(
+        "no such call of a layer",
+        "`path[i]` names the i-th of several calls or elements; there are fewer.",
+        "wrong: head.conv[5] of a head that runs on three levels\nright: head.conv[2]",
+    ),
+    "KD424": Explanation(
+        "layer that does not run",
+        "The layer exists, but a forward pass never calls it, or it returns no tensor.",
+        "kdcli inspect-features cfg.yaml marks such layers",
+    ),
+    "KD430": Explanation(
+        "features of different shape",
+        "The loss compares features of one shape. An adapter maps the student's feature to the teacher's.",
+        "right: cfgs: {loss: {type: l2_loss, adapter: auto}}",
+    ),
+    "KD431": Explanation(
+        "lists of different length",
+        "A layer that runs several times gives a list; student and teacher must give equally many.",
+        "right: mimic_name: ['head.conv[0]'] in both",
+    ),
+    "KD432": Explanation(
+        "adapter that cannot be built",
+        "The adapter does not exist for features of these shapes, or its arguments do not fit.",
+        "right: adapter: auto",
+    ),
+    "KD433": Explanation(
+        "teacher without a classifier",
+        "The method reads the weights of the layer that makes the teacher's logits; no single layer does.",
+        "right: a teacher that ends with a linear layer",
+    ),
+    "KD434": Explanation(
+        "feature without a BatchNorm",
+        "The method reads the statistics of the BatchNorm that makes the teacher's feature; there is none.",
+        "right: mimic_name: ['backbone.layer3.1.relu:in']",
+    ),
+    "KD435": Explanation(
+        "job that cannot be built",
+        "The method or one of its losses refuses these features or options.",
+        "kdcli methods NAME tells what a method takes",
+    ),
+    "KD436": Explanation(
+        "normalisation that cannot be undone",
+        "A teacher's own mean and std are made from the student's pixels, so these must be normalised by a"
+        " `normalize` transform that says how.",
+        "right: transformer: [..., to_tensor, {type: normalize, kwargs: {mean: [...], std: [...]}}]",
+    ),
+    "KD437": Explanation(
+        "loss that cannot be computed",
+        "Run on features of the real shapes the loss fails, mostly since it takes others.",
+        "kdcli methods NAME tells the shapes",
+    ),
+    "KD438": Explanation(
+        "loss without a gradient for the student",
+        "All that the loss reads of the student is frozen or computed without gradient; it would change"
+        " nothing.",
+        "wrong: frozen_layers: [0, 1, 2, 3, 4] and a loss on backbone.layer4",
+    ),
+    "KD439": Explanation(
+        "loss that is no scalar",
+        "A loss is one number; this one returned a tensor of another shape.",
+        "right: return distance.mean()",
+    ),
+    "KD440": Explanation(
+        "optimizer that cannot be built",
+        "torch.optim refuses these arguments.",
+        "wrong: SGD with nesterov: true and no momentum",
+    ),
+    "KD441": Explanation(
+        "unknown argument of an optimizer or scheduler",
+        "The class of torch.optim takes no such argument.",
+        "wrong: kwargs: {wd: 5e-4}\nright: kwargs: {weight_decay: 5e-4}",
+    ),
+    "KD442": Explanation(
+        "exponential warm-up from zero",
+        "Zero times any factor stays zero, so an `exp` warm-up cannot leave it.",
+        "right: warmup_type: linear, or warmup_ratio: 0.01",
+    ),
+    "KD443": Explanation(
+        "scheduler that cannot be built",
+        "torch.optim.lr_scheduler refuses these arguments.",
+        "wrong: MultiStepLR without milestones",
+    ),
+    "KD445": Explanation(
+        "stage without a length",
+        "Every stage says how long it lasts.",
+        "right: stages: [{name: hints, max_epoch: 5}]",
+    ),
+    "KD446": Explanation(
+        "student without a loss of its own",
+        "No module of `net` gives a loss in training, so nothing is learnt from the labels.",
+        "right: a base_cls_postprocess module, or task_loss: false under mimic",
+    ),
+    "KD447": Explanation(
+        "pattern that matches no parameter",
+        "`train` of a stage names parameters by the beginning of their path or by `r:` and a regex; this one"
+        " names none.",
+        "right: train: [backbone.layer1, 'r:.*bn.*']",
+    ),
+    "KD448": Explanation(
+        "replaced classifier and task loss",
+        "The method gives the student the teacher's classifier, which the task's own loss would train away.",
+        "right: mimic: {task_loss: false, ...}",
+    ),
+    "KD449": Explanation(
+        "classifier replaced twice",
+        "The student has one classifier; a method that replaces it takes one layer and one teacher.",
+        "right: one such loss, one pair of layers, one teacher",
+    ),
+    "KD451": Explanation(
+        "feature of another kind than the loss takes",
+        "Some losses compare logits [B, K] or pooled vectors [B, D] only.",
+        "wrong: type: dkd on backbone.layer4\nright: mimic_name: [logits]",
+    ),
+    "KD452": Explanation(
+        "option that no loss of the job takes",
+        "`temperature` or `standardize` is for losses that soften logits; this one has no use for it.",
+        "wrong: temperature: 4 beside l2_loss\nright: type: kd_loss",
+    ),
+    "KD453": Explanation(
+        "weighting of teachers that a loss cannot do",
+        "entropy and confidence weigh every sample of every teacher; the loss gives no value per sample.",
+        "right: teacher_weighting: average, or a loss such as kd_loss",
+    ),
+}

@@ -1,0 +1,116 @@
+"""`kdcli train`: launch where several processes are wanted, else run, show and write down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcli.engine.interrupts import Interrupts, listening
+from kdcli.engine.launch import follow_launcher, launch, plan_launch, restarts
+from kdcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdcli.spec.parse import ParsedSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArguments:
+    """The command line of `kdcli train`. resume: `auto` for the newest valid checkpoint, else a path."""
+
+    spec: str
+    changes: Sequence[str] = ()
+    gpus: str | None = None
+    device: str | None = None
+    nproc: int | None = None
+    nnodes: int = 1
+    node_rank: int | None = None
+    rdzv_endpoint: str | None = None
+    max_restarts: int = 0
+    resume: str | None = None
+    overwrite: bool = False
+    allow_changed: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+    quiet: bool = False
+
+    def for_worker(self) -> list[str]:
+        """The same command for one of several processes."""
+        device = "cuda" if self.gpus is not None else self.device
+        return [
+            "train",
+            self.spec,
+            *(word for change in self.changes for word in ("--set", change)),
+            *(("--device", device) if device is not None else ()),
+            *(("--resume", self.resume) if self.resume is not None else ()),
+            *(("--overwrite",) if self.overwrite else ()),
+            *(word for key in self.allow_changed for word in ("--allow-changed", key)),
+            *(word for package in self.plugins for word in ("--plugin", package)),
+            *(("--quiet",) if self.quiet else ()),
+        ]
+
+
+def train(arguments: TrainArguments) -> None:
+    """The whole command; errors are raised, signals too."""
+    from kdcli.spec.parse import read
+
+    follow_launcher()
+    with listening() as interrupts:
+        parsed = read(arguments.spec, arguments.changes)
+        plan = plan_launch(
+            gpus=arguments.gpus,
+            device=arguments.device or parsed.spec.runtime.device,
+            nproc=arguments.nproc,
+            nnodes=arguments.nnodes,
+            node_rank=arguments.node_rank,
+            rdzv_endpoint=arguments.rdzv_endpoint,
+            max_restarts=arguments.max_restarts,
+        )
+        if plan is None:
+            run_here(arguments, parsed, interrupts)
+            return
+    if arguments.spec == "-":
+        raise UsageError.of("a spec from standard input can't be given to several processes", "use a file")
+    launch(plan, arguments.for_worker())
+
+
+def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
+    """This process's part of the run: all of it, or as one of many."""
+    from kdcli.commands import located
+    from kdcli.engine.build import built
+    from kdcli.engine.distributed import processes
+    from kdcli.engine.records import Evaluation, Finished, Plan, Step
+    from kdcli.engine.run import RunOptions
+    from kdcli.engine.train import train as records_of
+    from kdcli.report.metrics import MetricsWriter
+    from kdcli.report.terminal import Terminal
+
+    again = restarts() > 0
+    resume = arguments.resume
+    options = RunOptions(
+        device=arguments.device,
+        overwrite=arguments.overwrite and not again,
+        resume=again if resume is None else True if resume == "auto" else Path(resume),
+        allow_changed=tuple(arguments.allow_changed),
+        plugins=tuple(arguments.plugins),
+        base_dir=parsed.base_dir,
+        restarted=again,
+    )
+    device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
+    with located(parsed), processes(device) as here, built(parsed, options, here) as run:
+        if not here.speaks:
+            for _ in records_of(run, interrupts):
+                pass
+            return
+        with (
+            Terminal(spec=arguments.spec, quiet=arguments.quiet) as terminal,
+            MetricsWriter(run.folder.metrics) as metrics,
+        ):
+            for record in records_of(run, interrupts):
+                if isinstance(record, Plan):
+                    metrics.truncate_after(
+                        record.resumed_step, before_evaluation=record.resumed_before_evaluation
+                    )
+                if isinstance(record, (Plan, Step, Evaluation, Finished)):
+                    metrics.write(record)
+                terminal.show(record)

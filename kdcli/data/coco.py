@@ -1,0 +1,202 @@
+"""The `coco` dataset: images with boxes, augmented together and padded into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcli.data.coco_json import CocoImage, read_coco
+from kdcli.data.detection_transforms import BoxTransform
+from kdcli.data.draws import Draws, Ids
+from kdcli.data.facts import DataFacts
+from kdcli.data.image_readers import PillowReader
+from kdcli.data.places import find
+from kdcli.data.sources import BadSample
+from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
+from kdcli.data.transforms.pipeline import build_pipeline
+from kdcli.data.transforms.pixels import Cutout, Normalize, ToTensor, as_float
+from kdcli.errors import SpecError, SpecPath
+from kdcli.spec.schema import Component
+
+PIXEL_TRANSFORMS = (ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor)
+"""Transforms that leave every box where it is."""
+
+
+class CocoDataset:
+    """Samples of a COCO file.
+
+    Batches: `image` float32 [B, C, H, W], padded with 0 right and below to a multiple of alignment;
+    `boxes`, a list of float32 [n, 5] (x1, y1, x2, y2, class from 1, in padded pixels); `ignores`, a list
+    of [m, 4]; `image_info`, a list of (h, w, scale_h, scale_w, original h, original w); `indices`
+    int64 [B]; `image_ids`; `annotations`: the file, how many samples it gives, and box_offset, by which
+    x2 and y2 are less than edges (1 unless aligned).
+    """
+
+    def __init__(
+        self,
+        images: Sequence[CocoImage],
+        reader: PillowReader,
+        transforms: Sequence[Any],
+        facts: DataFacts,
+        annotations: Mapping[str, Any],
+        *,
+        alignment: int,
+        use_ignore: bool,
+        notices: tuple[str, ...],
+    ) -> None:
+        self.images, self.reader, self.transforms = tuple(images), reader, tuple(transforms)
+        self.facts, self.annotations = facts, dict(annotations)
+        self.alignment, self.use_ignore = alignment, use_ignore
+        self.notices = (*reader.notices, *notices)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """The image's file."""
+        return self.images[index].file_name
+
+    def aspect_ratios(self) -> NDArray[np.float64]:
+        """Height/width of every sample, as the file says."""
+        return np.array([image.height / image.width for image in self.images], dtype=np.float64)
+
+    def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
+        """One sample, augmented."""
+        image = self.images[index]
+        pixels = self._read(image)[None]
+        boxes = [torch.from_numpy(image.boxes), torch.from_numpy(image.crowds)]
+        scale = (1.0, 1.0)
+        for number, transform in enumerate(self.transforms):
+            if isinstance(transform, BoxTransform):
+                pixels, boxes, own = transform.with_boxes(pixels, boxes, draws.of(number))
+                scale = (scale[0] * own[0], scale[1] * own[1])
+            else:
+                pixels = transform(pixels, draws.of(number))
+        height, width = pixels.shape[2:]
+        offset = float(self.annotations["box_offset"])
+        shift = torch.tensor([0.0, 0.0, offset, offset])
+        truth, crowds = (torch.cat([own[:, :4] - shift, own[:, 4:]], dim=1) for own in boxes)
+        return {
+            "image": as_float(pixels)[0].contiguous(),
+            "boxes": truth,
+            "ignores": crowds if self.use_ignore else crowds[:0],
+            "image_info": (
+                float(height),
+                float(width),
+                *scale,
+                float(image.height),
+                float(image.width),
+            ),
+            "image_id": image.id,
+        }
+
+    def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
+        """Samples padded to one size."""
+        images: list[Tensor] = [sample["image"] for sample in samples]
+        channels = {image.shape[0] for image in images}
+        if len(channels) > 1:
+            raise ValueError(f"images of one batch have {' and '.join(map(str, sorted(channels)))} channels")
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        size = [-(-side // self.alignment) * self.alignment for side in (height, width)]
+        padded = torch.zeros(len(images), channels.pop(), *size)
+        for row, image in zip(padded, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        return {
+            "image": padded,
+            "boxes": [sample["boxes"] for sample in samples],
+            "ignores": [sample["ignores"] for sample in samples],
+            "image_info": [sample["image_info"] for sample in samples],
+            "indices": torch.from_numpy(indices),
+            "image_ids": [sample["image_id"] for sample in samples],
+            "annotations": self.annotations,
+        }
+
+    def _read(self, image: CocoImage) -> Tensor:
+        file = self.reader.locate(image.file_name)
+        if file is None:
+            raise BadSample(image.file_name, "the name leads out of `image_dir`")
+        pixels = self.reader.read(file)
+        if pixels.shape[1:] != (image.height, image.width):
+            raise BadSample(
+                file,
+                f"it is {pixels.shape[1]}x{pixels.shape[2]}, and the annotations say "
+                f"{image.height}x{image.width}",
+            )
+        return pixels
+
+
+def coco(
+    path: SpecPath,
+    base_dir: Path | None,
+    train: bool,
+    image_reader: PillowReader,
+    transformer: Sequence[Component],
+    alignment: int,
+    aligned: bool = True,
+    *,
+    meta_file: str,
+    source: str | None = None,
+    use_ignore: bool = False,
+    clip_box: bool = True,
+) -> CocoDataset:
+    """The samples of a COCO json.
+
+    Images without a usable box are left out of training only. Boxes are cut to their image; what lies
+    outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
+    them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. source and
+    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD564.
+    """
+    if not clip_box:
+        raise ValueError("`clip_box` is true: boxes are always cut to their image")
+    where = (*path, "kwargs", "transformer")
+    transforms = build_pipeline(transformer, where).transforms
+    for number, transform in enumerate(transforms):
+        if not isinstance(transform, (BoxTransform, *PIXEL_TRANSFORMS)):
+            raise SpecError.at(
+                (*where, number, "type"),
+                "KD564",
+                f"`{transformer[number].type}` does not move boxes with the pixels",
+                "for detection: flip, keep_ar_resize, to_tensor, normalize, torch_color_jitter, grayscale",
+            )
+    found = read_coco(find(meta_file, base_dir))
+    images = [image for image in found.images if len(image.boxes)] if train else found.images
+    notices = []
+    if found.dropped:
+        notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
+    if len(images) < len(found.images):
+        notices.append(
+            f"`{found.path}`: {len(found.images) - len(images)} images have no box, left out of training"
+        )
+    mean, std = None, None
+    for component in transformer:
+        if component.type == "normalize":
+            mean, std = (tuple(float(v) for v in component.kwargs[key]) for key in ("mean", "std"))
+    facts = DataFacts(
+        num_classes=len(found.categories),
+        num_samples=len(images),
+        class_names=found.class_names,
+        mean=mean,
+        std=std,
+    )
+    annotations = {
+        "file": str(found.path),
+        "samples": len(images),
+        "categories": found.categories,
+        "box_offset": 0 if aligned else 1,
+    }
+    return CocoDataset(
+        images,
+        image_reader,
+        transforms,
+        facts,
+        annotations,
+        alignment=alignment,
+        use_ignore=use_ignore,
+        notices=tuple(notices),
+    )

@@ -1,0 +1,76 @@
+"""Tensors as small pictures: PNG as data URIs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+SIDE = 160
+"""Longest side of a picture, in pixels."""
+
+HEAT = ((0.05, 0.03, 0.25), (0.35, 0.10, 0.45), (0.75, 0.22, 0.38), (0.97, 0.55, 0.20), (0.99, 0.95, 0.65))
+"""From low to high, dark to light."""
+
+
+def image_uri(image: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> str:
+    """An image [C, H, W], its normalisation undone; where there are not 3 channels the first one, in grey."""
+    pixels = image.detach().float().cpu()
+    if mean is not None and std is not None:
+        pixels = pixels * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    elif pixels.min() < 0 or pixels.max() > 1:
+        low, high = pixels.min(), pixels.max()
+        pixels = (pixels - low) / (high - low).clamp_min(1e-12)
+    return _uri(_reduced(pixels if len(pixels) == 3 else pixels[:1]))
+
+
+def map_uri(feature: Tensor) -> str | None:
+    """Where a feature [C, H, W] (or tokens [N, C]) is strong: its mean magnitude over the channels.
+
+    None for a feature that has no places, as a vector.
+    """
+    strength = _strength(feature.detach().float().cpu())
+    if strength is None:
+        return None
+    low, high = strength.min(), strength.max()
+    scaled = (strength - low) / (high - low).clamp_min(1e-12)
+    colours = torch.tensor(HEAT)
+    at = scaled.nan_to_num(0.0).clamp(0, 1) * (len(HEAT) - 1)
+    floor = at.floor().long().clamp_max(len(HEAT) - 2)
+    share = (at - floor)[..., None]
+    mixed = colours[floor] * (1 - share) + colours[floor + 1] * share
+    return _uri(_reduced(mixed.permute(2, 0, 1)))
+
+
+def _strength(feature: Tensor) -> Tensor | None:
+    if feature.dim() == 3:
+        return feature.abs().mean(0)
+    if feature.dim() == 2:
+        # Tokens: a square of patches, perhaps behind a class token (and registers).
+        count = len(feature)
+        side = int(count**0.5)
+        if side > 1 and count - side * side <= 5:
+            return feature[count - side * side :].abs().mean(1).reshape(side, side)
+    return None
+
+
+def _reduced(pixels: Tensor) -> Tensor:
+    longest = max(pixels.shape[1:])
+    if longest <= SIDE:
+        return pixels
+    height, width = (max(1, round(side * SIDE / longest)) for side in pixels.shape[1:])
+    return F.interpolate(pixels[None], (height, width), mode="area")[0]
+
+
+def _uri(pixels: Tensor) -> str:
+    """pixels [1 or 3, H, W] in 0..1."""
+    values = (pixels.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,271 @@
+"""report_data.json collected: networks of a run side by side, on a bounded part of its test data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.data.facts import DataFacts
+from kdcli.data.loaders import Loader
+from kdcli.distill.taps import Taps
+from kdcli.engine.answers import MOST_CLASSES, Answers
+from kdcli.engine.build import build_data, build_task, run_root, task_kind
+from kdcli.engine.checkpoint import write_whole
+from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
+from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.features import layers_of
+from kdcli.engine.folder import RunFolder
+from kdcli.engine.pictures import image_uri, map_uri
+from kdcli.engine.precision import autocast_for, student_precision
+from kdcli.engine.records import Notice
+from kdcli.engine.run import RunOptions
+from kdcli.engine.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
+from kdcli.engine.wiring import jobs_of, small
+from kdcli.errors import KdError
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.tasks.classification.metrics import agreement_sums
+
+VERSION = 1
+IMAGES, SECONDS = 2000, 30.0
+"""How many test images are answered, and how long that may take."""
+CKA_IMAGES, CKA_SECONDS, CKA_BATCH = 512, 20.0, 64
+PAIRS, PAIR_IMAGES = 6, 4
+LATENCY_SECONDS = 0.2
+
+
+def write_report_data(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device
+) -> tuple[Path, list[Notice]]:
+    """Collect and write report_data.json into the run's folder; raises KdError where that can't be."""
+    data, notices = collect(parsed, options, device)
+    path = RunFolder(run_root(parsed)).root / "report_data.json"
+    text = json.dumps(data, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+    return path, notices
+
+
+def collect(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device
+) -> tuple[dict[str, Any], list[Notice]]:
+    """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
+    spec = parsed.spec
+    if task_kind(spec) != "classification":
+        return {"version": VERSION}, [Notice(message="the report shows curves alone for detectors")]
+    loader = build_data(spec.dataset.test, spec, options, Processes(device=device), train=False)
+    try:
+        return _collect(parsed, options, device, loader)
+    finally:
+        loader.close()
+
+
+def _collect(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader
+) -> tuple[dict[str, Any], list[Notice]]:
+    spec, facts = parsed.spec, loader.facts
+    sample = dict(next(loader.batches(0)))
+    student, notices = student_of(parsed, options, None, sample, facts)
+    notices = [notice for notice in notices if notice.level == "warning"]
+    contenders = [student]
+    for name in used_teachers(spec):
+        try:
+            contenders.append(teacher_of(name, spec, options, facts))
+        except KdError as error:
+            message = f"the report leaves out {name}: {error.diagnostics[0].message}"
+            notices.append(Notice(message=message, level="warning"))
+    for contender in contenders:
+        contender.net.to(device).eval()
+    cast = autocast_for(student_precision(spec.runtime), device)
+    data: dict[str, Any] = {"version": VERSION, "primary": build_task(spec).primary}
+    data |= _answered(contenders, spec, loader, device, cast, sample, _recorded(run_root(parsed)))
+    for contender in contenders:
+        contender.net.to(device)
+    batch = to_device(small(sample, CKA_BATCH), device)
+    data["features"] = feature_maps(contenders, spec, batch, facts)
+    data["cka"] = _similarities(contenders, loader, device, batch)
+    return data, notices
+
+
+def _answered(
+    contenders: list[Contender],
+    spec: Spec,
+    loader: Loader,
+    device: torch.device,
+    cast: torch.autocast | None,
+    sample: dict[str, Any],
+    recorded: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
+    """One pass over the first test images: comparison, accuracy by class, reliability, disagreements.
+
+    recorded: metrics of the whole test data by network, which stand where the pass has seen a part.
+    """
+    task = build_task(spec)
+    meters = {contender.name: task.meter() for contender in contenders}
+    agreement: dict[str, Tensor] = {}
+    answers: Answers | None = None
+    seen = 0
+    for batch in _first(loader, device, IMAGES, SECONDS):
+        shown: dict[str, Tensor] = {}
+        with torch.no_grad(), cast or nullcontext():
+            for contender in contenders:
+                shown[contender.name] = contender.outputs(batch)["logits"]
+        seen += len(batch["labels"])
+        if batch["labels"].dim() != 1 or not isinstance(shown["student"], Tensor):
+            return {}  # several heads: no one answer to show
+        for name, logits in shown.items():
+            meters[name].update({"logits": logits}, batch)
+        alike = {name: logits for name, logits in shown.items() if logits.shape == shown["student"].shape}
+        for name, logits in alike.items():
+            if name != "student":
+                found = agreement_sums(shown["student"], logits).cpu()
+                agreement[name] = agreement[name] + found if name in agreement else found
+        if answers is None:
+            answers = Answers(list(alike), shown["student"].shape[1])
+        answers.update(alike, batch["image"], batch["labels"])
+    assert answers is not None, "a test side has at least one batch"
+    whole = seen >= (loader.facts.num_samples or 0)
+    rows = []
+    for contender in contenders:
+        name = contender.name
+        metrics = meters[name].result(meters[name].sums())
+        if not whole:
+            metrics = recorded.get(name, metrics)
+        agreed = None
+        if name in agreement:
+            count, equal, divergence = agreement[name].tolist()
+            agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+        rows.append(asdict(row_of(contender, metrics, agreed, sample, seconds=LATENCY_SECONDS)))
+    facts = loader.facts
+    named = facts.class_names if len(facts.class_names or ()) == answers.num_classes else None
+    classes = named or tuple(str(index) for index in range(answers.num_classes))
+    sections = {
+        "comparison": rows,
+        "reliability": answers.reliability(),
+        "disagreements": answers.disagreements(classes, facts.mean, facts.std),
+    }
+    if answers.num_classes <= MOST_CLASSES:
+        sections["class_accuracy"] = answers.class_accuracy(classes)
+    return sections
+
+
+def _first(loader: Loader, device: torch.device, images: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """The first batches, until there are so many images or so much time is gone."""
+    began, seen = time.perf_counter(), 0
+    for batch in loader.batches(0):
+        yield to_device(dict(batch), device)
+        seen += len(batch["image"])
+        if seen >= images or time.perf_counter() - began >= seconds:
+            return
+
+
+def feature_maps(
+    contenders: list[Contender], spec: Spec, batch: Mapping[str, Any], facts: DataFacts
+) -> list[dict[str, Any]]:
+    """The tapped maps of student and teacher on a few images, for each pair of layers that have places."""
+    student, *teachers = contenders
+    shown = _of_distinct_classes(batch)
+    sections: list[dict[str, Any]] = []
+    for job_name, job in jobs_of(spec).items():
+        for teacher in teachers:
+            if teacher.name not in job.teachers or len(sections) >= PAIRS:
+                continue
+            theirs = job.teachers[teacher.name].mimic_name
+            ours = _tapped(student, job.student.mimic_name, shown)
+            features = _tapped(teacher, theirs, shown)
+            for student_tap, teacher_tap in list(zip(job.student.mimic_name, theirs, strict=False)):
+                rows = []
+                for index in range(len(shown["image"])):
+                    pair = [ours[student_tap], features[teacher_tap]]
+                    uris = [map_uri(one[index]) if isinstance(one, Tensor) else None for one in pair]
+                    if None not in uris:
+                        image = image_uri(shown["image"][index], facts.mean, facts.std)
+                        rows.append({"image": image, "student": uris[0], "teacher": uris[1]})
+                if rows and len(sections) < PAIRS:
+                    sections.append(
+                        {
+                            "term": f"{job_name}: {', '.join(loss.type for loss in job.losses.values())}",
+                            "student_layer": student_tap,
+                            "teacher": teacher.name,
+                            "teacher_layer": teacher_tap,
+                            "rows": rows,
+                        }
+                    )
+    return sections
+
+
+def _tapped(contender: Contender, taps: tuple[str, ...], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def run(view: Callable[[Mapping[str, Any]], Any]) -> Any:
+        pixels = contender.pixels
+        return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
+
+    with torch.no_grad(), Taps(contender.net, taps) as tapped:
+        run(tapped.learn)
+        features: Mapping[str, Any] = run(tapped.view).features
+        return features
+
+
+def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A few images of the batch, of as many classes as there are."""
+    labels = batch["labels"].tolist()
+    first = {label: index for index, label in reversed(list(enumerate(labels)))}
+    chosen = sorted(first.values())[:PAIR_IMAGES]
+    chosen += [index for index in range(len(labels)) if index not in chosen][: PAIR_IMAGES - len(chosen)]
+    return {
+        name: value[sorted(chosen)] if isinstance(value, Tensor) else value for name, value in batch.items()
+    }
+
+
+def _similarities(
+    contenders: list[Contender], loader: Loader, device: torch.device, sample: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Linear CKA of the student's stages with each teacher's, on the first images."""
+    student, *teachers = contenders
+    if not teachers or len(sample["image"]) < SMALLEST_BATCH:
+        return []
+    probe = small(sample)
+    paths = {
+        contender.name: stage_layers(layers_of(contender.net, _pixels(contender, probe)))
+        for contender in contenders
+    }
+    compared = [teacher for teacher in teachers if paths[teacher.name] and paths["student"]]
+    sums = {t.name: LayerSimilarity(len(paths["student"]), len(paths[t.name])) for t in compared}
+    for batch in _first(loader, device, CKA_IMAGES, CKA_SECONDS):
+        for start in range(0, len(batch["image"]), CKA_BATCH):
+            part = {k: v[start : start + CKA_BATCH] if isinstance(v, Tensor) else v for k, v in batch.items()}
+            if len(part["image"]) < SMALLEST_BATCH:
+                continue
+            ours = grams_of(student.outputs, student.net, paths["student"], part)
+            for teacher in compared:
+                sums[teacher.name].update(
+                    ours, grams_of(teacher.outputs, teacher.net, paths[teacher.name], part)
+                )
+    return [
+        {
+            "teacher": teacher.name,
+            "student_layers": paths["student"],
+            "teacher_layers": paths[teacher.name],
+            "values": [[round(value, 4) for value in row] for row in sums[teacher.name].values().tolist()],
+        }
+        for teacher in compared
+    ]
+
+
+def _pixels(contender: Contender, batch: dict[str, Any]) -> dict[str, Any]:
+    return batch if contender.pixels is None else {**batch, "image": contender.pixels(batch["image"])}
+
+
+def _recorded(root: Path) -> dict[str, dict[str, float]]:
+    """The metrics that a finished run measured on all of its test data, by network."""
+    try:
+        said = json.loads(RunFolder(root).finished.read_text(encoding="utf-8"))
+        return {"student": dict(said["best"]), **{name: dict(m) for name, m in said["teachers"].items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

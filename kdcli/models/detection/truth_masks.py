@@ -1,0 +1,45 @@
+"""Masks of ground-truth boxes on the maps of a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdcli.models.detection.boxes import large_enough
+from kdcli.models.detection.levels import levels_of
+
+
+@torch.no_grad()
+def truth_masks(
+    boxes: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    levels: Sequence[int],
+    base_scale: float,
+    offset: int,
+) -> list[Tensor]:
+    """For each map float32 [B, 1, H, W], 1 where a box of its level lies and 0 elsewhere.
+
+    boxes: of each image [n, >=4] in pixels; one with a side of a pixel or less is left out. A box covers
+    the cells from floor(x1 / stride) up to but without floor(x2 / stride), and the like for y; where that
+    is none in either direction, the one cell of its upper left corner. sizes: (H, W) of each map.
+    """
+    device = boxes[0].device
+    masks = [torch.zeros(len(boxes), 1, height, width, device=device) for height, width in sizes]
+    for image, own in enumerate(boxes):
+        own = own[large_enough(own, 1.0, offset)]
+        target = levels_of(own, levels, base_scale, offset)
+        for mask, (height, width), stride, level in zip(masks, sizes, strides, levels, strict=True):
+            edges = (own[target == level, :4] / stride).long()
+            left, top = edges[:, 0].clamp(0, width - 1), edges[:, 1].clamp(0, height - 1)
+            right, bottom = edges[:, 2].clamp(0, width), edges[:, 3].clamp(0, height)
+            thin = (left >= right) | (top >= bottom)
+            right, bottom = torch.where(thin, left + 1, right), torch.where(thin, top + 1, bottom)
+            rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+            inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
+            inside_columns = (columns >= left[:, None]) & (columns < right[:, None])
+            covered = (inside_rows[:, :, None] & inside_columns[:, None, :]).any(0)
+            mask[image, 0] = covered.to(mask.dtype)
+    return masks

@@ -1,0 +1,101 @@
+"""Codes, losses and methods in words, as `kdcli explain` and `kdcli methods` print them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kdcli.codes import Explanation
+from kdcli.losses.describe import Description
+from kdcli.report.console import as_text
+from kdcli.report.quantities import MISSING
+from kdcli.report.tables import table
+
+
+class MethodRow(Protocol):
+    """One mimic method."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def details(self) -> str: ...
+    @property
+    def losses(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def options(self) -> Sequence[str]: ...
+    @property
+    def extra(self) -> bool: ...
+
+
+def explanation_text(code: str, explanation: Explanation, *, colour: bool = False) -> str:
+    """Title, reason, example."""
+    head = Text.assemble((code, "bold"), f": {explanation.title}")
+    example = "\n".join(f"  {line}" for line in explanation.example.split("\n"))
+    return as_text(Text("\n\n").join([head, Text(explanation.why), Text(example)]), colour=colour)
+
+
+def losses_text(
+    kinds: Mapping[str, Sequence[Description]], methods: Sequence[MethodRow], *, colour: bool = False
+) -> str:
+    """Every loss by kind and every method, a line each."""
+    parts: list[RenderableType] = []
+    for kind, losses in kinds.items():
+        rows = [[one.name, one.summary, _source(one)] for one in losses]
+        parts += [table([f"{kind} losses", "what it compares", "source"], rows), Text("")]
+    rows = [[method.name, method.summary] for method in methods]
+    parts += [table(["methods (`mimic_ins_type`)", "what it does"], rows), Text("")]
+    parts.append(Text("`kdcli methods NAME` shows one of them, with its arguments and a block to paste"))
+    return as_text(Group(*parts), colour=colour)
+
+
+def loss_text(told: Description, fragment: str, *, colour: bool = False) -> str:
+    """One loss: what it computes, its arguments, what it needs, a block to paste."""
+    parts: list[RenderableType] = [
+        Text.assemble((told.name, "bold"), f" · {told.kind}"),
+        Text(""),
+        Text(told.summary),
+    ]
+    if told.details:
+        parts += [Text(""), Text(told.details)]
+    parts.append(Text(""))
+    if told.needs:
+        parts.append(Text(f"needs   {', '.join(told.needs)}"))
+    if told.taps:
+        parts.append(Text(f"layers  {told.taps}"))
+    parts.append(Text(f"source  {_source(told, whole=True)}"))
+    if told.options:
+        rows = [[option.name, option.annotation, _value(option.default)] for option in told.options]
+        parts += [Text(""), table(["kwargs", "type", "default"], rows)]
+    parts += [Text(""), Text(fragment.rstrip())]
+    return as_text(Group(*parts), colour=colour)
+
+
+def method_text(method: MethodRow, *, colour: bool = False) -> str:
+    """One mimic method: what it does, its losses and options."""
+    parts: list[RenderableType] = [Text(method.name, style="bold"), Text(""), Text(method.summary)]
+    if method.details:
+        parts += [Text(""), Text(method.details)]
+    if method.losses:
+        rows = [[name, kind or MISSING] for name, kind in method.losses]
+        parts += [Text(""), table(["its losses (under `cfgs`)", "type"], rows)]
+    if method.options:
+        parts += [Text(""), Text(f"options under `cfgs`: {', '.join(method.options)}")]
+    if method.extra:
+        parts += [Text(""), Text("any loss of `kdcli methods` may stand under `cfgs`")]
+    return as_text(Group(*parts), colour=colour)
+
+
+def _value(value: object) -> str:
+    """A default as YAML writes it."""
+    return json.dumps(value) if value is None or isinstance(value, (bool, list, dict)) else str(value)
+
+
+def _source(told: Description, *, whole: bool = False) -> str:
+    where = f"arXiv:{told.arxiv}" if told.arxiv else ""
+    return ", ".join(part for part in (told.paper, where) if part) if whole or not where else where

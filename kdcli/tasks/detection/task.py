@@ -1,0 +1,98 @@
+"""Detection as a task: COCO's average precision decides, chance is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.errors import RunError
+from kdcli.tasks.detection.coco_metric import average_precision
+from kdcli.tasks.detection.predictions import coco_rows, original_boxes
+
+MOST_BOXES = 100
+"""COCO counts this many boxes an image, the best."""
+
+HEAD = 3
+WIDTH = HEAD + 6 * MOST_BOXES
+"""A sample's row: seen, image id, number of boxes, then the boxes."""
+
+
+class DetectionMeter:
+    """Keeps the boxes of each sample in a row of its own, so that processes' sums add up to all of them.
+
+    Metrics: COCO's figures in percent, against gt_file or else the file the samples come from.
+    """
+
+    def __init__(self, gt_file: str | None = None) -> None:
+        self.gt_file = gt_file
+        self._rows: Tensor | None = None
+        self._device = torch.device("cpu")
+        self._annotations: Mapping[str, Any] | None = None
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """outputs["dt_bboxes"] [N, 7]; of the batch image_info, image_ids, indices, annotations."""
+        self._annotations = batch["annotations"]
+        self._device = outputs["dt_bboxes"].device
+        if self._rows is None:
+            self._rows = torch.zeros(int(batch["annotations"]["samples"]), WIDTH, dtype=torch.float64)
+        found = original_boxes(outputs, batch)
+        for index, image_id, boxes in zip(batch["indices"].tolist(), batch["image_ids"], found, strict=True):
+            kept = boxes[:MOST_BOXES].cpu()
+            row = self._rows[index]
+            row[0], row[1], row[2] = 1.0, float(image_id), float(len(kept))
+            row[HEAD : HEAD + kept.numel()] = kept.flatten()
+
+    def sums(self) -> Tensor:
+        """One float64 vector, a row for every sample; rows of other processes are 0."""
+        if self._rows is None:
+            return torch.zeros(0, dtype=torch.float64)
+        return self._rows.flatten().to(self._device)
+
+    def result(self, sums: Tensor) -> dict[str, float]:
+        """COCO's figures; of the images that were seen, the others count as missed."""
+        if self._annotations is None:
+            return {"AP": 0.0}
+        truth = Path(self.gt_file) if self.gt_file is not None else Path(self._annotations["file"])
+        if not truth.is_file():
+            truth = Path(self._annotations["file"])
+        return average_precision(truth, self.predictions(sums))
+
+    def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
+        """The rows of a COCO results file."""
+        if self._annotations is None:
+            return []
+        rows: list[dict[str, Any]] = []
+        for row in sums.cpu().reshape(-1, WIDTH):
+            if row[0] > 1:
+                raise RunError.of("KD566", f"image {int(row[1] / row[0])} was evaluated twice")
+            count = int(row[2])
+            boxes = row[HEAD : HEAD + 6 * count].reshape(count, 6)
+            rows += coco_rows(int(row[1]), boxes, self._annotations["categories"])
+        return rows
+
+
+class Detection:
+    """Measures `dt_bboxes`."""
+
+    primary = "AP"
+
+    def __init__(self, gt_file: str | None = None, iou_types: Sequence[str] = ("bbox",)) -> None:
+        if list(iou_types) != ["bbox"]:
+            raise ValueError(f"`iou_types` is [bbox], not {list(iou_types)}")
+        self.gt_file = gt_file
+
+    def meter(self) -> DetectionMeter:
+        """A fresh meter."""
+        return DetectionMeter(self.gt_file)
+
+    def chance(self, num_classes: int) -> float:
+        """AP of a network that guesses."""
+        return 0.0
+
+    def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
+        """Less than one percent, which no trained detector falls short of."""
+        return metrics.get(self.primary, 0.0) < 1.0

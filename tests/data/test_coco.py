@@ -1,0 +1,235 @@
+"""The coco dataset: what a file may hold, what a batch is, and what is wrong said once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdcli.data.build import build_source
+from kdcli.data.coco import CocoDataset
+from kdcli.data.coco_json import cut, read_coco
+from kdcli.data.detection_transforms import Flip, KeepArResize
+from kdcli.data.draws import Draws
+from kdcli.errors import KdError, RunError, SpecError
+from tests.data.conftest import make_loader, make_part
+
+SIZES = {3: (20, 30), 7: (40, 20), 9: (16, 16)}
+BOXES = {
+    3: [([2, 4, 10, 8], 5), ([-4, 2, 10, 100], 90), ([40, 2, 5, 5], 5)],
+    7: [([0, 0, 8, 8], 90), ([3, 3, 0, 4], 5), ([9, 9, -3, 4], 5)],
+    9: [],
+}
+
+
+def annotations(**changes: Any) -> dict[str, Any]:
+    images = [{"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in SIZES.items()]
+    rows = [
+        {"id": 10 * image + n, "image_id": image, "category_id": c, "bbox": box, "iscrowd": 0}
+        for image, found in BOXES.items()
+        for n, (box, c) in enumerate(found)
+    ]
+    rows.append({"id": 99, "image_id": 3, "category_id": 5, "bbox": [1, 1, 20, 5], "iscrowd": 1})
+    categories = [{"id": 90, "name": "toothbrush"}, {"id": 5, "name": "airplane"}]
+    return {"images": images, "annotations": rows, "categories": categories, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for image, (height, width) in SIZES.items():
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[:, : width // 2] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{image}.png")
+    (tmp_path / "all.json").write_text(json.dumps(annotations()))
+    return tmp_path
+
+
+def part(
+    folder: Path, file: str = "all.json", transformer: list[dict[str, Any]] | None = None, **kwargs: Any
+) -> Any:
+    return make_part(
+        "coco",
+        batch_size=kwargs.pop("batch_size", 2),
+        transformer=transformer,
+        batch_sampler=kwargs.pop("batch_sampler", None),
+        dataloader={"alignment": kwargs.pop("alignment", 32)},
+        meta_file=str(folder / file),
+        image_reader={"type": "fs_pillow", "kwargs": {"image_dir": str(folder)}},
+        **kwargs,
+    )
+
+
+def source(folder: Path, *, train: bool = True, aligned: bool = True, **kwargs: Any) -> CocoDataset:
+    found = build_source(part(folder, **kwargs), train=train, path=("dataset", "train"), aligned=aligned)
+    assert isinstance(found, CocoDataset)
+    return found
+
+
+def draws(index: int = 0, epoch: int = 0) -> Draws:
+    return Draws(131, epoch, np.array([index]))
+
+
+def test_boxes_are_cut_and_classes_run_without_gaps(folder: Path) -> None:
+    data = source(folder)
+    assert [image.id for image in data.images] == [3, 7]  # image 9 has no box
+    assert data.facts.num_classes == 2 and data.facts.class_names == ("airplane", "toothbrush")
+    assert data.load(0, draws())["boxes"].tolist() == [[2, 4, 12, 12, 1], [0, 2, 6, 20, 2]]
+    assert data.load(1, draws())["boxes"].tolist() == [[0, 0, 8, 8, 2]]
+    assert any("3 boxes are empty or outside" in notice for notice in data.notices)
+    assert any("1 images have no box" in notice for notice in data.notices)
+
+
+def test_test_data_keeps_every_image(folder: Path) -> None:
+    data = source(folder, train=False)
+    assert [image.id for image in data.images] == [3, 7, 9]
+    assert data.load(2, draws())["boxes"].shape == (0, 5)
+
+
+def test_crowds_are_ignored_regions_only_where_asked(folder: Path) -> None:
+    assert source(folder).load(0, draws())["ignores"].shape == (0, 4)
+    assert source(folder, use_ignore=True).load(0, draws())["ignores"].tolist() == [[1, 1, 21, 6]]
+
+
+def test_boxes_of_last_pixels_are_one_less(folder: Path) -> None:
+    data = source(folder, aligned=False)
+    assert data.load(1, draws())["boxes"].tolist() == [[0, 0, 7, 7, 2]]
+    assert data.annotations["box_offset"] == 1
+
+
+def test_a_batch_is_padded_right_and_below(folder: Path) -> None:
+    transformer = [
+        {"type": "to_tensor"},
+        {"type": "normalize", "kwargs": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+    ]
+    batches = list(make_loader(part(folder, transformer=transformer), train=False).batches(0))
+    image = batches[0]["image"]
+    assert image.shape == (2, 3, 64, 32) and image.dtype == torch.float32
+    assert image[0, 0, 5, 3] == 1 and image[0, 0, 5, 29] == -1
+    assert image[0, :, 20:].abs().sum() == 0 and image[0, :, :, 30:].abs().sum() == 0
+    assert batches[0]["image_info"] == [(20, 30, 1, 1, 20, 30), (40, 20, 1, 1, 40, 20)]
+    assert batches[0]["image_ids"] == [3, 7] and batches[0]["indices"].tolist() == [0, 1]
+    assert batches[1]["image"].shape == (1, 3, 32, 32)
+
+
+def test_aspect_ratio_groups_read_no_image(folder: Path) -> None:
+    group = {"type": "aspect_ratio_group", "kwargs": {"batch_size": 2, "aspect_grouping": [1]}}
+    for file in folder.glob("*.png"):
+        file.unlink()
+    assert source(folder, train=False).aspect_ratios().tolist() == pytest.approx([20 / 30, 2, 1])
+    loader = make_loader(part(folder, batch_sampler=group))
+    with pytest.raises(RunError, match="KD511"):
+        list(loader.batches(0))
+
+
+def test_flip_moves_boxes_with_pixels(folder: Path) -> None:
+    data = source(folder, transformer=[{"type": "flip", "kwargs": {"flip_p": 1.0}}])
+    sample = data.load(0, draws())
+    assert sample["boxes"].tolist() == [[18, 4, 28, 12, 1], [24, 2, 30, 20, 2]]
+    assert sample["image"][0, 0, 29] == 1 and sample["image"][0, 0, 0] == 0
+    both = source(folder, transformer=[{"type": "flip"}])
+    seen = {float(both.load(0, draws(0, epoch))["boxes"][0, 0]) for epoch in range(20)}
+    assert seen == {2.0, 18.0}
+
+
+def test_resize_keeps_the_ratio(folder: Path) -> None:
+    kwargs = {"scales": [33], "max_size": 60, "separate_wh": True}
+    data = source(folder, transformer=[{"type": "keep_ar_resize", "kwargs": kwargs}])
+    sample = data.load(0, draws())
+    # 20x30: 33/20 = 1.65 gives 33x49.5, rounded to even
+    assert sample["image"].shape == (3, 33, 50)
+    assert sample["image_info"] == pytest.approx((33, 50, 33 / 20, 50 / 30, 20, 30))
+    assert sample["boxes"][0].tolist() == pytest.approx([2 * 50 / 30, 6.6, 12 * 50 / 30, 19.8, 1])
+    # 40x20: the longer side is bounded by 60
+    assert data.load(1, draws())["image"].shape == (3, 60, 30)
+    several = KeepArResize(scales=[10, 20, -1])
+    assert several.target(20, 30, 0.0)[:2] == (10, 15)
+    assert several.target(20, 30, 0.5)[:2] == (20, 30)
+    assert several.target(25, 30, 0.99) == (25, 30, 1.0)
+
+
+def test_transforms_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="flip_p"):
+        Flip(flip_p=2)
+    with pytest.raises(ValueError, match="scales"):
+        KeepArResize(scales=[])
+
+
+def test_a_transform_that_would_lose_the_boxes_is_refused(folder: Path) -> None:
+    with pytest.raises(SpecError, match="KD564") as caught:
+        source(folder, transformer=[{"type": "flip"}, {"type": "torch_center_crop", "kwargs": {"size": 8}}])
+    assert caught.value.diagnostics[0].path == (
+        "dataset",
+        "train",
+        "dataset",
+        "kwargs",
+        "transformer",
+        1,
+        "type",
+    )
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no json": ("{", "KD560"),
+    "no list": (annotations(images={}), "KD560"),
+    "no categories": (annotations(categories=[]), "KD560"),
+    "two categories of one id": (annotations(categories=[{"id": 5}, {"id": 5}]), "KD560"),
+    "no size": (annotations(images=[{"id": 3, "file_name": "3.png"}]), "KD562"),
+    "two images of one id": (annotations(images=annotations()["images"] * 2), "KD562"),
+    "unknown image": (
+        annotations(annotations=[{"image_id": 4, "category_id": 5, "bbox": [1, 1, 1, 1]}]),
+        "KD561",
+    ),
+    "unknown category": (
+        annotations(annotations=[{"image_id": 3, "category_id": 1, "bbox": [1, 1, 1, 1]}]),
+        "KD561",
+    ),
+    "no box": (
+        annotations(annotations=[{"image_id": 3, "category_id": 5, "bbox": [1, 1, None, 1]}]),
+        "KD561",
+    ),
+    "no mapping": (annotations(annotations=[3]), "KD561"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_a_bad_file_is_one_error(name: str, tmp_path: Path) -> None:
+    content, code = BAD[name]
+    file = tmp_path / "bad.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(RunError) as caught:
+        read_coco(file)
+    assert caught.value.diagnostics[0].code == code
+
+
+def test_a_missing_file_and_no_boxes_at_all(folder: Path) -> None:
+    with pytest.raises(RunError, match="KD560"):
+        read_coco(folder / "nothing.json")
+    (folder / "none.json").write_text(json.dumps(annotations(annotations=[])))
+    with pytest.raises(KdError, match="KD509"):
+        make_loader(part(folder, "none.json"))
+
+
+def test_an_image_of_another_size_than_said(folder: Path) -> None:
+    Image.new("RGB", (5, 5)).save(folder / "3.png")
+    with pytest.raises(RunError, match="annotations say 20x30"):
+        list(make_loader(part(folder), train=False).batches(0))
+
+
+def test_a_name_that_leads_out_of_the_folder(folder: Path) -> None:
+    images = annotations()["images"]
+    images[0]["file_name"] = "../3.png"
+    (folder / "out.json").write_text(json.dumps(annotations(images=images)))
+    with pytest.raises(RunError, match="leads out"):
+        list(make_loader(part(folder, "out.json"), train=False).batches(0))
+
+
+def test_cutting() -> None:
+    assert cut([1, 1, 2, 2], 10, 10) == [1, 1, 3, 3]
+    assert cut([8, 8, 9, 9], 10, 12) == [8, 8, 12, 10]
+    assert cut([10, 0, 5, 5], 10, 10) is None
+    assert cut([5, 5, 3, -1], 10, 10) is None

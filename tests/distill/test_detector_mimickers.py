@@ -1,0 +1,300 @@
+"""SampleFeature, FRS and DeFeat against small cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdcli.distill.mimickers.defeat import DeFeatMimicker
+from kdcli.distill.mimickers.frs import FrsMimicker
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Setting
+from kdcli.distill.mimickers.sample_feature import SampleFeatureMimicker
+from kdcli.distill.taps import View
+from kdcli.errors import SpecError
+from kdcli.models.detection.roi_pool import RoiAlign
+from kdcli.models.detection.truth_masks import truth_masks
+from kdcli.spec.schema import AdapterSpec, Job, JobStudent, JobTeacher, LossSpec
+
+
+class Net(nn.Module):
+    """A network with the pooling layer where Faster R-CNN has it, or without."""
+
+    def __init__(self, pool: bool = True) -> None:
+        super().__init__()
+        self.bbox_head_pre_process = nn.Module()
+        if pool:
+            self.bbox_head_pre_process.roipool = RoiAlign(1, 1, aligned=True)
+
+
+def setting(
+    student: View, teachers: Mapping[str, View], *, teacher_has_pool: bool = True, **job: Any
+) -> Setting:
+    """What a mimicker is built from; every feature is tapped, in order."""
+    nets = {name: Net(teacher_has_pool) for name in teachers}
+    own = Net()
+    spec = Job(
+        student=JobStudent(mimic_name=tuple(student.features)),
+        teachers={name: JobTeacher(mimic_name=tuple(v.features)) for name, v in teachers.items()},
+        **job,
+    )
+    return Setting(
+        job=spec,
+        name="mimic_job0",
+        path=("mimic", "jobs", "mimic_job0"),
+        student=student,
+        teachers=teachers,
+        num_samples=8,
+        num_classes=3,
+        epochs=1,
+        teacher_classifier=lambda name: nets[name],
+        teacher_norm=lambda name, tap: nets[name],
+        teacher_module=lambda name, path: nets[name].get_submodule(path),
+        student_module=own.get_submodule,
+    )
+
+
+def run(
+    mimicker: Mimicker, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    return mimicker(student, teachers, batch or {}, Clock(), mimicker.LOSSES)
+
+
+def constant(value: float, *shape: int) -> Tensor:
+    return torch.full(shape, value, requires_grad=True)
+
+
+# FRS
+
+
+def frs_views() -> tuple[View, dict[str, View]]:
+    logit = math.log(3.0)  # a score of 3/4
+    student = View({"s": constant(1.0, 1, 2, 1, 2)}, {"preds": [(constant(0.0, 1, 2, 1, 2), None)]})
+    scores = torch.tensor([[[[logit, -logit]], [[0.0, -logit]]]])
+    teacher = View({"t": constant(3.0, 1, 2, 1, 2)}, {"preds": [(scores, None)]})
+    return student, {"teacher": teacher}
+
+
+def test_frs_weighs_positions_by_the_teachers_best_score() -> None:
+    student, teachers = frs_views()
+    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
+    # Masks 3/4 and 1/4 on both channels; every difference is 2: a weighted mean of 4, counted after the
+    # mask is broadcast over the channels.
+    assert float(found["teacher.neck_loss"].detach()) == pytest.approx(4.0)
+    # The student's score is 1/2 everywhere: every entropy is ln 2.
+    assert float(found["teacher.pred_loss"].detach()) == pytest.approx(math.log(2))
+
+
+def test_frs_predictions_have_a_gradient_towards_the_teacher() -> None:
+    student, teachers = frs_views()
+    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
+    logits = student.outputs["preds"][0][0]
+    (gradient,) = torch.autograd.grad(found["teacher.pred_loss"], logits)
+    # d/dx of the entropy is (sigmoid(x) - t) * mask / count, count = 2 * (3/4 + 1/4)
+    expected = torch.tensor([[[[-0.25 * 0.75, 0.25 * 0.25]], [[0.0, 0.25 * 0.25]]]]) / 2
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_frs_adds_levels_up_and_keeps_teachers_apart() -> None:
+    one, teachers = frs_views()
+    student = View(
+        {"a": one.features["s"], "b": one.features["s"]}, {"rpn_preds": one.outputs["preds"] * 2, "preds": []}
+    )
+    theirs = teachers["teacher"]
+    double = View(
+        {"c": theirs.features["t"], "d": theirs.features["t"]}, {"preds": theirs.outputs["preds"] * 2}
+    )
+    same = View({"c": one.features["s"], "d": one.features["s"]}, {"preds": theirs.outputs["preds"] * 2})
+    both = {"teacher0": double, "teacher1": same}
+    found = run(FrsMimicker(setting(student, both)), student, both)
+    assert set(found) == {f"teacher{i}.{name}" for i in range(2) for name in ("neck_loss", "pred_loss")}
+    assert float(found["teacher0.neck_loss"].detach()) == pytest.approx(8.0)
+    assert float(found["teacher1.neck_loss"].detach()) == 0.0
+
+
+def test_frs_needs_heads_with_as_many_levels() -> None:
+    student, teachers = frs_views()
+    with pytest.raises(SpecError, match="KD460"):
+        FrsMimicker(setting(View(student.features), teachers))
+    more = View({**student.features, "u": constant(0.0, 1, 2, 1, 2)}, student.outputs)
+    theirs = {
+        "teacher": View(
+            {**teachers["teacher"].features, "v": constant(0.0, 1, 2, 1, 2)}, teachers["teacher"].outputs
+        )
+    }
+    with pytest.raises(SpecError, match="KD463"):
+        FrsMimicker(setting(more, theirs))
+
+
+# SampleFeature
+
+
+def sample_views() -> tuple[View, dict[str, View]]:
+    """Two levels of stride 4 and 8; one box lies on each."""
+    student = View({"a": constant(1.0, 1, 1, 8, 8), "b": constant(2.0, 1, 1, 4, 4)})
+    boxes = torch.tensor([[0.0, 4.0, 4.0, 12.0, 12.0, 0.9, 1.0], [0.0, 0.0, 0.0, 24.0, 24.0, 0.8, 1.0]])
+    teacher = View({"c": constant(2.0, 1, 1, 8, 8), "d": constant(5.0, 1, 1, 4, 4)}, {"rpn_dt_bboxes": boxes})
+    return student, {"teacher": teacher}
+
+
+OPTIONS = {"rcnn_fpn_levels": [0, 1], "rcnn_fpn_strides": [4, 8], "rcnn_fpn_base_scale": 8}
+
+
+@pytest.mark.parametrize("teacher_has_pool", [True, False])
+def test_sample_feature_pools_each_box_on_its_level(teacher_has_pool: bool) -> None:
+    student, teachers = sample_views()
+    mimicker = SampleFeatureMimicker(
+        setting(student, teachers, teacher_has_pool=teacher_has_pool, options=OPTIONS)
+    )
+    found = run(mimicker, student, teachers)
+    # Differences 1 on the first level and 3 on the second: mean of 1 and 9, halved.
+    assert float(found["teacher.feature_loss"].detach()) == pytest.approx(2.5)
+    found["teacher.feature_loss"].backward()
+    gradient = student.features["a"].grad  # type: ignore[union-attr]
+    assert gradient is not None and gradient[0, 0, :1].abs().sum() == 0 != gradient.abs().sum()
+
+
+def test_sample_feature_on_the_students_proposals() -> None:
+    student, teachers = sample_views()
+    own = View(student.features, {"rpn_dt_bboxes": torch.tensor([[0.0, 0.0, 0.0, 24.0, 24.0, 0.9, 1.0]])})
+    options = {**OPTIONS, "teacher_proposal": False}
+    job = Job(options=options)
+    assert SampleFeatureMimicker.needs_of(job).student_outputs == {"rpn_dt_bboxes"}
+    assert SampleFeatureMimicker.needs_of(job).teacher_outputs == frozenset()
+    found = run(SampleFeatureMimicker(setting(own, teachers, options=options)), own, teachers)
+    assert float(found["teacher.feature_loss"].detach()) == pytest.approx(4.5)
+
+
+def test_sample_feature_without_boxes_is_an_attached_zero() -> None:
+    student, teachers = sample_views()
+    mimicker = SampleFeatureMimicker(setting(student, teachers, options=OPTIONS))
+    empty = {"teacher": View(teachers["teacher"].features, {"rpn_dt_bboxes": torch.zeros(0, 7)})}
+    loss = run(mimicker, student, empty)["teacher.feature_loss"]
+    assert float(loss.detach()) == 0 and loss.requires_grad
+
+
+def test_sample_feature_adapts_what_it_pools() -> None:
+    student = View({"a": torch.randn(1, 3, 8, 8, requires_grad=True)})
+    boxes = torch.tensor([[0.0, 0.0, 0.0, 16.0, 16.0, 0.9, 1.0], [0.0, 8.0, 8.0, 30.0, 30.0, 0.9, 1.0]])
+    teachers = {"teacher": View({"b": torch.randn(1, 5, 8, 8)}, {"rpn_dt_bboxes": boxes})}
+    options = {"rcnn_fpn_levels": [0], "rcnn_fpn_strides": [4]}
+    with pytest.raises(SpecError, match="KD430"):
+        SampleFeatureMimicker(setting(student, teachers, options=options))
+    mimicker = SampleFeatureMimicker(
+        setting(student, teachers, options=options, adapter=AdapterSpec(type="auto"))
+    )
+    run(mimicker, student, teachers)["teacher.feature_loss"].backward()
+    assert all(p.grad is not None for p in mimicker.parameters()) and list(mimicker.parameters())
+
+
+def test_sample_feature_needs_proposals_and_fitting_levels() -> None:
+    student, teachers = sample_views()
+    none = {"teacher": View(teachers["teacher"].features)}
+    with pytest.raises(SpecError, match="KD461"):
+        SampleFeatureMimicker(setting(student, none, options=OPTIONS))
+    with pytest.raises(SpecError, match="KD462"):
+        SampleFeatureMimicker(setting(student, teachers))
+    with pytest.raises(SpecError, match="KD462"):
+        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, "rcnn_fpn_strides": [4]}))
+
+
+# DeFeat
+
+
+def test_masks_of_boxes_on_their_levels() -> None:
+    boxes = [
+        torch.tensor(
+            [
+                [4.0, 0.0, 12.0, 9.0, 1.0],  # side 8.5: the first level, cells x 1..2, y 0..1
+                [0.0, 0.0, 24.0, 24.0, 1.0],  # side 24: the second, cells 0..2 in both
+                [13.0, 13.0, 15.0, 15.5, 2.0],  # thin on stride 4: the cell of its corner
+                [3.0, 3.0, 3.5, 9.0, 2.0],  # less than a pixel wide
+            ]
+        ),
+        torch.zeros(0, 5),
+    ]
+    fine, coarse = truth_masks(boxes, [(8, 8), (4, 4)], [4, 8], [0, 1], 8.0, 0)
+    assert fine.shape == (2, 1, 8, 8) and coarse.shape == (2, 1, 4, 4)
+    expected = torch.zeros(8, 8)
+    expected[0:2, 1:3] = 1
+    expected[3, 3] = 1
+    assert torch.equal(fine[0, 0], expected)
+    assert coarse[0, 0, :3, :3].sum() == 9 == coarse[0].sum()
+    assert fine[1].sum() == coarse[1].sum() == 0
+    # One pixel more a side: the narrow box counts too, and marks the cell of its corner.
+    expected[0, 0] = 1
+    assert torch.equal(truth_masks(boxes, [(8, 8), (4, 4)], [4, 8], [0, 1], 8.0, 1)[0][0, 0], expected)
+
+
+def defeat_views(adapted: bool = True) -> tuple[View, dict[str, View]]:
+    features = {
+        "bb": constant(1.0, 1, 2, 2, 2),
+        "p2": constant(0.0, 1, 2, 4, 4),
+        "p3": constant(0.0, 1, 2, 2, 2),
+    }
+    outputs = {"adapt_neck_features": [constant(1.0, 1, 2, 4, 4), constant(1.0, 1, 2, 2, 2)]}
+    teacher = {
+        "t_bb": constant(4.0, 1, 2, 2, 2),
+        "t_p2": constant(3.0, 1, 2, 4, 4),
+        "t_p3": constant(4.0, 1, 2, 2, 2),
+    }
+    return View(features, outputs if adapted else {}), {"teacher": View(teacher)}
+
+
+DEFEAT = {
+    "rpn_fpn_levels": [0, 1],
+    "rpn_fpn_strides": [4, 8],
+    "rpn_fpn_base_scale": 8,
+    "neck_feature_nums": 2,
+}
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_defeat_takes_foreground_and_background_apart(adapted: bool) -> None:
+    student, teachers = defeat_views(adapted)
+    batch = {"boxes": [torch.tensor([[0.0, 0.0, 8.0, 8.0, 1.0]])]}  # the first level only
+    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    found = run(mimicker, student, teachers, batch)
+    fine, coarse = (4.0, 9.0) if adapted else (9.0, 16.0)
+    # Means over masked elements; levels added up, divided by 2 levels and 2.
+    assert float(found["teacher.neck_fg_loss"].detach()) == pytest.approx(fine / 4)
+    assert float(found["teacher.neck_bg_loss"].detach()) == pytest.approx((fine + coarse) / 4)
+    assert float(found["teacher.backbone_loss"].detach()) == pytest.approx(9 / 2)
+
+
+def test_defeat_without_boxes_has_no_foreground() -> None:
+    student, teachers = defeat_views()
+    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    found = run(mimicker, student, teachers, {"boxes": [torch.zeros(0, 5)]})
+    assert float(found["teacher.neck_fg_loss"].detach()) == 0 and found["teacher.neck_fg_loss"].requires_grad
+
+
+def test_defeat_without_backbone_layers_leaves_that_loss_out() -> None:
+    student, teachers = defeat_views()
+    student = View({k: v for k, v in student.features.items() if k != "bb"}, student.outputs)
+    teachers = {"teacher": View({k: v for k, v in teachers["teacher"].features.items() if k != "t_bb"})}
+    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    found = run(mimicker, student, teachers, {"boxes": [torch.zeros(0, 5)]})
+    assert set(found) == {"teacher.neck_fg_loss", "teacher.neck_bg_loss"}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {**DEFEAT, "rpn_fpn_strides": [4]}, {**DEFEAT, "neck_feature_nums": 0}]
+)
+def test_defeat_wants_levels_that_fit(options: dict[str, Any]) -> None:
+    student, teachers = defeat_views()
+    with pytest.raises(SpecError, match="KD462"):
+        DeFeatMimicker(setting(student, teachers, options=options))
+
+
+def test_only_losses_in_force_are_computed() -> None:
+    student, teachers = defeat_views()
+    mimicker = DeFeatMimicker(
+        setting(student, teachers, options=DEFEAT, losses={"neck_fg_loss": LossSpec(type="l2_loss")})
+    )
+    batch = {"boxes": [torch.zeros(0, 5)]}
+    assert set(mimicker(student, teachers, batch, Clock(), {"backbone_loss"})) == {"teacher.backbone_loss"}

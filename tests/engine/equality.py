@@ -1,0 +1,135 @@
+"""Specs whose losses must not depend on how many processes share a batch, and their training in a group."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from kdcli.engine.build import built
+from kdcli.engine.distributed import Processes
+from kdcli.engine.records import Evaluation, Step
+from kdcli.engine.run import RunOptions
+from kdcli.engine.train import train
+from kdcli.losses import LOGIT, LOSSES, RELATIONAL, TEACHER_FREE
+from kdcli.spec.overrides import parse_assignment
+from kdcli.spec.parse import parse
+
+NET = """
+- name: backbone
+  type: resnet_custom
+  kwargs:
+    block: basic
+    layers: [1, 1, 1, 1]
+    width: 4
+    stem: cifar
+    out_layers: [4]
+    out_strides: [8]
+    input_channel: 1
+    normalize: {type: %s, kwargs: %s}
+- {name: head, type: base_cls_head, kwargs: {num_classes: 4}}
+"""
+
+SPEC = """
+runtime: {runner: {type: kd}, random_seed: 5}
+net:
+%(net)s
+teacher0:
+%(teacher)s
+mimic:
+%(mimic)s
+  teacher0: {mimic_name: %(taps)s, allow_random: true, allow_weak_teacher: true}
+  student: {mimic_name: %(taps)s}
+dataset:
+  train:
+    dataset:
+      type: fake
+      kwargs:
+        num_samples: 32
+        num_classes: 4
+        shape: [1, 8, 8]
+        transformer:
+          - {type: torch_random_crop, kwargs: {size: 8, padding: 1}}
+          - {type: to_tensor}
+  test:
+    dataset:
+      type: fake
+      kwargs: {num_samples: 21, num_classes: 4, shape: [1, 8, 8], transformer: [{type: to_tensor}]}
+  batch_sampler: {type: base, kwargs: {batch_size: 8}}
+trainer:
+  max_iter: 3
+  optimizer: {type: SGD, kwargs: {lr: 0.01, momentum: 0.9}}
+  lr_scheduler: {type: MultiStepLR, warmup_register_type: no_scale_lr, kwargs: {milestones: [9]}}
+"""
+
+GATHERED = frozenset({*RELATIONAL, "dist", "mlkd"}) - {"crd"}
+"""Losses that relate the samples of a batch: equal where they gather the rows of all processes."""
+
+DRAWING = frozenset({"crd", "mgd"})
+"""Losses that draw at random, on each process from its own generator."""
+
+COMPARED = sorted(LOSSES.keys() - DRAWING)
+
+
+def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}", extra: str = "") -> str:
+    """A small run with one loss."""
+    if loss in LOGIT or loss == "tfkd_reg":
+        taps = "[logits]"
+    elif loss in ("ofd",):
+        taps = "[backbone.layer2.0.bn2, backbone.layer3.0.bn2]"
+    elif loss in ("simkd", "srrl"):
+        taps = "[backbone.layer4]"
+    elif loss == "wkd_l":
+        taps = "[logits]"
+    else:
+        taps = "[backbone.layer2, backbone.layer3]"
+    if loss in RELATIONAL or loss in TEACHER_FREE and loss != "tfkd_reg":
+        taps = "[backbone.layer4]"
+    kwargs = "{gather: true}" if loss in GATHERED else "{}"
+    net = textwrap.indent((NET % (norm, norm_kwargs)).strip("\n"), "  ")
+    teacher = net if loss != "ofd" else textwrap.indent((NET % ("solo_bn", "{}")).strip("\n"), "  ")
+    mimic = f"  cfgs: {{loss: {{type: {loss}, kwargs: {kwargs}}}}}{extra}"
+    return SPEC % {"net": net, "teacher": teacher, "mimic": mimic, "taps": taps}
+
+
+def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """The weights, losses and metrics of a run."""
+    overrides = [parse_assignment(change, n) for n, change in enumerate((f"saver.save_dir={name}", *changes))]
+    parsed = parse(text, "small.yaml", overrides=overrides, base_dir=None)
+    here = Processes(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
+    with built(parsed, RunOptions(overwrite=True), here) as run:
+        records = list(train(run))
+        weights = {k: v.clone() for k, v in run.student.state_dict().items()}
+    return {
+        "weights": weights,
+        "losses": [r.losses for r in records if isinstance(r, Step)],
+        "metrics": [r.metrics for r in records if isinstance(r, Evaluation)],
+        "stages": [r.stage for r in records if isinstance(r, Step)],
+    }
+
+
+def in_a_group(jobs: dict[str, tuple[str, list[str]]], folder: Path, processes: int = 2) -> dict[str, Any]:
+    """Train each (spec, changes) by name in one group of processes; what `trained` gives, or the error's text."""
+    mp.spawn(_member, (jobs, str(folder), processes), nprocs=processes)
+    found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=False)
+    return found
+
+
+def _member(rank: int, jobs: dict[str, tuple[str, list[str]]], folder: str, processes: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
+    found = {}
+    for number, (name, (text, changes)) in enumerate(jobs.items()):
+        try:
+            found[name] = trained(text, f"{folder}/many{number}", *changes, rank=rank, world_size=processes)
+        except Exception as error:
+            if processes > 1 and not hasattr(error, "diagnostics"):
+                raise
+            found[name] = str(error)
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()

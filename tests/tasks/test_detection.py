@@ -1,0 +1,120 @@
+"""COCO's figures from boxes of resized images, the same for any number of processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdcli.errors import RunError
+from kdcli.tasks.detection.coco_metric import average_precision
+from kdcli.tasks.detection.predictions import coco_rows, original_boxes, save_coco
+from kdcli.tasks.detection.task import Detection, DetectionMeter
+
+TRUTH = {11: [[10.0, 10.0, 40.0, 40.0]], 12: [[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 40.0]]}
+CATEGORIES = (4, 8)
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    rows = [
+        {"id": 0, "image_id": image, "category_id": CATEGORIES[n], "bbox": box}
+        for image, boxes in TRUTH.items()
+        for n, box in enumerate(boxes)
+    ]
+    file = tmp_path / "truth.json"
+    images = [{"id": image, "file_name": "x", "height": 100, "width": 100} for image in TRUTH]
+    categories = [{"id": c, "name": str(c)} for c in CATEGORIES]
+    file.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    return file
+
+
+def batch(file: Path, image_ids: list[int], scale: tuple[float, float] = (2.0, 0.5), offset: int = 0) -> Any:
+    info = (100 * scale[0], 100 * scale[1], *scale, 100.0, 100.0)
+    return {
+        "image_info": [info] * len(image_ids),
+        "image_ids": image_ids,
+        "indices": torch.tensor([image - 11 for image in image_ids]),
+        "annotations": {"file": str(file), "samples": 2, "categories": CATEGORIES, "box_offset": offset},
+    }
+
+
+def perfect(image_ids: list[int], scale: tuple[float, float] = (2.0, 0.5), offset: int = 0) -> Any:
+    rows = []
+    for place, image in enumerate(image_ids):
+        for n, (x, y, w, h) in enumerate(TRUTH[image]):
+            edges = [x * scale[1], y * scale[0], (x + w - offset) * scale[1], (y + h - offset) * scale[0]]
+            rows.append([place, *edges, 0.9, n + 1])
+    return {"dt_bboxes": torch.tensor(rows)}
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_perfect_boxes_score_a_hundred(truth: Path, offset: int) -> None:
+    scale = (1.0, 1.0) if offset else (2.0, 0.5)
+    meter = Detection(gt_file=str(truth)).meter()
+    meter.update(perfect([11, 12], scale, offset), batch(truth, [11, 12], scale, offset))
+    found = meter.result(meter.sums())
+    assert found["AP"] == pytest.approx(100)
+    # The 20 x 20 box is small, the others medium; there is no large one.
+    assert set(found) == {"AP", "AP50", "AP75", "APs", "APm"}
+
+
+def test_processes_add_up(truth: Path) -> None:
+    one, other, both = DetectionMeter(), DetectionMeter(), DetectionMeter()
+    one.update(perfect([11]), batch(truth, [11]))
+    other.update(perfect([12]), batch(truth, [12]))
+    both.update(perfect([11, 12]), batch(truth, [11, 12]))
+    total = one.sums() + other.sums()
+    assert one.predictions(total) == both.predictions(both.sums())
+    assert one.result(total) == both.result(both.sums())
+    assert one.result(one.sums())["AP"] < 60  # what the other process saw counts as missed
+
+
+def test_half_the_objects_found_is_half_the_precision(truth: Path) -> None:
+    rows = coco_rows(11, [[10, 10, 40, 40, 0.9, 1]], CATEGORIES)
+    rows += coco_rows(12, [[30, 30, 50, 40, 0.9, 2]], CATEGORIES)
+    # Class 1: one of two found, precision 1 at recalls 0..0.5, that is 51 of 101 points; class 2: all.
+    assert average_precision(truth, rows)["AP"] == pytest.approx(100 * (51 / 101 + 1) / 2)
+
+
+def test_no_boxes_score_nothing(truth: Path) -> None:
+    meter = DetectionMeter()
+    meter.update({"dt_bboxes": torch.zeros(0, 7)}, batch(truth, [11, 12]))
+    assert meter.result(meter.sums())["AP"] == 0
+    assert Detection().near_chance({"AP": 0.4}, 2, 100)
+    assert not Detection().near_chance({"AP": 1.4}, 2, 100)
+
+
+def test_only_the_best_hundred_are_kept(truth: Path) -> None:
+    boxes = torch.tensor([[0, 0, 0, 5 + i, 5, i / 300, 1] for i in range(150)])
+    meter = DetectionMeter()
+    meter.update({"dt_bboxes": boxes}, batch(truth, [11]))
+    rows = meter.predictions(meter.sums())
+    assert len(rows) == 100
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+
+
+def test_boxes_go_back_to_the_original_pixels(truth: Path) -> None:
+    found = original_boxes(perfect([12]), batch(truth, [12]))
+    assert found[0][:, :4].tolist() == TRUTH[12]
+
+
+def test_other_images_than_the_truth_has(truth: Path) -> None:
+    with pytest.raises(RunError, match="KD566"):
+        average_precision(truth, coco_rows(77, [[0, 0, 1, 1, 0.5, 1]], CATEGORIES))
+    with pytest.raises(RunError, match="KD560"):
+        average_precision(truth.parent, [])
+
+
+def test_predictions_are_written_as_coco_reads_them(truth: Path, tmp_path: Path) -> None:
+    save_coco(tmp_path / "found.json", coco_rows(11, [[1, 2, 3, 4, 0.5, 2]], CATEGORIES))
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert rows == [{"image_id": 11, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 0.5}]
+
+
+def test_only_boxes_are_evaluated() -> None:
+    with pytest.raises(ValueError, match="iou_types"):
+        Detection(iou_types=["segm"])
