@@ -16,9 +16,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML spec; `-` reads standard input.")]
+
+def _specs(incomplete: str) -> list[str]:
+    """Completion of spec files."""
+    from kdcli.commands.completion import complete_spec
+
+    return complete_spec(incomplete)
+
+
+def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Completion of `net.model.kwargs.`, from the spec named before."""
+    from kdcli.commands.completion import complete_key
+
+    return complete_key(ctx.params.get("spec"), incomplete)
+
+
+Spec = Annotated[
+    str,
+    typer.Argument(metavar="SPEC", help="A YAML spec; `-` reads standard input.", autocompletion=_specs),
+]
 Changes = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to set in the spec.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values to set in the spec.", autocompletion=_keys),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The same, as an option.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; overrides runtime.device.")]
@@ -27,8 +46,20 @@ Plugin = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from kdcli import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def kdcli() -> None:
+def kdcli(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Distil vision models from a YAML spec."""
 
 
@@ -114,6 +145,21 @@ def evaluate(
         plugins=plugin or [],
         as_json=format == "json",
     )
+
+
+@app.command()
+def cache(
+    spec: Spec,
+    changes: Changes = None,
+    *,
+    set_: Set = None,
+    device: Device = None,
+    plugin: Plugin = None,
+) -> None:
+    """Store what the teachers of SPEC show of the training data (`cache` beside mimic_name), before a training."""
+    from kdcli.commands.cache import cache as run
+
+    run(spec, [*(changes or []), *(set_ or [])], device=device, plugins=plugin or [])
 
 
 @app.command()
@@ -207,6 +253,101 @@ def schema() -> None:
     from kdcli.commands import words
 
     words.schema()
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Curves and what was collected before; no network is run.")
+    ] = False,
+    device: Device = None,
+    plugin: Plugin = None,
+) -> None:
+    """Write report.html into RUN: curves, costs, classes, calibration, disagreements, feature maps."""
+    from kdcli.commands.report import report as write_page
+
+    write_page(run, plugins=plugin or [], device=device, quick=quick)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    *,
+    format: Annotated[Literal["text", "json", "csv", "md"], typer.Option(help="How it is written.")] = "text",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw all runs into FILE: .svg, .png or .pdf.")
+    ] = None,
+) -> None:
+    """Put runs side by side; runs that differ by seed alone become mean and spread."""
+    from kdcli.commands.report import compare as put_side_by_side
+
+    put_side_by_side(runs, format=format, picture=picture)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|SPEC", help="A run folder, or the spec of a run.", autocompletion=_specs),
+    ],
+    changes: Changes = None,
+    *,
+    format: Annotated[
+        Literal["safetensors", "onnx", "torch-export"], typer.Option(help="What kind of file.")
+    ] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else in the run folder.")
+    ] = None,
+    set_: Set = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of a logit, relative where it is above 1.")
+    ] = 1e-4,
+    plugin: Plugin = None,
+) -> None:
+    """Export the student alone, and prove that the file answers as the student does."""
+    from kdcli.commands.export import ExportArguments
+    from kdcli.commands.export import export as run
+
+    run(
+        ExportArguments(
+            source=source,
+            changes=[*(changes or []), *(set_ or [])],
+            format=format,
+            output=output,
+            weights=weights,
+            tolerance=tolerance,
+            plugins=plugin or [],
+        )
+    )
+
+
+@app.command()
+def init(
+    name: Annotated[str | None, typer.Argument(help="A sample; without it all are listed.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to; else here.")] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a copy that is there already.")] = False,
+) -> None:
+    """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
+    from kdcli.commands.init import init as copy
+
+    copy(name, folder, force=force)
+
+
+@app.command()
+def doctor(
+    format: Annotated[Literal["text", "json"], typer.Option(help="How it is written.")] = "text",
+) -> None:
+    """Say what is installed on what machine, for a bug report."""
+    from kdcli.commands.doctor import doctor as tell
+
+    tell(as_json=format == "json")
 
 
 def main() -> None:

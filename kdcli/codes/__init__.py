@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdcli.codes.build import BUILD
+from kdcli.codes.cache import CACHE
 from kdcli.codes.cautions import CAUTIONS
 from kdcli.codes.detection import DETECTION
 from kdcli.codes.distillation import DISTILLATION
@@ -27,6 +28,7 @@ CODES: dict[str, Explanation] = {
     **DETECTION,
     **FILES,
     **WEIGHTS,
+    **CACHE,
     **CAUTIONS,
     **RUN,
 }

@@ -1,10 +1,33 @@
-"""Codes KD56x: annotations, boxes and the metric of detection."""
+"""Codes KD46x and KD56x: mimic methods of detectors, annotations, boxes and the metric of detection."""
 
 from __future__ import annotations
 
 from kdcli.codes.explanation import Explanation
 
 DETECTION: dict[str, Explanation] = {
+    "KD460": Explanation(
+        "network without class scores of positions",
+        "FRS compares and weighs by the scores that a dense head (`NaiveRPN`, `RetinaSubNet`) gives at every"
+        " position; a list that ends before the head gives none.",
+        "right: end the teacher's list after `roi_head`, not after `neck`",
+    ),
+    "KD461": Explanation(
+        "network that proposes no boxes",
+        "SampleFeature pools maps on proposals, which come out of `rpn_post`: of the teacher, or of the student"
+        " with `teacher_proposal: false`.",
+        "wrong: a teacher that ends after `roi_head`\nright: end it after `post_process` (type rpn_post)",
+    ),
+    "KD462": Explanation(
+        "levels that don't fit the tapped layers",
+        "A detector's mimic method tells its levels apart by index: levels, strides and layers have to be as"
+        " many as they say, or the wrong map is compared.",
+        "right: rpn_fpn_levels: [0, 1], rpn_fpn_strides: [4, 8], neck_feature_nums: 2, two neck layers last",
+    ),
+    "KD463": Explanation(
+        "more layers than the head has levels",
+        "FRS weighs each tapped neck layer by the scores of the level with the same number.",
+        "right: mimic_name: [neck.p2_conv, neck.p3_conv] with a head of two levels or more",
+    ),
     "KD560": Explanation(
         "no COCO annotation file",
         "`meta_file` names a json file with images, annotations and categories; this one is missing or is"

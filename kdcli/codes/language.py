@@ -99,4 +99,9 @@ LANGUAGE: dict[str, Explanation] = {
         "A network needs at least one module.",
         "wrong: net: []",
     ),
+    "KD221": Explanation(
+        "nothing to fold",
+        "A BatchNorm that normalises by its batch has no fixed scale that could go into a convolution.",
+        "wrong: runtime: {fold_bn: true} with teacher0: {teacher_bn_mode: train}",
+    ),
 }

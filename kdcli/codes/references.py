@@ -143,4 +143,10 @@ REFERENCES: dict[str, Explanation] = {
         "The loss compares with a teacher, but the job has none.",
         "right: mimic: {teacher0: {mimic_name: [...], teacher_weight: ...}, ...}",
     ),
+    "KD390": Explanation(
+        "unknown logger",
+        "`trainer.loggers` names where else a run's numbers go: tensorboard, wandb, mlflow, or own code as"
+        " package.module:Logger, which the command line must allow.",
+        "right: loggers: [tensorboard]\nright: loggers: [mylab.logs:Logger], with --plugin mylab",
+    ),
 }

@@ -93,6 +93,11 @@ RUN: dict[str, Explanation] = {
         "The system killed a process of the run, mostly for want of memory.",
         "fewer num_workers or a smaller batch_size, then: kdcli train cfg.yaml --resume",
     ),
+    "KD724": Explanation(
+        "device out of memory",
+        "The networks, their features and the batch do not fit into the device's memory together.",
+        "kdcli train cfg.yaml dataset.train.batch_sampler.kwargs.batch_size=32 trainer.accumulate_steps=2",
+    ),
     "KD730": Explanation(
         "numbers that are not finite",
         "A loss or a gradient became infinite or no number during the run; the batch is kept for a look.",
@@ -142,5 +147,27 @@ RUN: dict[str, Explanation] = {
         "no plotting library",
         "Curves are drawn with matplotlib, which only the extra `report` installs.",
         "pip install 'kdcli[report]'",
+    ),
+    "KD760": Explanation(
+        "export without its libraries",
+        "The format is written and proved with libraries that only an extra installs.",
+        "pip install 'kdcli[onnx]', then: kdcli export runs/digits_kd --format onnx",
+    ),
+    "KD761": Explanation(
+        "export that answers otherwise",
+        "The file was read back and its logits differ from the student's by more than rounding explains, so"
+        " it was removed: a wrong file is worse than none.",
+        "kdcli export runs/digits_kd --format torch-export, or allow more: --tolerance 1e-3",
+    ),
+    "KD762": Explanation(
+        "student that cannot be exported",
+        "Exporting follows the forward pass with symbols for values; a forward that branches on values, or"
+        " turns a tensor into a Python number, can't be followed.",
+        "wrong: if x.max() > 1: x = x / 255\nright: x = torch.where(x.amax() > 1, x / 255, x)",
+    ),
+    "KD763": Explanation(
+        "detector to be exported",
+        "Only classifiers can be exported so far; a detector's boxes need operations that formats lack.",
+        "take runs/up_frs/student_best.safetensors and run it with kdcli's own modules",
     ),
 }

@@ -69,16 +69,21 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.spec.parse import read
+    from kdcli.commands.reading import read_checked
 
-    parsed = read(spec, changes)
+    parsed = read_checked(spec, changes, plugins)
     from kdcli.engine.compare import compare
     from kdcli.engine.distributed import processes
+    from kdcli.engine.memory import memory_told
     from kdcli.engine.run import RunOptions
     from kdcli.report.comparison import comparison_text
 
     options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
-    with located(parsed), processes(device or parsed.spec.runtime.device) as here:
+    with (
+        located(parsed),
+        memory_told(parsed.spec, "test"),
+        processes(device or parsed.spec.runtime.device) as here,
+    ):
         rows, notices = compare(parsed, options, here, weights)
     if here.speaks:
         for notice in notices:

@@ -52,11 +52,15 @@ class TrainArguments:
 
 def train(arguments: TrainArguments) -> None:
     """The whole command; errors are raised, signals too."""
-    from kdcli.spec.parse import read
+    from kdcli.commands import located
+    from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.commands.reading import read_checked
 
     follow_launcher()
     with listening() as interrupts:
-        parsed = read(arguments.spec, arguments.changes)
+        parsed = read_checked(arguments.spec, arguments.changes, arguments.plugins)
+        with located(parsed):
+            check_loggers(parsed.spec.trainer.loggers, arguments.plugins)
         plan = plan_launch(
             gpus=arguments.gpus,
             device=arguments.device or parsed.spec.runtime.device,
@@ -77,13 +81,16 @@ def train(arguments: TrainArguments) -> None:
 def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """This process's part of the run: all of it, or as one of many."""
     from kdcli.commands import located
+    from kdcli.commands.report import write_up
     from kdcli.engine.build import built
     from kdcli.engine.distributed import processes
-    from kdcli.engine.records import Evaluation, Finished, Plan, Step
+    from kdcli.engine.memory import memory_told
     from kdcli.engine.run import RunOptions
     from kdcli.engine.train import train as records_of
-    from kdcli.report.metrics import MetricsWriter
-    from kdcli.report.terminal import Terminal
+    from kdcli.report.loggers.logger import LoggedRun
+    from kdcli.report.loggers.loggers import Loggers
+    from kdcli.report.recorder import Recorder
+    from kdcli.spec.written import resolved_data
 
     again = restarts() > 0
     resume = arguments.resume
@@ -97,20 +104,29 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         restarted=again,
     )
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
-    with located(parsed), processes(device) as here, built(parsed, options, here) as run:
+    with (
+        located(parsed),
+        memory_told(parsed.spec),
+        processes(device) as here,
+        built(parsed, options, here) as run,
+    ):
         if not here.speaks:
             for _ in records_of(run, interrupts):
                 pass
             return
-        with (
-            Terminal(spec=arguments.spec, quiet=arguments.quiet) as terminal,
-            MetricsWriter(run.folder.metrics) as metrics,
-        ):
+        logged = LoggedRun(
+            name=run.name,
+            run_dir=run.folder.root,
+            spec=resolved_data(parsed.spec),
+            spec_text=parsed.resolved_yaml(),
+        )
+        with Recorder(
+            metrics=run.folder.metrics,
+            log=run.folder.log,
+            spec=[arguments.spec, *arguments.changes],
+            quiet=arguments.quiet,
+            loggers=Loggers(parsed.spec.trainer.loggers, logged),
+            write_up=lambda: write_up(parsed, options, run.folder.root, here.device),
+        ) as recorder:
             for record in records_of(run, interrupts):
-                if isinstance(record, Plan):
-                    metrics.truncate_after(
-                        record.resumed_step, before_evaluation=record.resumed_before_evaluation
-                    )
-                if isinstance(record, (Plan, Step, Evaluation, Finished)):
-                    metrics.write(record)
-                terminal.show(record)
+                recorder.take(record)

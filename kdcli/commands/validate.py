@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
-    """format: of the findings. strict: warnings count as errors. quiet: findings alone. files: data and weights too."""
+    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them."""
 
     format: DiagnosticFormat = "text"
     strict: bool = False
@@ -28,7 +28,7 @@ class ValidateOptions:
 def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOptions) -> int:
     """Check every spec with the same changes; 0 where all are right, 1 where one is wrong.
 
-    Findings go to standard output, with the summary of what would run after them where the format is for people.
+    Findings go to standard output; in the format for people the summary of what would run follows.
     """
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render

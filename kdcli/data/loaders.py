@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -72,6 +73,8 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; those before it are not loaded.
 
+        Where views are counted a batch also says which `view` it shows, of which `ids` (int64 array).
+
         Raises RunError KD511 at a bad sample (KD512 beyond the budget), KD516 when a worker dies, KD517
         where a transform can't take an image.
         """
@@ -83,7 +86,13 @@ class Loader:
         for batch, bad in self._load(keys):
             self._note(bad)
             if batch:
+                if self._views:
+                    batch = {**batch, "view": view, "ids": batch["indices"].numpy()}
                 yield MappingProxyType(batch)
+
+    def some(self, ids: Sequence[int]) -> Batch:
+        """One batch of these samples in their first view; empty where they can't be read."""
+        return MappingProxyType(self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0])
 
     def close(self) -> None:
         """Ends the data workers; the loader may be used again."""

@@ -191,6 +191,8 @@ class Taps:
             return
         copied = name in self.changed_in_place
         for tensor in tensors_in(value):
+            if tensor.numel() == 0:
+                continue  # what torch's fused attention gives in place of the weights nobody asked for
             self._seen[name].append(tensor.clone() if copied else tensor)
             if self._versions:
                 self._versions[name].append(tensor._version)

@@ -110,7 +110,7 @@ class Term(nn.Module):
             "student_logits": student.outputs.get("logits"),
             "teacher_logits": None if teacher is None else teacher.outputs.get("logits"),
             "step": clock.stage_step,
-            "epoch": clock.epoch,
+            "epoch": int(clock.epoch),
             "teacher_weights": teacher_weights,
         }
         extra = dict(self.kwargs)
@@ -246,10 +246,17 @@ class Term(nn.Module):
                 [view.features[tap] for tap in self.teacher_taps],
             )
         except ValueError:
+            taps = list(zip(self.student_taps, self.teacher_taps, strict=False))
+            counts = [
+                (len(list(tensors_in(setting.student.features[s]))), len(list(tensors_in(view.features[t]))))
+                for s, t in taps
+            ]
+            index = next((i for i, (ours, theirs) in enumerate(counts) if ours != theirs), 0)
             raise SpecError.at(
-                (*setting.path, "student", "mimic_name"),
+                (*setting.path, "student", "mimic_name", index),
                 "KD431",
-                f"student and {self.teacher} give lists of features of different length",
+                f"`{taps[index][0]}` of the student gives {counts[index][0]} feature(s), "
+                f"`{taps[index][1]}` of {self.teacher} {counts[index][1]}",
                 "pick single ones with `path[i]`",
             ) from None
 

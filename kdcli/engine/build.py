@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdcli.data.build import build_loader
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
+from kdcli.distill.folding import fold
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
+from kdcli.engine.caches import sources_of
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -30,6 +33,7 @@ from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
 from kdcli.errors import SpecError
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
+from kdcli.spec.cache_rules import views_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import DataPart, JobTeacher, ModuleSpec, Spec
 from kdcli.tasks import TASKS
@@ -66,7 +70,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         facts = train_loader.facts
         student = build_student(spec, options)
         notices = [*train_loader.notices, *load_pretrained(student, spec, options, folder)]
-        student.to(processes.device)
+        place(student, spec, processes)
         nets, hashes = build_teachers(spec, options)
         teachers = {
             name: build_teacher(name, taps, spec, facts, processes)
@@ -77,6 +81,19 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
         wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
         wiring.trainee.to(processes.device)
+        if spec.runtime.fold_bn:
+            notices += [folded(name, fold(teacher, sample)) for name, teacher in teachers.items()]
+        sources, told = sources_of(
+            spec,
+            teachers,
+            wiring.teacher_views,
+            len(sample["image"]),
+            hashes,
+            train_loader,
+            processes,
+            folder.root / "cache",
+        )
+        notices += told
         averaged = spec.trainer.ema is not None and spec.trainer.ema.enable
         precision = student_precision(spec.runtime)
         yield Run(
@@ -91,6 +108,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             test_loader=test_loader,
             wiring=wiring,
             teachers=teachers,
+            sources=sources,
             teacher_hashes=hashes,
             weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
             stages=stages,
@@ -104,6 +122,20 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             ),
             notices=tuple(notices),
         )
+
+
+def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
+    """Bring a network to its device, its maps laid out channels last where the spec says so."""
+    net.to(processes.device)
+    if spec.runtime.channels_last:
+        net.to(memory_format=torch.channels_last)
+
+
+def folded(name: str, count: int) -> str:
+    """What the user should know of `fold_bn`."""
+    if count:
+        return f"{count} BatchNorms of {name} are folded into the convolutions before them"
+    return f"no BatchNorm of {name} can be folded into a convolution"
 
 
 def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
@@ -127,6 +159,7 @@ def build_data(
         path=("dataset", "train" if train else "test"),
         rank=processes.rank,
         world_size=processes.world_size,
+        views=views_of(spec) if train else None,
         base_dir=options.base_dir,
         aligned=spec.runtime.aligned,
     )
@@ -169,7 +202,8 @@ def build_student(spec: Spec, options: RunOptions) -> Network:
 def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFolder) -> list[str]:
     """`saver.pretrain_model` into the student, unless a checkpoint will be resumed; returns notices."""
     resume = bool(options.resume) or spec.saver.auto_resume
-    if spec.saver.pretrain_model is None or (resume and checkpoints(folder.checkpoints)):
+    resumed = spec.saver.resume_model is not None or (resume and bool(checkpoints(folder.checkpoints)))
+    if spec.saver.pretrain_model is None or resumed:
         return []
     where = ("saver", "pretrain_model")
     path = find_file(spec.saver.pretrain_model, options.base_dir, where)
@@ -208,7 +242,7 @@ def build_teachers(
 def build_teacher(name: str, taps: Taps, spec: Spec, facts: DataFacts, processes: Processes) -> Teacher:
     """A frozen teacher on its device, with its own pixels and precision."""
     settings = teacher_settings(spec, name)
-    taps.net.to(processes.device)
+    place(taps.net, spec, processes)
     precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
     return Teacher(
         name,

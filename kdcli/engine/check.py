@@ -56,7 +56,7 @@ from kdcli.spec.schema import ModuleSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """plugins: packages that may be imported. base_dir: the spec's folder. files: look at data and weights too."""
+    """plugins: packages that may be imported. base_dir: the spec's folder. files: look at data, weights."""
 
     plugins: tuple[str, ...] = ()
     base_dir: Path | None = None

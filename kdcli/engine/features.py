@@ -32,7 +32,7 @@ class Layer:
     """One row; see LayerRow of report/layers.py for the fields that are shown.
 
     sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
-    tensor it gave last; layers that hand on the same tensor share the number.
+    tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.
     """
 
     path: str
@@ -106,7 +106,10 @@ def _inspect(
             to_fake(net, mode)
         net.train(name == "net")
         with mode or nullcontext():
-            batch = detection_sample() if _detects(parsed) else classification_sample(parsed.train, facts, channels_of(net))
+            if _detects(parsed):
+                batch = detection_sample()
+            else:
+                batch = classification_sample(parsed.train, facts, channels_of(net))
             found[name] = rehearse(lambda: layers_of(net, batch), net, batch, modules, path)  # noqa: B023
     return found
 
@@ -119,7 +122,6 @@ class _Seen:
     calls: int = 0
     flops: int = 0
     order: int = -1
-    height: int | None = None
 
 
 def layers_of(net: nn.Module, batch: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -187,7 +189,7 @@ def _layer(
         sizes=sizes,
         order=seen.order,
         made=numbers.setdefault(id(tensors[-1]), len(numbers)) if tensors else -1,
-        leaf=not any(True for _ in module.children()),
+        leaf=not ran_below,
     )
 
 

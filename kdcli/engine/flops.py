@@ -17,8 +17,8 @@ FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered; `total` so far, a multiply-add being two operations.
 
-    Matrix products, convolutions and attention are counted, by torch's own formulas; what else a network does is
-    too little to matter. Works on real and on fake tensors.
+    Matrix products, convolutions and attention are counted, by torch's own formulas; what else a network
+    does is too little to matter. Works on real and on fake tensors.
     """
 
     def __init__(self) -> None:

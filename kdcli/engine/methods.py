@@ -20,7 +20,7 @@ POOLED = "model.fc:in"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One `mimic_ins_type`: its docstring, its losses with their types, its options, whether it takes others."""
+    """One `mimic_ins_type`: docstring, losses with their types, options, whether it takes any loss."""
 
     name: str
     summary: str
@@ -50,7 +50,7 @@ def method_of(name: str) -> Method:
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
     told = describe(loss)
-    student, teacher = _taps(told.taps)
+    student, teacher = _taps(told.taps, told.kind)
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
@@ -74,8 +74,8 @@ def _replaces_classifier(loss: str) -> bool:
     return file is not None and "def student_classifier" in file.read_text(encoding="utf-8")
 
 
-def _taps(wording: str | None) -> tuple[list[str], list[str]]:
-    """Layers of the student and of the teacher for what a docstring says after `Taps:`."""
+def _taps(wording: str | None, kind: str) -> tuple[list[str], list[str]]:
+    """Layers of the student and of the teacher for what a docstring says after `Taps:`, else for the kind."""
     text = (wording or "").removeprefix("the ")
     before_relu = [f"{stage}.0.relu:in" for stage in STAGES], [f"{stage}.4.relu:in" for stage in STAGES]
     if "each stage and the pooled vector" in text:
@@ -88,6 +88,6 @@ def _taps(wording: str | None) -> tuple[list[str], list[str]]:
         return [POOLED], [POOLED]
     if "of each stage" in text:
         return list(STAGES), list(STAGES)
-    if text:
+    if (text or kind in ("feature", "relational")) and not text.startswith("logits"):
         return [STAGES[2]], [STAGES[2]]
     return ["logits"], ["logits"]

@@ -24,7 +24,7 @@ def prepare(run: Run) -> Iterator[Notice]:
     methods = [method for method in asking.values() if isinstance(method, Mimicker)]
     for batch in run.train_loader.batches(0):
         batch = to_device(dict(batch), run.processes.device)
-        views = {name: run.teachers[name].view(batch) for name in running}
+        views = {name: run.sources[name].view(batch) for name in running}
         for method in methods:
             method.prepare(views, batch)
     for method in methods:

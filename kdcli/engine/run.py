@@ -11,7 +11,7 @@ import torch
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.distill.deployed import DeployedStudent
-from kdcli.distill.teacher import Teacher
+from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.distill.trainee import Trainee
 from kdcli.engine.distributed import Processes
 from kdcli.engine.ema import MovingAverage
@@ -45,7 +45,11 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run, built and not yet started. weak_ok: teachers that may be near chance."""
+    """One run, built and not yet started.
+
+    sources: where each teacher's views come from in training: itself, or its cache. weak_ok: teachers that
+    may be near chance.
+    """
 
     name: str
     parsed: ParsedSpec
@@ -58,6 +62,7 @@ class Run:
     test_loader: Loader
     wiring: Wiring
     teachers: Mapping[str, Teacher]
+    sources: Mapping[str, ViewSource]
     teacher_hashes: Mapping[str, str]
     weak_ok: frozenset[str]
     stages: tuple[StagePlan, ...]

@@ -24,8 +24,8 @@ ANY_TORCHVISION = r"^torchvision\..+"
 def json_schema() -> Json:
     """The whole language as it is written, with the arguments of every type.
 
-    Two rules are not in it: top-level keys that are anchored building blocks are let through, and so are slips in
-    top-level keys; `kdcli validate` tells them apart.
+    Top-level keys that it does not know are let through: they may be anchored building blocks, which
+    `kdcli validate` tells apart from slips.
     """
     known = tables()
     definitions = _models()
@@ -58,7 +58,7 @@ def json_schema() -> Json:
         key: definitions["DataPart"]["properties"][key] for key in ("batch_sampler", "dataloader")
     }
     top = definitions.pop("Spec")
-    for gone in ("ModuleSpec", "Schedule"):
+    for gone in ("ModuleSpec",):
         definitions.pop(gone, None)
     properties = {key: value for key, value in top["properties"].items() if key != "teachers"}
     properties |= {"net": _ref("Networks"), "mimic": _ref("Mimic")}

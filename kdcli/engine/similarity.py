@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -60,8 +61,9 @@ def _centred(gram: Tensor) -> Tensor:
     assert n >= SMALLEST_BATCH, "a batch of fewer than 4 samples has no unbiased HSIC"
     bare = gram - torch.diag(gram.diagonal())
     means = bare.sum(0) / (n - 2)
-    centred = bare - means[:, None] - means[None, :] + bare.sum() / ((n - 1) * (n - 2))
-    return (centred - torch.diag(centred.diagonal())) / (n * (n - 3)) ** 0.5
+    centred: Tensor = bare - means[:, None] - means[None, :] + bare.sum() / ((n - 1) * (n - 2))
+    centred = centred - torch.diag(centred.diagonal())
+    return centred / math.sqrt(n * (n - 3))
 
 
 def grams_of(

@@ -14,6 +14,7 @@ from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.distill.trainee import total_of
 from kdcli.engine.agreement import Agreement
 from kdcli.engine.bad_samples import BadSamples
+from kdcli.engine.caches import flush_all
 from kdcli.engine.checkpoint import save_checkpoint, to_disk
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
@@ -171,6 +172,7 @@ class _Session:
                     yield from self.flush()
                     yield self.save()
         yield from self.flush()
+        flush_all(run.sources, run.processes)
         yield from self.after_epoch(plan)
 
     def flush(self) -> Iterator[Record]:
@@ -206,7 +208,7 @@ class _Session:
         """Forward and backward of one batch; returns the detached parts."""
         run = self.run
         # Teachers first: their transient peak must not stack on the student's saved activations.
-        views = {name: run.teachers[name].view(batch) for name in self.running}
+        views = {name: run.sources[name].view(batch) for name in self.running}
         with self.wrapping.gradients(last=last):
             with run.autocast or nullcontext():
                 losses = self.wrapping.model(batch, views, clock)
@@ -302,6 +304,7 @@ class _Session:
     def save(self) -> Saved:
         """A checkpoint on disk; every process waits for it."""
         run, progress = self.run, self.progress
+        flush_all(run.sources, run.processes)
         state = run_state(run, progress, self.optimizer, self.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:

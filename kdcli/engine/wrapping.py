@@ -65,13 +65,13 @@ class Wrapping:
             self.model.set_requires_gradient_sync(last)
         yield
 
-    def _ddp(self) -> DistributedDataParallel:
+    def _ddp(self) -> _Ddp:
         run = self.run
         # What a method keeps (CRD's bank) it keeps equal itself; rank 0's must not overwrite it.
         kept = [f"mimickers.{name}" for name, _ in run.trainee.mimickers.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.trainee, kept)
+        _Ddp._set_params_and_buffers_to_ignore_for_model(run.trainee, kept)
         device = run.processes.device
-        return DistributedDataParallel(
+        return _Ddp(
             run.trainee,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
@@ -84,3 +84,11 @@ class Wrapping:
         shard_rest(run.trainee, mesh)
         for teacher in run.teachers.values():
             shard_network(teacher.net, mesh, [t.path for t in teacher.taps.taps.values()])
+
+
+class _Ddp(DistributedDataParallel):
+    """torch's own, which refuses synchronised BatchNorm on the CPU: kdcli's works there."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        if self.device_type != "cpu":
+            super()._passing_sync_batchnorm_handle(module)  # type: ignore[no-untyped-call]

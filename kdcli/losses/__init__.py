@@ -30,6 +30,7 @@ FEATURE: Table = {
     "bce_loss": Target("kdcli.losses.bce:bce_loss"),
     "cat_kd": Target("kdcli.losses.cat_kd:ClassAttention"),
     "cwd": Target("kdcli.losses.cwd:channel_wise"),
+    "fgd": Target("kdcli.losses.fgd:FocalGlobal"),
     "fitnet": Target("kdcli.losses.fitnet:FitNet"),
     "fsp": Target("kdcli.losses.fsp:solution_flow"),
     "ft": Target("kdcli.losses.ft:FactorTransfer"),

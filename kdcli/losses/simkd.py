@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.layout import enough_values, only_maps, pooled, same_size
 from kdcli.losses.precision import full_precision
+from kdcli.losses.shapes import check_classifier
 
 
 class ReusedClassifier(nn.Module):
@@ -56,6 +57,7 @@ class SimKD(nn.Module):
         self.loss_weight = loss_weight
         s_channels = only_maps(student_shape, "simkd")[1]
         _, t_channels, height, width = only_maps(teacher_shape, "simkd")
+        check_classifier(teacher_classifier, t_channels, "simkd")
         self.size = (height, width)
         middle = t_channels // factor
         self.projector = nn.Sequential(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.layout import as_map, as_vectors, enough_values, map_shape
 from kdcli.losses.precision import full_precision
+from kdcli.losses.shapes import check_classifier
 
 
 class SoftmaxRegression(nn.Module):
@@ -37,6 +38,7 @@ class SoftmaxRegression(nn.Module):
         self.alpha, self.beta = alpha, beta
         self.loss_weight = loss_weight
         s_channels, t_channels = map_shape(student_shape, "srrl")[1], map_shape(teacher_shape, "srrl")[1]
+        check_classifier(teacher_classifier, t_channels, "srrl")
         conv = nn.Conv2d(s_channels, t_channels, 1, bias=False)
         nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / t_channels))
         self.projector = nn.Sequential(conv, nn.BatchNorm2d(t_channels), nn.ReLU())

@@ -13,22 +13,26 @@ import torchvision.models
 from torch import nn
 
 from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.models.detection.whole import build_detector, detector_names
 
 UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def build_torchvision(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> nn.Module:
-    """A classification model of torchvision; random weights unless kwargs name `weights`."""
-    names = torchvision.models.list_models(module=torchvision.models)
+    """A classifier or detector of torchvision; random weights unless kwargs name `weights`."""
+    detectors = detector_names()
+    names = [*torchvision.models.list_models(module=torchvision.models), *detectors]
     if name not in names:
         raise SpecError.at(
-            (*path, "type"), "KD401", f"torchvision has no classifier `{name}`", did_you_mean(name, names)
+            (*path, "type"), "KD401", f"torchvision has no model `{name}`", did_you_mean(name, names)
         )
     weights = _weights(name, kwargs.get("weights"), path)
     arguments = {key: value for key, value in kwargs.items() if key != "weights"}
     if weights is None and name in ("inception_v3", "googlenet"):
         arguments.setdefault("init_weights", True)
     try:
+        if name in detectors:
+            return build_detector(name, arguments, weights)
         return torchvision.models.get_model(name, weights=weights, **arguments)  # type: ignore[no-any-return]
     except TypeError as error:
         raise _unknown_argument(error, f"torchvision.{name}", _torchvision_arguments(name), path) from error

@@ -138,8 +138,10 @@ def save_safetensors(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(whole, part, dict(metadata or {}))
-        with part.open("rb") as file:
+        # Not save_file: its file is readable by its owner alone, whatever the umask says.
+        with part.open("wb") as file:
+            file.write(safetensors.torch.save(whole, dict(metadata or {})))
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, safetensors.SafetensorError) as error:

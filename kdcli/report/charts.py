@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdcli.report.drawing import INK, Axes, legend_above, line_look, svg
+from kdcli.report.drawing import INK, Axes, Chart, legend_above, line_look
 from kdcli.report.report_data import Bin, ClassAccuracy, Similarity
 
 CLASSES = 30
 
 
-def class_chart(data: ClassAccuracy) -> tuple[str, str]:
+def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
     """A dot for each network on each class, those where they differ most; and a remark."""
     names = list(data.networks)
 
@@ -39,10 +39,10 @@ def class_chart(data: ClassAccuracy) -> tuple[str, str]:
         legend_above(axes, names)
 
     height = 1.2 + 0.22 * max(4, len(shown))
-    return svg(draw, title="accuracy by class", width=5.2, height=height), remark
+    return Chart("accuracy by class", draw, width=5.2, height=height), remark
 
 
-def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> str:
+def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
     """How often an answer is right against how sure it was said to be."""
 
     def draw(axes: Axes) -> None:
@@ -57,10 +57,10 @@ def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> str:
         axes.set_ylim(0, 1.02)
         axes.legend(loc="upper left", fontsize=9)
 
-    return svg(draw, title="reliability", height=3.6)
+    return Chart("reliability", draw, height=3.6)
 
 
-def similarity_chart(data: Similarity) -> str:
+def similarity_chart(data: Similarity) -> Chart:
     """Student layers down, teacher layers across; the lighter the more alike."""
     rows, columns = len(data.student_layers), len(data.teacher_layers)
 
@@ -85,4 +85,4 @@ def similarity_chart(data: Similarity) -> str:
                     )
 
     width = min(9.0, 3.0 + 0.34 * columns)
-    return svg(draw, title=f"similarity to {data.teacher}", width=width, height=min(9.0, 2.4 + 0.3 * rows))
+    return Chart(f"similarity to {data.teacher}", draw, width=width, height=min(9.0, 2.4 + 0.3 * rows))

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from io import BytesIO
@@ -65,6 +66,24 @@ def line_look(index: int) -> dict[str, Any]:
         "color": PALETTE[index % len(PALETTE)],
         "linestyle": DASHES[(index // 2) % len(DASHES)],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Something to draw, in a page or into a file. draw fills the axes; width and height in inches."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    width: float = 4.6
+    height: float = 2.9
+
+    def svg(self) -> str:
+        """An <svg> element for a page."""
+        return svg(self.draw, title=self.title, width=self.width, height=self.height)
+
+    def png(self) -> bytes:
+        """A picture of its own."""
+        return picture(self.draw, "png", width=1.2 * self.width, height=1.2 * self.height, dpi=120)
 
 
 def svg(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height: float = 2.9) -> str:

@@ -39,7 +39,9 @@ def report_page(run: RecordedRun, data: ReportData) -> str:
 
 def _sections(run: RecordedRun, data: ReportData) -> list[str]:
     curves = [page.card(title, drawn) for title, drawn in run_curves(run).items()]
-    similarities = [page.card(f"with {one.teacher}", similarity_chart(one), wide=True) for one in data.cka]
+    similarities = [
+        page.card(f"with {one.teacher}", similarity_chart(one).svg(), wide=True) for one in data.cka
+    ]
     return [
         _head(run),
         page.section("Result", _standings(run)),
@@ -93,7 +95,7 @@ def _classes(data: ReportData) -> list[str]:
     if data.class_accuracy is None or not data.class_accuracy.classes:
         return []
     drawn, remark = class_chart(data.class_accuracy)
-    return [page.paragraph(remark), page.card("Right answers in each class", drawn, wide=True)]
+    return [page.paragraph(remark), page.card("Right answers in each class", drawn.svg(), wide=True)]
 
 
 def _reliability(data: ReportData) -> list[str]:
@@ -102,7 +104,7 @@ def _reliability(data: ReportData) -> list[str]:
     words = "Below the dotted line a network is surer than it should be."
     return [
         page.paragraph(words),
-        page.cards([page.card("Confidence and truth", reliability_chart(data.reliability))]),
+        page.cards([page.card("Confidence and truth", reliability_chart(data.reliability).svg())]),
     ]
 
 

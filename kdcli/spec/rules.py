@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 
+from .cache_rules import check_caches
 from .schema import Job, JobTeacher, Spec
 
 
@@ -19,6 +20,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)
         yield from _teacher_parts(spec)
+        yield from check_caches(spec)
         yield from _stages(spec)
 
 
@@ -107,6 +109,9 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
             path = ("mimic", "jobs", uses[0][0], "teachers", name)
             help = "give its checkpoint, or say `allow_random: true` beside `mimic_name`"
             yield _error(path, "KD303", f"`{name}` has no `teacher_weight`", help, on_key=True)
+        if spec.runtime.fold_bn and any(part.teacher_bn_mode == "train" for _, part in uses):
+            message = f"`{name}` normalises by its batches (`teacher_bn_mode: train`): nothing can be folded"
+            yield _error(("runtime", "fold_bn"), "KD221", message, "leave `fold_bn` out")
         for key in ("teacher_weight", "teacher_bn_mode", "input", "cache"):
             given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
             for job_name, value in given[1:]:

@@ -56,14 +56,6 @@ class Runner(Model):
     type: Literal["kd", "base"]
 
 
-class Compile(Model):
-    """Whether student and teachers go through torch.compile."""
-
-    student: bool = False
-    teacher: bool = False
-    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-
-
 class Runtime(Model):
     """Seed, precision, device: what holds for the whole run."""
 
@@ -75,9 +67,8 @@ class Runtime(Model):
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    channels_last: bool | None = None
-    fold_bn: bool | None = None
-    compile: Compile = Field(default_factory=Compile)
+    channels_last: bool = False
+    fold_bn: bool = False
     threads: PositiveInt | None = None
 
 
@@ -115,14 +106,6 @@ class Temperature(Model):
     cosine_epochs: PositiveInt = 10
 
 
-class Schedule(Model):
-    """When a loss is in force, and how its weight falls."""
-
-    start_iter: NonNegativeInt = 0
-    end_iter: NonNegativeInt | None = None
-    decay: Literal["linear", "cosine"] | None = None
-
-
 class LossSpec(Model):
     """One loss of a job: its type and arguments, and what may be said for it alone."""
 
@@ -146,13 +129,17 @@ class TeacherInput(Model):
 
 
 class Cache(Model):
-    """A disk cache of what the jobs need of a teacher."""
+    """A disk cache of what the jobs need of a teacher (kdcli.engine.caches).
+
+    dir: by default `cache` in the run folder. views: after so many epochs the augmentations come again.
+    dtype: of what is stored. topk: of the logits, only so many of the largest are stored.
+    """
 
     dir: str | None = None
     views: PositiveInt = 1
     dtype: Literal["float32", "float16"] = "float32"
     topk: PositiveInt | None = None
-    limit_gb: float = 50.0
+    limit_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
 class JobTeacher(Model):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
+from kdcli.distill.mimickers.fgd import FgdMimicker
 from kdcli.distill.mimickers.frs import FrsMimicker
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Setting
 from kdcli.distill.mimickers.sample_feature import SampleFeatureMimicker
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
+from kdcli.models.detection.area_masks import area_masks
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.models.detection.truth_masks import truth_masks
 from kdcli.spec.schema import AdapterSpec, Job, JobStudent, JobTeacher, LossSpec
@@ -298,3 +300,31 @@ def test_only_losses_in_force_are_computed() -> None:
     )
     batch = {"boxes": [torch.zeros(0, 5)]}
     assert set(mimicker(student, teachers, batch, Clock(), {"backbone_loss"})) == {"teacher.backbone_loss"}
+
+
+# FGD
+
+
+def test_area_masks() -> None:
+    boxes = [torch.tensor([[8.0, 0.0, 20.0, 16.0, 1.0], [8.0, 8.0, 16.0, 16.0, 2.0]]), torch.zeros(0, 5)]
+    masks = area_masks(boxes, (4, 4), (32, 32), 0)
+    # First: columns 1..3, rows 0..2, 9 cells; second: columns 1..2, rows 1..2, 4 cells.
+    expected = torch.zeros(4, 4)
+    expected[0:3, 1:4] = 1 / 9
+    expected[1:3, 1:3] = 1 / 4
+    torch.testing.assert_close(masks[0, 0], expected)
+    assert masks[1].sum() == 0
+
+
+def test_fgd_of_constant_maps() -> None:
+    student = View({"s": constant(1.0, 1, 2, 4, 4)})
+    teachers = {"teacher": View({"t": constant(3.0, 1, 2, 4, 4)})}
+    batch = {"image": torch.zeros(1, 3, 32, 32), "boxes": [torch.tensor([[8.0, 8.0, 16.0, 16.0, 1.0]])]}
+    # Constant maps: all attention is 1, and the contexts add nothing at first. Four cells of weight 1/4 and
+    # twelve of 1/12, of two channels with squared differences 4; relation 32 * 4.
+    kwargs = {"alpha": 1.0, "beta": 10.0, "gamma": 100.0, "relation": 1000.0, "loss_weight": 0.5}
+    mimicker = FgdMimicker(setting(student, teachers, losses={"loss": LossSpec(type="fgd", kwargs=kwargs)}))
+    loss = run(mimicker, student, teachers, batch)["teacher.loss"]
+    assert float(loss.detach()) == pytest.approx(0.5 * (8 + 10 * 8 + 1000 * 128))
+    loss.backward()
+    assert student.features["s"].grad is not None  # type: ignore[union-attr]

@@ -14,17 +14,19 @@ from kdcli.engine.build import built
 from kdcli.engine.distributed import Processes
 from kdcli.engine.records import Evaluation, Step
 from kdcli.engine.run import RunOptions
+from kdcli.engine.sharding import whole
 from kdcli.engine.train import train
 from kdcli.losses import LOGIT, LOSSES, RELATIONAL, TEACHER_FREE
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import parse
+from tests.engine.processes import SERVER
 
 NET = """
 - name: backbone
   type: resnet_custom
   kwargs:
     block: basic
-    layers: [1, 1, 1, 1]
+    layers: [%s, 1, 1, 1]
     width: 4
     stem: cifar
     out_layers: [4]
@@ -42,8 +44,8 @@ teacher0:
 %(teacher)s
 mimic:
 %(mimic)s
-  teacher0: {mimic_name: %(taps)s, allow_random: true, allow_weak_teacher: true}
-  student: {mimic_name: %(taps)s}
+  teacher0: {mimic_name: %(teacher_taps)s, allow_random: true, allow_weak_teacher: true}
+  student: {mimic_name: %(student_taps)s}
 dataset:
   train:
     dataset:
@@ -72,28 +74,38 @@ GATHERED = frozenset({*RELATIONAL, "dist", "mlkd"}) - {"crd"}
 DRAWING = frozenset({"crd", "mgd"})
 """Losses that draw at random, on each process from its own generator."""
 
-COMPARED = sorted(LOSSES.keys() - DRAWING)
+NORMALISING = frozenset({"fitnet", "ft", "ofd", "pkd", "review", "simkd", "srd", "srrl", "wkd_f"})
+"""Losses that normalise over a batch, most by a BatchNorm of their own."""
+
+CHOOSING = frozenset({"wkd_l"})
+"""Losses that look at so many samples of each process, beforehand."""
+
+COMPARED = sorted(LOSSES.keys() - DRAWING - NORMALISING - CHOOSING)
 
 
-def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}", extra: str = "") -> str:
-    """A small run with one loss."""
-    if loss in LOGIT or loss == "tfkd_reg":
-        taps = "[logits]"
-    elif loss in ("ofd",):
-        taps = "[backbone.layer2.0.bn2, backbone.layer3.0.bn2]"
-    elif loss in ("simkd", "srrl"):
-        taps = "[backbone.layer4]"
-    elif loss == "wkd_l":
-        taps = "[logits]"
-    else:
-        taps = "[backbone.layer2, backbone.layer3]"
-    if loss in RELATIONAL or loss in TEACHER_FREE and loss != "tfkd_reg":
-        taps = "[backbone.layer4]"
-    kwargs = "{gather: true}" if loss in GATHERED else "{}"
-    net = textwrap.indent((NET % (norm, norm_kwargs)).strip("\n"), "  ")
-    teacher = net if loss != "ofd" else textwrap.indent((NET % ("solo_bn", "{}")).strip("\n"), "  ")
-    mimic = f"  cfgs: {{loss: {{type: {loss}, kwargs: {kwargs}}}}}{extra}"
-    return SPEC % {"net": net, "teacher": teacher, "mimic": mimic, "taps": taps}
+def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}", job: str = "") -> str:
+    """A small run with one loss; job: further lines of it, `mimic`'s own included."""
+    maps, last, teacher_norm = "[backbone.layer2, backbone.layer3]", "[backbone.layer4]", (norm, norm_kwargs)
+    student, teacher = maps, maps
+    if loss in LOGIT or loss in ("tfkd_reg", "wkd_l"):
+        student = teacher = "[logits]"
+    elif loss == "ofd":
+        teacher_norm = ("solo_bn", "{}")
+        student, teacher = "[backbone.layer2.0.gn2]", "[backbone.layer2.0.bn2]"
+    elif loss == "ab":
+        student = teacher = "[backbone.layer2.0.gn1, backbone.layer3.0.gn1]"
+    elif loss in ("simkd", "srrl", "cat_kd", "uskd") or loss in RELATIONAL:
+        student = teacher = last
+    if loss == "simkd":
+        job += "\n  task_loss: false"
+    kwargs = "{gather: true}" if loss in GATHERED else "{from_logits: true}" if loss == "bce_loss" else "{}"
+    return SPEC % {
+        "net": textwrap.indent((NET % (1, norm, norm_kwargs)).strip("\n"), "  "),
+        "teacher": textwrap.indent((NET % (2, *teacher_norm)).strip("\n"), "  "),
+        "mimic": f"  cfgs: {{loss: {{type: {loss}, kwargs: {kwargs}}}}}{job}",
+        "student_taps": student,
+        "teacher_taps": teacher,
+    }
 
 
 def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int 
     here = Processes(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
     with built(parsed, RunOptions(overwrite=True), here) as run:
         records = list(train(run))
-        weights = {k: v.clone() for k, v in run.student.state_dict().items()}
+        weights = {k: v.clone() for k, v in whole(run.student.state_dict()).items()}
     return {
         "weights": weights,
         "losses": [r.losses for r in records if isinstance(r, Step)],
@@ -114,7 +126,7 @@ def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int 
 
 def in_a_group(jobs: dict[str, tuple[str, list[str]]], folder: Path, processes: int = 2) -> dict[str, Any]:
     """Train each (spec, changes) by name in one group of processes; what `trained` gives, or the error's text."""
-    mp.spawn(_member, (jobs, str(folder), processes), nprocs=processes)
+    mp.start_processes(_member, (jobs, str(folder), processes), nprocs=processes, start_method=SERVER)
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=False)
     return found
 

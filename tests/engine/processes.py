@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-_server = multiprocessing.get_context("forkserver")
+SERVER = "forkserver"
+_server = multiprocessing.get_context(SERVER)
 _server.set_forkserver_preload(["tests.engine.preload"])
 
 SECONDS = 120.0

@@ -140,7 +140,8 @@ def test_the_lr_is_scaled_by_the_batch_unless_told_otherwise() -> None:
 def test_unknown_numbers_of_samples() -> None:
     text = (
         SPEC.replace(
-            "type: fake\n      kwargs:\n        num_samples: 40\n        num_classes: 4\n        shape: [1, 8, 8]",
+            "type: fake\n      kwargs:\n        num_samples: 40\n        num_classes: 4\n"
+            "        shape: [1, 8, 8]",
             "type: image_folder\n      kwargs:\n        root: nowhere",
         )
         .replace("{size: 8, padding: 1}", "{size: 8}")

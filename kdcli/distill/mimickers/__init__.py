@@ -9,4 +9,5 @@ MIMICKERS: dict[str, Target] = {
     "SampleFeature": Target("kdcli.distill.mimickers.sample_feature:SampleFeatureMimicker"),
     "FRS": Target("kdcli.distill.mimickers.frs:FrsMimicker"),
     "DeFeat": Target("kdcli.distill.mimickers.defeat:DeFeatMimicker"),
+    "FGD": Target("kdcli.distill.mimickers.fgd:FgdMimicker"),
 }

@@ -25,9 +25,14 @@ class Classification:
         return 100.0 / num_classes
 
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
-        """Within three standard errors of guessing, or below twice what guessing gives."""
+        """Within three standard errors of guessing, or below twice what guessing gives.
+
+        False where the samples are too few to tell half of the way to perfect from guessing.
+        """
         share = 1.0 / num_classes
         error = 100.0 * math.sqrt(share * (1.0 - share) / max(samples, 1))
+        if 3.0 * error > 0.5 * (100.0 - self.chance(num_classes)):
+            return False
         return metrics[self.primary] <= max(
             self.chance(num_classes) + 3.0 * error, min(2.0 * 100.0 * share, 60.0)
         )

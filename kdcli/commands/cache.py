@@ -1,0 +1,28 @@
+"""`kdcli cache`: store what the teachers of a spec show, before any training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def cache(spec: str, changes: Sequence[str], *, device: str | None, plugins: Sequence[str]) -> None:
+    """Fill the caches of a spec and say where they lie."""
+    from kdcli.spec.parse import read
+
+    parsed = read(spec, changes)
+    from kdcli.commands import located
+    from kdcli.engine.distributed import processes
+    from kdcli.engine.make_caches import make_caches
+    from kdcli.engine.memory import memory_told
+    from kdcli.engine.run import RunOptions
+    from kdcli.report.console import write
+
+    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
+    with (
+        located(parsed),
+        memory_told(parsed.spec),
+        processes(device or parsed.spec.runtime.device) as here,
+    ):
+        for notice in make_caches(parsed, options, here):
+            write(notice.message + "\n", sys.stderr)

@@ -1,0 +1,76 @@
+"""What this installation is: versions, devices, threads, disk, extras."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kdcli import __version__
+
+NEEDED = ("torch", "torchvision", "typer", "rich", "pyyaml", "pydantic", "safetensors", "numpy")
+EXTRAS: dict[str, dict[str, str]] = {
+    "demo": {"scikit-learn": "sklearn"},
+    "timm": {"timm": "timm"},
+    "opencv": {"opencv-python-headless": "cv2"},
+    "coco": {"faster-coco-eval": "faster_coco_eval"},
+    "report": {"matplotlib": "matplotlib"},
+    "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "tensorboard": {"tensorboard": "tensorboard"},
+    "wandb": {"wandb": "wandb"},
+    "mlflow": {"mlflow": "mlflow"},
+}
+"""Extra: its packages, and the module each of them brings."""
+
+
+def diagnose(folder: Path) -> dict[str, Any]:
+    """Plain facts; free disk is that of the folder. Nothing of the user's data or environment is told."""
+    import torch
+
+    return {
+        "kdcli": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in NEEDED},
+        "extras": {
+            extra: {
+                package: _version(package) if find_spec(module) else None for package, module in parts.items()
+            }
+            for extra, parts in EXTRAS.items()
+        },
+        "cpu": {
+            "cores": os.cpu_count(),
+            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "cuda": _cuda(torch),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+        "editable": not Path(__file__).is_relative_to(sys.prefix),
+    }
+
+
+def _cuda(torch: Any) -> dict[str, Any]:
+    return {
+        "built_for": torch.version.cuda,
+        "devices": [
+            {
+                "name": torch.cuda.get_device_name(index),
+                "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
+                "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+            }
+            for index in range(torch.cuda.device_count())
+        ],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

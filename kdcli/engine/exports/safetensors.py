@@ -1,0 +1,39 @@
+"""safetensors: weights and metadata, for whoever has the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdcli.engine.exports.format import Answer
+from kdcli.engine.exports.portable import Portable
+from kdcli.models.weights import load_weights, save_safetensors
+
+
+class Safetensors:
+    """One file under the names that the network's parameters have."""
+
+    suffix: ClassVar[str] = ".safetensors"
+    runner: ClassVar[str] = "torch"
+
+    def check(self) -> None:
+        """Nothing is missing."""
+
+    def write(self, student: Portable, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the student's own weights."""
+        save_safetensors(student.net.exported_state(), path, {"format": "kdcli-student", **metadata})
+
+    def read(self, path: Path, student: Portable) -> Answer:
+        """A freshly built student with the weights of the file."""
+        load_weights(student.net, path)
+
+        def answer(image: Tensor) -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = student(image)
+                return logits
+
+        return answer

@@ -1,0 +1,74 @@
+"""`kdcli cache`: the caches of a spec filled before any training, by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+
+from kdcli.distill.cached import CachedTeacher
+from kdcli.distill.folding import fold
+from kdcli.engine.build import build_data, build_teacher, build_teachers, run_root
+from kdcli.engine.caches import flush_all, gigabytes, sources_of
+from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.records import Notice
+from kdcli.engine.run import RunOptions
+from kdcli.engine.wiring import show_teacher, small, teacher_taps
+from kdcli.errors import RunError
+from kdcli.spec.cache_rules import caches_of
+from kdcli.spec.parse import ParsedSpec
+
+TOLD = 10
+"""How often a pass is told."""
+
+
+def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Notice]:
+    """Show every training sample once per view to each teacher that is cached; rows that are there stay.
+
+    Raises RunError KD555 where the spec caches nothing, KD552 to KD554 as in training.
+    """
+    spec = parsed.spec
+    caches = caches_of(spec)
+    if not caches:
+        raise RunError.of(
+            "KD555", "no teacher of this spec is cached", "say `cache: {}` beside its `mimic_name`"
+        )
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
+    with ExitStack() as stack:
+        loader = build_data(spec.dataset.train, spec, options, processes, train=True)
+        stack.callback(loader.close)
+        sample = to_device(small(next(loader.batches(0))), processes.device)
+        nets, hashes = build_teachers(spec, options)
+        taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
+        teachers = {
+            name: build_teacher(name, tap, spec, loader.facts, processes) for name, tap in taps.items()
+        }
+        shown = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
+        if spec.runtime.fold_bn:
+            for teacher in teachers.values():
+                fold(teacher, sample)
+        root = run_root(parsed) / "cache"
+        sources, notices = sources_of(
+            spec, teachers, shown, len(sample["image"]), hashes, loader, processes, root
+        )
+        for notice in notices:
+            yield Notice(message=notice)
+        cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
+        views = next(iter(caches.values()))[1].views
+        due = views * len(loader)
+        for view in range(views):
+            for number, batch in enumerate(loader.batches(view), start=view * len(loader) + 1):
+                moved = to_device(dict(batch), processes.device)
+                for source in cached:
+                    source.view(moved)
+                if number * TOLD // due > (number - 1) * TOLD // due and number < due:
+                    yield Notice(message=f"{100 * number // due} % of {due:,} batches")
+            flush_all(sources, processes)
+        for source in cached:
+            size = sum(file.stat().st_size for file in source.store.folder.iterdir())
+            yield Notice(
+                message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows are in "
+                f"{source.store.folder} ({gigabytes(size)})"
+            )

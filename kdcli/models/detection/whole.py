@@ -1,0 +1,122 @@
+"""Whole detectors of torchvision, fed with our batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torchvision.models.detection
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from kdcli.errors import did_you_mean
+from kdcli.models.module import Outputs, ViewModule
+
+ALIGNMENT = 32
+"""torchvision pads images to a multiple of this."""
+
+FAMILIES: dict[str, Any] = {"fasterrcnn": FasterRCNN, "retinanet": RetinaNet, "fcos": FCOS, "ssd": SSD}
+
+PIXELS = frozenset(
+    {"self", "kwargs", "progress", "backbone", "size", "min_size", "max_size", "image_mean", "image_std"}
+)
+"""What the data's transforms do in place of torchvision's, and what the name fixes."""
+
+
+def detector_names() -> list[str]:
+    """The detectors that torchvision builds by name; those for masks and key points are left out."""
+    names = torchvision.models.list_models(module=torchvision.models.detection)
+    return [name for name in names if name.startswith(tuple(FAMILIES))]
+
+
+def build_detector(name: str, arguments: Mapping[str, Any], weights: Any) -> TorchvisionDetector:
+    """A detector by name; random weights, the backbone's too, unless they are asked for.
+
+    Raises ValueError on an argument that it has not, which torchvision's constructors may swallow.
+    """
+    known = argument_names(name)
+    for key in arguments:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise ValueError(f"it has no argument `{key}`" + (f"; {hint}" if hint else ""))
+    given = {"weights_backbone": None, **arguments}
+    return TorchvisionDetector(torchvision.models.get_model(name, weights=weights, **given))
+
+
+def argument_names(name: str) -> list[str]:
+    """What a detector takes; the size and normalisation of images are the data's, and left out."""
+    family = next(kind for prefix, kind in FAMILIES.items() if name.startswith(prefix))
+    builder = torchvision.models.get_model_builder(name)
+    found = {*inspect.signature(builder).parameters, *inspect.signature(family.__init__).parameters}
+    return sorted(found - PIXELS)
+
+
+class TorchvisionDetector(ViewModule):
+    """A torchvision detector as one module, whose layers keep torchvision's paths (`backbone.fpn`, ...).
+
+    Pixels come normalised and resized by the data's transforms; torchvision's own are not run. num_classes
+    counts the background. Training outputs torchvision's losses, each named `<what>_loss`; evaluation
+    `dt_bboxes` [N, 7]: image, x1, y1, x2, y2, score, class from 1.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        detector.transform = Batching()
+        for name, child in detector.named_children():
+            self.add_module(name, child)
+        # In a tuple, so that the children are registered once, under torchvision's own paths.
+        self._detector = (detector,)
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `image`, `image_info`; in training `boxes` too."""
+        offset = int(outputs.get("annotations", {}).get("box_offset", 0))
+        sizes = [(int(info[0]), int(info[1])) for info in outputs["image_info"]]
+        images = [
+            image[:, :height, :width] for image, (height, width) in zip(outputs["image"], sizes, strict=True)
+        ]
+        (detector,) = self._detector
+        detector.training = self.training
+        if self.training:
+            losses: dict[str, Tensor] = detector(
+                images, [_target(boxes, offset) for boxes in outputs["boxes"]]
+            )
+            return {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
+        return {"dt_bboxes": _rows(detector(images), offset)}
+
+
+class Batching(nn.Module):
+    """Stands where torchvision normalises and resizes: pads only, and leaves boxes where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pad = (GeneralizedRCNNTransform(1, 1, [0.0], [1.0], size_divisible=ALIGNMENT),)
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """Images [3, h, w] as one padded batch with their sizes."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        return ImageList(self._pad[0].batch_images(images, ALIGNMENT), sizes), targets
+
+    def postprocess(self, result: Any, image_sizes: Any, original_image_sizes: Any) -> Any:
+        """The boxes as they are."""
+        return result
+
+
+def _target(boxes: Tensor, offset: int) -> dict[str, Tensor]:
+    edges = boxes[:, :4] + boxes.new_tensor([0.0, 0.0, offset, offset])
+    return {"boxes": edges, "labels": boxes[:, 4].to(torch.int64)}
+
+
+def _rows(found: Sequence[Mapping[str, Tensor]], offset: int) -> Tensor:
+    rows = []
+    for image, one in enumerate(found):
+        boxes = one["boxes"].float() - one["boxes"].new_tensor([0.0, 0.0, offset, offset])
+        ends = torch.stack([one["scores"].float(), one["labels"].float()], dim=1)
+        rows.append(torch.cat([boxes.new_full((len(boxes), 1), image), boxes, ends], dim=1))
+    return torch.cat(rows)

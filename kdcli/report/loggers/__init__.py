@@ -1,0 +1,12 @@
+"""Loggers: where else the numbers of a run go, by name; torch-free."""
+
+from __future__ import annotations
+
+from kdcli.spec.tables import Target
+
+LOGGERS: dict[str, Target] = {
+    "mlflow": Target("kdcli.report.loggers.mlflow:MlflowLogger"),
+    "tensorboard": Target("kdcli.report.loggers.tensorboard:TensorBoardLogger"),
+    "wandb": Target("kdcli.report.loggers.wandb:WandbLogger"),
+}
+"""What `trainer.loggers` may name, beside `package.module:Logger` of a package that --plugin allows."""

@@ -1,0 +1,100 @@
+"""The JSON Schema: valid itself, true to the samples, and of use against slips."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from kdcli.engine.schema_json import json_schema
+from tests.engine.runs import SPEC
+
+SAMPLES = sorted((Path(__file__).parents[2] / "sample_configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft7Validator:
+    schema = json_schema()
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
+
+
+def changed(*path: str | int, value: Any) -> dict[str, Any]:
+    """The small spec with one value set."""
+    spec: dict[str, Any] = copy.deepcopy(yaml.safe_load(SPEC))
+    place: Any = spec
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return spec
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_samples(path: Path, validator: jsonschema.Draft7Validator) -> None:
+    found = [
+        f"{list(e.absolute_path)}: {e.message}"
+        for e in validator.iter_errors(yaml.safe_load(path.read_text()))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("runtime", "runnr"), {}),
+        (("runtime", "random_seed"), "three"),
+        (("net", "type"), "cifar_resnet9"),
+        (("net", "kwargs", "num_clases"), 4),
+        (("net", "kwargs", "num_classes"), "four"),
+        (("mimic", "cfgs", "loss", "type"), "kd_los"),
+        (("mimic", "cfgs", "loss", "kwargs", "TT"), 2),
+        (("mimic", "adapter"), "outo"),
+        (("mimic", "warm_up"), 3),
+        (("mimic", "teacher0", "mimic_names"), ["logits"]),
+        (("dataset", "train", "dataset", "type"), "fke"),
+        (("dataset", "train", "dataset", "kwargs", "transformer", 0, "kwargs", "sizes"), 3),
+        (("trainer", "optimizer", "type"), "sgd"),
+        (("trainer", "max_epoch"), "many"),
+    ],
+)
+def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:
+    assert validator.is_valid(yaml.safe_load(SPEC))
+    assert not validator.is_valid(changed(*path, value=value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("net",), {"type": "torchvision.resnet18"}),
+        (("mimic", "cfgs"), {"loss": {"type": "kd_loss", "kwargs": {"temperature": 4}}}),
+        (("mimic", "teacher0", "mimic_name"), "logits"),
+        (("saver",), None),
+        (("x-note",), "anything"),
+        (("trainer", "max_epoch"), 1e2),
+    ],
+)
+def test_freedoms(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:
+    assert validator.is_valid(changed(*path, value=value))
+
+
+def test_the_command_writes_it() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from kdcli.commands import words; words.schema(); import sys; assert 'torch' not in sys.modules",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ},
+    )
+    assert json.loads(done.stdout)["$schema"].endswith("draft-07/schema#")

@@ -1,0 +1,255 @@
+"""Loggers: what they are told, what survives a failure, and the real libraries, offline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kdcli.engine.records import Evaluation, Finished, Step
+from kdcli.errors import SpecError
+from kdcli.report.loggers.logger import LoggedRun, flat
+from kdcli.report.loggers.loggers import IDENTITIES, Loggers, check_loggers
+
+from .samples import plan
+
+SPEC = {
+    "trainer": {"optimizer": {"type": "SGD", "kwargs": {"lr": 0.1}}, "loggers": ["x"]},
+    "net": [{"name": "m"}],
+}
+
+
+def logged(folder: Path) -> LoggedRun:
+    return LoggedRun(name="digits", run_dir=folder, spec=SPEC, spec_text="trainer:\n  optimizer: SGD\n")
+
+
+def step(number: int) -> Step:
+    return Step(
+        step=number,
+        total_steps=4,
+        epoch=0,
+        step_in_epoch=number,
+        steps_per_epoch=4,
+        losses={"task.loss": 1.0 / number, "job.teacher0.kd": 2.0},
+        total=1.0 / number + 2.0,
+        lr=0.1,
+        images=8,
+        seconds=0.5,
+    )
+
+
+def evaluation(number: int) -> Evaluation:
+    metrics = {"top1": 90.0 + number}
+    return Evaluation(
+        step=number, epoch=0, network="student", metrics=metrics, primary="top1", best=True, seconds=1.0
+    )
+
+
+def finished(folder: Path) -> Finished:
+    return Finished(
+        step=4,
+        seconds=2.0,
+        run_dir=folder,
+        student_path=None,
+        primary="top1",
+        last={"top1": 94.0},
+        best={"top1": 94.0},
+        teachers={"teacher0": {"top1": 99.0}},
+    )
+
+
+def picture() -> bytes:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def follow(names: list[str], folder: Path, *, resumed: int = 0, end: bool = True) -> list[str]:
+    """A run of four steps seen by the loggers, from where it was resumed; what the user was told."""
+    loggers = Loggers(names, logged(folder))
+    told = loggers.load()
+    told += loggers.take(replace(plan(), resumed_step=resumed))
+    for number in range(resumed + 1, 5 if end else 3):
+        told += loggers.take(step(number))
+        told += loggers.take(evaluation(number))
+    if end:
+        told += loggers.take(finished(folder))
+        told += loggers.pictures(4, {"report/disagreements": picture()})
+    told += loggers.close()
+    return [notice.message for notice in told]
+
+
+class Listening:
+    """A user's own logger."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        MADE.append(self)
+
+    def begin(self, run: LoggedRun) -> str | None:
+        self.heard.append((run.name, run.resumed_step, run.identity))
+        return "mine"
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.heard.append((step, dict(values)))
+
+    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        self.heard.append(("pictures", sorted(pictures)))
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        self.heard.append(("summary", dict(values)))
+
+    def end(self, *, finished: bool) -> None:
+        self.heard.append(("end", finished))
+
+
+class Falling(Listening):
+    """Fails at the second step."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if step == 2:
+            raise ConnectionError("the server is gone\nand more")
+
+
+MADE: list[Listening] = []
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    module = ModuleType("mylab_logs")
+    module.Listening, module.Falling = Listening, Falling  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mylab_logs", module)
+    MADE.clear()
+    yield "mylab_logs"
+
+
+def test_an_own_logger_hears_everything_by_name(own: str, tmp_path: Path) -> None:
+    assert follow([f"{own}:Listening"], tmp_path) == []
+    heard = MADE[0].heard
+    assert heard[0] == ("digits", 0, None)
+    assert heard[1] == (
+        1,
+        {
+            "loss/task.loss": 1.0,
+            "loss/job.teacher0.kd": 2.0,
+            "loss/total": 3.0,
+            "lr": 0.1,
+            "epoch": 0.0,
+            "images_per_second": 16.0,
+        },
+    )
+    assert heard[2] == (1, {"test/top1": 91.0})
+    assert heard[-4:] == [
+        (4, {"test/teacher0/top1": 99.0}),
+        ("summary", {"best/top1": 94.0}),
+        ("pictures", ["report/disagreements"]),
+        ("end", True),
+    ]
+
+
+def test_a_resumed_run_is_told_who_it_was(own: str, tmp_path: Path) -> None:
+    follow([f"{own}:Listening"], tmp_path, end=False)
+    follow([f"{own}:Listening"], tmp_path, resumed=2)
+    assert MADE[0].heard[-1] == ("end", False)
+    assert MADE[1].heard[0] == ("digits", 2, "mine")
+    assert json.loads((tmp_path / IDENTITIES).read_text()) == {f"{own}:Listening": "mine"}
+
+
+def test_a_failing_logger_says_so_once_and_the_others_go_on(own: str, tmp_path: Path) -> None:
+    told = follow([f"{own}:Falling", f"{own}:Listening"], tmp_path)
+    assert told == [
+        f"logger `{own}:Falling` failed and is left out, training goes on: ConnectionError: the server is gone"
+    ]
+    assert MADE[1].heard[-1] == ("end", True)
+
+
+def test_a_logger_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "kdcli.report.loggers.wandb", raising=False)
+    (message,) = follow(["wandb"], tmp_path)
+    assert "pip install 'kdcli[wandb]'" in message
+
+
+def test_names_are_checked_before_anything_is_imported() -> None:
+    with pytest.raises(SpecError) as caught:
+        check_loggers(["tensorbord", "wandb", "mylab.logs:Logger"], [])
+    first, second = caught.value.diagnostics
+    assert (first.code, first.path) == ("KD390", ("trainer", "loggers", 0))
+    assert first.help == "did you mean `tensorboard`?"
+    assert second.path == ("trainer", "loggers", 2) and second.help == "if you trust it, add `--plugin mylab`"
+    check_loggers(["mylab.logs:Logger"], ["mylab"])
+
+
+def test_a_spec_becomes_flat_facts() -> None:
+    assert dict(flat(SPEC)) == {
+        "trainer.optimizer.type": "SGD",
+        "trainer.optimizer.kwargs.lr": 0.1,
+        "trainer.loggers": "['x']",
+        "net.0.name": "m",
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_files_read_back_across_a_resume(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert follow(["tensorboard"], tmp_path, end=False) == []
+    assert follow(["tensorboard"], tmp_path, resumed=1) == []
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("test/top1")] == [(1, 91), (2, 92), (3, 93), (4, 94)]
+    assert [e.step for e in events.Scalars("loss/job.teacher0.kd")] == [1, 2, 3, 4]
+    assert events.Scalars("test/teacher0/top1")[0].value == 99.0
+    assert events.Tags()["images"] == ["report/disagreements"]
+    (tmp_path / IDENTITIES).unlink()
+    assert follow(["tensorboard"], tmp_path) == []
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_offline_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert follow(["wandb"], tmp_path, end=False) == []
+    assert follow(["wandb"], tmp_path, resumed=2) == []
+    identity = json.loads((tmp_path / IDENTITIES).read_text())["wandb"]
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert files
+    said = b"".join(file.read_bytes() for file in files)
+    assert b"test/top1" in said and b"loss/job.teacher0.kd" in said
+    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/images/report/disagreements*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: store)
+    assert follow(["mlflow"], tmp_path, end=False) == []
+    assert follow(["mlflow"], tmp_path, resumed=2) == []
+    client = mlflow.MlflowClient(tracking_uri=store)
+    (run,) = client.search_runs([client.get_experiment_by_name("kdcli").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["trainer.optimizer.kwargs.lr"] == "0.1"
+    assert run.data.metrics["best/top1"] == 94.0
+    history = client.get_metric_history(run.info.run_id, "test/top1")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+        (1, 91),
+        (2, 92),
+        (3, 93),
+        (4, 94),
+    ]
+    assert "report" in [file.path for file in client.list_artifacts(run.info.run_id)]
