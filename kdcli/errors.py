@@ -65,7 +65,6 @@ class KdError(Exception):
         self.diagnostics = found
         super().__init__("\n".join(f"{d.code}: {d.message}" for d in found))
 
-
     def located(self, locate: Callable[[Diagnostic], Diagnostic]) -> Self:
         """The same error, its diagnostics with their places filled in."""
         self.diagnostics = tuple(locate(diagnostic) for diagnostic in self.diagnostics)

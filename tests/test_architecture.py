@@ -15,7 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kdcli"
-ORDER = ("errors", "codes", "spec", "losses", "models", "distill", "data", "tasks", "engine", "report", "commands", "cli")
+ORDER = (
+    "errors",
+    "codes",
+    "spec",
+    "losses",
+    "models",
+    "distill",
+    "data",
+    "tasks",
+    "engine",
+    "report",
+    "commands",
+    "cli",
+)
 TORCH_FREE = (
     "kdcli",
     "kdcli.errors",
@@ -111,7 +124,17 @@ def test_every_table_names_code_that_is_there() -> None:
     from kdcli.engine.tables import tables
 
     known = tables()
-    for name in ("losses", "mimickers", "modules", "adapters", "datasets", "transforms", "batch_fns", "image_readers", "samplers"):
+    for name in (
+        "losses",
+        "mimickers",
+        "modules",
+        "adapters",
+        "datasets",
+        "transforms",
+        "batch_fns",
+        "image_readers",
+        "samplers",
+    ):
         for key, target in getattr(known, name).items():
             assert callable(target.load()), (name, key)
 

@@ -60,7 +60,9 @@ def shortened(name: str, garments: Path) -> ParsedSpec:
     return read(FOLDER / name, changes)
 
 
-def _jobs(raw: dict[str, dict[str, dict[str, dict[str, str]]]]) -> list[tuple[str, dict[str, dict[str, str]]]]:
+def _jobs(
+    raw: dict[str, dict[str, dict[str, dict[str, str]]]],
+) -> list[tuple[str, dict[str, dict[str, str]]]]:
     mimic = raw.get("mimic") or {}
     if mimic.get("mimic_as_jobs"):
         return [(f"mimic.{name}", job) for name, job in mimic.items() if name.startswith("mimic_job")]
@@ -68,7 +70,9 @@ def _jobs(raw: dict[str, dict[str, dict[str, dict[str, str]]]]) -> list[tuple[st
 
 
 def test_there_are_samples() -> None:
-    assert {"digits_kd.yaml", "digits_feature.yaml", "digits_two_teachers.yaml", "fashion_kd.yaml"} <= set(SAMPLES)
+    assert {"digits_kd.yaml", "digits_feature.yaml", "digits_two_teachers.yaml", "fashion_kd.yaml"} <= set(
+        SAMPLES
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -80,7 +84,11 @@ def test_a_sample_runs(name: str, garments: Path, tmp_path: Path, monkeypatch: p
     steps = [record for record in records if isinstance(record, Step)]
     assert len(steps) == STEPS * max(1, len(parsed.spec.mimic.stages if parsed.spec.mimic else ()))
     finished = records[-1]
-    assert isinstance(finished, Finished) and finished.student_path is not None and finished.student_path.exists()
+    assert (
+        isinstance(finished, Finished)
+        and finished.student_path is not None
+        and finished.student_path.exists()
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)

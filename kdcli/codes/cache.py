@@ -32,7 +32,7 @@ CACHE: dict[str, Explanation] = {
     ),
     "KD554": Explanation(
         "a cache that can't be written",
-        "The cache's folder can't be made or its disk refuses; the training has no place for the teacher's views.",
+        "The cache's folder can't be made, or its disk is full: nothing can be stored.",
         "right: cache: {dir: /data/cache}",
     ),
     "KD555": Explanation(

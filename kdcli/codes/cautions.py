@@ -76,6 +76,12 @@ CAUTIONS: dict[str, Explanation] = {
         " section's.",
         "wrong: trianer: &t {...}\nright: trainer: {...}",
     ),
+    "KD616": Explanation(
+        "factors of an untrained paraphraser",
+        "`ft` compares the student with factors that a paraphraser makes of the teacher's map. An earlier stage"
+        " with `ft_paraphrase` on the same layer trains it; without one it stays random.",
+        "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
+    ),
     "KD620": Explanation(
         "size of the images not told",
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",

@@ -135,8 +135,10 @@ DISTILLATION: dict[str, Explanation] = {
     ),
     "KD451": Explanation(
         "feature of another kind than the loss takes",
-        "Some losses compare logits [B, K] or pooled vectors [B, D] only.",
-        "wrong: type: dkd on backbone.layer4\nright: mimic_name: [logits]",
+        "Some losses take logits [B, K], pooled vectors [B, D], whole maps or what goes into a ReLU, and"
+        " nothing else. `path:in` names a layer's input: the classifier's is the pooled vector, a ReLU's the"
+        " pre-activation.",
+        "wrong: type: ab on model.layer3\nright: mimic_name: ['model.layer3.0.relu:in']",
     ),
     "KD452": Explanation(
         "option that no loss of the job takes",
@@ -147,5 +149,11 @@ DISTILLATION: dict[str, Explanation] = {
         "weighting of teachers that a loss cannot do",
         "entropy and confidence weigh every sample of every teacher; the loss gives no value per sample.",
         "right: teacher_weighting: average, or a loss such as kd_loss",
+    ),
+    "KD454": Explanation(
+        "mutual learning without a peer",
+        "Networks that teach each other stand in one `net`: the student, and modules of type `peer`; the job"
+        " names the logits of each and no teacher.",
+        "right: student: {mimic_name: [logits, peer_logits]}",
     ),
 }

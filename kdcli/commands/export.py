@@ -30,11 +30,11 @@ class ExportArguments:
 def export(arguments: ExportArguments) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
+    from kdcli.commands.reading import read_checked
     from kdcli.engine.exports.export import export as run
     from kdcli.engine.reopen import reopen
     from kdcli.engine.run import RunOptions
     from kdcli.report.console import write
-    from kdcli.commands.reading import read_checked
 
     if Path(arguments.source).is_dir():
         if arguments.changes:

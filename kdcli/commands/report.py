@@ -44,9 +44,9 @@ def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: boo
 
 
 def write_up(
-    parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device
+    parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
-    """The report of a run that has just finished: what to tell, and its pictures; never raises."""
+    """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
     from kdcli.engine.records import Notice
     from kdcli.engine.report_data import write_report_data
     from kdcli.report.album import report_pictures
@@ -68,7 +68,7 @@ def write_up(
         notices = [Notice(message=message, level="warning")]
     try:
         page = write_report(root)
-        pictures = report_pictures(root)
+        pictures = report_pictures(root) if drawn else {}
     except Exception as error:
         return [*notices, Notice(message=f"no report.html: {_reason(error)}", level="warning")], {}
     return [*notices, Notice(message=f"report: {page}")], pictures

@@ -53,8 +53,8 @@ class TrainArguments:
 def train(arguments: TrainArguments) -> None:
     """The whole command; errors are raised, signals too."""
     from kdcli.commands import located
-    from kdcli.report.loggers.loggers import check_loggers
     from kdcli.commands.reading import read_checked
+    from kdcli.report.loggers.loggers import check_loggers
 
     follow_launcher()
     with listening() as interrupts:
@@ -126,7 +126,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
             spec=[arguments.spec, *arguments.changes],
             quiet=arguments.quiet,
             loggers=Loggers(parsed.spec.trainer.loggers, logged),
-            write_up=lambda: write_up(parsed, options, run.folder.root, here.device),
+            write_up=lambda drawn: write_up(parsed, options, run.folder.root, here.device, drawn),
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)

@@ -64,9 +64,7 @@ def _pairs(teacher: Teacher, sample: Mapping[str, Any]) -> list[_Pair]:
         for handle in handles:
             handle.remove()
     tapped = {id(module) for module in teacher.taps.modules.values()}
-    homes = {
-        id(child): (parent, name) for parent in net.modules() for name, child in parent.named_children()
-    }
+    homes = {id(child): (parent, name) for parent in net.modules() for name, child in parent.named_children()}
     pairs = []
     for tensor, norm in read:
         conv = next((conv for out, conv in made if out is tensor), None)

@@ -26,7 +26,7 @@ LARGEST_HALF = 65504.0
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One tensor of a row. shape: of one sample. dtype: as the network gives it; stored: as it lies on disk."""
+    """One tensor of a row. shape: of one sample. dtype: as the network gives it; stored: as on the disk."""
 
     name: str
     shape: tuple[int, ...]

@@ -17,7 +17,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOSSES, TEMPERED, UNLIKE_SHAPES
+from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
 from kdcli.losses.temperature import LearnedTemperature
 from kdcli.spec.schema import Job, LossSpec, Temperature
@@ -56,7 +56,7 @@ class Term(nn.Module):
         self.loss_type = loss.type
         target = LOSSES[loss.type].load()
         self.binding: Binding = binding_of(target)
-        self.standardize = job.standardize if loss.standardize is None else loss.standardize
+        self.standardize = self._standardizes(job, loss)
         self.mean_over_pairs = (
             loss.type in SPEC_LOSSES if loss.over_pairs is None else loss.over_pairs == "mean"
         )
@@ -187,6 +187,19 @@ class Term(nn.Module):
             why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
             raise self._no_option(job, False, "temperature", why)
         return None
+
+    def _standardizes(self, job: Job, loss: LossSpec) -> bool:
+        """Whether logits are standardised: as the loss says, else the job where this compares logits.
+
+        Raises SpecError KD452 where no loss compares logits.
+        """
+        asked = job.standardize if loss.standardize is None else loss.standardize
+        if not asked or self.loss_type in LOGIT:
+            return asked
+        on_loss = loss.standardize is not None
+        if on_loss or not any(other.type in LOGIT for other in job.losses.values()):
+            raise self._no_option(job, on_loss, "standardize", "compares no logits")
+        return False
 
     def _no_option(self, job: Job, on_loss: bool, option: str, why: str) -> SpecError:
         path = (*self.path, option) if on_loss else (*self.path[:3], option)

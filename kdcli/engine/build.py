@@ -30,7 +30,7 @@ from kdcli.engine.records import NetworkFacts
 from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
-from kdcli.errors import SpecError
+from kdcli.errors import SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.spec.cache_rules import views_of
@@ -145,7 +145,8 @@ def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) 
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
         open_folder(root, overwrite=options.overwrite, resume=resume)
     processes.wait()
-    return RunFolder(root)
+    results = parsed.spec.saver.results_dir
+    return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
 
 
 def build_data(
@@ -211,8 +212,17 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
 
 
 def teacher_settings(spec: Spec, name: str) -> JobTeacher:
-    """How the jobs treat one teacher; the parser has checked that they agree."""
-    return next(job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers)
+    """How the jobs treat one teacher: what any of them says; the parser has checked that they agree."""
+    parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
+    said = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
+    return parts[0].model_copy(update=said)
+
+
+def weight_path(spec: Spec, name: str) -> SpecPath:
+    """Where the spec says the weights of a teacher."""
+    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    saying = [job for job in users if jobs_of(spec)[job].teachers[name].teacher_weight is not None]
+    return ("mimic", "jobs", (saying or users)[0], "teachers", name, "teacher_weight")
 
 
 def build_teachers(
@@ -222,8 +232,7 @@ def build_teachers(
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
     for name, modules in spec.teachers.items():
-        users = [job for job in jobs if name in jobs[job].teachers]
-        if not users:
+        if not any(name in job.teachers for job in jobs.values()):
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.runtime.random_seed)
@@ -232,7 +241,7 @@ def build_teachers(
             )
         settings = teacher_settings(spec, name)
         if load and settings.teacher_weight is not None:
-            where = ("mimic", "jobs", users[0], "teachers", name, "teacher_weight")
+            where = weight_path(spec, name)
             load_weights(net, find_file(settings.teacher_weight, options.base_dir, where), where=where)
         nets[name] = net
         hashes[name] = weights_hash(net.state_dict())

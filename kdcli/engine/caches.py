@@ -144,9 +144,10 @@ def opened(
     if processes.speaks:
         there = store.count()
         share = "" if there == 0 else f", {there:,} of {plan.rows:,} rows are there"
+        views = f"{plan.cache.views} view{'s' if plan.cache.views > 1 else ''}"
         notices.append(
-            f"{plan.name} is cached in {plan.folder} ({gigabytes(plan.size)}: {plan.facts['samples']:,} samples "
-            f"x {plan.cache.views} view{'s' if plan.cache.views > 1 else ''}{share})"
+            f"{plan.name} is cached in {plan.folder} ({gigabytes(plan.size)}: "
+            f"{plan.facts['samples']:,} samples x {views}{share})"
         )
     return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
 
@@ -201,8 +202,8 @@ def _others(plan: Plan) -> list[str]:
         differs = [words for key, words in WHAT.items() if before.get(key) != now[key]]
         size = sum(file.stat().st_size for file in folder.iterdir())
         notices.append(
-            f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: {', '.join(differs) or 'its format'} "
-            f"changed; delete it if nothing else needs it"
+            f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: "
+            f"{', '.join(differs) or 'its format'} changed; delete it if nothing else needs it"
         )
     return notices
 
@@ -220,15 +221,15 @@ def _check_size(plan: Plan) -> None:
     raise SpecError.at(
         plan.path,
         "KD552",
-        f"the cache of {plan.name} would take {gigabytes(plan.size)}, and {bound} (most of it for `{largest.name}`, "
-        f"[{', '.join(map(str, largest.shape))}] a sample)",
+        f"the cache of {plan.name} would take {gigabytes(plan.size)}, and {bound} "
+        f"(most of it for `{largest.name}`, [{', '.join(map(str, largest.shape))}] a sample)",
         "name smaller layers, lower `views`, say `dtype: float16` or `topk: 20`, or raise `limit_gb`",
         on_key=True,
     )
 
 
 def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
-    """Put on the disk what the caches took in; every process takes part, and sees the others' rows afterwards."""
+    """Put on the disk what the caches took in; every process takes part and then sees the others' rows."""
     cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
     for source in cached:
         try:

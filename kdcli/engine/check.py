@@ -33,7 +33,7 @@ from kdcli.engine.check_files import check_weights, count_samples
 from kdcli.engine.check_losses import check_losses
 from kdcli.engine.check_training import check_data, check_stages, steps_per_epoch_of
 from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
-from kdcli.engine.flops import flops_of
+from kdcli.engine.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
 from kdcli.engine.rehearsal import rehearse
@@ -41,8 +41,8 @@ from kdcli.engine.sample import USUAL_SIZE, channels_of, sample_of
 from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import (
     Wiring,
-    join,
     jobs_of,
+    join,
     show_student,
     show_teacher,
     student_taps,
@@ -97,6 +97,7 @@ class _Rehearsal:
     def __init__(self, parsed: ParsedSpec, options: CheckOptions, mode: FakeTensorMode | None) -> None:
         self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
         self.findings = Findings()
+        self.flops: dict[str, int] = {}
         self.facts: DataFacts = describe(self.spec.dataset.train)
         if self.facts.shape is not None and min(self.facts.shape) < 1:
             self.facts = replace(self.facts, shape=None)
@@ -161,13 +162,15 @@ class _Rehearsal:
             with self.findings.part():
                 teacher = self.teacher(name, teacher_taps(self.spec, {name: net}, self.findings)[name])
                 pixels = teacher.pixels_of(batch)
-                views[name] = rehearse(
-                    lambda teacher=teacher: show_teacher(teacher, batch, stack),  # type: ignore[misc]
-                    net,
-                    pixels,
-                    self.lists[name],
-                    _path(name),
-                )
+                with every_layer_runs(), FlopCount() as counter:
+                    views[name] = rehearse(
+                        lambda teacher=teacher: show_teacher(teacher, batch, stack),  # type: ignore[misc]
+                        net,
+                        pixels,
+                        self.lists[name],
+                        _path(name),
+                    )
+                self.flops[name] = int(counter.total) // len(batch["image"])
                 teachers[name] = teacher
         taps: Taps | None = None
         view = View({})
@@ -244,24 +247,19 @@ class _Rehearsal:
     ) -> Plan | None:
         """What would run on one process."""
         networks = []
+        with self.findings.part():
+            student = nets["net"].eval()
+            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
+            self.flops["net"] = work
         for name, net in nets.items():
-            pixels = teachers[name].pixels_of(batch) if name in teachers else batch
-            with self.findings.part():
-                flops = rehearse(
-                    lambda net=net, pixels=pixels: flops_of(net, pixels),  # type: ignore[misc]
-                    net.eval(),
-                    pixels,
-                    self.lists[name],
-                    _path(name),
+            networks.append(
+                NetworkFacts(
+                    name="student" if name == "net" else name,
+                    parameters=sum(p.numel() for p in net.parameters()),
+                    flops=self.flops.get(name),
+                    runs_until=teachers[name].taps.stopped_at if name in teachers else None,
                 )
-                networks.append(
-                    NetworkFacts(
-                        name="student" if name == "net" else name,
-                        parameters=sum(p.numel() for p in net.parameters()),
-                        flops=flops,
-                        runs_until=teachers[name].taps.stopped_at if name in teachers else None,
-                    )
-                )
+            )
         if self.facts.shape is None and not self.findings.found:
             self.findings.found.append(_unknown_size())
         runtime, trainer = self.spec.runtime, self.spec.trainer

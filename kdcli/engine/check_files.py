@@ -7,8 +7,7 @@ from pathlib import Path
 
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
-from kdcli.engine.build import teacher_settings
-from kdcli.engine.wiring import jobs_of
+from kdcli.engine.build import teacher_settings, weight_path
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
@@ -38,7 +37,6 @@ def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None
 
     nets: `net` and the teachers, by name.
     """
-    jobs = jobs_of(spec)
     for name, net in nets.items():
         if name == "net":
             if spec.saver.pretrain_model is not None:
@@ -49,7 +47,6 @@ def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None
             continue
         weight = teacher_settings(spec, name).teacher_weight
         if weight is not None:
-            job = next(job for job in jobs if name in jobs[job].teachers)
             with found.part():
-                where = ("mimic", "jobs", job, "teachers", name, "teacher_weight")
+                where = weight_path(spec, name)
                 check(net, find_file(weight, base_dir, where), where=where)

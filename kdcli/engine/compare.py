@@ -20,6 +20,7 @@ from kdcli.engine.build import (
     pixel_change,
     run_root,
     teacher_settings,
+    weight_path,
 )
 from kdcli.engine.checkpoint import newest_valid
 from kdcli.engine.distributed import Processes, to_device
@@ -129,8 +130,7 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     settings = teacher_settings(spec, name)
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
-    job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
-    where = ("mimic", "jobs", job, "teachers", name, "teacher_weight")
+    where = weight_path(spec, name)
     path = find_file(settings.teacher_weight, options.base_dir, where)
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned

@@ -21,7 +21,7 @@ from kdcli.engine.flops import FlopCount, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
 from kdcli.engine.sample import channels_of, classification_sample, detection_sample
 from kdcli.errors import UsageError, did_you_mean
-from kdcli.models.network import Network, build_network
+from kdcli.models.network import build_network
 from kdcli.spec.networks import ParsedNetworks
 
 Size = tuple[int, int, int]
@@ -149,14 +149,16 @@ def layers_of(net: nn.Module, batch: Mapping[str, Any]) -> tuple[Layer, ...]:
     total = counter.total
     modules = dict(net.named_modules())
     numbers: dict[int, int] = {}
+    above = {part for name, entry in seen.items() if entry.calls for part in _parents(name)}
     return tuple(
-        _layer(name, modules[name], entry, _ran_below(name, seen), total, height, numbers)
+        _layer(name, modules[name], entry, name in above, total, height, numbers)
         for name, entry in seen.items()
     )
 
 
-def _ran_below(name: str, seen: Mapping[str, _Seen]) -> bool:
-    return any(entry.calls for other, entry in seen.items() if other.startswith(f"{name}."))
+def _parents(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _layer(

@@ -20,9 +20,13 @@ from kdcli.errors import RunError
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of one run: spec.yaml, spec.resolved.yaml, env.json, train.log, metrics.jsonl, checkpoints/,
-    student.safetensors, student_best.safetensors, finished.json."""
+    student.safetensors, student_best.safetensors, finished.json.
+
+    results: a second place for the figures at the end.
+    """
 
     root: Path
+    results: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -63,7 +67,9 @@ class RunFolder:
             "teachers": finished.teachers,
         }
         text = json.dumps(figures, indent=2) + "\n"
-        write_whole(self.finished, lambda file: file.write(text.encode()))
+        for path in (self.results, self.finished):
+            if path is not None:
+                write_whole(path, lambda file: file.write(text.encode()))
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
@@ -76,6 +82,8 @@ class RunFolder:
             self.student,
             self.best_student,
             self.finished,
+            self.root / "bad_samples.jsonl",
+            *self.root.glob("replay_*.pt"),
         ]
 
 
@@ -86,9 +94,12 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
     is a link (KD743) or can't be written (KD740).
     """
     folder = RunFolder(root)
-    if root.is_symlink() or folder.checkpoints.is_symlink():
+    link = next((path for path in (root, *_entries(root)) if path.is_symlink()), None)
+    if link is not None:
         raise RunError.of(
-            "KD743", f"the run folder {root} is a symbolic link", "name the real folder as `saver.save_dir`"
+            "KD743",
+            f"{link} is a symbolic link: what is written there would lie elsewhere",
+            "remove it, or name the real folder as `saver.save_dir`",
         )
     if overwrite:
         _clear(folder)
@@ -111,6 +122,11 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
     except OSError as error:
         raise disk_error(root, error) from None
     return folder
+
+
+def _entries(root: Path) -> list[Path]:
+    """What lies in a run folder, and in its checkpoints, as far as it is there."""
+    return [path for folder in (root, root / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
 
 
 def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: dict[str, Any]) -> None:

@@ -69,6 +69,6 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         for source in cached:
             size = sum(file.stat().st_size for file in source.store.folder.iterdir())
             yield Notice(
-                message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows are in "
-                f"{source.store.folder} ({gigabytes(size)})"
+                message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows "
+                f"are in {source.store.folder} ({gigabytes(size)})"
             )

@@ -12,7 +12,7 @@ import yaml
 from kdcli.engine.checkpoint import checkpoints, load_checkpoint, newest_valid
 from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
-from kdcli.engine.state import Progress
+from kdcli.engine.state import Progress, fitting
 from kdcli.errors import KdError, RunError
 
 MAY_DIFFER = (
@@ -44,6 +44,7 @@ SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 class Resumed:
     """A checkpoint to continue from. new_schedule: the user lets optimizer or schedule differ."""
 
+    path: Path
     state: dict[str, Any]
     progress: Progress
     new_schedule: bool
@@ -64,8 +65,9 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
     if run.processes.speaks:
         try:
             state, path, notices = _read(run)
-            if state is not None:
-                _check(run, state)
+            if state is not None and path is not None:
+                with fitting(path):
+                    _check(run, state)
         except KdError as error:
             failure = error
     told = (path, notices, None if failure is None else failure.diagnostics)
@@ -75,9 +77,10 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
     if path is None:
         return None, notices
     state = state or load_checkpoint(path)
-    progress = _progress(run, state)
-    differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
-    resumed = Resumed(state, progress, any(_among(key, SCHEDULE) for key in differing))
+    with fitting(path):
+        progress = _progress(run, state)
+        differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
+    resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
     return resumed, [*notices, Notice(message=f"continuing at step {progress.step}")]
 
 
@@ -89,7 +92,7 @@ def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
         if named.is_file():
             return load_checkpoint(named), named, []
         own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
-    notices = []
+    notices: list[Notice] = []
     for path, found in newest_valid(own):
         if isinstance(found, dict):
             return found, path, notices

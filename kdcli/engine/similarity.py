@@ -121,4 +121,5 @@ def stage_layers(layers: Sequence[Layer], most: int = LAYERS) -> list[str]:
 def _counts(layer: Layer) -> bool:
     """Whether the layer gives one feature worth comparing."""
     features = [size for size in layer.sizes if len(size) >= 2]
-    return len(layer.sizes) == len(features) == 1 and layer.parameters > 0 and "Norm" not in layer.type
+    norm = layer.leaf and "Norm" in layer.type
+    return len(layer.sizes) == len(features) == 1 and layer.parameters > 0 and not norm

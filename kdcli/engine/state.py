@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from kdcli.engine.checkpoint import FORMAT
 from kdcli.engine.optim import LearningRate
 from kdcli.engine.run import Run
 from kdcli.engine.sharding import distributed_like, whole
+from kdcli.errors import RunError
 
 
 @dataclass(slots=True)
@@ -58,6 +62,18 @@ def run_state(
         "spec": run.parsed.resolved_yaml(),
         "teachers": dict(run.teacher_hashes),
     }
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What a checkpoint holds is put to use inside; RunError KD719 where it is not what it should be."""
+    try:
+        yield
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError.of(
+            "KD719", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
+        ) from error
 
 
 def restore_trainee(run: Run, state: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
 from kdcli.engine.sharding import whole
 from kdcli.engine.stages import StagePlan, matches
-from kdcli.engine.state import Progress, restore_average, restore_optimizer, restore_trainee, run_state
+from kdcli.engine.state import Progress, fitting, restore_average, restore_optimizer, restore_trainee, run_state
 from kdcli.engine.wiring import require
 from kdcli.engine.wrapping import Wrapping
 
@@ -74,15 +74,15 @@ class _Session:
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         if resumed is not None:
             self.progress = resumed.progress
-            restore_trainee(run, resumed.state)
+            with fitting(resumed.path):
+                restore_trainee(run, resumed.state)
         self.reach = reach
         self.wrapping = Wrapping(run, reach)
-        restore_average(run, None if resumed is None else resumed.state)
+        with nullcontext() if resumed is None else fitting(resumed.path):
+            restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            facts = environment(
-                str(run.processes.device), run.processes.world_size, run.options.base_dir
-            )
+            facts = environment(str(run.processes.device), run.processes.world_size, run.options.base_dir)
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
@@ -110,7 +110,10 @@ class _Session:
             path=plan.lr_path,
         )
         if resumed is not None:
-            restore_optimizer(run, resumed.state, self.optimizer, self.rate, changed=resumed.new_schedule)
+            with fitting(resumed.path):
+                restore_optimizer(
+                    run, resumed.state, self.optimizer, self.rate, changed=resumed.new_schedule
+                )
         else:
             self.progress.stage, self.progress.stage_step = index, 0
         if index == 0 or resumed is not None:

@@ -97,7 +97,7 @@ TEMPERED: frozenset[str] = frozenset(
         "wsld",
     }
 )
-"""Losses whose `T` softens a distribution: a job's `temperature` is theirs; crd's `T` scales a contrast."""
+"""Losses whose `T` softens a distribution: a job's `temperature` is theirs; not crd's, fgd's."""
 
 LOGITS_ONLY: frozenset[str] = frozenset(LOGIT) - {"ce_loss", "gkd_loss", "kd_loss", "logit_mse"} | {
     "tfkd_reg"
@@ -107,7 +107,9 @@ LOGITS_ONLY: frozenset[str] = frozenset(LOGIT) - {"ce_loss", "gkd_loss", "kd_los
 POOLED: frozenset[str] = frozenset({"cc", "crd"})
 """Losses that embed a pooled vector: over a whole map the embedding would be as large as the network."""
 
-MAPS: frozenset[str] = frozenset({"cat_kd", "fsp", "ft", "ft_paraphrase", "mgd", "ofd", "simkd", "wkd_f"})
+MAPS: frozenset[str] = frozenset(
+    {"cat_kd", "fgd", "fsp", "ft", "ft_paraphrase", "mgd", "ofd", "simkd", "wkd_f"}
+)
 """Losses that take maps [B, C, H, W] and nothing else."""
 
 PRE_ACTIVATIONS: frozenset[str] = frozenset({"ab", "ofd"})

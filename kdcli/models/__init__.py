@@ -53,6 +53,7 @@ CLASSIFICATION: dict[str, Target] = {
     "base_cls_head": Target("kdcli.models.heads.cls_head:ClsHead"),
     "base_cls_postprocess": Target("kdcli.models.heads.cls_postprocess:ClsPostProcess"),
     "ADAP": Target("kdcli.models.adapt:Adapt"),
+    "peer": Target("kdcli.models.peer:Peer"),
 }
 
 DETECTION: dict[str, Target] = {

@@ -51,7 +51,7 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
         page.section("Reliability", *_reliability(data)),
         page.section("Where they disagree most", _disagreements(data.disagreements)),
         page.section("Detections", *_detections(data.detections)),
-        page.section("Feature maps", *map(_maps, data.features)),
+        page.section("Feature maps", page.cards(map(_maps, data.features))),
         page.section("Which layers are alike", *similarities),
         page.section("How it was run", *_origin(run)),
     ]
@@ -127,7 +127,7 @@ def _maps(pair: FeatureMaps) -> str:
         f"{page.image(teacher, 'teacher')}</div>"
         for image, student, teacher in pair.rows
     )
-    return page.card(pair.title, page.paragraph("input, student, teacher") + rows, wide=True) if rows else ""
+    return page.card(pair.title, page.paragraph("input, student, teacher") + rows)
 
 
 def _detections(found: tuple[Detection, ...]) -> list[str]:

@@ -33,7 +33,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl, each line at once: a killed run's checkpoint never knows more than it."""
+    """Appends records, each at once: no checkpoint of a killed run knows more than metrics.jsonl."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path

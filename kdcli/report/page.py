@@ -21,6 +21,7 @@ h3 { font-size: 1rem; margin: 1rem 0 .4rem; overflow-wrap: anywhere; }
 p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .card { background: var(--card); border-radius: .6rem; padding: .8rem; min-width: 0; }
+section > .card + .card { margin-top: 1rem; }
 .card h3 { margin: 0 0 .3rem; } .wide { max-width: 46rem; }
 svg { width: 100%; height: auto; display: block; }
 .wide svg { width: auto; max-width: 100%; }

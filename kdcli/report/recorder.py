@@ -14,8 +14,8 @@ from kdcli.report.metrics import MetricsWriter
 from kdcli.report.terminal import Terminal
 from kdcli.report.train_log import TrainLog
 
-WriteUp = Callable[[], tuple[Sequence[Notice], Mapping[str, bytes]]]
-"""Makes the report of a run that has just finished: what to tell, and pictures for the loggers."""
+WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
+"""Makes the report of a run that has just finished: what to tell; with True, pictures for the loggers too."""
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
             self._metrics.write(record)
         self._tell(self._loggers.take(record))
         if isinstance(record, Finished) and self._write_up is not None:
-            notices, pictures = self._write_up()
+            notices, pictures = self._write_up(bool(self._loggers))
             self._tell([*notices, *self._loggers.pictures(record.step, pictures)])
         self._show(record)
 

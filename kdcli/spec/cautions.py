@@ -26,6 +26,7 @@ def check_cautions(spec: Spec, hooks: Collection[str]) -> Iterator[Diagnostic]:
     yield from _placeholders(spec)
     yield from _frozen_norms(spec)
     yield from _scaled_lr(spec)
+    yield from _random_factors(spec)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -141,3 +142,29 @@ def _scaled_lr(spec: Spec) -> Iterator[Diagnostic]:
         message = f"lr {lr} is scaled by the batch size to {lr * size:g} on one process, without warm-up"
         help = "give `warmup_iter`, or `warmup_register_type: no_scale_lr` to use `lr` as written"
         yield _warning(("trainer", "optimizer", "kwargs", "lr"), "KD611", message, help)
+
+
+def _random_factors(spec: Spec) -> Iterator[Diagnostic]:
+    """FT's paraphraser stays random unless an earlier stage trains it on the same layer."""
+    if spec.mimic is None or not spec.distils:
+        return
+    jobs = spec.mimic.jobs
+    trained: set[tuple[str, str]] = set()
+    told: set[str] = set()
+    for stage in spec.mimic.stages or (None,):
+        active = [name for name in jobs if stage is None or stage.jobs is None or name in stage.jobs]
+        for name in active:
+            for key, loss in jobs[name].losses.items():
+                pairs = {(t, layer) for t, teacher in jobs[name].teachers.items() for layer in teacher.mimic_name}
+                if loss.type == "ft" and not pairs <= trained and name not in told:
+                    told.add(name)
+                    message = "`ft` compares with factors of a paraphraser that nothing has trained"
+                    help = "let a stage with `ft_paraphrase` on the same layer of the teacher come first"
+                    yield _warning(("mimic", "jobs", name, "losses", key, "type"), "KD616", message, help)
+        trained |= {
+            (t, layer)
+            for name in active
+            if any(loss.type == "ft_paraphrase" for loss in jobs[name].losses.values())
+            for t, teacher in jobs[name].teachers.items()
+            for layer in teacher.mimic_name
+        }

@@ -21,13 +21,15 @@ class Method:
 
     losses: its own losses, name to (type, default kwargs); None where they are not written as data.
     options: names of its options. extra: whether further losses may be named. paired: whether
-    student and teachers name equally many layers.
+    student and teachers name equally many layers. peers: whether its networks teach each
+    other, without a teacher.
     """
 
     losses: Mapping[str, tuple[str | None, Mapping[str, Any]]] | None
     options: tuple[str, ...] | None
     extra: bool
     paired: bool
+    peers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
     if job.adapter is not None:
         yield from check_component(job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter")
     for loss in _losses(job, method, path):
-        yield from _loss(spec, job, loss, tables)
+        yield from _loss(spec, job, loss, tables, peers=method is not None and method.peers)
     if method is None or method.paired:
         yield from _counts(job, path)
 
@@ -72,6 +74,7 @@ def method_of(source: Signature | None) -> Method | None:
         options=options,
         extra=bool(source.constant("EXTRA_LOSSES", False)),
         paired=bool(source.constant("PAIRED", True)),
+        peers=bool(source.constant("PEERS", False)),
     )
 
 
@@ -140,7 +143,7 @@ def _losses(job: Job, method: Method | None, path: SpecPath) -> Iterator[_Loss]:
             yield _Loss(LossSpec(type=of_type, kwargs=dict(kwargs)), (*path, "losses", name))
 
 
-def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables) -> Iterator[Diagnostic]:
+def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> Iterator[Diagnostic]:
     name = loss.spec.type
     if loss.spec.adapter is not None:
         where = (*loss.path, "adapter")
@@ -164,7 +167,7 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables) -> Iterator[Diagnos
         yield Diagnostic(
             code="KD323", message=message, help="keep one", path=(*loss.path, "temperature"), on_key=True
         )
-    if "teacher" in takes.needs and not job.teachers:
+    if "teacher" in takes.needs and not job.teachers and not peers:
         message = f"`{name}` compares with a teacher, but the job has none"
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))

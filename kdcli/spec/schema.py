@@ -330,7 +330,7 @@ class Trainer(Model):
 
 
 class Saver(Model):
-    """Where the run lives, and what it starts from."""
+    """Where the run lives, what it starts from, and a folder that gets its figures as `<run>.json`."""
 
     save_dir: str | None = None
     results_dir: str | None = None

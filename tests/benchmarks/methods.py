@@ -44,10 +44,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Options of a job, as rows of their own: (loss, keys of the job)."""
 
+MUTUAL = "mutual learning (DML)"
+"""Two students, each the other's teacher; no teacher beside."""
+
 VARIANT_KWARGS = {"kd_loss, standardised (LSKD)": {"T": 2, "loss_weight": 9}, "kd_loss, learned T (CTKD)": {}}
 
-NOT_ALONE = {"ft_paraphrase"}
-"""Learns from the teacher alone: the first stage of `ft`, a third of the steps beside the student's own."""
+LEFT_OUT = {"ft_paraphrase", "fgd"}
+"""The first stage of `ft` (a third of the steps, beside the student's own), and what is for detectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,12 @@ def spec_of(row: str, seed: int, root: Path, budget: Budget) -> dict[str, Any]:
     if row == ALONE:
         spec["runtime"]["runner"]["type"] = "base"
         spec.pop("teacher0")
+        return spec
+    if row == MUTUAL:
+        spec.pop("teacher0")
+        peer = {"network": spec["net"]["type"], "kwargs": spec["net"]["kwargs"]}
+        spec["net"] = [spec["net"], {"name": "peer", "type": "peer", "kwargs": peer}]
+        spec["mimic"] = {"mimic_ins_type": "Mutual", "student": {"mimic_name": ["logits", "peer_logits"]}}
         return spec
     weights = {"teacher_weight": str(budget.teacher)}
     if row == "tfkd_self":
@@ -230,7 +239,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("runs/fashion_teacher/student.safetensors"))
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     given = parser.parse_args()
-    known = [*(name for name in METHODS if name not in NOT_ALONE), *VARIANTS]
+    known = [*(name for name in METHODS if name not in LEFT_OUT), *VARIANTS, MUTUAL]
     if unknown := [name for name in given.methods if name not in known]:
         parser.error(f"no such method: {', '.join(unknown)}")
     rows = [ALONE, *(dict.fromkeys([KD, *given.methods]) if given.methods else known)]

@@ -61,6 +61,7 @@ METHODS: dict[str, Method] = {
     "cat_kd": Method(student=LAST_MAP),
     "cwd": Method(student=LAST_MAP, loss=ADAPTED),
     "kl_loss": Method(student=LAST_MAP, loss=ADAPTED),
+    "fgd": Method(student=LAST_MAP, kwargs={"relation": 1.0}),
     "ft": Method(student=LAST_MAP),
     "ft_paraphrase": Method(student=LAST_MAP),
     "mgd": Method(student=LAST_MAP),

@@ -22,12 +22,13 @@ from tests.engine.runs import run_of, train_all
 
 UNMOVED = {
     "ab": "conv.bias",
+    "fgd": "context.where.bias",
     "fitnet": "conv.bias",
     "ft": "encoder",
     "pkd": "adapter.norm",
     "wkd_f": "conv",
 }
-"""What a batch norm (or z-score) right after it makes indifferent: its gradient is zero but for rounding."""
+"""What a norm or softmax right after it makes indifferent: its gradient is zero but for rounding."""
 
 
 def state_of(folder: str) -> dict[str, torch.Tensor]:

@@ -29,8 +29,8 @@ def term_of(run: Any, name: str) -> Term:
     return term
 
 
-def test_every_loss_with_a_temperature_is_listed_or_crd() -> None:
-    assert {name for name in LOSSES if "T" in keyword_names(LOSSES[name].load())} == {*TEMPERED, "crd"}
+def test_every_loss_with_a_temperature_of_its_distributions_is_listed() -> None:
+    assert {name for name in LOSSES if "T" in keyword_names(LOSSES[name].load())} == {*TEMPERED, "crd", "fgd"}
 
 
 def test_the_jobs_temperature_reaches_its_losses_and_not_crds_contrast() -> None:
@@ -93,6 +93,19 @@ def test_a_learned_temperature_rises_against_the_student() -> None:
             gradients.append(float(torch.autograd.grad(loss, theta)[0]))
         # λ is (cos(π/10) − 1)/2 in the first epoch and −1 in the tenth.
         assert gradients[0] / gradients[1] == pytest.approx(0.0244717, rel=1e-3)
+
+
+def test_standardising_is_for_logits() -> None:
+    mimic = mimic_of("kd_loss", TEACHER)
+    mimic["cfgs"]["other"] = {"type": "l2_loss"}
+    with run_of(spec_with({**mimic, "standardize": True})) as run:
+        assert term_of(run, "teacher0.loss").standardize and not term_of(run, "teacher0.other").standardize
+    with (
+        pytest.raises(SpecError, match="compares no logits") as caught,
+        run_of(spec_with({**mimic_of("at", TEACHER), "standardize": True}, "saver.save_dir=b")),
+    ):
+        pass
+    assert caught.value.diagnostics[0].code == "KD452"
 
 
 def test_bce_without_logits_has_no_temperature_to_learn() -> None:

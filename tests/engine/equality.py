@@ -19,7 +19,7 @@ from kdcli.engine.train import train
 from kdcli.losses import LOGIT, LOSSES, RELATIONAL, TEACHER_FREE
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import parse
-from tests.engine.processes import SERVER
+from tests.engine.processes import serve
 
 NET = """
 - name: backbone
@@ -126,7 +126,7 @@ def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int 
 
 def in_a_group(jobs: dict[str, tuple[str, list[str]]], folder: Path, processes: int = 2) -> dict[str, Any]:
     """Train each (spec, changes) by name in one group of processes; what `trained` gives, or the error's text."""
-    mp.start_processes(_member, (jobs, str(folder), processes), nprocs=processes, start_method=SERVER)
+    mp.start_processes(_member, (jobs, str(folder), processes), nprocs=processes, start_method=serve())
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=False)
     return found
 

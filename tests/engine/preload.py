@@ -12,7 +12,15 @@ import kdcli.models.cifar
 import kdcli.report
 import kdcli.tasks
 
-for package in (kdcli.data, kdcli.distill, kdcli.engine, kdcli.losses, kdcli.models.cifar, kdcli.report, kdcli.tasks):
+for package in (
+    kdcli.data,
+    kdcli.distill,
+    kdcli.engine,
+    kdcli.losses,
+    kdcli.models.cifar,
+    kdcli.report,
+    kdcli.tasks,
+):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         try:
             importlib.import_module(module.name)

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +20,21 @@ import torch
 SERVER = "forkserver"
 _server = multiprocessing.get_context(SERVER)
 _server.set_forkserver_preload(["tests.engine.preload"])
+
+
+def serve() -> str:
+    """The start method, with its server running; that finds this package by the path alone."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return SERVER
+
 
 SECONDS = 120.0
 
@@ -55,6 +71,7 @@ def start(
     spec: Path, *changes: str, processes: int = 1, folder: Path | None = None, **options: Any
 ) -> Started:
     """`kdcli train` of a spec, in `processes` processes; die_in_save kills the first inside its n-th save."""
+    serve()
     folder = folder or Path.cwd()
     port = free_port()
     receiving, sending = _server.Pipe(duplex=False)
@@ -143,5 +160,3 @@ def _die_in_save(number: int) -> None:
         replace(source, target)
 
     checkpoint.os.replace = die  # type: ignore[attr-defined]
-
-

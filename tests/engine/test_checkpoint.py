@@ -43,7 +43,9 @@ def test_a_torn_file_is_noticed(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = save_checkpoint(tmp_path, 1, STATE, keep=1)
 
     def full(_handle: int) -> None:

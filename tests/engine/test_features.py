@@ -28,7 +28,10 @@ def layers(text: str, name: str = "net", **options: object) -> dict[str, Layer]:
 
 
 def test_a_resnet_row_by_row() -> None:
-    text = "[{name: backbone, type: resnet18, kwargs: {out_layers: [2, 4]}}, {name: head, type: base_cls_head, kwargs: {num_classes: 7}}]"
+    text = (
+        "[{name: backbone, type: resnet18, kwargs: {out_layers: [2, 4]}},"
+        " {name: head, type: base_cls_head, kwargs: {num_classes: 7}}]"
+    )
     rows = layers(text)
     stage = rows["backbone.layer2"]
     assert (stage.shape, stage.stride, stage.status, stage.depth) == ("[B, 128, 28, 28]", 8, "once", 1)

@@ -167,4 +167,11 @@ def test_all_processes_stop_at_the_step_that_one_was_asked_to(folder: Path, numb
     assert "continue with `kdcli train" in screen(folder).splitlines()[-1]
     assert screen(folder, 1) == ""
     assert len({step_of(path) for path in checkpoints(folder / "out/checkpoints")}) >= 1
-    finish(spec, "trainer.max_epoch=400", "trainer.test_freq=400", "trainer.max_iter=1", allow_changed=["trainer.max_iter"], processes=2)
+    finish(
+        spec,
+        "trainer.max_epoch=400",
+        "trainer.test_freq=400",
+        "trainer.max_iter=1",
+        allow_changed=["trainer.max_iter"],
+        processes=2,
+    )

@@ -11,7 +11,15 @@ from kdcli.errors import SpecError
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
 
 
-def curve(steps: int, *, lr: float, batch_size: int = 1, steps_per_epoch: int = 10, world_size: int = 1, **spec: object) -> list[float]:
+def curve(
+    steps: int,
+    *,
+    lr: float,
+    batch_size: int = 1,
+    steps_per_epoch: int = 10,
+    world_size: int = 1,
+    **spec: object,
+) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     rate = LearningRate(
         optimizer,
@@ -38,7 +46,12 @@ def test_exp_warm_up_to_the_scaled_rate() -> None:
 
 def test_linear_warm_up_without_scaling() -> None:
     lrs = curve(
-        20, lr=0.4, batch_size=64, warmup_iter=10, warmup_type="linear", warmup_ratio=0.25,
+        20,
+        lr=0.4,
+        batch_size=64,
+        warmup_iter=10,
+        warmup_type="linear",
+        warmup_ratio=0.25,
         warmup_register_type="no_scale_lr",
     )
     assert lrs[0] == pytest.approx(0.1)

@@ -38,7 +38,11 @@ def assert_equal_training(one: Any, many: Any, name: str, tolerance: float) -> N
         assert alone == pytest.approx(shared, rel=tolerance, abs=tolerance), (name, step)
     for key, value in one["weights"].items():
         torch.testing.assert_close(
-            many["weights"][key], value, rtol=tolerance, atol=tolerance, msg=lambda m, key=key: f"{name} {key}: {m}"
+            many["weights"][key],
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, key=key: f"{name} {key}: {m}",
         )
     for alone, shared in zip(one["metrics"], many["metrics"], strict=True):
         assert alone == pytest.approx(shared, rel=1e-4, abs=1e-4), name

@@ -118,9 +118,7 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(
     every_step = [*changes, "trainer.save_every_minutes=1e-9", "trainer.log_freq=1"]
     for number in range(5):
         inside = number == 2
-        run = start(
-            spec, *every_step, folder=parts, processes=processes, die_in_save=2 if inside else None
-        )
+        run = start(spec, *every_step, folder=parts, processes=processes, die_in_save=2 if inside else None)
         if inside:
             run.processes[0].join(60.0)
             time.sleep(0.2)

@@ -106,7 +106,9 @@ def test_a_teacher_shared_by_jobs_runs_once_a_step() -> None:
     ).replace("  warm_up_iters: 3\n", "")
     head, tail = text.split("  mimic_job0:\n")
     body, rest = tail.split("dataset:\n", 1)
-    text = head + "  mimic_job0:\n" + "".join(f"  {line}\n" for line in body.splitlines()) + "dataset:\n" + rest
+    text = (
+        head + "  mimic_job0:\n" + "".join(f"  {line}\n" for line in body.splitlines()) + "dataset:\n" + rest
+    )
     with run_of(spec_of(text, "trainer.max_iter=3")) as run:
         calls = []
         records = iter(train(run))
@@ -118,7 +120,11 @@ def test_a_teacher_shared_by_jobs_runs_once_a_step() -> None:
                 calls.clear()
             if isinstance(record, Step) and record.step == 3:
                 assert len(calls) == 3
-                assert set(record.losses) == {"task.loss", "mimic_job0.teacher0.loss", "mimic_job1.teacher0.loss"}
+                assert set(record.losses) == {
+                    "task.loss",
+                    "mimic_job0.teacher0.loss",
+                    "mimic_job1.teacher0.loss",
+                }
 
 
 def test_the_teacher_stops_after_the_deepest_tap() -> None:
@@ -166,13 +172,21 @@ def test_two_stages_train_their_own_jobs_and_resume() -> None:
     text = text.replace("mimic_hint", "mimic_job1").replace("  warm_up_iters: 3\n", "")
     head, tail = text.split("  mimic_job0:\n")
     body, rest = tail.split("dataset:\n", 1)
-    text = head + "  mimic_job0:\n" + "".join(f"  {line}\n" for line in body.splitlines()) + "dataset:\n" + rest
+    text = (
+        head + "  mimic_job0:\n" + "".join(f"  {line}\n" for line in body.splitlines()) + "dataset:\n" + rest
+    )
     whole = train_all(spec_of(text, "saver.save_dir=whole"))
     shown = [r for r in whole if isinstance(r, Step)]
     assert [r.stage for r in shown] == ["hints"] * 4 + ["logits"] * 5
     assert set(shown[0].losses) == {"mimic_job1.teacher0.loss"}
     assert set(shown[-1].losses) == {"task.loss", "mimic_job0.teacher0.loss"}
-    parsed = spec_of(text, "saver.save_dir=parts", "saver.auto_resume=true", "trainer.save_every_minutes=1e-9", "trainer.log_freq=3")
+    parsed = spec_of(
+        text,
+        "saver.save_dir=parts",
+        "saver.auto_resume=true",
+        "trainer.save_every_minutes=1e-9",
+        "trainer.log_freq=3",
+    )
     with run_of(parsed) as run:
         first = []
         for record in train(run):
@@ -215,7 +229,14 @@ def test_resume_refuses_another_spec_and_names_the_key() -> None:
 def test_the_run_folder_holds_what_it_should() -> None:
     train_all(spec_of(SPEC, "saver.save_dir=out"))
     found = {path.name for path in Path("out").iterdir()}
-    assert {"spec.yaml", "spec.resolved.yaml", "env.json", "checkpoints", "student.safetensors", "finished.json"} <= found
+    assert {
+        "spec.yaml",
+        "spec.resolved.yaml",
+        "env.json",
+        "checkpoints",
+        "student.safetensors",
+        "finished.json",
+    } <= found
     assert json.loads(Path("out/env.json").read_text())["torch"] == torch.__version__
 
 

@@ -166,7 +166,8 @@ def test_a_resumed_run_is_told_who_it_was(own: str, tmp_path: Path) -> None:
 def test_a_failing_logger_says_so_once_and_the_others_go_on(own: str, tmp_path: Path) -> None:
     told = follow([f"{own}:Falling", f"{own}:Listening"], tmp_path)
     assert told == [
-        f"logger `{own}:Falling` failed and is left out, training goes on: ConnectionError: the server is gone"
+        f"logger `{own}:Falling` failed and is left out, training goes on: "
+        "ConnectionError: the server is gone"
     ]
     assert MADE[1].heard[-1] == ("end", True)
 

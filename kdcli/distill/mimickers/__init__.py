@@ -10,4 +10,5 @@ MIMICKERS: dict[str, Target] = {
     "FRS": Target("kdcli.distill.mimickers.frs:FrsMimicker"),
     "DeFeat": Target("kdcli.distill.mimickers.defeat:DeFeatMimicker"),
     "FGD": Target("kdcli.distill.mimickers.fgd:FgdMimicker"),
+    "Mutual": Target("kdcli.distill.mimickers.mutual:MutualMimicker"),
 }

@@ -81,13 +81,15 @@ class Mimicker(nn.Module):
     LOSSES: the method's own losses with their defaults; United-Perception's rule holds: the spec's
     kwargs go over the defaults where the type is the same, and stand alone where it is not.
     OPTIONS: what `cfgs` may hold beside losses, with defaults. EXTRA_LOSSES: whether `cfgs` may name
-    further losses. PAIRED: whether student and teachers name equally many layers.
+    further losses. PAIRED: whether student and teachers name equally many layers. PEERS: whether networks of
+    `net` teach each other, so that no loss asks for a teacher.
     """
 
     LOSSES: ClassVar[Mapping[str, LossSpec]] = {}
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     EXTRA_LOSSES: ClassVar[bool] = False
     PAIRED: ClassVar[bool] = True
+    PEERS: ClassVar[bool] = False
 
     @classmethod
     def losses_of(cls, job: Job) -> dict[str, LossSpec]:

@@ -1,0 +1,114 @@
+"""The doorway's small commands: version, doctor, completion, and bad input to report, compare and export."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kdcli import __version__
+from kdcli.cli import app
+from kdcli.commands import guarded
+from kdcli.commands.completion import complete_key, complete_run, complete_spec
+from kdcli.commands.init import copy_sample, sample_specs
+from kdcli.commands.report import compare, report
+from kdcli.errors import KdError
+
+COMMANDS = ("train", "eval", "validate", "inspect-features", "report", "compare", "export", "init", "doctor")
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_doctor_tells_what_is_there_and_what_is_not() -> None:
+    text = CliRunner().invoke(app, ["doctor"]).output
+    for word in ("kdcli", "torch ", "cpu", "cuda", "free disk", "extra onnx", "extra report"):
+        assert word in text
+    facts = json.loads(CliRunner().invoke(app, ["doctor", "--format", "json"]).output)
+    assert facts["packages"]["torch"] and "mlflow" in facts["extras"]
+    assert os.environ.get("HOME", "/nowhere") not in text
+
+
+def test_specs_folders_and_keys_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = copy_sample(sample_specs()["digits_kd"], tmp_path / "my")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert complete_spec("") == ["my/"]
+    assert complete_spec("my/d") == ["my/digits_kd.yaml"]
+    assert complete_run("my/") == ["my/weights/"]
+    assert complete_key(str(spec), "net.") == ["net.model."]
+    assert "net.model.kwargs.widths." in complete_key(str(spec), "net.model.kwargs.w")
+    assert complete_key(str(spec), "trainer.max_e") == ["trainer.max_epoch="]
+    assert complete_key("no.yaml", "net.") == [] == complete_key(str(spec), "a=b")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(shell: str) -> None:
+    environment = {**os.environ, "_KDCLI_COMPLETE": f"source_{shell}"}
+    code = "from kdcli.cli import app; app(prog_name='kdcli')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "_KDCLI_COMPLETE" in done.stdout or "_kdcli" in done.stdout
+
+
+def test_a_key_is_completed_through_the_shell(tmp_path: Path) -> None:
+    spec = copy_sample(sample_specs()["digits_kd"], tmp_path)
+    words = f"kdcli train {spec} net.m"
+    environment = {**os.environ, "_KDCLI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    code = "from kdcli.cli import app; app(prog_name='kdcli')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["net.model."], done.stderr
+
+
+def half_written(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "losses": {"a')
+    (folder / "spec.resolved.yaml").write_text("runtime: {random_seed: [")
+    return folder
+
+
+def of_another_version(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "spec.resolved.yaml").write_text("net: []")
+    (folder / "env.json").write_text('{"run_format": 9, "kdcli": "4.0"}')
+    return folder
+
+
+def test_a_bad_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "KD750": tmp_path / "empty",
+        "KD752": half_written(tmp_path / "half"),
+        "KD753": of_another_version(tmp_path / "new"),
+    }
+    for code, folder in cases.items():
+        for action in (
+            lambda folder=folder: report(folder, plugins=(), device="cpu", quick=True),
+            lambda folder=folder: compare([folder], format="text", picture=None),
+        ):
+            with pytest.raises(KdError) as caught:
+                action()
+            assert [found.code for found in caught.value.diagnostics] == [code]
+            assert guarded(action) == 1
+            assert "Traceback" not in capsys.readouterr().err
+
+
+def test_export_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(tmp_path)])
+    assert isinstance(result.exception, KdError)
+    assert result.exception.diagnostics[0].code == "KD750"

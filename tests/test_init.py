@@ -1,0 +1,104 @@
+"""`kdcli init`: every sample is listed, and a copy is complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kdcli.commands.init import copy_sample, init, sample_specs, summary_of
+from kdcli.errors import UsageError
+from kdcli.spec.parse import read
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_sample_is_listed_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    init(None, None, force=False)
+    printed = capsys.readouterr().out
+    for name, path in sample_specs().items():
+        (line,) = [line for line in printed.splitlines() if line.split(" ")[0] == name]
+        assert len(summary_of(path)) > 10 and summary_of(path) in line
+
+
+def test_a_copy_has_its_schema_weights_and_paths(tmp_path: Path) -> None:
+    copied = copy_sample(sample_specs()["digits_kd"], tmp_path / "my")
+    text = copied.read_text()
+    assert text.startswith("# yaml-language-server: $schema=kdcli.schema.json\n")
+    assert "sample_configs/" not in text and f"kdcli train {tmp_path.as_posix()}/my/digits_kd.yaml" in text
+    assert json.loads((copied.parent / "kdcli.schema.json").read_text())["$schema"]
+    assert (copied.parent / "weights/digits_teacher.safetensors").stat().st_size > 1000
+    assert read(copied).spec == read(sample_specs()["digits_kd"]).spec
+
+
+def test_a_copy_overwrites_nothing_unasked(tmp_path: Path) -> None:
+    path = sample_specs()["digits_student"]
+    copied = copy_sample(path, tmp_path)
+    copied.write_text("mine")
+    with pytest.raises(UsageError, match="is there already"):
+        copy_sample(path, tmp_path)
+    assert copied.read_text() == "mine"
+    copy_sample(path, tmp_path, force=True)
+    assert copied.read_text() != "mine"
+
+
+def test_an_unknown_sample_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError) as caught:
+        init("digit_kd", None, force=False)
+    assert "`digits_kd`" in (caught.value.diagnostics[0].help or "")
+
+
+def test_a_copy_trains(tmp_path: Path) -> None:
+    """The whole command, to the report."""
+    pytest.importorskip("matplotlib")
+    copied = copy_sample(sample_specs()["digits_feature"], tmp_path / "my")
+    command = [sys.executable, "-m", "kdcli.cli", "train", str(copied), "trainer.max_iter=3"]
+    command += ["trainer.max_epoch=null", "trainer.loggers=[tensorboard]"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/digits_feature"
+    assert "report.html" in done.stderr
+    assert "trainer.max_iter=3" in done.stderr.splitlines()[-1]
+    assert "finished 3 steps" in (run / "train.log").read_text()
+    assert "Which layers are alike" in (run / "report.html").read_text()
+    assert json.loads((run / "env.json").read_text())["run_format"] == 1
+    assert list((run / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("kdcli", "sample_configs"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    (source / "README.md").write_text("kdcli")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    if "Cannot import 'setuptools" in done.stderr or "BackendUnavailable" in done.stderr:
+        pytest.skip("setuptools is not installed here")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(
+        name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
+    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
+    python = tmp_path / "fresh/bin/python"
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
+    code = "from kdcli.commands.init import sample_specs; print(sample_specs()['digits_kd'])"
+    paths = ":".join(path for path in sys.path if path.endswith("site-packages"))
+    ran = subprocess.run(
+        [python, "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert str(tmp_path / "fresh/share/kdcli/sample_configs") in ran.stdout, ran.stderr
