@@ -78,8 +78,8 @@ CAUTIONS: dict[str, Explanation] = {
     ),
     "KD616": Explanation(
         "factors of an untrained paraphraser",
-        "`ft` compares the student with factors that a paraphraser makes of the teacher's map. An earlier stage"
-        " with `ft_paraphrase` on the same layer trains it; without one it stays random.",
+        "`ft` compares the student with factors that a paraphraser makes of the teacher's map. A stage with"
+        " `ft_paraphrase` on the same layer, before it, trains that; without one it stays random.",
         "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
     ),
     "KD620": Explanation(

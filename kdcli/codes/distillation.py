@@ -37,7 +37,8 @@ DISTILLATION: dict[str, Explanation] = {
     ),
     "KD430": Explanation(
         "features of different shape",
-        "The loss compares features of one shape. An adapter maps the student's feature to the teacher's.",
+        "The loss compares features of one shape. An adapter maps the student's feature to the teacher's; logits"
+        " need the same number of classes instead.",
         "right: cfgs: {loss: {type: l2_loss, adapter: auto}}",
     ),
     "KD431": Explanation(

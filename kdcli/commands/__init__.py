@@ -67,13 +67,17 @@ def evaluate(
     device: str | None,
     plugins: Sequence[str],
     as_json: bool,
+    save_predictions: Path | None = None,
+    show: Path | None = None,
 ) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
     from kdcli.commands.reading import read_checked
 
     parsed = read_checked(spec, changes, plugins)
+    from kdcli.engine.build import build_task
     from kdcli.engine.compare import compare
     from kdcli.engine.distributed import processes
+    from kdcli.engine.kept_detections import Keep
     from kdcli.engine.memory import memory_told
     from kdcli.engine.run import RunOptions
     from kdcli.report.comparison import comparison_text
@@ -84,11 +88,13 @@ def evaluate(
         memory_told(parsed.spec, "test"),
         processes(device or parsed.spec.runtime.device) as here,
     ):
-        rows, notices = compare(parsed, options, here, weights)
+        keep = Keep(predictions=save_predictions, pictures=show)
+        rows, notices = compare(parsed, options, here, weights, keep)
     if here.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary="top1"))
+        primary = build_task(parsed.spec).primary
+        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=primary))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, files
@@ -12,6 +11,9 @@ from kdcli.errors import UsageError, did_you_mean
 
 FOLDER = "sample_configs"
 SCHEMA = "kdcli.schema.json"
+MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
+"""The first line of every sample, by which editors find the language's schema beside it."""
+
 _WEIGHTS = re.compile(r"(?<![\w./-])weights/[\w.-]+")
 _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 
@@ -47,7 +49,7 @@ def sample_specs() -> dict[str, Path]:
 def summary_of(path: Path) -> str:
     """The first sentence of the comment that a sample begins with."""
     words: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").removeprefix(MODELINE).splitlines():
         if not line.startswith("#") or not line.strip("# "):
             break
         words.append(line.strip("# "))
@@ -61,7 +63,7 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
 
     Raises UsageError where a file lies there already, unless `force`.
     """
-    from kdcli.engine.schema_json import json_schema
+    from kdcli.engine.schema_json import schema_text
 
     target = folder / path.name
     text = path.read_text(encoding="utf-8")
@@ -79,8 +81,8 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path.parent / name, folder / name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SCHEMA).write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
-        target.write_text(f"# yaml-language-server: $schema={SCHEMA}\n{text}", encoding="utf-8")
+        (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError.of(f"cannot write into {folder}: {error.strerror or error}") from error
     return target

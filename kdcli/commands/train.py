@@ -12,6 +12,7 @@ from kdcli.engine.launch import follow_launcher, launch, plan_launch, restarts
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcli.engine.run import Run
     from kdcli.spec.parse import ParsedSpec
 
 
@@ -33,6 +34,7 @@ class TrainArguments:
     allow_changed: Sequence[str] = ()
     plugins: Sequence[str] = ()
     quiet: bool = False
+    profile: int | None = None
 
     def for_worker(self) -> list[str]:
         """The same command for one of several processes."""
@@ -47,6 +49,7 @@ class TrainArguments:
             *(word for key in self.allow_changed for word in ("--allow-changed", key)),
             *(word for package in self.plugins for word in ("--plugin", package)),
             *(("--quiet",) if self.quiet else ()),
+            *(("--profile", str(self.profile)) if self.profile is not None else ()),
         ]
 
 
@@ -102,6 +105,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         plugins=tuple(arguments.plugins),
         base_dir=parsed.base_dir,
         restarted=again,
+        profile=arguments.profile,
     )
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
     with (
@@ -110,6 +114,9 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         processes(device) as here,
         built(parsed, options, here) as run,
     ):
+        if arguments.profile is not None:
+            show_profile(run, arguments.profile, interrupts)
+            return
         if not here.speaks:
             for _ in records_of(run, interrupts):
                 pass
@@ -130,3 +137,16 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)
+
+
+def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
+    """Some steps under the profiler, as text on the screen and in the run folder."""
+    from kdcli.engine.profile import profile
+    from kdcli.report.console import write
+    from kdcli.report.profile import profile_text
+
+    found = profile(run, steps, interrupts)
+    if run.processes.speaks:
+        text = profile_text(found, run.processes.world_size)
+        found.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        write(text)

@@ -58,6 +58,7 @@ def examine(
 ) -> tuple[list[Diagnostic], Plan | None]:
     """All findings about one spec, each stage as far as the ones before allow; the plan where it is right."""
     from kdcli.engine.tables import tables
+    from kdcli.report.loggers.loggers import check_loggers
     from kdcli.spec.parse import read
     from kdcli.spec.resolve import check_references
 
@@ -68,6 +69,10 @@ def examine(
             raise
         return list(error.diagnostics), None
     found = [*parsed.warnings, *check_references(parsed, tables(options.plugins))]
+    try:
+        check_loggers(parsed.spec.trainer.loggers, options.plugins)
+    except KdError as error:
+        found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
     from kdcli.engine.check import CheckOptions, check

@@ -22,7 +22,7 @@ def explain(code: str) -> None:
 def methods(name: str | None) -> None:
     """All losses and mimic methods, or one of them with its arguments and a fragment to paste."""
     from kdcli.distill.mimickers import MIMICKERS
-    from kdcli.engine.methods import fragment, method_of
+    from kdcli.engine.methods import fragment, method_fragment, method_of
     from kdcli.losses import KINDS, LOSSES
     from kdcli.losses.describe import describe
     from kdcli.report.console import wants_colour, write
@@ -36,7 +36,7 @@ def methods(name: str | None) -> None:
     elif name in LOSSES:
         write(loss_text(describe(name), fragment(name), colour=colour))
     elif name in MIMICKERS:
-        write(method_text(method_of(name), colour=colour))
+        write(method_text(method_of(name), method_fragment(name), colour=colour))
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)
@@ -44,9 +44,7 @@ def methods(name: str | None) -> None:
 
 def schema() -> None:
     """The JSON Schema of the spec language, for editors."""
-    import json
-
-    from kdcli.engine.schema_json import json_schema
+    from kdcli.engine.schema_json import schema_text
     from kdcli.report.console import write
 
-    write(json.dumps(json_schema(), indent=2) + "\n")
+    write(schema_text())

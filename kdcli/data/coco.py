@@ -177,19 +177,20 @@ def coco(
     for component in transformer:
         if component.type == "normalize":
             mean, std = (tuple(float(v) for v in component.kwargs[key]) for key in ("mean", "std"))
-    facts = DataFacts(
-        num_classes=len(found.categories),
-        num_samples=len(images),
-        class_names=found.class_names,
-        mean=mean,
-        std=std,
-    )
     annotations = {
         "file": str(found.path),
         "samples": len(images),
         "categories": found.categories,
         "box_offset": 0 if aligned else 1,
     }
+    facts = DataFacts(
+        num_classes=len(found.categories),
+        num_samples=len(images),
+        class_names=found.class_names,
+        mean=mean,
+        std=std,
+        annotations=annotations,
+    )
     return CocoDataset(
         images,
         image_reader,

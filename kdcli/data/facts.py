@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +12,8 @@ class DataFacts:
     """Sizes and names of a dataset after its transforms; None is 'cannot be known from the spec'.
 
     shape is (channels, height, width) of one image as the networks see it; mean and std are those of
-    the `normalize` transform, per channel, on the 0..1 scale.
+    the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
+    batches say of it (kdcli.data.coco).
     """
 
     shape: tuple[int, int, int] | None = None
@@ -19,3 +22,4 @@ class DataFacts:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    annotations: Mapping[str, Any] | None = None

@@ -124,7 +124,7 @@ class TokenAdapter(nn.Module):
         if self.as_vector:
             return result.squeeze(1)
         if self.as_map is not None:
-            return result.transpose(1, 2).unflatten(2, self.as_map)
+            return result.transpose(1, 2).reshape(len(result), -1, *self.as_map)
         return result
 
 

@@ -241,13 +241,16 @@ class Term(nn.Module):
     def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
         assert self.teacher is not None
         which = min(index, len(self.student_taps) - 1)
+        help = adapter_that_fits(student.shape, teacher.shape)
+        if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
+            help = "logits are compared class by class: give both networks the same number of classes"
         return SpecError.at(
             (*setting.path, "student", "mimic_name", which),
             "KD430",
             f"`{self.student_taps[which]}` of the student is {shown(student.shape)}, "
             f"`{self.teacher_taps[which]}` of {self.teacher} is {shown(teacher.shape)}: "
             f"{self.loss_type} compares equal shapes",
-            adapter_that_fits(student.shape, teacher.shape),
+            help,
         )
 
     def _probe_pairs(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:

@@ -17,10 +17,12 @@ from torch import nn
 from kdcli.data.build import build_loader
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
+from kdcli.data.places import find
 from kdcli.distill.folding import fold
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
+from kdcli.engine.check_categories import category_findings
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -68,8 +70,9 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
         stack.callback(test_loader.close)
         facts = train_loader.facts
+        notices = [*train_loader.notices, *fit_categories(spec, facts)]
         student = build_student(spec, options)
-        notices = [*train_loader.notices, *load_pretrained(student, spec, options, folder)]
+        notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
         nets, hashes = build_teachers(spec, options)
         teachers = {
@@ -91,7 +94,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             hashes,
             train_loader,
             processes,
-            folder.root / "cache",
+            run_root(parsed) / "cache",
         )
         notices += told
         averaged = spec.trainer.ema is not None and spec.trainer.ema.enable
@@ -102,7 +105,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             options=options,
             processes=processes,
             folder=folder,
-            task=build_task(spec),
+            task=build_task(spec, options.base_dir),
             facts=facts,
             train_loader=train_loader,
             test_loader=test_loader,
@@ -124,6 +127,16 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         )
 
 
+def fit_categories(spec: Spec, facts: DataFacts) -> list[str]:
+    """Raise where the student has too few classes for the annotations; notices where it has too many."""
+    if task_kind(spec) != "detection":
+        return []
+    findings = category_findings(spec, facts.num_classes)
+    if any(finding.severity == "error" for finding in findings):
+        raise SpecError(findings)
+    return [f"{finding.message}; {finding.help}" for finding in findings]
+
+
 def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
     """Bring a network to its device, its maps laid out channels last where the spec says so."""
     net.to(processes.device)
@@ -141,7 +154,11 @@ def folded(name: str, count: int) -> str:
 def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
     """The run folder, made ready by rank 0."""
     root = run_root(parsed)
-    if processes.speaks:
+    if options.profile is not None:
+        # A run that lies there is none of its business.
+        root = root / "profile"
+        root.mkdir(parents=True, exist_ok=True)
+    elif processes.speaks:
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
         open_folder(root, overwrite=options.overwrite, resume=resume)
     processes.wait()
@@ -166,11 +183,14 @@ def build_data(
     )
 
 
-def build_task(spec: Spec) -> Task:
-    """What the data's type and `runtime.task_names` say."""
+def build_task(spec: Spec, base_dir: Path | None = None) -> Task:
+    """What the data's type and `runtime.task_names` say; base_dir: the spec's folder, for `gt_file`."""
     kind = task_kind(spec)
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
-    task: Task = TASKS[kind].load()(**({} if evaluator is None else evaluator.kwargs))
+    kwargs = {} if evaluator is None else dict(evaluator.kwargs)
+    if isinstance(kwargs.get("gt_file"), str):
+        kwargs["gt_file"] = str(find(kwargs["gt_file"], base_dir))
+    task: Task = TASKS[kind].load()(**kwargs)
     return task
 
 

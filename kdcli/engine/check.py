@@ -31,8 +31,8 @@ from kdcli.engine.build import (
 from kdcli.engine.check_files import check_data as check_data_files
 from kdcli.engine.check_files import check_weights, count_samples
 from kdcli.engine.check_losses import check_losses
-from kdcli.engine.check_training import check_data, check_stages, steps_per_epoch_of
-from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
+from kdcli.engine.check_training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
+from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.engine.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
@@ -119,6 +119,8 @@ class _Rehearsal:
                 check_weights(self.spec, nets, self.options.base_dir, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
+            if per_epoch is not None:
+                self.findings.found += check_warm_ups(self.spec, stages)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.spec, self.facts, channels_of(nets["net"]))
@@ -137,12 +139,13 @@ class _Rehearsal:
         for name, modules in self.lists.items():
             with self.findings.part():
                 torch.manual_seed(0)
-                net = build_network(
-                    modules,
-                    path=_path(name),
-                    plugins=self.options.plugins,
-                    aligned=self.spec.runtime.aligned,
-                )
+                with nullcontext() if self.mode is None else Unfilled():
+                    net = build_network(
+                        modules,
+                        path=_path(name),
+                        plugins=self.options.plugins,
+                        aligned=self.spec.runtime.aligned,
+                    )
                 if self.mode is not None:
                     to_fake(net, self.mode)
                 nets[name] = net
@@ -247,6 +250,7 @@ class _Rehearsal:
     ) -> Plan | None:
         """What would run on one process."""
         networks = []
+        detects = task_kind(self.spec) == "detection"
         with self.findings.part():
             student = nets["net"].eval()
             work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
@@ -260,7 +264,7 @@ class _Rehearsal:
                     runs_until=teachers[name].taps.stopped_at if name in teachers else None,
                 )
             )
-        if self.facts.shape is None and not self.findings.found:
+        if self.facts.shape is None and not detects:
             self.findings.found.append(_unknown_size())
         runtime, trainer = self.spec.runtime, self.spec.trainer
         in_steps = trainer.max_iter is not None or (stages and self.spec.mimic and self.spec.mimic.stages)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
-from kdcli.engine.build import teacher_settings, weight_path
+from kdcli.data.sources import SampleSource
+from kdcli.engine.build import task_kind, teacher_settings, weight_path
+from kdcli.engine.check_categories import category_findings
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
@@ -21,6 +23,15 @@ def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
     for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
         path = ("dataset", "train" if train else "test")
         found += check_data_files(part, path, base_dir, train=train)
+    if task_kind(spec) == "detection":
+        try:
+            source = build_source(
+                spec.dataset.train, train=True, path=("dataset", "train"), base_dir=base_dir
+            )
+        except KdError:
+            return found
+        if isinstance(source, SampleSource):
+            found += category_findings(spec, source.facts.num_classes)
     return found
 
 

@@ -60,6 +60,34 @@ def check_stages(
     return stages, effective
 
 
+def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:
+    """KD608 where a warm-up outlasts what is trained; stages of `max_iter` are told of without the data."""
+    mimic = spec.mimic if spec.distils else None
+    told: set[SpecPath] = set()
+    for index, stage in enumerate(stages):
+        whole = mimic is None or not mimic.stages
+        if (spec.trainer if mimic is None or whole else mimic.stages[index]).max_iter is not None:
+            continue
+        warm_up = 0 if stage.lr_scheduler is None else stage.lr_scheduler.warmup_iter
+        if warm_up >= stage.steps and stage.lr_path not in told:
+            told.add(stage.lr_path)
+            yield _long_warm_up((*stage.lr_path, "warmup_iter"), warm_up, stage.steps)
+        for name, job in mimic.jobs.items() if mimic is not None and whole else ():
+            if job.start_iter + job.warm_up_iters >= stage.steps:
+                end = job.start_iter + job.warm_up_iters
+                yield _long_warm_up(("mimic", "jobs", name, "warm_up_iters"), end, stage.steps)
+
+
+def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
+    return Diagnostic(
+        code="KD608",
+        severity="warning",
+        message=f"the warm-up ends at iteration {end}, the training at {steps}",
+        help=f"lower `{path[-1]}`",
+        path=path,
+    )
+
+
 def check_data(spec: Spec, found: Findings) -> None:
     """Every transform and the mixing of both sides, built; no file is read."""
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
+from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
     build_task,
     pixel_change,
     run_root,
+    task_kind,
     teacher_settings,
     weight_path,
 )
@@ -26,6 +28,7 @@ from kdcli.engine.checkpoint import newest_valid
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
+from kdcli.engine.kept_detections import Keep, Pictures
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
@@ -38,6 +41,8 @@ from kdcli.models.weights import fit_weights, load_weights
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
 from kdcli.tasks.classification.metrics import agreement_sums
+from kdcli.tasks.detection.task import DetectionMeter
+from kdcli.tasks.task import Meter
 
 LATENCY_SECONDS = 0.5
 
@@ -60,14 +65,20 @@ class Contender:
 
 
 def compare(
-    parsed: ParsedSpec, options: RunOptions, processes: Processes, weights: Path | None
+    parsed: ParsedSpec,
+    options: RunOptions,
+    processes: Processes,
+    weights: Path | None,
+    keep: Keep | None = None,
 ) -> tuple[list[Comparison], list[Notice]]:
     """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
 
-    weights: a file for the student in place of the run's own. Raises RunError KD719 where there are no
-    weights for the student.
+    weights: a file for the student in place of the run's own. keep: what to leave on disk of detectors.
+    Raises RunError KD719 where there are no weights for the student.
     """
     spec = parsed.spec
+    keep = keep or Keep()
+    keep.require_detector(task_kind(spec))
     loader = build_data(spec.dataset.test, spec, options, processes, train=False)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
     contenders = [student]
@@ -79,13 +90,25 @@ def compare(
             notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
     for contender in contenders:
         contender.net.to(processes.device).eval()
-    task = build_task(spec)
+    task = build_task(spec, options.base_dir)
+    pictures = Pictures(keep.pictures if processes.speaks else None, loader.facts)
     cast = autocast_for(student_precision(spec.runtime), processes.device)
-    metrics, agreement = _measure(contenders, loader.batches(0), task, processes, cast)
+    meters = {contender.name: task.meter(loader.facts) for contender in contenders}
+    sums, agreement = _measure(contenders, loader.batches(0), meters, processes, cast, pictures)
+    metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    if keep.predictions is not None and processes.speaks:
+        rows_of = {
+            n: m.predictions(sums[n])
+            for n, m in meters.items()
+            if isinstance(m, DetectionMeter) and n in sums
+        }
+        notices += [Notice(message=f"predictions: {path}") for path in keep.save(rows_of)]
+    if pictures.drawn:
+        notices.append(Notice(message=f"{pictures.drawn} pictures: {keep.pictures}"))
     sample = dict(next(loader.batches(0)))
     loader.close()
     rows = [
-        row_of(contender, metrics[contender.name], agreement.get(contender.name), sample)
+        row_of(contender, metrics.get(contender.name, {}), agreement.get(contender.name), sample)
         for contender in contenders
     ]
     return rows, notices
@@ -142,34 +165,47 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
 
 @torch.no_grad()
 def _measure(
-    contenders: list[Contender], batches: Any, task: Any, processes: Processes, cast: torch.autocast | None
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Metrics of each, and each teacher's agreement with the student, in one pass over the data."""
-    meters = {contender.name: task.meter() for contender in contenders}
+    contenders: list[Contender],
+    batches: Any,
+    meters: Mapping[str, Meter],
+    processes: Processes,
+    cast: torch.autocast | None,
+    pictures: Pictures,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Each network's summed measures, and each teacher's agreement with the student, in one pass.
+
+    A network without a head (a teacher whose list ends early) has none.
+    """
     sums: dict[str, Tensor] = {}
+    headed: set[str] = set()
     for batch in batches:
         batch = to_device(dict(batch), processes.device)
-        shown = {}
+        answers: dict[str, Mapping[str, Any]] = {}
         for contender in contenders:
             if cast is None:
                 outputs = contender.outputs(batch)
             else:
                 with cast:
                     outputs = contender.outputs(batch)
-            if "logits" in outputs:
+            answers[contender.name] = outputs
+            if "logits" in outputs or "dt_bboxes" in outputs:
                 meters[contender.name].update(outputs, batch)
-                shown[contender.name] = outputs["logits"]
+                headed.add(contender.name)
+        pictures.draw(answers, batch)
+        shown = {name: outputs["logits"] for name, outputs in answers.items() if "logits" in outputs}
         for contender in contenders[1:]:
             name = contender.name
             if name in shown and shown[name].shape == shown["student"].shape:
                 found = agreement_sums(shown["student"], shown[name])
                 sums[name] = sums[name] + found if name in sums else found
-    metrics = {name: meter.result(processes.sum(meter.sums())) for name, meter in meters.items()}
+    total = {
+        name: processes.sum(meter.sums()) for name, meter in meters.items() if processes.any(name in headed)
+    }
     agreement = {}
     for name, found in sums.items():
         count, equal, divergence = processes.sum(found).tolist()
         agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
-    return metrics, agreement
+    return total, agreement
 
 
 def row_of(
@@ -182,20 +218,31 @@ def row_of(
 ) -> Comparison:
     """One network's row; its latencies are taken over about so many seconds each. Moves it to the CPU."""
     net = contender.net.cpu()
-    dropped = net.training_only()
-    parameters = sum(p.numel() for n, p in net.named_parameters() if n.split(".", 1)[0] not in dropped)
     if contender.pixels is not None:
         sample = {**sample, "image": contender.pixels(sample["image"])}
     return Comparison(
         network=contender.name,
         metrics=metrics,
-        parameters=parameters,
+        parameters=_parameters(net, small(sample, 1)),
         flops=flops_of(net, small(sample, 1)),
         file_bytes=contender.file_bytes,
         latency_ms_batch_1=latency_ms(net, small(sample, 1), seconds),
         latency_ms_batch=latency_ms(net, sample, seconds),
         batch_size=len(sample["image"]),
         agreement=agreement,
+    )
+
+
+def _parameters(net: Network | DeployedStudent, sample: Mapping[str, Any]) -> int:
+    """Of what is run after training: without a classifier that another one has replaced."""
+    dropped = net.training_only()
+    replaced: set[int] = set()
+    if isinstance(net, DeployedStudent):
+        replaced = {id(p) for p in find_classifier(net.taps.net, sample).parameters()}
+    return sum(
+        p.numel()
+        for name, p in net.named_parameters()
+        if name.split(".", 1)[0] not in dropped and id(p) not in replaced
     )
 
 

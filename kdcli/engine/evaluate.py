@@ -45,7 +45,7 @@ def evaluate(
     forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
     batch; once it says yes this process looks at no more, and the metrics mean nothing.
     """
-    meter = task.meter()
+    meter = task.meter(loader.facts)
     batches = loader.batches(0)
     if most_samples is not None:
         share = loader.batch_size * processes.world_size

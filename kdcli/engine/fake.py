@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from torch.overrides import TorchFunctionMode
 
 NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What code raises that needs the values themselves."""
@@ -20,6 +22,22 @@ NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, Unsupport
 def fake_mode() -> FakeTensorMode:
     """The mode of one check. Tensors that a module holds beside its parameters and buffers may stay real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class Unfilled(TorchFunctionMode):  # type: ignore[misc]
+    """While it is entered, networks are made without their initial weights, which no shape depends on."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave a tensor that would be initialised as it is."""
+        kwargs = kwargs or {}
+        if func in _RANDOM or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM = frozenset({Tensor.normal_, Tensor.uniform_})
 
 
 def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
@@ -33,7 +51,9 @@ def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
             kept.append(tensor)
-            copy = mode.from_tensor(tensor.detach())
+            # As `mode.from_tensor` does at many times the cost, which minds views and symbols too.
+            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            copy = FakeTensor(mode, meta, tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
         return made[id(tensor)]

@@ -16,7 +16,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.engine.build import DETECTION_DATA
-from kdcli.engine.fake import NOT_FAKE, fake_mode, to_fake
+from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.engine.flops import FlopCount, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
 from kdcli.engine.sample import channels_of, classification_sample, detection_sample
@@ -101,13 +101,14 @@ def _inspect(
     found = {}
     for name, modules in parsed.networks.items():
         path = parsed.path(name)
-        net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
+        with nullcontext() if mode is None else Unfilled():
+            net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
         if mode is not None:
             to_fake(net, mode)
         net.train(name == "net")
         with mode or nullcontext():
             if _detects(parsed):
-                batch = detection_sample()
+                batch = detection_sample(aligned=parsed.runtime.aligned)
             else:
                 batch = classification_sample(parsed.train, facts, channels_of(net))
             found[name] = rehearse(lambda: layers_of(net, batch), net, batch, modules, path)  # noqa: B023

@@ -85,7 +85,8 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
             with torch.no_grad():
                 outputs = teacher.net(teacher.pixels_of(probe))
-            if "logits" not in outputs or not classes:
+            detects = "dt_bboxes" in outputs and _has_weights(run, name)
+            if not classes or not ("logits" in outputs or detects):
                 continue
             metrics = evaluate(
                 lambda batch, teacher=teacher: teacher.net(teacher.pixels_of(batch)),
@@ -110,6 +111,12 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
     if problems:
         raise RunError(problems)
     return measured
+
+
+def _has_weights(run: Run, name: str) -> bool:
+    """Whether a job says where the teacher's weights are; a detector without is random, and says so."""
+    jobs = run.wiring.jobs.values()
+    return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 
 
 def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:

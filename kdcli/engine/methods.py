@@ -16,6 +16,7 @@ STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 
 STAGES = ("model.layer1", "model.layer2", "model.layer3")
 POOLED = "model.fc:in"
+NECK = ("neck.p2_conv", "neck.p3_conv", "neck.p4_conv", "neck.p5_conv", "neck.p6_pool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,29 @@ def fragment(loss: str) -> str:
             "    teacher_weight: teacher0.safetensors",
         ]
     lines += ["  student:", f"    mimic_name: [{', '.join(student)}]"]
+    return "\n".join(lines) + "\n"
+
+
+def method_fragment(method: str) -> str:
+    """The `mimic` block that uses a mimic method: `base` on CIFAR networks, the others' on detectors."""
+    if method == "base":
+        return fragment("l2_loss")
+    if method == "Mutual":
+        return f"{MUTUAL}\n"
+    cfgs = [f"{name}: {{type: {kind}}}" for name, kind in method_of(method).losses]
+    lines = [
+        "# for net and teacher0 of United-Perception's modules, each with `neck` (an FPN of 5 levels)",
+        "mimic:",
+        f"  mimic_ins_type: {method}",
+        "  adapter: auto",
+        "  cfgs:",
+        *(f"    {line}" for line in cfgs if not line.startswith("backbone")),
+        "  teacher0:",
+        f"    mimic_name: [{', '.join(NECK)}]",
+        "    teacher_weight: teacher0.safetensors",
+        "  student:",
+        f"    mimic_name: [{', '.join(NECK)}]",
+    ]
     return "\n".join(lines) + "\n"
 
 

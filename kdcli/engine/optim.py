@@ -29,16 +29,32 @@ IN_STEPS = frozenset({"OneCycleLR", "CyclicLR"})
 
 
 def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], path: SpecPath) -> Optimizer:
-    """The optimizer of torch.optim that the spec names, over the parameters that train."""
+    """The optimizer of torch.optim that the spec names, over the parameters that train.
+
+    On the CPU in its fused form where it has one and the spec says nothing else.
+    """
     target = getattr(torch.optim, spec.type)
     kwargs = _lists_to_tuples(spec.kwargs)
+    parameters = list(parameters)
     check_kwargs(target, kwargs, (*path, "kwargs"), f"optimizer `{spec.type}`", given=("params",))
     try:
-        optimizer = target(list(parameters), **kwargs)
+        optimizer = target(parameters, **kwargs, **_fused(target, kwargs, parameters))
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError.at((*path, "kwargs"), "KD440", f"optimizer `{spec.type}`: {error}") from None
     assert isinstance(optimizer, Optimizer)
     return optimizer
+
+
+def _fused(target: Any, kwargs: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, bool]:
+    # torch's own default on the CPU goes through the parameters one by one: 2.5 times the time for SGD, 5
+    # for AdamW (ResNet-18, 2 threads).
+    plain = all(
+        type(p) is nn.Parameter and p.device.type == "cpu" and p.is_floating_point() for p in parameters
+    )
+    chosen = {"fused", "foreach", "differentiable", "capturable"} & kwargs.keys()
+    if plain and not chosen and "fused" in inspect.signature(target).parameters:
+        return {"fused": True}
+    return {}
 
 
 def check_kwargs(

@@ -18,7 +18,12 @@ HEAT = ((0.05, 0.03, 0.25), (0.35, 0.10, 0.45), (0.75, 0.22, 0.38), (0.97, 0.55,
 """From low to high, dark to light."""
 
 
-def image_uri(image: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> str:
+def image_uri(
+    image: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    side: int = SIDE,
+) -> str:
     """An image [C, H, W], its normalisation undone; where there are not 3 channels the first one, in grey."""
     pixels = image.detach().float().cpu()
     if mean is not None and std is not None:
@@ -26,7 +31,7 @@ def image_uri(image: Tensor, mean: Sequence[float] | None = None, std: Sequence[
     elif pixels.min() < 0 or pixels.max() > 1:
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / (high - low).clamp_min(1e-12)
-    return _uri(_reduced(pixels if len(pixels) == 3 else pixels[:1]))
+    return _uri(_reduced(pixels if len(pixels) == 3 else pixels[:1], side))
 
 
 def map_uri(feature: Tensor) -> str | None:
@@ -59,11 +64,11 @@ def _strength(feature: Tensor) -> Tensor | None:
     return None
 
 
-def _reduced(pixels: Tensor) -> Tensor:
+def _reduced(pixels: Tensor, most: int = SIDE) -> Tensor:
     longest = max(pixels.shape[1:])
-    if longest <= SIDE:
+    if longest <= most:
         return pixels
-    height, width = (max(1, round(side * SIDE / longest)) for side in pixels.shape[1:])
+    height, width = (max(1, round(side * most / longest)) for side in pixels.shape[1:])
     return F.interpolate(pixels[None], (height, width), mode="area")[0]
 
 

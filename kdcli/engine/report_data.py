@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
-from kdcli.distill.taps import Taps
 from kdcli.engine.answers import MOST_CLASSES, Answers
 from kdcli.engine.build import build_data, build_task, run_root, task_kind
 from kdcli.engine.checkpoint import write_whole
 from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
 from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.feature_maps import feature_maps
 from kdcli.engine.features import layers_of
 from kdcli.engine.folder import RunFolder
-from kdcli.engine.pictures import image_uri, map_uri
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
+from kdcli.engine.scenes import scenes
 from kdcli.engine.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
-from kdcli.engine.wiring import jobs_of, small
+from kdcli.engine.wiring import small
 from kdcli.errors import KdError
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
@@ -38,7 +37,8 @@ VERSION = 1
 IMAGES, SECONDS = 2000, 30.0
 """How many test images are answered, and how long that may take."""
 CKA_IMAGES, CKA_SECONDS, CKA_BATCH = 512, 20.0, 64
-PAIRS, PAIR_IMAGES = 6, 4
+SCENES = 8
+"""How many images are shown with boxes."""
 LATENCY_SECONDS = 0.2
 
 
@@ -58,8 +58,6 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    if task_kind(spec) != "classification":
-        return {"version": VERSION}, [Notice(message="the report shows curves alone for detectors")]
     loader = build_data(spec.dataset.test, spec, options, Processes(device=device), train=False)
     try:
         return _collect(parsed, options, device, loader)
@@ -85,6 +83,14 @@ def _collect(
         contender.net.to(device).eval()
     cast = autocast_for(student_precision(spec.runtime), device)
     data: dict[str, Any] = {"version": VERSION, "primary": build_task(spec).primary}
+    if task_kind(spec) == "detection":
+        recorded = _recorded(run_root(parsed))
+        data["detections"] = scenes(contenders, to_device(small(sample, SCENES), device), facts)
+        data["comparison"] = [
+            asdict(row_of(one, recorded.get(one.name, {}), None, sample, seconds=LATENCY_SECONDS))
+            for one in contenders
+        ]
+        return data, notices
     data |= _answered(contenders, spec, loader, device, cast, sample, _recorded(run_root(parsed)))
     for contender in contenders:
         contender.net.to(device)
@@ -108,7 +114,7 @@ def _answered(
     recorded: metrics of the whole test data by network, which stand where the pass has seen a part.
     """
     task = build_task(spec)
-    meters = {contender.name: task.meter() for contender in contenders}
+    meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     agreement: dict[str, Tensor] = {}
     answers: Answers | None = None
     seen = 0
@@ -116,9 +122,11 @@ def _answered(
         shown: dict[str, Tensor] = {}
         with torch.no_grad(), cast or nullcontext():
             for contender in contenders:
-                shown[contender.name] = contender.outputs(batch)["logits"]
+                outputs = contender.outputs(batch)
+                if "logits" in outputs:  # a teacher whose list ends early has none
+                    shown[contender.name] = outputs["logits"]
         seen += len(batch["labels"])
-        if batch["labels"].dim() != 1 or not isinstance(shown["student"], Tensor):
+        if batch["labels"].dim() != 1 or not isinstance(shown.get("student"), Tensor):
             return {}  # several heads: no one answer to show
         for name, logits in shown.items():
             meters[name].update({"logits": logits}, batch)
@@ -135,7 +143,7 @@ def _answered(
     rows = []
     for contender in contenders:
         name = contender.name
-        metrics = meters[name].result(meters[name].sums())
+        metrics = meters[name].result(meters[name].sums()) if name in shown else {}
         if not whole:
             metrics = recorded.get(name, metrics)
         agreed = None
@@ -164,63 +172,6 @@ def _first(loader: Loader, device: torch.device, images: int, seconds: float) ->
         seen += len(batch["image"])
         if seen >= images or time.perf_counter() - began >= seconds:
             return
-
-
-def feature_maps(
-    contenders: list[Contender], spec: Spec, batch: Mapping[str, Any], facts: DataFacts
-) -> list[dict[str, Any]]:
-    """The tapped maps of student and teacher on a few images, for each pair of layers that have places."""
-    student, *teachers = contenders
-    shown = _of_distinct_classes(batch)
-    sections: list[dict[str, Any]] = []
-    for job_name, job in jobs_of(spec).items():
-        for teacher in teachers:
-            if teacher.name not in job.teachers or len(sections) >= PAIRS:
-                continue
-            theirs = job.teachers[teacher.name].mimic_name
-            ours = _tapped(student, job.student.mimic_name, shown)
-            features = _tapped(teacher, theirs, shown)
-            for student_tap, teacher_tap in list(zip(job.student.mimic_name, theirs, strict=False)):
-                rows = []
-                for index in range(len(shown["image"])):
-                    pair = [ours[student_tap], features[teacher_tap]]
-                    uris = [map_uri(one[index]) if isinstance(one, Tensor) else None for one in pair]
-                    if None not in uris:
-                        image = image_uri(shown["image"][index], facts.mean, facts.std)
-                        rows.append({"image": image, "student": uris[0], "teacher": uris[1]})
-                if rows and len(sections) < PAIRS:
-                    sections.append(
-                        {
-                            "term": f"{job_name}: {', '.join(loss.type for loss in job.losses.values())}",
-                            "student_layer": student_tap,
-                            "teacher": teacher.name,
-                            "teacher_layer": teacher_tap,
-                            "rows": rows,
-                        }
-                    )
-    return sections
-
-
-def _tapped(contender: Contender, taps: tuple[str, ...], batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    def run(view: Callable[[Mapping[str, Any]], Any]) -> Any:
-        pixels = contender.pixels
-        return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
-
-    with torch.no_grad(), Taps(contender.net, taps) as tapped:
-        run(tapped.learn)
-        features: Mapping[str, Any] = run(tapped.view).features
-        return features
-
-
-def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A few images of the batch, of as many classes as there are."""
-    labels = batch["labels"].tolist()
-    first = {label: index for index, label in reversed(list(enumerate(labels)))}
-    chosen = sorted(first.values())[:PAIR_IMAGES]
-    chosen += [index for index in range(len(labels)) if index not in chosen][: PAIR_IMAGES - len(chosen)]
-    return {
-        name: value[sorted(chosen)] if isinstance(value, Tensor) else value for name, value in batch.items()
-    }
 
 
 def _similarities(

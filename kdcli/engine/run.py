@@ -31,7 +31,7 @@ class RunOptions:
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
     differ from the checkpoint's spec. plugins: packages that may be imported. restarted: the launcher has
-    started the processes again after one died.
+    started the processes again after one died. profile: look at so many steps, and train no further.
     """
 
     device: str | None = None
@@ -41,6 +41,7 @@ class RunOptions:
     plugins: tuple[str, ...] = ()
     base_dir: Path | None = None
     restarted: bool = False
+    profile: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

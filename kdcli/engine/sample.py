@@ -22,7 +22,7 @@ DETECTION_SIZE = 128
 def sample_of(spec: Spec, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
     """A batch as the training data of a spec gives it; channels: where the data does not say."""
     if task_kind(spec) == "detection":
-        return detection_sample()
+        return detection_sample(aligned=spec.runtime.aligned)
     return classification_sample(spec.dataset.train, facts, channels)
 
 
@@ -31,17 +31,26 @@ def channels_of(net: nn.Module) -> int:
     return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
-def detection_sample() -> dict[str, Any]:
-    """Two tiny real images with a box each: boxes decide what a detector computes, so nothing is fake."""
+def detection_sample(*, aligned: bool = False) -> dict[str, Any]:
+    """Two tiny real images with a box each, as the `coco` dataset would give them.
+
+    Boxes decide what a detector computes, so nothing is fake. aligned: as `runtime.aligned` says.
+    """
     side = DETECTION_SIZE
     box = torch.tensor([[side / 8, side / 8, side / 2, side / 2, 1.0]])
     return {
         "image": torch.rand(BATCH, 3, side, side),
         "boxes": [box.clone() for _ in range(BATCH)],
         "ignores": [torch.zeros(0, 4) for _ in range(BATCH)],
-        "image_info": [(side, side, 1.0, 1.0, side, side) for _ in range(BATCH)],
+        "image_info": [(float(side), float(side), 1.0, 1.0, float(side), float(side))] * BATCH,
         "indices": torch.arange(BATCH),
         "image_ids": list(range(BATCH)),
+        "annotations": {
+            "file": "",
+            "samples": BATCH,
+            "categories": (1,),
+            "box_offset": 0 if aligned else 1,
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ Json = dict[str, Any]
 DRAFT = "http://json-schema.org/draft-07/schema#"
 ANY_MODEL = r"^(torchvision|timm)\..+|^[\w.]+:[\w.]+$"
 ANY_TORCHVISION = r"^torchvision\..+"
+
+
+def schema_text() -> str:
+    """The schema as `kdcli schema` prints it and as it lies beside the samples."""
+    return json.dumps(json_schema(), indent=1) + "\n"
 
 
 def json_schema() -> Json:

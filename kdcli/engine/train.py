@@ -32,7 +32,14 @@ from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
 from kdcli.engine.sharding import whole
 from kdcli.engine.stages import StagePlan, matches
-from kdcli.engine.state import Progress, fitting, restore_average, restore_optimizer, restore_trainee, run_state
+from kdcli.engine.state import (
+    Progress,
+    fitting,
+    restore_average,
+    restore_optimizer,
+    restore_trainee,
+    run_state,
+)
 from kdcli.engine.wiring import require
 from kdcli.engine.wrapping import Wrapping
 
@@ -44,10 +51,10 @@ def train(run: Run, interrupts: Interrupts | None = None) -> Iterator[Record]:
     after a signal (its state is saved then).
     """
     with nullcontext(interrupts) if interrupts is not None else listening() as heard:
-        yield from _Session(run, heard).records()
+        yield from Session(run, heard).records()
 
 
-class _Session:
+class Session:
     """One process's pass through a run."""
 
     def __init__(self, run: Run, interrupts: Interrupts) -> None:

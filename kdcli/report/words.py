@@ -76,8 +76,8 @@ def loss_text(told: Description, fragment: str, *, colour: bool = False) -> str:
     return as_text(Group(*parts), colour=colour)
 
 
-def method_text(method: MethodRow, *, colour: bool = False) -> str:
-    """One mimic method: what it does, its losses and options."""
+def method_text(method: MethodRow, fragment: str, *, colour: bool = False) -> str:
+    """One mimic method: what it does, its losses and options, a block to paste."""
     parts: list[RenderableType] = [Text(method.name, style="bold"), Text(""), Text(method.summary)]
     if method.details:
         parts += [Text(""), Text(method.details)]
@@ -88,6 +88,7 @@ def method_text(method: MethodRow, *, colour: bool = False) -> str:
         parts += [Text(""), Text(f"options under `cfgs`: {', '.join(method.options)}")]
     if method.extra:
         parts += [Text(""), Text("any loss of `kdcli methods` may stand under `cfgs`")]
+    parts += [Text(""), Text(fragment.rstrip())]
     return as_text(Group(*parts), colour=colour)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 
-from .schema import SchedulerSpec, Spec
+from .schema import Job, SchedulerSpec, Spec
 
 _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",
@@ -155,16 +155,15 @@ def _random_factors(spec: Spec) -> Iterator[Diagnostic]:
         active = [name for name in jobs if stage is None or stage.jobs is None or name in stage.jobs]
         for name in active:
             for key, loss in jobs[name].losses.items():
-                pairs = {(t, layer) for t, teacher in jobs[name].teachers.items() for layer in teacher.mimic_name}
-                if loss.type == "ft" and not pairs <= trained and name not in told:
+                if loss.type == "ft" and not _teacher_layers(jobs[name]) <= trained and name not in told:
                     told.add(name)
                     message = "`ft` compares with factors of a paraphraser that nothing has trained"
                     help = "let a stage with `ft_paraphrase` on the same layer of the teacher come first"
                     yield _warning(("mimic", "jobs", name, "losses", key, "type"), "KD616", message, help)
-        trained |= {
-            (t, layer)
-            for name in active
-            if any(loss.type == "ft_paraphrase" for loss in jobs[name].losses.values())
-            for t, teacher in jobs[name].teachers.items()
-            for layer in teacher.mimic_name
-        }
+        for name in active:
+            if any(loss.type == "ft_paraphrase" for loss in jobs[name].losses.values()):
+                trained |= _teacher_layers(jobs[name])
+
+
+def _teacher_layers(job: Job) -> set[tuple[str, str]]:
+    return {(name, layer) for name, teacher in job.teachers.items() for layer in teacher.mimic_name}

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from kdcli.data.facts import DataFacts
+
 
 class Meter(Protocol):
     """Takes in outputs batch by batch; its sums can be added over processes."""
@@ -29,8 +31,8 @@ class Task(Protocol):
 
     primary: str
 
-    def meter(self) -> Meter:
-        """A fresh meter."""
+    def meter(self, facts: DataFacts | None = None) -> Meter:
+        """A fresh meter for data of these facts; without them it learns what it needs from its batches."""
         ...
 
     def chance(self, num_classes: int) -> float:

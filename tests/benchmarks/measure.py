@@ -35,27 +35,21 @@ class Row:
         return f"| {self.what} | {self.value} | {ratio} | {due} |"
 
 
-def medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of what each side returns, after one round to warm up; the order turns round by round."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
-    for number in range(rounds + 1):
-        for name in names if number % 2 else reversed(names):
-            value = sides[name]()
-            if number:
-                found[name].append(value)
-    return {name: statistics.median(values) for name, values in found.items()}
+def median_ratio(
+    sides: Mapping[str, Callable[[], float]], rounds: int, one: str, other: str
+) -> tuple[float, float]:
+    """The median over rounds of one side's value over the other's, and the median of the other's value.
 
-
-def median_ratio(sides: Mapping[str, Callable[[], float]], rounds: int, one: str, other: str) -> float:
-    """The median over rounds of one side's value over the other's, each pair taken side by side."""
-    ratios = []
+    Each pair is taken side by side, after one to warm up; the order turns round by round.
+    """
+    ratios, values = [], []
     for number in range(rounds + 1):
         order = (one, other) if number % 2 else (other, one)
-        values = {name: sides[name]() for name in order}
+        pair = {name: sides[name]() for name in order}
         if number:
-            ratios.append(values[one] / values[other])
-    return statistics.median(ratios)
+            ratios.append(pair[one] / pair[other])
+            values.append(pair[other])
+    return statistics.median(ratios), statistics.median(values)
 
 
 def child(module: str, *arguments: str, threads: int = THREADS) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Budget:
     test_limit: int
     teacher: Path
 
+    @property
+    def key(self) -> list[int]:
+        """What a run that lies there must have had, so as not to be run again."""
+        return [self.steps, self.limit, self.test_limit]
+
     def text(self, seeds: int) -> str:
         """For the table's head."""
         return (
@@ -141,7 +146,7 @@ def run_one(row: str, seed: int, root: Path, budget: Budget) -> str:
 
     out = folder_of(root, row, seed)
     result = out / "result.json"
-    if result.exists():
+    if result.exists() and json.loads(result.read_text()).get("budget") == budget.key:
         return f"{row} {seed}: there already"
     torch.set_num_threads(1)
     text = yaml.safe_dump(spec_of(row, seed, root, budget), sort_keys=False)
@@ -158,6 +163,7 @@ def run_one(row: str, seed: int, root: Path, budget: Budget) -> str:
                     told["teachers"] = {name: found["top1"] for name, found in record.teachers.items()}
     except KdError as error:
         told = {"failed": str(error)}
+    told["budget"] = budget.key
     told["step_ms"] = 1000.0 * statistics.median(steps) if steps else None
     out.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(told))

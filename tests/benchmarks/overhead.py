@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.overhead [ROUNDS]
 
-Logits KD and feature KD, ResNet-34 to ResNet-18 and cifar_resnet32 to cifar_resnet20, 32x32, batch 128. Speeds
-take turns in one process; peak memory is that of a process with one side alone.
+Logits KD and feature KD, ResNet-34 to ResNet-18 and cifar_resnet32 to cifar_resnet20, 32x32, batch 128.
+Speeds take turns in one process; peak memory is that of a process with one side alone.
 """
 
 from __future__ import annotations
@@ -14,43 +14,30 @@ from contextlib import ExitStack
 
 import torch
 
-from tests.benchmarks.measure import THREADS, Row, child, machine, median_ratio, medians, table
+from tests.benchmarks.measure import THREADS, Row, child, machine, median_ratio, table
 from tests.benchmarks.sides import BATCH, hand_side, kdcli_side, resident_megabytes
 
 NAMES = {"resnet": "ResNet-34 to ResNet-18", "small": "cifar_resnet32 to cifar_resnet20"}
-STEPS = {"resnet": 3, "small": 5}
+STEPS = 3
 
 
 def speed(pair: str, jobs: str, rounds: int) -> Row:
     """Images a second of both loops."""
-    steps = STEPS[pair]
-    samples = BATCH * steps * (rounds + 4)
+    samples = BATCH * STEPS * 4
     with ExitStack() as stack:
         sides = {
-            "kdcli": stack.enter_context(
-                kdcli_side(pair=pair, jobs=jobs, log_freq=steps, samples=samples)
-            ),
-            "hand": stack.enter_context(hand_side(pair, jobs, steps=steps, samples=samples)),
+            "kdcli": stack.enter_context(kdcli_side(pair=pair, jobs=jobs, log_freq=STEPS, samples=samples)),
+            "hand": stack.enter_context(hand_side(pair, jobs, steps=STEPS, samples=samples)),
         }
-        seen: dict[str, list[float]] = {name: [] for name in sides}
-
-        def noted(name: str) -> float:
-            seen[name].append(sides[name]())
-            return seen[name][-1]
-
-        ratio = median_ratio(
-            {name: lambda name=name: noted(name) for name in sides},  # type: ignore[misc]
-            rounds,
-            "hand",
-            "kdcli",
-        )
-    ours = medians({"kdcli": iter(seen["kdcli"]).__next__}, len(seen["kdcli"]) - 1)["kdcli"]
-    return Row(f"{NAMES[pair]}, {jobs}: images/s", f"{BATCH / ours:,.0f}", ratio, 0.97)
+        ratio, seconds = median_ratio(sides, rounds, "hand", "kdcli")
+    return Row(f"{NAMES[pair]}, {jobs}: images/s", f"{BATCH / seconds:,.0f}", ratio, 0.97)
 
 
 def memory(pair: str, jobs: str) -> Row:
     """Peak memory of both loops, each in its own process."""
-    peaks = {side: child("tests.benchmarks.overhead", "peak", side, pair, jobs)["mb"] for side in ("kdcli", "hand")}
+    peaks = {
+        side: child("tests.benchmarks.overhead", "peak", side, pair, jobs)["mb"] for side in ("kdcli", "hand")
+    }
     return Row(
         f"{NAMES[pair]}, {jobs}: peak memory",
         f"{peaks['kdcli']:,.0f} MB, by hand {peaks['hand']:,.0f} MB",
@@ -62,7 +49,7 @@ def memory(pair: str, jobs: str) -> Row:
 
 def peak(side: str, pair: str, jobs: str) -> float:
     """The peak of this process after some steps of one side."""
-    samples = BATCH * 12
+    samples = BATCH * 4
     made = (
         kdcli_side(pair=pair, jobs=jobs, log_freq=2, samples=samples)
         if side == "kdcli"
@@ -87,4 +74,4 @@ if __name__ == "__main__":
         print(json.dumps({"mb": peak(*sys.argv[2:5])}))
     else:
         print(machine())
-        print(table("No overhead", rows(int(sys.argv[1]) if len(sys.argv) > 1 else 9)))
+        print(table("No overhead", rows(int(sys.argv[1]) if len(sys.argv) > 1 else 5)))

@@ -74,7 +74,10 @@ def spec_text(
             "batch_sampler": {"type": "base", "kwargs": {"batch_size": batch}},
         },
         "trainer": {
+            # Neither measured nor saved on the way.
             "max_iter": 1_000_000,
+            "test_freq": 1_000_000,
+            "save_freq": 1_000_000,
             "log_freq": log_freq,
             "optimizer": {
                 "type": "SGD",
@@ -87,9 +90,7 @@ def spec_text(
         part = {"mimic_name": names, "allow_random": True, "allow_weak_teacher": True}
         if cache is not None:
             part["cache"] = cache
-        loss = (
-            {"type": "kd_loss", "kwargs": {"T": TEMPERATURE}} if jobs == "logits" else {"type": "l2_loss"}
-        )
+        loss = {"type": "kd_loss", "kwargs": {"T": TEMPERATURE}} if jobs == "logits" else {"type": "l2_loss"}
         spec |= {f"teacher{n}": [{**module, "type": teacher}] for n in range(teachers)}
         spec["mimic"] = {
             "task_loss": task_loss,
@@ -110,10 +111,10 @@ def kdcli_run(text: str, folder: Path) -> Iterator[Run]:
 
 
 @contextmanager
-def kdcli_side(**spec: object) -> Iterator[Callable[[], float]]:
+def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], float]]:
     """Seconds a step of the whole of kdcli, as `kdcli train` does it: records, log, metrics.jsonl, screen.
 
-    spec: as spec_text takes it. Every call goes on by `log_freq` steps.
+    spec: as spec_text takes it. uncut: every network runs to its end. Each call goes on by `log_freq` steps.
     """
     steps = int(spec.get("log_freq", 10))  # type: ignore[call-overload]
     with ExitStack() as stack:
@@ -143,6 +144,10 @@ def kdcli_side(**spec: object) -> Iterator[Callable[[], float]]:
             return (time.perf_counter() - start) / steps
 
         go_on()
+        if uncut:
+            for taps in (run.trainee.taps, *(teacher.taps for teacher in run.teachers.values())):
+                if taps is not None:
+                    taps.outputs = None
         yield go_on
 
 

@@ -76,6 +76,11 @@ def test_eval_rebuilds_it(source: str) -> None:
     assert student.network == "student"
     expected = next(r for r in reversed(records) if isinstance(r, Evaluation)).metrics
     assert student.metrics == pytest.approx(expected, abs=1e-4)
+    with run_of(parsed, overwrite=True) as run:
+        own = sum(p.numel() for p in run.student.parameters())
+        replaced = sum(p.numel() for p in run.student.get_submodule("model.fc").parameters())
+        end = sum(p.numel() for p in run.deployed.get_submodule("_end").parameters())
+    assert student.parameters == own - replaced + end
 
 
 def test_an_average_of_the_student_has_the_projector_too() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.cli import _files_and_changes
+from kdcli.commands.arguments import files_and_changes
 from kdcli.commands.validate import ValidateOptions, examine, validate
 from kdcli.models.network import build_network
 from kdcli.models.weights import save_safetensors
@@ -70,7 +70,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_changes_are_told_from_files() -> None:
     Path("a=b.yaml").write_text(SPEC)
-    assert _files_and_changes(["right.yaml", "a=b.yaml", "trainer.max_epoch=3"]) == (
+    assert files_and_changes(["right.yaml", "a=b.yaml", "trainer.max_epoch=3"]) == (
         ["right.yaml", "a=b.yaml"],
         ["trainer.max_epoch=3"],
     )

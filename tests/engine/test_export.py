@@ -17,6 +17,8 @@ from kdcli.engine.exports.safetensors import Safetensors
 from kdcli.engine.reopen import reopen
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError, UsageError
+from tests.distill.methods import mimic_of
+from tests.distill.specs import TEACHER, spec_with
 
 from .runs import SPEC, spec_of, train_all
 
@@ -142,3 +144,12 @@ def test_bad_arguments(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError) as caught:
         exported(run, "safetensors")
     assert caught.value.diagnostics[0].code == "KD719"
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch-export"])
+def test_a_student_with_another_end_is_exported_with_it(format: str) -> None:
+    """SimKD: the teacher's classifier goes along."""
+    parsed = spec_with(mimic_of("simkd", TEACHER), "trainer.max_iter=2", "trainer.test_freq=1")
+    train_all(parsed)
+    done = exported(Path("runs/small"), format)
+    assert done.difference < 1e-5

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kdcli.data.facts import DataFacts
 from kdcli.engine import report_data
 from kdcli.engine.answers import Answers
+from kdcli.engine.compare import Contender
 from kdcli.engine.pictures import image_uri, map_uri
 from kdcli.engine.records import Notice
 from kdcli.engine.reopen import reopen
 from kdcli.engine.report_data import write_report_data
+from kdcli.engine.scenes import scenes
 from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.report.report_data import ReportData, read_report_data
@@ -127,3 +132,28 @@ def test_pictures_of_maps_tokens_and_odd_images() -> None:
     assert map_uri(torch.rand(8, 3, 3)) is not None
     assert map_uri(torch.rand(17, 8)) is not None, "16 patches behind a class token"
     assert map_uri(torch.rand(8)) is None
+
+
+def test_detectors_show_their_boxes_beside_the_truth() -> None:
+    class Detector(torch.nn.Module):
+        """Finds one box of class 2 in the second image, and is unsure of another."""
+
+        def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            rows = [[1, 2.0, 2.0, 8.0, 8.0, 0.9, 2], [0, 0.0, 0.0, 4.0, 4.0, 0.1, 1]]
+            return {"dt_bboxes": torch.tensor(rows)}
+
+    batch = {
+        "image": torch.rand(2, 3, 16, 16),
+        "image_info": [(12, 10, 1.0, 1.0, 12, 10)] * 2,
+        "boxes": [torch.zeros(0, 5), torch.tensor([[2.0, 2.0, 8.0, 9.0, 2.0]])],
+    }
+    student = Contender("student", Detector(), None)  # type: ignore[arg-type]
+    shown = scenes([student], batch, DataFacts(class_names=("cat", "dog")))
+    assert [(scene["width"], scene["height"]) for scene in shown] == [(10, 12)] * 2
+    assert shown[0]["boxes"] == {"truth": [], "student": []}
+    assert shown[1]["boxes"] == {
+        "truth": [[2.0, 2.0, 8.0, 9.0, "dog", None]],
+        "student": [[2.0, 2.0, 8.0, 8.0, "dog", 0.9]],
+    }
+    Path("report_data.json").write_text(json.dumps({"version": 1, "detections": shown}))
+    assert len(read_report_data(Path("report_data.json")).detections) == 2

@@ -254,3 +254,12 @@ def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pyte
         (4, 94),
     ]
     assert "report" in [file.path for file in client.list_artifacts(run.info.run_id)]
+
+
+def test_validate_finds_an_unknown_logger() -> None:
+    from kdcli.commands.init import sample_specs
+    from kdcli.commands.validate import ValidateOptions, examine
+
+    found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"], ValidateOptions())
+    assert [one.code for one in found] == ["KD390"] and plan is None
+    assert found[0].span is not None and found[0].help == "did you mean `wandb`?"

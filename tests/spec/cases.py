@@ -135,6 +135,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
         (),
     ),
+    "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
 ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117"})
 """Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py."""

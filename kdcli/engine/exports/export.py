@@ -85,7 +85,7 @@ def export(
     images: Tensor = sample["image"]
     student, said = student_of(parsed, options, weights, sample, facts)
     source = said[-1].message.removeprefix("student: ")
-    eager = Portable(student.net)
+    eager = Portable(student.net).warm_up(images)
     metadata = metadata_of(facts, images, Path(source), spec_hash or parsed.hash())
     chosen = output or run_root(parsed) / f"{run_root(parsed).resolve().name}{maker.suffix}"
     beside = chosen.with_name(f".{chosen.stem}.{os.getpid()}{maker.suffix}")
@@ -94,7 +94,7 @@ def export(
             chosen.parent.mkdir(parents=True, exist_ok=True)
             maker.write(eager, images, beside, metadata)
             fresh, _ = rebuild(parsed.spec, options, small(sample), facts)
-            answer = maker.read(beside, Portable(fresh))
+            answer = maker.read(beside, Portable(fresh).warm_up(images))
             difference = _difference(eager, answer, images, tolerance)
             one = images[:1].clone()
             with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from kdcli.distill.deployed import DeployedStudent
@@ -16,8 +17,17 @@ class Portable(nn.Module):
         if isinstance(net, Network):
             for name in net.training_only():
                 delattr(net, name)
+        else:
+            # Exporters can't leave a module midway; what comes after the tap is dead code to them.
+            net.taps.require([net.tap], None)
         self.net = net
         self.eval()
+
+    def warm_up(self, images: Tensor) -> Portable:
+        """Run once, so that a student with another end knows its tap; returns itself."""
+        with torch.no_grad():
+            self(images)
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """The logits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from kdcli.data.facts import DataFacts
 from kdcli.tasks.classification.metrics import ClassificationMeter
 
 
@@ -16,7 +17,7 @@ class Classification:
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         self.topk = tuple(topk) if 1 in topk else (1, *topk)
 
-    def meter(self) -> ClassificationMeter:
+    def meter(self, facts: DataFacts | None = None) -> ClassificationMeter:
         """A fresh meter for the spec's k."""
         return ClassificationMeter(self.topk)
 

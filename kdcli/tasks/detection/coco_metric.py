@@ -14,11 +14,13 @@ from kdcli.errors import RunError
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def average_precision(truth: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def average_precision(
+    truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[int] | None = None
+) -> dict[str, float]:
     """The six figures in percent; one that has no ground truth (no large object, say) is left out.
 
-    rows: of a COCO results file. Raises RunError KD565 where the evaluation package is missing, KD566 where
-    rows and truth are about different images.
+    rows: of a COCO results file. images: the ids that were looked at; all by default. Raises RunError KD565
+    where the evaluation package is missing, KD566 where rows and truth are about different images.
     """
     annotations = _truth(truth)
     known = {image["id"] for image in annotations["images"]}
@@ -31,6 +33,10 @@ def average_precision(truth: Path, rows: Sequence[Mapping[str, Any]]) -> dict[st
         )
     if not rows:
         return {name: 0.0 for name in METRICS[:3]}
+    if images is not None:
+        chosen = set(images)
+        for key, own in (("images", "id"), ("annotations", "image_id")):
+            annotations[key] = [row for row in annotations[key] if row[own] in chosen]
     dataset, evaluator = _evaluator()
     with redirect_stdout(StringIO()):
         known_boxes = dataset()

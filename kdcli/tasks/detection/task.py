@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError
 from kdcli.tasks.detection.coco_metric import average_precision
 from kdcli.tasks.detection.predictions import coco_rows, original_boxes
@@ -25,20 +26,24 @@ class DetectionMeter:
     """Keeps the boxes of each sample in a row of its own, so that processes' sums add up to all of them.
 
     Metrics: COCO's figures in percent, against gt_file or else the file the samples come from.
+    annotations: of the data (kdcli.data.coco); without it, what the first batch says, and a process without
+    a batch can't be summed with others.
     """
 
-    def __init__(self, gt_file: str | None = None) -> None:
+    def __init__(self, gt_file: str | None = None, annotations: Mapping[str, Any] | None = None) -> None:
         self.gt_file = gt_file
         self._rows: Tensor | None = None
         self._device = torch.device("cpu")
         self._annotations: Mapping[str, Any] | None = None
+        if annotations is not None:
+            self._begin(annotations)
 
     def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """outputs["dt_bboxes"] [N, 7]; of the batch image_info, image_ids, indices, annotations."""
-        self._annotations = batch["annotations"]
         self._device = outputs["dt_bboxes"].device
         if self._rows is None:
-            self._rows = torch.zeros(int(batch["annotations"]["samples"]), WIDTH, dtype=torch.float64)
+            self._begin(batch["annotations"])
+        assert self._rows is not None
         found = original_boxes(outputs, batch)
         for index, image_id, boxes in zip(batch["indices"].tolist(), batch["image_ids"], found, strict=True):
             kept = boxes[:MOST_BOXES].cpu()
@@ -53,13 +58,14 @@ class DetectionMeter:
         return self._rows.flatten().to(self._device)
 
     def result(self, sums: Tensor) -> dict[str, float]:
-        """COCO's figures; of the images that were seen, the others count as missed."""
+        """COCO's figures over the images that were seen."""
         if self._annotations is None:
             return {"AP": 0.0}
         truth = Path(self.gt_file) if self.gt_file is not None else Path(self._annotations["file"])
         if not truth.is_file():
             truth = Path(self._annotations["file"])
-        return average_precision(truth, self.predictions(sums))
+        seen = [int(row[1]) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        return average_precision(truth, self.predictions(sums), seen)
 
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
         """The rows of a COCO results file."""
@@ -74,6 +80,10 @@ class DetectionMeter:
             rows += coco_rows(int(row[1]), boxes, self._annotations["categories"])
         return rows
 
+    def _begin(self, annotations: Mapping[str, Any]) -> None:
+        self._annotations = annotations
+        self._rows = torch.zeros(int(annotations["samples"]), WIDTH, dtype=torch.float64)
+
 
 class Detection:
     """Measures `dt_bboxes`."""
@@ -85,9 +95,9 @@ class Detection:
             raise ValueError(f"`iou_types` is [bbox], not {list(iou_types)}")
         self.gt_file = gt_file
 
-    def meter(self) -> DetectionMeter:
+    def meter(self, facts: DataFacts | None = None) -> DetectionMeter:
         """A fresh meter."""
-        return DetectionMeter(self.gt_file)
+        return DetectionMeter(self.gt_file, None if facts is None else facts.annotations)
 
     def chance(self, num_classes: int) -> float:
         """AP of a network that guesses."""

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from kdcli.cli import takeaway
+from kdcli.cli.options import Changes, Device, Plugin, Set, Spec
+
 app = typer.Typer(
     name="kdcli",
     help="Distil vision models from a YAML spec.",
@@ -15,35 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _specs(incomplete: str) -> list[str]:
-    """Completion of spec files."""
-    from kdcli.commands.completion import complete_spec
-
-    return complete_spec(incomplete)
-
-
-def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Completion of `net.model.kwargs.`, from the spec named before."""
-    from kdcli.commands.completion import complete_key
-
-    return complete_key(ctx.params.get("spec"), incomplete)
-
-
-Spec = Annotated[
-    str,
-    typer.Argument(metavar="SPEC", help="A YAML spec; `-` reads standard input.", autocompletion=_specs),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values to set in the spec.", autocompletion=_keys),
-]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The same, as an option.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; overrides runtime.device.")]
-Plugin = Annotated[
-    list[str] | None, typer.Option(metavar="PACKAGE", help="A package of your own that the spec may import.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -95,6 +69,10 @@ def train(
     ] = None,
     plugin: Plugin = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and the last line only.")] = False,
+    profile: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Look at N steps: where their time goes, and a trace."),
+    ] = None,
 ) -> None:
     """Train the student of SPEC: distil it (runner `kd`) or train `net` alone (runner `base`)."""
     from kdcli.commands.train import TrainArguments
@@ -116,6 +94,7 @@ def train(
             allow_changed=allow_changed or [],
             plugins=plugin or [],
             quiet=quiet,
+            profile=profile,
         )
     )
 
@@ -133,6 +112,12 @@ def evaluate(
     device: Device = None,
     plugin: Plugin = None,
     format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    save_predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of detectors: write their boxes as COCO json.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of detectors: draw student, teachers and truth.")
+    ] = None,
 ) -> None:
     """Measure the student of SPEC and its teachers side by side: quality, size, speed, agreement."""
     from kdcli import commands
@@ -144,6 +129,8 @@ def evaluate(
         device=device,
         plugins=plugin or [],
         as_json=format == "json",
+        save_predictions=save_predictions,
+        show=show,
     )
 
 
@@ -156,7 +143,7 @@ def cache(
     device: Device = None,
     plugin: Plugin = None,
 ) -> None:
-    """Store what the teachers of SPEC show of the training data (`cache` beside mimic_name), before a training."""
+    """Store what the teachers of SPEC show (`cache` beside mimic_name), before any training."""
     from kdcli.commands.cache import cache as run
 
     run(spec, [*(changes or []), *(set_ or [])], device=device, plugins=plugin or [])
@@ -179,10 +166,11 @@ def validate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Findings alone, no summary.")] = False,
 ) -> None:
     """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
+    from kdcli.commands.arguments import files_and_changes
     from kdcli.commands.validate import ValidateOptions
     from kdcli.commands.validate import validate as run
 
-    paths, changes = _files_and_changes(specs)
+    paths, changes = files_and_changes(specs)
     options = ValidateOptions(
         format=format, strict=strict, quiet=quiet, files=files, plugins=tuple(plugin or [])
     )
@@ -256,124 +244,31 @@ def schema() -> None:
 
 
 @app.command()
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+def make_data(
+    kind: Annotated[Literal["fashion-scenes"], typer.Argument(metavar="KIND", help="fashion-scenes.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to: annotations and images.")],
     *,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Curves and what was collected before; no network is run.")
-    ] = False,
-    device: Device = None,
-    plugin: Plugin = None,
-) -> None:
-    """Write report.html into RUN: curves, costs, classes, calibration, disagreements, feature maps."""
-    from kdcli.commands.report import report as write_page
-
-    write_page(run, plugins=plugin or [], device=device, quick=quick)
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    *,
-    format: Annotated[Literal["text", "json", "csv", "md"], typer.Option(help="How it is written.")] = "text",
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw all runs into FILE: .svg, .png or .pdf.")
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Fashion-MNIST's idx files; else Debian's package.")
     ] = None,
+    num_train: Annotated[int, typer.Option(min=1, help="Scenes to train on.")] = 1500,
+    num_test: Annotated[int, typer.Option(min=1, help="Scenes to test on.")] = 300,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite scenes that are there already.")] = False,
 ) -> None:
-    """Put runs side by side; runs that differ by seed alone become mean and spread."""
-    from kdcli.commands.report import compare as put_side_by_side
+    """Compose a small detection set in COCO's format: garments of Fashion-MNIST on cluttered canvases."""
+    from kdcli.commands.make_data import make_data as make
 
-    put_side_by_side(runs, format=format, picture=picture)
-
-
-@app.command()
-def export(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="RUN|SPEC", help="A run folder, or the spec of a run.", autocompletion=_specs),
-    ],
-    changes: Changes = None,
-    *,
-    format: Annotated[
-        Literal["safetensors", "onnx", "torch-export"], typer.Option(help="What kind of file.")
-    ] = "onnx",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else in the run folder.")
-    ] = None,
-    set_: Set = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last."),
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a logit, relative where it is above 1.")
-    ] = 1e-4,
-    plugin: Plugin = None,
-) -> None:
-    """Export the student alone, and prove that the file answers as the student does."""
-    from kdcli.commands.export import ExportArguments
-    from kdcli.commands.export import export as run
-
-    run(
-        ExportArguments(
-            source=source,
-            changes=[*(changes or []), *(set_ or [])],
-            format=format,
-            output=output,
-            weights=weights,
-            tolerance=tolerance,
-            plugins=plugin or [],
-        )
-    )
+    make(folder, seed=seed, root=root, num_train=num_train, num_test=num_test, force=force)
 
 
-@app.command()
-def init(
-    name: Annotated[str | None, typer.Argument(help="A sample; without it all are listed.")] = None,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to; else here.")] = None,
-    *,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a copy that is there already.")] = False,
-) -> None:
-    """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
-    from kdcli.commands.init import init as copy
-
-    copy(name, folder, force=force)
-
-
-@app.command()
-def doctor(
-    format: Annotated[Literal["text", "json"], typer.Option(help="How it is written.")] = "text",
-) -> None:
-    """Say what is installed on what machine, for a bug report."""
-    from kdcli.commands.doctor import doctor as tell
-
-    tell(as_json=format == "json")
+for command in (takeaway.report, takeaway.compare, takeaway.export, takeaway.init, takeaway.doctor):
+    app.command()(command)
 
 
 def main() -> None:
     """The console script: one clear message and an exit code for everything that can go wrong."""
     from kdcli.commands import guarded
+    from kdcli.commands.arguments import with_optional_values
 
-    sys.exit(guarded(lambda: app(_with_optional_values(sys.argv[1:]), standalone_mode=True)))
-
-
-def _files_and_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """`key=value` sets, unless it is a file; all else is a file."""
-    changes = [word for word in arguments if "=" in word and not Path(word).exists()]
-    return [word for word in arguments if word not in changes], changes
-
-
-def _with_optional_values(arguments: list[str]) -> list[str]:
-    """`--resume` may stand without a value: it is given `auto` then."""
-    result = []
-    for index, argument in enumerate(arguments):
-        result.append(argument)
-        if argument == "--resume":
-            following = arguments[index + 1] if index + 1 < len(arguments) else None
-            if following is None or following.startswith("-") or not Path(following).exists():
-                result.append("auto")
-    return result
-
-
-if __name__ == "__main__":
-    main()
+    sys.exit(guarded(lambda: app(with_optional_values(sys.argv[1:]), standalone_mode=True)))

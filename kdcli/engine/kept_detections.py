@@ -1,0 +1,100 @@
+"""What detectors found on the test data, kept as COCO rows, drawn side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.data.facts import DataFacts
+from kdcli.errors import RunError, UsageError
+from kdcli.tasks.detection.pictures import side_by_side
+from kdcli.tasks.detection.predictions import save_coco
+
+MOST_PICTURES = 20
+"""So many of the first test images are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """What `kdcli eval` leaves behind: predictions in a file, pictures in a folder."""
+
+    predictions: Path | None = None
+    pictures: Path | None = None
+
+    def require_detector(self, kind: str) -> None:
+        """Refuse both for another task than detection."""
+        for option, wanted in (("--save-predictions", self.predictions), ("--show", self.pictures)):
+            if wanted is not None and kind != "detection":
+                raise UsageError.of(f"`{option}` is for detectors, and this spec's task is {kind}")
+
+    def save(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
+        """Write each network's rows: the student's to the file, a teacher's beside it with its name."""
+        if self.predictions is None:
+            return []
+        written = []
+        for name, own in rows.items():
+            path = self.predictions
+            if name != "student":
+                path = path.with_name(f"{path.stem}.{name}{path.suffix or '.json'}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_coco(path, own)
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            written.append(path)
+        return written
+
+
+class Pictures:
+    """Draws the first images of the test data: student, teachers and truth, a panel each."""
+
+    def __init__(self, folder: Path | None, facts: DataFacts) -> None:
+        self.folder, self.facts = folder, facts
+        self.drawn = 0
+
+    def draw(self, shown: Mapping[str, Mapping[str, Any]], batch: Mapping[str, Any]) -> None:
+        """Write a picture for every image of the batch, while they are few."""
+        if self.folder is None:
+            return
+        offset = float((self.facts.annotations or {}).get("box_offset", 0))
+        for index, info in enumerate(batch["image_info"]):
+            if self.drawn >= MOST_PICTURES:
+                return
+            panels = {
+                name: _found(outputs["dt_bboxes"], index, offset)
+                for name, outputs in shown.items()
+                if "dt_bboxes" in outputs
+            }
+            truth = batch["boxes"][index].detach().cpu()
+            panels["truth"] = truth + truth.new_tensor([0.0, 0.0, offset, offset, 0.0])
+            height, width = int(info[0]), int(info[1])
+            sheet = side_by_side(
+                batch["image"][index, :, :height, :width],
+                panels,
+                self.facts.class_names or (),
+                mean=self.facts.mean,
+                std=self.facts.std,
+            )
+            path = self.folder / f"{batch['image_ids'][index]}.png"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sheet.save(path)
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            self.drawn += 1
+
+
+def _found(boxes: Tensor, index: int, offset: float) -> Tensor:
+    """One image's boxes [n, 6]: edges, class, score."""
+    own = boxes[boxes[:, 0] == index].detach().float().cpu()
+    edges = own[:, 1:5] + own.new_tensor([0.0, 0.0, offset, offset])
+    return torch.cat([edges, own[:, 6:7], own[:, 5:6]], dim=1)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError.of("KD567", f"cannot write {path}: {error.strerror or error}")
