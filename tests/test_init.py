@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def test_a_copy_trains(tmp_path: Path) -> None:
     copied = copy_sample(sample_specs()["digits_feature"], tmp_path / "my")
     command = [sys.executable, "-m", "kdcli.cli", "train", str(copied), "trainer.max_iter=3"]
     command += ["trainer.max_epoch=null", "trainer.loggers=[tensorboard]"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    # Two threads on busy cores wait for each other far longer than they compute.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/digits_feature"
     assert "report.html" in done.stderr
@@ -102,3 +105,53 @@ def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert str(tmp_path / "fresh/share/kdcli/sample_configs") in ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
+def test_chromium_opens_the_report_of_a_real_run_and_loggers_go_on(tmp_path: Path) -> None:
+    """Trained with an own logger and TensorBoard, resumed, shown on a phone in the dark."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tensorboard")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    copied = copy_sample(sample_specs()["digits_feature"], tmp_path)
+    (tmp_path / "mylab.py").write_text(LOGGER)
+    command = [sys.executable, "-m", "kdcli.cli", "train", str(copied), "trainer.save_freq=1"]
+    command += ["trainer.loggers=[tensorboard, 'mylab:Logger']", "--plugin", "mylab"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for more in (["trainer.max_epoch=1"], ["trainer.max_epoch=2", "--resume"]):
+        more += ["--allow-changed", "trainer.max_epoch"] if "--resume" in more else []
+        done = subprocess.run(
+            [*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "heard.txt").read_text().splitlines() == ["begin 0 None", "end", "begin 22 it", "end"]
+    page = tmp_path / "runs/digits_feature/report.html"
+    shot = tmp_path / "shot.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,9000", "--force-dark-mode"]
+    ran = subprocess.run(
+        [chromium, *options, f"--screenshot={shot}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0 and shot.stat().st_size > 20_000
+    assert "CONSOLE" not in ran.stderr
+
+
+LOGGER = """
+class Logger:
+    def begin(self, run):
+        self.say(f"begin {run.resumed_step} {run.identity}")
+        return "it"
+    def say(self, line):
+        with open("heard.txt", "a") as file:
+            file.write(line + "\\n")
+    def scalars(self, step, values): ...
+    def pictures(self, step, pictures): ...
+    def summary(self, values): ...
+    def end(self, *, finished):
+        self.say("end")
+"""

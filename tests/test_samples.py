@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from kdcli.data.fashion_scenes import make_scenes
 from kdcli.engine.build import built
 from kdcli.engine.distributed import Processes
 from kdcli.engine.records import Finished, Step
@@ -38,7 +39,15 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shortened(name: str, garments: Path) -> ParsedSpec:
+@pytest.fixture(scope="module")
+def scenes(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few scenes of those images."""
+    folder = tmp_path_factory.mktemp("scenes")
+    make_scenes(folder, root=str(garments), num_train=8, num_test=3)
+    return folder
+
+
+def shortened(name: str, garments: Path, scenes: Path) -> ParsedSpec:
     """The sample with a few steps, small data, and random teachers where their weights are not there."""
     raw = yaml.safe_load((FOLDER / name).read_text())
     changes = [f"saver.save_dir={name}.run", "dataset.batch_sampler.kwargs.batch_size=8"]
@@ -51,6 +60,23 @@ def shortened(name: str, garments: Path) -> ParsedSpec:
     for side in ("train", "test"):
         if raw["dataset"][side]["dataset"]["type"] == "fashion_mnist":
             changes.append(f"dataset.{side}.dataset.kwargs.root={garments}")
+        if raw["dataset"][side]["dataset"]["type"] == "torchvision.CIFAR100":
+            where = f"dataset.{side}.dataset"
+            changes += [
+                "dataset.batch_sampler.kwargs.batch_size=2",
+                f"{where}.type=fake",
+                f"{where}.kwargs.root=null",
+            ]
+            changes += [f"{where}.kwargs.num_samples=4", f"{where}.kwargs.num_classes=100"]
+        if raw["dataset"][side]["dataset"]["type"] == "coco" and name.startswith("scenes_"):
+            where = f"dataset.{side}.dataset.kwargs"
+            changes += [
+                "dataset.batch_sampler.kwargs.batch_size=4",
+                f"{where}.meta_file={scenes}/{side}.json",
+                f"{where}.image_reader.kwargs.image_dir={scenes}/{side}",
+            ]
+            if side == "test":
+                changes.append(f"{where}.evaluator.kwargs.gt_file={scenes}/{side}.json")
     for job, content in _jobs(raw):
         for teacher in [key for key in content if key.startswith("teacher")]:
             weight = content[teacher].get("teacher_weight")
@@ -76,9 +102,11 @@ def test_there_are_samples() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_sample_runs(name: str, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_runs(
+    name: str, garments: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    parsed = shortened(name, garments)
+    parsed = shortened(name, garments, scenes)
     with built(parsed, RunOptions(base_dir=FOLDER), Processes(device=torch.device("cpu"))) as run:
         records = list(train(run))
     steps = [record for record in records if isinstance(record, Step)]

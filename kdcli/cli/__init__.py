@@ -69,6 +69,7 @@ def train(
     ] = None,
     plugin: Plugin = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and the last line only.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
     profile: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Look at N steps: where their time goes, and a trace."),
@@ -94,6 +95,7 @@ def train(
             allow_changed=allow_changed or [],
             plugins=plugin or [],
             quiet=quiet,
+            report=report,
             profile=profile,
         )
     )

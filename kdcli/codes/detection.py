@@ -44,6 +44,12 @@ DETECTION: dict[str, Explanation] = {
         "Every image has a whole number as id, a file name, and its height and width in pixels.",
         "right: {id: 3, file_name: 000003.jpg, height: 480, width: 640}",
     ),
+    "KD563": Explanation(
+        "detector with other classes than the annotations",
+        "A detector's head counts the categories of the annotation file and the background: with fewer it can't"
+        " name them all, with more some are never learnt.",
+        "COCO has 80 categories: num_classes: 81",
+    ),
     "KD564": Explanation(
         "transform that leaves the boxes behind",
         "Moving pixels without their boxes would train on wrong boxes.",
@@ -58,5 +64,10 @@ DETECTION: dict[str, Explanation] = {
         "results about other images",
         "Each image of the test set is evaluated exactly once, and only those of the annotation file are.",
         "evaluator: {type: COCO, kwargs: {gt_file: the same file as meta_file}}",
+    ),
+    "KD567": Explanation(
+        "detections that can't be kept",
+        "The detections of an evaluation are written to a file in `saver.results_dir`, which can't be written.",
+        "right: saver: {results_dir: a folder with room, that may be written}",
     ),
 }

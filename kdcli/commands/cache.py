@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 def cache(spec: str, changes: Sequence[str], *, device: str | None, plugins: Sequence[str]) -> None:
     """Fill the caches of a spec and say where they lie."""
-    from kdcli.spec.parse import read
+    from kdcli.commands.reading import read_checked
 
-    parsed = read(spec, changes)
+    parsed = read_checked(spec, changes, plugins)
     from kdcli.commands import located
     from kdcli.engine.distributed import processes
     from kdcli.engine.make_caches import make_caches

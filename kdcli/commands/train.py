@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class TrainArguments:
     allow_changed: Sequence[str] = ()
     plugins: Sequence[str] = ()
     quiet: bool = False
+    report: bool = True
     profile: int | None = None
 
     def for_worker(self) -> list[str]:
@@ -49,6 +51,7 @@ class TrainArguments:
             *(word for key in self.allow_changed for word in ("--allow-changed", key)),
             *(word for package in self.plugins for word in ("--plugin", package)),
             *(("--quiet",) if self.quiet else ()),
+            *(() if self.report else ("--no-report",)),
             *(("--profile", str(self.profile)) if self.profile is not None else ()),
         ]
 
@@ -121,6 +124,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
             for _ in records_of(run, interrupts):
                 pass
             return
+        report = partial(write_up, parsed, options, run.folder.root, here.device)
         logged = LoggedRun(
             name=run.name,
             run_dir=run.folder.root,
@@ -133,7 +137,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
             spec=[arguments.spec, *arguments.changes],
             quiet=arguments.quiet,
             loggers=Loggers(parsed.spec.trainer.loggers, logged),
-            write_up=lambda drawn: write_up(parsed, options, run.folder.root, here.device, drawn),
+            write_up=report if arguments.report else None,
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)

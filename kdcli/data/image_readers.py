@@ -23,7 +23,7 @@ from kdcli.data.sources import BadSample
 from kdcli.errors import SpecError, SpecPath
 
 ColorMode = Literal["RGB", "BGR", "GRAY"]
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 PIXEL_LIMIT = 89_478_485
 """Pillow's own limit: a quarter of a gigabyte of RGB."""

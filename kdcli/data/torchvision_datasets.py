@@ -48,12 +48,10 @@ class TorchvisionImages:
         return f"{type(self.dataset).__name__}[{index}]"
 
 
-def torchvision_dataset(
-    name: str, kwargs: Mapping[str, Any], path: SpecPath, base_dir: Path | None, train: bool
-) -> ArrayImages | ImageSource:
-    """`torchvision.<name>`; `train` or `split` follow the side of the spec where they are not given.
+def checked(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> tuple[Any, list[str]]:
+    """The class of a dataset and the arguments it takes; no file is looked at.
 
-    Raises SpecError KD501 (no such dataset), KD505 (arguments), KD506 (not on this disk).
+    Raises SpecError KD501 (no such dataset), KD505 (an argument it lacks), KD506 (a download).
     """
     kinds = {
         key: kind
@@ -65,14 +63,14 @@ def torchvision_dataset(
         raise SpecError.at((*path, "type"), "KD501", f"torchvision has no dataset `{name}`", help)
     kind: Any = kinds[name]
     known = [key for key in inspect.signature(kind.__init__).parameters if key not in ("self", *GIVEN)]
-    given = dict(kwargs)
-    if given.pop("download", False):
+    if kwargs.get("download", False):
         where = (*path, "kwargs", "download")
+        given = {key: value for key, value in kwargs.items() if key != "download"}
         raise SpecError.at(
             where, "KD506", "kdcli never downloads data", _how_to_get(name, given), on_key=True
         )
-    for key in given:
-        if key not in known:
+    for key in kwargs:
+        if key not in known and key != "download":
             raise SpecError.at(
                 (*path, "kwargs", key),
                 "KD505",
@@ -80,6 +78,18 @@ def torchvision_dataset(
                 did_you_mean(key, known),
                 on_key=True,
             )
+    return kind, known
+
+
+def torchvision_dataset(
+    name: str, kwargs: Mapping[str, Any], path: SpecPath, base_dir: Path | None, train: bool
+) -> ArrayImages | ImageSource:
+    """`torchvision.<name>`; `train` or `split` follow the side of the spec where they are not given.
+
+    Raises SpecError KD501 (no such dataset), KD505 (arguments), KD506 (not on this disk).
+    """
+    kind, known = checked(name, kwargs, path)
+    given = {key: value for key, value in kwargs.items() if key != "download"}
     if "train" in known:
         given.setdefault("train", train)
     if "split" in known and not train:

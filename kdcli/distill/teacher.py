@@ -51,6 +51,11 @@ class Teacher:
         """The batch with the pixels that this teacher expects."""
         return batch if self.pixels is None else {**batch, "image": self.pixels(batch["image"])}
 
+    def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The named outputs of the whole network, on the student's batch."""
+        made: Mapping[str, Any] = self.net(self.pixels_of(batch))
+        return made
+
     def learn(self, batch: Mapping[str, Any]) -> View:
         """Run the whole network once, so that later views know where to stop."""
         with self.autocast or nullcontext():

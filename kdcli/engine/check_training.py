@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from kdcli.data import BATCH_FNS
+from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.engine.optim import LearningRate, build_optimizer
 from kdcli.engine.stages import StagePlan, matches, plan_stages
@@ -92,6 +93,12 @@ def check_data(spec: Spec, found: Findings) -> None:
     """Every transform and the mixing of both sides, built; no file is read."""
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
         path: SpecPath = ("dataset", side)
+        if part.dataset.type.startswith(TORCHVISION):
+            from kdcli.data.torchvision_datasets import checked
+
+            with found.part():
+                own = part.dataset.kwargs.model_extra or {}
+                checked(part.dataset.type.removeprefix(TORCHVISION), own, (*path, "dataset"))
         for index, component in enumerate(part.dataset.kwargs.transformer):
             with found.part():
                 build_transform(component, (*path, "dataset", "kwargs", "transformer", index))

@@ -24,7 +24,7 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class Unfilled(TorchFunctionMode):  # type: ignore[misc]
+class Unfilled(TorchFunctionMode):
     """While it is entered, networks are made without their initial weights, which no shape depends on."""
 
     def __torch_function__(

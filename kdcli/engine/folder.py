@@ -73,8 +73,8 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ("spec.yaml", "spec.resolved.yaml", "env.json")
-        names += ("report.html", "report_data.json", "loggers.json")
+        names = ["spec.yaml", "spec.resolved.yaml", "env.json"]
+        names += ["report.html", "report_data.json", "loggers.json"]
         return [
             *(self.root / name for name in names),
             self.metrics,

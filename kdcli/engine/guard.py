@@ -84,12 +84,12 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
         with evaluation_mode(teacher.net):
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
             with torch.no_grad():
-                outputs = teacher.net(teacher.pixels_of(probe))
+                outputs = teacher.outputs(probe)
             detects = "dt_bboxes" in outputs and _has_weights(run, name)
             if not classes or not ("logits" in outputs or detects):
                 continue
             metrics = evaluate(
-                lambda batch, teacher=teacher: teacher.net(teacher.pixels_of(batch)),
+                teacher.outputs,
                 run.test_loader,
                 run.task,
                 run.processes,
@@ -140,7 +140,7 @@ def _trains_student(run: Run, name: str) -> bool:
     job = name.partition(".")[0]
     if job == "task":
         return True
-    term = run.trainee.mimickers[job].term_of(name.removeprefix(f"{job}."))  # type: ignore[operator, union-attr]
+    term = run.trainee.mimickers[job].term_of(name.removeprefix(f"{job}."))  # type: ignore[operator]
     return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
 
 

@@ -18,6 +18,14 @@ STAGES = ("model.layer1", "model.layer2", "model.layer3")
 POOLED = "model.fc:in"
 NECK = ("neck.p2_conv", "neck.p3_conv", "neck.p4_conv", "neck.p5_conv", "neck.p6_pool")
 
+MUTUAL = f"""\
+# for net: [{{name: model, type: {STUDENT}}}, {{name: peer, type: peer, kwargs: {{network: {STUDENT}}}}}]
+mimic:
+  mimic_ins_type: Mutual
+  student:
+    mimic_name: [logits, peer_logits]
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -74,7 +82,7 @@ def method_fragment(method: str) -> str:
     if method == "base":
         return fragment("l2_loss")
     if method == "Mutual":
-        return f"{MUTUAL}\n"
+        return MUTUAL
     cfgs = [f"{name}: {{type: {kind}}}" for name, kind in method_of(method).losses]
     lines = [
         "# for net and teacher0 of United-Perception's modules, each with `neck` (an FPN of 5 levels)",

@@ -42,7 +42,22 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], pat
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError.at((*path, "kwargs"), "KD440", f"optimizer `{spec.type}`: {error}") from None
     assert isinstance(optimizer, Optimizer)
+    if isinstance(optimizer, torch.optim.SGD):
+        optimizer.register_step_pre_hook(_begin_late_momentum)
     return optimizer
+
+
+def _begin_late_momentum(optimizer: Optimizer, *_: Any) -> None:
+    # torch's fused SGD fails where some parameters get their first gradient later than others (a loss with
+    # `start_iter`); momentum that begins at zero gives the same first step.
+    for group in optimizer.param_groups:
+        if not group["momentum"] or not group["fused"]:
+            continue
+        moving = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in moving if optimizer.state[p].get("momentum_buffer") is None]
+        if len(late) < len(moving):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fused(target: Any, kwargs: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, bool]:
@@ -51,7 +66,7 @@ def _fused(target: Any, kwargs: dict[str, Any], parameters: list[nn.Parameter]) 
     plain = all(
         type(p) is nn.Parameter and p.device.type == "cpu" and p.is_floating_point() for p in parameters
     )
-    chosen = {"fused", "foreach", "differentiable", "capturable"} & kwargs.keys()
+    chosen = {"fused", "foreach", "differentiable", "capturable", "dampening"} & kwargs.keys()
     if plain and not chosen and "fused" in inspect.signature(target).parameters:
         return {"fused": True}
     return {}

@@ -72,7 +72,7 @@ class _Profiled(Session):
         loader, trainee = run.train_loader, run.trainee
         loader.batches = self.timed_batches(loader.batches)  # type: ignore[method-assign]
         trainee.view = self.timed("student forward", trainee.view)  # type: ignore[method-assign]
-        trainee.forward = self.timed("forward", trainee.forward)
+        trainee.forward = self.timed("forward", trainee.forward)  # type: ignore[method-assign]
         for source in run.sources.values():
             source.view = self.timed("teachers", source.view)  # type: ignore[method-assign]
         self.log.add = self.timed("logging", self.log.add)  # type: ignore[method-assign]

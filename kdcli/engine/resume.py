@@ -125,6 +125,8 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
     before, now = state["batches"], len(run.train_loader)
     if before != now:
         progress.batch = progress.batch * now // before
+    # A finished run goes on where the user lets it be longer now.
+    progress.over = progress.over and progress.stage_step >= run.stages[progress.stage].steps
     return progress
 
 

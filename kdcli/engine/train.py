@@ -118,9 +118,7 @@ class Session:
         )
         if resumed is not None:
             with fitting(resumed.path):
-                restore_optimizer(
-                    run, resumed.state, self.optimizer, self.rate, changed=resumed.new_schedule
-                )
+                restore_optimizer(run, resumed.state, self.optimizer, self.rate, changed=resumed.new_schedule)
         else:
             self.progress.stage, self.progress.stage_step = index, 0
         if index == 0 or resumed is not None:
@@ -368,7 +366,7 @@ class Session:
             if name in progress.teachers:
                 with evaluation_mode(teacher.net):
                     progress.teachers[name] = evaluate(
-                        lambda batch, teacher=teacher: teacher.net(teacher.pixels_of(batch)),
+                        teacher.outputs,
                         run.test_loader,
                         run.task,
                         run.processes,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from tests.benchmarks import cache, cheaper, cost, data_path, overhead, start, truncation
-from tests.benchmarks.measure import machine, table
+from tests.benchmarks.measure import Row, machine, table
 
 
 def main(rounds: int) -> None:
     """Prints every table as it is ready."""
     began = time.perf_counter()
     print(machine(), flush=True)
-    parts = {
+    parts: dict[str, Callable[[], list[Row]]] = {
         "No overhead: kdcli's loop to one by hand": lambda: overhead.rows(rounds),
         "Truncation": lambda: truncation.rows(rounds),
         "A cheaper teacher, to the fp32 loop by hand": lambda: cheaper.rows(max(1, rounds // 2)),
@@ -29,4 +30,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)

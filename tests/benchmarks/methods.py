@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.methods [--steps 300] [--seeds 3] [--methods dkd at ...] [--limit 9600]
                                        [--test-limit 4000] [--jobs 2] [--folder runs/methods]
-                                       [--teacher runs/fashion_teacher/student.safetensors]
+                                       [--teacher sample_configs/weights/fashion_teacher.safetensors]
 
 Networks and recipe are those of sample_configs/fashion_kd.yaml, the losses' kwargs the authors' defaults but
-for KWARGS. The teacher is trained first where its weights are absent. Runs that lie finished in the folder
-are not run again; the table goes to <folder>/table.md. A batch is 64 images.
+for KWARGS. Runs that lie finished in the folder are not run again; the table goes to <folder>/table.md. A
+batch is 64 images.
 """
 
 from __future__ import annotations
@@ -170,24 +170,6 @@ def run_one(row: str, seed: int, root: Path, budget: Budget) -> str:
     return f"{row} {seed}: {told.get('last', told.get('failed'))}"
 
 
-def train_teacher(weights: Path) -> None:
-    """The sample's teacher, unless its weights are there."""
-    if weights.exists():
-        return
-    import torch
-
-    from kdcli.engine.build import built
-    from kdcli.engine.distributed import Processes
-    from kdcli.engine.run import RunOptions
-    from kdcli.engine.train import train
-    from kdcli.spec.parse import read
-
-    parsed = read(SAMPLES / "fashion_teacher.yaml", [f"saver.save_dir={weights.parent}"])
-    with built(parsed, RunOptions(overwrite=True), Processes(device=torch.device("cpu"))) as run:
-        for _ in train(run):
-            pass
-
-
 def spread(values: list[float]) -> str:
     """Mean and standard deviation over seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -242,7 +224,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=9600, help="training images")
     parser.add_argument("--test-limit", type=int, default=4000, help="test images")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--teacher", type=Path, default=Path("runs/fashion_teacher/student.safetensors"))
+    parser.add_argument("--teacher", type=Path, default=SAMPLES / "weights" / "fashion_teacher.safetensors")
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     given = parser.parse_args()
     known = [*(name for name in METHODS if name not in LEFT_OUT), *VARIANTS, MUTUAL]
@@ -254,7 +236,6 @@ def main() -> None:
         steps=given.steps, limit=given.limit, test_limit=given.test_limit, teacher=given.teacher.absolute()
     )
     root = given.folder.absolute()
-    train_teacher(budget.teacher)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
         for group in ([ALONE], rows[1:]):

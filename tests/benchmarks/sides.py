@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +115,7 @@ def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], 
 
     spec: as spec_text takes it. uncut: every network runs to its end. Each call goes on by `log_freq` steps.
     """
-    steps = int(spec.get("log_freq", 10))  # type: ignore[call-overload]
+    steps: int = spec.get("log_freq", 10)  # type: ignore[assignment]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         text = spec_text(folder=folder, **spec)  # type: ignore[arg-type]
@@ -141,7 +140,7 @@ def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], 
                 seen += isinstance(record, Step)
                 if seen == steps:
                     break
-            return (time.perf_counter() - start) / steps
+            return (time.perf_counter() - start) / float(steps)
 
         go_on()
         if uncut:
@@ -202,7 +201,9 @@ def hand_side(
     images = torch.randint(0, 256, (samples, 3, SIZE, SIZE), dtype=torch.uint8)
     labels = torch.arange(samples) % CLASSES
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
-    batches = itertools.chain.from_iterable(torch.randperm(samples).split(batch) for _ in itertools.count())
+    batches = itertools.chain.from_iterable(
+        torch.split(torch.randperm(samples), batch) for _ in itertools.count()
+    )
 
     def step(ids: Tensor) -> Tensor:
         image = images[ids]
@@ -217,11 +218,13 @@ def hand_side(
         logits, feature = student(image)
         loss = F.cross_entropy(logits, labels[ids])
         if jobs == "logits":
+            assert theirs[0] is not None
             ours, other = (x.div(TEMPERATURE).log_softmax(1) for x in (logits, theirs[0]))
             loss = loss + F.kl_div(ours, other, reduction="batchmean", log_target=True) * TEMPERATURE**2
         elif jobs == "feature":
+            assert feature is not None and theirs[1] is not None
             loss = loss + F.mse_loss(feature, theirs[1])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()
 
@@ -237,8 +240,6 @@ def hand_side(
 
 
 def resident_megabytes() -> float:
-    """The most memory this process has held."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e3 if sys.platform != "darwin" else 1e6)
+    """The most memory this process has held; Linux alone says it apart from its parent's."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(float(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))

@@ -30,19 +30,20 @@ class Stages(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         for stage in self.stages:
-            for block in stage:  # type: ignore[union-attr]
+            for block in stage.children():
                 image = block(image)
         return self.head(image.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def small_vit() -> nn.Module:
-    return vision.VisionTransformer(
+    net: nn.Module = vision.VisionTransformer(
         image_size=SIZE, patch_size=8, num_layers=4, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5
     )
+    return net
 
 
 def small_swin() -> nn.Module:
-    return vision.SwinTransformer(
+    net: nn.Module = vision.SwinTransformer(
         patch_size=[2, 2],
         embed_dim=8,
         depths=[1, 2, 1],
@@ -50,6 +51,7 @@ def small_swin() -> nn.Module:
         window_size=[4, 4],
         num_classes=5,
     )
+    return net
 
 
 def timm_resnet() -> nn.Module:

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from kdcli.distill.cached import CachedTeacher
+from kdcli.distill.cached import CachedTeacher, layout_of
+from kdcli.distill.taps import Taps
+from kdcli.distill.teacher import Teacher
 from kdcli.engine.distributed import Processes
 from kdcli.engine.make_caches import make_caches
 from kdcli.engine.records import Notice, Step
 from kdcli.engine.run import RunOptions
 from kdcli.engine.train import train
 from kdcli.errors import KdError, RunError, SpecError
+from kdcli.models.network import Network
 from kdcli.spec.parse import ParsedSpec
 from tests.engine.runs import SPEC, run_of, spec_of, train_all
 
@@ -157,7 +161,7 @@ def test_changed_data_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from kdcli.engine import caches
 
     real = caches.probe_of
-    monkeypatch.setattr(caches, "probe_of", lambda loader: real(loader) + 0.1)
+    monkeypatch.setattr(caches, "probe_of", lambda loader: torch.as_tensor(real(loader)) + 0.1)
     assert "the data has changed" in make(cached())[0]
 
 
@@ -224,3 +228,33 @@ def test_a_resumed_run_reads_what_the_killed_one_stored() -> None:
                 break
     rest = losses(train_all(parsed, resume=True))
     assert losses(first) + rest == whole
+
+
+def test_caches_of_one_run_have_the_same_views() -> None:
+    text = SPEC.replace("teacher0: &teacher", "teacher1: &teacher", 1).replace(
+        "mimic:\n", "teacher0: *teacher\nmimic:\n", 1
+    )
+    part = "{mimic_name: [logits], allow_random: true, allow_weak_teacher: true, cache: {views: 3}}"
+    with pytest.raises(SpecError) as caught:
+        cached(text, "{views: 2}", f"mimic.teacher1={part}")
+    assert "KD551" in {d.code for d in caught.value.diagnostics}
+
+
+def test_a_place_that_cannot_be_written_is_told() -> None:
+    Path("caches").write_text("a file")
+    with pytest.raises(RunError) as caught, run_of(cached()):
+        pass
+    assert caught.value.diagnostics[0].code == "KD554"
+
+
+def test_a_feature_without_a_row_a_sample_is_refused() -> None:
+    class Turned(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.flatten(2).permute(2, 0, 1)
+
+    net = Network({"model": nn.Sequential(Turned(), nn.Flatten())})
+    batch = {"image": torch.rand(2, 1, 4, 4)}
+    with Taps(net, ["model.0"], outputs=()) as taps:
+        teacher = Teacher("teacher0", taps)
+        with pytest.raises(SpecError, match=r"\[16, 2, 1\] for 2 samples"):
+            layout_of(teacher, teacher.learn(batch), 2, half=False, topk=None)

@@ -110,6 +110,40 @@ def test_parts_that_do_not_depend_on_each_other_are_all_told() -> None:
     assert {"KD422", "KD322", "KD320", "KD321", "KD504"} <= set(found)
 
 
+def test_logits_of_other_widths_want_the_same_classes() -> None:
+    found = checked("teacher0.model.kwargs.num_classes=5")
+    assert [code for code, _ in told(found)] == ["KD430"]
+    assert "the same number of classes" in (found.findings[0].help or "")
+    assert "adapter" not in (found.findings[0].help or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "marked"),
+    [
+        ("trainer.lr_scheduler.warmup_iter=10", "argument 1"),
+        ("mimic.warm_up_iters=10", "argument 1"),
+        (
+            "mimic.stages=[{name: one, max_epoch: 1, lr_scheduler: {type: StepLR, warmup_iter: 5}}]",
+            "argument 1",
+        ),
+    ],
+)
+def test_a_warm_up_longer_than_the_training(change: str, marked: str) -> None:
+    found = checked(change)
+    assert ("KD608", "warning") in [(one.code, one.severity) for one in found.findings]
+    (one,) = [one for one in found.findings if one.code == "KD608"]
+    assert one.span is not None and one.span.source == marked
+
+
+def test_a_warm_up_that_ends_in_time() -> None:
+    assert codes("trainer.lr_scheduler.warmup_iter=9", "mimic.warm_up_iters=9") == []
+
+
+def test_a_dataset_that_torchvision_lacks() -> None:
+    change = "dataset.train.dataset={type: torchvision.CIFAR10, kwargs: {rot: data, transformer: [{type: to_tensor}]}}"
+    assert "KD505" in codes(change)
+
+
 def test_more_logits_than_classes_is_a_warning() -> None:
     found = checked("net.model.kwargs.num_classes=6", "teacher0.model.kwargs.num_classes=6")
     assert [(one.code, one.severity) for one in found.findings] == [("KD419", "warning")]

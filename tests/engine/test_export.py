@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,22 @@ def test_a_student_with_another_end_is_exported_with_it(format: str) -> None:
     train_all(parsed)
     done = exported(Path("runs/small"), format)
     assert done.difference < 1e-5
+
+
+def test_a_detector_is_refused_in_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdcli.engine.exports import export as module
+
+    monkeypatch.setattr(module, "task_kind", lambda _: "detection")
+    with pytest.raises(RunError) as caught:
+        exported(run, "torch-export")
+    assert [found.code for found in caught.value.diagnostics] == ["KD763"]
+
+
+def test_without_the_data_made_up_images_do(run: Path) -> None:
+    opened = reopen(run)
+    spec = opened.parsed.spec
+    kwargs = spec.dataset.test.dataset.model_copy(update={"type": "image_folder"})
+    part = spec.dataset.test.model_copy(update={"dataset": kwargs})
+    missing = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"test": part})})
+    done = export(replace(opened.parsed, spec=missing), opened.options, "safetensors")
+    assert not done.real and done.difference == 0.0

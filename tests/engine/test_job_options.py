@@ -44,7 +44,9 @@ TWO_JOBS = jobs(f"""
 """)
 
 
-def first_losses(text: str, *changes: str, weighted: bool = False) -> tuple[Run, dict[str, torch.Tensor], Any, Any]:
+def first_losses(
+    text: str, *changes: str, weighted: bool = False
+) -> tuple[Run, dict[str, torch.Tensor], Any, Any]:
     """The run (closed), its losses on its first batch, the batch and the views."""
     with run_of(spec_of(text, *changes)) as run:
         run.trainee.train()
@@ -71,8 +73,12 @@ def test_losses_are_named_weighed_and_scheduled_each_by_its_own() -> None:
 def test_weights_of_job_and_loss_multiply() -> None:
     _, plain, views, _ = first_losses(TWO_JOBS)
     _, weighed, _, _ = first_losses(TWO_JOBS, "mimic.mimic_job1.warm_up_iters=-1", weighted=True)
-    assert weighed["mimic_job0.teacher0.loss"].item() == pytest.approx(2.0 * plain["mimic_job0.teacher0.loss"].item())
-    assert weighed["mimic_job1.teacher0.near"].item() == pytest.approx(0.5 * plain["mimic_job1.teacher0.near"].item())
+    assert weighed["mimic_job0.teacher0.loss"].item() == pytest.approx(
+        2.0 * plain["mimic_job0.teacher0.loss"].item()
+    )
+    assert weighed["mimic_job1.teacher0.near"].item() == pytest.approx(
+        0.5 * plain["mimic_job1.teacher0.near"].item()
+    )
     student, teacher = views["student"].features["logits"], views["teacher0"].features["logits"]
     by_hand = F.kl_div(
         F.log_softmax(student / 2, 1), F.log_softmax(teacher / 2, 1), reduction="batchmean", log_target=True
@@ -104,11 +110,16 @@ def test_an_unused_teacher_is_a_warning() -> None:
     from kdcli.spec.resolve import check_references
 
     found = check_references(spec_of(TWO_JOBS), tables())
-    assert [(d.code, d.path) for d in found if "teacher2" in d.message] == [("KD605", ("teachers", "teacher2"))]
+    assert [(d.code, d.path) for d in found if "teacher2" in d.message] == [
+        ("KD605", ("teachers", "teacher2"))
+    ]
 
 
 def test_standardize_and_temperature() -> None:
-    _, losses, views, _ = first_losses(SPEC, "mimic.standardize=true", "mimic.temperature=3", "mimic.cfgs.loss.kwargs=null")
+    _, losses, views, _ = first_losses(
+        SPEC, "mimic.standardize=true", "mimic.temperature=3", "mimic.cfgs.loss.kwargs=null"
+    )
+
     def z(x: torch.Tensor) -> torch.Tensor:
         return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) / 3
 
@@ -139,7 +150,10 @@ def test_teacher_weighting_is_the_sum_over_teachers_of_weighed_samples(weighting
     teacher0: {{mimic_name: [logits], {RANDOM}}}
     teacher1: {{mimic_name: [logits], {RANDOM}}}
     student: {{mimic_name: [logits]}}
-""").replace("teacher1: *teacher", "teacher1: {name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [3, 3, 4, 8]}}")
+""").replace(
+        "teacher1: *teacher",
+        "teacher1: {name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [3, 3, 4, 8]}}",
+    )
     _, losses, views, batch = first_losses(text)
     logits = [views[name].features["logits"] for name in ("teacher0", "teacher1")]
     weights = getattr(teacher_weights, weighting)(logits, batch["labels"])
@@ -154,7 +168,9 @@ def test_teacher_weighting_is_the_sum_over_teachers_of_weighed_samples(weighting
 
 
 def test_weighting_needs_a_loss_that_can_weigh() -> None:
-    text = TWO_JOBS.replace("    loss_weight: 0.5\n", "    loss_weight: 0.5\n    teacher_weighting: entropy\n")
+    text = TWO_JOBS.replace(
+        "    loss_weight: 0.5\n", "    loss_weight: 0.5\n    teacher_weighting: entropy\n"
+    )
     with pytest.raises(SpecError) as caught, run_of(spec_of(text)):
         pass
     assert caught.value.diagnostics[0].path == ("mimic", "jobs", "mimic_job1", "teacher_weighting")
@@ -165,12 +181,16 @@ def test_an_adapter_trains_and_stays_out_of_the_student(adapter: str) -> None:
     from kdcli.models.weights import read_weights
 
     text = SPEC.replace("kd_loss, kwargs: {T: 2}", "l2_loss").replace("[logits]", "[model.layer3]")
-    with run_of(spec_of(text, f"mimic.adapter={adapter}", "trainer.max_iter=2", "mimic.warm_up_iters=-1")) as run:
+    with run_of(
+        spec_of(text, f"mimic.adapter={adapter}", "trainer.max_iter=2", "mimic.warm_up_iters=-1")
+    ) as run:
         own = {n: p.detach().clone() for n, p in run.trainee.named_parameters() if n.startswith("mimickers.")}
         assert own
         list(train(run))
         after = dict(run.trainee.named_parameters())
-        assert all(not torch.equal(value, after[name]) for name, value in own.items() if name.endswith("weight"))
+        assert all(
+            not torch.equal(value, after[name]) for name, value in own.items() if name.endswith("weight")
+        )
         assert read_weights(run.folder.student).keys() == run.student.state_dict().keys()
 
 

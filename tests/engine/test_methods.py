@@ -7,7 +7,7 @@ import pytest
 from kdcli.codes import CODES
 from kdcli.commands import words
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.engine.methods import fragment, method_of
+from kdcli.engine.methods import fragment, method_fragment, method_of
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
 from tests.engine.check_cases import CIFAR, examined
@@ -16,6 +16,18 @@ from tests.engine.check_cases import CIFAR, examined
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_validate_accepts_the_fragment(loss: str) -> None:
     found = examined("fragment.yaml", CIFAR + fragment(loss))
+    assert [f"{one.code}: {one.message}" for one in found if one.severity == "error"] == []
+
+
+PEER = ", {name: peer, type: peer, kwargs: {network: cifar_resnet8x4, kwargs: {num_classes: 10}}}]"
+STUDENT = "{name: model, type: cifar_resnet8x4, kwargs: {num_classes: 10}}"
+MUTUAL = CIFAR.replace(STUDENT, f"[{STUDENT}{PEER}").replace("teacher0", "x-teacher")
+
+
+@pytest.mark.parametrize(("method", "text"), [("base", CIFAR), ("Mutual", MUTUAL)])
+def test_validate_accepts_the_fragment_of_a_method(method: str, text: str) -> None:
+    """Those of detectors: test_check_detectors.py."""
+    found = examined("fragment.yaml", text + method_fragment(method))
     assert [f"{one.code}: {one.message}" for one in found if one.severity == "error"] == []
 
 

@@ -112,3 +112,32 @@ def test_an_unknown_argument_names_the_nearest() -> None:
         build_optimizer(spec, [nn.Parameter(torch.zeros(1))], ("trainer", "optimizer"))
     found = caught.value.diagnostics[0]
     assert found.path == ("trainer", "optimizer", "kwargs", "momentun") and "momentum" in (found.help or "")
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_fused_form_makes_the_same_steps(name: str) -> None:
+    found = []
+    for kwargs in ({}, {"foreach": False}):
+        weight = nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+        optimizer = build_optimizer(OptimizerSpec(type=name, kwargs={"lr": 0.1, **kwargs}), [weight], ())
+        for step in range(3):
+            weight.grad = torch.cos(weight.detach() + step)
+            optimizer.step()
+        found.append(weight.detach())
+        assert bool(optimizer.defaults["fused"]) is (kwargs == {})
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_parameter_may_get_its_first_gradient_late() -> None:
+    def moved(**kwargs: bool) -> list[torch.Tensor]:
+        weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+        spec = OptimizerSpec(type="SGD", kwargs={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, **kwargs})
+        optimizer = build_optimizer(spec, weights, ())
+        for step in range(4):
+            optimizer.zero_grad()
+            sum((w * w).sum() for w in (weights if step >= 2 else weights[:1])).backward()  # type: ignore[union-attr]
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    for fused, plain in zip(moved(), moved(foreach=False), strict=True):
+        assert torch.allclose(fused, plain)

@@ -55,7 +55,10 @@ def test_mixed_targets_reach_the_task_loss() -> None:
     assert losses["task.loss"].item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
-NORMALISED = SPEC.replace("- {type: to_tensor}", "- {type: to_tensor}\n          - {type: normalize, kwargs: {mean: [0.3], std: [0.5]}}")
+NORMALISED = SPEC.replace(
+    "- {type: to_tensor}",
+    "- {type: to_tensor}\n          - {type: normalize, kwargs: {mean: [0.3], std: [0.5]}}",
+)
 
 
 def test_a_teacher_with_other_pixels_gets_them_from_the_same_image() -> None:

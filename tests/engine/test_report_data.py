@@ -157,3 +157,11 @@ def test_detectors_show_their_boxes_beside_the_truth() -> None:
     }
     Path("report_data.json").write_text(json.dumps({"version": 1, "detections": shown}))
     assert len(read_report_data(Path("report_data.json")).detections) == 2
+
+
+def test_a_run_under_way_is_shown_from_its_checkpoint() -> None:
+    root = trained()
+    for name in ("finished.json", "student.safetensors", "student_best.safetensors"):
+        (root / name).unlink()
+    data, notices = collected(root)
+    assert data.comparison[0].file_bytes is None and notices == []

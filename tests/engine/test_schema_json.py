@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
-from kdcli.engine.schema_json import json_schema
+from kdcli.commands.init import MODELINE, SCHEMA
+from kdcli.engine.schema_json import json_schema, schema_text
 from tests.engine.runs import SPEC
 
 SAMPLES = sorted((Path(__file__).parents[2] / "sample_configs").glob("*.yaml"))
@@ -44,6 +45,16 @@ def test_samples(path: Path, validator: jsonschema.Draft7Validator) -> None:
         for e in validator.iter_errors(yaml.safe_load(path.read_text()))
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_editors_find_the_schema_of_a_sample(path: Path) -> None:
+    assert path.read_text().startswith(MODELINE)
+
+
+def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
+    """`kdcli schema > sample_configs/kdcli.schema.json` makes it so again."""
+    assert (SAMPLES[0].parent / SCHEMA).read_text() == schema_text()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def at(records: list[Record], kind: type[Record]) -> list[int]:
 
 
 def test_the_lr_of_a_whole_run_warms_up_to_the_scaled_target() -> None:
-    scheduler = "trainer.lr_scheduler={type: MultiStepLR, warmup_iter: 4, kwargs: {milestones: [1], gamma: 0.1}}"
+    scheduler = (
+        "trainer.lr_scheduler={type: MultiStepLR, warmup_iter: 4, kwargs: {milestones: [1], gamma: 0.1}}"
+    )
     records = train_all(spec_of(SPEC, scheduler, "trainer.optimizer.kwargs.lr=0.001"))
     # lr x batch 8 x 1 process, by equal factors from the written lr; 5 steps an epoch
     assert lrs(records) == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.008] + [0.0008] * 5)
@@ -42,7 +44,9 @@ def test_the_lr_of_a_whole_run_by_ratio_and_without_scaling() -> None:
     )
     found = lrs(train_all(spec_of(SPEC, scheduler, "trainer.optimizer.kwargs.lr=0.4")))
     assert found[:3] == pytest.approx([0.1, 0.25, 0.4])
-    assert found[5] == pytest.approx(0.2) and found[9] == pytest.approx(0.4 * 0.5 * (1 + torch.cos(torch.tensor(0.9 * torch.pi)).item()))
+    assert found[5] == pytest.approx(0.2) and found[9] == pytest.approx(
+        0.4 * 0.5 * (1 + torch.cos(torch.tensor(0.9 * torch.pi)).item())
+    )
 
 
 def test_max_iter_wins_over_max_epoch() -> None:
@@ -108,7 +112,9 @@ def test_what_a_run_starts_from_auto_resume_then_resume_model_then_pretrain_mode
     records = train_all(spec_of(SPEC, "saver.save_dir=four", "saver.auto_resume=true", named, pretrain))
     assert at(records, Step)[0] == 6
     # ... and where there is none of its own, resume_model
-    records = train_all(spec_of(SPEC, "saver.save_dir=five", "saver.auto_resume=true", *longer), allow_changed=kept)
+    records = train_all(
+        spec_of(SPEC, "saver.save_dir=five", "saver.auto_resume=true", *longer), allow_changed=kept
+    )
     assert at(records, Step)[0] == 6
 
 
@@ -120,7 +126,11 @@ def test_results_dir_gets_the_figures() -> None:
 
 @pytest.mark.parametrize("hook", ["auto_save_best", "auto_checkpoint", "train_val_logger"])
 def test_united_perceptions_hooks_that_kdcli_has(hook: str) -> None:
-    assert not [d for d in check_references(spec_of(SPEC, f"hooks=[{{type: {hook}}}]"), tables()) if "hook" in d.message]
+    assert not [
+        d
+        for d in check_references(spec_of(SPEC, f"hooks=[{{type: {hook}}}]"), tables())
+        if "hook" in d.message
+    ]
 
 
 def test_a_hook_that_kdcli_has_not_is_a_warning_and_the_run_goes_on() -> None:

@@ -109,6 +109,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(("  teacher0:\n    mimic_name: [head.classifier]\n    teacher_weight: teacher.pth\n", "")),
         (),
     ),
+    "KD221": (BASE, ("runtime.fold_bn=true", "mimic.teacher0.teacher_bn_mode=train")),
+    "KD550": (BASE, ("mimic.teacher0.teacher_bn_mode=train", "mimic.teacher0.cache={}")),
+    "KD551": (
+        changed(("\nmimic:", "\nteacher1: [{name: a, type: resnet18}]\n\nmimic:")),
+        (
+            "mimic.teacher0.cache={views: 2}",
+            "mimic.teacher1={mimic_name: [a.layer4], allow_random: true, cache: {views: 3}}",
+        ),
+    ),
     "KD601": (changed(("x-note: anything at all", "flip: {type: flip}")), ()),
     "KD602": (changed(("runner: {type: kd}", "runner: {type: base}")), ()),
     "KD603": (

@@ -24,6 +24,7 @@ from kdcli.engine.distributed import Processes
 from kdcli.engine.exports import EXPORTS
 from kdcli.engine.exports.format import Answer, Format
 from kdcli.engine.exports.portable import Portable
+from kdcli.engine.folder import RunFolder
 from kdcli.engine.redeploy import rebuild
 from kdcli.engine.run import RunOptions
 from kdcli.engine.sample import classification_sample
@@ -81,7 +82,7 @@ def export(
         raise RunError.of(
             "KD763", "only classifiers can be exported", "take student_best.safetensors from the run folder"
         )
-    sample, facts, real = _sample(parsed, options)
+    sample, facts, real = _sample(parsed, options, weights)
     images: Tensor = sample["image"]
     student, said = student_of(parsed, options, weights, sample, facts)
     source = said[-1].message.removeprefix("student: ")
@@ -127,15 +128,42 @@ def metadata_of(facts: DataFacts, images: Tensor, source: Path, spec_hash: str) 
         "std": json.dumps(facts.std),
         "class_names": json.dumps(facts.class_names),
     }
-    try:
-        with safe_open(source, framework="pt") as file:
-            known = file.metadata() or {}
-    except (OSError, SafetensorError):
-        known = {}
+    known = _said(source)
     return {**metadata, **{key: known[key] for key in OF_TRAINING if key in known}}
 
 
-def _sample(parsed: ParsedSpec, options: RunOptions) -> tuple[dict[str, Any], DataFacts, bool]:
+def _said(weights: Path) -> dict[str, str]:
+    """What the training wrote beside the weights; empty for files of another origin."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _remembered(parsed: ParsedSpec, weights: Path | None) -> DataFacts:
+    """The data as the spec, or else the training, tells of it."""
+    facts = describe(parsed.spec.dataset.test, train=False)
+    folder = RunFolder(run_root(parsed))
+    for path in (weights, folder.best_student, folder.student):
+        known = {} if path is None else _said(path)
+        try:
+            facts = DataFacts(
+                shape=facts.shape or json.loads(known["input_shape"]),
+                class_names=facts.class_names or json.loads(known["class_names"]),
+                num_classes=facts.num_classes,
+                mean=facts.mean,
+                std=facts.std,
+            )
+        except (KeyError, ValueError):
+            continue
+        break
+    return facts
+
+
+def _sample(
+    parsed: ParsedSpec, options: RunOptions, weights: Path | None
+) -> tuple[dict[str, Any], DataFacts, bool]:
     """Up to 64 test images; made-up ones where the data can't be read."""
     part, spec = parsed.spec.dataset.test, parsed.spec
     try:
@@ -147,7 +175,7 @@ def _sample(parsed: ParsedSpec, options: RunOptions) -> tuple[dict[str, Any], Da
         facts = loader.facts
         real = True
     except (KdError, StopIteration):
-        facts, real = describe(part, train=False), False
+        facts, real = _remembered(parsed, weights), False
         sample = classification_sample(part, facts)
         sample["image"] = torch.rand(sample["image"].shape, generator=torch.Generator().manual_seed(0))
     if len(sample["image"]) == 1:  # a batch of one would make the exporters fix the batch size
