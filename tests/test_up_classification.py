@@ -101,7 +101,8 @@ TRICKS = (
     .replace("*mirror, *colours,", "*mirror,")
     .replace(
         "{num_workers: 4, pin_memory: true}",
-        "{num_workers: 4, pin_memory: true, batch_fn: {type: batch_mixup, kwargs: {alpha: 0.2, num_classes: *classes}}}",
+        "{num_workers: 4, pin_memory: true,\n"
+        "        batch_fn: {type: batch_mixup, kwargs: {alpha: 0.2, num_classes: *classes}}}",
     )
     .replace("weight_decay: 0.0001", "weight_decay: 0")
     .replace("warmup_iter: 2500", "warmup_iter: 0")

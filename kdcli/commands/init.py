@@ -14,9 +14,6 @@ SCHEMA = "kdcli.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
 """The first line of every sample, by which editors find the language's schema beside it."""
 
-MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
-"""The first line of every sample, by which editors find the language's schema beside it."""
-
 _WEIGHTS = re.compile(r"(?<![\w./-])weights/[\w.-]+")
 _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 

@@ -16,7 +16,7 @@ from kdcli.engine.records import Evaluation, Step
 from kdcli.engine.run import RunOptions
 from kdcli.engine.sharding import whole
 from kdcli.engine.train import train
-from kdcli.losses import LOGIT, LOSSES, RELATIONAL, TEACHER_FREE
+from kdcli.losses import LOGIT, LOSSES, RELATIONAL
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import parse
 from tests.engine.processes import serve

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -25,7 +24,9 @@ _server.set_forkserver_preload(["tests.engine.preload"])
 def serve() -> str:
     """The start method, with its server running; that finds this package by the path alone."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([before] if before else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[2]), *([before] if before else [])]
+    )
     try:
         forkserver.ensure_running()
     finally:

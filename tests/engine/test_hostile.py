@@ -84,7 +84,9 @@ def _saved(value: Any) -> bytes:
 
 def _huge() -> bytes:
     """A state whose tensor says it has 10^12 elements, over a storage of one."""
-    data = _saved({"format": FORMAT, "trainee": {"student.model.conv1.weight": torch.zeros(1).expand(10**12)}})
+    data = _saved(
+        {"format": FORMAT, "trainee": {"student.model.conv1.weight": torch.zeros(1).expand(10**12)}}
+    )
     return data
 
 
@@ -150,7 +152,9 @@ def test_a_checkpoint_of_the_right_format_and_the_wrong_content_is_refused(folde
         path = folder / f"broken{number}.pt"
         torch.save(broken, path)
         with pytest.raises(RunError):
-            train_all(spec_of(SPEC, "trainer.max_epoch=1", "saver.save_dir=other"), resume=path, overwrite=True)
+            train_all(
+                spec_of(SPEC, "trainer.max_epoch=1", "saver.save_dir=other"), resume=path, overwrite=True
+            )
 
 
 @pytest.mark.parametrize("link", ["", "checkpoints", "metrics.jsonl", "train.log", "student.safetensors"])
@@ -175,7 +179,12 @@ def _png_bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10**6))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("line", ["bomb.png 0", "../outside.png 0", "/etc/hostname 0", "missing.png 0"])

@@ -101,9 +101,7 @@ def test_bad_steps_are_skipped_within_the_budget() -> None:
 
 
 def test_the_budget_holds_over_a_resume() -> None:
-    spec = spec_of(
-        SPEC, "trainer.on_nonfinite=skip", "trainer.nonfinite_budget=1", "saver.auto_resume=true"
-    )
+    spec = spec_of(SPEC, "trainer.on_nonfinite=skip", "trainer.nonfinite_budget=1", "saver.auto_resume=true")
     with run_of(spec) as run:
         spoil(run, 3)
         for record in train(run):

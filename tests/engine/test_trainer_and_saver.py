@@ -170,7 +170,8 @@ RESNET = SPEC.replace(
     "  name: model\n  type: cifar_resnet8\n  kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}\n",
     """  - name: backbone
     type: resnet_custom
-    kwargs: {block: basic, layers: [1, 1, 1, 1], multiplier: 0.0625, input_channel: 1, stem: cifar, frozen_layers: [0, 1], normalize: {type: solo_bn}}
+    kwargs: {block: basic, layers: [1, 1, 1, 1], multiplier: 0.0625, input_channel: 1, stem: cifar,
+      frozen_layers: [0, 1], normalize: {type: solo_bn}}
   - {name: head, type: base_cls_head, kwargs: {num_classes: 4, in_plane: 32}}
 """,
 )
