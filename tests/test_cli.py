@@ -54,7 +54,7 @@ def test_train_then_eval(kdcli: Command, folder: Path) -> None:
     assert kdcli("eval", DIGITS, "--format", "json") == 0
     rows = {row["network"]: row for row in json.loads(kdcli.out)["networks"]}
     assert rows["teacher0"]["metrics"]["top1"] > 95 > rows["student"]["metrics"]["top1"]
-    assert rows["student"]["parameters"] == 5142
+    assert rows["student"]["parameters"] == 1384
     assert rows["teacher0"]["flops"] > rows["student"]["flops"] > 0
     assert 0 <= rows["teacher0"]["agreement"]["same_top1"] <= 100
     assert kdcli("train", DIGITS, "trainer.max_iter=3") == 1

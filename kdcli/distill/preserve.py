@@ -12,7 +12,7 @@ from torch import nn
 @contextmanager
 def preserved(*modules: nn.Module) -> Iterator[None]:
     """Restore the generators of torch, and every buffer and training mode of the modules, at the end."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
     modes = [(child, child.training) for module in modules for child in module.modules()]
     with torch.random.fork_rng(devices=devices):

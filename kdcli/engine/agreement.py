@@ -17,7 +17,11 @@ class Agreement:
     """
 
     def __init__(self, processes: Processes) -> None:
-        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if processes.world_size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         self._under_way: tuple[dist.Work, Tensor] | None = None
 
     def settle(self, *wishes: int) -> tuple[int, ...]:

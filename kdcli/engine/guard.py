@@ -203,7 +203,7 @@ def _why_zero(run: Run, name: str) -> str:
         losses = method.losses_of(job)  # type: ignore[operator]
         loss = losses.get(rest.rpartition(".")[2])
         if loss is not None and loss.type == "kl_loss":
-            return "kl_loss passes both sides through a ReLU first, and nothing positive is left; for logits use kd_loss"
+            return "kl_loss passes both sides through a ReLU, and nothing positive is left; for logits use kd_loss"
         if loss is not None and loss.kwargs.get("loss_weight") == 0:
             return "its own `loss_weight` is 0: leave the loss out instead"
     return "student and teacher show the same values, or a ReLU cuts all of them off; look at the two layers"

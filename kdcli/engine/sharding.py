@@ -52,7 +52,7 @@ def _blocks(net: nn.Module) -> list[tuple[str, nn.Module]]:
 def whole(value: Any) -> Any:
     """The same nest of values with every sharded tensor gathered; all processes take part."""
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        return DTensor.full_tensor(value).detach()
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -129,7 +129,7 @@ def restore_optimizer(
 def generator_state() -> dict[str, Any]:
     """This process's main generators."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -137,7 +137,7 @@ def generator_state() -> dict[str, Any]:
 def restore_generators(state: dict[str, Any]) -> None:
     """Put this process's main generators back."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_initialized():
+    if "cuda" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(state["cuda"])
 
 
@@ -152,4 +152,4 @@ def own_buffers(run: Run) -> dict[str, Tensor]:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).digest()

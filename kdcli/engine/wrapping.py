@@ -69,7 +69,7 @@ class Wrapping:
         run = self.run
         # What a method keeps (CRD's bank) it keeps equal itself; rank 0's must not overwrite it.
         kept = [f"mimickers.{name}" for name, _ in run.trainee.mimickers.named_buffers()]
-        _Ddp._set_params_and_buffers_to_ignore_for_model(run.trainee, kept)
+        _Ddp._set_params_and_buffers_to_ignore_for_model(run.trainee, kept)  # type: ignore[no-untyped-call]
         device = run.processes.device
         return _Ddp(
             run.trainee,
