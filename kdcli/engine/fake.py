@@ -25,19 +25,19 @@ def fake_mode() -> FakeTensorMode:
 
 
 class Unfilled(TorchFunctionMode):
-    """While it is entered, networks are made without their initial weights, which no shape depends on."""
+    """While it is entered, layers are made without torch's default initial weights: no shape depends on them.
+
+    Random numbers that other code draws stay real: some is drawn again until it is within bounds.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Leave a tensor that would be initialised as it is."""
         kwargs = kwargs or {}
-        if func in _RANDOM or getattr(func, "__module__", None) == "torch.nn.init":
+        if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-_RANDOM = frozenset({Tensor.normal_, Tensor.uniform_})
 
 
 def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:

@@ -121,6 +121,10 @@ def _named(run: Run) -> Path | None:
 
 def _progress(run: Run, state: dict[str, Any]) -> Progress:
     """The counters; with another number of processes the place in the epoch is the same share of it."""
+    if not 0 <= state["progress"]["stage"] < len(run.stages):
+        raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
+    if len(state["processes"]) != state["world_size"]:
+        raise ValueError("it does not hold the state of every process")
     progress = Progress(**{**state["progress"], "bad_samples": _rows(state["progress"])})
     before, now = state["batches"], len(run.train_loader)
     if before != now:
