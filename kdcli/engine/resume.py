@@ -170,7 +170,10 @@ def _among(key: str, names: Sequence[str]) -> bool:
 
 def differing_keys(before: str, now: str) -> list[str]:
     """The dotted keys at which two resolved specs differ."""
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    try:
+        old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    except yaml.YAMLError as error:
+        raise ValueError("its spec is no YAML") from error
     absent = object()
     return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
 

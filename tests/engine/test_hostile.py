@@ -130,6 +130,7 @@ def test_hostile_weights_are_refused(name: str, use: str, folder: Path) -> None:
     assert not list(folder.rglob("student.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_right_format_and_the_wrong_content_is_refused(folder: Path) -> None:
     with run_of(spec_of(SPEC, "trainer.max_epoch=1")) as run:
         from kdcli.engine.train import train

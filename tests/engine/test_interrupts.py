@@ -154,6 +154,7 @@ def test_what_a_launcher_passes_on_is_one_signal(monkeypatch: pytest.MonkeyPatch
     assert left == [130]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_processes_stop_at_the_step_that_one_was_asked_to(folder: Path, number: int) -> None:
     spec = folder / "two.yaml"

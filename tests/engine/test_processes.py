@@ -70,6 +70,7 @@ def test_synchronised_batch_norm_trains_on_two_processes_as_on_one(folder: Path)
     compare({"sync_bn": (text, [])}, folder, 1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_train_as_whole_ones(folder: Path) -> None:
     jobs = {name: FEW[name] for name in ("mean", "starts and ends", "stages", "accumulated", "average")}
     jobs["tapped"] = (spec_text("cwd"), [])

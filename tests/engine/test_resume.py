@@ -133,6 +133,7 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(
     assert not [path for path in parts.rglob("*.tmp")]
 
 
+@pytest.mark.slow
 def test_resumed_between_the_last_step_of_an_epoch_and_its_evaluation(folder: Path) -> None:
     spec = write_spec(folder)
     whole, parts = folder / "whole", folder / "parts"
