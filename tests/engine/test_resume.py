@@ -58,7 +58,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """All that a run leaves behind, the clock aside."""
     newest = checkpoints(folder / "out/checkpoints")[0]
     text = screen(folder)
-    table = text[text.index("\nnetwork  ", text.rindex("saved ") if "saved " in text else 0) :]
+    table = text[text.rindex("\nnetwork  ") :]
     return {
         "last": read_weights(folder / "out/student.safetensors"),
         "best": read_weights(folder / "out/student_best.safetensors"),
