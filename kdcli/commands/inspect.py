@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kdcli.commands.collection import uncollected
 from kdcli.errors import KdError, UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
     text, source, folder = read_text(spec)
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
-    from kdcli.engine.features import chosen, filtered, input_size, inspect
-
-    size = None if options.size is None else input_size(options.size)
     try:
-        networks = inspect(parsed, size=size, plugins=options.plugins)
+        with uncollected():
+            from kdcli.engine.features import chosen, filtered, input_size, inspect
+
+            size = None if options.size is None else input_size(options.size)
+            networks = inspect(parsed, size=size, plugins=options.plugins)
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdcli.commands.collection import uncollected
 from kdcli.errors import Diagnostic, KdError
 from kdcli.report.diagnostics import DiagnosticFormat
 
@@ -36,7 +37,8 @@ def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOpti
     found: list[Diagnostic] = []
     plans: list[Plan] = []
     for spec in specs:
-        diagnostics, plan = examine(spec, changes, options)
+        with uncollected():
+            diagnostics, plan = examine(spec, changes, options)
         found += diagnostics
         if plan is not None:
             plans.append(plan)

@@ -126,13 +126,13 @@ class Taps:
         self.names = frozenset(names)
         self.outputs = None if outputs is None else frozenset(outputs)
 
-    def learn(self, batch: Mapping[str, Any]) -> View:
-        """Run the whole network once, without gradient, and return the view it gives.
+    def learn(self, batch: Mapping[str, Any], *, gradients: bool = False) -> View:
+        """Run the whole network once, by default without gradient, and return the view it gives.
 
         A feature that is changed in place after it was captured shows the changed values in this one
         view only (its shape is right).
         """
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             self.counts = None
             view = self._run(batch, stop=False, versions=True)
         self.changed_in_place |= frozenset(

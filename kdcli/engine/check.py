@@ -180,7 +180,11 @@ class _Rehearsal:
         with self.findings.part():
             own = taps = student_taps(self.spec, student, self.findings)
             view = rehearse(
-                lambda: View({}, student(batch)) if own is None else show_student(own, batch, stack),
+                lambda: (
+                    View({}, student(batch))
+                    if own is None
+                    else show_student(own, batch, stack, gradients=True)
+                ),
                 student,
                 batch,
                 self.lists["net"],

@@ -21,13 +21,14 @@ def check_losses(
 ) -> list[Diagnostic]:
     """What is wrong with the losses: KD437 not computable, KD438 no path to the student, KD439 no scalar.
 
-    Networks run as far as training needs them; afterwards each teacher's `stopped_at` says how far.
+    What the student showed must have its gradients. Teachers run as far as training needs them; afterwards
+    their `stopped_at` says how far.
     """
     trainee = wiring.trainee
     trainee.train()
     running = require(wiring, teachers, None, task_loss)
     views = {name: teachers[name].view(batch) for name in running}
-    student = trainee.view(batch)
+    student = wiring.student_view
     found = list(_prepared(wiring, views, batch))
     if found:
         return found

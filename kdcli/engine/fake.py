@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,9 +20,23 @@ NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, Unsupport
 """What code raises that needs the values themselves."""
 
 
+class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """torch's own mode, without the import of its compiler, which takes as long as torch itself."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """What one operation gives."""
+        return self.dispatch(func, types, args, kwargs or {})
+
+
 def fake_mode() -> FakeTensorMode:
     """The mode of one check. Tensors that a module holds beside its parameters and buffers may stay real."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return Shapes(allow_non_fake_inputs=True)
 
 
 class Unfilled(TorchFunctionMode):
@@ -38,6 +53,13 @@ class Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def to_zero(net: nn.Module) -> None:
+    """Fill what was made unfilled: what lies in memory by chance may be slow to compute with."""
+    for parameter in net.parameters():
+        parameter.zero_()
 
 
 def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:

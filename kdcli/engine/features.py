@@ -16,15 +16,19 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.engine.build import DETECTION_DATA
-from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
-from kdcli.engine.flops import FlopCount, every_layer_runs
+from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
+from kdcli.engine.flops import FlopCount, TooMuch, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
 from kdcli.engine.sample import channels_of, classification_sample, detection_sample
+from kdcli.engine.wiring import small
 from kdcli.errors import UsageError, did_you_mean
 from kdcli.models.network import build_network
 from kdcli.spec.networks import ParsedNetworks
 
 Size = tuple[int, int, int]
+
+QUICK = 40 * 10**9
+"""Floating point operations that take less time than the import of what fake tensors need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +59,17 @@ def inspect(
     """Every network's layers, by the network's name.
 
     size: channels, height and width of the images; else what the data of the spec says, else 3x224x224.
-    `net` runs in training mode as it would be trained, teachers in evaluation mode.
+    `net` runs in training mode as it would be trained, teachers in evaluation mode; on real images
+    where that is quick, else on fake ones unless its code needs values.
     """
+    if _detects(parsed):
+        return _inspect(parsed, size, plugins, fake=False)
     try:
-        return _inspect(parsed, size, plugins, fake=not _detects(parsed))
+        return _inspect(parsed, size, plugins, fake=False, most=QUICK)
+    except (TooMuch, MemoryError):
+        pass
+    try:
+        return _inspect(parsed, size, plugins, fake=True)
     except NOT_FAKE:
         return _inspect(parsed, size, plugins, fake=False)
 
@@ -92,7 +103,12 @@ def _detects(parsed: ParsedNetworks) -> bool:
 
 
 def _inspect(
-    parsed: ParsedNetworks, size: Size | None, plugins: Sequence[str], *, fake: bool
+    parsed: ParsedNetworks,
+    size: Size | None,
+    plugins: Sequence[str],
+    *,
+    fake: bool,
+    most: int | None = None,
 ) -> dict[str, tuple[Layer, ...]]:
     facts = DataFacts() if parsed.train is None else describe(parsed.train)
     if size is not None:
@@ -101,17 +117,21 @@ def _inspect(
     found = {}
     for name, modules in parsed.networks.items():
         path = parsed.path(name)
-        with nullcontext() if mode is None else Unfilled():
+        with nullcontext() if _detects(parsed) else Unfilled():
             net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
         if mode is not None:
             to_fake(net, mode)
+        elif not _detects(parsed):
+            to_zero(net)
         net.train(name == "net")
         with mode or nullcontext():
             if _detects(parsed):
                 batch = detection_sample(aligned=parsed.runtime.aligned)
             else:
                 batch = classification_sample(parsed.train, facts, channels_of(net))
-            found[name] = rehearse(lambda: layers_of(net, batch), net, batch, modules, path)  # noqa: B023
+            if most is not None and not net.training:
+                batch = small(batch, 1)
+            found[name] = rehearse(lambda: layers_of(net, batch, most), net, batch, modules, path)  # noqa: B023
     return found
 
 
@@ -125,15 +145,18 @@ class _Seen:
     order: int = -1
 
 
-def layers_of(net: nn.Module, batch: Mapping[str, Any]) -> tuple[Layer, ...]:
-    """Run the network once on the batch, in the mode it is in, and say what every layer did."""
+def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None) -> tuple[Layer, ...]:
+    """Run the network once on the batch, in the mode it is in, and say what every layer did.
+
+    Raises TooMuch where that takes more operations than `most`.
+    """
     seen = {name: _Seen() for name, _ in net.named_modules() if name}
     finished = 0
     height = batch["image"].shape[-2]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(every_layer_runs())
-        counter = stack.enter_context(FlopCount())
+        counter = stack.enter_context(FlopCount(most))
         for name, module in net.named_modules():
             if not name:
                 continue

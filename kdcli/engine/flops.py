@@ -14,16 +14,26 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop
 FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+class TooMuch(Exception):
+    """A network computes more than its caller allowed."""
+
+
 class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered; `total` so far, a multiply-add being two operations.
 
     Matrix products, convolutions and attention are counted, by torch's own formulas; what else a network
-    does is too little to matter. Works on real and on fake tensors.
+    does is too little to matter. Works on real and on fake tensors. most: raises TooMuch beyond.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self.most = most
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: what torch wraps for that purpose imports its compiler, which takes as long as torch itself."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -36,6 +46,8 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total += int(flop_registry[packet](*args, **kwargs, out_val=result))
         elif packet is FLASH_ON_CPU:
             self.total += int(sdpa_flop(args[0].shape, args[1].shape, args[2].shape))
+        if self.most is not None and self.total > self.most:
+            raise TooMuch
         return result
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,6 @@ def environment(device: str, processes: int, base_dir: Path | None = None) -> di
     base_dir: the spec's folder, from which the files it names are looked up.
     """
     import torch
-    import torchvision
 
     return {
         "kdcli": __version__,
@@ -151,7 +151,7 @@ def environment(device: str, processes: int, base_dir: Path | None = None) -> di
         "spec_dir": None if base_dir is None else str(base_dir.resolve()),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "platform": platform.platform(),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),

@@ -14,6 +14,7 @@ from kdcli.distill.adapters import shown
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import tensors_in
 from kdcli.engine.fake import NOT_FAKE
+from kdcli.engine.flops import TooMuch
 from kdcli.errors import KdError, SpecError, SpecPath
 from kdcli.spec.schema import ModuleSpec
 
@@ -30,11 +31,11 @@ def rehearse(
     """Do something that runs the network on the batch; raises SpecError KD418 at the module that fails.
 
     modules, path: the network's list in the spec, and its place. What needs values and finds none
-    (NOT_FAKE) passes.
+    (NOT_FAKE) passes, and so does TooMuch.
     """
     try:
         return action()
-    except NOT_FAKE:
+    except (*NOT_FAKE, TooMuch):
         raise
     except KdError as error:
         if all(found.path is not None for found in error.diagnostics):

@@ -114,11 +114,11 @@ def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) 
     return teacher.learn(sample)
 
 
-def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack) -> View:
+def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack, *, gradients: bool = False) -> View:
     """What the student shows on the sample; its hooks stay until the stack is closed."""
     stack.enter_context(taps)
     with preserved(taps.net):
-        return taps.learn(sample)
+        return taps.learn(sample, gradients=gradients)
 
 
 def join(

@@ -13,7 +13,6 @@ from torch import nn
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.models import MODULES
-from kdcli.models.foreign import build_timm, build_torchvision, download_failed
 
 FACTS = ("inplanes", "aligned")
 """What a constructor may take that the spec does not say: passed by name, only to those who ask."""
@@ -37,14 +36,20 @@ def construct(
             target = MODULES[kind]
             return _call(target.load(), kind, kwargs, {**facts}, target.preset, path)
         if kind.startswith("torchvision."):
+            from kdcli.models.foreign import build_torchvision  # torchvision takes as long as torch itself
+
             return build_torchvision(kind.removeprefix("torchvision."), kwargs, path)
         if kind.startswith("timm."):
+            from kdcli.models.foreign import build_timm
+
             return build_timm(kind.removeprefix("timm."), kwargs, path)
         if ":" in kind:
             return _call(_plugin(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
     except KdError:
         raise
     except URLError as error:
+        from kdcli.models.foreign import download_failed
+
         raise download_failed(f"the weights of `{kind}`", error, (*path, "kwargs", "weights")) from error
     except Exception as error:
         # Whatever a constructor raises is about the arguments the spec gave it.

@@ -20,7 +20,6 @@ from urllib.error import URLError
 import numpy as np
 import safetensors.torch
 import torch
-import torchvision.models
 from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -159,6 +158,8 @@ def printable(text: str) -> str:
 
 
 def _torchvision_weights(name: str) -> Any:
+    import torchvision.models  # takes as long as torch itself
+
     names = [
         str(weights)
         for model in torchvision.models.list_models()

@@ -21,9 +21,11 @@ ROOT = Path(__file__).parent.parent.parent
 SPEC = "sample_configs/digits_kd.yaml"
 
 
-def seconds(command: list[str]) -> float:
-    """How long a command of this Python takes."""
+def seconds(command: list[str], compiled: str) -> float:
+    """How long a command of this Python takes; compiled: a folder for what Python compiles at its first run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    environment["PYTHONPYCACHEPREFIX"] = compiled
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, *command],
@@ -43,8 +45,8 @@ def rows(rounds: int) -> list[Row]:
     more, firsts = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
-            imports = seconds(["-c", "import torch, torchvision"])
-            first = seconds(["-m", "tests.benchmarks.start", "first", f"{folder}/run"])
+            imports = seconds(["-c", "import torch, torchvision"], f"{folder}/compiled")
+            first = seconds(["-m", "tests.benchmarks.start", "first", f"{folder}/run"], f"{folder}/compiled")
             if number:
                 more.append(first - imports)
                 firsts.append(first)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 import torchvision
 
 from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.engine import features
+from kdcli.engine.fake import fake_mode
 from kdcli.engine.features import Layer, filtered, input_size, inspect
 from kdcli.errors import SpecError, UsageError
 from kdcli.spec.networks import parse_networks
@@ -45,6 +49,38 @@ def test_a_resnet_row_by_row() -> None:
     assert rows["head.classifier"].flops_share == 1.0
     # relu(out + identity) is a new tensor here, while torchvision's adds in place
     assert rows["backbone.layer2.0.bn1"].status in ("once", "changed in place")
+
+
+def shapeless(layer: Layer) -> Layer:
+    """A row without what differs by the number of images."""
+    return replace(layer, sizes=tuple(size[1:] for size in layer.sizes))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_a_costly_network_is_shown_on_fake_images_and_looks_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"num_classes": 3, **({"image_size": 64} if name.startswith("vit") else {})}
+    text = json.dumps({"teacher0": [{"name": "model", "type": f"torchvision.{name}", "kwargs": arguments}]})
+    real = layers(text, "teacher0", size=(3, 64, 64))
+    modes = []
+    monkeypatch.setattr(features, "QUICK", 1)
+    monkeypatch.setattr(features, "fake_mode", lambda: modes.append(fake_mode()) or modes[-1])
+    fake = layers(text, "teacher0", size=(3, 64, 64))
+    assert len(modes) == 1
+    assert {k: shapeless(v) for k, v in fake.items()} == {k: shapeless(v) for k, v in real.items()}
+
+
+def test_inspection_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    spec = tmp_path / "teacher.yaml"
+    spec.write_text("teacher0: [{name: backbone, type: resnet18, kwargs: {out_layers: [4]}}]")
+    code = (
+        "import sys; from kdcli.commands.inspect import *; "
+        f"inspect_features({str(spec)!r}, [], InspectOptions()); "
+        "print([n for n in ('torch._dynamo', 'torchvision', 'sympy') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
 
 
 def test_what_cannot_be_tapped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from kdcli.data.draws import Draws
+from kdcli.data.transforms.vision import functional
 
 
 class ColorJitter:
@@ -39,6 +39,7 @@ class ColorJitter:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to the same shape."""
+        tvf = functional()
         adjust: tuple[Callable[[Tensor, float], Tensor], ...] = (
             tvf.adjust_brightness,
             tvf.adjust_contrast,
@@ -80,7 +81,7 @@ class Grayscale:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, 1 or 3, H, W] to [n, num_output_channels, H, W]."""
-        grey: Tensor = tvf.rgb_to_grayscale(images, self.channels)
+        grey: Tensor = functional().rgb_to_grayscale(images, self.channels)
         return grey
 
 

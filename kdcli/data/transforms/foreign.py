@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from kdcli.data.draws import Draws
+from kdcli.data.transforms.vision import transforms
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 
 PREFIX = "torchvision."
@@ -36,7 +36,7 @@ REFUSED: Mapping[str, str] = {
 
 def names() -> list[str]:
     """Every `torchvision.<Name>` that may stand in a transformer list."""
-    found = []
+    v2, found = transforms(), []
     for name in dir(v2):
         kind = getattr(v2, name)
         if inspect.isclass(kind) and issubclass(kind, v2.Transform) and kind is not v2.Transform:
@@ -89,7 +89,7 @@ def build_foreign(type: str, kwargs: Mapping[str, Any], path: SpecPath) -> Forei
         raise SpecError.at(
             (*path, "type"), "KD503", f"torchvision has no transform `{name}`", did_you_mean(type, names())
         )
-    made: Any = getattr(v2, name)
+    made: Any = getattr(transforms(), name)
     parameters = inspect.signature(made.__init__).parameters
     known = [p for p in parameters if p not in ("self", "inplace")]
     for key in kwargs:
@@ -110,9 +110,9 @@ def build_foreign(type: str, kwargs: Mapping[str, Any], path: SpecPath) -> Forei
 def _value(key: str, value: Any) -> Any:
     """A YAML scalar as the object that torchvision expects."""
     if key == "interpolation" and isinstance(value, str):
-        return InterpolationMode(value)
+        return transforms().InterpolationMode(value)
     if key == "policy" and isinstance(value, str):
-        return v2.AutoAugmentPolicy(value.lower())
+        return transforms().AutoAugmentPolicy(value.lower())
     if key == "dtype" and isinstance(value, str):
         return getattr(torch, value)
     return value

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from kdcli.data.describe import shorter_side
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.transforms.resample import Interpolation, resized, resized_crops
+from kdcli.data.transforms.vision import functional
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
@@ -51,7 +51,7 @@ class Pad:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to the padded size."""
-        padded: Tensor = tvf.pad(images, self.padding, self.fill, self.mode)
+        padded: Tensor = functional().pad(images, self.padding, self.fill, self.mode)
         return padded
 
 
@@ -79,14 +79,14 @@ class RandomCrop:
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to [n, C, height, width]."""
         if self.padding:
-            images = tvf.pad(images, self.padding, self.fill, self.mode)
+            images = functional().pad(images, self.padding, self.fill, self.mode)
         if self.pad_if_needed:
             y, x = (
                 max(0, want - have)
                 for want, have in zip((self.height, self.width), images.shape[2:], strict=True)
             )
             if x or y:
-                images = tvf.pad(images, [x, y], self.fill, self.mode)
+                images = functional().pad(images, [x, y], self.fill, self.mode)
         rows, columns = images.shape[2] - self.height + 1, images.shape[3] - self.width + 1
         if rows < 1 or columns < 1:
             raise ValueError(
@@ -127,7 +127,7 @@ class CenterCrop:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to [n, C, height, width]."""
-        cropped: Tensor = tvf.center_crop(images, list(self.size))
+        cropped: Tensor = functional().center_crop(images, list(self.size))
         return cropped
 
 

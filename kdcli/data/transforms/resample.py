@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tvf
 
 from kdcli.data.draws import Ids
+from kdcli.data.transforms.vision import functional, transforms
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -52,7 +51,7 @@ def resized_crops(
             for i in range(0, len(images), PIECE)
         ]
         return torch.cat(pieces)
-    mode = InterpolationMode(interpolation)
+    tvf, mode = functional(), transforms().InterpolationMode(interpolation)
     return torch.stack(
         [
             tvf.resized_crop(image, *(int(v) for v in box), [height, width], mode, antialias)
