@@ -107,3 +107,22 @@ def test_our_own_fault_is_exit_3(kdcli: Command, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("kdcli.commands.validate.validate", broken)
     assert kdcli("validate", DIGITS) == 3
     assert "kdcli's own fault" in kdcli.err
+
+
+def test_a_plugin_may_lie_in_the_working_directory(kdcli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(Path.cwd()))])
+    Path("ournets.py").write_text(
+        "from torch import nn\n"
+        "class Teacher(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(64, num_classes)\n"
+        "    def forward(self, image):\n"
+        "        return self.fc(image.flatten(1))\n"
+    )
+    changes = ["teacher0.model.type=ournets:Teacher", "teacher0.model.kwargs={num_classes: 10}"]
+    changes += ["mimic.teacher0.teacher_weight=null", "mimic.teacher0.allow_random=true"]
+    assert kdcli("validate", DIGITS, *changes) == 1 and "--plugin ournets" in kdcli.out + kdcli.err
+    assert kdcli("validate", DIGITS, *changes, "--plugin", "ournets") == 0, kdcli.out + kdcli.err
+    assert kdcli("validate", DIGITS, *changes, "teacher0.model.type=gone:Teacher", "--plugin", "gone") == 1
+    assert "working directory" in kdcli.out + kdcli.err

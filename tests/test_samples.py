@@ -22,6 +22,8 @@ from kdcli.spec.parse import ParsedSpec, read
 FOLDER = Path(__file__).parent.parent / "sample_configs"
 SAMPLES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 STEPS = 2
+NOT_HERE = {"torchvision.CIFAR100": 100, "image_folder": 10}
+"""Data that a test has not, and its classes."""
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,15 @@ def shortened(name: str, garments: Path, scenes: Path) -> ParsedSpec:
     for side in ("train", "test"):
         if raw["dataset"][side]["dataset"]["type"] == "fashion_mnist":
             changes.append(f"dataset.{side}.dataset.kwargs.root={garments}")
-        if raw["dataset"][side]["dataset"]["type"] == "torchvision.CIFAR100":
+        classes = NOT_HERE.get(raw["dataset"][side]["dataset"]["type"])
+        if classes is not None:
             where = f"dataset.{side}.dataset"
             changes += [
                 "dataset.batch_sampler.kwargs.batch_size=2",
                 f"{where}.type=fake",
                 f"{where}.kwargs.root=null",
             ]
-            changes += [f"{where}.kwargs.num_samples=4", f"{where}.kwargs.num_classes=100"]
+            changes += [f"{where}.kwargs.num_samples=4", f"{where}.kwargs.num_classes={classes}"]
         if raw["dataset"][side]["dataset"]["type"] == "coco" and name.startswith("scenes_"):
             where = f"dataset.{side}.dataset.kwargs"
             changes += [

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdcli.cli import takeaway
-from kdcli.cli.options import Changes, Device, Plugin, Set, Spec
+from kdcli.cli.options import Changes, Device, Plugin, RunOrSpec, Set, Spec
 
 app = typer.Typer(
     name="kdcli",
@@ -103,7 +103,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    spec: Spec,
+    spec: RunOrSpec,
     changes: Changes = None,
     *,
     set_: Set = None,
@@ -121,7 +121,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Of detectors: draw student, teachers and truth.")
     ] = None,
 ) -> None:
-    """Measure the student of SPEC and its teachers side by side: quality, size, speed, agreement."""
+    """Measure a run's student and its teachers side by side: quality, size, speed, agreement."""
     from kdcli import commands
 
     commands.evaluate(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdcli.cli.options import Changes, Device, Plugin, Set, specs
+from kdcli.cli.options import Changes, Device, Plugin, RunOrSpec, Set
 
 
 def report(
@@ -40,10 +40,7 @@ def compare(
 
 
 def export(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="RUN|SPEC", help="A run folder, or the spec of a run.", autocompletion=specs),
-    ],
+    source: RunOrSpec,
     changes: Changes = None,
     *,
     format: Annotated[
@@ -58,8 +55,12 @@ def export(
         typer.Option(metavar="FILE", help="The student's weights; else its run's best, else its last."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a logit, relative where it is above 1.")
+        float, typer.Option(help="Largest difference of a value, relative where it is above 1.")
     ] = 1e-4,
+    input_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="A detector's input; else what holds the first test images."),
+    ] = None,
     plugin: Plugin = None,
 ) -> None:
     """Export the student alone, and prove that the file answers as the student does."""
@@ -74,6 +75,7 @@ def export(
             output=output,
             weights=weights,
             tolerance=tolerance,
+            size=input_size,
             plugins=plugin or [],
         )
     )

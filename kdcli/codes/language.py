@@ -104,4 +104,9 @@ LANGUAGE: dict[str, Explanation] = {
         "A BatchNorm that normalises by its batch has no fixed scale that could go into a convolution.",
         "wrong: runtime: {fold_bn: true} with teacher0: {teacher_bn_mode: train}",
     ),
+    "KD222": Explanation(
+        "nothing to compile",
+        "Detectors and sharded networks change what they compute from step to step; torch.compile gains nothing there.",
+        "wrong: runtime: {compile: true} with trainer: {parallel: fsdp}",
+    ),
 }

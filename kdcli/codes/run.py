@@ -83,6 +83,11 @@ RUN: dict[str, Explanation] = {
         "The machine does not have as many CUDA devices as were asked for.",
         "kdcli train cfg.yaml --device cpu",
     ),
+    "KD721": Explanation(
+        "checkpoint that does not fit",
+        "Its spec is the run's, and yet what it holds is not: other tensors, other counters, a part missing.",
+        "kdcli train cfg.yaml --overwrite, or put back the code that made it",
+    ),
     "KD722": Explanation(
         "another process died",
         "The processes of a run depend on each other: when one is gone, the others cannot go on.",
@@ -97,6 +102,11 @@ RUN: dict[str, Explanation] = {
         "device out of memory",
         "The networks, their features and the batch do not fit into the device's memory together.",
         "kdcli train cfg.yaml dataset.train.batch_sampler.kwargs.batch_size=32 trainer.accumulate_steps=2",
+    ),
+    "KD726": Explanation(
+        "a network that torch.compile refuses",
+        "torch.compile needs a C++ compiler on the CPU and Triton on CUDA, and code that it can trace.",
+        "kdcli train cfg.yaml runtime.compile=false",
     ),
     "KD730": Explanation(
         "numbers that are not finite",
@@ -125,7 +135,8 @@ RUN: dict[str, Explanation] = {
     ),
     "KD750": Explanation(
         "not a run",
-        "`report` and `compare` read run folders: those that hold metrics.jsonl and spec.resolved.yaml.",
+        "`report`, `compare`, `export` and `eval` read run folders: those that hold metrics.jsonl and"
+        " spec.resolved.yaml.",
         "wrong: kdcli compare runs\nright: kdcli compare runs/digits_kd runs/digits_student",
     ),
     "KD751": Explanation(
@@ -155,8 +166,8 @@ RUN: dict[str, Explanation] = {
     ),
     "KD761": Explanation(
         "export that answers otherwise",
-        "The file was read back and its logits differ from the student's by more than rounding explains, so"
-        " it was removed: a wrong file is worse than none.",
+        "The file was read back and what it answers (logits, or boxes and scores) differs from the student's"
+        " by more than rounding explains, so it was removed: a wrong file is worse than none.",
         "kdcli export runs/digits_kd --format torch-export, or allow more: --tolerance 1e-3",
     ),
     "KD762": Explanation(
@@ -166,8 +177,9 @@ RUN: dict[str, Explanation] = {
         "wrong: if x.max() > 1: x = x / 255\nright: x = torch.where(x.amax() > 1, x / 255, x)",
     ),
     "KD763": Explanation(
-        "detector to be exported",
-        "Only classifiers can be exported so far; a detector's boxes need operations that formats lack.",
-        "take runs/up_frs/student_best.safetensors and run it with kdcli's own modules",
+        "detector that no graph can be made of",
+        "ONNX and torch-export need boxes made in tensors of fixed sizes. That is known of kdcli's own modules"
+        " (`rpn_post`, `retina_post`, `bbox_post`), not of others.",
+        "kdcli export runs/my_detector --format safetensors",
     ),
 }

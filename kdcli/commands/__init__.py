@@ -34,8 +34,9 @@ def guarded(action: Callable[[], object]) -> int:
     except Exception:
         import traceback
 
-        from kdcli.engine.launch import tell_launcher
+        from kdcli.engine.launch import finish_telling, tell_launcher
 
+        finish_telling()
         told = (
             f"{traceback.format_exc()}\nThis is kdcli's own fault; please report it with the lines above.\n"
         )
@@ -46,7 +47,9 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _print(error: KdError) -> None:
-    from kdcli.engine.launch import tell_launcher
+    from kdcli.engine.launch import finish_telling, tell_launcher
+
+    finish_telling()
     from kdcli.report.console import wants_colour
     from kdcli.report.diagnostics import render
 
@@ -71,25 +74,24 @@ def evaluate(
     show: Path | None = None,
 ) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.commands.reading import read_checked
+    from kdcli.commands.reading import run_or_spec
 
-    parsed = read_checked(spec, changes, plugins)
+    opened = run_or_spec(spec, changes, plugins, device)
+    parsed = opened.parsed
     from kdcli.engine.build import build_task
     from kdcli.engine.compare import compare
     from kdcli.engine.distributed import processes
     from kdcli.engine.kept_detections import Keep
     from kdcli.engine.memory import memory_told
-    from kdcli.engine.run import RunOptions
     from kdcli.report.comparison import comparison_text
 
-    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
     with (
         located(parsed),
         memory_told(parsed.spec, "test"),
         processes(device or parsed.spec.runtime.device) as here,
     ):
         keep = Keep(predictions=save_predictions, pictures=show)
-        rows, notices = compare(parsed, options, here, weights, keep)
+        rows, notices = compare(parsed, opened.options, here, weights, keep)
     if here.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+AUTO = "auto"
+"""`--resume` means the newest valid checkpoint."""
+
 
 def files_and_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
     """`key=value` sets, unless it is a file; all else is a file."""
@@ -16,8 +19,14 @@ def with_optional_values(arguments: list[str]) -> list[str]:
     result = []
     for index, argument in enumerate(arguments):
         result.append(argument)
-        if argument == "--resume":
-            following = arguments[index + 1] if index + 1 < len(arguments) else None
-            if following is None or following.startswith("-") or not Path(following).exists():
-                result.append("auto")
+        if argument == "--resume" and not _is_checkpoint(arguments[index + 1 : index + 2]):
+            result.append(AUTO)
     return result
+
+
+def _is_checkpoint(following: list[str]) -> bool:
+    """Whether the word after `--resume` belongs to it: no option, no spec, no `key=value`."""
+    if not following or following[0].startswith("-"):
+        return False
+    word = following[0]
+    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or Path(word).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,36 +25,29 @@ class ExportArguments:
     output: Path | None
     weights: Path | None
     tolerance: float
+    size: str | None
     plugins: Sequence[str]
 
 
 def export(arguments: ExportArguments) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
-    from kdcli.commands.reading import read_checked
+    from kdcli.commands.reading import run_or_spec
     from kdcli.engine.exports.export import export as run
-    from kdcli.engine.reopen import reopen
-    from kdcli.engine.run import RunOptions
     from kdcli.report.console import write
 
-    if Path(arguments.source).is_dir():
-        if arguments.changes:
-            raise UsageError.of("a run's spec can't be changed", "export the spec file with these values")
-        opened = reopen(Path(arguments.source), plugins=arguments.plugins)
-        parsed, options, known_hash = opened.parsed, opened.options, opened.spec_hash
-    else:
-        parsed = read_checked(arguments.source, arguments.changes, arguments.plugins)
-        options = RunOptions(plugins=tuple(arguments.plugins), base_dir=parsed.base_dir)
-        known_hash = parsed.hash()
-    with located(parsed):
+    size = _size(arguments.size)
+    opened = run_or_spec(arguments.source, arguments.changes, arguments.plugins)
+    with located(opened.parsed):
         done = run(
-            parsed,
-            options,
+            opened.parsed,
+            opened.options,
             arguments.format,
             arguments.output,
             weights=arguments.weights,
             tolerance=arguments.tolerance,
-            spec_hash=known_hash,
+            spec_hash=opened.spec_hash,
+            size=size,
         )
     if not done.real:
         sys.stderr.write("warning: the test data can't be read, so the file was proved on made-up images\n")
@@ -69,14 +63,34 @@ def exported_text(done: Exported) -> str:
     images = f"{done.images} {'test' if done.real else 'made-up'} images"
     mean, std = (json.loads(done.metadata[key]) for key in ("mean", "std"))
     normalised = f", normalised with mean {mean} and std {std}" if mean and std else ""
+    inputs = json.loads(done.metadata["inputs"])
     shape = "x".join(map(str, json.loads(done.metadata["input_shape"])))
+    sizes = "; `image_size` batch x 2: height and width without padding" if "image_size" in inputs else ""
+    what = "logits" if done.proof.boxes is None else f"{done.proof.boxes} boxes and scores"
+    alone = f", {done.proof.alone} boxes without a counterpart" if done.proof.boxes is not None else ""
     eager = f"eager student: {done.eager_latency_ms:.2f} ms"
     rows = [
         ("weights", done.source),
-        ("input", f"batch x {shape}{normalised}"),
+        ("input", f"`image` batch x {shape}{normalised}{sizes}"),
+        ("output", ", ".join(f"`{name}`" for name in json.loads(done.metadata["outputs"]))),
         ("size", size(done.bytes)),
-        ("largest difference", f"{done.difference:.3g} in the logits of {images}, read back from the file"),
+        (
+            "largest difference",
+            f"{done.proof.difference:.3g} in the {what} of {images}{alone}, read back from the file",
+        ),
         ("latency, one image", f"{done.latency_ms:.2f} ms ({done.runner}); {eager}"),
     ]
     width = max(len(name) for name, _ in rows)
     return f"{done.path}\n" + "".join(f"  {name:<{width}}  {value}\n" for name, value in rows)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Height and width out of `800x1344`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise UsageError.of(
+            f"`--input-size {text}` is no size", "write height x width: `--input-size 800x1344`"
+        )
+    return int(match[1]), int(match[2])

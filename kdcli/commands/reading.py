@@ -5,12 +5,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.errors import SpecError
+from kdcli.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
+    from kdcli.engine.run import RunOptions
     from kdcli.spec.parse import ParsedSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What `RUN|SPEC` named. spec_hash: of the spec as it ran, or as it lies there."""
+
+    parsed: ParsedSpec
+    options: RunOptions
+    spec_hash: str
+
+
+def run_or_spec(
+    source: str, changes: Sequence[str], plugins: Sequence[str], device: str | None = None
+) -> Opened:
+    """A run folder's spec, or a spec file's."""
+    from kdcli.engine.reopen import reopen
+    from kdcli.engine.run import RunOptions
+
+    if Path(source).is_dir():
+        if changes:
+            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
+        run = reopen(Path(source), device=device, plugins=plugins)
+        return Opened(parsed=run.parsed, options=run.options, spec_hash=run.spec_hash)
+    parsed = read_checked(source, changes, plugins)
+    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
+    return Opened(parsed=parsed, options=options, spec_hash=parsed.hash())
 
 
 def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> ParsedSpec:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands.arguments import AUTO
 from kdcli.engine.interrupts import Interrupts, listening
-from kdcli.engine.launch import follow_launcher, launch, plan_launch, restarts
+from kdcli.engine.launch import follow_launcher, launch, plan_launch, started_again, told_by_launcher
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,10 +51,29 @@ class TrainArguments:
             *(("--resume", self.resume) if self.resume is not None else ()),
             *(("--overwrite",) if self.overwrite else ()),
             *(word for key in self.allow_changed for word in ("--allow-changed", key)),
+            *self._always(),
+            *(("--profile", str(self.profile)) if self.profile is not None else ()),
+        ]
+
+    def again(self) -> str:
+        """The command line that continues this run, for a shell."""
+        places = {
+            "--gpus": self.gpus,
+            "--device": self.device,
+            "--nproc": self.nproc,
+            "--nnodes": self.nnodes if self.nnodes > 1 else None,
+            "--node-rank": self.node_rank,
+            "--rdzv-endpoint": self.rdzv_endpoint,
+            "--max-restarts": self.max_restarts or None,
+        }
+        words = [word for name, value in places.items() if value is not None for word in (name, str(value))]
+        return shlex.join(["kdcli", "train", self.spec, *self.changes, *words, *self._always(), "--resume"])
+
+    def _always(self) -> list[str]:
+        return [
             *(word for package in self.plugins for word in ("--plugin", package)),
             *(("--quiet",) if self.quiet else ()),
             *(() if self.report else ("--no-report",)),
-            *(("--profile", str(self.profile)) if self.profile is not None else ()),
         ]
 
 
@@ -81,7 +102,7 @@ def train(arguments: TrainArguments) -> None:
             return
     if arguments.spec == "-":
         raise UsageError.of("a spec from standard input can't be given to several processes", "use a file")
-    launch(plan, arguments.for_worker())
+    launch(plan, arguments.for_worker(), again=arguments.again())
 
 
 def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
@@ -98,16 +119,17 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     from kdcli.report.recorder import Recorder
     from kdcli.spec.written import resolved_data
 
-    again = restarts() > 0
+    again = started_again()
     resume = arguments.resume
     options = RunOptions(
         device=arguments.device,
         overwrite=arguments.overwrite and not again,
-        resume=again if resume is None else True if resume == "auto" else Path(resume),
+        resume=again if resume is None else True if resume == AUTO else Path(resume),
         allow_changed=tuple(arguments.allow_changed),
         plugins=tuple(arguments.plugins),
         base_dir=parsed.base_dir,
         restarted=again,
+        again=told_by_launcher() or arguments.again(),
         profile=arguments.profile,
     )
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
+from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean
 
 Feature = Tensor | list[Tensor]
+_Shown = tuple[dict[str, list[Tensor]], dict[str, Any]]
 
 _TAP = re.compile(r"(?P<path>[^:\[\]\s]+)(?P<input>:in)?(?:\[(?P<index>\d+)\])?")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -102,6 +103,9 @@ class Taps:
         self._made: dict[str, Any] = {}
         self._stop = False
         self._outputs_due: frozenset[str] = frozenset()
+        self._compiled: (
+            Callable[[Mapping[str, Any]], tuple[dict[str, list[Tensor]], dict[str, Any]]] | None
+        ) = None
         self._hooks: ExitStack | None = None
 
     def __enter__(self) -> Taps:
@@ -126,6 +130,14 @@ class Taps:
         self.names = frozenset(names)
         self.outputs = None if outputs is None else frozenset(outputs)
 
+    def compile(self) -> None:
+        """Let torch.compile make the views from now on; the taps must be entered.
+
+        What no tap and no output needs is no part of the compiled graph, which takes the place of stopping.
+        """
+        assert self._hooks is not None, "taps must be entered before their network is compiled"
+        self._compiled = torch.compile(self._shown)
+
     def learn(self, batch: Mapping[str, Any], *, gradients: bool = False) -> View:
         """Run the whole network once, by default without gradient, and return the view it gives.
 
@@ -146,10 +158,38 @@ class Taps:
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """Run the network on a batch, as far as it is needed, and return what it showed."""
+        if self._compiled is not None:
+            return self._view_compiled(batch)
         assert self.counts is not None, "taps must learn before a view is taken"
         view = self._run(batch, stop=self.outputs is not None, versions=False)
         self._clear()
         return view
+
+    def _view_compiled(self, batch: Mapping[str, Any]) -> View:
+        assert self._compiled is not None
+        self._versions, self._stop, self.stopped_at = {}, False, None
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        try:
+            seen, outputs = self._compiled(tensors)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise _not_compiled(error) from error
+            raise
+        self._seen = seen
+        features = {name: self._feature(name, outputs) for name in self.taps if name in self.names}
+        self._clear()
+        return View(features, outputs)
+
+    def _shown(self, batch: Mapping[str, Any]) -> _Shown:
+        """What every needed layer gave, and the needed outputs; traced as it stands."""
+        wanted = [name for name in self.taps if name in self.names]
+        self._seen = {name: [] for name in wanted if self.modules[name] is not None}
+        outputs = dict(self.net(batch))
+        seen, self._seen = self._seen, {}
+        if self.outputs is None:
+            return seen, outputs
+        due = {*self.outputs, *(self.taps[name].path for name in wanted if self.modules[name] is None)}
+        return seen, {name: value for name, value in outputs.items() if name in due}
 
     def _run(self, batch: Mapping[str, Any], *, stop: bool, versions: bool) -> View:
         assert self._hooks is not None, "taps must be entered before the network runs"
@@ -199,6 +239,8 @@ class Taps:
         self._stop_if_enough(self.taps[name].path)
 
     def _after_child(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if self._compiled is not None:
+            return
         if isinstance(output, Mapping):
             self._made.update(output)
         elif isinstance(output, Tensor):
@@ -295,6 +337,15 @@ def _never_ran(net: nn.Module, tap: Tap, where: SpecPath) -> SpecError:
         f"name one of its children: {_listed(children)}"
         if children
         else "`kdcli inspect-features` shows which layers run",
+    )
+
+
+def _not_compiled(error: Exception) -> RunError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return RunError.of(
+        "KD726",
+        f"torch.compile can't compile a network: {reason[:200]}",
+        "leave `runtime.compile` out; on a CPU it needs a C++ compiler",
     )
 
 

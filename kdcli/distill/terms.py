@@ -140,7 +140,7 @@ class Term(nn.Module):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
             losses.append(self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra))
-        total = torch.stack(losses).sum()
+        total = torch.stack(losses).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
 
     def _rows(self, setting: Setting) -> tuple[PairRow, ...]:

@@ -24,7 +24,7 @@ from kdcli.engine.build import (
     teacher_settings,
     weight_path,
 )
-from kdcli.engine.checkpoint import newest_valid
+from kdcli.engine.checkpoint import checkpoints, newest_valid
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
@@ -79,6 +79,7 @@ def compare(
     spec = parsed.spec
     keep = keep or Keep()
     keep.require_detector(task_kind(spec))
+    require_weights(parsed, weights)
     loader = build_data(spec.dataset.test, spec, options, processes, train=False)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
     contenders = [student]
@@ -133,15 +134,30 @@ def student_of(
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
         if path is not None and (weights is not None or path.exists()):
-            load_weights(net, find_file(path, options.base_dir))
-            return Contender("student", net, path.stat().st_size), [Notice(message=f"student: {path}")]
+            found = find_file(path, options.base_dir)
+            load_weights(net, found)
+            size = found.stat().st_size if found.is_file() else None
+            return Contender("student", net, size), [Notice(message=f"student: {path}")]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
             fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
             return Contender("student", net, None), [*notices, Notice(message=f"student: {path}")]
         notices.append(Notice(message=str(state), level="warning"))
-    raise RunError.of(
+    raise _without_weights(folder)
+
+
+def require_weights(parsed: ParsedSpec, weights: Path | None) -> None:
+    """RunError KD719 where a look into the run folder shows that there are none for the student."""
+    folder = RunFolder(run_root(parsed))
+    if weights is None and not (
+        folder.best_student.exists() or folder.student.exists() or checkpoints(folder.checkpoints)
+    ):
+        raise _without_weights(folder)
+
+
+def _without_weights(folder: RunFolder) -> RunError:
+    return RunError.of(
         "KD719",
         f"there are no weights for the student in {folder.root}",
         "train it first (`kdcli train`), or name a file with `--weights`",

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from kdcli.engine.launch import in_slurm_step
+from kdcli.engine.launch import in_slurm_step, restarts
 from kdcli.errors import RunError
 
 
@@ -117,20 +119,37 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
         return
     try:
         dist.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+            "nccl" if chosen.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+            store=_meeting(),
+            rank=rank,
+            world_size=world_size,
         )
         yield Processes(device=chosen, rank=rank, world_size=world_size, local_rank=local_rank)
     except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RunError.of(
                 "KD722",
-                f"process {rank} has lost another one: {str(error).splitlines()[0]}",
+                f"process {rank} has lost another one: {_reason(error)}",
                 "look at what the other process said first; then continue with `--resume`",
             ) from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _reason(error: Exception) -> str:
+    """What the library says in its first sentence, without the place in its source."""
+    return re.sub(r"\[/[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
+
+
+def _meeting() -> Store:
+    """Where the processes find each other; never what those before a restart have left there."""
+    store: Store = next(rendezvous("env://"))[0]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(f"restart {restarts()}", store)
+    return store
 
 
 def slurm_environment() -> dict[str, str]:

@@ -17,6 +17,12 @@ from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, wr
 from kdcli.engine.records import RUN_FORMAT, Finished
 from kdcli.errors import RunError
 
+EXPORTED = "exports.json"
+"""Names the files that `kdcli export` has put into the folder."""
+
+TENSORBOARD = "tensorboard"
+"""Where the TensorBoard logger writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -75,7 +81,7 @@ class RunFolder:
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
         names = ["spec.yaml", "spec.resolved.yaml", "env.json"]
-        names += ["report.html", "report_data.json", "loggers.json"]
+        names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
             *(self.root / name for name in names),
             self.metrics,
@@ -85,7 +91,27 @@ class RunFolder:
             self.finished,
             self.root / "bad_samples.jsonl",
             *self.root.glob("replay_*.pt"),
+            *(self.root / TENSORBOARD).glob("events.out.tfevents.*"),
         ]
+
+    def exports(self) -> list[str]:
+        """The files that `kdcli export` has put here."""
+        try:
+            said = json.loads((self.root / EXPORTED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        names = said if isinstance(said, list) else []
+        return [
+            name
+            for name in names
+            if isinstance(name, str) and Path(name).name == name and (self.root / name).is_file()
+        ]
+
+    def remember_export(self, path: Path) -> None:
+        """Count a file among this run's own, if it lies in this folder."""
+        if path.resolve().parent == self.root.resolve():
+            text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
+            write_whole(self.root / EXPORTED, lambda file: file.write(text.encode()))
 
 
 def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:

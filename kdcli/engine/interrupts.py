@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from types import FrameType
 from kdcli.errors import Diagnostic, Interrupted
 
 SAME_SECONDS = 1.0
-"""A launcher passes on what the terminal has sent to everyone: so close together it is one wish to stop."""
+"""A launcher passes on what the terminal has sent to its workers too: so close together it is one wish."""
 
 
 class Interrupts:
@@ -42,8 +43,8 @@ class Interrupts:
     def _take(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal_number is not None:
-            if now - self._came >= SAME_SECONDS or not launched():
-                os._exit(128 + number)
+            if now - self._came >= SAME_SECONDS or not hears_twice():
+                leave_at_once(number)
             return
         self.signal_number, self._came = number, now
         if not self._noting:
@@ -74,9 +75,9 @@ def heeded() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
-def launched() -> bool:
-    """Whether an elastic launcher watches over this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def hears_twice() -> bool:
+    """Whether a signal from the terminal comes here, and once more from the launcher that it comes to as well."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getpgid(os.getppid()) == os.getpgrp()
 
 
 def nothing_to_save(number: int) -> Interrupted:
@@ -92,14 +93,22 @@ def nothing_to_save(number: int) -> Interrupted:
     )
 
 
-def saved_at(number: int, step: int, source: str) -> Interrupted:
-    """A stop in the loop, after its state was saved."""
+def leave_at_once(number: int) -> None:
+    """The process ends here and now; the first of several says so."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        told = b"stopped at once: what came after the last checkpoint is not saved\n"
+        os.write(sys.stderr.fileno(), told)  # print might be what was interrupted
+    os._exit(128 + number)
+
+
+def saved_at(number: int, step: int, command: str) -> Interrupted:
+    """A stop in the loop, after its state was saved; command: what continues it."""
     return Interrupted(
         Diagnostic(
             code="KD714",
             severity="warning",
             message=f"stopped by {signal.Signals(number).name} at step {step}; everything is saved",
-            help=f"continue with `kdcli train {source} --resume`",
+            help=f"continue with `{command}`",
         ),
         number,
     )

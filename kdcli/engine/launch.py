@@ -28,6 +28,12 @@ SHUTDOWN_SECONDS = 600
 LAUNCHER = "KDCLI_LAUNCHER"
 """Set for workers: the launcher's process id."""
 
+AGAIN = "KDCLI_AGAIN"
+"""Set for workers: the command line that continues the run."""
+
+MARKS = "KDCLI_MARKS"
+"""Set for workers: a folder of their launcher, where they leave marks for each other and for those after them."""
+
 PEER_DIED = "KD722"
 
 
@@ -124,8 +130,8 @@ def _gpus_are_there(devices: Sequence[int]) -> None:
         raise no_such_gpus(max(devices) + 1 if isinstance(devices, range) else max(devices), visible)
 
 
-def launch(plan: Launch, arguments: Sequence[str]) -> None:
-    """Run `kdcli <arguments>` in every process and wait for all of them.
+def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
+    """Run `kdcli <arguments>` in every process and wait for all of them; again: the command to continue with.
 
     Leaves by SystemExit: with a worker's exit code where one failed (its error is printed), with 128 + the
     signal's number after a signal, when the workers have saved.
@@ -137,7 +143,9 @@ def launch(plan: Launch, arguments: Sequence[str]) -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ |= {LAUNCHER: str(os.getpid()), AGAIN: again}
+    # The launcher's own store outlives the workers: after a restart they would meet the dead ones in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // plan.processes)))
     alone = plan.nnodes == 1 and plan.rdzv_endpoint is None
     static = plan.node_rank is not None
@@ -157,6 +165,7 @@ def launch(plan: Launch, arguments: Sequence[str]) -> None:
             signals_to_handle=",".join(number.name for number in heeded()),
             shutdown_timeout=SHUTDOWN_SECONDS,
         )
+        os.environ[MARKS] = folder
         try:
             elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
         except ChildFailedError as failed:
@@ -171,36 +180,43 @@ def _python_flags() -> list[str]:
 
 
 def _tell(failures: Sequence[ProcessFailure]) -> int:
-    """Print why the first of the workers failed; the exit code."""
-    # A worker that failed for another's sake tells nothing; one that the launcher stopped fell to SIGTERM.
-    told = [failure for failure in failures if failure.error_file_data.get("message")]
-    killed = [failure for failure in failures if failure.exitcode not in (-signal.SIGTERM, 0)]
-    failure = min(told or killed or failures, key=lambda f: f.timestamp)
-    if told:
+    """Print why the first of the workers failed; its exit code. Raises RunError KD723 where it was killed."""
+    # One that the launcher stopped fell to SIGTERM; one that lost another tells so, where nobody tells more.
+    told = [failure for failure in failures if Path(failure.error_file).is_file()]
+    first = [failure for failure in told if not failure.error_file_data["lost_another"]]
+    killed = [failure for failure in failures if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+    failure = min(first or killed or told or failures, key=lambda f: f.timestamp)
+    if failure in told:
         sys.stderr.write(str(failure.error_file_data["message"]))
     elif failure.exitcode < 0:
         why = " (often too little memory)" if failure.exitcode == -signal.SIGKILL else ""
-        error = RunError.of(
+        raise RunError.of(
             "KD723",
             f"process {failure.local_rank} of this machine was killed by {failure.signal_name()}{why}",
             "continue with `--resume`; `--max-restarts N` does so by itself",
         )
-        raise error
-    return 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
+    # One that had told its error may have been stopped on its way out.
+    return max(failure.exitcode, 1)
+
+
+def finish_telling() -> None:
+    """In a worker that fails: its launcher, which stops all when one is gone, waits until this one has said why."""
+    if LAUNCHER in os.environ and is_worker():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def tell_launcher(text: str, codes: Sequence[str] = ()) -> bool:
     """Leave an error to the launcher, which prints one of all; False where this process has to print it."""
-    if LAUNCHER not in os.environ:
-        return False
-    if PEER_DIED in codes:
-        return True
-    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts()
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None or left > 0:
+    if LAUNCHER not in os.environ or path is None:
         return False
+    lost_another = PEER_DIED in codes
+    if restarts() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        # The launcher will not ask for the reason, it starts all again.
+        return lost_another or not _first_to_leave(f"told_{restarts()}")
+    content = {"message": text, "timestamp": int(time.time()), "lost_another": lost_another}
     try:
-        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
     except OSError:
         return False
     return True
@@ -209,6 +225,29 @@ def tell_launcher(text: str, codes: Sequence[str] = ()) -> bool:
 def restarts() -> int:
     """How often the launcher has started the processes again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def started_again() -> bool:
+    """Whether a process of this place has run under the same launcher before; ask once.
+
+    torch's own count leaves out restarts that another machine has asked for.
+    """
+    if MARKS not in os.environ or not is_worker():
+        return restarts() > 0
+    return not _first_to_leave(f"started_{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def _first_to_leave(mark: str) -> bool:
+    try:
+        Path(os.environ[MARKS], mark).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def told_by_launcher() -> str | None:
+    """In a worker: the command that its launcher was given, so as to continue."""
+    return os.environ.get(AGAIN) if LAUNCHER in os.environ and is_worker() else None
 
 
 def follow_launcher() -> None:

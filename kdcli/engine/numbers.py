@@ -37,7 +37,9 @@ class FiniteCheck:
 
     On the CPU, and where bad steps are to be skipped, each step is looked at before it is taken. On CUDA
     that would make every step wait for the device: a flag stays there and is read at log points and
-    before each save, and the steps since then are remembered.
+    before each save, and the steps since then are remembered. To skip on the device alone, every optimizer
+    would have to leave its state as it is by a flag (torch's fused ones can, the others can't) and EMA and
+    buffers too; so skipping waits, as torch's gradient scaler does at each step.
     A gradient scaler looks after gradients itself; then losses alone are looked at.
     """
 

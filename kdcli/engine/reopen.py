@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kdcli.engine.folder import RunFolder
+from kdcli.engine.records import RUN_FORMAT
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError
 from kdcli.spec.parse import ParsedSpec, parse
+
+SPEC = "spec.resolved.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,34 +30,69 @@ class Reopened:
 
 
 def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()) -> Reopened:
-    """Read a run folder's spec; RunError KD750 where there is no run, SpecError where its spec is broken."""
-    folder = RunFolder(root)
-    resolved = root / "spec.resolved.yaml"
-    try:
-        text = resolved.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        what = f"{root} is no run of kdcli" if root.exists() else f"there is no folder {root}"
-        raise RunError.of("KD750", what, "a run holds metrics.jsonl and spec.resolved.yaml") from None
-    base_dir = _spec_dir(root / "env.json")
+    """Read a run folder's spec; RunError as `env_of_run`, SpecError where its spec is none of this version."""
+    env = env_of_run(root)
+    resolved = root / SPEC
+    text = text_of(resolved)
+    mapping_of(resolved)
+    said = env.get("spec_dir")
+    base_dir = Path(said) if isinstance(said, str) else None
     parsed = parse(text, str(resolved), base_dir=base_dir)
     return Reopened(
         parsed=at_root(parsed, root),
         options=RunOptions(device=device, plugins=tuple(plugins), base_dir=base_dir),
-        folder=folder,
+        folder=RunFolder(root),
         spec_hash=parsed.hash(),
     )
+
+
+def env_of_run(root: Path) -> Mapping[str, Any]:
+    """What env.json of a run folder says, empty without one.
+
+    Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
+    run format).
+    """
+    if not root.exists():
+        raise RunError.of("KD750", f"there is no folder {root}")
+    if not root.is_dir():
+        raise RunError.of("KD750", f"{root} is a file", "name the run's folder, as in runs/digits_kd")
+    if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
+        what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
+        raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
+    env = mapping_of(root / "env.json") if (root / "env.json").exists() else {}
+    written = env.get("run_format", RUN_FORMAT)
+    if written != RUN_FORMAT:
+        raise RunError.of(
+            "KD753",
+            f"{root} has run format {written}; this kdcli reads format {RUN_FORMAT}",
+            f"read it with kdcli {env.get('kdcli', 'of its own version')}",
+        )
+    if not (root / SPEC).exists():
+        raise RunError.of("KD752", f"{root} has no {SPEC}: it was interrupted while being set up")
+    return env
+
+
+def mapping_of(path: Path) -> Mapping[str, Any]:
+    """A file's JSON or YAML; RunError KD752 where it is no mapping."""
+    text = text_of(path)
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise RunError.of("KD752", f"{path} is broken or half-written") from error
+    if not isinstance(value, dict):
+        raise RunError.of("KD752", f"{path} is broken or half-written")
+    return value
+
+
+def text_of(path: Path) -> str:
+    """A file's text; RunError KD750 where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
 
 
 def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
     """The spec with this folder as its run's."""
     saver = parsed.spec.saver.model_copy(update={"save_dir": str(root)})
     return replace(parsed, spec=parsed.spec.model_copy(update={"saver": saver}))
-
-
-def _spec_dir(path: Path) -> Path | None:
-    """The folder in which the run's spec lay, as env.json tells it."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8")).get("spec_dir")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return Path(said) if isinstance(said, str) else None

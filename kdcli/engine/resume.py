@@ -81,7 +81,8 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
         progress = _progress(run, state)
         differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
     resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
-    return resumed, [*notices, Notice(message=f"continuing at step {progress.step}")]
+    why = "a process died and all are started again: " if run.options.restarted else ""
+    return resumed, [*notices, Notice(message=f"{why}continuing at step {progress.step}")]
 
 
 def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:

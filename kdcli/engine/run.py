@@ -31,7 +31,8 @@ class RunOptions:
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
     differ from the checkpoint's spec. plugins: packages that may be imported. restarted: the launcher has
-    started the processes again after one died. profile: look at so many steps, and train no further.
+    started the processes again after one died. again: the command that continues the run, for the user to
+    read. profile: look at so many steps, and train no further.
     """
 
     device: str | None = None
@@ -41,6 +42,7 @@ class RunOptions:
     plugins: tuple[str, ...] = ()
     base_dir: Path | None = None
     restarted: bool = False
+    again: str | None = None
     profile: int | None = None
 
 

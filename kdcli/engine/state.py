@@ -66,13 +66,13 @@ def run_state(
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """What a checkpoint holds is put to use inside; RunError KD719 where it is not what it should be."""
+    """What a checkpoint holds is put to use inside; RunError KD721 where it is not what it should be."""
     try:
         yield
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError.of(
-            "KD719", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
+            "KD721", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
         ) from error
 
 

@@ -16,6 +16,7 @@ from kdcli.engine.agreement import Agreement
 from kdcli.engine.bad_samples import BadSamples
 from kdcli.engine.caches import flush_all
 from kdcli.engine.checkpoint import save_checkpoint, to_disk
+from kdcli.engine.compiling import compile_networks
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
@@ -78,6 +79,7 @@ class Session:
         self.progress.teachers = prove_teachers(run)
         reach = prove_losses(run)
         yield from prepare(run)
+        yield from compile_networks(run)
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         if resumed is not None:
             self.progress = resumed.progress
@@ -337,7 +339,8 @@ class Session:
         yield from self.flush()
         yield from self.bad_samples.take()
         yield self.save()
-        raise saved_at(number, self.progress.step, self.run.parsed.source)
+        command = self.run.options.again or f"kdcli train {self.run.parsed.source} --resume"
+        raise saved_at(number, self.progress.step, command)
 
     def plan(self, *, before_evaluation: bool) -> Plan:
         """The first record."""

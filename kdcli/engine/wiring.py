@@ -25,6 +25,7 @@ from kdcli.distill.trainee import Trainee
 from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.engine.records import Pair
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
+from kdcli.models.norms import synchronise, synchronises
 from kdcli.spec.schema import Job, Spec
 
 
@@ -103,6 +104,8 @@ def wire(
     sample: a small batch of the training data. The hooks stay until the stack is closed.
     """
     taps = student_taps(spec, student)
+    if taps is None and spec.runtime.compile in (True, "student"):
+        taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
     return join(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
@@ -166,6 +169,9 @@ def join(
         with wrong.part():
             mimickers[name] = build_mimicker(setting)
     wrong.raise_errors()
+    if synchronises(student):
+        for mimicker in mimickers.values():
+            synchronise(mimicker, but=[student, *(teacher.net for teacher in teachers.values())])
     trainee = Trainee(student, taps, jobs, mimickers)
     return Wiring(
         trainee=trainee,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcli.losses.draws import drawn_integers, new_salt
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import distributed, global_mean
 
@@ -19,13 +20,13 @@ EPS = 1e-7
 class ContrastiveRepresentation(nn.Module):
     """Noise contrastive estimate of a sample's own pair among K others, both ways (CRD), ÷ B.
 
-    The student's embedding is scored against a memory of all samples' teacher embeddings and the
-    teacher's against a memory of the student's: exp(cosine / T) / Z, with Z set by the first batch.
-    Embeddings are trained linear maps of the flattened feature to feat_dim, divided by their norm. The K
-    others are drawn from all samples alike, with replacement, by the device's main generator. In
-    training a memory row moves to momentum·row + (1 − momentum)·embedding, renormalised; the rows of all
-    processes go into every process's memory, so that these stay equal. The memories are buffers of
-    num_samples × feat_dim and belong in the checkpoint.
+    The student's embedding is scored against a memory of all samples' teacher embeddings and the teacher's
+    against a memory of the student's: exp(cosine / T) / Z, with Z set by the first batch. Embeddings are
+    trained linear maps of the flattened feature to feat_dim, divided by their norm. The K others are
+    drawn from all samples alike, with replacement, for each sample and step anew and on any number of
+    processes alike. In training a memory row moves to momentum·row + (1 − momentum)·embedding,
+    renormalised; the rows of all processes go into every process's memory, so that these stay equal. The
+    memories are buffers of num_samples × feat_dim and belong in the checkpoint.
     Taps: the pooled vector.
     Source: "Contrastive Representation Distillation", arXiv:1910.10699.
     """
@@ -33,6 +34,7 @@ class ContrastiveRepresentation(nn.Module):
     memory_v1: Tensor
     memory_v2: Tensor
     z: Tensor
+    salt: Tensor
 
     def __init__(
         self,
@@ -56,15 +58,16 @@ class ContrastiveRepresentation(nn.Module):
         self.register_buffer("memory_v1", torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
         self.register_buffer("memory_v2", torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
         self.register_buffer("z", torch.full((2,), -1.0))
+        self.register_buffer("salt", new_salt())
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor, step: int = 0) -> Tensor:
         """A scalar. indices [B] int64: the samples' positions in the dataset."""
-        return self.loss_weight * self.contrast(student, teacher, indices, self.draw(indices))
+        return self.loss_weight * self.contrast(student, teacher, indices, self.draw(indices, step))
 
-    def draw(self, indices: Tensor) -> Tensor:
+    def draw(self, indices: Tensor, step: int) -> Tensor:
         """Rows of the memories for each sample, [B, K + 1]: its own first, then K drawn ones."""
-        others = torch.randint(self.num_samples, (len(indices), self.K), device=indices.device)
+        others = drawn_integers(self.salt, step, indices, self.K, below=self.num_samples)
         return torch.cat([indices[:, None], others], dim=1)
 
     def contrast(self, student: Tensor, teacher: Tensor, indices: Tensor, drawn: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
+from kdcli.losses.draws import drawn_shares, new_salt
 from kdcli.losses.layout import only_maps, shown
 from kdcli.losses.precision import full_precision
 
@@ -17,14 +17,16 @@ from kdcli.losses.precision import full_precision
 class MaskedGeneration(nn.Module):
     """Sum of squares between the teacher's map and one generated from the masked student's (MGD), ÷ B.
 
-    The student's map (through a trained 1×1 convolution where its channels are unlike) loses a random
-    share mask_ratio of its channels or positions, anew in each step; two 3×3 convolutions with ReLU
-    between generate the teacher's. The defaults are the authors' for classification; for detection they
-    use mask spatial, mask_ratio 0.5 and loss_weight 2e-5. Maps [B, C, H, W] of equal size; pairs are
-    summed.
+    The student's map (through a trained 1×1 convolution where its channels are unlike) loses a random share
+    mask_ratio of its channels or positions, for each sample and step anew and on any number of processes
+    alike; two 3×3 convolutions with ReLU between generate the teacher's. The defaults are the authors'
+    for classification; for detection they use mask spatial, mask_ratio 0.5 and loss_weight 2e-5. Maps [B,
+    C, H, W] of equal size; pairs are summed.
     Taps: the last map before pooling, or each level of the neck.
     Source: "Masked Generative Distillation", arXiv:2205.01529.
     """
+
+    salt: Tensor
 
     def __init__(
         self,
@@ -52,16 +54,21 @@ class MaskedGeneration(nn.Module):
             nn.ReLU(),
             nn.Conv2d(t_channels, t_channels, 3, padding=1),
         )
+        self.register_buffer("salt", new_salt())
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """A scalar."""
+    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor, step: int = 0) -> Tensor:
+        """A scalar. indices [B] int64: the samples' positions in the dataset."""
         aligned = self.align(student)
-        generated = self.generation(aligned * self._kept(aligned))
+        generated = self.generation(aligned * self._kept(aligned, indices, step))
         return self.loss_weight * F.mse_loss(generated, teacher, reduction="sum") / len(teacher)
 
-    def _kept(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+    def _kept(self, x: Tensor, indices: Tensor, step: int) -> Tensor:
+        channels, height, width = x.shape[1:]
         if self.mask == "channel":
-            return torch.rand(batch, channels, 1, 1, device=x.device) >= self.mask_ratio
-        return torch.rand(batch, 1, height, width, device=x.device) <= 1 - self.mask_ratio
+            return self._shares(indices, step, channels)[:, :, None, None] >= self.mask_ratio
+        spots = self._shares(indices, step, height * width)
+        return spots.view(-1, 1, height, width) >= self.mask_ratio
+
+    def _shares(self, indices: Tensor, step: int, columns: int) -> Tensor:
+        return drawn_shares(self.salt, step, indices, columns)

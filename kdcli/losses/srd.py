@@ -15,9 +15,9 @@ from kdcli.losses.precision import full_precision
 class SimpleRecipe(nn.Module):
     """alpha·log sum|BN(W s) − BN(t)|⁴ + beta·T²·KL of the logits (SRD); the sum is over batch and channels.
 
-    W is a trained linear map with bias, BN a batch norm without weights (eps 1e-4), one for each
-    network. Features are averaged over their positions. KL is averaged over rows. The log is natural and
-    has no lower bound but that of the number format.
+    W is a trained linear map with bias, BN a batch norm without weights (eps 1e-4), one for each network.
+    Features are averaged over their positions. KL is averaged over rows. The batch is that of each
+    process. The log is natural and has no lower bound but that of the number format.
     Taps: the last map before pooling, or the pooled vector.
     Source: "Understanding the Role of the Projector in Knowledge Distillation", arXiv:2303.11098.
     """

@@ -126,7 +126,10 @@ def _plugin(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., 
         found: Any = import_module(module)
     except Exception as error:
         raise SpecError.at(
-            here, "KD414", f"`{module}` can't be imported: {type(error).__name__}: {error}"
+            here,
+            "KD414",
+            f"`{module}` can't be imported: {type(error).__name__}: {error}",
+            "it is looked up among what is installed, then in the working directory",
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = ("solo_bn", "sync_bn", "freeze_bn", "gn", "ln")
 
@@ -36,7 +36,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         count = torch.full((1,), float(input.numel() // input.shape[1]), dtype=input.dtype)
-        parts = dist_nn.all_reduce(torch.cat([input.sum(axes), input.square().sum(axes), count]))  # type: ignore[no-untyped-call]
+        parts: Tensor = _SumOverProcesses.apply(torch.cat([input.sum(axes), input.square().sum(axes), count]))
         total = parts[-1]
         mean, square = (parts[:-1] / total).chunk(2)
         variance = square - mean.square()
@@ -55,6 +55,22 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return scaled
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over processes; so is its gradient, since every process uses it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map [B, C, H, W]."""
 
@@ -63,6 +79,36 @@ class ChannelLayerNorm(nn.LayerNorm):
         last = input.movedim(1, -1)
         normed = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps)
         return normed.movedim(-1, 1)
+
+
+def synchronises(net: nn.Module) -> bool:
+    """Whether a network normalises over the batches of all processes."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+
+
+def synchronise(module: nn.Module, *, but: Iterable[nn.Module] = ()) -> None:
+    """Let every BatchNorm inside that follows its batch follow those of all processes, weights and all as before.
+
+    but: modules that are only shown here and belong elsewhere.
+    """
+    foreign = {id(other) for net in but for other in net.modules()}
+    for parent in list(module.modules()):
+        if id(parent) in foreign:
+            continue
+        for name, norm in list(parent.named_children()):
+            if id(norm) in foreign or not norm.training:
+                continue
+            if isinstance(norm, _BatchNorm) and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                setattr(parent, name, _synchronised(norm))
+
+
+def _synchronised(norm: _BatchNorm) -> SyncBatchNorm2d:
+    synced = SyncBatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    # The very same parameters and buffers: whoever holds them goes on holding the right ones.
+    synced._parameters, synced._buffers = norm._parameters, norm._buffers
+    return synced
 
 
 def build_norm(width: int, normalize: Mapping[str, Any]) -> nn.Module:

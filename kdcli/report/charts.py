@@ -32,7 +32,9 @@ def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
             shares = [data.networks[name][i] for i in shown]
             known = [(share * 100, row) for share, row in zip(shares, rows, strict=True) if share is not None]
             look = {**line_look(index), "linestyle": "none", "marker": "os^Dv<>P"[index % 8]}
-            axes.plot([x for x, _ in known], [y for _, y in known], label=name, markersize=5, **look)
+            if index:  # hollow and larger, so that equal shares don't hide each other
+                look |= {"markerfacecolor": "none", "markersize": 6 + 2 * index}
+            axes.plot([x for x, _ in known], [y for _, y in known], label=name, **{"markersize": 5, **look})
         axes.set_yticks(list(rows), [data.classes[i] for i in shown], fontsize=8 if len(shown) > 12 else 10)
         axes.invert_yaxis()
         axes.set_xlabel("right answers, %")

@@ -72,7 +72,10 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     """Read and fold the runs; every bad folder is told, in one KdError."""
     runs: list[RecordedRun] = []
     bad: list[Diagnostic] = []
-    for folder in dict.fromkeys(folders):
+    named: dict[Path, Path] = {}
+    for folder in folders:
+        named.setdefault(folder.resolve(), folder)
+    for folder in named.values():
         try:
             runs.append(read_run(folder))
         except KdError as error:
@@ -82,7 +85,8 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     folded: dict[str, list[RecordedRun]] = {}
     for run in runs:
         folded.setdefault(_identity(run), []).append(run)
-    groups = tuple(_group(members) for members in folded.values())
+    members = list(folded.values())
+    groups = tuple(_group(name, runs) for name, runs in zip(_names(members), members, strict=True))
     primary = next((run.primary for run in runs if run.primary), "")
     verdicts = [_verdict(primary, groups[0], group) for group in groups[1:]] if groups else []
     return RunComparison(
@@ -111,9 +115,9 @@ def _identity(run: RecordedRun) -> str:
     return json.dumps([spec, run.finished is not None], sort_keys=True, default=str)
 
 
-def _group(runs: Sequence[RecordedRun]) -> Group:
+def _group(name: str, runs: Sequence[RecordedRun]) -> Group:
     return Group(
-        name=_name(runs),
+        name=name,
         runs=tuple(runs),
         seeds=tuple(seed_of(run.spec) for run in runs),
         finished=all(run.finished is not None for run in runs),
@@ -127,14 +131,39 @@ def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
     return {name: spread_of([float(one[name]) for one in measured if name in one]) for name in names}
 
 
-def _name(runs: Sequence[RecordedRun]) -> str:
+def _names(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
+    """A name for each group, with as many parent folders as tell it from the others."""
+    names = [_name(runs, 1) for runs in groups]
+    deepest = max((len(run.path.resolve().parts) for runs in groups for run in runs), default=1)
+    for depth in range(2, deepest + 1):
+        names = [
+            _name(runs, depth) if names.count(name) > 1 else name
+            for name, runs in zip(names, groups, strict=True)
+        ]
+    # A run `kd` beside the folded `kd_seed1` and `kd_seed2`.
+    return [
+        _and_more(runs, 1) if names.count(name) > 1 else name
+        for name, runs in zip(names, groups, strict=True)
+    ]
+
+
+def _name(runs: Sequence[RecordedRun], depth: int) -> str:
     """`digits_kd` for digits_kd_seed1 and digits_kd_seed2; else the first name and how many more."""
-    if len(runs) == 1:
-        return runs[0].name
-    stems = {_SEED.sub("", run.name) for run in runs}
-    if len(stems) == 1 and "" not in stems:
-        return stems.pop()
-    return f"{runs[0].name} and {len(runs) - 1} more"
+    if len(runs) > 1:
+        stems = {_SEED.sub("", _path(run, depth)).rstrip("/") for run in runs}
+        if len(stems) == 1 and "" not in stems:
+            return stems.pop()
+    return _and_more(runs, depth)
+
+
+def _and_more(runs: Sequence[RecordedRun], depth: int) -> str:
+    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return _path(runs[0], depth) + more
+
+
+def _path(run: RecordedRun, depth: int) -> str:
+    """The last parts of the folder's path."""
+    return "/".join(run.path.resolve().parts[-depth:])
 
 
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:

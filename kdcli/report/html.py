@@ -113,7 +113,7 @@ def _disagreements(found: tuple[Disagreement, ...]) -> str:
     for one in found:
         lines = [f"<b>{page.text(one.label)}</b>"] if one.label is not None else []
         lines += [
-            f"{page.text(name)}: {page.text(answer)} ({100 * confidence:.0f} %)"
+            f"{page.text(name)}: {page.text(answer)} ({100 * confidence:.0f}&nbsp;%)"
             for name, (answer, confidence) in one.answers.items()
         ]
         drawn = page.image(one.image, f"labelled {one.label}" if one.label is not None else "an image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -66,7 +67,12 @@ def page(title: str, body: Iterable[str]) -> str:
 def section(title: str, *parts: str) -> str:
     """A heading with what belongs to it; nothing where there is nothing."""
     content = [part for part in parts if part]
-    return "\n".join([f"<section>\n<h2>{text(title)}</h2>", *content, "</section>"]) if content else ""
+    anchor = re.sub(r"\W+", "-", title.lower())
+    return (
+        "\n".join([f'<section id="{anchor}">\n<h2>{text(title)}</h2>', *content, "</section>"])
+        if content
+        else ""
+    )
 
 
 def paragraph(words: str) -> str:

@@ -6,15 +6,13 @@ half-written, KD753 written by a kdcli with another run format.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdcli.engine.records import RUN_FORMAT
+from kdcli.engine.reopen import env_of_run, mapping_of, text_of
 from kdcli.errors import RunError
 from kdcli.report.metrics import read_metrics
 
@@ -90,30 +88,13 @@ class RecordedRun:
 
 def read_run(path: Path) -> RecordedRun:
     """Read a run folder; RunError where there is none or it cannot be understood."""
-    if not path.exists():
-        raise RunError.of("KD750", f"there is no folder {path}")
-    if not path.is_dir():
-        raise RunError.of("KD750", f"{path} is a file", "name the run's folder, as in runs/digits_kd")
-    metrics = path / "metrics.jsonl"
-    resolved = path / "spec.resolved.yaml"
-    if not metrics.exists() and not resolved.exists():
-        what = "is empty" if not any(path.iterdir()) else "is no run of kdcli"
-        raise RunError.of("KD750", f"{path} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
-    env = _mapping(path / "env.json") if (path / "env.json").exists() else {}
-    written = env.get("run_format", RUN_FORMAT)
-    if written != RUN_FORMAT:
-        raise RunError.of(
-            "KD753",
-            f"{path} has run format {written}; this kdcli reads format {RUN_FORMAT}",
-            f"read it with kdcli {env.get('kdcli', 'of its own version')}",
-        )
-    if not resolved.exists():
-        raise RunError.of("KD752", f"{path} has no spec.resolved.yaml: it was interrupted while being set up")
-    spec = _mapping(resolved)
+    env = env_of_run(path)
+    resolved, metrics = path / "spec.resolved.yaml", path / "metrics.jsonl"
+    spec = mapping_of(resolved)
     said = read_metrics(metrics) if metrics.exists() else []
     if not any(record["kind"] in ("step", "evaluation") for record in said):
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
-    return _assemble(path, spec, _text(resolved), env, said)
+    return _assemble(path, spec, text_of(resolved), env, said)
 
 
 def _assemble(
@@ -148,21 +129,3 @@ def _assemble(
         },
         finished=finished,
     )
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    text = _text(path)
-    try:
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise RunError.of("KD752", f"{path} is broken or half-written") from error
-    if not isinstance(value, dict):
-        raise RunError.of("KD752", f"{path} is broken or half-written")
-    return value
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _runner(spec)
     yield from _lengths(spec)
     yield from _precision(spec)
+    yield from _compiling(spec)
     yield from _networks(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
@@ -67,6 +68,17 @@ def _precision(spec: Spec) -> Iterator[Diagnostic]:
     if runtime.fp16 and runtime.precision not in (None, "fp16"):
         message = f"`fp16: true` and `precision: {runtime.precision}` contradict each other"
         yield _error(("runtime", "precision"), "KD216", message, "keep `precision` alone")
+
+
+def _compiling(spec: Spec) -> Iterator[Diagnostic]:
+    if not spec.runtime.compile:
+        return
+    path: SpecPath = ("runtime", "compile")
+    if spec.trainer.parallel == "fsdp":
+        yield _error(path, "KD222", "`compile` and `parallel: fsdp` don't go together", "leave one out")
+    if "det" in (spec.runtime.task_names or "") or spec.dataset.train.dataset.type == "coco":
+        message = "a detector can't be compiled: how much it computes depends on the boxes it finds"
+        yield _error(path, "KD222", message, "leave `compile` out")
 
 
 def _networks(spec: Spec) -> Iterator[Diagnostic]:

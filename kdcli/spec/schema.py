@@ -69,6 +69,7 @@ class Runtime(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool = False
     fold_bn: bool = False
+    compile: bool | Literal["student", "teachers"] = False
     threads: PositiveInt | None = None
 
 

@@ -19,6 +19,11 @@ BF16: dict[str, Any] = {"precision": "bf16"}
 CASES: dict[str, tuple[dict[str, Any], float | None]] = {
     "fold_bn": ({"fold_bn": True}, 1.0),
     "fold_bn, channels_last": ({"fold_bn": True, "channels_last": True}, None),
+    "compile": ({"compile": True}, None),
+    "compile, fold_bn, channels_last": (
+        {"compile": True, "fold_bn": True, "channels_last": True},
+        None,
+    ),
     "teacher in bf16": ({"teacher_precision": "bf16"}, None),
     "bf16, fold_bn, channels_last": ({**BF16, "fold_bn": True, "channels_last": True}, 1.40),
 }

@@ -15,11 +15,13 @@ from kdcli.engine.distributed import Processes
 from kdcli.engine.records import Evaluation, Step
 from kdcli.engine.run import RunOptions
 from kdcli.engine.sharding import whole
+from kdcli.engine.state import own_buffers
 from kdcli.engine.train import train
 from kdcli.losses import LOGIT, LOSSES, RELATIONAL
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import parse
 from tests.engine.processes import serve
+from tests.engine.runs import DATA
 
 NET = """
 - name: backbone
@@ -46,22 +48,7 @@ mimic:
 %(mimic)s
   teacher0: {mimic_name: %(teacher_taps)s, allow_random: true, allow_weak_teacher: true}
   student: {mimic_name: %(student_taps)s}
-dataset:
-  train:
-    dataset:
-      type: fake
-      kwargs:
-        num_samples: 32
-        num_classes: 4
-        shape: [1, 8, 8]
-        transformer:
-          - {type: torch_random_crop, kwargs: {size: 8, padding: 1}}
-          - {type: to_tensor}
-  test:
-    dataset:
-      type: fake
-      kwargs: {num_samples: 21, num_classes: 4, shape: [1, 8, 8], transformer: [{type: to_tensor}]}
-  batch_sampler: {type: base, kwargs: {batch_size: 8}}
+%(data)s
 trainer:
   max_iter: 3
   optimizer: {type: SGD, kwargs: {lr: 0.01, momentum: 0.9}}
@@ -71,35 +58,37 @@ trainer:
 GATHERED = frozenset({*RELATIONAL, "dist", "mlkd"}) - {"crd"}
 """Losses that relate the samples of a batch: equal where they gather the rows of all processes."""
 
-DRAWING = frozenset({"crd", "mgd"})
-"""Losses that draw at random, on each process from its own generator."""
+NORMALISING = frozenset({"fitnet", "ft", "ofd", "review", "simkd", "srrl", "wkd_f"})
+"""Losses with a BatchNorm of their own: equal where the student's are synchronised, since theirs are then too."""
 
-NORMALISING = frozenset({"fitnet", "ft", "ofd", "pkd", "review", "simkd", "srd", "srrl", "wkd_f"})
-"""Losses that normalise over a batch, most by a BatchNorm of their own."""
+OF_THE_BATCH = frozenset({"pkd", "srd"})
+"""No means over samples: z-scores over the batch (PKD), the logarithm of a sum over it (SRD)."""
 
 CHOOSING = frozenset({"wkd_l"})
-"""Losses that look at so many samples of each process, beforehand."""
+"""Pairs samples of unlike classes beforehand, those of each process by themselves."""
 
-COMPARED = sorted(LOSSES.keys() - DRAWING - NORMALISING - CHOOSING)
+COMPARED = sorted(LOSSES.keys() - NORMALISING - OF_THE_BATCH - CHOOSING)
 
 
 def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}", job: str = "") -> str:
     """A small run with one loss; job: further lines of it, `mimic`'s own included."""
     maps, last, teacher_norm = "[backbone.layer2, backbone.layer3]", "[backbone.layer4]", (norm, norm_kwargs)
     student, teacher = maps, maps
+    short = "gn" if norm == "gn" else "bn"
     if loss in LOGIT or loss in ("tfkd_reg", "wkd_l"):
         student = teacher = "[logits]"
     elif loss == "ofd":
         teacher_norm = ("solo_bn", "{}")
-        student, teacher = "[backbone.layer2.0.gn2]", "[backbone.layer2.0.bn2]"
+        student, teacher = f"[backbone.layer2.0.{short}2]", "[backbone.layer2.0.bn2]"
     elif loss == "ab":
-        student = teacher = "[backbone.layer2.0.gn1, backbone.layer3.0.gn1]"
+        student = teacher = f"[backbone.layer2.0.{short}1, backbone.layer3.0.{short}1]"
     elif loss in ("simkd", "srrl", "cat_kd", "uskd") or loss in RELATIONAL:
         student = teacher = last
     if loss == "simkd":
         job += "\n  task_loss: false"
     kwargs = "{gather: true}" if loss in GATHERED else "{from_logits: true}" if loss == "bce_loss" else "{}"
     return SPEC % {
+        "data": DATA % (32, 21),
         "net": textwrap.indent((NET % (1, norm, norm_kwargs)).strip("\n"), "  "),
         "teacher": textwrap.indent((NET % (2, *teacher_norm)).strip("\n"), "  "),
         "mimic": f"  cfgs: {{loss: {{type: {loss}, kwargs: {kwargs}}}}}{job}",
@@ -109,13 +98,14 @@ def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}",
 
 
 def trained(text: str, name: str, *changes: str, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """The weights, losses and metrics of a run."""
+    """The weights (of the student and the methods), losses and metrics of a run."""
     overrides = [parse_assignment(change, n) for n, change in enumerate((f"saver.save_dir={name}", *changes))]
     parsed = parse(text, "small.yaml", overrides=overrides, base_dir=None)
     here = Processes(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
     with built(parsed, RunOptions(overwrite=True), here) as run:
         records = list(train(run))
-        weights = {k: v.clone() for k, v in whole(run.student.state_dict()).items()}
+        weights = {k: v.clone() for k, v in whole(run.trainee.state_dict()).items()}
+        assert not own_buffers(run), "what a method keeps is the same on every process"
     return {
         "weights": weights,
         "losses": [r.losses for r in records if isinstance(r, Step)],

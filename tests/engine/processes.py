@@ -124,6 +124,7 @@ def _run(
     die_in_save: int | None,
 ) -> None:
     os.chdir(folder)
+    sys.path.insert(0, folder)
     os.environ.update(environment)
     sys.stderr = open(f"screen_{environment.get('RANK', 0)}.txt", "w", buffering=1)
     torch.set_num_threads(1)

@@ -16,6 +16,25 @@ from kdcli.engine.train import train
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import ParsedSpec, parse
 
+DATA = """\
+dataset:
+  train:
+    dataset:
+      type: fake
+      kwargs:
+        num_samples: %d
+        num_classes: 4
+        shape: [1, 8, 8]
+        transformer:
+          - {type: torch_random_crop, kwargs: {size: 8, padding: 1}}
+          - {type: to_tensor}
+  test:
+    dataset:
+      type: fake
+      kwargs: {num_samples: %d, num_classes: 4, shape: [1, 8, 8], transformer: [{type: to_tensor}]}
+  batch_sampler: {type: base, kwargs: {batch_size: 8}}"""
+"""How many images to train and to test on; batches of 8."""
+
 SPEC = """
 runtime:
   runner: {type: kd}
@@ -34,27 +53,12 @@ mimic:
     loss: {type: kd_loss, kwargs: {T: 2}}
   teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}
   student: {mimic_name: [logits]}
-dataset:
-  train:
-    dataset:
-      type: fake
-      kwargs:
-        num_samples: 40
-        num_classes: 4
-        shape: [1, 8, 8]
-        transformer:
-          - {type: torch_random_crop, kwargs: {size: 8, padding: 1}}
-          - {type: to_tensor}
-  test:
-    dataset:
-      type: fake
-      kwargs: {num_samples: 20, num_classes: 4, shape: [1, 8, 8], transformer: [{type: to_tensor}]}
-  batch_sampler: {type: base, kwargs: {batch_size: 8}}
+%s
 trainer:
   max_epoch: 2
   optimizer: {type: SGD, kwargs: {lr: 0.05, momentum: 0.9}}
   lr_scheduler: {type: CosineAnnealingLR, warmup_register_type: no_scale_lr, kwargs: {T_max: 2}}
-"""
+""" % (DATA % (40, 20))
 
 
 def spec_of(text: str = SPEC, *assignments: str, source: str = "small.yaml") -> ParsedSpec:

@@ -39,7 +39,7 @@ def exported(root: Path, format: str, output: Path | None = None, **kwargs: Any)
 
 def test_safetensors_hold_the_student_and_what_it_expects(run: Path) -> None:
     done = exported(run, "safetensors")
-    assert done.path == run / "run.safetensors" and done.difference == 0.0 and done.real
+    assert done.path == run / "run.safetensors" and done.proof.difference == 0.0 and done.real
     with safe_open(done.path, framework="pt") as file:
         metadata = file.metadata()
         assert not any("mimic" in name for name in file.keys())
@@ -50,7 +50,7 @@ def test_safetensors_hold_the_student_and_what_it_expects(run: Path) -> None:
 
 def test_torch_export_runs_any_batch(run: Path) -> None:
     done = exported(run, "torch-export", Path("out/student.pt2"))
-    assert done.difference < 1e-5
+    assert done.proof.difference < 1e-5
     extra = {"kdcli.json": ""}
     program: Any = torch.export.load(done.path, extra_files=extra).module()
     assert program(torch.rand(5, 1, 8, 8)).shape == (5, 4)
@@ -61,7 +61,7 @@ def test_onnx_runs_without_torch(run: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     done = exported(run, "onnx")
-    assert done.difference < 1e-4 and done.latency_ms > 0
+    assert done.proof.difference < 1e-4 and done.latency_ms > 0
     session = runtime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         (logits,) = session.run(None, {"image": torch.rand(batch, 1, 8, 8).numpy()})
@@ -81,13 +81,13 @@ class Wrong(Safetensors):
     """Answers with noise."""
 
     def read(self, path: Path, student: Any) -> Any:
-        return lambda image: student(image).detach() + 1.0
+        return lambda image: (student.eager(image)[0].detach() + 1.0,)
 
 
 class Torn(Safetensors):
     """Dies while it writes."""
 
-    def write(self, student: Any, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    def write(self, student: Any, example: Any, path: Path, metadata: Mapping[str, str]) -> None:
         path.write_bytes(b"half")
         raise ValueError("data-dependent branch\nmore")
 
@@ -153,16 +153,27 @@ def test_a_student_with_another_end_is_exported_with_it(format: str) -> None:
     parsed = spec_with(mimic_of("simkd", TEACHER), "trainer.max_iter=2", "trainer.test_freq=1")
     train_all(parsed)
     done = exported(Path("runs/small"), format)
-    assert done.difference < 1e-5
+    assert done.proof.difference < 1e-5
 
 
-def test_a_detector_is_refused_in_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdcli.engine.exports import export as module
-
-    monkeypatch.setattr(module, "task_kind", lambda _: "detection")
-    with pytest.raises(RunError) as caught:
-        exported(run, "torch-export")
-    assert [found.code for found in caught.value.diagnostics] == ["KD763"]
+def test_an_overwritten_run_keeps_no_export_and_every_other_file(run: Path) -> None:
+    exported(run, "safetensors")
+    exported(run, "safetensors", run / "other.safetensors")
+    exported(run, "safetensors", Path("elsewhere.safetensors"))
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / "events.out.tfevents.1").write_bytes(b"former")
+    mine = [run / name for name in ("mine.onnx", "run.onnx", "notes.txt", "tensorboard/mine.txt")]
+    for path in [*mine, Path("outside.onnx")]:
+        path.write_text("mine")
+    said = json.loads((run / "exports.json").read_text())
+    assert said == ["other.safetensors", "run.safetensors"]
+    (run / "exports.json").write_text(json.dumps([*said, "../outside.onnx", "..", "tensorboard", 3]))
+    train_all(spec_of(SPEC, *CHANGES), overwrite=True)
+    left = {path.name for path in run.iterdir()}
+    assert not left & {"run.safetensors", "other.safetensors", "exports.json"}
+    assert all(path.read_text() == "mine" for path in [*mine, Path("outside.onnx")])
+    assert Path("elsewhere.safetensors").exists() and "student.safetensors" in left
+    assert [path.name for path in (run / "tensorboard").iterdir()] == ["mine.txt"]
 
 
 def test_without_the_data_made_up_images_do(run: Path) -> None:
@@ -172,4 +183,4 @@ def test_without_the_data_made_up_images_do(run: Path) -> None:
     part = spec.dataset.test.model_copy(update={"dataset": kwargs})
     missing = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"test": part})})
     done = export(replace(opened.parsed, spec=missing), opened.options, "safetensors")
-    assert not done.real and done.difference == 0.0
+    assert not done.real and done.proof.difference == 0.0

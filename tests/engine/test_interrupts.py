@@ -144,6 +144,7 @@ def test_what_a_launcher_passes_on_is_one_signal(monkeypatch: pytest.MonkeyPatch
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(os, "getpgid", lambda _: os.getpgrp())
     heard = Interrupts()
     with pytest.raises(Interrupted), heard.noting():
         heard._take(signal.SIGINT, None)
@@ -151,7 +152,11 @@ def test_what_a_launcher_passes_on_is_one_signal(monkeypatch: pytest.MonkeyPatch
         assert not left
         heard._came -= 2.0
         heard._take(signal.SIGINT, None)
-    assert left == [130]
+        # A worker in a session of its own hears the launcher alone.
+        monkeypatch.setattr(os, "getpgid", lambda _: os.getpgrp() + 1)
+        heard._came += 2.0
+        heard._take(signal.SIGINT, None)
+    assert left == [130, 130]
 
 
 @pytest.mark.slow

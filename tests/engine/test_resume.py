@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from kdcli.engine.checkpoint import checkpoints, load_checkpoint, step_of
+from kdcli.engine.checkpoint import checkpoints, step_of
 from kdcli.models.weights import read_weights
-from kdcli.report.metrics import CLOCK_FIELDS, read_metrics
+from tests.engine.outcomes import assert_same, outcome
 from tests.engine.processes import finish, screen, start
 from tests.engine.runs import SPEC
 
@@ -41,39 +40,6 @@ saver: {save_dir: out, auto_resume: true}
 """
 )
 """Augmentation, mixup, a bank, an average, accumulation; batches made sample by sample."""
-
-
-def the_same(one: Any, other: Any) -> bool:
-    """Bit for bit, through nested containers."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(the_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(the_same, one, other))
-    return bool(one == other)
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind, the clock aside."""
-    newest = checkpoints(folder / "out/checkpoints")[0]
-    text = screen(folder)
-    table = text[text.rindex("\nnetwork  ") :]
-    return {
-        "last": read_weights(folder / "out/student.safetensors"),
-        "best": read_weights(folder / "out/student_best.safetensors"),
-        "state": {k: v for k, v in load_checkpoint(newest).items() if k != "spec"},
-        "metrics": [
-            {key: value for key, value in line.items() if key not in CLOCK_FIELDS}
-            for line in read_metrics(folder / "out/metrics.jsonl")
-        ],
-        "table": table[: table.index("\nfinished")],
-    }
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for part in one:
-        assert the_same(one[part], other[part]), part
 
 
 def write_spec(folder: Path, text: str = HARD, name: str = "hard.yaml") -> Path:
@@ -148,3 +114,32 @@ def test_resumed_between_the_last_step_of_an_epoch_and_its_evaluation(folder: Pa
     assert steps[0] >= 2
     finish(spec, folder=parts)
     assert_same(outcome(whole), outcome(parts))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_exactly_and_its_checkpoint_is_whole(folder: Path) -> None:
+    """FSDP's checkpoint holds whole tensors: one process may take it over, or DDP."""
+    spec = write_spec(folder)
+    sharded = "trainer.parallel=fsdp"
+    whole, parts = folder / "whole", folder / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    finish(spec, sharded, folder=whole, processes=2)
+    run = start(spec, sharded, "trainer.save_every_minutes=1e-9", folder=parts, processes=2)
+    run.wait_for("Saved", 2)
+    run.kill()
+    assert run.codes()[0] == -9
+    kept = shutil.copytree(parts / "out", folder / "kept")
+    finish(spec, sharded, folder=parts, processes=2)
+    assert_same(outcome(whole), outcome(parts))
+    for number, (processes, allowed) in enumerate(
+        ((2, ["trainer.parallel"]), (1, ["trainer.parallel", "world_size"]))
+    ):
+        other = folder / f"other{number}"
+        shutil.copytree(kept, other / "out")
+        refused = start(spec, folder=other, processes=processes)
+        assert set(refused.codes()) == {1}
+        assert "these keys differ: trainer.parallel" in screen(other)
+        finish(spec, folder=other, processes=processes, allow_changed=allowed)
+    ddp, fsdp = (read_weights(each / "out/student.safetensors") for each in (folder / "other0", parts))
+    assert all(torch.allclose(ddp[name], fsdp[name], rtol=1e-5, atol=1e-5) for name in fsdp)

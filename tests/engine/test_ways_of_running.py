@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.exc
+from safetensors.torch import load_file
 
 from kdcli.engine.memory import memory_told
 from kdcli.engine.records import Finished, Notice, Step
@@ -94,6 +96,33 @@ def test_cheaper_ways_give_the_same_losses() -> None:
     plain = losses("saver.save_dir=plain")
     assert losses("saver.save_dir=folded", "runtime.fold_bn=true") == pytest.approx(plain, rel=1e-4)
     assert losses("saver.save_dir=last", "runtime.channels_last=true") == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_losses() -> None:
+    plain = losses("saver.save_dir=plain")
+    assert losses("saver.save_dir=compiled", "runtime.compile=true") == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_baseline_trains_alike_and_its_file_is_the_same_network() -> None:
+    base = ("runtime.runner.type=base", "mimic=", "teacher0=")
+    plain = losses("saver.save_dir=plain", *base)
+    assert losses("saver.save_dir=compiled", *base, "runtime.compile=student") == pytest.approx(
+        plain, rel=1e-4
+    )
+    files = [load_file(f"{name}/student.safetensors") for name in ("plain", "compiled")]
+    assert files[0].keys() == files[1].keys()
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, RuntimeError("no compiler"), [])
+
+    monkeypatch.setattr(torch, "compile", lambda _: refuse)
+    with pytest.raises(RunError) as caught:
+        losses("saver.save_dir=compiled", "runtime.compile=teachers")
+    assert caught.value.diagnostics[0].code == "KD726"
 
 
 def test_folding_is_told_and_the_student_is_left_alone() -> None:

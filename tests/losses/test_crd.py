@@ -45,7 +45,7 @@ def estimate(loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, 
 def test_it_is_the_noise_contrastive_estimate_both_ways() -> None:
     loss = made()
     student, teacher = features()
-    drawn = loss.draw(INDICES)
+    drawn = loss.draw(INDICES, 0)
     assert drawn.shape == (3, 6) and torch.equal(drawn[:, 0], INDICES)
     v1, v2 = loss.embed_s(student), loss.embed_t(teacher)
     v1, v2 = v1 / v1.norm(dim=1, keepdim=True), v2 / v2.norm(dim=1, keepdim=True)
@@ -77,8 +77,7 @@ def test_a_resumed_run_goes_on_bit_by_bit() -> None:
     resumed.load_state_dict(loss.state_dict())
     results = []
     for which in (loss, resumed):
-        torch.manual_seed(5)
-        results.append([which(*features(seed), INDICES).item() for seed in (2, 3)])
+        results.append([which(*features(seed), INDICES, seed).item() for seed in (2, 3)])
     assert results[0] == results[1]
     assert torch.equal(loss.z, z), "the first batch has set the normalisers"
 

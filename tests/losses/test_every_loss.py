@@ -35,8 +35,6 @@ NOT_ZERO_WHEN_EQUAL = {
 }
 ORDER_MATTERS = {
     "cc": "each sample is compared with the next",
-    "crd": "negatives are drawn at random for each row",
-    "mgd": "each row has a random mask of its own",
 }
 ROUGH_GRADIENT = {
     "uskd": "the weight of the target is held fixed",

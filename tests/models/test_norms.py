@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from kdcli.models.norms import build_norm
+from kdcli.models.norms import build_norm, synchronise, synchronises
 
 
 def test_layer_norm_is_over_channels() -> None:
@@ -36,6 +37,7 @@ def test_sync_bn_alone_is_batch_norm() -> None:
 def rank(index: int, port: int, x: torch.Tensor, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=index, world_size=2)
+    warnings.simplefilter("error")
     norm = build_norm(3, {"type": "sync_bn"})
     part = x[index * 3 : index * 3 + 3].clone().requires_grad_()
     out = norm(part)
@@ -62,3 +64,21 @@ def test_sync_bn_of_two_processes_is_batch_norm_of_the_whole_batch(tmp_path: Pat
     for part in parts:
         assert torch.allclose(part[2], norm.running_mean, atol=1e-6)
         assert torch.allclose(part[3], norm.running_var, atol=1e-6)
+
+
+def test_batch_norms_are_synchronised_in_place_but_frozen_and_foreign_ones_stay() -> None:
+    shown, frozen = nn.Sequential(nn.BatchNorm2d(2)), nn.BatchNorm2d(2).eval()
+    method = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), shown, frozen)
+    method.append(nn.BatchNorm1d(3, affine=False))
+    before = dict(method.named_parameters())
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    synchronise(method, but=[shown])
+    assert [type(m).__name__ for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] == [
+        "SyncBatchNorm2d",
+        "BatchNorm2d",
+        "BatchNorm2d",
+        "SyncBatchNorm2d",
+    ]
+    assert all(parameter is before[name] for name, parameter in method.named_parameters())
+    assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
+    assert synchronises(method) and not synchronises(shown)

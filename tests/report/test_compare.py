@@ -40,6 +40,24 @@ def test_seeds_are_folded(folders: list[Path]) -> None:
     assert (alone.mean, alone.std) == (81.0, 1.0)
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one = [make_run(tmp_path / "a" / "kd" / f"seed{i}", seed=i) for i in range(2)]
+    other = [make_run(tmp_path / "b" / "kd" / f"seed{i}", seed=i, spec=TEACHERS) for i in range(2)]
+    alone = make_run(tmp_path / "a" / "alone", spec={"ema": {}})
+    compared = compare_runs([*one, *other, alone])
+    assert [group.name for group in compared.groups] == ["a/kd", "b/kd", "alone"]
+
+
+def test_a_run_beside_seeds_of_its_name(tmp_path: Path) -> None:
+    seeds = [make_run(tmp_path / f"kd_seed{i}", seed=i) for i in range(2)]
+    single = make_run(tmp_path / "kd", spec=TEACHERS)
+    assert [group.name for group in compare_runs([*seeds, single]).groups] == ["kd_seed0 and 1 more", "kd"]
+    names = [tmp_path / side / "kd" for side in "ab"]
+    pair = [make_run(names[0]), make_run(names[1], spec=TEACHERS)]
+    assert [group.name for group in compare_runs(pair).groups] == ["a/kd", "b/kd"]
+    assert len(compare_runs([names[0], names[0] / ".." / "kd"]).groups[0].runs) == 1
+
+
 def test_text_golden(folders: list[Path]) -> None:
     assert compare_text(compare_runs(folders)) == (
         "run     runs      best top1      last top1   last cross_entropy      state\n"

@@ -110,6 +110,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "KD221": (BASE, ("runtime.fold_bn=true", "mimic.teacher0.teacher_bn_mode=train")),
+    "KD222": (BASE, ("runtime.compile=true", "trainer.parallel=fsdp")),
     "KD550": (BASE, ("mimic.teacher0.teacher_bn_mode=train", "mimic.teacher0.cache={}")),
     "KD551": (
         changed(("\nmimic:", "\nteacher1: [{name: a, type: resnet18}]\n\nmimic:")),

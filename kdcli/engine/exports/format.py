@@ -6,26 +6,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+from kdcli.engine.exports.portable import Portable, Tensors
 
-from kdcli.engine.exports.portable import Portable
-
-Answer = Callable[[Tensor], Tensor]
-"""Logits [B, K] of images [B, C, H, W], for any B."""
+Answer = Callable[..., Tensors]
+"""The student's outputs from its inputs, for any batch size."""
 
 
 class Format(Protocol):
-    """One format. suffix: of its files. runner: what runs the file again, for people."""
+    """One format. suffix: of its files. runner: what runs the file again, for people.
+
+    is_graph: whether the file holds what is computed, not only the weights.
+    """
 
     suffix: ClassVar[str]
     runner: ClassVar[str]
+    is_graph: ClassVar[bool]
 
     def check(self) -> None:
         """RunError KD760 where a library is missing."""
         ...
 
-    def write(self, student: Portable, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the file; example: at least 2 images. Whatever it raises is the student's fault."""
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the file; example: inputs of at least 2 images. Whatever it raises is the student's fault."""
         ...
 
     def read(self, path: Path, student: Portable) -> Answer:

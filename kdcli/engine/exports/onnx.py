@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
-from kdcli.engine.exports.portable import Portable
+from kdcli.engine.exports.onnx_suppression import translations
+from kdcli.engine.exports.portable import Portable, Tensors
+from kdcli.engine.exports.torch_export import free_batch
 from kdcli.errors import RunError
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Onnx:
-    """One file, weights inside: input `image` [batch, C, H, W], output `logits` [batch, K]."""
+    """One file, weights inside, whose inputs and outputs have the names that the student gives them."""
 
     suffix: ClassVar[str] = ".onnx"
     runner: ClassVar[str] = "onnxruntime, CPU"
+    is_graph: ClassVar[bool] = True
 
     def check(self) -> None:
         """RunError KD760 without onnx, onnxscript and onnxruntime."""
@@ -37,16 +40,17 @@ class Onnx:
                     "KD760", f"export to ONNX needs {name}", "install it with `pip install 'kdcli[onnx]'`"
                 ) from None
 
-    def write(self, student: Portable, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
         """Export with a free batch size, metadata among the model's properties."""
         with _quiet():
             program: Any = torch.onnx.export(
                 student,
-                (example,),
+                example,
                 dynamo=True,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                input_names=list(student.inputs),
+                output_names=list(student.outputs),
+                dynamic_shapes=free_batch(student),
+                custom_translation_table=translations(),
                 verbose=False,
             )
             program.model.metadata_props.update(metadata)
@@ -60,9 +64,9 @@ class Onnx:
         options.intra_op_num_threads = torch.get_num_threads()
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-        def answer(image: Tensor) -> Tensor:
-            (logits,) = session.run(["logits"], {"image": image.numpy()})
-            return torch.from_numpy(logits)
+        def answer(*inputs: Tensor) -> Tensors:
+            given = {name: value.numpy() for name, value in zip(student.inputs, inputs, strict=True)}
+            return tuple(torch.from_numpy(value) for value in session.run(list(student.outputs), given))
 
         return answer
 

@@ -1,36 +1,122 @@
-"""A student as one function from images to logits, without anything that serves training alone."""
+"""A student as one function of tensors, without anything that serves training alone."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kdcli.distill.deployed import DeployedStudent
+from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
+from kdcli.models.detection.deploy.whole import eager_rows, is_known
+from kdcli.models.detection.whole import TorchvisionDetector
 from kdcli.models.network import Network
+
+Tensors = tuple[Tensor, ...]
 
 
 class Portable(nn.Module):
-    """forward(image [B, C, H, W], normalised as in training) -> logits [B, K]. Takes the network over."""
+    """What is exported. Takes the network over.
+
+    inputs, outputs: their names. forward is what exporters follow; eager what the student itself answers,
+    with which every file is compared.
+    """
+
+    inputs: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]]
+    net: Network | DeployedStudent
+
+    @abstractmethod
+    def eager(self, *inputs: Tensor) -> Tensors:
+        """The student's own answer."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether a graph can be made of it."""
+        return True
+
+    def warm_up(self, *inputs: Tensor) -> Portable:
+        """Run once, so that what is made on first use is there; returns itself."""
+        with torch.no_grad():
+            self.eager(*inputs)
+        return self
+
+
+class Classifier(Portable):
+    """image [B, C, H, W], normalised as in training -> logits [B, K]."""
+
+    inputs = ("image",)
+    outputs = ("logits",)
 
     def __init__(self, net: Network | DeployedStudent) -> None:
         super().__init__()
         if isinstance(net, Network):
-            for name in net.training_only():
-                delattr(net, name)
+            _without_training_only(net)
         else:
             # Exporters can't leave a module midway; what comes after the tap is dead code to them.
             net.taps.require([net.tap], None)
         self.net = net
         self.eval()
 
-    def warm_up(self, images: Tensor) -> Portable:
-        """Run once, so that a student with another end knows its tap; returns itself."""
-        with torch.no_grad():
-            self(images)
-        return self
-
     def forward(self, image: Tensor) -> Tensor:
         """The logits."""
         logits = self.net({"image": image})["logits"]
         assert isinstance(logits, Tensor)
         return logits
+
+    def eager(self, *inputs: Tensor) -> Tensors:
+        """The logits."""
+        return (self.forward(*inputs),)
+
+
+class Detector(Portable):
+    """image [B, 3, H, W] and image_size [B, 2] -> boxes, scores, labels, image_index (DeployedDetector).
+
+    box_offset: 1 where the data's boxes count their last pixels.
+    """
+
+    inputs = ("image", "image_size")
+    outputs = OUTPUTS
+
+    def __init__(self, net: Network, box_offset: int) -> None:
+        super().__init__()
+        _without_training_only(net)
+        self.net = net
+        self.box_offset = box_offset
+        # In a tuple, so that its parameters are registered once.
+        self._graph = (DeployedDetector(net),)
+        self.eval()
+
+    @property
+    def followed(self) -> bool:
+        """Whether all that makes boxes is known in a form that a graph can have."""
+        return DeployedDetector.follows(self.net)
+
+    def forward(self, image: Tensor, image_size: Tensor) -> Tensors:
+        """The boxes, in the form that exporters can follow."""
+        return self._graph[0].forward(image, image_size)
+
+    def eager(self, *inputs: Tensor) -> Tensors:
+        """The boxes by the network's own modules."""
+        image, image_size = inputs
+        sides = [(float(h), float(w)) for h, w in image_size.tolist()]
+        batch: dict[str, Any] = {
+            "image": image,
+            "image_info": [(h, w, 1.0, 1.0, h, w) for h, w in sides],
+            "annotations": {"box_offset": self.box_offset},
+        }
+        whole = next((module for module in self.net.children() if is_known(module)), None)
+        if isinstance(whole, TorchvisionDetector):
+            # torchvision pads to what a batch needs; a file pads to its one size, and that changes borders.
+            rows = eager_rows(whole, image, [(int(h), int(w)) for h, w in sides])
+            return rows[:, 1:5], rows[:, 5], rows[:, 6].long() - 1, rows[:, 0].long()
+        rows = self.net(batch)["dt_bboxes"].float()
+        edges = rows[:, 1:5] + rows.new_tensor([0.0, 0.0, self.box_offset, self.box_offset])
+        return edges, rows[:, 5], rows[:, 6].long() - 1, rows[:, 0].long()
+
+
+def _without_training_only(net: Network) -> None:
+    for name in net.training_only():
+        delattr(net, name)

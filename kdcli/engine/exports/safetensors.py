@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
-from kdcli.engine.exports.portable import Portable
+from kdcli.engine.exports.portable import Portable, Tensors
 from kdcli.models.weights import load_weights, save_safetensors
 
 
@@ -19,11 +19,12 @@ class Safetensors:
 
     suffix: ClassVar[str] = ".safetensors"
     runner: ClassVar[str] = "torch"
+    is_graph: ClassVar[bool] = False
 
     def check(self) -> None:
         """Nothing is missing."""
 
-    def write(self, student: Portable, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the student's own weights."""
         save_safetensors(student.net.exported_state(), path, {"format": "kdcli-student", **metadata})
 
@@ -31,9 +32,8 @@ class Safetensors:
         """A freshly built student with the weights of the file."""
         load_weights(student.net, path)
 
-        def answer(image: Tensor) -> Tensor:
+        def answer(*inputs: Tensor) -> Tensors:
             with torch.inference_mode():
-                logits: Tensor = student(image)
-                return logits
+                return student.eager(*inputs)
 
         return answer

@@ -12,27 +12,26 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
-from kdcli.engine.exports.portable import Portable
+from kdcli.engine.exports.portable import Portable, Tensors
 
 METADATA = "kdcli.json"
 
 
 class TorchExport:
-    """A .pt2 file, metadata in its extra file kdcli.json."""
+    """A .pt2 file, metadata in its extra file kdcli.json; a detector's needs torchvision's operations."""
 
     suffix: ClassVar[str] = ".pt2"
     runner: ClassVar[str] = "torch.export"
+    is_graph: ClassVar[bool] = True
 
     def check(self) -> None:
         """Nothing is missing."""
 
-    def write(self, student: Portable, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
         """Export with a free batch size."""
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                student, (example,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}}
-            )
+            program = torch.export.export(student, example, dynamic_shapes=free_batch(student))
             with path.open("wb") as file:
                 torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(metadata))})
 
@@ -42,9 +41,15 @@ class TorchExport:
             warnings.simplefilter("ignore")
             program: Any = torch.export.load(file).module()
 
-        def answer(image: Tensor) -> Tensor:
+        def answer(*inputs: Tensor) -> Tensors:
             with torch.no_grad():
-                logits: Tensor = program(image)
-                return logits
+                outputs = program(*inputs)
+                return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
         return answer
+
+
+def free_batch(student: Portable) -> dict[str, Any]:
+    """What torch.export is told of the inputs: their first size is one number, and free."""
+    batch = torch.export.Dim("batch")
+    return {name: {0: batch} for name in student.inputs}

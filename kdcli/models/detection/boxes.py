@@ -25,7 +25,7 @@ def offset_of(aligned: bool) -> int:
 
 def quadruples(deltas: Tensor) -> Tensor:
     """[N, 4·k] as [N, k, 4]."""
-    return deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    return deltas.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
 
 
 def sides(boxes: Tensor, offset: int) -> tuple[Tensor, Tensor]:

@@ -75,11 +75,7 @@ class RetinaPost(ViewModule):
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `preds`, `strides`, `image_info`; in training `boxes` and `ignores` too."""
-        preds = [(logits.float(), deltas.float()) for logits, deltas in outputs["preds"]]
-        sizes = [(int(p[0].shape[2]), int(p[0].shape[3])) for p in preds]
-        anchors = self.anchors.of_levels(sizes, outputs["strides"], preds[0][0].device)
-        scores = [self._rows(logits, self._channels) for logits, _ in preds]
-        deltas = [self._rows(moves, 4) for _, moves in preds]
+        anchors, scores, deltas = self._read(outputs)
         result: dict[str, Any] = {}
         if self.training:
             targets = self.supervisor.targets(torch.cat(anchors), outputs)
@@ -91,6 +87,18 @@ class RetinaPost(ViewModule):
             )
             result.update(self._named(found))
         return result
+
+    def scored(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per level anchors [K, 4], scores [B, K, C] of the foreground in 0..1, deltas [B, K, 4]."""
+        anchors, logits, deltas = self._read(outputs)
+        return anchors, [self._scores(rows) for rows in logits], deltas
+
+    def _read(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        preds = [(logits.float(), deltas.float()) for logits, deltas in outputs["preds"]]
+        sizes = [(int(p[0].shape[2]), int(p[0].shape[3])) for p in preds]
+        anchors = self.anchors.of_levels(sizes, outputs["strides"], preds[0][0].device)
+        scores = [self._rows(logits, self._channels) for logits, _ in preds]
+        return anchors, scores, [self._rows(moves, 4) for _, moves in preds]
 
     @property
     def _channels(self) -> int:

@@ -72,6 +72,11 @@ class TorchvisionDetector(ViewModule):
         # In a tuple, so that the children are registered once, under torchvision's own paths.
         self._detector = (detector,)
 
+    @property
+    def detector(self) -> nn.Module:
+        """torchvision's own module."""
+        return self._detector[0]
+
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `image`, `image_info`; in training `boxes` too."""
         offset = int(outputs.get("annotations", {}).get("box_offset", 0))

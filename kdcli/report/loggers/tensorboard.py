@@ -11,9 +11,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from kdcli.engine.folder import TENSORBOARD
 from kdcli.report.loggers.logger import LoggedRun, flat
-
-FOLDER = "tensorboard"
 
 
 class TensorBoardLogger:
@@ -21,7 +20,7 @@ class TensorBoardLogger:
 
     def begin(self, run: LoggedRun) -> str:
         """Open the event file; a new run removes those of a run that it overwrites."""
-        folder = run.run_dir / FOLDER
+        folder = run.run_dir / TENSORBOARD
         if run.identity is None:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
@@ -33,7 +32,7 @@ class TensorBoardLogger:
             summaries: Any = hparams
             for summary in summaries(dict(flat(run.spec)), {}):
                 writer.file_writer.add_summary(summary)
-        return FOLDER
+        return TENSORBOARD
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar each."""

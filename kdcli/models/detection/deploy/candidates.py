@@ -1,0 +1,82 @@
+"""Boxes in tensors of a fixed size: what is absent has a score below zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.models.detection.deploy.suppression import ABSENT, suppress
+
+PRESENT = -0.5
+"""Scores of boxes that are there are 0 or more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Boxes of a batch in G groups of m, which never suppress each other across groups.
+
+    boxes [B, G, m, 4], scores [B, G, m], labels int64 [B, G, m] from 0, of `classes` classes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    classes: int
+
+    def best(self, most: int) -> Candidates:
+        """The best `most` of each group, best first; 0 or less: all."""
+        count = self.scores.shape[2]
+        scores, order = self.scores.topk(min(most, count) if most > 0 else count, dim=2)
+        where = order[..., None].expand(-1, -1, -1, 4)
+        return Candidates(
+            boxes=self.boxes.gather(2, where),
+            scores=scores,
+            labels=self.labels.gather(2, order),
+            classes=self.classes,
+        )
+
+    def together(self) -> Candidates:
+        """All groups as one."""
+        return Candidates(
+            boxes=self.boxes.flatten(1, 2)[:, None],
+            scores=self.scores.flatten(1, 2)[:, None],
+            labels=self.labels.flatten(1, 2)[:, None],
+            classes=self.classes,
+        )
+
+    def where(self, kept: Tensor) -> Candidates:
+        """Without those that are not kept, bool [B, G, m]."""
+        scores = torch.where(kept, self.scores, ABSENT)
+        return Candidates(boxes=self.boxes, scores=scores, labels=self.labels, classes=self.classes)
+
+    def thinned(self, threshold: float, offset: int) -> Candidates:
+        """After NMS within each class of each group."""
+        boxes = self.boxes + self.boxes.new_tensor([0.0, 0.0, offset, offset]) if offset else self.boxes
+        mixed = self.scores.shape[1] == 1 and self.classes > 1
+        kept = suppress(
+            boxes.flatten(0, 1),
+            self.scores.flatten(0, 1),
+            self.labels.flatten(0, 1) if mixed else None,
+            self.classes,
+            threshold,
+        )
+        return self.where(kept.view_as(self.scores))
+
+
+def joined(parts: list[Candidates]) -> Candidates:
+    """The boxes of several levels, group by group."""
+    return Candidates(
+        boxes=torch.cat([part.boxes for part in parts], 2),
+        scores=torch.cat([part.scores for part in parts], 2),
+        labels=torch.cat([part.labels for part in parts], 2),
+        classes=parts[0].classes,
+    )
+
+
+def clipped(boxes: Tensor, sizes: Tensor, offset: int) -> Tensor:
+    """Boxes [B, ..., 4] cut to their images; sizes: [B, 2] (height, width)."""
+    limit = sizes[:, [1, 0, 1, 0]].to(boxes.dtype) - offset
+    limit = limit.view(-1, *[1] * (boxes.dim() - 2), 4)
+    return torch.minimum(boxes.clamp(min=0), limit)

@@ -1,0 +1,1 @@
+"""The README's pictures, made by `python -m tests.pictures`."""
