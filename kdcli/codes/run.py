@@ -178,8 +178,8 @@ RUN: dict[str, Explanation] = {
     ),
     "KD763": Explanation(
         "detector that no graph can be made of",
-        "ONNX and torch-export need boxes made in tensors of fixed sizes. That is known of kdcli's own modules"
-        " (`rpn_post`, `retina_post`, `bbox_post`), not of others.",
+        "ONNX and torch-export need boxes made in tensors of fixed sizes. kdcli knows how for its own modules"
+        " (`rpn_post`, `retina_post`, `bbox_post`) and torchvision's Faster R-CNN and RetinaNet, not for others.",
         "kdcli export runs/my_detector --format safetensors",
     ),
 }

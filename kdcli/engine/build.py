@@ -22,7 +22,7 @@ from kdcli.distill.folding import fold
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import category_findings
+from kdcli.engine.check_categories import category_findings, truth_findings
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -70,7 +70,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
         stack.callback(test_loader.close)
         facts = train_loader.facts
-        notices = [*train_loader.notices, *fit_categories(spec, facts)]
+        notices = [*train_loader.notices, *fit_annotations(spec, facts, options.base_dir)]
         student = build_student(spec, options)
         notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
@@ -127,11 +127,14 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         )
 
 
-def fit_categories(spec: Spec, facts: DataFacts) -> list[str]:
-    """Raise where the student has too few classes for the annotations; notices where it has too many."""
+def fit_annotations(spec: Spec, facts: DataFacts, base_dir: Path | None) -> list[str]:
+    """Notices where the student has too many classes for the annotations.
+
+    Raises SpecError KD563 where it has too few, KD560 where the evaluator's `gt_file` is not there.
+    """
     if task_kind(spec) != "detection":
         return []
-    findings = category_findings(spec, facts.num_classes)
+    findings = [*category_findings(spec, facts.num_classes), *truth_findings(spec, base_dir)]
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     return [f"{finding.message}; {finding.help}" for finding in findings]

@@ -1,10 +1,12 @@
-"""Whether a detector's heads have a class for every category of the annotations, and one for background."""
+"""What a detector's spec says of its annotations: classes for every category, and a file to be measured by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from kdcli.data.places import find
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.schema import Spec
 
@@ -36,3 +38,14 @@ def category_findings(spec: Spec, categories: int | None) -> list[Diagnostic]:
             )
         )
     return found
+
+
+def truth_findings(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
+    """KD560 where the evaluator's `gt_file` is not there."""
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    named = None if evaluator is None else evaluator.kwargs.get("gt_file")
+    if not isinstance(named, str) or find(named, base_dir).is_file():
+        return []
+    path: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
+    message, help = f"there is no file `{named}`", "`gt_file` is the file that the test data is read from"
+    return [Diagnostic(code="KD560", message=message, help=help, path=path)]

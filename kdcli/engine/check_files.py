@@ -9,7 +9,7 @@ from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
 from kdcli.data.sources import SampleSource
 from kdcli.engine.build import task_kind, teacher_settings, weight_path
-from kdcli.engine.check_categories import category_findings
+from kdcli.engine.check_categories import category_findings, truth_findings
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
@@ -32,7 +32,7 @@ def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
             return found
         if isinstance(source, SampleSource):
             found += category_findings(spec, source.facts.num_classes)
-    return found
+    return [*found, *truth_findings(spec, base_dir)]
 
 
 def count_samples(spec: Spec, base_dir: Path | None) -> int | None:

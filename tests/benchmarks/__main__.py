@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.benchmarks import cache, cheaper, cost, data_path, overhead, start, truncation
+from tests.benchmarks import cache, cheaper, cost, data_path, detection, overhead, start, truncation
 from tests.benchmarks.measure import Row, machine, table
 
 
@@ -20,6 +20,7 @@ def main(rounds: int) -> None:
         "A cheaper teacher, to the fp32 loop by hand": lambda: cheaper.rows(max(1, rounds // 2)),
         "Teacher cache": lambda: cache.rows(rounds),
         "How cost grows, to the first line of its kind": lambda: cost.rows(rounds),
+        "Detection": lambda: detection.rows(rounds),
         "Start": lambda: start.rows(rounds),
     }
     for title, rows in parts.items():

@@ -72,7 +72,7 @@ dataset:
         meta_file: nowhere/test.json
         image_reader: {type: fs_opencv, kwargs: {image_dir: nowhere, color_mode: RGB}}
         transformer: [{type: to_tensor}]
-        evaluator: {type: COCO, kwargs: {gt_file: nowhere/test.json, iou_types: [bbox]}}
+        evaluator: {type: COCO, kwargs: {iou_types: [bbox]}}
   batch_sampler: {type: aspect_ratio_group, kwargs: {sampler: {type: dist}, batch_size: 2, aspect_grouping: [1]}}
   dataloader: {type: base, kwargs: {num_workers: 0, alignment: 32}}
 trainer:

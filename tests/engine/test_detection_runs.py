@@ -249,3 +249,11 @@ def test_odd_annotations_are_handled_and_told(kdcli: Kdcli, scenes: Path) -> Non
     )  # fmt: skip
     assert code == 0, err
     assert "3 boxes are empty or outside" in err and "1 images have no box" in err
+
+
+def test_a_truth_that_is_not_there_stops_the_run_before_it_starts(kdcli: Kdcli, scenes: Path) -> None:
+    where = "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file"
+    changes = [*(c for c in on_scenes(scenes) if not c.startswith(where)), f"{where}=gone.json"]
+    for command in (["train"], ["validate", "--files"]):
+        code, out, err = kdcli(*command, STUDENT, *changes)
+        assert code == 1 and "KD560" in out + err and "no file `gone.json`" in out + err

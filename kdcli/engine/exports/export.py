@@ -87,7 +87,7 @@ def export(
     if maker.is_graph and not student.followed:
         raise RunError.of(
             "KD763",
-            f"a detector whose boxes are made by other modules than kdcli's can't be exported to {format}",
+            f"no graph is known for the modules that make this detector's boxes, so it has no {format} file",
             "take `--format safetensors`",
         )
     student.warm_up(*sample.inputs)

@@ -62,8 +62,6 @@ class DetectionMeter:
         if self._annotations is None:
             return {"AP": 0.0}
         truth = Path(self.gt_file) if self.gt_file is not None else Path(self._annotations["file"])
-        if not truth.is_file():
-            truth = Path(self._annotations["file"])
         seen = [int(row[1]) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
         return average_precision(truth, self.predictions(sums), seen)
 

@@ -147,9 +147,7 @@ def _pooled(pool: Any, features: Any, rois: Tensor) -> Tensor:
     result = rois.new_zeros(rois.shape[0], maps[0].shape[1], *pool.output_size)
     for number, (feature, own_scale) in enumerate(zip(maps, pool.scales, strict=True)):
         own = torch.nonzero(level == number).flatten()
-        part = torchvision.ops.roi_align(
-            feature, rois[own], pool.output_size, own_scale, pool.sampling_ratio
-        )
+        part = torchvision.ops.roi_align(feature, rois[own], pool.output_size, own_scale, pool.sampling_ratio)
         result = result.index_copy(0, own, part)
     return result
 
