@@ -81,6 +81,15 @@ def test_cached_and_live_give_the_same_losses(text: str) -> None:
     assert close(live, filling) and close(live, reading)
 
 
+def test_a_folded_teacher_of_another_layout_is_cached_like_the_plain_one() -> None:
+    cheaper = ("runtime.fold_bn=true", "runtime.channels_last=true")
+    live = losses(train_all(spec_of(FEATURES, "saver.save_dir=live", *cheaper)))
+    cache = "{views: 2, dir: caches}"
+    filling = losses(train_all(cached(FEATURES, cache, "saver.save_dir=first", *cheaper)))
+    reading = losses(train_all(cached(FEATURES, cache, "saver.save_dir=second", *cheaper)))
+    assert close(live, filling) and close(live, reading)
+
+
 def test_a_cache_made_beforehand_needs_no_teacher() -> None:
     live = losses(train_all(spec_of(SPEC, "saver.save_dir=live")))
     words = make(cached())
