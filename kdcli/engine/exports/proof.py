@@ -16,7 +16,9 @@ NEAR_SHARE = 0.05
 """Boxes of one class are one where no edge is further away than this, in pixels and in sides together."""
 
 ALONE = 0.02
-"""So large a share of the boxes may have no counterpart: rounding decides among equal scores, and at thresholds."""
+MANY = 20
+"""So large a share of the boxes, or a single one of many, may have no counterpart: rounding decides among equal
+scores, and at thresholds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ def _matched(expected: Tensors, found: Tensors) -> tuple[list[tuple[str, Tensor,
 
 
 def _refuse_strangers(boxes: int, alone: int) -> None:
-    if alone > ALONE * boxes:
+    if alone > max(ALONE * boxes, 1 if boxes >= MANY else 0):
         raise RunError.of(
             "KD761",
             f"the exported file finds other boxes: of {boxes} boxes {alone} have no counterpart; no file is left",
