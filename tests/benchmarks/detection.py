@@ -55,9 +55,8 @@ def ours() -> nn.Module:
 
 
 def theirs() -> nn.Module:
-    """torchvision's whole detector, which freezes what was frozen above by itself."""
-    kwargs = {"num_classes": 91, "trainable_backbone_layers": 3}
-    net = build_network([ModuleSpec(name="model", type=WHOLE, kwargs=kwargs)], path=("net",))
+    """torchvision's whole detector, frozen like the one above."""
+    net = build_network([ModuleSpec(name="model", type=WHOLE, kwargs={"num_classes": 91})], path=("net",))
     for name, parameter in net.named_parameters():
         if ".backbone.body." in name and not any(f"layer{n}" in name for n in (2, 3, 4)):
             parameter.requires_grad_(False)

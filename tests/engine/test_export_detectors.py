@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from kdcli.commands.export import exported_text
 from kdcli.engine.exports.export import Exported, export
 from kdcli.engine.exports.portable import Detector
-from kdcli.engine.exports.proof import prove
+from kdcli.engine.exports.proof import _refuse_strangers, prove
 from kdcli.engine.reopen import reopen
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError, UsageError
@@ -166,3 +167,12 @@ def test_the_size_is_for_detectors() -> None:
     parsed = read(str(SAMPLES / "digits_student.yaml"), [])
     with pytest.raises(UsageError, match="detectors"):
         export(parsed, RunOptions(), "safetensors", size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "alone", "passes"),
+    [(30, 1, True), (30, 2, False), (5, 1, False), (100, 2, True), (100, 3, False)],
+)
+def test_how_many_boxes_may_lack_a_counterpart(boxes: int, alone: int, passes: bool) -> None:
+    with nullcontext() if passes else pytest.raises(RunError, match="no counterpart"):
+        _refuse_strangers(boxes, alone)
