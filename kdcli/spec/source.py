@@ -11,9 +11,8 @@ import yaml
 from kdcli.errors import Diagnostic, Span, SpecError
 
 from .nodes import Entry, Mapping, Node, NumberTooLong, Scalar, Sequence, plain_value, used_at
-from .text import Text
+from .text import MAX_DEPTH, Text
 
-MAX_DEPTH = 64
 MAX_NODES = 100_000
 _LOADER: Any = getattr(yaml, "CLoader", yaml.SafeLoader)
 _CORE_TAGS = {

@@ -12,6 +12,7 @@ import yaml
 from kdcli.errors import Diagnostic, Span, SpecError
 
 MAX_CHARACTERS = 4_000_000
+MAX_DEPTH = 64
 
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -120,6 +121,8 @@ class Text:
             problem, help = "a second `:` on this line", "quote the value, or start a new line"
         elif "cannot start any token" in problem:
             problem, help = f"no value can start with `{here}`", "put the value in quotes"
+        elif "maximum nesting depth" in problem:  # libyaml's own limit, which it meets while it looks ahead
+            code, problem = "KD108", f"nested deeper than {MAX_DEPTH} levels"
         elif "flow" in context:
             problem, help = "a `[` or `{` is not closed properly", "look for a missing comma or bracket"
             opened = getattr(error, "context_mark", None)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kdcli.errors import KdError, Span, SpecError
 from kdcli.spec.nodes import Mapping, Node, Scalar, Sequence, to_data
 from kdcli.spec.parse import parse
-from kdcli.spec.source import MAX_DEPTH, compose
-from kdcli.spec.text import decode
+from kdcli.spec.source import compose
+from kdcli.spec.text import MAX_DEPTH, decode
 
 
 def mapping(text: str) -> Mapping:
