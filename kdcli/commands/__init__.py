@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +46,7 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _print(error: KdError) -> None:
+    from kdcli.engine.interrupts import is_first
     from kdcli.engine.launch import finish_telling, tell_launcher
 
     finish_telling()
@@ -55,7 +55,7 @@ def _print(error: KdError) -> None:
 
     if isinstance(error, Interrupted):
         # Every process of a run stops for the same signal; one says so.
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        if not is_first():
             return
     text = render(error.diagnostics, colour=wants_colour(sys.stderr))
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):

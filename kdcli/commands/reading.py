@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
     Raises SpecError with every finding where one of them is an error.
     """
+    from kdcli.engine.interrupts import is_first
     from kdcli.engine.tables import tables
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
@@ -57,6 +57,6 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     found = [*parsed.warnings, *check_references(parsed, tables(plugins))]
     if any(finding.severity == "error" for finding in found):
         raise SpecError(found)
-    if found and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if found and is_first():
         write(render(found, colour=wants_colour(sys.stderr)), sys.stderr)
     return parsed

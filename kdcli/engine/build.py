@@ -44,8 +44,6 @@ from kdcli.tasks.task import Task
 POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
 """What a classification student without a postprocess gets: cross entropy on its logits."""
 
-DETECTION_DATA = frozenset({"coco"})
-
 
 def run_name(parsed: ParsedSpec) -> str:
     """The spec's file name without its ending; `stdin` for a spec from standard input."""
@@ -199,12 +197,7 @@ def build_task(spec: Spec, base_dir: Path | None = None) -> Task:
 
 def task_kind(spec: Spec) -> str:
     """`classification` or `detection`."""
-    named = spec.runtime.task_names or ""
-    return (
-        "detection"
-        if "det" in named or spec.dataset.train.dataset.type in DETECTION_DATA
-        else "classification"
-    )
+    return "detection" if spec.detects else "classification"
 
 
 def student_modules(spec: Spec) -> tuple[ModuleSpec, ...]:

@@ -15,7 +15,6 @@ from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.taps import CONTAINERS, tensors_in
-from kdcli.engine.build import DETECTION_DATA
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
 from kdcli.engine.flops import FlopCount, TooMuch, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
@@ -24,6 +23,7 @@ from kdcli.engine.wiring import small
 from kdcli.errors import UsageError, did_you_mean
 from kdcli.models.network import build_network
 from kdcli.spec.networks import ParsedNetworks
+from kdcli.spec.schema import DETECTION_DATA
 
 Size = tuple[int, int, int]
 

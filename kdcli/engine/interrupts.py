@@ -93,9 +93,14 @@ def nothing_to_save(number: int) -> Interrupted:
     )
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or the first of those that torchrun, Slurm or kdcli has started."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def leave_at_once(number: int) -> None:
     """The process ends here and now; the first of several says so."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if is_first():
         told = b"stopped at once: what came after the last checkpoint is not saved\n"
         os.write(sys.stderr.fileno(), told)  # print might be what was interrupted
     os._exit(128 + number)

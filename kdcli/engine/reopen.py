@@ -34,7 +34,7 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     env = env_of_run(root)
     resolved = root / SPEC
     text = text_of(resolved)
-    mapping_of(resolved)
+    mapping_in(text, resolved)
     said = env.get("spec_dir")
     base_dir = Path(said) if isinstance(said, str) else None
     parsed = parse(text, str(resolved), base_dir=base_dir)
@@ -59,7 +59,8 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
         what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
-    env = mapping_of(root / "env.json") if (root / "env.json").exists() else {}
+    told = root / "env.json"
+    env = mapping_in(text_of(told), told) if told.exists() else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:
         raise RunError.of(
@@ -72,9 +73,8 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     return env
 
 
-def mapping_of(path: Path) -> Mapping[str, Any]:
-    """A file's JSON or YAML; RunError KD752 where it is no mapping."""
-    text = text_of(path)
+def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
+    """The JSON or YAML of a file that has been read; RunError KD752 where it is no mapping."""
     try:
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:

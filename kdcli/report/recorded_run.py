@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.engine.records import RUN_FORMAT
-from kdcli.engine.reopen import env_of_run, mapping_of, text_of
+from kdcli.engine.reopen import SPEC, env_of_run, mapping_in, text_of
 from kdcli.errors import RunError
 from kdcli.report.metrics import read_metrics
 
@@ -89,12 +89,13 @@ class RecordedRun:
 def read_run(path: Path) -> RecordedRun:
     """Read a run folder; RunError where there is none or it cannot be understood."""
     env = env_of_run(path)
-    resolved, metrics = path / "spec.resolved.yaml", path / "metrics.jsonl"
-    spec = mapping_of(resolved)
+    resolved, metrics = path / SPEC, path / "metrics.jsonl"
+    text = text_of(resolved)
+    spec = mapping_in(text, resolved)
     said = read_metrics(metrics) if metrics.exists() else []
     if not any(record["kind"] in ("step", "evaluation") for record in said):
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
-    return _assemble(path, spec, text_of(resolved), env, said)
+    return _assemble(path, spec, text, env, said)
 
 
 def _assemble(

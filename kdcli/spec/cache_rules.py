@@ -57,7 +57,7 @@ def _unfit(spec: Spec, name: str) -> tuple[str, str] | None:
             f"`{mixing.type}` mixes the samples of a batch, and batches are new in every epoch",
             "leave `batch_fn` or `cache` out",
         )
-    if spec.dataset.train.dataset.type == "coco" or "det" in (spec.runtime.task_names or ""):
+    if spec.detects:
         return (
             "images of a detector are padded to the largest of their batch",
             "leave `cache` out",

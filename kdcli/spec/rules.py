@@ -76,7 +76,7 @@ def _compiling(spec: Spec) -> Iterator[Diagnostic]:
     path: SpecPath = ("runtime", "compile")
     if spec.trainer.parallel == "fsdp":
         yield _error(path, "KD222", "`compile` and `parallel: fsdp` don't go together", "leave one out")
-    if "det" in (spec.runtime.task_names or "") or spec.dataset.train.dataset.type == "coco":
+    if spec.detects:
         message = "a detector can't be compiled: how much it computes depends on the boxes it finds"
         yield _error(path, "KD222", message, "leave `compile` out")
 

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from kdcli.cli import main
+from tests.models.detection.nets import RETINA_MATCHER
 from tests.scenes import SAMPLES, on_scenes, random_teacher, write_garments, write_scenes
 
 STUDENT = str(SAMPLES / "scenes_student.yaml")
@@ -133,15 +134,6 @@ def test_a_retinanet_learns_from_a_faster_rcnn(kdcli: Kdcli, scenes: Path) -> No
     raw = yaml.safe_load(Path(PKD).read_text())
     raw["net"] = [module for module in raw["net"] if module["name"] in ("backbone", "neck")]
     anchors = {"type": "hand_craft", "kwargs": {"anchor_ratios": [1], "anchor_scales": [4]}}
-    matcher = {
-        "type": "max_iou",
-        "kwargs": {
-            "positive_iou_thresh": 0.5,
-            "negative_iou_thresh": 0.4,
-            "ignore_iou_thresh": 0.5,
-            "allow_low_quality_match": True,
-        },
-    }
     nms = {"type": "naive", "nms_iou_thresh": 0.5}
     predictor = {
         "type": "base",
@@ -159,7 +151,7 @@ def test_a_retinanet_learns_from_a_faster_rcnn(kdcli: Kdcli, scenes: Path) -> No
         "anchor_generator": anchors,
         "roi_supervisor": {
             "type": "retina",
-            "kwargs": {"allowed_border": -1, "matcher": matcher, "sampler": {"type": "keep_all"}},
+            "kwargs": {"allowed_border": -1, "matcher": RETINA_MATCHER, "sampler": {"type": "keep_all"}},
         },
         "train": {"roi_predictor": predictor},
         "test": {"roi_predictor": predictor},

@@ -169,20 +169,22 @@ def faster_rcnn(num_classes: int = 4, planes: int = 16, depth: int = 18) -> list
     return [ModuleSpec(name=n, type=t, kwargs=k, prev=p) for n, t, k, p in rows]
 
 
+RETINA_MATCHER = {
+    "type": "max_iou",
+    "kwargs": {
+        "positive_iou_thresh": 0.5,
+        "negative_iou_thresh": 0.4,
+        "ignore_iou_thresh": 0.5,
+        "allow_low_quality_match": True,
+        "low_quality_thresh": 0.0,
+    },
+}
+
+
 def retinanet(num_classes: int = 4, planes: int = 16, depth: int = 18) -> list[ModuleSpec]:
     """The modules of a small RetinaNet."""
     backbone = faster_rcnn(num_classes, planes, depth)[0]
     kwargs = {**backbone.kwargs, "out_layers": [2, 3, 4], "out_strides": [8, 16, 32]}
-    matcher = {
-        "type": "max_iou",
-        "kwargs": {
-            "positive_iou_thresh": 0.5,
-            "negative_iou_thresh": 0.4,
-            "ignore_iou_thresh": 0.5,
-            "allow_low_quality_match": True,
-            "low_quality_thresh": 0.0,
-        },
-    }
     cfg = {
         "cls_loss": {"type": "sigmoid_focal_loss", "kwargs": {"num_classes": num_classes}},
         "loc_loss": {"type": "smooth_l1_loss", "kwargs": {"sigma": 3.0}},
@@ -192,7 +194,7 @@ def retinanet(num_classes: int = 4, planes: int = 16, depth: int = 18) -> list[M
         },
         "roi_supervisor": {
             "type": "retina",
-            "kwargs": {"allowed_border": -1, "matcher": matcher, "sampler": {"type": "keep_all"}},
+            "kwargs": {"allowed_border": -1, "matcher": RETINA_MATCHER, "sampler": {"type": "keep_all"}},
         },
         "test": {
             "roi_predictor": {

@@ -46,6 +46,12 @@ class Candidates:
             classes=self.classes,
         )
 
+    def rois(self) -> Tensor:
+        """Every place as a region to be pooled, [B·G·m, 5] (image, x1, y1, x2, y2), image by image."""
+        boxes = self.boxes.flatten(1, 2)
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
+
     def where(self, kept: Tensor) -> Candidates:
         """Without those that are not kept, bool [B, G, m]."""
         scores = torch.where(kept, self.scores, ABSENT)

@@ -18,9 +18,7 @@ from kdcli.models.detection.roi_pre import BboxFCPre
 
 def pooled(pre: BboxFCPre, found: Candidates, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """`pooled_feats` [R, C, p, p] and `rois` [R, 5] of every place, absent ones too, image by image."""
-    boxes = found.boxes.flatten(1, 2)
-    images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
+    rois = found.rois()
     target = levels_of(rois[:, 1:5], pre.levels, pre.base_scale, pre.offset)
     features, strides = outputs["features"], outputs["strides"]
     result = None

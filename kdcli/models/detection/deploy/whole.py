@@ -115,10 +115,7 @@ def _proposals(detector: Any, image: Tensor, maps: list[Tensor], sizes: Tensor) 
 
 def _second_stage(detector: Any, features: Any, found: Candidates, sizes: Tensor) -> Candidates:
     heads = detector.roi_heads
-    boxes = found.boxes.flatten(1, 2)
-    count = boxes.shape[1]
-    images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([images[:, None, None].expand(-1, count, 1), boxes], dim=2).flatten(0, 1)
+    rois, count = found.rois(), found.scores.flatten(1).shape[1]
     logits, deltas = heads.box_predictor(heads.box_head(_pooled(heads.box_roi_pool, features, rois)))
     columns = logits.shape[1]
     weights = deltas.new_tensor(list(heads.box_coder.weights))
