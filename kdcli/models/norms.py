@@ -132,7 +132,7 @@ def build_norm(width: int, normalize: Mapping[str, Any]) -> nn.Module:
     raise ValueError(f"normalize.type is one of {', '.join(NORMS)}, not `{kind}`")
 
 
-def norm_name(normalize: Mapping[str, Any], index: int) -> str:
-    """The layer's name in a block: bn1, gn1 or ln1."""
+def norm_name(normalize: Mapping[str, Any], index: int | None = None) -> str:
+    """The layer's name in a block: bn1, gn1 or ln1; bn, gn or ln where it is the block's only one."""
     kind = str(normalize.get("type"))
-    return f"{kind if kind in ('gn', 'ln') else 'bn'}{index}"
+    return f"{kind if kind in ('gn', 'ln') else 'bn'}{'' if index is None else index}"

@@ -74,9 +74,10 @@ class Misfit:
 def renamed(net: nn.Module, keys: Sequence[str]) -> dict[str, str]:
     """The network's name for each of a file's names; a name that has none stays as it is.
 
-    Second spellings (`backbone.conv1` is `backbone.layer0.0`) and names without their module
-    (torchvision's own: `layer1.0.conv1.weight`, `fc.weight`) are brought to the network's. A name
-    that only repeats another one's tensor is left out.
+    Second spellings (`backbone.conv1` is `backbone.layer0.0`), names without their module
+    (torchvision's own: `layer1.0.conv1.weight`, `fc.weight`) and numbers of layers that have names
+    (`neck.p2_conv.1` is `neck.p2_conv.bn`) are brought to the network's. A name that only repeats
+    another one's tensor is left out.
     """
     own = set(net.state_dict())
     result: dict[str, str] = {}
@@ -218,7 +219,22 @@ def _own_name(net: nn.Module, own: set[str], key: str) -> str:
         for name, _ in net.named_children():
             if f"{name}.classifier.{last[1]}" in own:
                 return f"{name}.classifier.{last[1]}"
-    return key
+    named = _by_name(net, key)
+    return named if named in own else key
+
+
+def _by_name(net: nn.Module, key: str) -> str:
+    """The key with its layers named where it numbers those of a Sequential, as an FPN's once were."""
+    parts: list[str] = []
+    module: nn.Module | None = net
+    for part in key.split("."):
+        children = {} if module is None else dict(module.named_children())
+        if isinstance(module, nn.Sequential) and part not in children:
+            # Not by int(part): a file may hold any name. Not named_children: it shows a repeated layer once.
+            part = {str(place): name for place, name in enumerate(module._modules)}.get(part, part)
+        parts.append(part)
+        module = children.get(part)
+    return ".".join(parts)
 
 
 def _modern(key: str) -> str:

@@ -97,15 +97,15 @@ class RetinaPost(ViewModule):
         preds = [(logits.float(), deltas.float()) for logits, deltas in outputs["preds"]]
         sizes = [(int(p[0].shape[2]), int(p[0].shape[3])) for p in preds]
         anchors = self.anchors.of_levels(sizes, outputs["strides"], preds[0][0].device)
-        scores = [self._rows(logits, self._channels) for logits, _ in preds]
+        scores = [self._rows(logits, self._channels, class_first=self.class_first) for logits, _ in preds]
         return anchors, scores, [self._rows(moves, 4) for _, moves in preds]
 
     @property
     def _channels(self) -> int:
         return self.num_classes - int(self.cls_loss.activation == "sigmoid")
 
-    def _rows(self, maps: Tensor, columns: int) -> Tensor:
-        """[B, A·c, H, W] to [B, H·W·A, c]."""
+    def _rows(self, maps: Tensor, columns: int, *, class_first: bool = False) -> Tensor:
+        """[B, A·c, H, W] to [B, H·W·A, c]; class_first: the maps are [B, c·A, H, W]."""
         batch, _, height, width = maps.shape
         anchors = self.anchors.num_anchors
         if maps.shape[1] != anchors * columns:
@@ -113,7 +113,7 @@ class RetinaPost(ViewModule):
                 f"the head gives {maps.shape[1]} channels, not {anchors} anchors times {columns} values: "
                 "check num_anchors and num_classes"
             )
-        if self.class_first and columns != 4:
+        if class_first:
             maps = maps.view(batch, columns, anchors, height, width).transpose(1, 2)
         shaped = maps.reshape(batch, anchors, columns, height, width)
         return shaped.permute(0, 3, 4, 1, 2).reshape(batch, -1, columns)

@@ -18,8 +18,10 @@ class MaxIouMatcher:
 
     Its greatest IoU below negative_iou_thresh: negative; above positive_iou_thresh: positive; between:
     ignored. allow_low_quality_match: the best candidates of each ground truth are positive too, where
-    that IoU is above low_quality_thresh; they go to the ground truth they overlap most. A candidate that
-    is not positive and lies in an ignored region by more than ignore_iou_thresh is ignored.
+    that IoU is above low_quality_thresh and 0; they go to the ground truth they overlap most. (With a
+    threshold of 0, United-Perception lets a ground truth that nothing overlaps make every candidate
+    positive.) A candidate that is not positive and lies in an ignored region by more than
+    ignore_iou_thresh is ignored.
     """
 
     def __init__(
@@ -53,8 +55,7 @@ class MaxIouMatcher:
             positive = greatest > self.positive
             if self.allow_low_quality and count:
                 best = overlaps >= overlaps.amax(dim=0) - BEST_MARGIN
-                if self.low_quality > 0:
-                    best &= overlaps > self.low_quality
+                best &= overlaps > max(self.low_quality, 0.0)
                 positive = positive | best.any(dim=1)
             target = torch.where(positive, which, target)
         if ignores is not None and ignores.shape[0] and count:

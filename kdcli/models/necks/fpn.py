@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from kdcli.models.initializers import initialize
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.norms import build_norm
+from kdcli.models.norms import build_norm, norm_name
 
 
 class FPN(ViewModule):
@@ -20,7 +21,8 @@ class FPN(ViewModule):
     Levels beyond the backbone's come from `p6_pool` (every second position of the level before) or
     `p6_conv` (3×3, stride 2), which reads the last lateral unless use_p5; relu_between_extras puts a ReLU
     between these convolutions (torchvision's RetinaNet has both of these set). bilinear upsampling aligns
-    corners by default. normalize adds a norm after each lateral and output convolution.
+    corners by default. normalize adds a norm after each lateral and output convolution, which are then
+    called `c2_lateral.conv` and `c2_lateral.bn` (`gn`, `ln`), as in United-Perception.
     Source: "Feature Pyramid Networks for Object Detection", arXiv:1612.03144.
     """
 
@@ -99,4 +101,5 @@ def _conv(width: int, outplanes: int, kernel: int, normalize: dict[str, Any] | N
     conv = nn.Conv2d(width, outplanes, kernel, padding=kernel // 2, bias=normalize is None)
     if normalize is None:
         return conv
-    return nn.Sequential(conv, build_norm(outplanes, normalize))
+    norm = build_norm(outplanes, normalize)
+    return nn.Sequential(OrderedDict([("conv", conv), (norm_name(normalize), norm)]))

@@ -51,6 +51,27 @@ def test_strides_may_be_given_and_must_be_enough() -> None:
     assert anchors.of_levels([(1, 1)], [99], CPU)[0].tolist() == [[-2, -2, 2, 2]]
     with pytest.raises(ValueError, match="strides"):
         anchors.of_levels([(1, 1), (1, 1)], [4, 8], CPU)
+    with pytest.raises(ValueError, match="strides"):
+        anchors.of_levels([(1, 1)], [], CPU)
+
+
+def test_given_strides_size_the_boxes_and_leave_the_grid_where_it_is() -> None:
+    # Boxes of 4 and of 32 pixels, on maps whose positions are 8 and 16 pixels apart.
+    anchors = HandCraftAnchors([1.0], [1.0], [4, 32], aligned=True)
+    fine, coarse = anchors.of_levels([(1, 2), (2, 1)], [8, 16], CPU)
+    assert fine.tolist() == [[-2, -2, 2, 2], [6, -2, 10, 2]]
+    assert coarse.tolist() == [[-16, -16, 16, 16], [-16, 0, 16, 32]]
+    # Last pixels inside: the first box is 0..3, and the next one 8 pixels on.
+    anchors = HandCraftAnchors([1.0], [1.0], [4], aligned=False)
+    assert anchors.of_levels([(1, 2)], [8], CPU)[0].tolist() == [[0, 0, 3, 3], [8, 0, 11, 3]]
+    # Another stride of the maps is another grid, also for maps of the same size.
+    assert anchors.of_levels([(1, 2)], [16], CPU)[0].tolist() == [[0, 0, 3, 3], [16, 0, 19, 3]]
+
+
+def test_levels_of_one_size_and_stride_keep_their_own_boxes() -> None:
+    anchors = HandCraftAnchors([1.0], [1.0], [4, 32], aligned=True)
+    small, large = anchors.of_levels([(1, 1), (1, 1)], [8, 8], CPU)
+    assert small.tolist() == [[-2, -2, 2, 2]] and large.tolist() == [[-16, -16, 16, 16]]
 
 
 def test_overlaps_in_both_geometries() -> None:
@@ -138,6 +159,21 @@ def test_a_low_quality_match_goes_to_the_truth_it_overlaps_most() -> None:
     truth = tensor([[0.0, 0.0, 10.0, 10.0, 1.0], [0.0, 0.0, 10.0, 2.0, 2.0]])
     only = tensor([[0.0, 0.0, 10.0, 8.0]])
     assert matcher().match(only, truth, None).tolist() == [0]
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_a_truth_that_nothing_overlaps_has_no_match(threshold: float) -> None:
+    truth = tensor([[0.0, 0.0, 10.0, 10.0, 1.0], [80.0, 80.0, 90.0, 90.0, 2.0]])
+    candidates = tensor([[0.0, 0.0, 10.0, 2.0], [50.0, 50.0, 60.0, 60.0], [20.0, 0.0, 30.0, 10.0]])
+    # The first is the best of the first truth, by 0.2; all are equally far from the second.
+    assert matcher(True, threshold).match(candidates, truth, None).tolist() == [0, NEGATIVE, NEGATIVE]
+
+
+def test_a_low_quality_match_has_an_overlap_however_near_the_best_it_comes() -> None:
+    truth = tensor([[0.0, 0.0, 100.0, 100.0, 1.0]])
+    # IoU 0.0005 and 0: within the margin of each other.
+    candidates = tensor([[0.0, 0.0, 5.0, 1.0], [200.0, 0.0, 205.0, 1.0]])
+    assert matcher().match(candidates, truth, None).tolist() == [0, NEGATIVE]
 
 
 def test_sampling_fills_up_with_negatives() -> None:
