@@ -22,6 +22,7 @@ from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
 from kdcli.data.transforms.pipeline import build_pipeline
 from kdcli.data.transforms.pixels import Cutout, Normalize, ToTensor, as_float
 from kdcli.errors import SpecError, SpecPath
+from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.spec.schema import Component
 
 PIXEL_TRANSFORMS = (ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor)
@@ -34,8 +35,8 @@ class CocoDataset:
     Batches: `image` float32 [B, C, H, W], padded with 0 right and below to a multiple of alignment;
     `boxes`, a list of float32 [n, 5] (x1, y1, x2, y2, class from 1, in padded pixels); `ignores`, a list
     of [m, 4]; `image_info`, a list of (h, w, scale_h, scale_w, original h, original w); `indices`
-    int64 [B]; `image_ids`; `annotations`: the file, how many samples it gives, and box_offset, by which
-    x2 and y2 are less than edges (1 unless aligned).
+    int64 [B]; `image_ids`; `annotations`: the file, how many samples it gives, and box_offset, by how many
+    pixels of the original image x2 and y2 are less than edges (1 unless aligned).
     """
 
     def __init__(
@@ -79,20 +80,14 @@ class CocoDataset:
             else:
                 pixels = transform(pixels, draws.of(number))
         height, width = pixels.shape[2:]
-        offset = float(self.annotations["box_offset"])
-        shift = torch.tensor([0.0, 0.0, offset, offset])
+        info = (float(height), float(width), *scale, float(image.height), float(image.width))
+        shift = beyond_last_pixel(info, self.annotations["box_offset"])
         truth, crowds = (torch.cat([own[:, :4] - shift, own[:, 4:]], dim=1) for own in boxes)
         return {
             "image": as_float(pixels)[0].contiguous(),
             "boxes": truth,
             "ignores": crowds if self.use_ignore else crowds[:0],
-            "image_info": (
-                float(height),
-                float(width),
-                *scale,
-                float(image.height),
-                float(image.width),
-            ),
+            "image_info": info,
             "image_id": image.id,
         }
 

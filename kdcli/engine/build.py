@@ -132,7 +132,7 @@ def fit_annotations(spec: Spec, facts: DataFacts, base_dir: Path | None) -> list
     """
     if task_kind(spec) != "detection":
         return []
-    findings = [*category_findings(spec, facts.num_classes), *truth_findings(spec, base_dir)]
+    findings = [*category_findings(spec, facts), *truth_findings(spec, base_dir)]
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     return [f"{finding.message}; {finding.help}" for finding in findings]

@@ -31,7 +31,7 @@ def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
         except KdError:
             return found
         if isinstance(source, SampleSource):
-            found += category_findings(spec, source.facts.num_classes)
+            found += category_findings(spec, source.facts)
     return [*found, *truth_findings(spec, base_dir)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError, UsageError
+from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.tasks.detection.pictures import side_by_side
 from kdcli.tasks.detection.predictions import save_coco
 
@@ -61,17 +62,18 @@ class Pictures:
         """Write a picture for every image of the batch, while they are few."""
         if self.folder is None:
             return
-        offset = float((self.facts.annotations or {}).get("box_offset", 0))
+        offset = int((self.facts.annotations or {}).get("box_offset", 0))
         for index, info in enumerate(batch["image_info"]):
             if self.drawn >= MOST_PICTURES:
                 return
+            lacking = beyond_last_pixel(info, offset)
             panels = {
-                name: _found(outputs["dt_bboxes"], index, offset)
+                name: _found(outputs["dt_bboxes"], index, lacking)
                 for name, outputs in shown.items()
                 if "dt_bboxes" in outputs
             }
             truth = batch["boxes"][index].detach().cpu()
-            panels["truth"] = truth + truth.new_tensor([0.0, 0.0, offset, offset, 0.0])
+            panels["truth"] = torch.cat([truth[:, :4] + lacking, truth[:, 4:]], dim=1)
             height, width = int(info[0]), int(info[1])
             sheet = side_by_side(
                 batch["image"][index, :, :height, :width],
@@ -89,10 +91,10 @@ class Pictures:
             self.drawn += 1
 
 
-def _found(boxes: Tensor, index: int, offset: float) -> Tensor:
+def _found(boxes: Tensor, index: int, lacking: Tensor) -> Tensor:
     """One image's boxes [n, 6]: edges, class, score."""
     own = boxes[boxes[:, 0] == index].detach().float().cpu()
-    edges = own[:, 1:5] + own.new_tensor([0.0, 0.0, offset, offset])
+    edges = own[:, 1:5] + lacking
     return torch.cat([edges, own[:, 6:7], own[:, 5:6]], dim=1)
 
 

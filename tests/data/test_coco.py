@@ -17,6 +17,7 @@ from kdcli.data.coco_json import cut, read_coco
 from kdcli.data.detection_transforms import Flip, KeepArResize
 from kdcli.data.draws import Draws
 from kdcli.errors import KdError, RunError, SpecError
+from kdcli.tasks.detection.predictions import original_boxes
 from tests.data.conftest import make_loader, make_part
 
 SIZES = {3: (20, 30), 7: (40, 20), 9: (16, 16)}
@@ -99,6 +100,21 @@ def test_boxes_of_last_pixels_are_one_less(folder: Path) -> None:
     data = source(folder, aligned=False)
     assert data.load(1, draws())["boxes"].tolist() == [[0, 0, 7, 7, 2]]
     assert data.annotations["box_offset"] == 1
+
+
+@pytest.mark.parametrize(("aligned", "last"), [(True, [16, 16]), (False, [14, 14])])
+def test_a_last_pixel_is_one_of_the_original_image(folder: Path, aligned: bool, last: list[int]) -> None:
+    # The box of 8 x 8 pixels from (0, 0) at twice its size; United-Perception scales its last pixel, 7.
+    resize = {"type": "keep_ar_resize", "kwargs": {"scales": [40], "max_size": 1000}}
+    sample = source(folder, aligned=aligned, transformer=[resize]).load(1, draws())
+    assert sample["boxes"].tolist() == [[0, 0, *last, 2]]
+    batch = {
+        "image_info": [sample["image_info"]],
+        "annotations": {"box_offset": 0 if aligned else 1, "categories": (1, 2)},
+    }
+    found = torch.cat([torch.zeros(1, 1), sample["boxes"][:, :4], torch.tensor([[0.9, 2.0]])], dim=1)
+    (own,) = original_boxes({"dt_bboxes": found}, batch)
+    assert own[0, :4].tolist() == [0, 0, 8, 8]
 
 
 def test_a_batch_is_padded_right_and_below(folder: Path) -> None:

@@ -184,6 +184,15 @@ def test_num_classes_against_the_annotations(kdcli: Kdcli, scenes: Path) -> None
     assert code == 0 and "KD563" not in out + err
 
 
+def test_a_teacher_with_other_classes_is_told_and_counted(kdcli: Kdcli, scenes: Path) -> None:
+    more = "teacher.bbox_head.kwargs.num_classes=13"
+    changes = [*on_scenes(scenes), *random_teacher(), more]
+    code, out, err = kdcli("validate", "--files", PKD, *changes)
+    assert code == 0 and "`bbox_head` of teacher has 13 classes" in out + err
+    code, out, err = kdcli("train", PKD, *changes)
+    assert code == 0 and "`bbox_head` of teacher has 13 classes" in err, err
+
+
 def test_files_are_looked_up_beside_the_spec(kdcli: Kdcli, scenes: Path) -> None:
     text = Path(STUDENT).read_text().replace("data/fashion-scenes", ".")
     (scenes / "own.yaml").write_text(text)

@@ -51,15 +51,25 @@ def perfect(image_ids: list[int], scale: tuple[float, float] = (2.0, 0.5), offse
     return {"dt_bboxes": torch.tensor(rows)}
 
 
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 0.5)])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_perfect_boxes_score_a_hundred(truth: Path, offset: int) -> None:
-    scale = (1.0, 1.0) if offset else (2.0, 0.5)
+def test_perfect_boxes_score_a_hundred(truth: Path, offset: int, scale: tuple[float, float]) -> None:
     meter = Detection(gt_file=str(truth)).meter()
     meter.update(perfect([11, 12], scale, offset), batch(truth, [11, 12], scale, offset))
     found = meter.result(meter.sums())
     assert found["AP"] == pytest.approx(100)
     # The 20 x 20 box is small, the others medium; there is no large one.
     assert set(found) == {"AP", "AP50", "AP75", "APs", "APm"}
+
+
+def test_a_class_that_the_annotations_lack_counts_for_nothing(truth: Path) -> None:
+    found = perfect([11])
+    beyond = found["dt_bboxes"][:1].clone()
+    beyond[0, 6] = len(CATEGORIES) + 1
+    meter, other = DetectionMeter(), DetectionMeter()
+    meter.update(found, batch(truth, [11]))
+    other.update({"dt_bboxes": torch.cat([found["dt_bboxes"], beyond])}, batch(truth, [11]))
+    assert other.predictions(other.sums()) == meter.predictions(meter.sums())
 
 
 def test_processes_add_up(truth: Path) -> None:

@@ -143,7 +143,7 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
         "input_shape": json.dumps(list(sample.inputs[0].shape[1:])),
         "mean": json.dumps(facts.mean),
         "std": json.dumps(facts.std),
-        "class_names": json.dumps(facts.class_names),
+        "class_names": json.dumps(student.class_names(facts)),
     }
     if isinstance(student, Detector):
         metadata["labels"] = LABELS

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
 from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
 from kdcli.models.detection.deploy.whole import eager_rows, is_known
@@ -36,6 +37,10 @@ class Portable(nn.Module):
     def followed(self) -> bool:
         """Whether a graph can be made of it."""
         return True
+
+    def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
+        """What the classes of the answer are called, in order."""
+        return facts.class_names
 
     def warm_up(self, *inputs: Tensor) -> Portable:
         """Run once, so that what is made on first use is there; returns itself."""
@@ -93,6 +98,16 @@ class Detector(Portable):
     def followed(self) -> bool:
         """Whether all that makes boxes is known in a form that a graph can have."""
         return DeployedDetector.follows(self.net)
+
+    def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
+        """The categories; where labels are category ids, those that the data lacks are called `N/A`."""
+        names = facts.class_names
+        whole = next((m for m in self.net.children() if isinstance(m, TorchvisionDetector)), None)
+        ids = () if whole is None else whole.ids_of((facts.annotations or {}).get("categories", ()))
+        if not ids or names is None:
+            return names
+        known = dict(zip(ids, names, strict=True))
+        return tuple(known.get(number, "N/A") for number in range(1, max(ids) + 1))
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensors:
         """The boxes, in the form that exporters can follow."""

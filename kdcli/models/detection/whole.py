@@ -15,12 +15,14 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from kdcli.errors import did_you_mean
+from kdcli.models.detection.boxes import beyond_last_pixel
+from kdcli.models.detection.families import COCO_CLASSES, FAMILIES
 from kdcli.models.module import Outputs, ViewModule
 
 ALIGNMENT = 32
 """torchvision pads images to a multiple of this."""
 
-FAMILIES: dict[str, Any] = {"fasterrcnn": FasterRCNN, "retinanet": RetinaNet, "fcos": FCOS, "ssd": SSD}
+CLASSES: dict[str, Any] = dict(zip(FAMILIES, (FasterRCNN, RetinaNet, FCOS, SSD), strict=True))
 
 PIXELS = frozenset(
     {"self", "kwargs", "progress", "backbone", "size", "min_size", "max_size", "image_mean", "image_std"}
@@ -31,7 +33,7 @@ PIXELS = frozenset(
 def detector_names() -> list[str]:
     """The detectors that torchvision builds by name; those for masks and key points are left out."""
     names = torchvision.models.list_models(module=torchvision.models.detection)
-    return [name for name in names if name.startswith(tuple(FAMILIES))]
+    return [name for name in names if name.startswith(FAMILIES)]
 
 
 def build_detector(name: str, arguments: Mapping[str, Any], weights: Any) -> TorchvisionDetector:
@@ -45,12 +47,13 @@ def build_detector(name: str, arguments: Mapping[str, Any], weights: Any) -> Tor
             hint = did_you_mean(key, known)
             raise ValueError(f"it has no argument `{key}`" + (f"; {hint}" if hint else ""))
     given = {"weights_backbone": None, **arguments}
-    return TorchvisionDetector(torchvision.models.get_model(name, weights=weights, **given))
+    made = torchvision.models.get_model(name, weights=weights, **given)
+    return TorchvisionDetector(made, int(arguments.get("num_classes", COCO_CLASSES)))
 
 
 def argument_names(name: str) -> list[str]:
     """What a detector takes; the size and normalisation of images are the data's, and left out."""
-    family = next(kind for prefix, kind in FAMILIES.items() if name.startswith(prefix))
+    family = next(kind for prefix, kind in CLASSES.items() if name.startswith(prefix))
     builder = torchvision.models.get_model_builder(name)
     found = {*inspect.signature(builder).parameters, *inspect.signature(family.__init__).parameters}
     return sorted(found - PIXELS)
@@ -60,12 +63,14 @@ class TorchvisionDetector(ViewModule):
     """A torchvision detector as one module, whose layers keep torchvision's paths (`backbone.fpn`, ...).
 
     Pixels come normalised and resized by the data's transforms; torchvision's own are not run. num_classes
-    counts the background. Training outputs torchvision's losses, each named `<what>_loss`; evaluation
+    counts the background; where it counts the gaps between the data's category ids too, torchvision's
+    labels are these ids. Training outputs torchvision's losses, each named `<what>_loss`; evaluation
     `dt_bboxes` [N, 7]: image, x1, y1, x2, y2, score, class from 1.
     """
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: nn.Module, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         detector.transform = Batching()
         for name, child in detector.named_children():
             self.add_module(name, child)
@@ -79,7 +84,10 @@ class TorchvisionDetector(ViewModule):
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `image`, `image_info`; in training `boxes` too."""
-        offset = int(outputs.get("annotations", {}).get("box_offset", 0))
+        annotations = outputs.get("annotations", {})
+        offset = int(annotations.get("box_offset", 0))
+        lacking = [beyond_last_pixel(info, offset).to(outputs["image"]) for info in outputs["image_info"]]
+        ids = self.ids_of(annotations.get("categories", ()))
         sizes = [(int(info[0]), int(info[1])) for info in outputs["image_info"]]
         images = [
             image[:, :height, :width] for image, (height, width) in zip(outputs["image"], sizes, strict=True)
@@ -87,11 +95,22 @@ class TorchvisionDetector(ViewModule):
         (detector,) = self._detector
         detector.training = self.training
         if self.training:
-            losses: dict[str, Tensor] = detector(
-                images, [_target(boxes, offset) for boxes in outputs["boxes"]]
-            )
+            targets = [
+                _target(boxes, shift, ids) for boxes, shift in zip(outputs["boxes"], lacking, strict=True)
+            ]
+            losses: dict[str, Tensor] = detector(images, targets)
             return {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
-        return {"dt_bboxes": _rows(detector(images), offset)}
+        return {"dt_bboxes": _rows(detector(images), lacking, ids)}
+
+    def ids_of(self, categories: Sequence[int]) -> tuple[int, ...]:
+        """The category of each label from 1 where labels are category ids, else none.
+
+        torchvision's weights for COCO have 91 classes for its 80 categories, whose ids have gaps and end
+        at 90.
+        """
+        ids = tuple(categories)
+        by_id = bool(ids) and self.num_classes == max(ids) + 1 != len(ids) + 1
+        return ids if by_id else ()
 
 
 class Batching(nn.Module):
@@ -113,15 +132,23 @@ class Batching(nn.Module):
         return result
 
 
-def _target(boxes: Tensor, offset: int) -> dict[str, Tensor]:
-    edges = boxes[:, :4] + boxes.new_tensor([0.0, 0.0, offset, offset])
-    return {"boxes": edges, "labels": boxes[:, 4].to(torch.int64)}
+def _target(boxes: Tensor, lacking: Tensor, ids: Sequence[int]) -> dict[str, Tensor]:
+    labels = boxes[:, 4].to(torch.int64)
+    return {"boxes": boxes[:, :4] + lacking, "labels": labels.new_tensor(ids)[labels - 1] if ids else labels}
 
 
-def _rows(found: Sequence[Mapping[str, Tensor]], offset: int) -> Tensor:
+def _rows(found: Sequence[Mapping[str, Tensor]], lacking: Sequence[Tensor], ids: Sequence[int]) -> Tensor:
     rows = []
-    for image, one in enumerate(found):
-        boxes = one["boxes"].float() - one["boxes"].new_tensor([0.0, 0.0, offset, offset])
-        ends = torch.stack([one["scores"].float(), one["labels"].float()], dim=1)
-        rows.append(torch.cat([boxes.new_full((len(boxes), 1), image), boxes, ends], dim=1))
+    for image, (one, shift) in enumerate(zip(found, lacking, strict=True)):
+        boxes = one["boxes"].float() - shift.float()
+        ends = torch.stack([one["scores"].float(), _classes(one["labels"], ids).float()], dim=1)
+        own = torch.cat([boxes.new_full((len(boxes), 1), image), boxes, ends], dim=1)
+        rows.append(own[ends[:, 1] > 0] if ids else own)
     return torch.cat(rows)
+
+
+def _classes(labels: Tensor, ids: Sequence[int]) -> Tensor:
+    """Classes from 1 of labels that are category ids; 0 for an id that the annotations don't have."""
+    if not ids:
+        return labels
+    return ((labels[:, None] == labels.new_tensor(ids)) * torch.arange(1, len(ids) + 1).to(labels)).sum(1)

@@ -14,10 +14,14 @@ from torch import Tensor
 def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Tensor]:
     """For each image float64 [n, 6]: x, y, width, height in original pixels, score, class from 1.
 
-    outputs["dt_bboxes"] [N, 7]; reads `image_info` and the box_offset of `annotations`. Best first.
+    outputs["dt_bboxes"] [N, 7]; reads `image_info`, and of `annotations` box_offset and categories: a box of
+    a class beyond these is left out. Best first.
     """
     boxes = outputs["dt_bboxes"].detach().double()
-    offset = int(batch.get("annotations", {}).get("box_offset", 0))
+    annotations = batch.get("annotations", {})
+    offset = int(annotations.get("box_offset", 0))
+    if "categories" in annotations:
+        boxes = boxes[boxes[:, 6] <= len(annotations["categories"])]
     found = []
     for image, info in enumerate(batch["image_info"]):
         height, width, scale_h, scale_w = (float(value) for value in info[:4])

@@ -49,6 +49,55 @@ def test_losses_in_training_and_boxes_in_evaluation(name: str) -> None:
     assert len(found) == 0 or (found[:, 6].min() >= 1 and found[:, 6].max() <= 3)
 
 
+def test_labels_are_category_ids_where_they_count_the_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("fasterrcnn_mobilenet_v3_large_320_fpn", num_classes=8)
+    given = {**batch(), "annotations": {"categories": (2, 5, 7), "box_offset": 0}}
+    seen: list[Any] = []
+
+    def detect(images: Any, targets: Any = None) -> Any:
+        if targets is not None:
+            seen.extend(targets)
+            return {"loss_x": torch.zeros(())}
+        boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3)
+        return [{"boxes": boxes, "scores": torch.ones(3), "labels": torch.tensor([7, 4, 2])} for _ in images]
+
+    detector: Any = net.get_submodule("model").detector
+    monkeypatch.setattr(detector, "forward", detect)
+    net(given)
+    assert [row["labels"].tolist() for row in seen] == [
+        [(2, 5, 7)[int(label) - 1] for label in boxes[:, 4]] for boxes in given["boxes"]
+    ]
+    found = net.eval()(given)["dt_bboxes"]
+    assert found[:, 6].tolist() == [3, 1] * len(given["boxes"])  # nothing has the id 4
+    # Of three categories without gaps, with a class too many, labels count.
+    given["annotations"]["categories"] = (1, 2, 3)
+    assert net(given)["dt_bboxes"][:3, 6].tolist() == [7, 4, 2]
+
+
+def test_edges_lack_a_pixel_of_the_original_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("fasterrcnn_mobilenet_v3_large_320_fpn")
+    seen: list[Any] = []
+
+    def detect(images: Any, targets: Any = None) -> Any:
+        if targets is not None:
+            seen.extend(targets)
+            return {"loss_x": torch.zeros(())}
+        return [{"boxes": row["boxes"], "scores": torch.ones(1), "labels": row["labels"]} for row in seen[:1]]
+
+    detector: Any = net.get_submodule("model").detector
+    monkeypatch.setattr(detector, "forward", detect)
+    # 10 x 10 pixels of the original, three times as wide and twice as high: the last pixel is (9·3, 9·2).
+    given = {
+        "image": torch.zeros(1, 3, 96, 96),
+        "boxes": [torch.tensor([[0.0, 0.0, 27.0, 18.0, 1.0]])],
+        "image_info": [(96.0, 96.0, 2.0, 3.0, 48.0, 32.0)],
+        "annotations": {"categories": (1, 2, 3), "box_offset": 1},
+    }
+    net(given)
+    assert seen[0]["boxes"].tolist() == [[0, 0, 30, 20]]
+    assert net.eval()(given)["dt_bboxes"][0, 1:5].tolist() == [0, 0, 27, 18]
+
+
 def test_levels_of_the_pyramid_can_be_tapped() -> None:
     net = build("fasterrcnn_mobilenet_v3_large_320_fpn").eval()
     with Taps(net, ["model.backbone.fpn", "model.backbone.fpn[1]"]) as taps, torch.no_grad():
