@@ -82,6 +82,13 @@ CAUTIONS: dict[str, Explanation] = {
         " `ft_paraphrase` on the same layer, before it, trains that; without one it stays random.",
         "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
     ),
+    "KD617": Explanation(
+        "FRS with United-Perception's weight",
+        "United-Perception divides `neck_loss` by the mask's sum over one channel and kdcli by the number of"
+        " masked elements, so that its weights are as many times stronger there as the maps have channels, and"
+        " `pred_loss`'s as the score maps have.",
+        "United-Perception's 0.002 on maps of 256 channels is loss_weight: 0.5 here",
+    ),
     "KD620": Explanation(
         "size of the images not told",
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
@@ -91,5 +98,11 @@ CAUTIONS: dict[str, Explanation] = {
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",
         "image_reader: {kwargs: {memcached: false}}",
+    ),
+    "KD615": Explanation(
+        "module twice",
+        "United-Perception lets a later module of the same name take the first one's place, and some of its"
+        " specs repeat one; so does kdcli where both have one type.",
+        "wrong: two modules `{name: bbox_head_pre_process, type: BboxFC_Pre}`",
     ),
 }

@@ -183,7 +183,23 @@ class _Maker(Findings):
             type_of = item.get("type") if isinstance(item, Mapping) else None
             name = str(type_of.value) if isinstance(type_of, Scalar) else ""
             items.append(self._leftovers(item, name) if isinstance(item, Mapping) else item)
-        return replace(node, items=tuple(items))
+        return replace(node, items=tuple(self._single(items)))
+
+    def _single(self, items: list[Node]) -> list[Node]:
+        """Of modules with the same name and type the last, in the first one's place, as in United-Perception."""
+        places: dict[tuple[object, object], int] = {}
+        kept: list[Node] = []
+        for item in items:
+            name, kind_of = (item.get(key) if isinstance(item, Mapping) else None for key in ("name", "type"))
+            if isinstance(name, Scalar) and isinstance(kind_of, Scalar) and kind_of.value != "self":
+                first = places.setdefault((name.value, kind_of.value), len(kept))
+                if first < len(kept):
+                    message = f"a second `{name.text}` of the same type replaces the first one"
+                    self.warn("KD615", message, name.span, "delete one of them")
+                    kept[first] = item
+                    continue
+            kept.append(item)
+        return kept
 
     def _leftovers(self, component: Mapping, name: str) -> Mapping:
         """The component less the kwargs that mean nothing here."""

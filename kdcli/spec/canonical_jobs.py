@@ -11,6 +11,18 @@ from .findings import Findings
 from .nodes import Entry, Mapping, Node, Scalar, kind
 
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
+# Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here.
+LEFTOVERS = {
+    "DeFeat": (
+        "rcnn_fpn_levels",
+        "rcnn_fpn_strides",
+        "rcnn_fpn_base_scale",
+        "teacher_proposal",
+        "head_fg_loss",
+        "head_bg_loss",
+    ),
+    "FRS": ("rpn_loss",),
+}
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 
 
@@ -62,7 +74,7 @@ def _job(job: Node, found: Findings) -> Node:
             help = "losses and options both stand under `cfgs`"
             found.error("KD202", f"unknown key `{entry.key}` in a job", entry.key_span, help)
         elif entry.key == "cfgs":
-            entries += _cfgs(entry, found)
+            entries += _cfgs(_less_leftovers(entry, job, found), found)
         elif entry.key.startswith("teacher") and entry.key != "teacher_weighting":
             teachers.append(entry)
         elif entry.key == "adapter":
@@ -74,6 +86,23 @@ def _job(job: Node, found: Findings) -> Node:
         mapping = Mapping(entries=tuple(teachers), span=span)
         entries.append(Entry(key="teachers", key_span=span, value=mapping))
     return replace(job, entries=tuple(entries))
+
+
+def _less_leftovers(cfgs: Entry, job: Mapping, found: Findings) -> Entry:
+    named = job.get("mimic_ins_type")
+    method = str(named.value) if isinstance(named, Scalar) else ""
+    if method not in LEFTOVERS or not isinstance(cfgs.value, Mapping):
+        return cfgs
+    for key in LEFTOVERS[method]:
+        entry = cfgs.value.find(key)
+        if entry is not None:
+            help = (
+                "delete it"
+                if key != "rpn_loss"
+                else "its loss of scores is `pred_loss`, now with its defaults"
+            )
+            found.warn("KD614", f"`{key}` has no effect in `{method}`", entry.key_span, help)
+    return replace(cfgs, value=cfgs.value.without(*LEFTOVERS[method]))
 
 
 def _cfgs(cfgs: Entry, found: Findings) -> list[Entry]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kdcli.engine.tables import tables
 from kdcli.spec.parse import parse
 from kdcli.spec.resolve import check_references
@@ -133,3 +135,43 @@ def test_it_loads_with_warnings_only() -> None:
     assert [one[0].kwargs["size"] for one in transformers] == [40, 32]
     assert parsed.spec.trainer.optimizer.kwargs["lr"] == 0.4
     assert parse(parsed.resolved_yaml(), "up.yaml").spec == parsed.spec
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("FRS", {"rpn_loss": "{type: bce_loss, kwargs: {T: 1.0, batch_mean: False, loss_weight: 0.1}}"}),
+        (
+            "DeFeat",
+            {
+                "rcnn_fpn_levels": "[0, 1, 2, 3]",
+                "rcnn_fpn_strides": "[4, 8, 16, 32]",
+                "rcnn_fpn_base_scale": "56",
+                "teacher_proposal": "True",
+                "head_fg_loss": "{type: l2_loss, kwargs: {feat_norm: False}}",
+                "head_bg_loss": "{type: l2_loss, kwargs: {feat_norm: False}}",
+            },
+        ),
+    ],
+)
+def test_keys_that_change_nothing_there_are_left_out(method: str, keys: dict[str, str]) -> None:
+    cfgs = "".join(f"    {key}: {value}\n" for key, value in keys.items())
+    text = TEXT.replace("  # mimic_ins_type: base   # by default\n", f"  mimic_ins_type: {method}\n")
+    loss = "    loss:\n      type: kd_loss\n      kwargs:\n        loss_weight: 1.0\n"
+    assert loss in text
+    parsed = parse(text.replace(loss, cfgs), "up.yaml")
+    told = [one for one in parsed.warnings if one.code == "KD614"]
+    assert [one.message for one in told] == [f"`{key}` has no effect in `{method}`" for key in keys]
+    assert check_references(parsed, tables()) == []
+    assert parsed.spec.mimic is not None
+    (job,) = parsed.spec.mimic.jobs.values()
+    assert not job.losses and not job.options
+
+
+def test_a_module_that_stands_twice_counts_once() -> None:
+    head = "- name: head\n  type: base_cls_head\n  kwargs: {num_classes: 20, in_plane: 512, dropout: 0.5}\n"
+    parsed = parse(TEXT.replace("- name: post_process\n", head + "- name: post_process\n"), "up.yaml")
+    assert [one.code for one in parsed.warnings].count("KD615") == 1
+    names = [module.name for module in parsed.spec.net]
+    assert names == ["backbone", "head", "post_process"]
+    assert parsed.spec.net[1].kwargs["dropout"] == 0.5

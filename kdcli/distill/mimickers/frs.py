@@ -20,7 +20,9 @@ class FrsMimicker(Mimicker):
 
     The mask is, at each position of each level, the greatest of the teacher's sigmoid scores there. Levels
     are added up. pred_loss compares the student's scores with the teacher's, and its gradient is the
-    student's.
+    student's. Both are means over the masked elements. United-Perception divides by the mask's sum over one
+    channel: its weight of neck_loss is as many times stronger as the maps have channels (0.002 on 256 is 0.5
+    here), that of pred_loss as the score maps have.
     Source: "Distilling Object Detectors with Feature Richness", arXiv:2111.00674.
     """
 
