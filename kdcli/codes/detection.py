@@ -28,6 +28,12 @@ DETECTION: dict[str, Explanation] = {
         "FRS weighs each tapped neck layer by the scores of the level with the same number.",
         "right: mimic_name: [neck.p2_conv, neck.p3_conv] with a head of two levels or more",
     ),
+    "KD464": Explanation(
+        "path that leads to no RoI pooling layer",
+        "SampleFeature pools maps by the layer that `student_roipooler` and `teacher_roipooler` name; without"
+        " them by the network's usual one, or by the other network's.",
+        "right: student_roipooler: bbox_head_pre_process.roipool",
+    ),
     "KD560": Explanation(
         "no COCO annotation file",
         "`meta_file` names a json file with images, annotations and categories; this one is missing or is"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
@@ -21,24 +24,33 @@ from kdcli.models.detection.area_masks import area_masks
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.models.detection.truth_masks import truth_masks
 from kdcli.spec.schema import AdapterSpec, Job, JobStudent, JobTeacher, LossSpec
+from tests.engine.processes import serve
 
 
 class Net(nn.Module):
-    """A network with the pooling layer where Faster R-CNN has it, or without."""
+    """A network with the pooling layer where Faster R-CNN has it, or without; of `with_drp`, several."""
 
-    def __init__(self, pool: bool = True) -> None:
+    def __init__(self, pool: bool = True, *, aligned: bool = True, with_drp: bool = False) -> None:
         super().__init__()
         self.bbox_head_pre_process = nn.Module()
         if pool:
-            self.bbox_head_pre_process.roipool = RoiAlign(1, 1, aligned=True)
+            # Of what with_drp gives, the first: the others would show by their size.
+            pools = [RoiAlign(1 + i, 1, aligned=aligned) for i in range(2)]
+            self.bbox_head_pre_process.roipool = nn.ModuleList(pools) if with_drp else pools[0]
 
 
 def setting(
-    student: View, teachers: Mapping[str, View], *, teacher_has_pool: bool = True, **job: Any
+    student: View,
+    teachers: Mapping[str, View],
+    *,
+    teacher_has_pool: bool = True,
+    own: Net | None = None,
+    theirs: Net | None = None,
+    **job: Any,
 ) -> Setting:
-    """What a mimicker is built from; every feature is tapped, in order."""
-    nets = {name: Net(teacher_has_pool) for name in teachers}
-    own = Net()
+    """What a mimicker is built from; every feature is tapped, in order. own, theirs: the networks."""
+    nets = {name: theirs or Net(teacher_has_pool) for name in teachers}
+    own = own or Net()
     spec = Job(
         student=JobStudent(mimic_name=tuple(student.features)),
         teachers={name: JobTeacher(mimic_name=tuple(v.features)) for name, v in teachers.items()},
@@ -202,6 +214,133 @@ def test_sample_feature_needs_proposals_and_fitting_levels() -> None:
         SampleFeatureMimicker(setting(student, teachers))
     with pytest.raises(SpecError, match="KD462"):
         SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, "rcnn_fpn_strides": [4]}))
+
+
+NETS = {
+    "pool": Net(aligned=False),
+    "none": Net(pool=False),
+    "with_drp": Net(aligned=False, with_drp=True),
+}
+
+
+def proposed(count: int, generator: torch.Generator) -> Tensor:
+    """Boxes [count, 7] of sides from 4 to 36 pixels in one image of 64x64."""
+    corners = torch.rand(count, 2, generator=generator) * 28
+    ends = corners + 4 + torch.rand(count, 2, generator=generator) * 32
+    return torch.cat([torch.zeros(count, 1), corners, ends, torch.ones(count, 2)], dim=1)
+
+
+@pytest.mark.parametrize("teacher", NETS)
+@pytest.mark.parametrize("student", NETS)
+def test_sample_feature_of_identical_maps_is_nothing(student: str, teacher: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 3, side, side, generator=random) for side in (16, 8)]
+    own = View({"a": maps[0], "b": maps[1]})
+    theirs = {"teacher": View({"c": maps[0], "d": maps[1]}, {"rpn_dt_bboxes": proposed(40, random)})}
+    mimicker = SampleFeatureMimicker(
+        setting(own, theirs, own=NETS[student], theirs=NETS[teacher], options=OPTIONS)
+    )
+    batch = {"annotations": {"box_offset": 1}}
+    assert float(run(mimicker, own, theirs, batch)["teacher.feature_loss"]) == 0.0
+
+
+@pytest.mark.parametrize(("box_offset", "shift"), [(1, 0.0), (0, 0.5)])
+def test_sample_feature_without_pooling_layers_takes_the_runs_geometry(box_offset: int, shift: float) -> None:
+    # A box over columns 1 to 3 of a map that holds their numbers; in the modern geometry cells have centres.
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    boxes = torch.tensor([[0.0, 4.0, 4.0, 12.0, 12.0, 0.9, 1.0]])
+    own, theirs = View({"a": ramp}), {"teacher": View({"c": ramp * 0}, {"rpn_dt_bboxes": boxes})}
+    options = {"rcnn_fpn_levels": [0], "rcnn_fpn_strides": [4]}
+    none = NETS["none"]
+    mimicker = SampleFeatureMimicker(setting(own, theirs, own=none, theirs=none, options=options))
+    found = run(mimicker, own, theirs, {"annotations": {"box_offset": box_offset}})
+    columns = [1 + (i + 0.5) * 2 / 7 - shift for i in range(7)]
+    assert float(found["teacher.feature_loss"]) == pytest.approx(sum(x * x for x in columns) / 7 / 2)
+
+
+@pytest.mark.parametrize(("box_offset", "expected"), [(0, 0.5), (1, 4.5)])
+def test_sample_feature_takes_levels_by_the_runs_geometry(box_offset: int, expected: float) -> None:
+    student, teachers = sample_views()
+    # A side of 15 or, counted with its last pixel, 16: the first level or the second.
+    boxes = torch.tensor([[0.0, 4.0, 4.0, 19.0, 19.0, 0.9, 1.0]])
+    teachers = {"teacher": View(teachers["teacher"].features, {"rpn_dt_bboxes": boxes})}
+    mimicker = SampleFeatureMimicker(
+        setting(student, teachers, own=NETS["none"], theirs=NETS["none"], options=OPTIONS)
+    )
+    found = run(mimicker, student, teachers, {"annotations": {"box_offset": box_offset}})
+    assert float(found["teacher.feature_loss"].detach()) == pytest.approx(expected)
+
+
+def test_sample_feature_refuses_a_path_without_a_pooling_layer() -> None:
+    student, teachers = sample_views()
+    wrong = {"student_roipooler": "bbox_head_preprocess.roipool", "teacher_roipooler": ["bbox_head"]}
+    with pytest.raises(SpecError) as error:
+        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, **wrong}))
+    own, theirs = error.value.diagnostics
+    assert (own.code, theirs.code) == ("KD464", "KD464")
+    options = ("mimic", "jobs", "mimic_job0", "options")
+    assert own.path == (*options, "student_roipooler") and theirs.path == (*options, "teacher_roipooler", 0)
+    assert own.help == "did you mean `bbox_head_pre_process.roipool`?"
+    assert theirs.help == "known names: bbox_head_pre_process.roipool"
+    # A layer that is there and pools nothing; a network that has nothing to name.
+    wrong = {"student_roipooler": "bbox_head_pre_process"}
+    with pytest.raises(SpecError, match="KD464: `bbox_head_pre_process` of the student is a Module"):
+        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, **wrong}))
+    wrong = {"student_roipooler": "bbox_head_pre_process.roipool"}
+    with pytest.raises(SpecError, match="KD464"):
+        SampleFeatureMimicker(setting(student, teachers, own=NETS["none"], options={**OPTIONS, **wrong}))
+
+
+SHARED = {
+    "l2": LossSpec(type="l2_loss"),
+    "l2 of rows": LossSpec(type="l2_loss", kwargs={"feat_norm": True, "batch_mean": True}),
+    "kl": LossSpec(type="kl_loss"),
+}
+
+
+def of_rois(loss: str, part: slice) -> Tensor:
+    """The loss of some of 40 rois, and its gradient for each parameter of the adapter and the maps."""
+    random = torch.Generator().manual_seed(1)
+    maps = [torch.randn(1, 3, side, side, generator=random, requires_grad=True) for side in (16, 8)]
+    student = View({"a": maps[0], "b": maps[1]})
+    features = {name: torch.randn(1, 5, s, s, generator=random) for name, s in (("c", 16), ("d", 8))}
+    teachers = {"teacher": View(features, {"rpn_dt_bboxes": proposed(40, random)[part]})}
+    torch.manual_seed(2)
+    mimicker = SampleFeatureMimicker(
+        setting(
+            student,
+            teachers,
+            options=OPTIONS,
+            losses={"feature_loss": SHARED[loss]},
+            adapter=AdapterSpec(type="conv", kwargs={"norm": "none"}),
+        )
+    )
+    value = run(mimicker, student, teachers)["teacher.feature_loss"]
+    # DDP waits for every one of them, rois or not.
+    gradients = torch.autograd.grad(value, [*mimicker.parameters(), *maps])
+    return torch.cat([value.detach().reshape(1), *(gradient.flatten() for gradient in gradients)])
+
+
+def member(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = {}
+    for loss in SHARED:
+        for first in (4, 0):
+            mean = of_rois(loss, slice(first, None) if rank else slice(first))
+            dist.all_reduce(mean)
+            found[loss, first] = mean / 2
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+def test_sample_feature_is_the_mean_over_the_rois_of_all_processes(tmp_path: Path) -> None:
+    mp.start_processes(member, (str(tmp_path),), nprocs=2, start_method=serve())
+    for (loss, first), mean in torch.load(tmp_path / "found.pt").items():
+        torch.testing.assert_close(
+            mean, of_rois(loss, slice(None)), msg=lambda text, at=(loss, first): f"{at}: {text}"
+        )
 
 
 # DeFeat

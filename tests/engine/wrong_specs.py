@@ -203,6 +203,9 @@ CASES: dict[str, Case] = {
     "KD461": Case(text=detector(SAMPLE, keep=2)),
     "KD462": Case(text=detector(DEFEAT.replace("neck_feature_nums: 5", "neck_feature_nums: 9"), adapts=True)),
     "KD463": Case(text=detector(FRS.replace(ADAPTED, NECK).replace("p2_conv,", "p2_conv, neck.p2_conv,"))),
+    "KD464": Case(
+        text=detector(SAMPLE.replace("cfgs:\n", "cfgs:\n  student_roipooler: bbox_head_preprocess.roipool\n"))
+    ),
     "KD501": changed("dataset.train.dataset={type: torchvision.CIFAR11, kwargs: {root: data}}"),
     "KD503": changed(f"{TRANSFORMER}=[{{type: torchvision.Nope}}]"),
     "KD504": changed(f"{TRANSFORMER}=[{{type: torchvision.Resize, kwargs: {{sizes: 3}}}}]"),
