@@ -6,7 +6,7 @@ Each declared loss is differentiated alone and unweighted on real batches, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.distill.preserve import preserved
-from kdcli.distill.trainee import Force
+from kdcli.distill.trainee import Force, total_of
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
+from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import require
 from kdcli.errors import Diagnostic, RunError, SpecPath
@@ -25,23 +26,54 @@ from kdcli.errors import Diagnostic, RunError, SpecPath
 BATCHES = 20
 TEACHER_SAMPLES = 512
 
+FAINT = 0.01
+"""Below this share of the task's gradient a loss is hardly felt."""
+
 Reach = Mapping[str, frozenset[str]]
 """For each loss the names of the trainee's parameters that its gradient reaches."""
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """Losses that move the student, and how.
+
+    pulls: for each loss of a job the norm of its gradient on the student, at the job's full weight, over
+    that of the task's losses together, on this process's first batch; empty without a task loss.
+    """
+
+    reach: Reach
+    pulls: Mapping[str, float]
+
+    def notices(self) -> list[Notice]:
+        """A warning for each loss that is hardly felt."""
+        return [
+            Notice(
+                message=f"`{name}` pulls the student {pull:.1g} times as hard as the task's loss, on the first "
+                "batch: raise its `loss_weight` if it is to be felt",
+                level="warning",
+            )
+            for name, pull in self.pulls.items()
+            if pull < FAINT
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """What one loss did on one batch: the parameters reached, and whether anything was wrong."""
+    """What one loss did on one batch: the parameters reached, and whether anything was wrong.
+
+    pull: the norm of its gradient on the student.
+    """
 
     reached: frozenset[str]
     value: float
     finite: bool
     moves_student: bool
     has_path: bool
+    pull: float = 0.0
 
 
-def prove_losses(run: Run) -> Reach:
-    """Differentiate every loss alone; the parameters that each reaches.
+def prove_losses(run: Run) -> Proven:
+    """Differentiate every loss alone; the parameters that each reaches, and how hard it pulls.
 
     Raises RunError: KD700 where a loss has no path to the student, KD701 where a loss or its gradient
     is not finite, KD702 where the gradient stays zero on 20 batches.
@@ -50,6 +82,7 @@ def prove_losses(run: Run) -> Reach:
     task_loss = any(stage.force.task_loss for stage in run.stages)
     findings: dict[str, Finding] = {}
     problems: list[Diagnostic] = []
+    of_task: float | None = None
     trainee.train()
     trainee.force = Force(task_loss=task_loss)
     running = require(run.wiring, run.teachers, None, task_loss)
@@ -59,6 +92,8 @@ def prove_losses(run: Run) -> Reach:
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
                 losses = trainee(batch, views, Clock(), weighted=False)
+                if of_task is None:
+                    of_task = _pull_of_task(run, losses)
                 for name, loss in losses.items():
                     if name not in findings or not findings[name].moves_student:
                         findings[name] = _differentiate(run, name, loss)
@@ -72,7 +107,14 @@ def prove_losses(run: Run) -> Reach:
     if told:
         unique = {(problem.code, problem.message): problem for problem in told}
         raise RunError(unique.values())
-    return {name: finding.reached for name, finding in findings.items()}
+    return Proven(
+        {name: finding.reached for name, finding in findings.items()},
+        {
+            name: trainee.specs[job].loss_weight * finding.pull / of_task
+            for name, finding in findings.items()
+            if (job := name.partition(".")[0]) in trainee.specs and of_task and finding.pull
+        },
+    )
 
 
 def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
@@ -132,7 +174,23 @@ def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
         else reached
     )
     moves = any(bool(g.any()) for g in wanted.values())
-    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(wanted))
+    pull = _norm(g for n, g in reached.items() if n.startswith("student."))
+    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(wanted), pull)
+
+
+def _pull_of_task(run: Run, losses: Mapping[str, Tensor]) -> float:
+    """The norm of the gradient of the task's losses together on the student; 0 where there is none."""
+    own = {name: loss for name, loss in losses.items() if name.startswith("task.") and loss.requires_grad}
+    if not own:
+        return 0.0
+    student = [p for p in run.trainee.student.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total_of(own), student, retain_graph=True, allow_unused=True)
+    return _norm(g for g in gradients if g is not None)
+
+
+def _norm(gradients: Iterable[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def _trains_student(run: Run, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,7 @@ class Plan:
     """What is about to run; the first record.
 
     resumed_before_evaluation: the evaluation after resumed_step is still to be done.
+    pulls: by term, its gradient on the student over the task's; empty before a training's first batch.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
     """
 
@@ -57,6 +59,7 @@ class Plan:
     effective_lr: float
     resumed_step: int = 0
     resumed_before_evaluation: bool = False
+    pulls: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,8 @@ class Session:
         resumed, notices = resume(run)
         yield from notices
         self.progress.teachers = prove_teachers(run)
-        reach = prove_losses(run)
+        self.proven = prove_losses(run)
+        yield from self.proven.notices()
         yield from prepare(run)
         yield from compile_networks(run)
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
@@ -85,8 +86,7 @@ class Session:
             self.progress = resumed.progress
             with fitting(resumed.path):
                 restore_trainee(run, resumed.state)
-        self.reach = reach
-        self.wrapping = Wrapping(run, reach)
+        self.wrapping = Wrapping(run, self.proven.reach)
         with nullcontext() if resumed is None else fitting(resumed.path):
             restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
@@ -139,7 +139,7 @@ class Session:
         """Let exactly those parameters train that this stage means and that a loss of it reaches."""
         trainee = self.run.trainee
         reached: set[str] = set()
-        for name, names in self.reach.items():
+        for name, names in self.proven.reach.items():
             job = name.partition(".")[0]
             if plan.force.task_loss if job == "task" else plan.force.jobs is None or job in plan.force.jobs:
                 reached |= names
@@ -353,6 +353,7 @@ class Session:
             precision=run.precision,
             networks=run.networks,
             pairs=run.wiring.pairs,
+            pulls=self.proven.pulls,
             samples=run.facts.num_samples or 0,
             batch_size=run.train_loader.batch_size,
             steps_per_epoch=run.steps_per_epoch,

@@ -22,6 +22,8 @@ def plan_summary(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
     if plan.pairs:
         parts += [Text(""), _pairs(plan)]
+    if plan.pulls:
+        parts.append(Text("pull: how hard a term's gradient is on the student, to the task loss's 1"))
     parts += [Text(""), *map(Text, schedule_lines(plan))]
     return Group(*parts)
 
@@ -78,8 +80,9 @@ def _pairs(plan: Plan) -> RenderableType:
             pair.teacher_shape or MISSING,
             pair.loss,
             f"{pair.weight:g}",
+            *([f"{plan.pulls[pair.term]:.2g}" if pair.term in plan.pulls else MISSING] if plan.pulls else []),
         ]
         for pair in plan.pairs
     ]
     columns = ["term", "student layer", "shape", "adapter", "teacher layer", "shape", "loss", ">weight"]
-    return table(columns, rows)
+    return table([*columns, ">pull"] if plan.pulls else columns, rows)

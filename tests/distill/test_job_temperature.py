@@ -64,7 +64,7 @@ def test_a_temperature_is_learned_where_a_function_takes_it(name: str) -> None:
         theta = "mimickers.mimic_job0.terms.teacher0:loss.temperature.theta"
         if name == "tfkd_reg":
             theta = theta.replace("teacher0:", "")
-        assert theta in prove_losses(run)[f"mimic_job0.{'' if name == 'tfkd_reg' else 'teacher0.'}loss"]
+        assert theta in prove_losses(run).reach[f"mimic_job0.{'' if name == 'tfkd_reg' else 'teacher0.'}loss"]
         assert theta in run.trainee.state_dict()
         assert not any("theta" in key for key in run.deployed.exported_state())
 

@@ -54,7 +54,7 @@ def test_each_learns_from_the_other_and_from_the_labels() -> None:
         )
         wanted = (p.softmax(1) - q.softmax(1)).mean(0)
         assert torch.allclose(found, wanted, atol=1e-6)
-        reach = prove_losses(run)["mimic_job0.loss"]
+        reach = prove_losses(run).reach["mimic_job0.loss"]
         assert {"student.model.conv1.weight", "student.peer.net.conv1.weight"} <= reach
 
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdcli.commands.export import exported_text
+from kdcli.data.facts import DataFacts
 from kdcli.engine.exports.export import Exported, export
 from kdcli.engine.exports.portable import Detector
 from kdcli.engine.exports.proof import _refuse_strangers, prove
@@ -176,3 +177,14 @@ def test_the_size_is_for_detectors() -> None:
 def test_how_many_boxes_may_lack_a_counterpart(boxes: int, alone: int, passes: bool) -> None:
     with nullcontext() if passes else pytest.raises(RunError, match="no counterpart"):
         _refuse_strangers(boxes, alone)
+
+
+def test_classes_of_category_ids_are_called_by_the_ids() -> None:
+    kwargs = {"num_classes": 6, "weights_backbone": None}
+    spec = ModuleSpec(name="model", type="torchvision.fasterrcnn_mobilenet_v3_large_320_fpn", kwargs=kwargs)
+    student = Detector(build_network([spec], path=("net",)), 0)
+    names = ("shirt", "bag", "boot")
+    gaps = DataFacts(num_classes=3, class_names=names, annotations={"categories": (1, 3, 5)})
+    assert student.class_names(gaps) == ("shirt", "N/A", "bag", "N/A", "boot")
+    without = DataFacts(num_classes=3, class_names=names, annotations={"categories": (1, 2, 3)})
+    assert student.class_names(without) == names

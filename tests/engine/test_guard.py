@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.errors import RunError
 from tests.engine.runs import SPEC, run_of, spec_of
@@ -16,13 +17,42 @@ def test_every_loss_reaches_the_student_and_nothing_is_left_changed() -> None:
     with run_of(spec_of(SPEC, "mimic.warm_up_iters=1000")) as run:
         before = copy.deepcopy(run.trainee.state_dict())
         generator = torch.get_rng_state()
-        reach = prove_losses(run)
+        reach = prove_losses(run).reach
         assert set(reach) == {"task.loss", "mimic_job0.teacher0.loss"}
         assert all("student.model.conv1.weight" in names for names in reach.values())
         after = run.trainee.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert torch.equal(generator, torch.get_rng_state())
         assert all(p.grad is None for p in run.trainee.parameters())
+
+
+def test_how_hard_a_loss_pulls_is_its_gradient_to_the_tasks() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=3", "mimic.warm_up_iters=1000")) as run:
+        proven = prove_losses(run)
+        batch = next(iter(run.train_loader.batches(0)))
+        views = {"teacher0": run.teachers["teacher0"].view(batch)}
+        losses = run.trainee.train()(batch, views, Clock(), weighted=False)
+        lengths = {}
+        for name, loss in losses.items():
+            run.trainee.zero_grad()
+            loss.backward(retain_graph=True)
+            squares = [float(p.grad.square().sum()) for p in run.student.parameters() if p.grad is not None]
+            lengths[name] = sum(squares) ** 0.5
+    pull = 3 * lengths["mimic_job0.teacher0.loss"] / lengths["task.loss"]
+    assert proven.pulls == {"mimic_job0.teacher0.loss": pytest.approx(pull, rel=1e-5)}
+    assert proven.notices() == []
+
+
+def test_a_loss_that_is_hardly_felt_is_told() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=1e-5")) as run:
+        proven = prove_losses(run)
+    (notice,) = proven.notices()
+    assert notice.level == "warning" and "`mimic_job0.teacher0.loss` pulls" in notice.message
+
+
+def test_without_a_task_loss_nothing_is_compared() -> None:
+    with run_of(spec_of(SPEC, "mimic.task_loss=false")) as run:
+        assert prove_losses(run).pulls == {}
 
 
 def test_a_frozen_student_has_no_path() -> None:
