@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,3 +67,11 @@ def random_teacher(width: int = 4) -> list[str]:
         "mimic.warm_up_iters=-1",
         f"teacher.backbone.kwargs.width={width}",
     ]
+
+
+def changed(file: Path, change: Callable[[dict[str, Any]], object], name: str) -> str:
+    """A copy of an annotation file with a change, in this folder."""
+    content = json.loads(file.read_text())
+    change(content)
+    Path(name).write_text(json.dumps(content))
+    return name

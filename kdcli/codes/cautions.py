@@ -89,6 +89,12 @@ CAUTIONS: dict[str, Explanation] = {
         " `pred_loss`'s as the score maps have.",
         "United-Perception's 0.002 on maps of 256 channels is loss_weight: 0.5 here",
     ),
+    "KD618": Explanation(
+        "weights of modules that a teacher's list lacks",
+        "The list of a teacher may end after the layers that are mimicked; the rest of its weights is not"
+        " read. Where the teacher is to be measured too (`kdcli eval`), it needs its heads.",
+        "right: teacher0: [backbone, neck], with the checkpoint of the whole detector",
+    ),
     "KD620": Explanation(
         "size of the images not told",
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",

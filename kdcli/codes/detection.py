@@ -20,7 +20,7 @@ DETECTION: dict[str, Explanation] = {
     "KD462": Explanation(
         "levels that don't fit the tapped layers",
         "A detector's mimic method tells its levels apart by index: levels, strides and layers have to be as"
-        " many as they say, or the wrong map is compared.",
+        " many as they say, the levels successive, strides and base scale above 0, or the wrong map is compared.",
         "right: rpn_fpn_levels: [0, 1], rpn_fpn_strides: [4, 8], neck_feature_nums: 2, two neck layers last",
     ),
     "KD463": Explanation(
@@ -42,7 +42,8 @@ DETECTION: dict[str, Explanation] = {
     ),
     "KD561": Explanation(
         "annotation that makes no sense",
-        "An annotation lacks its box or names an image or a category that the file does not list.",
+        "An annotation lacks its box, names an image or a category that the file does not list, or has an `area`"
+        " or `iscrowd` that is no such thing.",
         "right: {image_id: 3, category_id: 1, bbox: [x, y, width, height]}",
     ),
     "KD562": Explanation(
@@ -73,7 +74,21 @@ DETECTION: dict[str, Explanation] = {
     ),
     "KD567": Explanation(
         "detections that can't be kept",
-        "The detections of an evaluation are written to a file in `saver.results_dir`, which can't be written.",
-        "right: saver: {results_dir: a folder with room, that may be written}",
+        "`kdcli eval` writes what was found to the file of `--save-predictions` and pictures to the folder of"
+        " `--show`; one of them can't be written. Both are tried before anything runs.",
+        "right: kdcli eval runs/scenes_student --save-predictions found.json --show pictures",
+    ),
+    "KD568": Explanation(
+        "no box to measure by",
+        "Average precision is the share of boxes that are found: without a box in the test annotations, or with"
+        " crowds and boxes outside their image alone, there is nothing to tell.",
+        "right: {image_id: 3, category_id: 1, bbox: [10, 10, 40, 40], iscrowd: 0}",
+    ),
+    "KD569": Explanation(
+        "annotation files with other categories",
+        "A detector learns the categories of the training file by the order of their ids; measured by a file"
+        " with others, what it finds would be counted as something else.",
+        "wrong: {id: 1, name: dog} in one file, {id: 1, name: cat} in the other\n"
+        "right: the same `categories` in both",
     ),
 }

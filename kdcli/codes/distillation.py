@@ -22,7 +22,9 @@ DISTILLATION: dict[str, Explanation] = {
     ),
     "KD422": Explanation(
         "no such layer or output",
-        "Nothing in the network has this name; the loss would never see a feature.",
+        "Nothing in the network has this name; the loss would never see a feature. What a layer gives several"
+        " of, such as the levels of a detector's `fpn`, is named by a number in brackets.",
+        "wrong: model.backbone.fpn.0\nright: 'model.backbone.fpn[0]'\n"
         "kdcli inspect-features cfg.yaml lists every name",
     ),
     "KD423": Explanation(

@@ -45,7 +45,8 @@ FILES: dict[str, Explanation] = {
     ),
     "KD509": Explanation(
         "no batch",
-        "The dataset is empty, or `drop_last` drops its only, unfilled batch: nothing would be trained.",
+        "The dataset is empty, none of a detector's images has a box to train on, or `drop_last` drops its only,"
+        " unfilled batch: nothing would be trained.",
         "right: lower `batch_size`, or leave `drop_last` out",
     ),
     "KD510": Explanation(

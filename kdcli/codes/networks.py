@@ -7,8 +7,8 @@ from kdcli.codes.explanation import Explanation
 NETWORKS: dict[str, Explanation] = {
     "KD401": Explanation(
         "a type that names no module or model",
-        "The type of a module is one of kdcli's names, `torchvision.<classifier>`, `timm.<model>` or, with"
-        " `--plugin`, `package.module:attribute`. The nearest names are given.",
+        "The type of a module is one of kdcli's names, `torchvision.<classifier>` or a torchvision detector of"
+        " boxes, `timm.<model>` or, with `--plugin`, `package.module:attribute`. The nearest names are given.",
         "wrong: type: resnet81\nright: type: resnet18",
     ),
     "KD402": Explanation(
@@ -105,7 +105,8 @@ NETWORKS: dict[str, Explanation] = {
     ),
     "KD418": Explanation(
         "network that cannot run",
-        "Run on images of the data's size the network fails; the message names the layer and what it was given.",
+        "Run on images of the data's size (a detector: of 128x128) the network fails; the message names the"
+        " layer and what it was given.",
         "wrong: torchvision.vit_b_16 on images of 32x32\nright: torch_resize to [224, 224], or another network",
     ),
 }

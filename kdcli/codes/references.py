@@ -114,7 +114,7 @@ REFERENCES: dict[str, Explanation] = {
     ),
     "KD322": Explanation(
         "argument of the wrong type",
-        "The argument takes another kind of value.",
+        "The argument, or the option of a mimic method, takes another kind of value.",
         "wrong: kwargs: {T: four}\nright: kwargs: {T: 4}",
     ),
     "KD323": Explanation(

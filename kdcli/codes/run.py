@@ -18,8 +18,8 @@ RUN: dict[str, Explanation] = {
     ),
     "KD702": Explanation(
         "gradient that stays zero",
-        "On up to 20 batches the loss never moved the student: equal networks, dead features, or a mask that"
-        " lets nothing through.",
+        "On up to 20 batches the loss never moved the student: equal networks, dead features, a mask that"
+        " lets nothing through, or a detector's own loss without an object that an anchor matches.",
         "wrong: the student's own weights as its teacher",
     ),
     "KD703": Explanation(

@@ -14,7 +14,9 @@ WEIGHTS: dict[str, Explanation] = {
         "weights that do not fit the network",
         "Every tensor of the network must be in the file with its shape, and nothing else;"
         " otherwise a part would"
-        " stay random in silence. `saver.pretrain_model` may lack whole modules and the classifier.",
+        " stay random in silence. `saver.pretrain_model` may lack whole modules and the classifier;"
+        " a teacher's file may hold modules that its list lacks, as a list may end after the layers"
+        " that are mimicked.",
         "wrong: a file of 1000 classes for num_classes: 10 as teacher_weight\n"
         "right: the network as it was trained",
     ),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcli.data.coco_json import CocoImage, read_coco
+from kdcli.data.coco_json import CocoFile, CocoImage, read_coco
 from kdcli.data.detection_transforms import BoxTransform
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
@@ -27,6 +27,8 @@ from kdcli.spec.schema import Component
 
 PIXEL_TRANSFORMS = (ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor)
 """Transforms that leave every box where it is."""
+
+USABLE = "an image is trained on where it has a box inside it that is no crowd"
 
 
 class CocoDataset:
@@ -70,7 +72,7 @@ class CocoDataset:
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
         """One sample, augmented."""
         image = self.images[index]
-        pixels = self._read(image)[None]
+        pixels = self._read(index)[None]
         boxes = [torch.from_numpy(image.boxes), torch.from_numpy(image.crowds)]
         scale = (1.0, 1.0)
         for number, transform in enumerate(self.transforms):
@@ -112,18 +114,30 @@ class CocoDataset:
             "annotations": self.annotations,
         }
 
-    def _read(self, image: CocoImage) -> Tensor:
-        file = self.reader.locate(image.file_name)
+    def file(self, index: int) -> str:
+        """The path of an image's file; raises BadSample where the name leads out of its folder."""
+        name = self.images[index].file_name
+        file = self.reader.locate(name)
         if file is None:
-            raise BadSample(image.file_name, "the name leads out of `image_dir`")
+            raise BadSample(name, "the name leads out of `image_dir`")
+        return file
+
+    def look_at(self, index: int) -> None:
+        """Read an image's header; raises BadSample where it can't be read, or the annotations say otherwise."""
+        file = self.file(index)
+        _require_size(file, self.reader.size(file), self.images[index])
+
+    def _read(self, index: int) -> Tensor:
+        file = self.file(index)
         pixels = self.reader.read(file)
-        if pixels.shape[1:] != (image.height, image.width):
-            raise BadSample(
-                file,
-                f"it is {pixels.shape[1]}x{pixels.shape[2]}, and the annotations say "
-                f"{image.height}x{image.width}",
-            )
+        _require_size(file, (pixels.shape[1], pixels.shape[2]), self.images[index])
         return pixels
+
+
+def _require_size(file: str, size: tuple[int, int], image: CocoImage) -> None:
+    if size != (image.height, image.width):
+        said = f"the annotations say {image.height}x{image.width}"
+        raise BadSample(file, f"it is {size[0]}x{size[1]}, and {said}")
 
 
 def coco(
@@ -145,7 +159,8 @@ def coco(
     Images without a usable box are left out of training only. Boxes are cut to their image; what lies
     outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
     them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. source and
-    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD564.
+    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD564, and
+    KD509 where no image can be trained on.
     """
     if not clip_box:
         raise ValueError("`clip_box` is true: boxes are always cut to their image")
@@ -161,6 +176,8 @@ def coco(
             )
     found = read_coco(find(meta_file, base_dir))
     images = [image for image in found.images if len(image.boxes)] if train else found.images
+    if found.images and not images:
+        raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)
     notices = []
     if found.dropped:
         notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
@@ -196,3 +213,11 @@ def coco(
         use_ignore=use_ignore,
         notices=tuple(notices),
     )
+
+
+def _without_boxes(found: CocoFile) -> str:
+    """How many images there are, and what the annotations are instead of usable boxes."""
+    others = [(found.crowds, "crowds"), (found.dropped, "empty or outside their image")]
+    told = " and ".join(f"{count} {what}" for count, what in others if count)
+    images = "1 image" if len(found.images) == 1 else f"{len(found.images)} images"
+    return f"`{found.path}` lists {images}, none with a usable box" + (f" ({told})" if told else "")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdcli.data.places import find
@@ -27,6 +27,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 PIXEL_LIMIT = 89_478_485
 """Pillow's own limit: a quarter of a gigabyte of RGB."""
+MISSING = "it does not exist"
+"""Why an image can't be read whose file is not there."""
+LYING = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
 
 
 class PillowReader:
@@ -88,6 +92,12 @@ class PillowReader:
         # Channels stay last in memory, where resampling is fastest.
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
+    def size(self, file: str) -> tuple[int, int]:
+        """Height and width of what `read` gives, from the header alone; raises BadSample."""
+        with opened(file) as image:
+            turned = self.rotates and _orientation(image) in LYING
+            return (image.width, image.height) if turned else (image.height, image.width)
+
     def _decode(self, file: str) -> NDArray[np.uint8]:
         return decoded(file, self.color_mode, rotate=self.rotates)
 
@@ -134,7 +144,7 @@ class OpencvReader(PillowReader):
 def opened(file: str) -> Image.Image:
     """The image with only its header read; raises BadSample for what is missing, foreign or too large."""
     if not os.path.isfile(file):
-        raise BadSample(file, "it does not exist" if not os.path.exists(file) else "it is no regular file")
+        raise BadSample(file, MISSING if not os.path.exists(file) else "it is no regular file")
     with warnings.catch_warnings():
         # Pillow warns between its limit and twice that; here the limit is the limit.
         warnings.simplefilter("ignore")
@@ -150,6 +160,15 @@ def opened(file: str) -> Image.Image:
         image.close()
         raise BadSample(file, f"it declares {image.width}x{image.height} pixels, more than {PIXEL_LIMIT:,}")
     return image
+
+
+def _orientation(image: Image.Image) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation)
+        except Exception:  # a hostile file can make a decoder raise anything
+            return None
 
 
 def decoded(file: str, color_mode: str, *, rotate: bool = False) -> NDArray[np.uint8]:

@@ -316,7 +316,8 @@ def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, An
     head, _, _ = tap.path.rpartition(".")
     siblings = [name for name in names if head and name.startswith(head + ".")]
     ends = [name for name in names if name.endswith("." + tap.path)]
-    help_line = f"did you mean {_listed(ends, 3)}?" if ends else did_you_mean(tap.path, names)
+    help_line = f"did you mean {_listed(ends, 3)}?" if ends else _numbered(net, tap)
+    help_line = help_line or did_you_mean(tap.path, names)
     if help_line is None and siblings:
         help_line = f"`{head}` has: {_listed(siblings)}"
     return SpecError.at(
@@ -325,6 +326,23 @@ def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, An
         f"no layer or output is called `{tap.path}`",
         help_line or "`kdcli inspect-features` lists every layer that can be named",
     )
+
+
+def _numbered(net: nn.Module, tap: Tap) -> str | None:
+    """A help where the path ends in a number that is no child: what a layer gives is numbered in brackets."""
+    head, _, number = tap.path.rpartition(".")
+    layer = dict(net.named_modules()).get(head)
+    if layer is None or not number.isdecimal() or isinstance(layer, CONTAINERS):
+        return None
+    if any(name.isdecimal() for name, _ in layer.named_children()):
+        return None  # a Sequential that is shorter
+    word = f"{head}{':in' if tap.at_input else ''}[{int(number)}]"
+    return f"did you mean `{word}`? The features of a layer that gives several are numbered in brackets"
+
+
+def elements_of(name: str, count: int) -> str:
+    """How the features of a tap that gives several are named: `name[0]` ... `name[4]`."""
+    return f"`{name}[0]`{' ...' if count > 2 else ','} `{name}[{count - 1}]`"
 
 
 def _never_ran(net: nn.Module, tap: Tap, where: SpecPath) -> SpecError:

@@ -15,7 +15,7 @@ from kdcli.distill.adapters import adapter_that_fits, build_adapter, shown
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps
-from kdcli.distill.taps import Feature, View, tensors_in
+from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
@@ -268,12 +268,14 @@ class Term(nn.Module):
                 for s, t in taps
             ]
             index = next((i for i, (ours, theirs) in enumerate(counts) if ours != theirs), 0)
+            sides = zip(taps[index], counts[index], ("the student", self.teacher), strict=True)
+            several = [f"{elements_of(tap, count)} of {whose}" for tap, count, whose in sides if count > 1]
             raise SpecError.at(
                 (*setting.path, "student", "mimic_name", index),
                 "KD431",
                 f"`{taps[index][0]}` of the student gives {counts[index][0]} feature(s), "
                 f"`{taps[index][1]}` of {self.teacher} {counts[index][1]}",
-                "pick single ones with `path[i]`",
+                f"pick single ones: {'; '.join(several)}" if several else "pick single ones with `path[i]`",
             ) from None
 
     def _calls(self, setting: Setting, kwargs: Mapping[str, Any]) -> list[Callable[..., Tensor]]:

@@ -22,7 +22,7 @@ from kdcli.distill.folding import fold
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import category_findings, truth_findings
+from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -68,11 +68,11 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
         stack.callback(test_loader.close)
         facts = train_loader.facts
-        notices = [*train_loader.notices, *fit_annotations(spec, facts, options.base_dir)]
+        notices = [*train_loader.notices, *fit_annotations(spec, facts, test_loader.facts, options.base_dir)]
         student = build_student(spec, options)
         notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
-        nets, hashes = build_teachers(spec, options)
+        nets, hashes = build_teachers(spec, options, told=notices)
         teachers = {
             name: build_teacher(name, taps, spec, facts, processes)
             for name, taps in teacher_taps(spec, nets).items()
@@ -125,14 +125,18 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         )
 
 
-def fit_annotations(spec: Spec, facts: DataFacts, base_dir: Path | None) -> list[str]:
+def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Path | None) -> list[str]:
     """Notices where the student has too many classes for the annotations.
 
-    Raises SpecError KD563 where it has too few, KD560 where the evaluator's `gt_file` is not there.
+    facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
+    wrong with the test annotations and the evaluator's `gt_file` (truth_findings).
     """
     if task_kind(spec) != "detection":
         return []
-    findings = [*category_findings(spec, facts), *truth_findings(spec, base_dir)]
+    findings = [
+        *category_findings(spec, facts),
+        *truth_findings(spec, categories_of(facts), test, base_dir),
+    ]
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     return [f"{finding.message}; {finding.help}" for finding in findings]
@@ -242,9 +246,12 @@ def weight_path(spec: Spec, name: str) -> SpecPath:
 
 
 def build_teachers(
-    spec: Spec, options: RunOptions, *, load: bool = True
+    spec: Spec, options: RunOptions, *, load: bool = True, told: list[str] | None = None
 ) -> tuple[dict[str, Network], dict[str, str]]:
-    """Every teacher that a job uses, and the hash of each one's weights; without load these are random."""
+    """Every teacher that a job uses, and the hash of each one's weights; without load these are random.
+
+    told: takes the notices of what was left out of the weights.
+    """
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
     for name, modules in spec.teachers.items():
@@ -258,7 +265,10 @@ def build_teachers(
         settings = teacher_settings(spec, name)
         if load and settings.teacher_weight is not None:
             where = weight_path(spec, name)
-            load_weights(net, find_file(settings.teacher_weight, options.base_dir, where), where=where)
+            file = find_file(settings.teacher_weight, options.base_dir, where)
+            left_out = load_weights(net, file, where=where)
+            if told is not None:
+                told += [f"{name}: {notice}" for notice in left_out]
         nets[name] = net
         hashes[name] = weights_hash(net.state_dict())
     return nets, hashes

@@ -7,7 +7,7 @@ is used as it is. Parts that do not depend on each other are all looked at befor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from kdcli.engine.build import (
     student_modules,
     task_kind,
     teacher_settings,
+    weight_path,
 )
 from kdcli.engine.check_files import check_data as check_data_files
 from kdcli.engine.check_files import check_weights, count_samples
@@ -48,10 +49,15 @@ from kdcli.engine.wiring import (
     student_taps,
     teacher_taps,
 )
-from kdcli.errors import Diagnostic, Findings, SpecPath
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network, build_network
+from kdcli.models.weights import check_weights as unfit
+from kdcli.models.weights import find_file
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import ModuleSpec
+from kdcli.spec.schema import ModuleSpec, Spec
+
+TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
+"""torch's words where a map has become smaller than what a layer reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,7 @@ class _Rehearsal:
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.files:
                 check_weights(self.spec, nets, self.options.base_dir, self.findings)
+                self.findings.found += unused_weights(self.spec, nets, self.options.base_dir)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
             if per_epoch is not None:
@@ -126,6 +133,7 @@ class _Rehearsal:
             batch = sample_of(self.spec, self.facts, channels_of(nets["net"]))
             wired = self.wire(nets, batch, stack)
             if wired is None:
+                self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
                 return None
             wiring, teachers = wired
             self.findings.found += check_losses(
@@ -221,6 +229,18 @@ class _Rehearsal:
             pixels=pixel_change(name, settings, self.spec, self.facts),
         )
 
+    def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:
+        """A network that can't run, with the images' size in its help where its layers ran out of pixels."""
+        if found.code != "KD418" or not any(words in found.message for words in TOO_SMALL):
+            return found
+        height, width = batch["image"].shape[-2:]
+        what, then = "", "let the transforms make them larger, or choose another network"
+        if task_kind(self.spec) == "detection":
+            what = ", at which every detector is checked,"
+            then = "on larger ones `kdcli train` may still run it"
+        help = f"images of {height}x{width}{what} may be too small for the network: {then}"
+        return replace(found, help=help)
+
     def check_classes(self, view: View) -> None:
         """The student's logits against the classes of the data; unknown numbers are taken from each other."""
         logits = view.outputs.get("logits")
@@ -287,6 +307,21 @@ class _Rehearsal:
             total_steps=total if per_epoch is not None or in_steps else None,
             effective_lr=lr,
         )
+
+
+def unused_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None) -> list[Diagnostic]:
+    """Warnings of what the teachers' files hold beyond their lists; what does not fit is told elsewhere."""
+    found = []
+    for name, net in nets.items():
+        weight = None if name == "net" else teacher_settings(spec, name).teacher_weight
+        if weight is None or not net.may_lack_modules:
+            continue
+        where = weight_path(spec, name)
+        with suppress(KdError):
+            for notice in unfit(net, find_file(weight, base_dir, where), where=where):
+                message = f"{name}: {notice}"
+                found.append(Diagnostic(code="KD618", severity="warning", message=message, path=where))
+    return found
 
 
 def _path(name: str) -> SpecPath:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from kdcli.data.coco_json import read_names
 from kdcli.data.facts import DataFacts
 from kdcli.data.places import find
-from kdcli.errors import Diagnostic, SpecPath
+from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.models.detection.families import COCO_CLASSES, is_detector
-from kdcli.spec.schema import ModuleSpec, Network, Spec
+from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
+from kdcli.tasks.detection.truth import read_truth
 
 HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
 """Modules whose num_classes counts the categories and the background."""
+
+META_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "meta_file")
+GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
+SAME_FILE = "`gt_file` is the file that the test data is read from"
 
 
 def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
@@ -59,12 +68,104 @@ def _classes_of(module: ModuleSpec) -> int | None:
     return made if isinstance(made, int) else None
 
 
-def truth_findings(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
-    """KD560 where the evaluator's `gt_file` is not there."""
+def categories_of(facts: DataFacts) -> dict[int, str] | None:
+    """The names of one side's categories by ascending id; None where the data has no annotations."""
+    if facts.annotations is None:
+        return None
+    return dict(zip(facts.annotations["categories"], facts.class_names or (), strict=True))
+
+
+def training_categories(spec: Spec, base_dir: Path | None) -> dict[int, str] | None:
+    """The same of the training side, from its file alone.
+
+    None where it can't be read: what is measured elsewhere than it was trained needs no training data.
+    """
+    named = _extra(spec.dataset.train).get("meta_file")
+    if not spec.detects or not isinstance(named, str):
+        return None
+    try:
+        return read_names(find(named, base_dir))
+    except KdError:
+        return None
+
+
+def truth_findings(
+    spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, base_dir: Path | None
+) -> list[Diagnostic]:
+    """What is wrong with the boxes that the test data is measured by.
+
+    training: the names of the training categories by id; test: of the test data; None where unknown. KD569
+    where two files have other categories, KD560 to KD562 where the `gt_file` is none, KD566 where it lacks a
+    test image, KD568 where no box counts.
+    """
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
-    if not isinstance(named, str) or find(named, base_dir).is_file():
-        return []
-    path: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
-    message, help = f"there is no file `{named}`", "`gt_file` is the file that the test data is read from"
-    return [Diagnostic(code="KD560", message=message, help=help, path=path)]
+    given = find(named, base_dir) if isinstance(named, str) else None
+    found = []
+    if given is not None and not given.is_file():
+        found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", SAME_FILE))
+    own = None if test is None else categories_of(test)
+    if test is None or test.annotations is None or own is None:
+        return found
+    file = Path(test.annotations["file"])
+    if training is not None:
+        trained_on = str(_extra(spec.dataset.train).get("meta_file"))
+        found += _other_categories((trained_on, training), (str(file), own), META_FILE)
+    if given is None or given.is_file():
+        where = META_FILE if given is None else GT_FILE
+        try:
+            found += _measured_by(file, file if given is None or given.samefile(file) else given, where)
+        except KdError as error:
+            found += [replace(finding, path=where) for finding in error.diagnostics]
+    return found
+
+
+def _measured_by(tested_on: Path, truth_file: Path, where: SpecPath) -> list[Diagnostic]:
+    """Whether the truth has the categories and the images of the test data, and a box; raises KdError."""
+    found = []
+    tested = truth = read_truth(tested_on)
+    if truth_file != tested_on:
+        truth = read_truth(truth_file)
+        found = _other_categories((str(tested_on), tested.names), (str(truth_file), truth.names), where)
+        lacking = sorted(set(tested.images) - set(truth.images))
+        if lacking:
+            message = f"`{truth_file}` lacks {_images(lacking)} of `{tested_on}`"
+            return [*found, _at(where, "KD566", message, SAME_FILE)]
+    if not truth.counting(set(tested.images)):
+        message = f"`{truth_file}`: the test annotations have no box to measure by"
+        help = "at least one annotation is a box inside its image, and no crowd"
+        found.append(_at(where, "KD568", message, help))
+    return found
+
+
+def _other_categories(
+    first: tuple[str, Mapping[int, str]], second: tuple[str, Mapping[int, str]], path: SpecPath
+) -> list[Diagnostic]:
+    """KD569 for the first category that differs, by ascending id. first, second: file, and names by id."""
+    (file, ours), (other_file, theirs) = first, second
+    for category in sorted({*ours, *theirs}):
+        if ours.get(category) == theirs.get(category):
+            continue
+        if category not in ours:
+            what = f"`{file}` has no category {category}, and `{other_file}` has it as `{theirs[category]}`"
+        elif category not in theirs:
+            what = f"`{file}` has category {category} as `{ours[category]}`, and `{other_file}` has none"
+        else:
+            what = (
+                f"category {category} is `{ours[category]}` in `{file}` and `{theirs[category]}` in "
+                f"`{other_file}`"
+            )
+        return [_at(path, "KD569", what, "write the same ids and names into both files, in any order")]
+    return []
+
+
+def _extra(part: DataPart) -> Mapping[str, Any]:
+    return part.dataset.kwargs.model_extra or {}
+
+
+def _images(ids: Sequence[int]) -> str:
+    return f"image {ids[0]}" if len(ids) == 1 else f"{len(ids)} images (the first is {ids[0]})"
+
+
+def _at(path: SpecPath, code: str, message: str, help: str) -> Diagnostic:
+    return Diagnostic(code=code, message=message, help=help, path=path)

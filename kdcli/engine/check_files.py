@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
+from kdcli.data.facts import DataFacts
 from kdcli.data.sources import SampleSource
 from kdcli.engine.build import task_kind, teacher_settings, weight_path
-from kdcli.engine.check_categories import category_findings, truth_findings
+from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
@@ -24,15 +25,24 @@ def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
         path = ("dataset", "train" if train else "test")
         found += check_data_files(part, path, base_dir, train=train)
     if task_kind(spec) == "detection":
-        try:
-            source = build_source(
-                spec.dataset.train, train=True, path=("dataset", "train"), base_dir=base_dir
-            )
-        except KdError:
-            return found
-        if isinstance(source, SampleSource):
-            found += category_findings(spec, source.facts)
-    return [*found, *truth_findings(spec, base_dir)]
+        train_facts, test_facts = (_facts(spec, base_dir, train=train) for train in (True, False))
+        if train_facts is not None:
+            found += category_findings(spec, train_facts)
+        training = None if train_facts is None else categories_of(train_facts)
+        found += truth_findings(spec, training, test_facts, base_dir)
+    return found
+
+
+def _facts(spec: Spec, base_dir: Path | None, *, train: bool) -> DataFacts | None:
+    """What one side's annotations say; None where they can't be read."""
+    part = spec.dataset.train if train else spec.dataset.test
+    try:
+        source = build_source(
+            part, train=train, path=("dataset", "train" if train else "test"), base_dir=base_dir
+        )
+    except KdError:
+        return None
+    return source.facts if isinstance(source, SampleSource) else None
 
 
 def count_samples(spec: Spec, base_dir: Path | None) -> int | None:

@@ -24,6 +24,7 @@ from kdcli.engine.build import (
     teacher_settings,
     weight_path,
 )
+from kdcli.engine.check_categories import training_categories, truth_findings
 from kdcli.engine.checkpoint import checkpoints, newest_valid
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.flops import flops_of
@@ -34,7 +35,7 @@ from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
 from kdcli.engine.run import RunOptions
 from kdcli.engine.wiring import jobs_of, small
-from kdcli.errors import KdError, RunError
+from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import find_file
 from kdcli.models.weights import fit_weights, load_weights
@@ -49,18 +50,23 @@ LATENCY_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Contender:
-    """One network in the comparison. pixels: from the student's to its own."""
+    """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
+    file holds and its list has no module for."""
 
     name: str
     net: Network | DeployedStudent
     file_bytes: int | None
     pixels: Any = None
+    left_out: tuple[str, ...] = ()
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Its named outputs on a batch of the student's pixels."""
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
+        if "dt_bboxes" in result and result["dt_bboxes"] is result.get("rpn_dt_bboxes"):
+            # A list that ends after `rpn_post` gives proposals, which are no answer to be measured.
+            return {key: value for key, value in result.items() if key != "dt_bboxes"}
         return result
 
 
@@ -74,18 +80,27 @@ def compare(
     """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
 
     weights: a file for the student in place of the run's own. keep: what to leave on disk of detectors.
-    Raises RunError KD719 where there are no weights for the student.
+    Raises RunError KD719 where there are no weights for the student, SpecError where the test annotations
+    are none to measure by (truth_findings).
     """
     spec = parsed.spec
     keep = keep or Keep()
     keep.require_detector(task_kind(spec))
     require_weights(parsed, weights)
+    if processes.speaks:
+        keep.try_out(["student", *used_teachers(spec)])
     loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+    wrong = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
+    if wrong:
+        loader.close()
+        raise SpecError(wrong)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
     contenders = [student]
     for name in used_teachers(spec):
         try:
-            contenders.append(teacher_of(name, spec, options, loader.facts))
+            teacher = teacher_of(name, spec, options, loader.facts)
+            contenders.append(teacher)
+            notices += [Notice(message=f"{name}: {one}") for one in teacher.left_out]
         except KdError as error:
             reason = error.diagnostics[0].message
             notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
@@ -174,9 +189,9 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )
-    load_weights(net, path, where=where)
+    left_out = tuple(load_weights(net, path, where=where))
     size = path.stat().st_size if path.is_file() else None
-    return Contender(name, net, size, pixel_change(name, settings, spec, facts))
+    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out)
 
 
 @torch.no_grad()

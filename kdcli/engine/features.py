@@ -37,6 +37,7 @@ class Layer:
 
     sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
     tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.
+    taps: what `mimic_name` may say to get one feature: the path, or `path[i]` where there are several.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Layer:
     order: int = -1
     made: int = -1
     leaf: bool = True
+    taps: tuple[str, ...] = ()
 
 
 def inspect(
@@ -216,7 +218,14 @@ def _layer(
         order=seen.order,
         made=numbers.setdefault(id(tensors[-1]), len(numbers)) if tensors else -1,
         leaf=not ran_below,
+        taps=_taps(path, tensors),
     )
+
+
+def _taps(path: str, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    # What is empty is no feature to kdcli.distill.taps either: torch's fused attention gives such.
+    count = sum(1 for tensor in tensors if tensor.numel())
+    return (path,) if count == 1 else tuple(f"{path}[{index}]" for index in range(count))
 
 
 def _stride(height: int, size: tuple[int, ...]) -> float | int:

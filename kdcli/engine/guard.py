@@ -127,7 +127,10 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
             with torch.no_grad():
                 outputs = teacher.outputs(probe)
-            detects = "dt_bboxes" in outputs and _has_weights(run, name)
+            boxes = outputs.get("dt_bboxes")
+            # A list that ends after `rpn_post` gives proposals, which are no answer to be measured.
+            answers = boxes is not None and boxes is not outputs.get("rpn_dt_bboxes")
+            detects = answers and _has_weights(run, name)
             if not classes or not ("logits" in outputs or detects):
                 continue
             metrics = evaluate(
@@ -255,6 +258,13 @@ def _why_not_finite() -> str:
 
 def _why_zero(run: Run, name: str) -> str:
     job_name, _, rest = name.partition(".")
+    if job_name == "task":
+        if run.parsed.spec.detects:
+            return (
+                "no object of the batch can be matched: are there boxes, and are the images not too thin or too "
+                "small for the anchors?"
+            )
+        return "its own `loss_weight` is 0, or a ReLU of the student cuts everything off"
     if job_name in run.wiring.jobs:
         job = run.wiring.jobs[job_name]
         method = run.trainee.mimickers[job_name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -33,15 +34,44 @@ class Keep:
             if wanted is not None and kind != "detection":
                 raise UsageError.of(f"`{option}` is for detectors, and this spec's task is {kind}")
 
+    def try_out(self, networks: Sequence[str]) -> None:
+        """Raise RunError KD567 where one of these networks' files, or a picture, can't be written.
+
+        Asked before anything runs, so that no figures are lost; makes the folders, and leaves no file.
+        """
+        for path in [] if self.predictions is None else [self.file_of(name) for name in networks]:
+            try:
+                there = path.exists()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab"):
+                    pass
+                if not there:
+                    path.unlink()
+            except OSError as error:
+                raise _unwritable(path, error) from error
+        if self.pictures is not None:
+            try:
+                self.pictures.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=self.pictures):
+                    pass
+            except OSError as error:
+                raise _unwritable(self.pictures, error) from error
+
+    def file_of(self, network: str) -> Path:
+        """Where the rows of one network go: the student's to the file, a teacher's beside it with its name."""
+        assert self.predictions is not None
+        path = self.predictions
+        if network == "student":
+            return path
+        return path.with_name(f"{path.stem}.{network}{path.suffix or '.json'}")
+
     def save(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
-        """Write each network's rows: the student's to the file, a teacher's beside it with its name."""
+        """Write each network's rows to its file."""
         if self.predictions is None:
             return []
         written = []
         for name, own in rows.items():
-            path = self.predictions
-            if name != "student":
-                path = path.with_name(f"{path.stem}.{name}{path.suffix or '.json'}")
+            path = self.file_of(name)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_coco(path, own)
@@ -99,4 +129,8 @@ def _found(boxes: Tensor, index: int, lacking: Tensor) -> Tensor:
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError.of("KD567", f"cannot write {path}: {error.strerror or error}")
+    return RunError.of(
+        "KD567",
+        f"cannot write {path}: {error.strerror or error}",
+        "`--save-predictions` names a file and `--show` a folder, where there is room and may be written",
+    )

@@ -40,7 +40,8 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         loader = build_data(spec.dataset.train, spec, options, processes, train=True)
         stack.callback(loader.close)
         sample = to_device(small(next(loader.batches(0))), processes.device)
-        nets, hashes = build_teachers(spec, options)
+        left_out: list[str] = []
+        nets, hashes = build_teachers(spec, options, told=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
         teachers = {
             name: build_teacher(name, tap, spec, loader.facts, processes) for name, tap in taps.items()
@@ -53,7 +54,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         sources, notices = sources_of(
             spec, teachers, shown, len(sample["image"]), hashes, loader, processes, root
         )
-        for notice in notices:
+        for notice in (*left_out, *notices):
             yield Notice(message=notice)
         cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
         views = next(iter(caches.values()))[1].views

@@ -23,9 +23,14 @@ def build_torchvision(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> n
     detectors = detector_names()
     names = [*torchvision.models.list_models(module=torchvision.models), *detectors]
     if name not in names:
-        raise SpecError.at(
-            (*path, "type"), "KD401", f"torchvision has no model `{name}`", did_you_mean(name, names)
-        )
+        message = f"torchvision has no model `{name}`"
+        if name in torchvision.models.list_models(module=torchvision.models.detection):
+            message = (
+                f"kdcli leaves out torchvision's models with masks and key points, as `{name}`: boxes only"
+            )
+        elif name in torchvision.models.list_models():
+            message = f"kdcli leaves out torchvision's `{name}`: classifiers and detectors of boxes only"
+        raise SpecError.at((*path, "type"), "KD401", message, did_you_mean(name, names))
     weights = _weights(name, kwargs.get("weights"), path)
     arguments = {key: value for key, value in kwargs.items() if key != "weights"}
     if weights is None and name in ("inception_v3", "googlenet"):

@@ -17,10 +17,12 @@ class ViewModule(nn.Module):
     forward(outputs) returns only what is new; it never writes into `outputs` nor changes a tensor of
     it in place. Outputs named `loss` or `*_loss` are the task's own losses. `outplanes` and
     `out_strides`, where a module has them, size the modules after it (`inplanes`). `training_only`
-    modules are left out of the exported network. `aliases` are other spellings of layer paths.
+    modules are left out of the exported network. `whole` modules are a complete model by themselves.
+    `aliases` are other spellings of layer paths.
     """
 
     training_only: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     aliases: ClassVar[Mapping[str, str]] = {}
     outplanes: int | list[int] | None = None
     out_strides: list[int] | None = None

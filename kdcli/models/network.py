@@ -18,6 +18,9 @@ from kdcli.spec.schema import ModuleSpec
 SELF = "self"
 """The type of the pseudo module whose kwargs are the network's own."""
 
+TEACHERS = "teachers"
+"""Where in the spec the frozen networks stand."""
+
 
 class Network(nn.Module):
     """Named modules, run in list order.
@@ -27,8 +30,11 @@ class Network(nn.Module):
     a Tensor it returns becomes `logits`. Modules that a freeze pattern matches stay in eval mode.
 
     modules: by name, in order. frozen: patterns, a prefix of the path or 'r:' and a regex.
-    paths: where in the spec each module stands, for errors.
+    paths: where in the spec each module stands, for errors. may_lack_modules: whether weights may
+    hold more modules than the network: a teacher's list may end after the layers that are mimicked.
     """
+
+    may_lack_modules: bool = False
 
     def __init__(
         self,
@@ -133,6 +139,7 @@ def build_network(
 
     path: of the list in the spec. plugins: packages outside kdcli that may be imported. aligned:
     box geometry, for the modules that take it. Every finding is a SpecError at its module's path.
+    A teacher's list may lack modules that its weights have, unless a module of it is a whole model.
     """
     built: dict[str, nn.Module] = {}
     paths: dict[str, SpecPath] = {}
@@ -155,6 +162,8 @@ def build_network(
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
     network = Network(built, frozen, paths)
+    whole = any(not isinstance(module, ViewModule) or module.whole for module in built.values())
+    network.may_lack_modules = path[:1] == (TEACHERS,) and not whole
     for index, pattern in enumerate(frozen):
         names = [name for name, _ in network.named_parameters()] + [
             n for n, _ in network.named_modules() if n

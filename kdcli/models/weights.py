@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,13 +105,15 @@ def misfit(net: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
     )
 
 
-def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
     """Load a whole state; raises RunError listing what is missing, unexpected or mis-shaped.
 
-    name: of the weights, for the message. The network is unchanged when it raises.
+    name: of the weights, for the message. The network is unchanged when it raises. Returns notices of
+    what a teacher's list has no module for.
     """
-    _chosen(net, _shapes(state), name, "strict")
+    notices = _chosen(net, _shapes(state), name, "strict")[1]
     _load(net, state)
+    return notices
 
 
 def fit_parts(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
@@ -131,15 +133,15 @@ def load_weights(
     """Read a file (or `torchvision:` name) into a network; returns notices of what was left out.
 
     where: the place in the spec, for errors. mode `strict`: everything fits, but for modules that
-    serve training alone. `pretrain`: whole modules that the file lacks, the last linear layer and
-    layers with another number of outputs stay random; no other module is loaded by half.
+    serve training alone, and those that a teacher's list lacks. `pretrain`: whole modules that the file
+    lacks, the last linear layer and layers with another number of outputs stay random; no other module
+    is loaded by half.
     """
     with at_path(where):
         state = read_weights(source)
         if mode == "pretrain":
             return fit_parts(net, state, f"`{source}`")
-        fit_weights(net, state, f"`{source}`")
-        return []
+        return fit_weights(net, state, f"`{source}`")
 
 
 def check_weights(
@@ -163,11 +165,12 @@ def _chosen(
 ) -> tuple[list[str], list[str]]:
     """The file's names to load, and notices; raises RunError where the file does not fit."""
     found = misfit(net, shapes)
+    names = renamed(net, list(shapes))
     if mode == "strict":
+        found, notices = _without_lacking(net, set(names.values()), found)
         if found:
             raise _does_not_fit(name, found)
-        return list(shapes), []
-    names = renamed(net, list(shapes))
+        return list(shapes), notices
     misshaped = {own for own, _, _ in found.misshaped}
     fitting = [key for key, own in names.items() if own not in {*misshaped, *found.unexpected}]
     begun = {_part(names[key]) for key in fitting}
@@ -184,6 +187,34 @@ def _chosen(
     if found.unexpected:
         notices.append(f"{name} holds {_some(found.unexpected)}, which the network has not")
     return fitting, notices
+
+
+def _without_lacking(net: nn.Module, given: set[str], found: Misfit) -> tuple[Misfit, list[str]]:
+    """The misfit without the tensors of modules that a teacher's list lacks, and a notice of those.
+
+    given: the file's names in the network's spelling. Where the network is not filled the misfit stays
+    whole: those tensors may be the missing ones under another name.
+    """
+    if not getattr(net, "may_lack_modules", False) or found.missing or given.isdisjoint(net.state_dict()):
+        return found, []
+    own = _beginnings(net)
+    lacking = [key for key in found.unexpected if _part(key) not in own]
+    if not lacking:
+        return found, []
+    modules = _some([f"`{part}`" for part in dict.fromkeys(map(_part, lacking))])
+    count = "1 tensor" if len(lacking) == 1 else f"{len(lacking)} tensors"
+    verb = "is" if len(lacking) == 1 else "are"
+    notice = f"{count} of {modules} {verb} not used: the teacher's list has no such module"
+    return replace(found, unexpected=tuple(k for k in found.unexpected if k not in lacking)), [notice]
+
+
+def _beginnings(net: nn.Module) -> set[str]:
+    """First parts of names that belong to the network: its modules, and what a bare file calls their layers."""
+    found: set[str] = set()
+    for name, child in net.named_children():
+        inner = [*child.state_dict(), *dict(child.named_children()), *getattr(child, "aliases", {})]
+        found.update((name, *map(_part, inner)))
+    return found
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -23,7 +23,8 @@ class LayerRow(Protocol):
     path: as `mimic_name` wants it; shape: with B for the batch, a list of shapes for a layer that gives
     several levels, None where there is no tensor; stride: of the input's height, None where it has none;
     flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
-    container, never runs, changed in place; depth: of the path, from 0.
+    container, never runs, changed in place; depth: of the path, from 0. A row may have `taps` too, a
+    sequence: what `mimic_name` may say to get one feature, `path[i]` where the layer gives several.
     """
 
     @property
@@ -103,7 +104,7 @@ def layers_table(rows: Sequence[LayerRow]) -> RenderableType:
                 MISSING if row.stride is None else str(row.stride),
                 count(row.parameters),
                 MISSING if row.flops_share is None else f"{100 * row.flops_share:.1f} %",
-                Text(row.status, style=STATUS_STYLES.get(row.status, "dim")),
+                Text("\n".join([row.status, *_elements(row)]), style=STATUS_STYLES.get(row.status, "dim")),
             ]
         )
     columns = ["layer", "type", "shape", ">stride", ">parameters", ">FLOPs so far", "tap"]
@@ -112,6 +113,16 @@ def layers_table(rows: Sequence[LayerRow]) -> RenderableType:
 
 def _tappable(row: LayerRow) -> bool:
     return row.status in STATUS_STYLES
+
+
+def _taps(row: LayerRow) -> list[str]:
+    return list(getattr(row, "taps", ()))
+
+
+def _elements(row: LayerRow) -> list[str]:
+    """A line with the first and the last name where there are several."""
+    taps = [printable(tap) for tap in _taps(row)]
+    return [f"{taps[0]}{' ...' if len(taps) > 2 else ','} {taps[-1]}"] if len(taps) > 1 else []
 
 
 def _shapes(row: LayerRow) -> list[str]:
@@ -131,4 +142,5 @@ def _plain(row: LayerRow) -> dict[str, Any]:
         "flops_share": row.flops_share,
         "status": row.status,
         "depth": row.depth,
+        "taps": _taps(row),
     }

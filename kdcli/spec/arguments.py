@@ -47,27 +47,48 @@ def check_arguments(
                     on_key=True,
                 )
         elif parameter.annotation is not None:
-            wrong = _misfit(parameter.annotation, value)
-            if wrong is not None:
-                wanted = wording(parameter.annotation)
-                got = f"got {describe(value)}"
-                if wrong:
-                    element = value
-                    for index in wrong:
-                        element = element[index]
-                    got = f"but element {'.'.join(map(str, wrong))} is {describe(element)}"
-                yield Diagnostic(
-                    code="KD322",
-                    message=f"`{name}` of {what} must be {wanted}, {got}",
-                    help=_number_help(parameter.annotation, value),
-                    path=(*path, name, *wrong),
-                )
+            yield from check_type(name, value, parameter.annotation, path, what)
     for name, parameter in known.items():
         if parameter.required and name not in kwargs and name not in given:
             message = f"{what} needs the argument `{name}`"
             hint = "" if parameter.annotation is None else f" ({wording(parameter.annotation)})"
             help = f"add `{name}` to its `kwargs`{hint}"
             yield Diagnostic(code="KD321", message=message, help=help, path=path, on_key=True)
+
+
+def check_type(
+    name: str, value: Any, annotation: ast.expr, path: SpecPath, what: str
+) -> Iterator[Diagnostic]:
+    """A value that is not of its type, at the element that is wrong; path: of the mapping that holds it."""
+    wrong = _misfit(annotation, value)
+    if wrong is None:
+        return
+    got = f"got {describe(value)}"
+    if wrong:
+        element = value
+        for index in wrong:
+            element = element[index]
+        got = f"but element {'.'.join(map(str, wrong))} is {describe(element)}"
+    yield Diagnostic(
+        code="KD322",
+        message=f"`{name}` of {what} must be {wording(annotation)}, {got}",
+        help=_number_help(annotation, value),
+        path=(*path, name, *wrong),
+    )
+
+
+def type_of(default: ast.expr | None) -> ast.expr | None:
+    """The type that a literal default shows, as an annotation; None where it shows none."""
+    if isinstance(default, ast.Constant):
+        name = type(default.value).__name__
+        return ast.Name(id=name, ctx=ast.Load()) if name in _SIMPLE else None
+    if isinstance(default, (ast.List, ast.Tuple)):
+        elements = [type_of(element) for element in default.elts]
+        names = {ast.unparse(element) if element else "" for element in elements}
+        inner = elements[0] if len(names) == 1 else None
+        plain = ast.Name(id="list", ctx=ast.Load())
+        return plain if inner is None else ast.Subscript(value=plain, slice=inner, ctx=ast.Load())
+    return ast.Name(id="dict", ctx=ast.Load()) if isinstance(default, ast.Dict) else None
 
 
 def _all_of(known: Mapping[str, Parameter]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
 
-from .arguments import check_arguments
+from .arguments import check_arguments, check_type, type_of
 from .components import Tables, check_component, suggest
 from .schema import Job, LossSpec, Spec
 from .signatures import Signature, signature
@@ -20,13 +20,14 @@ class Method:
     """What a mimic method's class says of itself, read from its source.
 
     losses: its own losses, name to (type, default kwargs); None where they are not written as data.
-    options: names of its options. extra: whether further losses may be named. paired: whether
-    student and teachers name equally many layers. peers: whether its networks teach each
-    other, without a teacher.
+    options: names of its options. types: of those options whose default shows one. extra: whether
+    further losses may be named. paired: whether student and teachers name equally many layers. peers:
+    whether its networks teach each other, without a teacher.
     """
 
     losses: Mapping[str, tuple[str | None, Mapping[str, Any]]] | None
     options: tuple[str, ...] | None
+    types: Mapping[str, ast.expr]
     extra: bool
     paired: bool
     peers: bool
@@ -56,6 +57,10 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
         method = method_of(signature(tables.mimickers[job.mimic_ins_type]))
     if method is not None:
         yield from _names(job, method, path)
+        for name, value in job.options.items():
+            if name in method.types and value is not None:
+                what = f"`{job.mimic_ins_type}`"
+                yield from check_type(name, value, method.types[name], (*path, "options"), what)
     if job.adapter is not None:
         yield from check_component(job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter")
     for loss in _losses(job, method, path):
@@ -72,6 +77,7 @@ def method_of(source: Signature | None) -> Method | None:
     return Method(
         losses=_own_losses(source.constants.get("LOSSES")),
         options=options,
+        types=_types(source.constants.get("OPTIONS"), options or ()),
         extra=bool(source.constant("EXTRA_LOSSES", False)),
         paired=bool(source.constant("PAIRED", True)),
         peers=bool(source.constant("PEERS", False)),
@@ -83,6 +89,11 @@ def _keys(node: ast.expr | None) -> tuple[str, ...] | None:
         return None
     found = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
     return tuple(found) if len(found) == len(node.keys) else None
+
+
+def _types(node: ast.expr | None, names: tuple[str, ...]) -> Mapping[str, ast.expr]:
+    values = node.values if isinstance(node, ast.Dict) and names else []
+    return {name: shown for name, value in zip(names, values, strict=True) if (shown := type_of(value))}
 
 
 def _own_losses(node: ast.expr | None) -> Mapping[str, tuple[str | None, Mapping[str, Any]]] | None:

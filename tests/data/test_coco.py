@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from kdcli.data import IMAGE_READERS, check
 from kdcli.data.build import build_source
+from kdcli.data.check import check_files
 from kdcli.data.coco import CocoDataset
 from kdcli.data.coco_json import cut, read_coco
 from kdcli.data.detection_transforms import Flip, KeepArResize
@@ -189,6 +191,11 @@ def test_a_transform_that_would_lose_the_boxes_is_refused(folder: Path) -> None:
     )
 
 
+def one_box(**changes: Any) -> dict[str, Any]:
+    row = {"image_id": 3, "category_id": 5, "bbox": [1, 1, 4, 4]}
+    return annotations(annotations=[{**row, **changes}])
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "no json": ("{", "KD560"),
     "no list": (annotations(images={}), "KD560"),
@@ -209,6 +216,22 @@ BAD: dict[str, tuple[Any, str]] = {
         "KD561",
     ),
     "no mapping": (annotations(annotations=[3]), "KD561"),
+    "a number beyond every float": (one_box(bbox=[10**400, 1, 1, 1]), "KD561"),
+    "no area": (one_box(area=None), "KD561"),
+    "an area in words": (one_box(area="16"), "KD561"),
+    "an area below nothing": (one_box(area=-1), "KD561"),
+    "an endless area": (one_box(area=float("inf")), "KD561"),
+    "no crowd": (one_box(iscrowd=None), "KD561"),
+    "a crowd in words": (one_box(iscrowd="no"), "KD561"),
+    "two crowds": (one_box(iscrowd=2), "KD561"),
+    "an id of more than 64 bits": (
+        annotations(images=[{"id": 2**63, "file_name": "3.png", "height": 20, "width": 30}]),
+        "KD562",
+    ),
+    "a side of many miles": (
+        annotations(images=[{"id": 3, "file_name": "3.png", "height": 10**400, "width": 30}]),
+        "KD562",
+    ),
 }
 
 
@@ -220,6 +243,66 @@ def test_a_bad_file_is_one_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_coco(file)
     assert caught.value.diagnostics[0].code == code
+    assert len(caught.value.diagnostics[0].message) < 300
+
+
+@pytest.mark.parametrize("crowd", [0, 1, False, True])
+def test_area_and_crowd_as_they_may_be(crowd: int, tmp_path: Path) -> None:
+    file = tmp_path / "good.json"
+    file.write_text(json.dumps(one_box(area=0, iscrowd=crowd)))
+    assert len(read_coco(file).images[0].boxes) == 1 - crowd
+
+
+def test_a_byte_order_mark_is_no_content(folder: Path) -> None:
+    text = (folder / "all.json").read_text()
+    (folder / "all.json").write_text(text, encoding="utf-8-sig")
+    assert len(read_coco(folder / "all.json").images) == 3
+
+
+def test_why_there_are_no_samples(folder: Path) -> None:
+    rows = [{**row, "iscrowd": 1} for row in annotations()["annotations"]]
+    (folder / "crowds.json").write_text(json.dumps(annotations(annotations=rows)))
+    with pytest.raises(SpecError) as caught:
+        make_loader(part(folder, "crowds.json"))
+    (told,) = caught.value.diagnostics
+    assert told.code == "KD509" and told.path == ("dataset", "train", "dataset")
+    assert "3 images, none with a usable box (4 crowds and 3 empty or outside their image)" in told.message
+    assert len(make_loader(part(folder, "crowds.json"), train=False)) == 2
+
+
+def test_every_image_is_looked_for(folder: Path) -> None:
+    (folder / "7.png").unlink()
+    (folder / "9.png").unlink()
+    (folder / "9.png").symlink_to("gone.png")
+    Image.new("RGB", (5, 5)).save(folder / "3.png")
+    found = check_files(part(folder), ("dataset", "test"), train=False)
+    assert [one.code for one in found] == ["KD511", "KD511"]
+    assert f"2 images are missing of 3 in `{folder}`: `7.png`, `9.png`" in found[0].message
+    assert "it is 5x5, and the annotations say 20x30" in found[1].message
+
+
+def test_many_images_are_looked_for_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": n, "file_name": f"{n}.png", "height": 8, "width": 8} for n in range(5000)]
+    (tmp_path / "all.json").write_text(json.dumps(annotations(images=rows, annotations=[])))
+    for row in rows[:-7]:
+        (tmp_path / row["file_name"]).touch()
+    asked: list[str] = []
+    monkeypatch.setattr(check.os.path, "exists", lambda file: bool(asked.append(file)))
+    monkeypatch.setattr(CocoDataset, "look_at", lambda *_: None)
+    (found,) = check_files(part(tmp_path), ("dataset", "test"), train=False)
+    assert "7 images are missing of 5000" in found.message and "`4997.png`, ..." in found.message
+    assert len([file for file in asked if file.endswith(".png")]) == 7
+
+
+@pytest.mark.parametrize("reader", ["fs_pillow", "fs_opencv"])
+def test_a_header_tells_the_size_that_is_read(folder: Path, reader: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
+    made = IMAGE_READERS[reader].load()((), None, image_dir=str(folder))
+    for name in ("turned.jpg", "3.png"):
+        file = str(folder / name)
+        assert made.size(file) == tuple(made.read(file).shape[1:])
 
 
 def test_a_missing_file_and_no_boxes_at_all(folder: Path) -> None:

@@ -216,6 +216,55 @@ def test_sample_feature_needs_proposals_and_fitting_levels() -> None:
         SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, "rcnn_fpn_strides": [4]}))
 
 
+def three_levels(method: type[Mimicker], **options: Any) -> list[tuple[Any, ...]]:
+    """Where and what is wrong with the options of a method on three maps."""
+    features = {name: constant(1.0, 1, 1, size, size) for name, size in (("a", 8), ("b", 4), ("c", 2))}
+    boxes = torch.tensor([[0.0, 4.0, 4.0, 12.0, 12.0, 0.9, 1.0]])
+    teachers = {"teacher": View(features, {"rpn_dt_bboxes": boxes})}
+    prefix = "rcnn_fpn" if method is SampleFeatureMimicker else "rpn_fpn"
+    right = {"levels": [0, 1, 2], "strides": [4, 8, 16], "base_scale": 8, **options}
+    given: dict[str, Any] = {f"{prefix}_{name}": value for name, value in right.items()}
+    if method is DeFeatMimicker:
+        given["neck_feature_nums"] = 3
+    try:
+        method(setting(View(features), teachers, options=given))
+    except SpecError as error:
+        assert {found.code for found in error.diagnostics} == {"KD462"}
+        return [(found.path or ())[4:] for found in error.diagnostics]
+    return []
+
+
+@pytest.mark.parametrize("method", [SampleFeatureMimicker, DeFeatMimicker])
+def test_levels_that_would_train_on_nonsense_are_refused(method: type[Mimicker]) -> None:
+    prefix = "rcnn_fpn" if method is SampleFeatureMimicker else "rpn_fpn"
+    assert three_levels(method) == [] == three_levels(method, base_scale=0.5)
+    for scale in (0, -1.0, math.inf, math.nan):
+        assert three_levels(method, base_scale=scale) == [(f"{prefix}_base_scale",)]
+    assert three_levels(method, strides=[4, 0, -16]) == [(f"{prefix}_strides", 1), (f"{prefix}_strides", 2)]
+    for levels in ([0, 1, 9], [0, 0, 0], [2, 1, 0], [0, 0, 2], [-1, 0, 1]):
+        assert three_levels(method, levels=levels) == [(f"{prefix}_levels",)], levels
+    both = three_levels(method, levels=[0, 2, 1], base_scale=0)
+    assert both == [(f"{prefix}_levels",), (f"{prefix}_base_scale",)]
+
+
+def test_sample_feature_refuses_a_gap_that_would_drop_boxes() -> None:
+    assert three_levels(SampleFeatureMimicker, levels=[0, 2], strides=[4, 16]) == [("rcnn_fpn_levels",)]
+    assert three_levels(SampleFeatureMimicker, levels=[1, 2], strides=[8, 16]) == []
+
+
+def test_sample_feature_counts_the_maps_of_a_layer_that_gives_several() -> None:
+    student, teachers = sample_views()
+    maps = View({"fpn": list(student.features.values())})  # type: ignore[arg-type]
+    theirs = {
+        "teacher": View({"fpn": list(teachers["teacher"].features.values())}, teachers["teacher"].outputs)
+    }  # type: ignore[arg-type]
+    mimicker = SampleFeatureMimicker(setting(maps, theirs, options=OPTIONS))
+    assert float(run(mimicker, maps, theirs)["teacher.feature_loss"].detach()) == pytest.approx(2.5)
+    with pytest.raises(SpecError, match=r"levels \[0, 1, 2\] of 2 tapped maps"):
+        options = {**OPTIONS, "rcnn_fpn_levels": [0, 1, 2], "rcnn_fpn_strides": [4, 8, 16]}
+        SampleFeatureMimicker(setting(maps, theirs, options=options))
+
+
 NETS = {
     "pool": Net(aligned=False),
     "none": Net(pool=False),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.taps import Tap, Taps
+from kdcli.distill.taps import Tap, Taps, elements_of
 from kdcli.errors import SpecError
 from kdcli.models.network import Network
 
@@ -158,6 +158,18 @@ def test_hooks_are_silent_outside_a_view(batch: dict[str, Tensor]) -> None:
         assert "logits" in net(batch)
 
 
+def test_a_number_beyond_a_sequential_is_no_feature() -> None:
+    net = Network({"net": nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())})
+    with pytest.raises(SpecError) as caught:
+        Taps(net, ["net.7"])
+    assert "[7]" not in (caught.value.diagnostics[0].help or "")
+
+
+def test_how_several_features_are_named() -> None:
+    assert elements_of("a.b", 2) == "`a.b[0]`, `a.b[1]`"
+    assert elements_of("a.b:in", 5) == "`a.b:in[0]` ... `a.b:in[4]`"
+
+
 @pytest.mark.parametrize(
     ("tap", "code", "said"),
     [
@@ -166,6 +178,9 @@ def test_hooks_are_silent_outside_a_view(batch: dict[str, Tensor]) -> None:
         ("net.blocks.0.bm", "KD422", "net.blocks.0.bn"),
         ("net.unused", "KD424", ""),
         ("logit", "KD422", "logits"),
+        ("net.head.1", "KD422", "did you mean `net.head[1]`?"),
+        ("net.head.1:in", "KD422", "did you mean `net.head:in[1]`?"),
+        ("net.blocks.2", "KD422", "did you mean `net.blocks.1`"),
         ("net.head[5]", "KD423", "0 to 1"),
     ],
 )

@@ -49,6 +49,17 @@ def test_a_teacher_runs_as_far_as_it_is_needed() -> None:
     assert found.plan.networks[0].runs_until is None
 
 
+def test_images_that_are_too_small_for_a_network_are_told_with_their_size() -> None:
+    big = "{name: model, type: torchvision.squeezenet1_1, kwargs: {num_classes: 4}}"
+    three = ("dataset.train.dataset.kwargs.shape=[3, 8, 8]", "teacher0.model.kwargs.in_channels=3")
+    found = checked(f"net={big}", *three)
+    (one,) = found.findings
+    assert one.code == "KD418"
+    assert "images of 8x8 may be too small for the network" in (one.help or "")
+    channels = checked("net.model.kwargs.in_channels=3")
+    assert ["too small" in (one.help or "") for one in channels.findings] == [False]
+
+
 def test_every_wrong_layer_is_told_with_the_nearest() -> None:
     found = checked(
         "mimic.student.mimic_name=[model.layr3, model.layer2, layer1, model.layer1.0.downsampl]",

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from kdcli.engine.methods import method_fragment
 from tests.engine.check_cases import examined
-from tests.engine.detectors import DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector, indented
+from tests.engine.detectors import DATA, DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector, indented
 
 JOBS = (
     "mimic_as_jobs: true\n"
     f"mimic_job0:\n{indented(FRS)}"
     f"mimic_job1:\n{indented(FEATURE.replace('teacher0', 'teacher1'))}"
     f"  teacher2: {{mimic_name: {NECK}, teacher_weight: checkpoints/fpn152/ckpt_e12.pth}}\n"
+)
+
+
+SSD = (
+    "net: {name: model, type: torchvision.ssd300_vgg16, kwargs: {num_classes: 11}}\n"
+    f"{DATA.replace('runner: {type: kd}', 'runner: {type: base}')}"
 )
 
 
@@ -30,6 +37,26 @@ def test_what_united_perception_distils(mimic: str, teachers: int, adapts: bool)
 def test_validate_accepts_the_fragment(method: str) -> None:
     found = examined("d.yaml", detector(method_fragment(method), planes=12))
     assert [f"{one.code}: {one.message}" for one in found] == []
+
+
+def test_a_whole_detector_that_wants_larger_images() -> None:
+    found = examined("d.yaml", SSD)
+    assert [one.code for one in found] == ["KD418"]
+    assert "images of 128x128, at which every detector is checked, may be too small" in (found[0].help or "")
+
+
+def test_a_level_of_a_whole_detector_is_named_in_brackets() -> None:
+    net = {"type": "torchvision.fasterrcnn_mobilenet_v3_large_320_fpn", "kwargs": {"num_classes": 11}}
+    nets = {"net": {"name": "model", **net}, "teacher0": {"name": "model", **net}}
+
+    def said(tap: str) -> list[tuple[str, str]]:
+        taps = {"mimic_name": [tap]}
+        mimic = {"mimic": {"teacher0": {**taps, "allow_random": True}, "student": taps}}
+        found = examined("d.yaml", yaml.safe_dump({**nets, **mimic}) + DATA)
+        return [(one.code, (one.help or "").partition("?")[0]) for one in found]
+
+    assert said("model.backbone.fpn.0") == [("KD422", "did you mean `model.backbone.fpn[0]`")] * 2
+    assert said("model.backbone.fpn[0]") == []
 
 
 def test_wrong_layers_are_told_with_the_nearest() -> None:

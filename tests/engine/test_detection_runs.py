@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from kdcli.cli import main
+from tests.engine.conftest import Kdcli
 from tests.models.detection.nets import RETINA_MATCHER
-from tests.scenes import SAMPLES, on_scenes, random_teacher, write_garments, write_scenes
+from tests.scenes import SAMPLES, changed, on_scenes, random_teacher, write_garments
 
 STUDENT = str(SAMPLES / "scenes_student.yaml")
+TESTED = "dataset.test.dataset.kwargs.meta_file"
+TRUTH = "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file"
 PKD = str(SAMPLES / "scenes_pkd.yaml")
-Kdcli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture
-def kdcli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kdcli:
-    """Runs a command here: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kdcli", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert isinstance(left.value.code, int)
-        return (left.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_make_data(kdcli: Kdcli, tmp_path: Path) -> None:
@@ -203,10 +182,7 @@ def test_files_are_looked_up_beside_the_spec(kdcli: Kdcli, scenes: Path) -> None
 
 def change_file(scenes: Path, change: Callable[[dict[str, Any]], object]) -> str:
     """The override that reads the training annotations with a change."""
-    content = json.loads((scenes / "train.json").read_text())
-    change(content)
-    Path("bad.json").write_text(json.dumps(content))
-    return "dataset.train.dataset.kwargs.meta_file=bad.json"
+    return f"dataset.train.dataset.kwargs.meta_file={changed(scenes / 'train.json', change, 'bad.json')}"
 
 
 @pytest.mark.parametrize(
@@ -219,8 +195,23 @@ def change_file(scenes: Path, change: Callable[[dict[str, Any]], object]) -> str
         (lambda c: c["images"][0].pop("height"), ["KD562", "images[0]"]),
         (lambda c: c.pop("categories"), ["KD560", "categories"]),
         (lambda c: c.update(annotations=[]), ["KD509", "no samples"]),
+        (
+            lambda c: [row.update(iscrowd=1) for row in c["annotations"]],
+            ["KD509", "no samples", "4 images, none with a usable box", "crowds"],
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 1, 2, 3]), ["KD561", "annotations[0]"]),
     ],
-    ids=["missing image", "category", "image", "box", "size", "categories", "no boxes at all"],
+    ids=[
+        "missing image",
+        "category",
+        "image",
+        "box",
+        "size",
+        "categories",
+        "no boxes at all",
+        "crowds",
+        "huge",
+    ],
 )
 def test_bad_annotations_are_one_clear_error(
     kdcli: Kdcli, scenes: Path, change: Callable[[dict[str, Any]], object], said: list[str]
@@ -238,6 +229,11 @@ def odd_but_usable(content: dict[str, Any]) -> None:
     boxes = [[500, 500, 9, 9], [4, 4, 0, 9], [40, 40, -8, -8], [-9, -9, 40, 40], [1, 1, 60, 60]]
     for number, (box, crowd) in enumerate(zip(boxes, (0, 0, 0, 0, 1), strict=True)):
         content["annotations"].append({**first, "id": 900 + number, "bbox": box, "iscrowd": crowd})
+    ids_with_gaps(content)
+
+
+def ids_with_gaps(content: dict[str, Any]) -> None:
+    """Categories with seven times their ids."""
     for row in [*content["annotations"], *content["categories"]]:
         key = "category_id" if "category_id" in row else "id"
         row[key] = 7 * row[key]
@@ -246,6 +242,7 @@ def odd_but_usable(content: dict[str, Any]) -> None:
 def test_odd_annotations_are_handled_and_told(kdcli: Kdcli, scenes: Path) -> None:
     code, _, err = kdcli(
         "train", STUDENT, *on_scenes(scenes), change_file(scenes, odd_but_usable),
+        *(f"{key}={changed(scenes / 'test.json', ids_with_gaps, 'odd_test.json')}" for key in (TESTED, TRUTH)),
         "dataset.train.dataset.kwargs.use_ignore=true",
     )  # fmt: skip
     assert code == 0, err

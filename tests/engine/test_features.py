@@ -13,11 +13,15 @@ import torch
 import torchvision
 
 from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.distill.taps import Taps
 from kdcli.engine import features
 from kdcli.engine.fake import fake_mode
 from kdcli.engine.features import Layer, filtered, input_size, inspect
+from kdcli.engine.sample import detection_sample
 from kdcli.errors import SpecError, UsageError
+from kdcli.models.network import build_network
 from kdcli.spec.networks import parse_networks
+from tests.engine.detectors import DATA
 from tests.engine.runs import SPEC
 from tests.engine.test_check import MODULE
 
@@ -161,6 +165,37 @@ def test_the_command_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(json.loads(capsys.readouterr().out)) == {"net", "teacher0"}
     with pytest.raises(UsageError):
         inspect_features("n.yaml", [], InspectOptions(net="teacher1"))
+
+
+DETECTOR = (
+    "net: {name: model, type: torchvision.fasterrcnn_mobilenet_v3_large_320_fpn, kwargs: {num_classes: 3}}\n"
+    f"{DATA}"
+)
+
+
+def test_the_levels_of_a_detector_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = layers(DETECTOR)
+    fpn = rows["model.backbone.fpn"]
+    assert fpn.status == "several"
+    assert fpn.taps == tuple(f"model.backbone.fpn[{level}]" for level in range(len(fpn.sizes)))
+    assert rows["model.backbone.body"].taps[-1] == "model.backbone.body[1]"
+    layer = rows["model.backbone.fpn.layer_blocks.0"]
+    assert layer.taps == ("model.backbone.fpn.layer_blocks.0",) and layer.status == "once"
+    assert rows["model.backbone.fpn.layer_blocks"].taps == ()
+    net = build_network(parse_networks(DETECTOR, "n.yaml").networks["net"], path=("net",))
+    with Taps(net, [fpn.path, *fpn.taps], where={}) as taps:  # what is told can be tapped
+        view = taps.learn(detection_sample())
+    several = view.features[fpn.path]
+    assert isinstance(several, list) and len(several) == len(fpn.taps)
+    Path("n.yaml").write_text(DETECTOR)
+    inspect_features("n.yaml", [], InspectOptions(filter="backbone.fpn"))
+    assert "several\n" in (text := capsys.readouterr().out)
+    assert f"model.backbone.fpn[0] ... model.backbone.fpn[{len(fpn.taps) - 1}]" in text
+    inspect_features("n.yaml", [], InspectOptions(filter="backbone.body", format="json"))
+    (row,) = json.loads(capsys.readouterr().out)["layers"]
+    assert row["taps"] == ["model.backbone.body[0]", "model.backbone.body[1]"]
+    inspect_features("n.yaml", [], InspectOptions(filter="backbone.body"))
+    assert "model.backbone.body[0], model.backbone.body[1]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", QUICK)

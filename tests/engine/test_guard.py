@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.errors import RunError
+from kdcli.spec.parse import read
 from tests.engine.runs import SPEC, run_of, spec_of
+from tests.scenes import SAMPLES, on_scenes, write_scenes
 
 
 def test_every_loss_reaches_the_student_and_nothing_is_left_changed() -> None:
@@ -76,6 +79,36 @@ def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
             prove_losses(run)
     assert caught.value.diagnostics[0].code == "KD702"
     assert "loss_weight" in (caught.value.diagnostics[0].help or "")
+
+
+def test_a_task_loss_that_moves_nothing_is_no_matter_of_a_teacher() -> None:
+    post = (
+        "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 0.0}}}}"
+    )
+    model = (
+        "{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}}"
+    )
+    with run_of(spec_of(SPEC, "runtime.runner.type=base", f"net=[{model}, {post}]")) as run:
+        with pytest.raises(RunError) as caught:
+            prove_losses(run)
+    (found,) = caught.value.diagnostics
+    assert found.code == "KD702" and "`task.loss`" in found.message
+    assert "teacher" not in (found.help or "") and "loss_weight" in (found.help or "")
+
+
+def test_a_detector_whose_anchors_match_nothing_is_told_so(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes")
+    matcher = "net.post_process.kwargs.cfg.roi_supervisor.kwargs.matcher.kwargs"
+    none = [f"{matcher}.positive_iou_thresh=0.999", f"{matcher}.allow_low_quality_match=false"]
+    with run_of(read(str(SAMPLES / "scenes_student.yaml"), [*on_scenes(scenes), *none])) as run:
+        with pytest.raises(RunError) as caught:
+            prove_losses(run)
+    assert {found.code for found in caught.value.diagnostics} == {"KD702"}
+    helps = {found.help for found in caught.value.diagnostics}
+    assert helps == {
+        "no object of the batch can be matched: are there boxes, and are the images not too thin or too small "
+        "for the anchors?"
+    }
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from PIL import Image
 
+from kdcli.models.network import build_network
+from kdcli.spec.schema import ModuleSpec
 from tests.engine.detectors import ADAPTED, DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector
 from tests.engine.runs import SPEC
 
@@ -102,7 +105,14 @@ def listed(file: str, *changes: str, folder: str = "images", more: str = "") -> 
 
 
 def annotated(file: str) -> Case:
-    return on_files(text=detector(FEATURE).replace("nowhere/train.json", file))
+    """A detector trained on a file."""
+    text = detector(FEATURE).replace("nowhere/train.json", file)
+    return on_files(text=text.replace("image_dir: nowhere", "image_dir: images"))
+
+
+def measured(file: str, *changes: str) -> Case:
+    """A detector measured by a file, with nothing else wrong in its data."""
+    return on_files(*changes, text=annotated("usable.json").text.replace("nowhere/test.json", file))
 
 
 def weights(file: str) -> Case:
@@ -120,6 +130,11 @@ TWO_ENDS = (
 )
 ODD_TEACHER = f"teacher0={{name: model, type: '{PLUGIN}:Odd'}}"
 SQUARE_TEACHER = f"teacher0={{name: model, type: '{PLUGIN}:Square'}}"
+
+BACKBONE = (
+    "{name: backbone, type: resnet_custom, kwargs:"
+    " {block: basic, layers: [1, 1, 1, 1], width: 4, input_channel: 1, normalize: {type: solo_bn}}}"
+)
 
 CASES: dict[str, Case] = {
     "KD390": changed("trainer.loggers=[tensorbord]"),
@@ -238,9 +253,19 @@ CASES: dict[str, Case] = {
         .replace("{flip_p: 0.5}", "{}"),
         files=True,
     ),
+    "KD566": measured("usable.json", "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file=elsewhere.json"),
+    "KD568": measured("crowd.json"),
+    "KD569": measured("renamed.json"),
     "KD608": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
         " kwargs: {step_size: 1}}"
+    ),
+    "KD618": on_files(
+        f"teacher0=[{BACKBONE}]",
+        "mimic.cfgs.loss={type: l2_loss}",
+        "mimic.adapter=auto",
+        "mimic.student.mimic_name=[model.layer2]",
+        "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
@@ -253,7 +278,7 @@ ELSEWHERE = frozenset(
         *("KD407", "KD413", "KD441", "KD445"),  # told earlier, by the resolver: KD324, KD309, KD320, KD212
         *("KD435", "KD437", "KD439"),  # tests/engine/test_check_losses.py: no loss of kdcli comes to that
         *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
-        *("KD508", "KD512", "KD516", "KD540", "KD552", "KD553", "KD554", "KD555", "KD566", "KD567"),  # a run
+        *("KD508", "KD512", "KD516", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run
     }
 )
 """Codes that no spec makes validate show."""
@@ -277,6 +302,9 @@ def lay(folder: Path) -> None:
     for name, lines in lists.items():
         (folder / f"{name}.txt").write_text(lines)
     torch.save({"model.conv1.weight": torch.zeros(2, 1, 3, 3)}, folder / "other.pth")
+    backbone = build_network([ModuleSpec(**yaml.safe_load(BACKBONE))], path=("net",))
+    head = {"head.classifier.weight": torch.zeros(4, 32), "head.classifier.bias": torch.zeros(4)}
+    torch.save({**backbone.state_dict(), **head}, folder / "whole.pth")
     (folder / "text.pth").write_text("no weights")
     torch.save({"epoch": Path("x")}, folder / "code.pth")
     torch.save({"w": torch.zeros(4)}, folder / "plain.pth")
@@ -294,6 +322,14 @@ def lay(folder: Path) -> None:
             "annotations": [box],
             "categories": [{"id": n, "name": str(n)} for n in range(1, 6)],
         },
+    }
+    names = [{"id": n, "name": str(n)} for n in range(1, 4)]
+    usable = {"images": [image], "annotations": [box], "categories": names}
+    annotations |= {
+        "usable": usable,
+        "elsewhere": {**usable, "images": [{**image, "id": 2}], "annotations": [{**box, "image_id": 2}]},
+        "crowd": {**usable, "annotations": [{**box, "iscrowd": 1}]},
+        "renamed": {**usable, "categories": [*names[:2], {"id": 3, "name": "cat"}]},
     }
     for name, data in annotations.items():
         (folder / f"{name}.json").write_text(json.dumps(data))

@@ -54,6 +54,21 @@ def test_every_classifier_of_torchvision_gives_logits(name: str) -> None:
     assert run_fake(net.eval(), batch_of(size))["preds"].shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "near"),
+    [
+        ("maskrcnn_resnet50_fpn", "leaves out torchvision's models with masks and key points", "fasterrcnn"),
+        ("keypointrcnn_resnet50_fpn", "masks and key points", "fasterrcnn"),
+        ("deeplabv3_resnet50", "leaves out torchvision's `deeplabv3_resnet50`", ""),
+        ("maskrcnn", "torchvision has no model `maskrcnn`", ""),
+    ],
+)
+def test_models_that_are_left_out_are_told_apart_from_slips(name: str, said: str, near: str) -> None:
+    code, path, message, help = finding(f"torchvision.{name}")
+    assert (code, path) == ("KD401", ("net", 0, "type"))
+    assert said in message and near in help
+
+
 def test_arguments_are_checked() -> None:
     assert finding("torchvision.resnet1")[:2] == ("KD401", ("net", 0, "type"))
     code, path, message, help = finding("torchvision.mobilenet_v2", num_clases=3)

@@ -10,8 +10,9 @@ import torch
 import torchvision.models
 
 from kdcli.errors import RunError, SpecError
-from kdcli.models.network import Network
+from kdcli.models.network import Network, build_network
 from kdcli.models.weights import check_weights, fit_weights, load_weights, misfit
+from kdcli.spec.schema import ModuleSpec
 
 from .fakes import network
 
@@ -109,6 +110,71 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: Path) -> No
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     with pytest.raises(RunError):
         load_weights(net, path)
+
+
+def teacher(*modules: Any) -> Network:
+    return build_network([ModuleSpec(**module) for module in modules], path=("teachers", "teacher0"))
+
+
+def test_a_teachers_list_may_end_before_its_weights_do(tmp_path: Path) -> None:
+    whole = small()
+    path = saved(whole, tmp_path, **{"bbox.fc.weight": torch.ones(1)})
+    cut = teacher(BACKBONE)
+    told = ["3 tensors of `head`, `bbox` are not used: the teacher's list has no such module"]
+    assert check_weights(cut, path) == told
+    assert load_weights(cut, path) == told
+    assert equal(whole.backbone, cut.backbone)
+    full = teacher(BACKBONE, {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 5}})
+    assert check_weights(full, saved(whole, tmp_path)) == []
+    with pytest.raises(RunError, match="2 unexpected: head"):
+        load_weights(network(BACKBONE), path)  # a student is not cut
+    other = teacher({**BACKBONE, "kwargs": {**SMALL, "layers": [1, 1, 1, 2]}})
+    with pytest.raises(RunError, match=r"missing: backbone\.layer4\.1.* unexpected: head"):
+        load_weights(other, path)
+    wide = teacher({**BACKBONE, "kwargs": {**SMALL, "width": 8}})
+    with pytest.raises(RunError, match="KD531") as caught:
+        load_weights(wide, path)
+    assert "mis-shaped" in str(caught.value) and "unexpected" not in str(caught.value)
+
+
+def test_a_cut_teacher_refuses_what_lies_inside_its_modules(tmp_path: Path) -> None:
+    cut = teacher(BACKBONE)
+    longer = network({**BACKBONE, "kwargs": {**SMALL, "layers": [1, 1, 1, 2]}})
+    head = {"head.classifier.bias": torch.ones(5)}
+    with pytest.raises(RunError, match=r"unexpected: backbone\.layer4\.1") as caught:
+        load_weights(cut, saved(longer, tmp_path, **head))
+    assert "head" not in str(caught.value)
+    bare = saved(longer.backbone, tmp_path, **{"fc.bias": torch.ones(5)})
+    with pytest.raises(RunError, match=r"unexpected: layer4\.1"):
+        load_weights(cut, bare)
+    bare = saved(teacher(BACKBONE).backbone, tmp_path, **{"fc.bias": torch.ones(5)})
+    told = ["1 tensor of `fc` is not used: the teacher's list has no such module"]
+    assert load_weights(cut, bare) == told
+
+
+def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    cut = teacher(BACKBONE)
+    state = {f"net.{key}": value for key, value in cut.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(RunError, match=r"missing: .* unexpected: net\.backbone"):
+        load_weights(cut, tmp_path / "w.pt")
+    empty = teacher({"name": "post", "type": "base_cls_postprocess"})
+    with pytest.raises(RunError, match="unexpected"):
+        load_weights(empty, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "model", "type": "cifar_resnet8"},
+        {"name": "model", "type": "torchvision.ssdlite320_mobilenet_v3_large", "kwargs": {"num_classes": 2}},
+    ],
+    ids=["classifier", "detector"],
+)
+def test_whole_models_are_not_cut(model: dict[str, Any], tmp_path: Path) -> None:
+    net = teacher(model)
+    with pytest.raises(RunError, match="1 unexpected: extra"):
+        load_weights(net, saved(net, tmp_path, **{"extra.weight": torch.ones(1)}))
 
 
 def test_counters_and_training_helpers_may_be_absent(tmp_path: Path) -> None:

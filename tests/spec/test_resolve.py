@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdcli.distill.mimickers import MIMICKERS
+from kdcli.spec.arguments import fits
+from kdcli.spec.resolve_jobs import method_of
+from kdcli.spec.signatures import signature
 from kdcli.spec.torch_names import OPTIMIZERS, SCHEDULERS
 from tests.spec.specs import BASE, TABLES, changed, findings
 
@@ -60,6 +65,49 @@ def test_a_methods_own_losses_need_not_be_repeated() -> None:
     for given in ("{}", "{neck_loss: {type: kd_loss}}", "{bank_loss: {type: bank}}", "{levels: [3]}"):
         assert codes(frs, f"mimic.cfgs={given}") == []
     assert codes(frs, "mimic.cfgs={neck_loss: {type: bank}}") == ["KD321"]
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "words"),
+    [
+        ("abc", (), "must be a list of whole numbers, got the text 'abc'"),
+        ("[0, x]", (1,), "element 1 is the text 'x'"),
+        ("[0, 1.5]", (1,), "element 1 is the number 1.5"),
+        ("3", (), "got the number 3"),
+        ("null", None, ""),
+        ("[]", None, ""),
+    ],
+)
+def test_an_option_is_of_the_type_of_its_default(
+    value: str, path: tuple[int, ...] | None, words: str
+) -> None:
+    frs = changed(("mimic_ins_type: base", "mimic_ins_type: FRS"))
+    found = findings(frs, f"mimic.cfgs={{levels: {value}}}")
+    if path is None:
+        assert found == []
+        return
+    (one,) = found
+    assert one.code == "KD322" and words in one.message and "`levels` of `FRS`" in one.message
+    assert one.span is not None and one.span.source == "argument 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "wrong", "right"),
+    [
+        ("DeFeat", "rpn_fpn_base_scale", ["abc", True, [1]], [56, 0.5]),
+        ("DeFeat", "neck_feature_nums", [1.5, "3"], [3]),
+        ("SampleFeature", "rcnn_fpn_levels", ["abc", 3, [0, "x"]], [[0, 1]]),
+        ("SampleFeature", "teacher_proposal", ["yesplease", 1], [True, False]),
+        ("SampleFeature", "student_roipooler", [3], ["a.b"]),
+        ("SampleFeature", "teacher_roipooler", [], [["a.b"], "a.b"]),
+    ],
+)
+def test_types_of_kdclis_own_options(method: str, option: str, wrong: list[Any], right: list[Any]) -> None:
+    read = method_of(signature(MIMICKERS[method]))
+    assert read is not None and option in (read.options or ())
+    wanted = read.types.get(option)
+    assert [value for value in wrong if wanted is None or fits(wanted, value)] == []
+    assert [value for value in right if wanted is not None and not fits(wanted, value)] == []
 
 
 def test_labels_of_a_methods_default_loss_count() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from kdcli.errors import RunError
-from kdcli.tasks.detection.coco_metric import average_precision
+from kdcli.tasks.detection.coco_metric import METRICS, _evaluator, average_precision
 from kdcli.tasks.detection.predictions import coco_rows, original_boxes, save_coco
 from kdcli.tasks.detection.task import Detection, DetectionMeter
+from kdcli.tasks.detection.truth import read_truth
 
 TRUTH = {11: [[10.0, 10.0, 40.0, 40.0]], 12: [[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 40.0]]}
 CATEGORIES = (4, 8)
@@ -117,6 +121,108 @@ def test_other_images_than_the_truth_has(truth: Path) -> None:
         average_precision(truth, coco_rows(77, [[0, 0, 1, 1, 0.5, 1]], CATEGORIES))
     with pytest.raises(RunError, match="KD560"):
         average_precision(truth.parent, [])
+
+
+def rewritten(truth: Path, **changes: Any) -> list[Any]:
+    """Changes the first annotation; rows that find all the others and, where one is given, `found`."""
+    content = json.loads(truth.read_text())
+    found = changes.pop("found", None)
+    content["annotations"][0].update(changes)
+    truth.write_text(json.dumps(content))
+    rows = [
+        {"image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"], "score": 0.9}
+        for row in content["annotations"]
+    ]
+    return rows[1:] if found is None else [{**rows[0], "bbox": found}, *rows[1:]]
+
+
+@pytest.mark.parametrize("box", [[100, 100, 9, 9], [-9, 0, 9, 9], [5, 5, 0, 4], [50, 50, -8, -8]])
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_what_the_data_leaves_out_is_not_missed(truth: Path, box: list[float], crowd: int) -> None:
+    assert average_precision(truth, rewritten(truth, bbox=box, iscrowd=crowd))["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [([-40, -40, 80, 80], [0, 0, 40, 40]), ([90, 20, 30, 50], [90, 20, 10, 50])],
+)
+def test_the_truth_is_cut_as_in_training(truth: Path, box: list[float], inside: list[float]) -> None:
+    rows = rewritten(truth, bbox=box, found=inside)
+    assert average_precision(truth, rows)["AP"] == pytest.approx(100)
+    (first, *_) = read_truth(truth).boxes
+    assert list(first.bbox) == inside and first.area == inside[2] * inside[3]
+
+
+def test_other_boxes_are_as_written(truth: Path) -> None:
+    rewritten(truth, bbox=[0.1, 0.7, 99.91, 50.3], area=12.5)  # reaches over by rounding alone
+    first, second, _ = read_truth(truth).boxes
+    assert first.bbox == (0.1, 0.7, 99.91, 50.3) and first.area == 12.5
+    assert second.bbox == tuple(TRUTH[12][0]) and second.area == 400
+
+
+def test_the_figures_of_a_clean_file_are_the_packages_own(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    images = [{"id": 7 * n + 3, "file_name": "x", "height": 480, "width": 640} for n in range(30)]
+    truths, rows = [], []
+    for image in images:
+        for _ in range(draw.integers(0, 9)):
+            x, y, w, h = (round(float(v), 2) for v in draw.uniform([0, 0, 4, 4], [400, 300, 240, 180]))
+            category = int(draw.choice([4, 8, 90]))
+            own = {"id": len(truths) + 1, "image_id": image["id"], "category_id": category}
+            crowd, area = int(draw.random() < 0.1), round(w * h * 0.7, 3)
+            truths.append({**own, "bbox": [x, y, w, h], "area": area, "iscrowd": crowd})
+            for _ in range(draw.integers(0, 3)):
+                near = [round(v + float(draw.normal(0, 5)), 3) for v in (x, y, w, h)]
+                score = round(float(draw.random()), 2)
+                rows.append({"image_id": image["id"], "category_id": category, "bbox": near, "score": score})
+    categories = [{"id": n, "name": str(n)} for n in (90, 4, 8)]
+    content = {"images": images, "annotations": truths, "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    dataset, evaluator = _evaluator()
+    known = dataset()
+    known.dataset = content
+    with redirect_stdout(StringIO()):
+        known.createIndex()
+        scored = evaluator(known, known.loadRes([dict(row) for row in rows]), iouType="bbox")
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    expected = {name: 100.0 * float(v) for name, v in zip(METRICS, scored.stats[:6], strict=True) if v >= 0}
+    assert 1 < expected["AP"] < 99 and len(expected) == 6
+    assert average_precision(tmp_path / "truth.json", rows) == expected
+
+
+@pytest.mark.parametrize("change", [{"area": None}, {"bbox": ["1", 2, 3, 4]}, {"iscrowd": "no"}])
+def test_the_truth_is_checked(truth: Path, change: dict[str, Any]) -> None:
+    rows = rewritten(truth, **change)
+    with pytest.raises(RunError, match="KD561"):
+        average_precision(truth, rows)
+
+
+def test_boxes_that_count(truth: Path) -> None:
+    assert read_truth(truth).counting({11, 12}) == 3 and read_truth(truth).counting({11}) == 1
+    rewritten(truth, iscrowd=1)
+    assert read_truth(truth).counting({11}) == 0
+
+
+@pytest.mark.parametrize("first", [-5, 2**53, 2**63 - 2])
+def test_ids_stay_exact_over_processes(truth: Path, first: int) -> None:
+    content = json.loads(truth.read_text())
+    ids = {11: first, 12: first + 1}
+    for row in content["images"]:
+        row["id"] = ids[row["id"]]
+    for row in content["annotations"]:
+        row["image_id"] = ids[row["image_id"]]
+    truth.write_text(json.dumps(content))
+    meters = []
+    for image in (11, 12):
+        meters.append(DetectionMeter())
+        meters[-1].update(perfect([image]), {**batch(truth, [image]), "image_ids": [ids[image]]})
+    total = meters[0].sums() + meters[1].sums()
+    assert [row["image_id"] for row in meters[0].predictions(total)] == [first, first + 1, first + 1]
+    assert meters[0].result(total)["AP"] == pytest.approx(100)
+    with pytest.raises(RunError, match=f"image {first} was evaluated twice"):
+        meters[0].predictions(3 * meters[0].sums())
 
 
 def test_predictions_are_written_as_coco_reads_them(truth: Path, tmp_path: Path) -> None:

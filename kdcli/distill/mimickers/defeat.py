@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kdcli.distill.mimickers.detectors import tapped, term_over
+from kdcli.distill.mimickers.levels import read_levels
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
@@ -36,7 +37,7 @@ class DeFeatMimicker(Mimicker):
     OPTIONS: ClassVar[Mapping[str, Any]] = {
         "rpn_fpn_levels": [0, 1, 2, 3, 4],
         "rpn_fpn_strides": [4, 8, 16, 32, 64],
-        "rpn_fpn_base_scale": 56,
+        "rpn_fpn_base_scale": 56.0,
         "neck_feature_nums": 5,
     }
 
@@ -48,9 +49,6 @@ class DeFeatMimicker(Mimicker):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options = {**self.OPTIONS, **setting.job.options}
-        self.levels: list[int] = list(options["rpn_fpn_levels"])
-        self.strides: list[int] = list(options["rpn_fpn_strides"])
-        self.base_scale = float(options["rpn_fpn_base_scale"])
         self.necks = int(options["neck_feature_nums"])
         taps = setting.job.student.mimic_name
         self.backbones = len(taps) - self.necks
@@ -62,13 +60,16 @@ class DeFeatMimicker(Mimicker):
                 f"{self.necks} neck layers of {len(taps)} tapped ones",
                 "`neck_feature_nums` counts the neck's layers at the end of `mimic_name`",
             )
-        if not len(self.levels) == len(self.strides) == self.necks:
+        counts = [len(options[f"rpn_fpn_{what}"]) for what in ("levels", "strides")]
+        if counts != [self.necks] * 2:
             raise SpecError.at(
                 (*where, "rpn_fpn_levels"),
                 "KD462",
-                f"{len(self.levels)} levels, {len(self.strides)} strides and {self.necks} neck layers",
+                f"{counts[0]} levels, {counts[1]} strides and {self.necks} neck layers",
                 "give as many of `rpn_fpn_levels` and `rpn_fpn_strides` as there are neck layers",
             )
+        found = read_levels(setting, options, "rpn_fpn", self.necks, "neck layers")
+        self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
         losses = self.losses_of(setting.job)
         self.terms = nn.ModuleDict()
         self.teacher_names = tuple(setting.teachers)

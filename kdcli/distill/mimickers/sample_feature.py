@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.mimickers.detectors import proposals, tapped, term_over
+from kdcli.distill.mimickers.levels import read_levels
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
@@ -43,7 +44,7 @@ class SampleFeatureMimicker(Mimicker):
     OPTIONS: ClassVar[Mapping[str, Any]] = {
         "rcnn_fpn_levels": [0, 1, 2, 3],
         "rcnn_fpn_strides": [4, 8, 16, 32],
-        "rcnn_fpn_base_scale": 56,
+        "rcnn_fpn_base_scale": 56.0,
         "teacher_proposal": True,
         "student_roipooler": "bbox_head_pre_process.roipool",
         "teacher_roipooler": None,
@@ -60,11 +61,16 @@ class SampleFeatureMimicker(Mimicker):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options = {**self.OPTIONS, **setting.job.options}
-        self.levels: list[int] = list(options["rcnn_fpn_levels"])
-        self.strides: list[int] = list(options["rcnn_fpn_strides"])
-        self.base_scale = float(options["rcnn_fpn_base_scale"])
+        shown = [(setting.student, setting.job.student.mimic_name)]
+        shown += [(view, setting.job.teachers[name].mimic_name) for name, view in setting.teachers.items()]
+        count = min(len(list(tensors_in([view.features[tap] for tap in taps]))) for view, taps in shown)
+        given, wanted = (len(options[f"rcnn_fpn_{what}"]) for what in ("strides", "levels"))
+        if given != wanted:
+            where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
+            raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
+        found = read_levels(setting, options, "rcnn_fpn", count, "tapped maps")
+        self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
         self.teacher_proposal = bool(options["teacher_proposal"])
-        self._check_levels(setting)
         # Kept from being children: they are the networks', and hold no parameters.
         self.poolers: dict[str, Poolers | None] = _poolers(setting)
         loss = self.losses_of(setting.job)["feature_loss"]
@@ -144,21 +150,6 @@ class SampleFeatureMimicker(Mimicker):
             for level, stride, indices in zip(self.levels, self.strides, groups, strict=True)
         ]
         return torch.cat(rows)
-
-    def _check_levels(self, setting: Setting) -> None:
-        where = (*setting.path, "options", "rcnn_fpn_levels")
-        if len(self.levels) != len(self.strides):
-            raise SpecError.at(
-                where, "KD462", f"{len(self.levels)} levels need as many strides, not {len(self.strides)}"
-            )
-        count = len(setting.job.student.mimic_name)
-        if not self.levels or max(self.levels) >= count or min(self.levels) < 0:
-            raise SpecError.at(
-                where,
-                "KD462",
-                f"levels {self.levels} of {count} tapped layers",
-                "`rcnn_fpn_levels` are indices into `mimic_name`",
-            )
 
 
 def _poolers(setting: Setting) -> dict[str, Poolers | None]:

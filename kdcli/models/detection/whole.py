@@ -68,6 +68,8 @@ class TorchvisionDetector(ViewModule):
     `dt_bboxes` [N, 7]: image, x1, y1, x2, y2, score, class from 1.
     """
 
+    whole = True
+
     def __init__(self, detector: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes

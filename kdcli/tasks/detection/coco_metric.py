@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from kdcli.errors import RunError
+from kdcli.tasks.detection.truth import Truth, read_truth
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -19,12 +19,13 @@ def average_precision(
 ) -> dict[str, float]:
     """The six figures in percent; one that has no ground truth (no large object, say) is left out.
 
-    rows: of a COCO results file. images: the ids that were looked at; all by default. Raises RunError KD565
-    where the evaluation package is missing, KD566 where rows and truth are about different images.
+    rows: of a COCO results file. images: the ids that were looked at; all by default. Boxes of the truth are
+    cut to their image, and what nothing is left of does not count (kdcli.tasks.detection.truth). Raises
+    RunError KD560 to KD562 for the file, KD565 where the evaluation package is missing, KD566 where rows and
+    truth are about different images.
     """
-    annotations = _truth(truth)
-    known = {image["id"] for image in annotations["images"]}
-    strange = sorted({row["image_id"] for row in rows} - known)
+    known = read_truth(truth)
+    strange = sorted(({row["image_id"] for row in rows} | set(images or ())) - set(known.images))
     if strange:
         raise RunError.of(
             "KD566",
@@ -33,17 +34,23 @@ def average_precision(
         )
     if not rows:
         return {name: 0.0 for name in METRICS[:3]}
-    if images is not None:
-        chosen = set(images)
-        for key, own in (("images", "id"), ("annotations", "image_id")):
-            annotations[key] = [row for row in annotations[key] if row[own] in chosen]
+    # The packages know ids as fixed-width integers: they get small ones, in the same order.
+    places = {image: number for number, image in enumerate(known.images, start=1)}
+    classes = {category: number for number, category in enumerate(known.names, start=1)}
+    found = [
+        {**row, "image_id": places[row["image_id"]], "category_id": classes[row["category_id"]]}
+        for row in rows
+        if row["category_id"] in classes
+    ]
     dataset, evaluator = _evaluator()
     with redirect_stdout(StringIO()):
         known_boxes = dataset()
-        known_boxes.dataset = annotations
+        known_boxes.dataset = _dataset(
+            known, places, classes, set(known.images if images is None else images)
+        )
         known_boxes.createIndex()
         # The package writes into what it is given.
-        scored = evaluator(known_boxes, known_boxes.loadRes([dict(row) for row in rows]), iouType="bbox")
+        scored = evaluator(known_boxes, known_boxes.loadRes(found), iouType="bbox")
         scored.evaluate()
         scored.accumulate()
         scored.summarize()
@@ -54,22 +61,26 @@ def average_precision(
     }
 
 
-def _truth(path: Path) -> dict[str, Any]:
-    """The annotation file with what the packages insist on filled in."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        annotations = [
+def _dataset(
+    truth: Truth, places: Mapping[int, int], classes: Mapping[int, int], chosen: Collection[int]
+) -> dict[str, Any]:
+    """The chosen images as the packages want a file; places, classes: their numbers for its ids."""
+    boxes = [box for box in truth.boxes if box.image in chosen]
+    return {
+        "images": [{"id": places[image]} for image in truth.images if image in chosen],
+        "categories": [{"id": classes[category], "name": name} for category, name in truth.names.items()],
+        "annotations": [
             {
-                **row,
                 "id": number,
-                "area": row.get("area", max(0.0, row["bbox"][2]) * max(0.0, row["bbox"][3])),
-                "iscrowd": int(row.get("iscrowd", 0)),
+                "image_id": places[box.image],
+                "category_id": classes[box.category],
+                "bbox": list(box.bbox),
+                "area": box.area,
+                "iscrowd": int(box.crowd),
             }
-            for number, row in enumerate(data["annotations"], start=1)
-        ]
-        return {"images": data["images"], "annotations": annotations, "categories": data["categories"]}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as reason:
-        raise RunError.of("KD560", f"`{path}` is no COCO annotation file: {reason}") from reason
+            for number, box in enumerate(boxes, start=1)
+        ],
+    }
 
 
 def _evaluator() -> tuple[Any, Any]:

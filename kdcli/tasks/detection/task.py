@@ -17,9 +17,13 @@ from kdcli.tasks.detection.predictions import coco_rows, original_boxes
 MOST_BOXES = 100
 """COCO counts this many boxes an image, the best."""
 
-HEAD = 3
+HALF = 2**32
+HEAD = 4
 WIDTH = HEAD + 6 * MOST_BOXES
-"""A sample's row: seen, image id, number of boxes, then the boxes."""
+"""A sample's row: seen, upper and lower half of the image id, number of boxes, then the boxes.
+
+A float64 holds half of a 64-bit id exactly, and not all of it.
+"""
 
 
 class DetectionMeter:
@@ -48,7 +52,8 @@ class DetectionMeter:
         for index, image_id, boxes in zip(batch["indices"].tolist(), batch["image_ids"], found, strict=True):
             kept = boxes[:MOST_BOXES].cpu()
             row = self._rows[index]
-            row[0], row[1], row[2] = 1.0, float(image_id), float(len(kept))
+            upper, lower = divmod(int(image_id), HALF)
+            row[:HEAD] = torch.tensor([1.0, upper, lower, len(kept)], dtype=torch.float64)
             row[HEAD : HEAD + kept.numel()] = kept.flatten()
 
     def sums(self) -> Tensor:
@@ -62,7 +67,7 @@ class DetectionMeter:
         if self._annotations is None:
             return {"AP": 0.0}
         truth = Path(self.gt_file) if self.gt_file is not None else Path(self._annotations["file"])
-        seen = [int(row[1]) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        seen = [_image_id(row) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
         return average_precision(truth, self.predictions(sums), seen)
 
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
@@ -72,15 +77,19 @@ class DetectionMeter:
         rows: list[dict[str, Any]] = []
         for row in sums.cpu().reshape(-1, WIDTH):
             if row[0] > 1:
-                raise RunError.of("KD566", f"image {int(row[1] / row[0])} was evaluated twice")
-            count = int(row[2])
+                raise RunError.of("KD566", f"image {_image_id(row / row[0])} was evaluated twice")
+            count = int(row[HEAD - 1])
             boxes = row[HEAD : HEAD + 6 * count].reshape(count, 6)
-            rows += coco_rows(int(row[1]), boxes, self._annotations["categories"])
+            rows += coco_rows(_image_id(row), boxes, self._annotations["categories"])
         return rows
 
     def _begin(self, annotations: Mapping[str, Any]) -> None:
         self._annotations = annotations
         self._rows = torch.zeros(int(annotations["samples"]), WIDTH, dtype=torch.float64)
+
+
+def _image_id(row: Tensor) -> int:
+    return int(row[1]) * HALF + int(row[2])
 
 
 class Detection:
