@@ -236,7 +236,7 @@ class _Rehearsal:
         height, width = batch["image"].shape[-2:]
         what, then = "", "let the transforms make them larger, or choose another network"
         if task_kind(self.spec) == "detection":
-            what = ", at which every detector is checked,"
+            what = ", at which it is checked,"
             then = "on larger ones `kdcli train` may still run it"
         help = f"images of {height}x{width}{what} may be too small for the network: {then}"
         return replace(found, help=help)

@@ -128,7 +128,7 @@ def _inspect(
         net.train(name == "net")
         with mode or nullcontext():
             if _detects(parsed):
-                batch = detection_sample(aligned=parsed.runtime.aligned)
+                batch = detection_sample(modules, aligned=parsed.runtime.aligned)
             else:
                 batch = classification_sample(parsed.train, facts, channels_of(net))
             if most is not None and not net.training:

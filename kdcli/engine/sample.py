@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.engine.build import task_kind
-from kdcli.spec.schema import DataPart, Spec
+from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 
 BATCH = 2
 USUAL_SIZE = 224
@@ -18,11 +19,15 @@ USUAL_SIZE = 224
 DETECTION_SIZE = 128
 """Five halvings leave a map of 4x4."""
 
+SSD_SIZE = 320
+"""torchvision's SSDs halve so often that they need as much."""
+
 
 def sample_of(spec: Spec, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
     """A batch as the training data of a spec gives it; channels: where the data does not say."""
     if task_kind(spec) == "detection":
-        return detection_sample(aligned=spec.runtime.aligned)
+        modules = [*spec.net, *(module for teacher in spec.teachers.values() for module in teacher)]
+        return detection_sample(modules, aligned=spec.runtime.aligned)
     return classification_sample(spec.dataset.train, facts, channels)
 
 
@@ -31,12 +36,13 @@ def channels_of(net: nn.Module) -> int:
     return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
-def detection_sample(*, aligned: bool = False) -> dict[str, Any]:
+def detection_sample(modules: Iterable[ModuleSpec] = (), *, aligned: bool = False) -> dict[str, Any]:
     """Two tiny real images with a box each, as the `coco` dataset would give them.
 
-    Boxes decide what a detector computes, so nothing is fake. aligned: as `runtime.aligned` says.
+    Boxes decide what a detector computes, so nothing is fake. modules: what is to run on them. aligned: as
+    `runtime.aligned` says.
     """
-    side = DETECTION_SIZE
+    side = SSD_SIZE if any(m.type.startswith("torchvision.ssd") for m in modules) else DETECTION_SIZE
     box = torch.tensor([[side / 8, side / 8, side / 2, side / 2, 1.0]])
     return {
         "image": torch.rand(BATCH, 3, side, side),

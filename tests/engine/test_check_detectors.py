@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from kdcli.engine import sample
 from kdcli.engine.methods import method_fragment
 from tests.engine.check_cases import examined
 from tests.engine.detectors import DATA, DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector, indented
@@ -39,10 +40,12 @@ def test_validate_accepts_the_fragment(method: str) -> None:
     assert [f"{one.code}: {one.message}" for one in found] == []
 
 
-def test_a_whole_detector_that_wants_larger_images() -> None:
+def test_a_whole_detector_that_wants_larger_images_is_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [one.code for one in examined("d.yaml", SSD)] == []
+    monkeypatch.setattr(sample, "SSD_SIZE", 128)
     found = examined("d.yaml", SSD)
     assert [one.code for one in found] == ["KD418"]
-    assert "images of 128x128, at which every detector is checked, may be too small" in (found[0].help or "")
+    assert "images of 128x128, at which it is checked, may be too small" in (found[0].help or "")
 
 
 def test_a_level_of_a_whole_detector_is_named_in_brackets() -> None:
