@@ -38,10 +38,11 @@ def test_precision_rises_and_frs_beats_the_plain_student(tmp_path: Path) -> None
     run("make-data", "fashion-scenes", "data/fashion-scenes", folder=tmp_path)
     run("train", str(SAMPLES / "scenes_teacher.yaml"), "trainer.test_freq=3", "--no-report", folder=tmp_path)
     for name in ("student", "frs"):
-        run("train", str(SAMPLES / f"scenes_{name}.yaml"), "--no-report", folder=tmp_path)
+        spec = str(SAMPLES / f"scenes_{name}.yaml")
+        run("train", spec, "runtime.random_seed=2", "--no-report", folder=tmp_path)
     teacher, alone, distilled = (
         precision(tmp_path / f"runs/scenes_{n}") for n in ("teacher", "student", "frs")
     )
     assert 20 < teacher[0] < teacher[-1]
     assert teacher[-1] > 48 and alone[-1] > 38
-    assert distilled[-1] > alone[-1] + 0.5  # 43.4 to 42.2 where it was first measured
+    assert distilled[-1] > alone[-1] + 2.0  # 43.7 to 40.0 where it was first measured; seed 1: 44.2 to 42.2
