@@ -105,8 +105,8 @@ NETWORKS: dict[str, Explanation] = {
     ),
     "KD418": Explanation(
         "network that cannot run",
-        "Run on images of the data's size (a detector: of 128x128) the network fails; the message names the"
-        " layer and what it was given.",
+        "Run on images of the data's size (a detector: of 128x128, an SSD of 320x320) the network fails; the"
+        " message names the layer and what it was given.",
         "wrong: torchvision.vit_b_16 on images of 32x32\nright: torch_resize to [224, 224], or another network",
     ),
 }

@@ -7,7 +7,7 @@ is used as it is. Parts that do not depend on each other are all looked at befor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from kdcli.engine.build import (
     student_modules,
     task_kind,
     teacher_settings,
-    weight_path,
 )
 from kdcli.engine.check_files import check_data as check_data_files
 from kdcli.engine.check_files import check_weights, count_samples
@@ -49,12 +48,10 @@ from kdcli.engine.wiring import (
     student_taps,
     teacher_taps,
 )
-from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
+from kdcli.errors import Diagnostic, Findings, SpecPath
 from kdcli.models.network import Network, build_network
-from kdcli.models.weights import check_weights as unfit
-from kdcli.models.weights import find_file
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import ModuleSpec, Spec
+from kdcli.spec.schema import ModuleSpec
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
 """torch's words where a map has become smaller than what a layer reads."""
@@ -123,7 +120,6 @@ class _Rehearsal:
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.files:
                 check_weights(self.spec, nets, self.options.base_dir, self.findings)
-                self.findings.found += unused_weights(self.spec, nets, self.options.base_dir)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
             if per_epoch is not None:
@@ -307,21 +303,6 @@ class _Rehearsal:
             total_steps=total if per_epoch is not None or in_steps else None,
             effective_lr=lr,
         )
-
-
-def unused_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None) -> list[Diagnostic]:
-    """Warnings of what the teachers' files hold beyond their lists; what does not fit is told elsewhere."""
-    found = []
-    for name, net in nets.items():
-        weight = None if name == "net" else teacher_settings(spec, name).teacher_weight
-        if weight is None or not net.may_lack_modules:
-            continue
-        where = weight_path(spec, name)
-        with suppress(KdError):
-            for notice in unfit(net, find_file(weight, base_dir, where), where=where):
-                message = f"{name}: {notice}"
-                found.append(Diagnostic(code="KD618", severity="warning", message=message, path=where))
-    return found
 
 
 def _path(name: str) -> SpecPath:

@@ -56,7 +56,7 @@ def count_samples(spec: Spec, base_dir: Path | None) -> int | None:
 def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings) -> None:
     """Names and shapes from the headers of the weight files, against the networks.
 
-    nets: `net` and the teachers, by name.
+    nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
     """
     for name, net in nets.items():
         if name == "net":
@@ -70,4 +70,7 @@ def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None
         if weight is not None:
             with found.part():
                 where = weight_path(spec, name)
-                check(net, find_file(weight, base_dir, where), where=where)
+                for notice in check(net, find_file(weight, base_dir, where), where=where):
+                    message = f"{name}: {notice}"
+                    unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
+                    found.found.append(unused)

@@ -42,6 +42,7 @@ from kdcli.models.weights import fit_weights, load_weights
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
 from kdcli.tasks.classification.metrics import agreement_sums
+from kdcli.tasks.detection.predictions import answers_with_boxes
 from kdcli.tasks.detection.task import DetectionMeter
 from kdcli.tasks.task import Meter
 
@@ -64,10 +65,9 @@ class Contender:
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
-        if "dt_bboxes" in result and result["dt_bboxes"] is result.get("rpn_dt_bboxes"):
-            # A list that ends after `rpn_post` gives proposals, which are no answer to be measured.
-            return {key: value for key, value in result.items() if key != "dt_bboxes"}
-        return result
+        if answers_with_boxes(result):
+            return result
+        return {key: value for key, value in result.items() if key != "dt_bboxes"}
 
 
 def compare(

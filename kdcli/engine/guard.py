@@ -22,6 +22,7 @@ from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import require
 from kdcli.errors import Diagnostic, RunError, SpecPath
+from kdcli.tasks.detection.predictions import answers_with_boxes
 
 BATCHES = 20
 TEACHER_SAMPLES = 512
@@ -92,11 +93,11 @@ def prove_losses(run: Run) -> Proven:
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
                 losses = trainee(batch, views, Clock(), weighted=False)
-                if of_task is None:
-                    of_task = _pull_of_task(run, losses)
                 for name, loss in losses.items():
                     if name not in findings or not findings[name].moves_student:
                         findings[name] = _differentiate(run, name, loss)
+                if of_task is None:
+                    of_task = _pull_of_task(run, losses, findings)
                 problems = [p for name, finding in findings.items() if (p := _problem(run, name, finding))]
                 fatal = any(problem.code != "KD702" for problem in problems)
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
@@ -127,10 +128,7 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
             with torch.no_grad():
                 outputs = teacher.outputs(probe)
-            boxes = outputs.get("dt_bboxes")
-            # A list that ends after `rpn_post` gives proposals, which are no answer to be measured.
-            answers = boxes is not None and boxes is not outputs.get("rpn_dt_bboxes")
-            detects = answers and _has_weights(run, name)
+            detects = answers_with_boxes(outputs) and _has_weights(run, name)
             if not classes or not ("logits" in outputs or detects):
                 continue
             metrics = evaluate(
@@ -181,11 +179,11 @@ def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
     return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(wanted), pull)
 
 
-def _pull_of_task(run: Run, losses: Mapping[str, Tensor]) -> float:
+def _pull_of_task(run: Run, losses: Mapping[str, Tensor], findings: Mapping[str, Finding]) -> float:
     """The norm of the gradient of the task's losses together on the student; 0 where there is none."""
     own = {name: loss for name, loss in losses.items() if name.startswith("task.") and loss.requires_grad}
-    if not own:
-        return 0.0
+    if len(own) < 2:
+        return sum(findings[name].pull for name in own)
     student = [p for p in run.trainee.student.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(total_of(own), student, retain_graph=True, allow_unused=True)
     return _norm(g for g in gradients if g is not None)

@@ -11,17 +11,20 @@ from .findings import Findings
 from .nodes import Entry, Mapping, Node, Scalar, kind
 
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
-# Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here.
+# Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.
 LEFTOVERS = {
-    "DeFeat": (
-        "rcnn_fpn_levels",
-        "rcnn_fpn_strides",
-        "rcnn_fpn_base_scale",
-        "teacher_proposal",
-        "head_fg_loss",
-        "head_bg_loss",
+    "DeFeat": dict.fromkeys(
+        (
+            "rcnn_fpn_levels",
+            "rcnn_fpn_strides",
+            "rcnn_fpn_base_scale",
+            "teacher_proposal",
+            "head_fg_loss",
+            "head_bg_loss",
+        ),
+        "delete it",
     ),
-    "FRS": ("rpn_loss",),
+    "FRS": {"rpn_loss": "its loss of scores is `pred_loss`, now with its defaults"},
 }
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 
@@ -93,14 +96,9 @@ def _less_leftovers(cfgs: Entry, job: Mapping, found: Findings) -> Entry:
     method = str(named.value) if isinstance(named, Scalar) else ""
     if method not in LEFTOVERS or not isinstance(cfgs.value, Mapping):
         return cfgs
-    for key in LEFTOVERS[method]:
+    for key, help in LEFTOVERS[method].items():
         entry = cfgs.value.find(key)
         if entry is not None:
-            help = (
-                "delete it"
-                if key != "rpn_loss"
-                else "its loss of scores is `pred_loss`, now with its defaults"
-            )
             found.warn("KD614", f"`{key}` has no effect in `{method}`", entry.key_span, help)
     return replace(cfgs, value=cfgs.value.without(*LEFTOVERS[method]))
 

@@ -34,6 +34,12 @@ def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list
     return found
 
 
+def answers_with_boxes(outputs: Mapping[str, Any]) -> bool:
+    """Whether a network says what is where; proposals, of a list that ends after `rpn_post`, are no answer."""
+    boxes = outputs.get("dt_bboxes")
+    return boxes is not None and boxes is not outputs.get("rpn_dt_bboxes")
+
+
 def coco_rows(
     image_id: int, boxes: Tensor | Sequence[Sequence[float]], categories: Sequence[int]
 ) -> list[dict[str, Any]]:
