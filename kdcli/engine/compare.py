@@ -18,6 +18,7 @@ from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
     build_task,
+    open_test,
     pixel_change,
     run_root,
     task_kind,
@@ -89,7 +90,7 @@ def compare(
     require_weights(parsed, weights)
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+    loader = build_data(open_test(spec, options.base_dir, run_root(parsed)), spec, processes)
     wrong = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
     if wrong:
         loader.close()

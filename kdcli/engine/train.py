@@ -20,7 +20,7 @@ from kdcli.engine.compiling import compile_networks
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
-from kdcli.engine.folder import environment, write_facts
+from kdcli.engine.folder import environment, write_data_facts, write_facts
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.engine.inheritance import inherited
 from kdcli.engine.interrupts import Interrupts, listening, saved_at
@@ -95,6 +95,7 @@ class Session:
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
+            write_data_facts(run.folder, run.facts, run.test_loader.facts)
         with self.interrupts.noting():
             for index in range(self.progress.stage, len(run.stages)):
                 yield from self.stage(index, resumed)

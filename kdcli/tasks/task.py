@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
+from kdcli.errors import Diagnostic
+from kdcli.spec.schema import Spec
 
 
 class Meter(Protocol):
@@ -33,6 +35,12 @@ class Task(Protocol):
 
     def meter(self, facts: DataFacts | None = None) -> Meter:
         """A fresh meter for data of these facts; without them it learns what it needs from its batches."""
+        ...
+
+    def fits(
+        self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+    ) -> list[Diagnostic]:
+        """Whether what the student gives fits the data of both sides; asked by the build and by `validate`."""
         ...
 
     def chance(self, num_classes: int) -> float:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.errors import RunError
+from kdcli.errors import Diagnostic, RunError
+from kdcli.spec.schema import Spec
 from kdcli.tasks.detection.coco_metric import average_precision
 from kdcli.tasks.detection.predictions import coco_rows, original_boxes
 
@@ -105,6 +106,12 @@ class Detection:
     def meter(self, facts: DataFacts | None = None) -> DetectionMeter:
         """A fresh meter."""
         return DetectionMeter(self.gt_file, None if facts is None else facts.annotations)
+
+    def fits(
+        self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+    ) -> list[Diagnostic]:
+        """Nothing: a detector's classes are compared with its annotations."""
+        return []
 
     def chance(self, num_classes: int) -> float:
         """AP of a network that guesses."""
