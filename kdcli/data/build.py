@@ -100,6 +100,7 @@ def build_loader(
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         bad_samples=bad,
         notices=opened.notices,
+        name=source.name,
     )
 
 

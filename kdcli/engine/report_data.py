@@ -150,7 +150,8 @@ def _answered(
         agreed = None
         if name in agreement:
             count, equal, divergence = agreement[name].tolist()
-            agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+            if count:
+                agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
         rows.append(asdict(row_of(contender, metrics, agreed, sample, seconds=LATENCY_SECONDS)))
     facts = loader.facts
     named = facts.class_names if len(facts.class_names or ()) == answers.num_classes else None

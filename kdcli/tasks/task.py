@@ -27,6 +27,14 @@ class Meter(Protocol):
         """The metrics from (summed) sums."""
         ...
 
+    def unanswered(self, sums: Tensor) -> int:
+        """For how many samples the network gave no usable answer (NaN, infinite); they count as wrong."""
+        ...
+
+    def unanswered_samples(self) -> list[int]:
+        """Which of these this process has seen, by their place in the data, each once, in order."""
+        ...
+
 
 class Task(Protocol):
     """One task; higher `primary` is better."""

@@ -168,3 +168,48 @@ def test_an_empty_class_folder_of_the_test_data_is_a_class_without_images(folder
     (folder / "train/b/0.png").unlink()
     with pytest.raises(SpecError, match="KD506"):
         side(folder / "train", train=True)
+
+
+NANS = '''
+import torch
+from torch import nn
+
+
+class Sometimes(nn.Module):
+    """Sure of the right class, and without an answer where an image is very dark."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 3)
+
+    def forward(self, image):
+        grey = image.mean((1, 2, 3), keepdim=False)[:, None] * 255
+        logits = self.fc(grey) * 1e-6 - (grey - torch.tensor([20.0, 120.0, 240.0])).abs() / 50
+        return torch.where((grey < 5) & torch.tensor(not self.training), torch.nan, logits)
+'''
+
+
+def test_logits_that_are_nan_are_wrong_and_told(
+    kdcli: Kdcli, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ended in `kdcli's own fault`."""
+    lay(Path("test"), GREY, 3)
+    Image.new("L", (8, 8), 0).save("test/a/9.png")
+    Path("sometimes.py").write_text(NANS)
+    monkeypatch.syspath_prepend(".")
+    given = [spec, "net={name: model, type: 'sometimes:Sometimes'}", "--plugin", "sometimes"]
+    code, out, err = kdcli(
+        "train",
+        *given,
+        "trainer.max_epoch=1",
+        "trainer.test_freq=1",
+        "trainer.optimizer={type: SGD, kwargs: {lr: 0.0}}",
+    )
+    said = " ".join((out + err).split())
+    assert (
+        "the student gives logits that are not finite (NaN or infinite) for 1 sample (`test/a/9.png`)" in said
+    ), said
+    assert scores(out + err) == 90.0, out + err
+    code, out, err = kdcli("eval", *given)
+    assert code == 0 and "for 1 sample (`test/a/9.png`)" in " ".join((out + err).split())
+    assert scores(out, "top1") == 90.0

@@ -71,6 +71,14 @@ class DetectionMeter:
         seen = [_image_id(row) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
         return average_precision(truth, self.predictions(sums), seen)
 
+    def unanswered(self, sums: Tensor) -> int:
+        """None: a detector that finds nothing has answered."""
+        return 0
+
+    def unanswered_samples(self) -> list[int]:
+        """None."""
+        return []
+
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
         """The rows of a COCO results file."""
         if self._annotations is None:
