@@ -83,7 +83,7 @@ def _data(name: str, folder: Path) -> list[str]:
     if name.startswith("scenes_"):
         root = folder / "scenes"
         if not root.exists():
-            write_scenes(root)
+            write_scenes(root, num_train=14)
         files = {"meta_file": "{side}.json", "image_reader.kwargs.image_dir": "{side}"}
         given = [
             f"dataset.{side}.dataset.kwargs.{key}={root / file.format(side=side)}"
