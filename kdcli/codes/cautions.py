@@ -100,6 +100,18 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
+    "KD621": Explanation(
+        "two files of one name",
+        "A path written in a file is looked up beside that file, then in the working directory, and it is in"
+        " both. The message says which one is taken: the first, or the one that the run took when it was started.",
+        "right: an absolute path, or a name that only one of the two folders has",
+    ),
+    "KD622": Explanation(
+        "the file that a run took is gone",
+        "A run folder keeps which file was taken for each path of its spec. That one is no longer there, so the"
+        " path was looked up anew; what it names now may hold something else.",
+        "right: the file back in its place, or a run folder that is moved together with its files",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

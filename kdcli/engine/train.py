@@ -91,7 +91,8 @@ class Session:
             restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            facts = environment(str(run.processes.device), run.processes.world_size, run.options.base_dir)
+            here = run.processes
+            facts = environment(str(here.device), here.world_size, run.options.places, run.spec)
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
