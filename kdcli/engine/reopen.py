@@ -37,9 +37,10 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     resolved = root / SPEC
     text = text_of(resolved)
     mapping_in(text, resolved)
+    taken = _taken(env, root)
     said = env.get("spec_dir")
     parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
-    places = replace(parsed.places, taken=_taken(env, root))
+    places = replace(parsed.places, taken=taken)
     return Reopened(
         parsed=at_root(parsed, root),
         options=RunOptions(device=device, plugins=tuple(plugins), places=places),
