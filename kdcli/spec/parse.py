@@ -13,7 +13,8 @@ from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
 from .canonical import TOP_KEYS, canonical
 from .include import Includer
 from .nodes import Entry, Mapping, Node, Scalar, kind
-from .overrides import Override, apply, parse_assignment
+from .overrides import Override, apply, is_argument, parse_assignment
+from .places import Places, places_of
 from .rules import check_rules
 from .schema import Spec
 from .source import Composed, compose
@@ -46,6 +47,11 @@ class ParsedSpec:
         if diagnostic.span is not None or diagnostic.path is None:
             return diagnostic
         return replace(diagnostic, span=self.span(diagnostic.path, diagnostic.on_key))
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the files that it names are looked up."""
+        return places_of(self.spec, self.source, self.base_dir, self.span)
 
     def resolved_yaml(self) -> str:
         """The complete spec with defaults; parsing it gives an equal Spec."""
@@ -215,4 +221,4 @@ def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
     span = finding.span
     if span is None:
         return (True, "", 0, 0)
-    return (span.source.startswith("argument"), "", span.line, span.column)
+    return (is_argument(span.source), "", span.line, span.column)

@@ -160,5 +160,5 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
-ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117"})
-"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py."""
+ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117", "KD621", "KD622"})
+"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py."""
