@@ -11,6 +11,7 @@ from pathlib import Path
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
 
 from .canonical import TOP_KEYS, canonical
+from .finite import told_once
 from .include import Includer
 from .nodes import Entry, Mapping, Node, Scalar, kind
 from .overrides import Override, apply, is_argument, parse_assignment
@@ -203,7 +204,7 @@ def _no_mapping(source: str, text: str, message: str) -> Diagnostic:
 
 def raise_errors(findings: Iterable[Diagnostic]) -> None:
     """Raise SpecError with all findings if one of them is an error, in the order of the text."""
-    found = once(findings)
+    found = told_once(once(findings))
     if any(finding.severity == "error" for finding in found):
         raise SpecError(sorted(found, key=_order))
 

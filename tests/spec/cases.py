@@ -111,6 +111,11 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD221": (BASE, ("runtime.fold_bn=true", "mimic.teacher0.teacher_bn_mode=train")),
     "KD222": (BASE, ("runtime.compile=true", "trainer.parallel=fsdp")),
+    "KD223": (
+        changed(("T: 4.0", "T: .nan"), ("milestones: [4, 8]", "milestones: [4, 1e999]")),
+        (f"runtime.random_seed={2**64}",),
+    ),
+    "KD328": (changed(("T: 4.0", "T: 0")), ()),
     "KD550": (BASE, ("mimic.teacher0.teacher_bn_mode=train", "mimic.teacher0.cache={}")),
     "KD551": (
         changed(("\nmimic:", "\nteacher1: [{name: a, type: resnet18}]\n\nmimic:")),
