@@ -74,6 +74,8 @@ def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
         (("dataset", "train", "dataset", "kwargs", "transformer", 0, "kwargs", "sizes"), 3),
         (("trainer", "optimizer", "type"), "sgd"),
         (("trainer", "max_epoch"), "many"),
+        (("trainer", "ema"), {"kwargs": {"decay": 1.0}}),
+        (("ema",), {"enable": True, "kwargs": {"decy": 0.99}}),
     ],
 )
 def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:
