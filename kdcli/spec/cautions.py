@@ -99,6 +99,7 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
         if scheduler is None:
             continue
         where = (*path, "lr_scheduler")
+        yield from _shifted(scheduler, where)
         if place.max_epoch is not None and place.max_iter is None:
             milestones = scheduler.kwargs.get("milestones")
             for index, milestone in enumerate(milestones if isinstance(milestones, list) else ()):
@@ -115,6 +116,17 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             message = f"the job's warm-up ends after the training of {trainer.max_iter} iterations"
             path = ("mimic", "jobs", name, "warm_up_iters")
             yield _warning(path, "KD608", message, "lower `warm_up_iters`")
+
+
+def _shifted(scheduler: SchedulerSpec, where: SpecPath) -> Iterator[Diagnostic]:
+    """A cosine that begins after the warm-up: `warmup_iter` in its kwargs is easily taken for one."""
+    shift = scheduler.kwargs.get("warmup_iter")
+    if scheduler.type != "CosineAnnealingLR" or not isinstance(shift, int) or shift <= scheduler.warmup_iter:
+        return
+    warm = f"the warm-up ends at {scheduler.warmup_iter}" if scheduler.warmup_iter else "there is no warm-up"
+    message = f"`warmup_iter` in `kwargs` is no warm-up: it begins the cosine at step {shift}, and {warm}"
+    help = f"for a warm-up write `warmup_iter: {shift}` beside `kwargs` too"
+    yield _warning((*where, "kwargs", "warmup_iter"), "KD603", message, help)
 
 
 def _placeholders(spec: Spec) -> Iterator[Diagnostic]:
