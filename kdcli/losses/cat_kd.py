@@ -18,9 +18,9 @@ class ClassAttention(nn.Module):
 
     With normalize each pooled map is divided by its L2 norm; one of zeros stays 0. The teacher's
     activation maps are its last map through the weights of its linear classifier; the student's its last
-    map through a trained 1×1 convolution without bias, `student_classifier`. A tapped map with as many channels as there are
-    classes is taken as activation maps as it is: in a network whose head is a 1×1 convolution before
-    pooling, as the authors build it, tap that convolution.
+    map through a trained 1×1 convolution without bias, `student_classifier`. A tapped map with as many
+    channels as there are classes is taken as activation maps as it is: in a network whose head is a 1×1
+    convolution before pooling, as the authors build it, tap that convolution.
     Taps: the last map before pooling, or the 1×1 convolution that classifies before pooling.
     Source: "Class Attention Transfer Based Knowledge Distillation", arXiv:2304.12777.
     """

@@ -29,8 +29,8 @@ def dist(
     student, teacher: logits [B, K]; ρ is Pearson's correlation of the softmax probabilities at T. Columns
     relate the samples of one process, of all processes with gather. One row has no columns to
     correlate: their ρ counts as 0. So does that of a constant row or column (a head that starts at zero
-    has no other), whose gradient is that of one with a usual deviation, the teacher's where all are
-    constant. A scalar; raises RunError for other shapes.
+    has no other), whose gradient is that of one with a usual deviation, a tenth of the teacher's where
+    all are constant. A scalar; raises RunError for other shapes.
     Source: "Knowledge Distillation from A Stronger Teacher", arXiv:2205.10536.
     """
     check_logits(student, teacher, None, "dist")

@@ -39,11 +39,13 @@ def pearson(
             "add `adapter: auto` to the job",
         )
     enough_values(student.numel() // student.shape[1], "pkd")
-    s, t = (x.std((0, 2, 3), keepdim=True) for x in (student, teacher))
-    student = _standardised(student, lengths(s, like=heard(t)))
-    teacher = _standardised(teacher, lengths(t, like=heard(s)))
-    return loss_weight * F.mse_loss(student, teacher) / 2
+    (s, of_s), (t, of_t) = _centred(student), _centred(teacher)
+    s, t = s / (lengths(of_s, like=heard(of_t)) + 1e-6), t / (lengths(of_t, like=heard(of_s)) + 1e-6)
+    return loss_weight * F.mse_loss(s, t) / 2
 
 
-def _standardised(feature: Tensor, deviation: Tensor) -> Tensor:
-    return (feature - feature.mean((0, 2, 3), keepdim=True)) / (deviation + 1e-6)
+def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:
+    """A feature without the means of its channels, and their deviations."""
+    mean = feature.mean((0, 2, 3), keepdim=True)
+    deviation = feature.std((0, 2, 3), keepdim=True)
+    return feature - mean, deviation
