@@ -154,10 +154,6 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
         (),
     ),
-    "KD617": (
-        BASE,
-        ("mimic.mimic_ins_type=FRS", "mimic.cfgs={neck_loss: {type: l2_loss, kwargs: {loss_weight: 0.002}}}"),
-    ),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
 ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117"})
