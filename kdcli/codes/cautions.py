@@ -84,13 +84,6 @@ CAUTIONS: dict[str, Explanation] = {
         " `ft_paraphrase` on the same layer, before it, trains that; without one it stays random.",
         "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
     ),
-    "KD617": Explanation(
-        "FRS with United-Perception's weight",
-        "United-Perception divides `neck_loss` by the mask's sum over one channel and kdcli by the number of"
-        " masked elements, so that its weights are as many times stronger there as the maps have channels, and"
-        " `pred_loss`'s as the score maps have.",
-        "United-Perception's 0.002 on maps of 256 channels is loss_weight: 0.5 here",
-    ),
     "KD618": Explanation(
         "weights of modules that a teacher's list lacks",
         "The list of a teacher may end after the layers that are mimicked; the rest of its weights is not"

@@ -14,9 +14,6 @@ _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",
     re.IGNORECASE,
 )
-_FAINT = 0.01
-"""At most this is a weight that was meant for United-Perception's `neck_loss` of FRS."""
-
 _LOGITS = ("classifier", "fc", "logits")
 _RESNET = re.compile(r"resnet(?:18|34|50|101|152|_custom)")
 
@@ -30,7 +27,6 @@ def check_cautions(spec: Spec, hooks: Collection[str]) -> Iterator[Diagnostic]:
     yield from _frozen_norms(spec)
     yield from _scaled_lr(spec)
     yield from _random_factors(spec)
-    yield from _faint_frs(spec)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -66,23 +62,6 @@ def _logits(spec: Spec) -> Iterator[Diagnostic]:
                 message = f"kl_loss takes the ReLU of `{on_logits}`: negative logits are lost"
                 path = ("mimic", "jobs", name, "losses", key, "type")
                 yield _warning(path, "KD606", message, "kd_loss with `T` is mostly meant")
-
-
-def _faint_frs(spec: Spec) -> Iterator[Diagnostic]:
-    if spec.mimic is None or not spec.distils:
-        return
-    for name, job in spec.mimic.jobs.items():
-        loss = job.losses.get("neck_loss")
-        if job.mimic_ins_type != "FRS" or loss is None or loss.type != "l2_loss":
-            continue
-        weight = loss.kwargs.get("loss_weight", 1.0)
-        if loss.kwargs.get("batch_mean") is True or not isinstance(weight, (int, float)):
-            continue
-        if 0 < weight * job.loss_weight <= _FAINT:
-            message = f"a weight of {weight:g} is hardly felt here: `neck_loss` is a mean over channels too"
-            help = "United-Perception divides by positions alone: multiply its weight by the maps' channels"
-            path = ("mimic", "jobs", name, "losses", "neck_loss", "kwargs", "loss_weight")
-            yield _warning(path, "KD617", message, help)
 
 
 def _is_logits(layer: str) -> bool:

@@ -166,10 +166,6 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
         (),
     ),
-    "KD617": (
-        BASE,
-        ("mimic.mimic_ins_type=FRS", "mimic.cfgs={neck_loss: {type: l2_loss, kwargs: {loss_weight: 0.002}}}"),
-    ),
     "KD619": (changed(("x-note: anything at all", "ema: {kwargs: {decay: 0.99, warmup: 0}}")), ()),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
