@@ -42,8 +42,8 @@ DISTILLATION: dict[str, Explanation] = {
         "kdcli reads a feature of four axes as a map [B, C, H, W]. This one keeps its channels in the last axis, as"
         " all of Swin does before its `permute`, or is split over the heads of an attention. What makes and reads it"
         " tells: a layer norm or a linear layer works on the last axis, a convolution on the second. Read as a map,"
-        " rows would be taken for channels and columns for rows. (`runtime.channels_last` is another thing: how maps lie in"
-        " memory.)",
+        " rows would be taken for channels and columns for rows. (`runtime.channels_last` is another thing:"
+        " how maps lie in memory.)",
         "wrong: mimic_name: [model.features.7] of torchvision.swin_t\nright: mimic_name: [model.permute]\n"
         "kdcli inspect-features cfg.yaml marks such layers",
     ),
