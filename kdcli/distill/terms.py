@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.adapters import adapter_that_fits, build_adapter, shown
+from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
-from kdcli.distill.tapping import check_taps
+from kdcli.distill.tapping import check_taps, joinable
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
@@ -161,7 +161,7 @@ class Term(nn.Module):
                     student_shape=shown_feature(setting.student.features[layer]),
                     adapter=""
                     if adapter is None or isinstance(adapter, nn.Identity)
-                    else type(adapter).__name__,
+                    else getattr(adapter, "what", type(adapter).__name__),
                     teacher_layer=theirs,
                     teacher_shape=shown_feature(view.features[theirs]) if view is not None and theirs else "",
                 )
@@ -230,7 +230,10 @@ class Term(nn.Module):
             for s, t in pairs:
                 with wrong.part():
                     same = s.shape[1:] == t.shape[1:] and spec.type == "auto"
-                    built.append(nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where))
+                    help = joinable(setting, self.teacher)
+                    built.append(
+                        nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where, help)
+                    )
             wrong.raise_errors()
             return nn.ModuleList(built)
         if self.binding.sizes_itself or self.loss_type in UNLIKE_SHAPES:
@@ -245,7 +248,11 @@ class Term(nn.Module):
     def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
         assert self.teacher is not None
         which = min(index, len(self.student_taps) - 1)
-        help = adapter_that_fits(student.shape, teacher.shape)
+        why = unjoinable(student.shape, teacher.shape)
+        if why is None:
+            help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
+        else:
+            help = f"no adapter joins them: {why}\n{joinable(setting, self.teacher)}"
         if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
             help = "logits are compared class by class: give both networks the same number of classes"
         return SpecError.at(

@@ -35,6 +35,21 @@ class Odd(nn.Module):
         return self.fc(self.twice(self.twice(x)).mean((2, 3)))
 
 
+class Last(Odd):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.back = nn.LayerNorm(4), nn.Identity()
+
+    def forward(self, image):
+        x = self.back(self.norm(self.blocks[0](image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return self.fc(x.mean((2, 3)))
+
+
+class Tokens(Odd):
+    def forward(self, image):
+        return self.fc(self.twice(self.blocks[0](image).flatten(2).transpose(1, 2)).mean(1))
+
+
 class Square(Odd):
     def forward(self, image):
         return super().forward(image) ** 2
@@ -180,6 +195,14 @@ CASES: dict[str, Case] = {
     "KD422": changed("mimic.student.mimic_name=[model.layr3]"),
     "KD423": changed("mimic.student.mimic_name=['logits[3]']"),
     "KD424": Case(changes=(*student("Odd").changes, "mimic.student.mimic_name=[model.unused]")),
+    "KD425": Case(changes=(*student("Last").changes, "mimic.student.mimic_name=[model.norm]")),
+    "KD426": Case(
+        changes=(
+            *loss("{type: l2_loss}", "model.layer3", "mimic.adapter=auto").changes,
+            *student("Tokens").changes,
+            "mimic.student.mimic_name=[model.twice]",
+        )
+    ),
     "KD430": loss("{type: l2_loss}", "model.layer3"),
     "KD431": Case(
         changes=(
