@@ -41,17 +41,18 @@ def build_loader(
     views: int | None = None,
     base_dir: Path | None = None,
     aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> Loader:
     """The loader of one side; path is where the side stands in the spec: ("dataset", "train").
 
     views: augmentation repeats after so many epochs (a teacher cache). base_dir: the spec's folder, for
-    relative paths. aligned: how boxes are written (kdcli.data.coco). Raises SpecError and RunError KD50x
-    to KD519.
+    relative paths. aligned, classes: how boxes are written, and the trained categories' names by id
+    (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
     kwargs = part.dataloader.kwargs
     where = (*path, "dataset", "kwargs")
     pipeline_path = (*where, "transformer")
-    source = build_source(part, train=train, path=path, base_dir=base_dir, aligned=aligned)
+    source = build_source(part, train=train, path=path, base_dir=base_dir, aligned=aligned, classes=classes)
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
     mixing = Mixing(_batch_fn(part, path), seed)
@@ -99,12 +100,18 @@ def build_loader(
 
 
 def build_source(
-    part: DataPart, *, train: bool, path: SpecPath, base_dir: Path | None = None, aligned: bool = True
+    part: DataPart,
+    *,
+    train: bool,
+    path: SpecPath,
+    base_dir: Path | None = None,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> Source:
     """The dataset itself, by name.
 
     A constructor's positional parameters are facts, bound by name: path (of the dataset in the spec),
-    base_dir, train, image_reader (built), transformer (components), alignment, aligned.
+    base_dir, train, image_reader (built), transformer (components), alignment, aligned, classes.
     """
     place = (*path, "dataset")
     spec = part.dataset
@@ -131,6 +138,7 @@ def build_source(
         "transformer": spec.kwargs.transformer,
         "alignment": part.dataloader.kwargs.alignment,
         "aligned": aligned,
+        "classes": classes,
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
     if "image_reader" in wanted:

@@ -22,7 +22,12 @@ from kdcli.distill.folding import fold
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
+from kdcli.engine.check_categories import (
+    categories_of,
+    category_findings,
+    training_categories,
+    truth_findings,
+)
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -126,7 +131,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
 
 
 def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Path | None) -> list[str]:
-    """Notices where the student has too many classes for the annotations.
+    """Notices of what the annotation files leave to be derived, and where the student has too many classes.
 
     facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
     wrong with the test annotations and the evaluator's `gt_file` (truth_findings).
@@ -139,7 +144,8 @@ def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Pat
     ]
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
-    return [f"{finding.message}; {finding.help}" for finding in findings]
+    # Both sides may read one file.
+    return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
 
 
 def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
@@ -185,6 +191,7 @@ def build_data(
         views=views_of(spec) if train else None,
         base_dir=options.base_dir,
         aligned=spec.runtime.aligned,
+        classes=None if train else training_categories(spec, options.base_dir),
     )
 
 

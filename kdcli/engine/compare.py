@@ -90,11 +90,12 @@ def compare(
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
     loader = build_data(spec.dataset.test, spec, options, processes, train=False)
-    wrong = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
-    if wrong:
+    told = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
+    if any(finding.severity == "error" for finding in told):
         loader.close()
-        raise SpecError(wrong)
+        raise SpecError(told)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    notices = [*(Notice(message=finding.message) for finding in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):
         try:
