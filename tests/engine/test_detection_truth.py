@@ -245,3 +245,15 @@ def test_annotation_files_are_read_once(kdcli: Kdcli, scenes: Path, command: str
     assert code == 0, out + err
     for side in ("train", "test", "truth"):
         assert len([name for name in OPENED if name.endswith(f"own_{side}.json")]) == 1, side
+
+
+def test_a_damaged_training_file_is_told_by_eval_too(kdcli: Kdcli, scenes: Path) -> None:
+    """Without the names that were trained on, labels could mean other classes."""
+
+    def damage(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"] = [1, 2]
+
+    train = f"dataset.train.dataset.kwargs.meta_file={changed(scenes / 'train.json', damage, 'bad.json')}"
+    code, _, err = kdcli("eval", STUDENT, *on_scenes(scenes), train, "--weights", weights(kdcli, scenes))
+    assert code == 1 and "error KD561: `bad.json`: annotation 1: `bbox` is `[1, 2]`" in err, err
+    assert err.startswith("argument") and "Traceback" not in err
