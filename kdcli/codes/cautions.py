@@ -100,6 +100,11 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
+    "KD624": Explanation(
+        "class without test images",
+        "The test data has no image of a class that is trained on, so nothing tells how well it is learnt.",
+        "train/{cat,dog}, test/{cat}",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

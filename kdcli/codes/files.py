@@ -61,6 +61,12 @@ FILES: dict[str, Explanation] = {
         " `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left out.",
         "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}",
     ),
+    "KD541": Explanation(
+        "classes of the two sides differ",
+        "Classes are matched by name: the training data's list is the truth, and the test data is labelled by it. A"
+        " name that the training data lacks would be measured against another class, or none.",
+        "wrong: train/{cat,dog}, test/{cat,hound}\nright: train/{cat,dog}, test/{cat,dog}",
+    ),
     "KD512": Explanation(
         "too many bad samples",
         "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands.arguments import AUTO
 from kdcli.engine.interrupts import Interrupts, listening
-from kdcli.engine.launch import follow_launcher, launch, plan_launch, started_again, told_by_launcher
+from kdcli.engine.launch import (
+    expose_gpus,
+    follow_launcher,
+    launch,
+    plan_launch,
+    started_again,
+    told_by_launcher,
+)
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +91,7 @@ def train(arguments: TrainArguments) -> None:
     from kdcli.report.loggers.loggers import check_loggers
 
     follow_launcher()
+    expose_gpus(arguments.gpus)
     with listening() as interrupts:
         parsed = read_checked(arguments.spec, arguments.changes, arguments.plugins)
         with located(parsed):

@@ -19,6 +19,7 @@ from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.memory import in_memory
+from kdcli.data.opened import OpenedData
 from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
 from kdcli.data.transforms.foreign import Foreign
@@ -30,49 +31,59 @@ from kdcli.spec.tables import Table
 TORCHVISION = "torchvision."
 
 
-def build_loader(
+def open_side(
     part: DataPart,
     *,
     train: bool,
-    seed: int,
     path: SpecPath,
-    rank: int = 0,
-    world_size: int = 1,
-    views: int | None = None,
     base_dir: Path | None = None,
     aligned: bool = True,
     classes: Mapping[int, str] | None = None,
-) -> Loader:
-    """The loader of one side; path is where the side stands in the spec: ("dataset", "train").
+) -> OpenedData:
+    """One side of the data: its lists and labels read, its first readable image decoded.
 
-    views: augmentation repeats after so many epochs (a teacher cache). base_dir: the spec's folder, for
-    relative paths. aligned, classes: how boxes are written, and the trained categories' names by id
+    path: where the side stands in the spec: ("dataset", "train"). base_dir: the spec's folder, for relative
+    paths. aligned, classes: how boxes are written, and the names of the trained categories by id
     (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
-    kwargs = part.dataloader.kwargs
-    where = (*path, "dataset", "kwargs")
-    pipeline_path = (*where, "transformer")
     source = build_source(part, train=train, path=path, base_dir=base_dir, aligned=aligned, classes=classes)
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
+    if isinstance(source, SampleSource):
+        facts = source.facts
+    else:
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
+        facts = _facts(source, pipeline, part, path, train)
+        _check_labels(source, part, path)
+    notices = tuple(getattr(source, "notices", ()))
+    return OpenedData(part=part, train=train, path=path, source=source, facts=facts, notices=notices)
+
+
+def build_loader(
+    opened: OpenedData, *, seed: int, rank: int = 0, world_size: int = 1, views: int | None = None
+) -> Loader:
+    """The loader of one side. views: augmentation repeats after so many epochs (a teacher cache).
+
+    Raises SpecError and RunError KD50x to KD519.
+    """
+    part, source, path, train = opened.part, opened.source, opened.path, opened.train
+    kwargs = part.dataloader.kwargs
     mixing = Mixing(_batch_fn(part, path), seed)
     skip = kwargs.on_bad_sample == "skip"
     bad: tuple[BadRecord, ...] = ()
     prefetch = False
     reader: ArrayReader | SampleReader
     if isinstance(source, SampleSource):
-        facts = source.facts
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
-        pipeline = build_pipeline(part.dataset.kwargs.transformer, pipeline_path)
-        facts = _facts(source, pipeline, part, path, train)
-        _check_labels(source, part, path)
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
             reader, bad = in_memory(source, pipeline, seed, mixing, train=train, skip=skip, path=path)
             prefetch = kwargs.num_workers > 0 and not any(isinstance(t, Foreign) for t in pipeline.transforms)
         else:
-            reader = SampleReader(ImageSamples(source, pipeline, facts), seed, mixing, train=train, skip=skip)
+            samples = ImageSamples(source, pipeline, opened.facts)
+            reader = SampleReader(samples, seed, mixing, train=train, skip=skip)
     order = _order(part, source, path, train=train, seed=seed, rank=rank, world_size=world_size)
     if not order.batches(0) and (train or rank == 0):
         raise SpecError.at(
@@ -84,7 +95,7 @@ def build_loader(
     return Loader(
         reader,
         order,
-        facts,
+        opened.facts,
         batch_size=part.batch_sampler.kwargs.batch_size,
         rank=rank,
         world_size=world_size,
@@ -95,8 +106,13 @@ def build_loader(
         prefetch=prefetch and torch.cuda.is_available(),
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         bad_samples=bad,
-        notices=getattr(source, "notices", ()),
+        notices=opened.notices,
+        name=source.name,
     )
+
+
+def _pipeline_path(path: SpecPath) -> SpecPath:
+    return (*path, "dataset", "kwargs", "transformer")
 
 
 def build_source(

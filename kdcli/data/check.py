@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcli.data.build import build_loader, build_source
+from kdcli.data.build import build_loader, build_source, open_side
 from kdcli.data.coco import CocoDataset
 from kdcli.data.files import FileImages
 from kdcli.data.image_readers import MISSING, opened
@@ -50,7 +50,8 @@ def check_files(
         if any(finding.severity == "error" for finding in found):
             return found
     try:
-        build_loader(_alone(part), train=train, seed=0, path=path, base_dir=base_dir).close()
+        side = open_side(_alone(part), train=train, path=path, base_dir=base_dir)
+        build_loader(side, seed=0).close()
     except KdError as error:
         return [*found, *_placed(error, place)]
     return found

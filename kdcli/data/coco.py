@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcli.data.class_names import match
+from kdcli.data.categories import match
 from kdcli.data.coco_json import CocoFile, CocoImage, CocoImages, read_coco
 from kdcli.data.detection_transforms import BoxTransform
 from kdcli.data.draws import Draws, Ids

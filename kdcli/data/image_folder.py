@@ -16,6 +16,7 @@ from kdcli.errors import SpecError, SpecPath
 def image_folder(
     path: SpecPath,
     base_dir: Path | None,
+    train: bool = True,
     *,
     root: str,
     color_mode: ColorMode = "RGB",
@@ -23,8 +24,9 @@ def image_folder(
 ) -> FileImages:
     """The classes are the folders in `root` in alphabetical order, numbered from 0.
 
-    num_classes: how many there must be. Raises SpecError KD506 (no such folder, no class, no image),
-    KD515 (another number of classes).
+    Test data is numbered by the training data's folders afterwards (kdcli.data.classes), and may lack images of
+    a class. num_classes: how many folders the training data must have. Raises SpecError KD506 (no such folder,
+    no class, no image), KD515 (another number of classes).
     """
     folder = find(root, base_dir)
     at_root = (*path, "kwargs", "root")
@@ -39,7 +41,7 @@ def image_folder(
     classes = sorted(name for name in folders if not name.startswith("."))
     if not classes:
         raise SpecError.at(at_root, "KD506", f"`{folder}` has no subfolders", "one for each class")
-    if num_classes is not None and num_classes != len(classes):
+    if train and num_classes is not None and num_classes != len(classes):
         raise SpecError.at(
             (*path, "kwargs", "num_classes"),
             "KD515",
@@ -49,10 +51,12 @@ def image_folder(
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = _images(folder / name)
-        if not found:
+        if train and not found:
             raise SpecError.at(at_root, "KD506", f"`{folder / name}` has no images")
         files += found
         labels += [label] * len(found)
+    if not files:
+        raise SpecError.at(at_root, "KD506", f"`{folder}` has no images in its {len(classes)} class folders")
     reader = PillowReader(path, base_dir, image_dir=str(folder), color_mode=color_mode)
     return FileImages(reader, files, np.array(labels, dtype=np.int64), len(classes), tuple(classes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class TorchvisionImages:
     def name(self, index: int) -> str:
         """The dataset and the number, as torchvision counts."""
         return f"{type(self.dataset).__name__}[{index}]"
+
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> TorchvisionImages:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        labels = np.asarray(numbers, dtype=np.int64)[self.labels]
+        return TorchvisionImages(self.dataset, labels, names)
 
 
 def checked(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> tuple[Any, list[str]]:

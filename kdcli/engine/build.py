@@ -6,7 +6,7 @@ run of the same seed start from the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, open_side
+from kdcli.data.classes import numbered_like
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
+from kdcli.data.opened import OpenedData
 from kdcli.data.places import find
 from kdcli.distill.folding import fold
+from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
@@ -31,18 +34,18 @@ from kdcli.engine.check_categories import (
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
-from kdcli.engine.folder import RunFolder, open_folder
+from kdcli.engine.folder import RunFolder, open_folder, recorded_classes
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
 from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.spec.cache_rules import views_of
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import DataPart, JobTeacher, ModuleSpec, Spec
+from kdcli.spec.schema import JobTeacher, ModuleSpec, Spec
 from kdcli.tasks import TASKS
 from kdcli.tasks.task import Task
 
@@ -68,12 +71,15 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        train_loader = build_data(spec.dataset.train, spec, options, processes, train=True)
+        train_data, test_data = open_data(spec, options.base_dir)
+        train_loader = build_data(train_data, spec, processes)
         stack.callback(train_loader.close)
-        test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+        test_loader = build_data(test_data, spec, processes)
         stack.callback(test_loader.close)
         facts = train_loader.facts
-        notices = [*train_loader.notices, *fit_annotations(spec, facts, test_loader.facts, options.base_dir)]
+        notices = [*train_loader.notices, *(n for n in test_loader.notices if n not in train_loader.notices)]
+        notices += fit_annotations(spec, facts, test_loader.facts, options.base_dir)
+        task = build_task(spec, options.base_dir)
         student = build_student(spec, options)
         notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
@@ -84,6 +90,8 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         }
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(small(next(train_loader.batches(0))), processes.device)
+        outputs = outputs_of(student, sample)
+        notices += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
         epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
         wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
         wiring.trainee.to(processes.device)
@@ -108,7 +116,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             options=options,
             processes=processes,
             folder=folder,
-            task=build_task(spec, options.base_dir),
+            task=task,
             facts=facts,
             train_loader=train_loader,
             test_loader=test_loader,
@@ -142,6 +150,11 @@ def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Pat
         *category_findings(spec, facts),
         *truth_findings(spec, categories_of(facts), test, base_dir),
     ]
+    return told_or_raised(findings)
+
+
+def told_or_raised(findings: list[Diagnostic]) -> list[str]:
+    """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     # Both sides may read one file.
@@ -177,21 +190,53 @@ def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) 
     return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
 
 
-def build_data(
-    part: DataPart, spec: Spec, options: RunOptions, processes: Processes, *, train: bool
-) -> Loader:
+def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a network gives in evaluation; its buffers and the random state stay as they were."""
+    with preserved(net), torch.no_grad():
+        outputs: Mapping[str, Any] = net.eval()(sample)
+        return outputs
+
+
+def open_data(spec: Spec, base_dir: Path | None) -> tuple[OpenedData, OpenedData]:
+    """Both sides of the data, training first; the test side's classes have the training side's numbers."""
+    train, test = (open_part(spec, base_dir, train=train) for train in (True, False))
+    return train, numbered_like(test, train.facts.class_names)
+
+
+def open_test(spec: Spec, base_dir: Path | None, root: Path) -> OpenedData:
+    """The test side alone, its classes numbered as the run in `root` was trained, else as its data would be."""
+    test = open_part(spec, base_dir, train=False)
+    if test.facts.class_names is None or test.facts.annotations is not None:
+        return test
+    truth = recorded_classes(root)
+    if truth is None:
+        try:
+            truth = open_part(spec, base_dir, train=True).facts.class_names
+        except KdError:
+            return test  # measured elsewhere than it was trained
+    return numbered_like(test, truth)
+
+
+def open_part(spec: Spec, base_dir: Path | None, *, train: bool) -> OpenedData:
+    """One side of the data, with its own class numbers; categories of boxes have the training side's."""
+    return open_side(
+        spec.dataset.train if train else spec.dataset.test,
+        train=train,
+        path=("dataset", "train" if train else "test"),
+        base_dir=base_dir,
+        aligned=spec.runtime.aligned,
+        classes=None if train else training_categories(spec, base_dir),
+    )
+
+
+def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
     """The loader of one side of the data for this process."""
     return build_loader(
-        part,
-        train=train,
+        opened,
         seed=spec.runtime.random_seed,
-        path=("dataset", "train" if train else "test"),
         rank=processes.rank,
         world_size=processes.world_size,
-        views=views_of(spec) if train else None,
-        base_dir=options.base_dir,
-        aligned=spec.runtime.aligned,
-        classes=None if train else training_categories(spec, options.base_dir),
+        views=views_of(spec) if opened.train else None,
     )
 
 

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kdcli.data.classes import numbered_like
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.engine.build import (
+    build_task,
+    open_part,
     pixel_change,
     run_name,
     run_root,
@@ -29,7 +32,7 @@ from kdcli.engine.build import (
     teacher_settings,
 )
 from kdcli.engine.check_files import check_data as check_data_files
-from kdcli.engine.check_files import check_weights, count_samples
+from kdcli.engine.check_files import check_weights
 from kdcli.engine.check_losses import check_losses
 from kdcli.engine.check_training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
@@ -48,7 +51,7 @@ from kdcli.engine.wiring import (
     student_taps,
     teacher_taps,
 )
-from kdcli.errors import Diagnostic, Findings, SpecPath
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import ModuleSpec
@@ -104,6 +107,7 @@ class _Rehearsal:
         self.facts: DataFacts = describe(self.spec.dataset.train)
         if self.facts.shape is not None and min(self.facts.shape) < 1:
             self.facts = replace(self.facts, shape=None)
+        self.test_facts: DataFacts = describe(self.spec.dataset.test, train=False)
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
@@ -115,8 +119,8 @@ class _Rehearsal:
         samples = self.facts.num_samples
         if self.options.files:
             self.findings.found += check_data_files(self.spec, self.options.base_dir)
-            samples = count_samples(self.spec, self.options.base_dir) or samples
-            self.facts = replace(self.facts, num_samples=samples)
+            self.learn_from_files()
+            samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.files:
                 check_weights(self.spec, nets, self.options.base_dir, self.findings)
@@ -136,6 +140,24 @@ class _Rehearsal:
                 wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
             )
             return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
+
+    def learn_from_files(self) -> None:
+        """What the data itself says, as far as it can be opened; the sides' classes are matched by name."""
+        sides = {}
+        for train in (True, False):
+            try:
+                sides[train] = open_part(self.spec, self.options.base_dir, train=train)
+            except KdError:
+                continue  # told by the look at its files
+        if True in sides:
+            self.facts = sides[True].facts
+        if False in sides:
+            test = sides[False]
+            with self.findings.part():
+                test = numbered_like(test, sides[True].facts.class_names if True in sides else None)
+                told = [notice for notice in test.notices if notice not in sides[False].notices]
+                self.findings.found += [_notice(notice) for notice in told]
+            self.test_facts = test.facts
 
     def networks(self) -> dict[str, Network]:
         """Every network that can be built, as shapes."""
@@ -238,25 +260,12 @@ class _Rehearsal:
         return replace(found, help=help)
 
     def check_classes(self, view: View) -> None:
-        """The student's logits against the classes of the data; unknown numbers are taken from each other."""
+        """The student's outputs against the data; an unknown number of classes is taken from the logits."""
+        task = build_task(self.spec, self.options.base_dir)
+        self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.test_facts)
         logits = view.outputs.get("logits")
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            return
-        made, told = logits.shape[1], self.facts.num_classes
-        if told is None:
-            self.facts = replace(self.facts, num_classes=made)
-        elif made != told:
-            where = [i for i, module in enumerate(self.spec.net) if "num_classes" in module.kwargs]
-            path: SpecPath = ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
-            self.findings.found.append(
-                Diagnostic(
-                    code="KD419",
-                    severity="error" if made < told else "warning",
-                    message=f"the student gives {made} logits, and the data has {told} classes",
-                    help=f"write `num_classes: {told}`",
-                    path=path,
-                )
-            )
+        if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+            self.facts = replace(self.facts, num_classes=logits.shape[1])
 
     def plan(
         self,
@@ -307,6 +316,10 @@ class _Rehearsal:
 
 def _path(name: str) -> SpecPath:
     return ("net",) if name == "net" else ("teachers", name)
+
+
+def _notice(text: str) -> Diagnostic:
+    return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
 
 
 def _unknown_size() -> Diagnostic:

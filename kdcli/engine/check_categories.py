@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.class_names import Matched, match
+from kdcli.data.categories import Matched, match
 from kdcli.data.coco_json import CocoFile, read_coco
 from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts

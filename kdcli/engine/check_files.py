@@ -45,14 +45,6 @@ def _facts(spec: Spec, base_dir: Path | None, *, train: bool) -> DataFacts | Non
     return source.facts if isinstance(source, SampleSource) else None
 
 
-def count_samples(spec: Spec, base_dir: Path | None) -> int | None:
-    """How many training samples the files hold; None where they can't be read."""
-    try:
-        return len(build_source(spec.dataset.train, train=True, path=("dataset", "train"), base_dir=base_dir))
-    except KdError:
-        return None
-
-
 def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings) -> None:
     """Names and shapes from the headers of the weight files, against the networks.
 

@@ -18,6 +18,7 @@ from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
     build_task,
+    open_test,
     pixel_change,
     run_root,
     task_kind,
@@ -27,6 +28,7 @@ from kdcli.engine.build import (
 from kdcli.engine.check_categories import training_categories, truth_findings
 from kdcli.engine.checkpoint import checkpoints, newest_valid
 from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.kept_detections import Keep, Pictures
@@ -89,13 +91,15 @@ def compare(
     require_weights(parsed, weights)
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(spec.dataset.test, spec, options, processes, train=False)
-    told = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
-    if any(finding.severity == "error" for finding in told):
+    loader = build_data(open_test(spec, options.base_dir, run_root(parsed)), spec, processes)
+    findings = truth_findings(
+        spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir
+    )
+    if any(finding.severity == "error" for finding in findings):
         loader.close()
-        raise SpecError(told)
+        raise SpecError(findings)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
-    notices = [*(Notice(message=finding.message) for finding in told), *notices]
+    notices = [*(Notice(message=finding.message) for finding in findings), *notices]
     contenders = [student]
     for name in used_teachers(spec):
         try:
@@ -113,6 +117,9 @@ def compare(
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     sums, agreement = _measure(contenders, loader.batches(0), meters, processes, cast, pictures)
     metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    for name, found in sums.items():
+        told = unanswered(name, meters[name], found, processes, loader)
+        notices += [Notice(message=message, level="warning") for message in told]
     if keep.predictions is not None and processes.speaks:
         rows_of = {
             n: m.predictions(sums[n])
@@ -236,7 +243,8 @@ def _measure(
     agreement = {}
     for name, found in sums.items():
         count, equal, divergence = processes.sum(found).tolist()
-        agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+        if count:
+            agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
     return total, agreement
 
 

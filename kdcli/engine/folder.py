@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import __version__
+from kdcli.data.facts import DataFacts
 from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
 from kdcli.engine.records import RUN_FORMAT, Finished
 from kdcli.errors import RunError
 
 EXPORTED = "exports.json"
 """Names the files that `kdcli export` has put into the folder."""
+
+DATA = "data.json"
+"""What was true of the data that the run was trained on: samples and class names, in the order of their numbers."""
 
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
@@ -80,7 +84,7 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ["spec.yaml", "spec.resolved.yaml", "env.json"]
+        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA]
         names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
             *(self.root / name for name in names),
@@ -162,6 +166,26 @@ def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: di
     write_whole(folder.root / "spec.resolved.yaml", lambda file: file.write(resolved.encode()))
     text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder.root / "env.json", lambda file: file.write(text.encode()))
+
+
+def write_data_facts(folder: RunFolder, train: DataFacts, test: DataFacts) -> None:
+    """What is true of the data, for those who open the run again."""
+    said = {
+        side: {"samples": facts.num_samples, "classes": facts.class_names}
+        for side, facts in (("train", train), ("test", test))
+    }
+    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder.root / DATA, lambda file: file.write(text.encode()))
+
+
+def recorded_classes(root: Path) -> tuple[str, ...] | None:
+    """The class names that the run in a folder was trained with; None where it has not written them."""
+    try:
+        names = json.loads((root / DATA).read_text(encoding="utf-8"))["train"]["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if good else None
 
 
 def environment(device: str, processes: int, base_dir: Path | None = None) -> dict[str, Any]:

@@ -118,8 +118,11 @@ def prove_losses(run: Run) -> Proven:
     )
 
 
-def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
-    """Measure each teacher that has a head on up to 512 test samples; raises RunError KD703 near chance."""
+def prove_teachers(run: Run, told: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Measure each teacher that has a head on up to 512 test samples; raises RunError KD703 near chance.
+
+    told: takes the messages about samples that a teacher has no usable answer for.
+    """
     measured = {}
     problems = []
     classes = run.facts.num_classes or 0
@@ -138,6 +141,8 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
                 run.processes,
                 autocast=teacher.autocast,
                 most_samples=TEACHER_SAMPLES,
+                name=name,
+                told=told,
             )
         measured[name] = metrics
         samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)

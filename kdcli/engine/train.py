@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from kdcli.engine.compiling import compile_networks
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
-from kdcli.engine.folder import environment, write_facts
+from kdcli.engine.folder import environment, write_data_facts, write_facts
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.engine.inheritance import inherited
 from kdcli.engine.interrupts import Interrupts, listening, saved_at
@@ -55,6 +55,12 @@ def train(run: Run, interrupts: Interrupts | None = None) -> Iterator[Record]:
         yield from Session(run, heard).records()
 
 
+def warnings(messages: Iterable[str]) -> Iterator[Notice]:
+    """Each message as a record."""
+    for message in messages:
+        yield Notice(message=message, level="warning")
+
+
 class Session:
     """One process's pass through a run."""
 
@@ -76,7 +82,9 @@ class Session:
             yield Notice(message=message)
         resumed, notices = resume(run)
         yield from notices
-        self.progress.teachers = prove_teachers(run)
+        told: list[str] = []
+        self.progress.teachers = prove_teachers(run, told)
+        yield from warnings(told)
         self.proven = prove_losses(run)
         yield from self.proven.notices()
         yield from prepare(run)
@@ -95,6 +103,7 @@ class Session:
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
+            write_data_facts(run.folder, run.facts, run.test_loader.facts)
         with self.interrupts.noting():
             for index in range(self.progress.stage, len(run.stages)):
                 yield from self.stage(index, resumed)
@@ -270,6 +279,7 @@ class Session:
         """Measure the student (its average where there is one), keep it where it is the best so far."""
         run, progress = self.run, self.progress
         began = time.perf_counter()
+        told: list[str] = []
         # Each process has normalised by its own batches; what is measured and kept is the first's.
         run.processes.share(run.deployed.buffers())
         if run.ema is not None:
@@ -283,6 +293,8 @@ class Session:
                     run.processes,
                     autocast=run.autocast,
                     stop=lambda: self.interrupts.signal_number is not None,
+                    name="the student",
+                    told=told,
                 )
             stop = self.agreement.agreed(self.interrupts.signal_number or 0)
             primary = run.task.primary
@@ -290,6 +302,7 @@ class Session:
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stop)
+        yield from warnings(told)
         progress.last = metrics
         if exported is not None:
             progress.best, progress.best_step = metrics, progress.step

@@ -97,6 +97,16 @@ def images(root: str, *more: str) -> Case:
     return on_files(f"dataset.train.dataset={data}", *more)
 
 
+def folders(test: str) -> Case:
+    """Class folders to train on, and others to test on."""
+    sides = (
+        f"dataset.{side}.dataset={{type: image_folder, kwargs: {{root: {root}, color_mode: GRAY,"
+        " transformer: [{type: to_tensor}]}}"
+        for side, root in (("train", "pets"), ("test", test))
+    )
+    return on_files(*sides, "net.model.kwargs.num_classes=2", "teacher0.model.kwargs.num_classes=2")
+
+
 def listed(file: str, *changes: str, folder: str = "images", more: str = "") -> Case:
     """Training images of a list."""
     reader = f"{{type: fs_pillow, kwargs: {{image_dir: {folder}, color_mode: GRAY}}}}"
@@ -237,13 +247,14 @@ CASES: dict[str, Case] = {
         "good.txt", f"{TRANSFORMER}=[{{type: torch_random_crop, kwargs: {{size: 20}}}}, {{type: to_tensor}}]"
     ),
     "KD519": listed("good.txt", folder="'s3://bucket/images'"),
+    "KD525": measured("derived.json"),
     "KD530": weights("nope.safetensors"),
     "KD531": weights("other.pth"),
     "KD532": weights("text.pth"),
     "KD533": weights("compressed.pth"),
     "KD534": weights("torchvision:ResNet81_Weights.DEFAULT"),
     "KD536": weights("code.pth"),
-    "KD525": measured("derived.json"),
+    "KD541": folders("hounds"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
     "KD562": annotated("image.json"),
@@ -269,6 +280,7 @@ CASES: dict[str, Case] = {
         "mimic.student.mimic_name=[model.layer2]",
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
+    "KD624": folders("cats"),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
         " {type: to_tensor}]"
@@ -294,6 +306,10 @@ def lay(folder: Path) -> None:
     for name in ("a.png", "b.png"):
         Image.new("L", (8, 8)).save(pictures / name)
     (pictures / "broken.png").write_bytes(b"no image")
+    for side, names in {"pets": ("cat", "dog"), "hounds": ("cat", "hound"), "cats": ("cat",)}.items():
+        for name in names:
+            (folder / side / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(folder / side / name / "a.png")
     lists = {
         "good": "a.png 0\nb.png 1\n",
         "lines": "a.png 0\nb.png\n",
