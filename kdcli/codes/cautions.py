@@ -105,6 +105,18 @@ CAUTIONS: dict[str, Explanation] = {
         "The test data has no image of a class that is trained on, so nothing tells how well it is learnt.",
         "train/{cat,dog}, test/{cat}",
     ),
+    "KD621": Explanation(
+        "two files of one name",
+        "A path written in a file is looked up beside that file, then in the working directory, and it is in"
+        " both. The message says which one is taken: the first, or the one that the run took when it was started.",
+        "right: an absolute path, or a name that only one of the two folders has",
+    ),
+    "KD622": Explanation(
+        "the file that a run took is gone",
+        "A run folder keeps which file was taken for each path of its spec. That one is no longer there, so the"
+        " path was looked up anew; what it names now may hold something else.",
+        "right: the file back in its place, or a run folder that is moved together with its files",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

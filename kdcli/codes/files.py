@@ -34,7 +34,8 @@ FILES: dict[str, Explanation] = {
     "KD506": Explanation(
         "data set not on this disk",
         "kdcli downloads nothing. Get the files once as the help line says, then point `root` or `meta_file`"
-        " to them; relative paths count from the working directory, then from the spec's folder.",
+        " to them; a relative path is looked up beside the file that writes it, then in the working"
+        " directory; one on the command line in the working directory alone.",
         "kdcli train cfg.yaml dataset.train.dataset.kwargs.root=/data/fashion-mnist",
     ),
     "KD508": Explanation(
@@ -95,6 +96,12 @@ FILES: dict[str, Explanation] = {
         "A transform can't take an image (a crop larger than it, another number of channels), or images of"
         " one batch come out in different sizes.",
         "right: end the geometric transforms with one size, e.g. torch_resize then torch_center_crop",
+    ),
+    "KD518": Explanation(
+        "image folder that is not there",
+        "`image_dir` names no folder. A relative path is looked up beside the file that writes it, then in the"
+        " working directory; one on the command line in the working directory alone.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
     ),
     "KD519": Explanation(
         "image reader missing or out of reach",

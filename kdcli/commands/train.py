@@ -135,7 +135,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         resume=again if resume is None else True if resume == AUTO else Path(resume),
         allow_changed=tuple(arguments.allow_changed),
         plugins=tuple(arguments.plugins),
-        base_dir=parsed.base_dir,
+        places=parsed.places,
         restarted=again,
         again=told_by_launcher() or arguments.again(),
         profile=arguments.profile,
@@ -154,7 +154,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
             for _ in records_of(run, interrupts):
                 pass
             return
-        report = partial(write_up, parsed, options, run.folder.root, here.device)
+        report = partial(write_up, parsed, run.options, run.folder.root, here.device)
         logged = LoggedRun(
             name=run.name,
             run_dir=run.folder.root,

@@ -79,9 +79,7 @@ def examine(
         return found, None
     from kdcli.engine.check import CheckOptions, check
 
-    checked = check(
-        parsed, CheckOptions(plugins=options.plugins, base_dir=parsed.base_dir, files=options.files)
-    )
+    checked = check(parsed, CheckOptions(plugins=options.plugins, places=parsed.places, files=options.files))
     return [*found, *checked.findings], checked.plan
 
 

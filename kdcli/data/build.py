@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Sou
 from kdcli.data.transforms.foreign import Foreign
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Component, DataPart
 from kdcli.spec.tables import Table
 
@@ -36,17 +36,17 @@ def open_side(
     *,
     train: bool,
     path: SpecPath,
-    base_dir: Path | None = None,
+    places: Places = HERE,
     aligned: bool = True,
     classes: Mapping[int, str] | None = None,
 ) -> OpenedData:
     """One side of the data: its lists and labels read, its first readable image decoded.
 
-    path: where the side stands in the spec: ("dataset", "train"). base_dir: the spec's folder, for relative
-    paths. aligned, classes: how boxes are written, and the names of the trained categories by id
+    path: where the side stands in the spec: ("dataset", "train"). places: where the spec's files are looked
+    up. aligned, classes: how boxes are written, and the names of the trained categories by id
     (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
-    source = build_source(part, train=train, path=path, base_dir=base_dir, aligned=aligned, classes=classes)
+    source = build_source(part, train=train, path=path, places=places, aligned=aligned, classes=classes)
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
     if isinstance(source, SampleSource):
@@ -120,14 +120,14 @@ def build_source(
     *,
     train: bool,
     path: SpecPath,
-    base_dir: Path | None = None,
+    places: Places = HERE,
     aligned: bool = True,
     classes: Mapping[int, str] | None = None,
 ) -> Source:
     """The dataset itself, by name.
 
     A constructor's positional parameters are facts, bound by name: path (of the dataset in the spec),
-    base_dir, train, image_reader (built), transformer (components), alignment, aligned, classes.
+    places, train, image_reader (built), transformer (components), alignment, aligned, classes.
     """
     place = (*path, "dataset")
     spec = part.dataset
@@ -135,7 +135,7 @@ def build_source(
     if spec.type.startswith(TORCHVISION):
         from kdcli.data.torchvision_datasets import torchvision_dataset
 
-        found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, base_dir, train)
+        found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, places, train)
         return found
     target = DATASETS.get(spec.type)
     if target is None:
@@ -149,7 +149,7 @@ def build_source(
     wanted = inspect.signature(constructor).parameters
     facts: dict[str, Any] = {
         "path": place,
-        "base_dir": base_dir,
+        "places": places,
         "train": train,
         "transformer": spec.kwargs.transformer,
         "alignment": part.dataloader.kwargs.alignment,
@@ -158,7 +158,7 @@ def build_source(
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
     if "image_reader" in wanted:
-        bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, base_dir)
+        bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, places)
     source: Source
     source = _construct(constructor, {**bound, **target.preset, **own}, spec.type, (*place, "kwargs"))
     return source
@@ -187,7 +187,7 @@ def _by_name(
     return _construct(target.load(), kwargs, component.type, path)
 
 
-def _image_reader(component: Component | None, place: SpecPath, base_dir: Path | None) -> Any:
+def _image_reader(component: Component | None, place: SpecPath, places: Places) -> Any:
     path = (*place, "kwargs", "image_reader")
     if component is None:
         raise SpecError.at(
@@ -196,7 +196,7 @@ def _image_reader(component: Component | None, place: SpecPath, base_dir: Path |
             "this dataset needs an `image_reader`",
             "write `image_reader: {type: fs_pillow, kwargs: {image_dir: ..., color_mode: RGB}}`",
         )
-    return _by_name(IMAGE_READERS, component, "image reader", path, {"path": path, "base_dir": base_dir})
+    return _by_name(IMAGE_READERS, component, "image reader", path, {"path": path, "places": places})
 
 
 def _batch_fn(part: DataPart, path: SpecPath) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from kdcli.data.files import FileImages
 from kdcli.data.image_readers import MISSING, opened
 from kdcli.data.sources import BadSample
 from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
 
 LOOKED_AT = 200
@@ -28,7 +28,7 @@ TOLD = 5
 
 
 def check_files(
-    part: DataPart, path: SpecPath, base_dir: Path | None = None, *, train: bool = True
+    part: DataPart, path: SpecPath, places: Places = HERE, *, train: bool = True
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
@@ -37,7 +37,7 @@ def check_files(
     """
     place = (*path, "dataset")
     try:
-        source = build_source(part, train=train, path=path, base_dir=base_dir)
+        source = build_source(part, train=train, path=path, places=places)
     except KdError as error:
         return _placed(error, place)
     if isinstance(source, FileImages):
@@ -50,7 +50,7 @@ def check_files(
         if any(finding.severity == "error" for finding in found):
             return found
     try:
-        side = open_side(_alone(part), train=train, path=path, base_dir=base_dir)
+        side = open_side(_alone(part), train=train, path=path, places=places)
         build_loader(side, seed=0).close()
     except KdError as error:
         return [*found, *_placed(error, place)]

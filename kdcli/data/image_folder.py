@@ -9,13 +9,13 @@ import numpy as np
 
 from kdcli.data.files import FileImages
 from kdcli.data.image_readers import SUFFIXES, ColorMode, PillowReader
-from kdcli.data.places import find
 from kdcli.errors import SpecError, SpecPath
+from kdcli.spec.places import HERE, Places
 
 
 def image_folder(
     path: SpecPath,
-    base_dir: Path | None,
+    places: Places,
     train: bool = True,
     *,
     root: str,
@@ -28,14 +28,14 @@ def image_folder(
     a class. num_classes: how many folders the training data must have. Raises SpecError KD506 (no such folder,
     no class, no image), KD515 (another number of classes).
     """
-    folder = find(root, base_dir)
     at_root = (*path, "kwargs", "root")
+    folder = places.find(root, at_root)
     if not folder.is_dir():
         raise SpecError.at(
             at_root,
             "KD506",
-            f"there is no folder `{folder}`",
-            "`root` is a folder with one subfolder a class",
+            f"there is no folder `{root}`",
+            f"`root` is a folder with one subfolder a class; {places.missing(root, at_root)}",
         )
     folders = (entry.name for entry in os.scandir(folder) if entry.is_dir())
     classes = sorted(name for name in folders if not name.startswith("."))
@@ -57,7 +57,7 @@ def image_folder(
         labels += [label] * len(found)
     if not files:
         raise SpecError.at(at_root, "KD506", f"`{folder}` has no images in its {len(classes)} class folders")
-    reader = PillowReader(path, base_dir, image_dir=str(folder), color_mode=color_mode)
+    reader = PillowReader(path, HERE, image_dir=str(folder), color_mode=color_mode)
     return FileImages(reader, files, np.array(labels, dtype=np.int64), len(classes), tuple(classes))
 
 

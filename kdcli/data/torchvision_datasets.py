@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kdcli.data.draws import Ids
 from kdcli.data.image_readers import pixels_of
-from kdcli.data.places import find
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
 from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.spec.places import Places
 
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
 """Arguments that kdcli decides or that take code."""
@@ -87,7 +87,7 @@ def checked(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> tuple[Any, 
 
 
 def torchvision_dataset(
-    name: str, kwargs: Mapping[str, Any], path: SpecPath, base_dir: Path | None, train: bool
+    name: str, kwargs: Mapping[str, Any], path: SpecPath, places: Places, train: bool
 ) -> ArrayImages | ImageSource:
     """`torchvision.<name>`; `train` or `split` follow the side of the spec where they are not given.
 
@@ -99,19 +99,24 @@ def torchvision_dataset(
         given.setdefault("train", train)
     if "split" in known and not train:
         given.setdefault("split", "val" if name in ("ImageNet", "Imagenette", "Places365") else "test")
+    at_root = (*path, "kwargs", "root")
+    missing = ""
     if isinstance(given.get("root"), str):
-        given["root"] = find(given["root"], base_dir)
-        _refuse_pickles(Path(given["root"]), name, path)
+        root = places.find(given["root"], at_root)
+        if not root.is_dir():
+            missing = f"{places.missing(given['root'], at_root)}; "
+        given["root"] = root
+        _refuse_pickles(root, name, path)
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
     try:
         dataset = kind(**given)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as reason:
         raise SpecError.at(
-            (*path, "kwargs", "root"),
+            at_root,
             "KD506",
             f"`torchvision.{name}` is not in `{given.get('root')}`: {str(reason).splitlines()[0]}",
-            _how_to_get(name, given),
+            missing + _how_to_get(name, given),
         ) from reason
     except (TypeError, ValueError) as reason:
         raise SpecError.at((*path, "kwargs"), "KD505", f"`torchvision.{name}`: {reason}") from reason

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +53,7 @@ from kdcli.engine.wiring import (
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
@@ -62,10 +62,10 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """plugins: packages that may be imported. base_dir: the spec's folder. files: look at data, weights."""
+    """plugins: packages that may be imported. places: where files are looked up. files: look at data, weights."""
 
     plugins: tuple[str, ...] = ()
-    base_dir: Path | None = None
+    places: Places = HERE
     files: bool = False
 
 
@@ -115,15 +115,16 @@ class _Rehearsal:
     def run(self) -> Plan | None:
         """All parts in turn, each as far as the ones before allow."""
         check_data(self.spec, self.findings)
+        self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
         samples = self.facts.num_samples
         if self.options.files:
-            self.findings.found += check_data_files(self.spec, self.options.base_dir)
+            self.findings.found += check_data_files(self.spec, self.options.places)
             self.learn_from_files()
             samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.files:
-                check_weights(self.spec, nets, self.options.base_dir, self.findings)
+                check_weights(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
             if per_epoch is not None:
@@ -146,7 +147,7 @@ class _Rehearsal:
         sides = {}
         for train in (True, False):
             try:
-                sides[train] = open_part(self.spec, self.options.base_dir, train=train)
+                sides[train] = open_part(self.spec, self.options.places, train=train)
             except KdError:
                 continue  # told by the look at its files
         if True in sides:
@@ -261,7 +262,7 @@ class _Rehearsal:
 
     def check_classes(self, view: View) -> None:
         """The student's outputs against the data; an unknown number of classes is taken from the logits."""
-        task = build_task(self.spec, self.options.base_dir)
+        task = build_task(self.spec, self.options.places)
         self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.test_facts)
         logits = view.outputs.get("logits")
         if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:

@@ -11,16 +11,16 @@ from kdcli.data.categories import Matched, match
 from kdcli.data.coco_json import CocoFile, read_coco
 from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts
-from kdcli.data.places import find
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection.families import COCO_CLASSES, is_detector
+from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
 from kdcli.tasks.detection.truth import read_truth
 
 HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
 """Modules whose num_classes counts the categories and the background."""
 
-TRAINING_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file")
+TRAIN_META_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file")
 META_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "meta_file")
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 SAME_FILE = "`gt_file` is the file that the test data is read from"
@@ -42,7 +42,7 @@ def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
         return []
     networks: list[tuple[SpecPath, Network]] = [(("net",), spec.net)]
     networks += [(("teachers", name), modules) for name, modules in spec.teachers.items()]
-    found = _derived(read_coco(Path(facts.annotations["file"])), TRAINING_FILE)
+    found = _derived(read_coco(Path(facts.annotations["file"])), TRAIN_META_FILE)
     for place, modules in networks:
         for index, module in enumerate(modules):
             made = _classes_of(module)
@@ -84,7 +84,7 @@ def categories_of(facts: DataFacts) -> dict[int, str] | None:
     return dict(zip(facts.annotations["categories"], facts.class_names or (), strict=True))
 
 
-def training_categories(spec: Spec, base_dir: Path | None) -> dict[int, str] | None:
+def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     """The same of the training side, from its file alone.
 
     None where there is no such file: what is measured elsewhere than it was trained needs no training data.
@@ -93,17 +93,17 @@ def training_categories(spec: Spec, base_dir: Path | None) -> dict[int, str] | N
     named = _extra(spec.dataset.train).get("meta_file")
     if not spec.detects or not isinstance(named, str):
         return None
-    file = find(named, base_dir)
+    file = places.find(named, TRAIN_META_FILE)
     if not file.exists():
         return None
     try:
         return dict(read_coco(file).names)
     except KdError as error:
-        raise RunError(replace(finding, path=TRAINING_FILE) for finding in error.diagnostics) from error
+        raise RunError(replace(finding, path=TRAIN_META_FILE) for finding in error.diagnostics) from error
 
 
 def truth_findings(
-    spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, base_dir: Path | None
+    spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, places: Places
 ) -> list[Diagnostic]:
     """What is to be said of the boxes that the test data is measured by.
 
@@ -114,10 +114,11 @@ def truth_findings(
     """
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
-    given = find(named, base_dir) if isinstance(named, str) else None
+    given = places.find(named, GT_FILE) if isinstance(named, str) else None
     found = []
     if given is not None and not given.is_file():
-        found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", SAME_FILE))
+        help = f"{SAME_FILE}; {places.missing(str(named), GT_FILE)}"
+        found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", help))
     if test is None or test.annotations is None:
         return found
     file = Path(test.annotations["file"])

@@ -18,6 +18,7 @@ from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
     build_task,
+    file_notices,
     open_test,
     pixel_change,
     run_root,
@@ -89,17 +90,17 @@ def compare(
     keep = keep or Keep()
     keep.require_detector(task_kind(spec))
     require_weights(parsed, weights)
+    told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(open_test(spec, options.base_dir, run_root(parsed)), spec, processes)
-    findings = truth_findings(
-        spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir
-    )
+    loader = build_data(open_test(spec, options.places, run_root(parsed)), spec, processes)
+    findings = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):
         loader.close()
         raise SpecError(findings)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
-    notices = [*(Notice(message=finding.message) for finding in findings), *notices]
+    told += [finding.message for finding in findings]
+    notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):
         try:
@@ -111,7 +112,7 @@ def compare(
             notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
     for contender in contenders:
         contender.net.to(processes.device).eval()
-    task = build_task(spec, options.base_dir)
+    task = build_task(spec, options.places)
     pictures = Pictures(keep.pictures if processes.speaks else None, loader.facts)
     cast = autocast_for(student_precision(spec.runtime), processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
@@ -157,7 +158,7 @@ def student_of(
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
         if path is not None and (weights is not None or path.exists()):
-            found = find_file(path, options.base_dir)
+            found = find_file(path)
             load_weights(net, found)
             size = found.stat().st_size if found.is_file() else None
             return Contender("student", net, size), [Notice(message=f"student: {path}")]
@@ -193,7 +194,7 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
     where = weight_path(spec, name)
-    path = find_file(settings.teacher_weight, options.base_dir, where)
+    path = find_file(settings.teacher_weight, options.places, where)
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )

@@ -17,6 +17,8 @@ from kdcli.data.facts import DataFacts
 from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
 from kdcli.engine.records import RUN_FORMAT, Finished
 from kdcli.errors import RunError
+from kdcli.spec.places import Places
+from kdcli.spec.schema import Spec
 
 EXPORTED = "exports.json"
 """Names the files that `kdcli export` has put into the folder."""
@@ -188,17 +190,19 @@ def recorded_classes(root: Path) -> tuple[str, ...] | None:
     return tuple(names) if good else None
 
 
-def environment(device: str, processes: int, base_dir: Path | None = None) -> dict[str, Any]:
+def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
     """Versions, device, threads, and the state of the working directory's git repository if there is one.
 
-    base_dir: the spec's folder, from which the files it names are looked up.
+    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
+    opened again.
     """
     import torch
 
     return {
         "kdcli": __version__,
         "run_format": RUN_FORMAT,
-        "spec_dir": None if base_dir is None else str(base_dir.resolve()),
+        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
+        "files": places.record(spec),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),

@@ -58,7 +58,7 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    opened = open_test(spec, options.base_dir, run_root(parsed))
+    opened = open_test(spec, options.places, run_root(parsed))
     loader = build_data(opened, spec, Processes(device=device))
     try:
         return _collect(parsed, options, device, loader)

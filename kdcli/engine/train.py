@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -28,7 +28,7 @@ from kdcli.engine.losslog import LossLog
 from kdcli.engine.numbers import FiniteCheck
 from kdcli.engine.optim import LearningRate, build_optimizer
 from kdcli.engine.prepare import prepare
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved
+from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
 from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
 from kdcli.engine.sharding import whole
@@ -55,12 +55,6 @@ def train(run: Run, interrupts: Interrupts | None = None) -> Iterator[Record]:
         yield from Session(run, heard).records()
 
 
-def warnings(messages: Iterable[str]) -> Iterator[Notice]:
-    """Each message as a record."""
-    for message in messages:
-        yield Notice(message=message, level="warning")
-
-
 class Session:
     """One process's pass through a run."""
 
@@ -82,8 +76,7 @@ class Session:
             yield Notice(message=message)
         resumed, notices = resume(run)
         yield from notices
-        told: list[str] = []
-        self.progress.teachers = prove_teachers(run, told)
+        self.progress.teachers, told = prove_teachers(run)
         yield from warnings(told)
         self.proven = prove_losses(run)
         yield from self.proven.notices()
@@ -99,7 +92,8 @@ class Session:
             restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            facts = environment(str(run.processes.device), run.processes.world_size, run.options.base_dir)
+            here = run.processes
+            facts = environment(str(here.device), here.world_size, run.options.places, run.spec)
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )

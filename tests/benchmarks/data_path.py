@@ -22,6 +22,7 @@ from torchvision import transforms
 
 from kdcli.data.build import build_loader, open_side
 from kdcli.data.fashion_mnist import fashion_mnist
+from kdcli.spec.places import HERE
 from kdcli.spec.schema import DataPart
 
 BATCH, PILLOW_SAMPLES = 128, 10_240
@@ -32,7 +33,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
     """The usual way: one image at a time, through Pillow."""
 
     def __init__(self) -> None:
-        source = fashion_mnist(("dataset", "train"), None, True, limit=PILLOW_SAMPLES)
+        source = fashion_mnist(("dataset", "train"), HERE, True, limit=PILLOW_SAMPLES)
         self.images, self.labels = source.images.squeeze(1).numpy(), source.labels.tolist()
         self.transform = transforms.Compose(
             [

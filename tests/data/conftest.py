@@ -38,7 +38,7 @@ def make_part(
 def make_loader(part: DataPart, **kwargs: Any) -> Loader:
     """The loader with what a test leaves open."""
     opening = {"train": True, "path": ("dataset", "train")}
-    opening |= {name: kwargs.pop(name) for name in ("train", "path", "base_dir", "aligned") if name in kwargs}
+    opening |= {name: kwargs.pop(name) for name in ("train", "path", "places", "aligned") if name in kwargs}
     return build_loader(open_side(part, **opening), **{"seed": 131, **kwargs})
 
 

@@ -246,6 +246,7 @@ CASES: dict[str, Case] = {
     "KD517": listed(
         "good.txt", f"{TRANSFORMER}=[{{type: torch_random_crop, kwargs: {{size: 20}}}}, {{type: to_tensor}}]"
     ),
+    "KD518": listed("nothing.txt", folder="picturs"),
     "KD519": listed("good.txt", folder="'s3://bucket/images'"),
     "KD525": measured("derived.json"),
     "KD530": weights("nope.safetensors"),
@@ -281,6 +282,12 @@ CASES: dict[str, Case] = {
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
     "KD624": folders("cats"),
+    "KD621": Case(
+        text=SPEC.replace(
+            "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
+            "teacher0: !include parts/teacher.yaml",
+        )
+    ),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
         " {type: to_tensor}]"
@@ -326,6 +333,9 @@ def lay(folder: Path) -> None:
     (folder / "text.pth").write_text("no weights")
     torch.save({"epoch": Path("x")}, folder / "code.pth")
     torch.save({"w": torch.zeros(4)}, folder / "plain.pth")
+    (folder / "parts").mkdir()
+    torch.save({"w": torch.zeros(4)}, folder / "parts/plain.pth")
+    (folder / "parts/teacher.yaml").write_text("mimic_name: [logits]\nteacher_weight: plain.pth\n")
     with zipfile.ZipFile(folder / "plain.pth") as plain:
         with zipfile.ZipFile(folder / "compressed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
             for name in plain.namelist():

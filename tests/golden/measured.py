@@ -33,7 +33,8 @@ RUNS = (*(f"digits_{name}" for name in DIGITS), *(f"fashion_{name}" for name in 
 def first_steps(name: str, folder: Path) -> dict[str, Any]:
     """The losses of a sample's first 20 steps, and the hash of its student after them."""
     changes = [f"saver.save_dir={folder / name}", "trainer.log_freq=1", *_data(name, folder)]
-    with _one_thread(), run_of(_read(name, changes), base_dir=SAMPLES) as run:
+    parsed = _read(name, changes)
+    with _one_thread(), run_of(parsed, places=parsed.places) as run:
         losses: list[dict[str, float]] = []
         for record in train(run):
             if isinstance(record, Step):
@@ -45,7 +46,8 @@ def first_steps(name: str, folder: Path) -> dict[str, Any]:
 
 def whole_run(name: str, folder: Path) -> str:
     """The hash of the student that a sample ends with."""
-    with _one_thread(), run_of(_read(name, [f"saver.save_dir={folder / name}"]), base_dir=SAMPLES) as run:
+    parsed = _read(name, [f"saver.save_dir={folder / name}"])
+    with _one_thread(), run_of(parsed, places=parsed.places) as run:
         for _ in train(run):
             pass
         return hash_of(read_weights(run.folder.student))

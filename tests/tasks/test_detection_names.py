@@ -12,6 +12,7 @@ import torch
 from kdcli.data.coco import coco
 from kdcli.data.image_readers import PillowReader
 from kdcli.models.detection.whole import build_detector
+from kdcli.spec.places import HERE
 from kdcli.tasks.detection.predictions import save_coco
 from kdcli.tasks.detection.task import Detection
 
@@ -45,8 +46,8 @@ def write(file: Path, names: dict[Any, str], image_ids: dict[int, Any] | None = 
 
 
 def data_of(file: Path, classes: dict[int, str] | None = LEARNT) -> Any:
-    reader = PillowReader((), None, image_dir=str(file.parent))
-    return coco((), None, False, reader, [], 1, classes=classes, meta_file=str(file))
+    reader = PillowReader((), HERE, image_dir=str(file.parent))
+    return coco((), HERE, False, reader, [], 1, classes=classes, meta_file=str(file))
 
 
 def perfect(data: Any) -> Any:

@@ -131,7 +131,7 @@ def _test_batches(
     parsed: ParsedSpec, options: RunOptions
 ) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
     spec = parsed.spec
-    opened = open_test(spec, options.base_dir, run_root(parsed))
+    opened = open_test(spec, options.places, run_root(parsed))
     loader = build_data(opened, spec, Processes(device=torch.device("cpu")))
     try:
         yield (dict(batch) for batch in loader.batches(0)), loader.facts
