@@ -109,4 +109,11 @@ FILES: dict[str, Explanation] = {
         " stores.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
     ),
+    "KD525": Explanation(
+        "annotation file with something to derive",
+        "Tools write COCO's json with ids as text or with a decimal point, without `area` or `iscrowd`, with"
+        " polygons in place of boxes, or with annotations of images that were taken out of the list. All of that"
+        " is read, the same way for training and evaluation, and told once, with its numbers.",
+        'derived: {"id": "17"} is 17, no `area` is width x height, no `iscrowd` is 0',
+    ),
 }

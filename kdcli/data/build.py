@@ -32,14 +32,21 @@ TORCHVISION = "torchvision."
 
 
 def open_side(
-    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
+    part: DataPart,
+    *,
+    train: bool,
+    path: SpecPath,
+    places: Places = HERE,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> OpenedData:
     """One side of the data: its lists and labels read, its first readable image decoded.
 
     path: where the side stands in the spec: ("dataset", "train"). places: where the spec's files are looked
-    up. aligned: how boxes are written (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
+    up. aligned, classes: how boxes are written, and the names of the trained categories by id
+    (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
-    source = build_source(part, train=train, path=path, places=places, aligned=aligned)
+    source = build_source(part, train=train, path=path, places=places, aligned=aligned, classes=classes)
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
     if isinstance(source, SampleSource):
@@ -109,12 +116,18 @@ def _pipeline_path(path: SpecPath) -> SpecPath:
 
 
 def build_source(
-    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
+    part: DataPart,
+    *,
+    train: bool,
+    path: SpecPath,
+    places: Places = HERE,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> Source:
     """The dataset itself, by name.
 
     A constructor's positional parameters are facts, bound by name: path (of the dataset in the spec),
-    places, train, image_reader (built), transformer (components), alignment, aligned.
+    places, train, image_reader (built), transformer (components), alignment, aligned, classes.
     """
     place = (*path, "dataset")
     spec = part.dataset
@@ -141,6 +154,7 @@ def build_source(
         "transformer": spec.kwargs.transformer,
         "alignment": part.dataloader.kwargs.alignment,
         "aligned": aligned,
+        "classes": classes,
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
     if "image_reader" in wanted:

@@ -25,7 +25,13 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import GT_FILE, categories_of, category_findings, truth_findings
+from kdcli.engine.check_categories import (
+    GT_FILE,
+    categories_of,
+    category_findings,
+    training_categories,
+    truth_findings,
+)
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -163,7 +169,7 @@ def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
 
 
 def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, places: Places) -> list[str]:
-    """Notices where the student has too many classes for the annotations.
+    """Notices of what the annotation files leave to be derived, and where the student has too many classes.
 
     facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
     wrong with the test annotations and the evaluator's `gt_file` (truth_findings).
@@ -181,7 +187,8 @@ def told_or_raised(findings: list[Diagnostic]) -> list[str]:
     """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
-    return [f"{finding.message}; {finding.help}" for finding in findings]
+    # Both sides may read one file.
+    return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
 
 
 def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
@@ -241,13 +248,14 @@ def open_test(spec: Spec, places: Places, root: Path) -> OpenedData:
 
 
 def open_part(spec: Spec, places: Places, *, train: bool) -> OpenedData:
-    """One side of the data, with its own class numbers."""
+    """One side of the data, with its own class numbers; categories of boxes have the training side's."""
     return open_side(
         spec.dataset.train if train else spec.dataset.test,
         train=train,
         path=("dataset", "train" if train else "test"),
         places=places,
         aligned=spec.runtime.aligned,
+        classes=None if train else training_categories(spec, places),
     )
 
 

@@ -94,11 +94,12 @@ def compare(
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
     loader = build_data(open_test(spec, options.places, run_root(parsed)), spec, processes)
-    wrong = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
-    if wrong:
+    findings = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
+    if any(finding.severity == "error" for finding in findings):
         loader.close()
-        raise SpecError(wrong)
+        raise SpecError(findings)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    told += [finding.message for finding in findings]
     notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):

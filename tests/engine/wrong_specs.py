@@ -272,6 +272,7 @@ CASES: dict[str, Case] = {
     ),
     "KD518": listed("nothing.txt", folder="picturs"),
     "KD519": listed("good.txt", folder="'s3://bucket/images'"),
+    "KD525": measured("derived.json"),
     "KD530": weights("nope.safetensors"),
     "KD531": weights("other.pth"),
     "KD532": weights("text.pth"),
@@ -292,6 +293,7 @@ CASES: dict[str, Case] = {
     "KD566": measured("usable.json", "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file=elsewhere.json"),
     "KD568": measured("crowd.json"),
     "KD569": measured("renamed.json"),
+    "KD570": measured("fewer.json"),
     "KD608": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
         " kwargs: {step_size: 1}}"
@@ -363,9 +365,13 @@ def lay(folder: Path) -> None:
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
     image = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
     annotations = {
-        "annotation": {"images": [image], "annotations": [{**box, "image_id": 2}], "categories": [{"id": 1}]},
+        "annotation": {
+            "images": [image],
+            "annotations": [{**box, "bbox": [1, 1, 4]}],
+            "categories": [{"id": 1}],
+        },
         "image": {"images": [{"id": 1}], "annotations": [box], "categories": [{"id": 1}]},
         "categories": {
             "images": [image],
@@ -380,6 +386,12 @@ def lay(folder: Path) -> None:
         "elsewhere": {**usable, "images": [{**image, "id": 2}], "annotations": [{**box, "image_id": 2}]},
         "crowd": {**usable, "annotations": [{**box, "iscrowd": 1}]},
         "renamed": {**usable, "categories": [*names[:2], {"id": 3, "name": "cat"}]},
+        "fewer": {**usable, "categories": names[:2]},
+        "derived": {
+            **usable,
+            "images": [{**image, "id": "1"}],
+            "annotations": [{**box, "area": None}, {**box, "id": 2, "image_id": 9}],
+        },
     }
     for name, data in annotations.items():
         (folder / f"{name}.json").write_text(json.dumps(data))
