@@ -20,8 +20,7 @@ def pearson(
     The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6; a constant channel
     stays 0. student, teacher: maps [B, C, H, W], equally many tokens [B, N, D] or vectors [B, D], with equally
     many channels; maps of another size are resized bilinearly, the student's to the teacher's or (resize_student
-    false) the
-    other way round. Pairs are summed.
+    false) the other way round. Pairs are summed.
     Taps: each level of the neck, or the output of a stage.
     Source: "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
     Coefficient", arXiv:2207.02039.
