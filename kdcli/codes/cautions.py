@@ -100,6 +100,19 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
+    "KD622": Explanation(
+        "images that hold no pictures",
+        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
+        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
+        " which only a few are used.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
+    ),
+    "KD623": Explanation(
+        "files left out of an image folder",
+        "Below `root` lie files that are no images kdcli reads, hidden files and folders, or images in no class"
+        " folder. They are counted by kind, so that images left out by mistake are seen.",
+        "`.heic` files are left out: save them as JPEG or PNG",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

@@ -57,9 +57,13 @@ FILES: dict[str, Explanation] = {
     ),
     "KD511": Explanation(
         "image that can't be read",
-        "Missing, damaged, of a format that is not decoded, or declaring more pixels than is sane. With"
-        " `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left out.",
-        "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}",
+        "Missing, damaged, of a format that is not decoded, or declaring more pixels than is sane; or of more"
+        " than 8 bits a channel, or transparent, where no `value_range` or `background` says how to read it."
+        " With `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left"
+        " out. `validate --files` looks at the header and the end of every file, and decodes some.",
+        "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}\n"
+        "12 bits: image_reader: {type: fs_pillow, kwargs: {image_dir: data, value_range: [0, 4095]}}\n"
+        "cut-outs: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
     "KD512": Explanation(
         "too many bad samples",

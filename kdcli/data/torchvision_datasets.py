@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.datasets
+from PIL import Image
 from torch import Tensor
 
 from kdcli.data.draws import Ids
-from kdcli.data.image_readers import pixels_of
+from kdcli.data.image_readers import decoded, pixels_of
+from kdcli.data.pixel_values import PixelRule, Refused
 from kdcli.data.places import find
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
 """Arguments that kdcli decides or that take code."""
+
+RULE = PixelRule(
+    where="the kwargs of `image_folder` or of an image reader: torchvision's data sets have no such"
+)
 
 
 class TorchvisionImages:
@@ -38,7 +44,11 @@ class TorchvisionImages:
         """uint8 [C, H, W]; raises BadSample."""
         try:
             image = self.dataset[index][0]
-            pixels = pixels_of(image, "GRAY" if image.mode in ("L", "1") else "RGB")
+            pixels = pixels_of(image, "GRAY" if image.mode in ("L", "1") else "RGB", RULE)
+        except BadSample:
+            raise
+        except Refused as reason:
+            raise BadSample(self.name(index), str(reason)) from reason
         except Exception as reason:  # decoders raise anything on damaged files
             raise BadSample(self.name(index), str(reason) or type(reason).__name__) from reason
         return torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
@@ -99,6 +109,8 @@ def torchvision_dataset(
         _refuse_pickles(Path(given["root"]), name, path)
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
+    if _takes_loader(kind):
+        given["loader"] = _loaded
     try:
         dataset = kind(**given)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as reason:
@@ -111,6 +123,16 @@ def torchvision_dataset(
     except (TypeError, ValueError) as reason:
         raise SpecError.at((*path, "kwargs"), "KD505", f"`torchvision.{name}`: {reason}") from reason
     return _as_source(dataset, name, path)
+
+
+def _takes_loader(kind: Any) -> bool:
+    own = inspect.signature(kind.__init__).parameters
+    return "loader" in own or issubclass(kind, torchvision.datasets.DatasetFolder)
+
+
+def _loaded(file: str) -> Image.Image:
+    """An image file as RGB; torchvision's own loader would make floats and 16 bits black."""
+    return Image.fromarray(decoded(str(file), "RGB", rule=RULE))
 
 
 def _how_to_get(name: str, kwargs: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
 from kdcli.data.facts import DataFacts
+from kdcli.data.scan import Told
 from kdcli.data.sources import SampleSource
 from kdcli.engine.build import task_kind, teacher_settings, weight_path
 from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
@@ -18,12 +19,14 @@ from kdcli.models.weights import find_file
 from kdcli.spec.schema import Spec
 
 
-def check_data(spec: Spec, base_dir: Path | None) -> list[Diagnostic]:
-    """What the data's files say, of both sides."""
+def check_data(
+    spec: Spec, base_dir: Path | None, *, quick: bool = False, told: Told | None = None
+) -> list[Diagnostic]:
+    """What the data's files say, of both sides. quick, told: as in kdcli.data.check."""
     found = []
     for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
         path = ("dataset", "train" if train else "test")
-        found += check_data_files(part, path, base_dir, train=train)
+        found += check_data_files(part, path, base_dir, train=train, quick=quick, told=told)
     if task_kind(spec) == "detection":
         train_facts, test_facts = (_facts(spec, base_dir, train=train) for train in (True, False))
         if train_facts is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -267,6 +269,8 @@ CASES: dict[str, Case] = {
         "mimic.student.mimic_name=[model.layer2]",
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
+    "KD622": listed("black.txt"),
+    "KD623": images("classes"),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
         " {type: to_tensor}]"
@@ -289,11 +293,19 @@ def lay(folder: Path) -> None:
     (folder / f"{PLUGIN}.py").write_text(MODULE)
     pictures = folder / "images"
     pictures.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("L", (8, 8)).save(pictures / name)
+    levels = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    for name, turned in (("a.png", levels), ("b.png", levels.T)):
+        Image.fromarray(np.ascontiguousarray(turned)).save(pictures / name)
+    Image.new("L", (8, 8)).save(pictures / "black.png")
+    for kind, name in (("cat", "a.png"), ("dog", "b.png")):
+        (folder / "classes" / kind / ".ipynb_checkpoints").mkdir(parents=True)
+        shutil.copy(pictures / name, folder / "classes" / kind)
+    (folder / "classes/cat/._a.png").write_bytes(b"of macOS")
+    (folder / "classes/dog/notes.txt").write_text("on dogs")
     (pictures / "broken.png").write_bytes(b"no image")
     lists = {
         "good": "a.png 0\nb.png 1\n",
+        "black": "black.png 0\nblack.png 1\n",
         "lines": "a.png 0\nb.png\n",
         "broken": "a.png 0\nbroken.png 1\n",
         "leads_out": "../a.png 0\n",
