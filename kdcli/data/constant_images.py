@@ -26,12 +26,13 @@ def constant_images(images: Iterable[Tensor]) -> str | None:
         plain = plain and bool((image == image[:, :1, :1]).all())
         if plain:
             colours.add(tuple(image[:, 0, 0].tolist()))
+    all_of_them = "both" if count == 2 else f"all {count}"
     if count and plain:
         which = _colour(*colours) if len(colours) == 1 else "of one colour each"
-        told = "the image looked at is" if count == 1 else f"all {count} images looked at are"
+        told = "the image looked at is" if count == 1 else f"{all_of_them} images looked at are"
         return f"{told} {which}: there is nothing to learn from"
     if count > 1 and same:
-        return f"all {count} images looked at have the same pixels: there is nothing to learn from"
+        return f"{all_of_them} images looked at have the same pixels: there is nothing to learn from"
     return None
 
 

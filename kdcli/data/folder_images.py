@@ -14,7 +14,7 @@ NOT_DECODED = (
     *(".npy", ".psd", ".svg"),
 )
 """Images of formats that are not read."""
-LISTED = 6
+LISTED = 10
 """So many kinds of what is left out are named."""
 
 Left = Counter[tuple[str, str]]
@@ -78,7 +78,7 @@ def _phrases(ranked: list[tuple[tuple[str, str], int]]) -> Iterator[str]:
 
 
 def _rest(ranked: list[tuple[tuple[str, str], int]]) -> list[str]:
-    return [f"{sum(count for _, count in ranked):,} of {len(ranked)} other kinds"] if ranked else []
+    return [f"{sum(count for _, count in ranked):,} of other kinds"] if ranked else []
 
 
 def _kind_of(name: str) -> tuple[str, str]:
@@ -86,9 +86,7 @@ def _kind_of(name: str) -> tuple[str, str]:
         return "file", "`._*` (macOS's)"
     if is_left_out(name):
         return "file", f"`{name}`" if name in ("Thumbs.db", "desktop.ini", ".DS_Store") else "`.*` (hidden)"
-    suffix = os.path.splitext(name)[1]
+    suffix = os.path.splitext(name)[1].lower()
     if not suffix:
         return "file", "without a suffix"
-    return "file", f"`{suffix}`" + (
-        " (not read: save as PNG or JPEG)" if suffix.lower() in NOT_DECODED else ""
-    )
+    return "file", f"`{suffix}`" + (" (not read: save as PNG or JPEG)" if suffix in NOT_DECODED else "")

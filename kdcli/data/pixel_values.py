@@ -111,7 +111,8 @@ def colours_of_16_bits(image: Image.Image, again: ImageFile.ImageFile) -> NDArra
         )
     again.tile = [_with_raw_mode(tile, _swapped(_raw_mode(tile))) for tile in tiles]
     high, low = np.asarray(image).astype(np.int32), np.asarray(again)
-    return (high << 8 | low).astype(np.uint16)
+    made: NDArray[np.uint16] = (high << 8 | low).astype(np.uint16)
+    return made
 
 
 def _tiles(image: Image.Image) -> list[Any]:
