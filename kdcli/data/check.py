@@ -13,7 +13,6 @@ from kdcli.data.build import build_loader, build_source
 from kdcli.data.check_images import Places, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
-from kdcli.data.files import FileImages
 from kdcli.data.scan import Told
 from kdcli.data.sources import BadSample, SampleSource, Source
 from kdcli.errors import Diagnostic, KdError, SpecPath
@@ -43,7 +42,7 @@ def check_files(
     places = Places(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
     found = left_out(source, place)
     known: frozenset[str] = frozenset()
-    if isinstance(source, (FileImages, CocoDataset)):
+    if isinstance(source, CocoDataset) or getattr(source, "files", None):
         findings, known = _files_of(source, places, quick, told)
         found += findings
     if not quick:
@@ -90,9 +89,12 @@ def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Ten
 
 
 def _files_of(
-    source: FileImages | CocoDataset, places: Places, quick: bool, told: Told | None
+    source: Any, places: Places, quick: bool, told: Told | None
 ) -> tuple[list[Diagnostic], frozenset[str]]:
-    """The findings about a source's files, and the files that they tell of."""
+    """The findings about the files of a CocoDataset, or of a source with `files` and `reader`.
+
+    Also the files that they tell of.
+    """
     files: list[str] = []
     numbers: list[int] = []
     outside: list[BadSample] = []

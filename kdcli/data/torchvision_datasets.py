@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcli.data.draws import Ids
-from kdcli.data.image_readers import decoded, pixels_of
+from kdcli.data.image_readers import PillowReader, decoded, pixels_of
 from kdcli.data.pixel_values import PixelRule, Refused
 from kdcli.data.places import find
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
@@ -23,18 +23,23 @@ from kdcli.errors import SpecError, SpecPath, did_you_mean
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
 """Arguments that kdcli decides or that take code."""
 
-RULE = PixelRule(
-    where="the kwargs of `image_folder` or of an image reader: torchvision's data sets have no such"
-)
+RULE = PixelRule(where="the kwargs of `image_folder` (torchvision's data sets can't take it)")
 
 
 class TorchvisionImages:
-    """A torchvision dataset that is read image by image."""
+    """A torchvision dataset that is read image by image.
+
+    files: of a dataset that lists them (ImageFolder), else empty; reader: what reads them.
+    """
 
     notices: tuple[str, ...] = ()
 
     def __init__(self, dataset: Any, labels: Ids, class_names: tuple[str, ...] | None) -> None:
         self.dataset, self.labels, self.class_names = dataset, labels, class_names
+        folder = isinstance(dataset, torchvision.datasets.DatasetFolder)
+        self.files = [str(file) for file, _ in dataset.samples] if folder else []
+        self.reader = PillowReader((), None, image_dir=str(dataset.root) if folder else "")
+        self.reader.rule = RULE
         self.num_classes = len(class_names) if class_names else int(labels.max(initial=-1)) + 1
 
     def __len__(self) -> int:

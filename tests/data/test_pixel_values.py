@@ -119,6 +119,25 @@ def test_alpha_of_deep_images(tmp_path: Path) -> None:
     assert read(tmp_path / "key.png", value_range=[0, 4095], background=9) == gray([[9, 255]])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_the_same_however_deep_it_is_written(tmp_path: Path, kind: Any) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    colours = np.dstack([levels, levels[::-1], levels.T])
+    Image.fromarray(levels).save(tmp_path / "8.png")
+    Image.fromarray(colours).save(tmp_path / "colour8.png")
+    wanted, in_colour = (read(tmp_path / name, kind) for name in ("8.png", "colour8.png"))
+    Image.fromarray((levels / 255).astype(np.float32)).save(tmp_path / "f.tif")
+    assert read(tmp_path / "f.tif", kind, value_range=[0, 1]) == wanted
+    for highest in (4095, 65535):
+        deep = np.rint(levels / 255 * highest).astype(np.uint16)
+        Image.fromarray(deep).save(tmp_path / "16.png")
+        Image.fromarray(deep.astype(np.int32)).save(tmp_path / "32.tif")
+        (tmp_path / "colour16.png").write_bytes(png_16(np.rint(colours / 255 * highest), 2))
+        for name in ("16.png", "32.tif"):
+            assert read(tmp_path / name, kind, value_range=[0, highest]) == wanted
+        assert read(tmp_path / "colour16.png", kind, value_range=[0, highest]) == in_colour
+
+
 def test_nan_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)).save(tmp_path / "x.tif")
     assert "1 of its numbers are NaN" in refusal(tmp_path / "x.tif", value_range=[0, 1])
@@ -249,6 +268,10 @@ def test_torchvisions_folders_refuse_as_well(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"KD511.*value_range.*`image_folder`"):
         make_loader(make_part("torchvision.ImageFolder", root=root))
     Image.new("L", (2, 2), 9).save(tmp_path / "cat/a.png")
+    (tmp_path / "cat/b.png").write_bytes(b"junk")
+    found = check_files(make_part("torchvision.ImageFolder", root=root), ("dataset", "train"))
+    assert [d.code for d in found] == ["KD511", "KD622"] and "cat/b.png" in found[0].message
+    (tmp_path / "cat/b.png").unlink()
     made = make_loader(make_part("torchvision.ImageFolder", root=root, batch_size=1))
     assert torch.equal(next(made.batches(0))["image"], torch.full((1, 3, 2, 2), 9 / 255))
 
