@@ -110,7 +110,7 @@ def test_a_sample_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     parsed = shortened(name, garments, scenes)
-    with built(parsed, RunOptions(base_dir=FOLDER), Processes(device=torch.device("cpu"))) as run:
+    with built(parsed, RunOptions(places=parsed.places), Processes(device=torch.device("cpu"))) as run:
         records = list(train(run))
     steps = [record for record in records if isinstance(record, Step)]
     assert len(steps) == STEPS * max(1, len(parsed.spec.mimic.stages if parsed.spec.mimic else ()))

@@ -171,7 +171,7 @@ def test_it_trains_with_small_sizes(text: str, folder: Path) -> None:
         state = build_network(modules, path=("net",)).state_dict()
         # as United-Perception saves: the weights under `model`, with the name that data parallel gives
         torch.save({"model": {wrapped + key: value for key, value in state.items()}, "epoch": 3}, path)
-    records = train_all(parsed, base_dir=folder)
+    records = train_all(parsed, places=parsed.places)
     steps = [record for record in records if isinstance(record, Step)]
     assert [set(step.losses) for step in steps] == [{"task.loss", "mimic_job0.teacher.loss"}] * 3
     first = 0.1 if text is SPEC else 0.4

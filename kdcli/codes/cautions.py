@@ -100,18 +100,28 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
-    "KD622": Explanation(
-        "images that hold no pictures",
-        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
-        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
-        " which only a few are used.",
-        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
-    ),
     "KD623": Explanation(
         "files left out of an image folder",
         "Below `root` lie files that are no images kdcli reads, hidden files and folders, or images in no class"
         " folder. They are counted by kind, so that images left out by mistake are seen.",
         "`.heic` files are left out: save them as JPEG or PNG",
+    ),
+    "KD624": Explanation(
+        "class without test images",
+        "The test data has no image of a class that is trained on, so nothing tells how well it is learnt.",
+        "train/{cat,dog}, test/{cat}",
+    ),
+    "KD621": Explanation(
+        "two files of one name",
+        "A path written in a file is looked up beside that file, then in the working directory, and it is in"
+        " both. The message says which one is taken: the first, or the one that the run took when it was started.",
+        "right: an absolute path, or a name that only one of the two folders has",
+    ),
+    "KD622": Explanation(
+        "the file that a run took is gone",
+        "A run folder keeps which file was taken for each path of its spec. That one is no longer there, so the"
+        " path was looked up anew; what it names now may hold something else.",
+        "right: the file back in its place, or a run folder that is moved together with its files",
     ),
     "KD614": Explanation(
         "key without effect",

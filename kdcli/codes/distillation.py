@@ -7,7 +7,8 @@ from kdcli.codes.explanation import Explanation
 DISTILLATION: dict[str, Explanation] = {
     "KD419": Explanation(
         "number of classes differs from the data",
-        "The student gives another number of logits than the data has classes.",
+        "The student gives another number of logits than the data has classes. With too few a label would lie"
+        " beyond the logits; too many are never right, and cost a little.",
         "wrong: num_classes: 1000 with digits\nright: num_classes: 10",
     ),
     "KD420": Explanation(

@@ -34,7 +34,8 @@ FILES: dict[str, Explanation] = {
     "KD506": Explanation(
         "data set not on this disk",
         "kdcli downloads nothing. Get the files once as the help line says, then point `root` or `meta_file`"
-        " to them; relative paths count from the working directory, then from the spec's folder.",
+        " to them; a relative path is looked up beside the file that writes it, then in the working"
+        " directory; one on the command line in the working directory alone.",
         "kdcli train cfg.yaml dataset.train.dataset.kwargs.root=/data/fashion-mnist",
     ),
     "KD508": Explanation(
@@ -65,6 +66,12 @@ FILES: dict[str, Explanation] = {
         "12 bits: image_reader: {type: fs_pillow, kwargs: {image_dir: data, value_range: [0, 4095]}}\n"
         "cut-outs: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
+    "KD541": Explanation(
+        "classes of the two sides differ",
+        "Classes are matched by name: the training data's list is the truth, and the test data is labelled by it. A"
+        " name that the training data lacks would be measured against another class, or none.",
+        "wrong: train/{cat,dog}, test/{cat,hound}\nright: train/{cat,dog}, test/{cat,dog}",
+    ),
     "KD512": Explanation(
         "too many bad samples",
         "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"
@@ -94,10 +101,23 @@ FILES: dict[str, Explanation] = {
         " one batch come out in different sizes.",
         "right: end the geometric transforms with one size, e.g. torch_resize then torch_center_crop",
     ),
+    "KD518": Explanation(
+        "image folder that is not there",
+        "`image_dir` names no folder. A relative path is looked up beside the file that writes it, then in the"
+        " working directory; one on the command line in the working directory alone.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
+    ),
     "KD519": Explanation(
         "image reader missing or out of reach",
         "`cls` needs an `image_reader`, and images are read from folders of this machine, not from object"
         " stores.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
+    ),
+    "KD520": Explanation(
+        "images that hold no pictures",
+        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
+        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
+        " which only a few are used.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
 }

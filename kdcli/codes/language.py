@@ -109,4 +109,11 @@ LANGUAGE: dict[str, Explanation] = {
         "Detectors and sharded networks change what they compute from step to step; torch.compile gains nothing there.",
         "wrong: runtime: {compile: true} with trainer: {parallel: fsdp}",
     ),
+    "KD223": Explanation(
+        "number that cannot be computed with",
+        "NaN and infinity turn every sum that they enter into themselves, and nothing is learnt. Infinity is"
+        " also what a number beyond 1.8e308 becomes; whole numbers have 64 bits. A limit that shall not hold is"
+        " left out.",
+        "wrong: std: [.inf]\nright: std: [0.5]",
+    ),
 }

@@ -143,6 +143,13 @@ REFERENCES: dict[str, Explanation] = {
         "The loss compares with a teacher, but the job has none.",
         "right: mimic: {teacher0: {mimic_name: [...], teacher_weight: ...}, ...}",
     ),
+    "KD328": Explanation(
+        "argument out of range",
+        "The argument is of the right kind, but the code can do nothing sensible with such a number: a"
+        " temperature divides and is more than 0, a probability lies between 0 and 1. `kdcli methods NAME` tells"
+        " the range of each argument of a loss.",
+        "wrong: kwargs: {T: 0}\nright: kwargs: {T: 4}",
+    ),
     "KD390": Explanation(
         "unknown logger",
         "`trainer.loggers` names where else a run's numbers go: tensorboard, wandb, mlflow, or own code as"

@@ -70,7 +70,7 @@ RUN: dict[str, Explanation] = {
     ),
     "KD718": Explanation(
         "nothing to resume",
-        "The run folder holds no valid checkpoint.",
+        "The run folder holds no valid checkpoint, or what `--resume` or `saver.resume_model` names is not there.",
         "kdcli train cfg.yaml, without --resume",
     ),
     "KD719": Explanation(

@@ -7,7 +7,8 @@ from kdcli.codes.explanation import Explanation
 WEIGHTS: dict[str, Explanation] = {
     "KD530": Explanation(
         "a weights file that is not there",
-        "Relative paths are looked up from the working directory, then from the spec's folder.",
+        "A relative path is looked up beside the file that writes it, then in the working directory; one on the"
+        " command line in the working directory alone.",
         "wrong: teacher_weight: teacher.pt\nright: teacher_weight: ../weights/teacher.pt",
     ),
     "KD531": Explanation(

@@ -18,7 +18,7 @@ def cache(spec: str, changes: Sequence[str], *, device: str | None, plugins: Seq
     from kdcli.engine.run import RunOptions
     from kdcli.report.console import write
 
-    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
+    options = RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)
     with (
         located(parsed),
         memory_told(parsed.spec),

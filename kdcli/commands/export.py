@@ -33,6 +33,7 @@ def export(arguments: ExportArguments) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
+    from kdcli.engine.build import file_notices
     from kdcli.engine.exports.export import export as run
     from kdcli.report.console import write
 
@@ -49,6 +50,8 @@ def export(arguments: ExportArguments) -> None:
             spec_hash=opened.spec_hash,
             size=size,
         )
+    for notice in file_notices(opened.parsed.spec, opened.options.places, "dataset"):
+        sys.stderr.write(f"warning: {notice}\n")
     if not done.real:
         sys.stderr.write("warning: the test data can't be read, so the file was proved on made-up images\n")
     write(exported_text(done))

@@ -37,7 +37,7 @@ def run_or_spec(
         run = reopen(Path(source), device=device, plugins=plugins)
         return Opened(parsed=run.parsed, options=run.options, spec_hash=run.spec_hash)
     parsed = read_checked(source, changes, plugins)
-    options = RunOptions(device=device, plugins=tuple(plugins), base_dir=parsed.base_dir)
+    options = RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)
     return Opened(parsed=parsed, options=options, spec_hash=parsed.hash())
 
 

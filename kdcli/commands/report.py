@@ -27,12 +27,14 @@ def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: boo
     need_matplotlib()
     read_run(root)
     if not quick:
+        from kdcli.engine.build import file_notices
         from kdcli.engine.distributed import choose_device
         from kdcli.engine.reopen import reopen
         from kdcli.engine.report_data import write_report_data
 
         try:
             run = reopen(root, device=device, plugins=plugins)
+            _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
             chosen = choose_device(device or run.parsed.spec.runtime.device)
             _, notices = write_report_data(run.parsed, run.options, chosen)
             _warn(notice.message for notice in notices)

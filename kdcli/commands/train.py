@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands.arguments import AUTO
 from kdcli.engine.interrupts import Interrupts, listening
-from kdcli.engine.launch import follow_launcher, launch, plan_launch, started_again, told_by_launcher
+from kdcli.engine.launch import (
+    expose_gpus,
+    follow_launcher,
+    launch,
+    plan_launch,
+    started_again,
+    told_by_launcher,
+)
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +91,7 @@ def train(arguments: TrainArguments) -> None:
     from kdcli.report.loggers.loggers import check_loggers
 
     follow_launcher()
+    expose_gpus(arguments.gpus)
     with listening() as interrupts:
         parsed = read_checked(arguments.spec, arguments.changes, arguments.plugins)
         with located(parsed):
@@ -127,7 +135,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         resume=again if resume is None else True if resume == AUTO else Path(resume),
         allow_changed=tuple(arguments.allow_changed),
         plugins=tuple(arguments.plugins),
-        base_dir=parsed.base_dir,
+        places=parsed.places,
         restarted=again,
         again=told_by_launcher() or arguments.again(),
         profile=arguments.profile,
@@ -146,7 +154,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
             for _ in records_of(run, interrupts):
                 pass
             return
-        report = partial(write_up, parsed, options, run.folder.root, here.device)
+        report = partial(write_up, parsed, run.options, run.folder.root, here.device)
         logged = LoggedRun(
             name=run.name,
             run_dir=run.folder.root,

@@ -89,7 +89,7 @@ def examine(
             parsed,
             CheckOptions(
                 plugins=options.plugins,
-                base_dir=parsed.base_dir,
+                places=parsed.places,
                 files=options.files,
                 quick=options.quick,
                 told=told,

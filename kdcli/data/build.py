@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,59 +18,65 @@ from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.memory import in_memory
+from kdcli.data.opened import OpenedData
 from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
 from kdcli.data.transforms.foreign import Foreign
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Component, DataPart
 from kdcli.spec.tables import Table
 
 TORCHVISION = "torchvision."
 
 
-def build_loader(
-    part: DataPart,
-    *,
-    train: bool,
-    seed: int,
-    path: SpecPath,
-    rank: int = 0,
-    world_size: int = 1,
-    views: int | None = None,
-    base_dir: Path | None = None,
-    aligned: bool = True,
-) -> Loader:
-    """The loader of one side; path is where the side stands in the spec: ("dataset", "train").
+def open_side(
+    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
+) -> OpenedData:
+    """One side of the data: its lists and labels read, its first readable image decoded.
 
-    views: augmentation repeats after so many epochs (a teacher cache). base_dir: the spec's folder, for
-    relative paths. aligned: how boxes are written (kdcli.data.coco). Raises SpecError and RunError KD50x
-    to KD519.
+    path: where the side stands in the spec: ("dataset", "train"). places: where the spec's files are looked
+    up. aligned: how boxes are written (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
-    kwargs = part.dataloader.kwargs
-    where = (*path, "dataset", "kwargs")
-    pipeline_path = (*where, "transformer")
-    source = build_source(part, train=train, path=path, base_dir=base_dir, aligned=aligned)
+    source = build_source(part, train=train, path=path, places=places, aligned=aligned)
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
+    if isinstance(source, SampleSource):
+        facts = source.facts
+    else:
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
+        facts = _facts(source, pipeline, part, path, train)
+        _check_labels(source, part, path)
+    notices = tuple(getattr(source, "notices", ()))
+    return OpenedData(part=part, train=train, path=path, source=source, facts=facts, notices=notices)
+
+
+def build_loader(
+    opened: OpenedData, *, seed: int, rank: int = 0, world_size: int = 1, views: int | None = None
+) -> Loader:
+    """The loader of one side. views: augmentation repeats after so many epochs (a teacher cache).
+
+    Raises SpecError and RunError KD50x to KD519.
+    """
+    part, source, path, train = opened.part, opened.source, opened.path, opened.train
+    kwargs = part.dataloader.kwargs
     mixing = Mixing(_batch_fn(part, path), seed)
     skip = kwargs.on_bad_sample == "skip"
     bad: tuple[BadRecord, ...] = ()
     prefetch = False
     reader: ArrayReader | SampleReader
     if isinstance(source, SampleSource):
-        facts = source.facts
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
-        pipeline = build_pipeline(part.dataset.kwargs.transformer, pipeline_path)
-        facts = _facts(source, pipeline, part, path, train)
-        _check_labels(source, part, path)
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
             reader, bad = in_memory(source, pipeline, seed, mixing, train=train, skip=skip, path=path)
             prefetch = kwargs.num_workers > 0 and not any(isinstance(t, Foreign) for t in pipeline.transforms)
         else:
-            reader = SampleReader(ImageSamples(source, pipeline, facts), seed, mixing, train=train, skip=skip)
+            samples = ImageSamples(source, pipeline, opened.facts)
+            reader = SampleReader(samples, seed, mixing, train=train, skip=skip)
     order = _order(part, source, path, train=train, seed=seed, rank=rank, world_size=world_size)
     if not order.batches(0) and (train or rank == 0):
         raise SpecError.at(
@@ -83,7 +88,7 @@ def build_loader(
     return Loader(
         reader,
         order,
-        facts,
+        opened.facts,
         batch_size=part.batch_sampler.kwargs.batch_size,
         rank=rank,
         world_size=world_size,
@@ -94,17 +99,22 @@ def build_loader(
         prefetch=prefetch and torch.cuda.is_available(),
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         bad_samples=bad,
-        notices=getattr(source, "notices", ()),
+        notices=opened.notices,
+        name=source.name,
     )
 
 
+def _pipeline_path(path: SpecPath) -> SpecPath:
+    return (*path, "dataset", "kwargs", "transformer")
+
+
 def build_source(
-    part: DataPart, *, train: bool, path: SpecPath, base_dir: Path | None = None, aligned: bool = True
+    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
 ) -> Source:
     """The dataset itself, by name.
 
     A constructor's positional parameters are facts, bound by name: path (of the dataset in the spec),
-    base_dir, train, image_reader (built), transformer (components), alignment, aligned.
+    places, train, image_reader (built), transformer (components), alignment, aligned.
     """
     place = (*path, "dataset")
     spec = part.dataset
@@ -112,7 +122,7 @@ def build_source(
     if spec.type.startswith(TORCHVISION):
         from kdcli.data.torchvision_datasets import torchvision_dataset
 
-        found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, base_dir, train)
+        found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, places, train)
         return found
     target = DATASETS.get(spec.type)
     if target is None:
@@ -126,7 +136,7 @@ def build_source(
     wanted = inspect.signature(constructor).parameters
     facts: dict[str, Any] = {
         "path": place,
-        "base_dir": base_dir,
+        "places": places,
         "train": train,
         "transformer": spec.kwargs.transformer,
         "alignment": part.dataloader.kwargs.alignment,
@@ -134,7 +144,7 @@ def build_source(
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
     if "image_reader" in wanted:
-        bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, base_dir)
+        bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, places)
     source: Source
     source = _construct(constructor, {**bound, **target.preset, **own}, spec.type, (*place, "kwargs"))
     return source
@@ -163,7 +173,7 @@ def _by_name(
     return _construct(target.load(), kwargs, component.type, path)
 
 
-def _image_reader(component: Component | None, place: SpecPath, base_dir: Path | None) -> Any:
+def _image_reader(component: Component | None, place: SpecPath, places: Places) -> Any:
     path = (*place, "kwargs", "image_reader")
     if component is None:
         raise SpecError.at(
@@ -172,7 +182,7 @@ def _image_reader(component: Component | None, place: SpecPath, base_dir: Path |
             "this dataset needs an `image_reader`",
             "write `image_reader: {type: fs_pillow, kwargs: {image_dir: ..., color_mode: RGB}}`",
         )
-    return _by_name(IMAGE_READERS, component, "image reader", path, {"path": path, "base_dir": base_dir})
+    return _by_name(IMAGE_READERS, component, "image reader", path, {"path": path, "places": places})
 
 
 def _batch_fn(part: DataPart, path: SpecPath) -> Any:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from kdcli.data.build import build_loader, build_source
-from kdcli.data.check_images import Places, missing_images, scanned_images, spread, told_of
+from kdcli.data.build import build_loader, build_source, open_side
+from kdcli.data.check_images import Where, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
 from kdcli.data.scan import Told
 from kdcli.data.sources import BadSample, SampleSource, Source
 from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
 
 
 def check_files(
     part: DataPart,
     path: SpecPath,
-    base_dir: Path | None = None,
+    places: Places = HERE,
     *,
     train: bool = True,
     quick: bool = False,
@@ -35,20 +35,21 @@ def check_files(
     """
     place = (*path, "dataset")
     try:
-        source = build_source(part, train=train, path=path, base_dir=base_dir)
+        source = build_source(part, train=train, path=path, places=places)
     except KdError as error:
         return _placed(error, place)
     reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
-    places = Places(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
+    where = Where(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
     found = left_out(source, place)
     known: frozenset[str] = frozenset()
     if isinstance(source, CocoDataset) or getattr(source, "files", None):
-        findings, known = _files_of(source, places, quick, told)
+        findings, known = _files_of(source, where, quick, told)
         found += findings
     if not quick:
-        found += pixel_findings(source, places, known)
+        found += pixel_findings(source, where, known)
     try:
-        build_loader(_alone(part), train=train, seed=0, path=path, base_dir=base_dir).close()
+        side = open_side(_alone(part), train=train, path=path, places=places)
+        build_loader(side, seed=0).close()
     except KdError as error:
         found += _placed(error, place)
     return found
@@ -60,8 +61,8 @@ def left_out(source: Source, place: SpecPath) -> list[Diagnostic]:
     return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
 
 
-def pixel_findings(source: Source, places: Places, known: frozenset[str] = frozenset()) -> list[Diagnostic]:
-    """KD511 for those of some images that can't be decoded, KD622 where all of them are constant.
+def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozenset()) -> list[Diagnostic]:
+    """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
 
     known: files that are told of already.
     """
@@ -70,11 +71,11 @@ def pixel_findings(source: Source, places: Places, known: frozenset[str] = froze
     bad: list[BadSample] = []
     indices = spread(len(source), LOOKED_AT)
     said = constant_images(_read(source, indices, bad))
-    found = told_of([error for error in bad if error.name not in known], len(indices), places)
+    found = told_of([error for error in bad if error.name not in known], len(indices), where)
     if said is not None:
         help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
         found.append(
-            Diagnostic(code="KD622", message=said, severity="warning", help=help, path=places.dataset)
+            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=where.dataset)
         )
     return found
 
@@ -89,7 +90,7 @@ def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Ten
 
 
 def _files_of(
-    source: Any, places: Places, quick: bool, told: Told | None
+    source: Any, where: Where, quick: bool, told: Told | None
 ) -> tuple[list[Diagnostic], frozenset[str]]:
     """The findings about the files of a CocoDataset, or of a source with `files` and `reader`.
 
@@ -104,8 +105,8 @@ def _files_of(
             numbers.append(index)
         except BadSample as error:
             outside.append(error)
-    missing = missing_images(files, source.reader, places)
-    found = [*told_of(outside, len(source), places), *missing.findings]
+    missing = missing_images(files, source.reader, where)
+    found = [*told_of(outside, len(source), where), *missing.findings]
     known = missing.known | {error.name for error in outside}
     if quick:
         return found, known
@@ -114,7 +115,7 @@ def _files_of(
     scanned = scanned_images(
         [files[place] for place in there],
         source.reader,
-        places,
+        where,
         also=None if look is None else lambda number, image: look(numbers[there[number]], image),
         told=told,
     )

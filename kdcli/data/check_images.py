@@ -25,7 +25,7 @@ WITH_ALPHA = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class Where:
     """Where findings stand in the spec. reader: of what says how images are read. skip: bad ones are skipped."""
 
     dataset: SpecPath
@@ -46,33 +46,23 @@ class ImageFindings:
     known: frozenset[str]
 
 
-def missing_images(files: Sequence[str], reader: PillowReader, places: Places) -> ImageFindings:
-    """KD506 for each folder that is not there, KD511 for all images that are missing in the others."""
-    found, away = [], []
-    for number, (written, root) in enumerate(zip(reader.folders, reader.roots, strict=True)):
-        if not os.path.isdir(root):
-            away.append(root)
-            where = (*places.reader, "kwargs", "image_dir", *([number] if len(reader.roots) > 1 else []))
-            help = "`image_dir` is the folder that the listed names lie in"
-            found.append(
-                Diagnostic(code="KD506", message=f"there is no folder `{written}`", help=help, path=where)
-            )
+def missing_images(files: Sequence[str], reader: PillowReader, where: Where) -> ImageFindings:
+    """KD511 for all images whose file is not there."""
     gone = _missing(files)
-    elsewhere = [file for file in gone if not _below(file, away)]
-    if elsewhere:
-        names = [_short(file, reader) for file in elsewhere[:TOLD]]
-        named = ", ".join(f"`{name}`" for name in names) + (", ..." if len(elsewhere) > TOLD else "")
-        where_to = " and ".join(f"`{root}`" for root in reader.roots if root not in away)
-        counted = "1 image is" if len(elsewhere) == 1 else f"{len(elsewhere)} images are"
-        message = f"{counted} missing of {len(files)} in {where_to}: {named}"
-        found.append(_bad(message, places))
-    return ImageFindings(findings=tuple(found), known=frozenset(gone))
+    if not gone:
+        return ImageFindings(findings=(), known=frozenset())
+    names = ", ".join(f"`{_short(file, reader)}`" for file in gone[:TOLD])
+    names += ", ..." if len(gone) > TOLD else ""
+    folders = " and ".join(f"`{root}`" for root in reader.roots)
+    counted = "1 image is" if len(gone) == 1 else f"{len(gone)} images are"
+    message = f"{counted} missing of {len(files)} in {folders}: {names}"
+    return ImageFindings(findings=(_bad(message, where),), known=frozenset(gone))
 
 
 def scanned_images(
     files: Sequence[str],
     reader: PillowReader,
-    places: Places,
+    where: Where,
     *,
     also: Callable[[int, Image.Image], None] | None = None,
     told: Told | None = None,
@@ -82,13 +72,13 @@ def scanned_images(
     also, told: as in kdcli.data.scan.
     """
     seen = scan(files, also=also, told=told)
-    found = told_of(seen.bad, len(files), places)
+    found = told_of(seen.bad, len(files), where)
     known = {bad.name for bad in seen.bad}
     rule = reader.rule
     if rule.value_range is None:
         for depth, deep in seen.deep.items():
             message = _without_range(depth, deep, len(files), rule.where)
-            found.append(_bad(message, places, places.reader))
+            found.append(_bad(message, where, where.reader))
             known.update(deep)
     if rule.background is None and seen.alpha:
         refused = refused_alpha(seen.alpha, reader, told)
@@ -98,17 +88,17 @@ def scanned_images(
                 f" ({len(refused)} of {looked_at} with an alpha channel are so)" if len(refused) > 1 else ""
             )
             message = f"`{refused[0].name}` can't be read: {refused[0].reason}{more}"
-            found.append(_bad(message, places, places.reader))
+            found.append(_bad(message, where, where.reader))
             known.update(seen.alpha)
     return ImageFindings(findings=tuple(found), known=frozenset(known))
 
 
-def told_of(bad: Sequence[BadSample], looked_at: int, places: Places) -> list[Diagnostic]:
+def told_of(bad: Sequence[BadSample], looked_at: int, where: Where) -> list[Diagnostic]:
     """KD511 for the first bad ones, and for how many there are."""
     messages = [f"`{error.name}` can't be read: {error.reason}" for error in bad[:TOLD]]
     if len(bad) > TOLD:
         messages.append(f"{len(bad)} of {looked_at} images looked at can't be read")
-    return [_bad(message, places) for message in messages]
+    return [_bad(message, where) for message in messages]
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -144,8 +134,8 @@ def _without_range(depth: str, files: Sequence[str], total: int, where: str) -> 
     return f"`{files[0]}`{counted} can't be read: {what_to_write(depth, both, where)}"
 
 
-def _bad(message: str, places: Places, path: SpecPath | None = None) -> Diagnostic:
-    return Diagnostic(code="KD511", message=message, severity=places.severity, path=path or places.dataset)
+def _bad(message: str, where: Where, path: SpecPath | None = None) -> Diagnostic:
+    return Diagnostic(code="KD511", message=message, severity=where.severity, path=path or where.dataset)
 
 
 def _missing(files: Sequence[str]) -> list[str]:
@@ -171,11 +161,7 @@ def _files_in(folder: str) -> set[str]:
         return set()
 
 
-def _below(file: str, roots: Sequence[str]) -> bool:
-    return any(file.startswith(os.path.join(root, "")) for root in roots)
-
-
 def _short(file: str, reader: PillowReader) -> str:
     """The file's name as a list has it."""
-    root = next((root for root in reader.roots if _below(file, [root])), None)
-    return file if root is None else file[len(os.path.join(root, "")) :]
+    starts = (os.path.join(root, "") for root in reader.roots)
+    return next((file[len(start) :] for start in starts if file.startswith(start)), file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ from kdcli.data.detection_transforms import BoxTransform
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
 from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
-from kdcli.data.places import find
 from kdcli.data.sources import BadSample
 from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
 from kdcli.data.transforms.pipeline import build_pipeline
 from kdcli.data.transforms.pixels import Cutout, Normalize, ToTensor, as_float
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.detection.boxes import beyond_last_pixel
+from kdcli.spec.places import Places
 from kdcli.spec.schema import Component
 
 PIXEL_TRANSFORMS = (ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor)
@@ -154,7 +153,7 @@ class CocoDataset:
 
 def coco(
     path: SpecPath,
-    base_dir: Path | None,
+    places: Places,
     train: bool,
     image_reader: PillowReader,
     transformer: Sequence[Component],
@@ -171,7 +170,7 @@ def coco(
     Images without a usable box are left out of training only. Boxes are cut to their image; what lies
     outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
     them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. source and
-    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD564, and
+    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD518, KD564, and
     KD509 where no image can be trained on.
     """
     if not clip_box:
@@ -186,7 +185,16 @@ def coco(
                 f"`{transformer[number].type}` does not move boxes with the pixels",
                 "for detection: flip, keep_ar_resize, to_tensor, normalize, torch_color_jitter, grayscale",
             )
-    found = read_coco(find(meta_file, base_dir))
+    at_file = (*path, "kwargs", "meta_file")
+    file = places.find(meta_file, at_file)
+    missing = list(image_reader.missing)
+    if not file.is_file():
+        help = f"`meta_file` names a COCO annotation file (json); {places.missing(meta_file, at_file)}"
+        message = f"there is no file `{meta_file}`"
+        missing.insert(0, Diagnostic(code="KD560", message=message, help=help, path=at_file))
+    if missing:
+        raise SpecError(missing)
+    found = read_coco(file)
     images = [image for image in found.images if len(image.boxes)] if train else found.images
     if found.images and not images:
         raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)

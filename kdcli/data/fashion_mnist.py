@@ -10,9 +10,9 @@ import torch
 
 from kdcli.data.describe import FASHION
 from kdcli.data.idx import read_idx
-from kdcli.data.places import find
 from kdcli.data.sources import ArrayImages
 from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.spec.places import Places
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 HOW_TO_GET = (
@@ -23,7 +23,7 @@ HOW_TO_GET = (
 
 def fashion_mnist(
     path: SpecPath,
-    base_dir: Path | None,
+    places: Places,
     train: bool = True,
     *,
     root: str | None = None,
@@ -36,7 +36,11 @@ def fashion_mnist(
     the side (train, test) by default. limit: only the first so many samples. Raises SpecError KD506 where
     the files are missing, RunError KD510 where they are damaged.
     """
-    folder = find(root, base_dir) if root is not None else DEBIAN
+    at_root = (*path, "kwargs", "root")
+    folder = places.find(root, at_root) if root is not None else DEBIAN
+    if root is not None and not folder.is_dir():
+        help = f"{places.missing(root, at_root)}; {HOW_TO_GET}"
+        raise SpecError.at(at_root, "KD506", f"there is no folder `{root}`", help)
     prefix = "train" if (train if split is None else split == "train") else "t10k"
     images = read_idx(_file(folder, f"{prefix}-images-idx3-ubyte", path), 3)[:limit]
     labels = read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte", path), 1)[:limit]

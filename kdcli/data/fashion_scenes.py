@@ -17,6 +17,7 @@ from PIL import Image
 from kdcli.data.describe import FASHION
 from kdcli.data.draws import CONTENT, generator
 from kdcli.data.fashion_mnist import fashion_mnist
+from kdcli.spec.places import HERE
 
 CANVAS = 128
 SIDES: dict[Literal["train", "test"], int] = {"train": 1500, "test": 300}
@@ -110,7 +111,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def _garments(split: Literal["train", "test"], root: str | None) -> Garments:
-    data = fashion_mnist((), None, split == "train", root=root, split=split)
+    data = fashion_mnist((), HERE, split == "train", root=root, split=split)
     return Garments(data.images[:, 0].numpy(), data.labels)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from torch import Tensor
 
 from kdcli.data.draws import Ids
@@ -40,3 +43,8 @@ class FileImages:
     def name(self, index: int) -> str:
         """The file."""
         return self.files[index]
+
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> FileImages:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        labels = np.asarray(numbers, dtype=np.int64)[self.labels]
+        return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os.path
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,9 +31,9 @@ from kdcli.data.pixel_values import (
     pixel_rule,
     range_of,
 )
-from kdcli.data.places import find
 from kdcli.data.sources import BadSample
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import Diagnostic, SpecError, SpecPath
+from kdcli.spec.places import Places
 
 ColorMode = Literal["RGB", "BGR", "GRAY"]
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -65,7 +64,7 @@ class PillowReader:
     def __init__(
         self,
         path: SpecPath,
-        base_dir: Path | None,
+        places: Places,
         *,
         image_dir: str | list[str],
         color_mode: ColorMode = "RGB",
@@ -85,7 +84,16 @@ class PillowReader:
                 )
         if color_mode not in ("RGB", "BGR", "GRAY"):
             raise ValueError(f"`color_mode` must be RGB, BGR or GRAY, got {color_mode}")
-        self.roots = [str(find(folder or ".", base_dir)) for folder in self.folders]
+        self.roots: list[str] = []
+        self.missing: list[Diagnostic] = []
+        for number, folder in enumerate(self.folders):
+            where: SpecPath = (*path, "kwargs", "image_dir")
+            where = where if isinstance(image_dir, str) else (*where, number)
+            self.roots.append(str(places.find(folder, where)))
+            if not os.path.isdir(self.roots[-1]):
+                message = f"there is no folder `{folder}`"
+                help = f"`image_dir` is the folder of the images; {places.missing(folder, where)}"
+                self.missing.append(Diagnostic(code="KD518", message=message, help=help, path=where))
         self.color_mode = color_mode
         own = path[-1:] == ("image_reader",)
         self.rule = pixel_rule(
@@ -144,7 +152,7 @@ class OpencvReader(PillowReader):
     def __init__(
         self,
         path: SpecPath,
-        base_dir: Path | None,
+        places: Places,
         *,
         image_dir: str | list[str],
         color_mode: ColorMode = "RGB",
@@ -156,7 +164,7 @@ class OpencvReader(PillowReader):
     ) -> None:
         super().__init__(
             path,
-            base_dir,
+            places,
             image_dir=image_dir,
             color_mode=color_mode,
             value_range=value_range,

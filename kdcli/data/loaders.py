@@ -7,7 +7,7 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -31,7 +31,7 @@ class Loader:
     """Batches as a function of (spec, seed, epoch); made by kdcli.data.build.build_loader.
 
     facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
-    once. notices: what the user should be told, plain sentences. One epoch runs at a time.
+    once. notices: what the user should be told, plain sentences. name: what to call a sample. One epoch runs at a time.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class Loader:
         bad_sample_budget: int | None = None,
         bad_samples: Sequence[BadRecord] = (),
         notices: Sequence[str] = (),
+        name: Callable[[int], str] = "sample {}".format,
     ) -> None:
+        self._name = name
         self.facts, self.batch_size = facts, batch_size
         self.bad_samples: list[BadRecord] = []
         self.notices = tuple(notices)
@@ -93,6 +95,10 @@ class Loader:
     def some(self, ids: Sequence[int]) -> Batch:
         """One batch of these samples in their first view; empty where they can't be read."""
         return MappingProxyType(self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0])
+
+    def name_of(self, sample: int) -> str:
+        """What to call a sample in a message: its file, where it has one."""
+        return self._name(sample)
 
     def close(self) -> None:
         """Ends the data workers; the loader may be used again."""

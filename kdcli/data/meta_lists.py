@@ -12,8 +12,8 @@ import numpy as np
 from kdcli.data.draws import SPLIT, permutation
 from kdcli.data.files import FileImages
 from kdcli.data.image_readers import PillowReader
-from kdcli.data.places import find
-from kdcli.errors import KdError, RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.spec.places import Places
 
 MetaType = Literal["imagenet", "custom_cls"]
 LABEL_LIMIT = 10_000_000
@@ -22,7 +22,7 @@ LABEL_LIMIT = 10_000_000
 def cls(
     image_reader: PillowReader,
     path: SpecPath,
-    base_dir: Path | None,
+    places: Places,
     *,
     meta_file: str | list[str],
     meta_type: str | list[str] = "imagenet",
@@ -35,8 +35,9 @@ def cls(
 
     Several meta files may each have their `image_dir`, meta_type and label offset (label_mapping).
     fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else the greatest label
-    tells. Raises SpecError KD506 (no such file), RunError KD510 (malformed line), KD513 (a name that
-    leads out of image_dir), KD515 (label out of range); of every meta file at once.
+    tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir), RunError KD510 (malformed line),
+    KD513 (a name that leads out of image_dir), KD515 (label out of range);
+    of every meta file at once.
     """
     metas = [meta_file] if isinstance(meta_file, str) else list(meta_file)
     kinds = [meta_type] * len(metas) if isinstance(meta_type, str) else list(meta_type)
@@ -48,20 +49,28 @@ def cls(
         raise ValueError(f"`image_dir` has {len(image_reader.roots)} folders for {len(metas)} meta files")
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+    where: SpecPath = (*path, "kwargs", "meta_file")
+    wheres = [where if isinstance(meta_file, str) else (*where, number) for number in range(len(metas))]
+    lists = [places.find(meta, place) for meta, place in zip(metas, wheres, strict=True)]
+    missing = [
+        Diagnostic(
+            code="KD506",
+            message=f"there is no file `{meta}`",
+            help=f"`meta_file` lists the images; {places.missing(meta, place)}",
+            path=place,
+        )
+        for meta, place, file in zip(metas, wheres, lists, strict=True)
+        if not file.is_file()
+    ]
+    if missing or image_reader.missing:
+        raise SpecError([*missing, *image_reader.missing])
     files: list[str] = []
     labels: list[int] = []
     wrong: list[KdError] = []
-    for number, (meta, kind, offset) in enumerate(zip(metas, kinds, offsets, strict=True)):
+    for number, (file, kind, offset) in enumerate(zip(lists, kinds, offsets, strict=True)):
         try:
-            file = find(meta, base_dir)
-            if not file.is_file():
-                where: SpecPath = (*path, "kwargs", "meta_file")
-                where = where if isinstance(meta_file, str) else (*where, number)
-                raise SpecError.at(
-                    where, "KD506", f"there is no file `{file}`", "`meta_file` lists the images"
-                )
-            for place, label in _placed(file, kind, image_reader, number, offset, num_classes):
-                files.append(place)
+            for name, label in _placed(file, kind, image_reader, number, offset, num_classes):
+                files.append(name)
                 labels.append(label)
         except KdError as error:
             wrong.append(error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class ArrayImages:
         """What to call this sample in a message."""
         return f"sample {index}"
 
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> ArrayImages:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        labels = np.asarray(numbers, dtype=np.int64)[self.labels]
+        return replace(self, labels=labels, class_names=names, num_classes=len(names))
+
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -62,6 +67,10 @@ class ImageSource(Protocol):
 
     def name(self, index: int) -> str:
         """What to call this sample in a message: its file."""
+        ...
+
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> Self:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
         ...
 
 

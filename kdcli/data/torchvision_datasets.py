@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from kdcli.data.draws import Ids
 from kdcli.data.image_readers import PillowReader, decoded, pixels_of
 from kdcli.data.pixel_values import PixelRule, Refused
-from kdcli.data.places import find
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
 from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.spec.places import HERE, Places
 
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
 """Arguments that kdcli decides or that take code."""
@@ -38,7 +38,7 @@ class TorchvisionImages:
         self.dataset, self.labels, self.class_names = dataset, labels, class_names
         folder = isinstance(dataset, torchvision.datasets.DatasetFolder)
         self.files = [str(file) for file, _ in dataset.samples] if folder else []
-        self.reader = PillowReader((), None, image_dir=str(dataset.root) if folder else "")
+        self.reader = PillowReader((), HERE, image_dir=str(dataset.root) if folder else "")
         self.reader.rule = RULE
         self.num_classes = len(class_names) if class_names else int(labels.max(initial=-1)) + 1
 
@@ -61,6 +61,11 @@ class TorchvisionImages:
     def name(self, index: int) -> str:
         """The dataset and the number, as torchvision counts."""
         return f"{type(self.dataset).__name__}[{index}]"
+
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> TorchvisionImages:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        labels = np.asarray(numbers, dtype=np.int64)[self.labels]
+        return TorchvisionImages(self.dataset, labels, names)
 
 
 def checked(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> tuple[Any, list[str]]:
@@ -97,7 +102,7 @@ def checked(name: str, kwargs: Mapping[str, Any], path: SpecPath) -> tuple[Any, 
 
 
 def torchvision_dataset(
-    name: str, kwargs: Mapping[str, Any], path: SpecPath, base_dir: Path | None, train: bool
+    name: str, kwargs: Mapping[str, Any], path: SpecPath, places: Places, train: bool
 ) -> ArrayImages | ImageSource:
     """`torchvision.<name>`; `train` or `split` follow the side of the spec where they are not given.
 
@@ -109,9 +114,14 @@ def torchvision_dataset(
         given.setdefault("train", train)
     if "split" in known and not train:
         given.setdefault("split", "val" if name in ("ImageNet", "Imagenette", "Places365") else "test")
+    at_root = (*path, "kwargs", "root")
+    missing = ""
     if isinstance(given.get("root"), str):
-        given["root"] = find(given["root"], base_dir)
-        _refuse_pickles(Path(given["root"]), name, path)
+        root = places.find(given["root"], at_root)
+        if not root.is_dir():
+            missing = f"{places.missing(given['root'], at_root)}; "
+        given["root"] = root
+        _refuse_pickles(root, name, path)
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
     if _takes_loader(kind):
@@ -120,10 +130,10 @@ def torchvision_dataset(
         dataset = kind(**given)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as reason:
         raise SpecError.at(
-            (*path, "kwargs", "root"),
+            at_root,
             "KD506",
             f"`torchvision.{name}` is not in `{given.get('root')}`: {str(reason).splitlines()[0]}",
-            _how_to_get(name, given),
+            missing + _how_to_get(name, given),
         ) from reason
     except (TypeError, ValueError) as reason:
         raise SpecError.at((*path, "kwargs"), "KD505", f"`torchvision.{name}`: {reason}") from reason

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.pictures import image_uri
+from kdcli.tasks.classification.metrics import has_softmax
 
 BINS = 15
 WORST = 12
@@ -38,13 +39,22 @@ class Answers:
         self._disputes: list[_Dispute] = []
 
     def update(self, logits: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> None:
-        """logits: [B, K] of each network; images [B, C, H, W]; labels [B]."""
+        """logits: [B, K] of each network; images [B, C, H, W]; labels [B].
+
+        A row without a softmax (NaN, an infinity) is wrong, and shown as no answer at all: every class alike.
+        """
         labels = labels.cpu()
         self.support += torch.bincount(labels, minlength=self.num_classes)
-        probabilities = {name: logits[name].float().softmax(1).cpu() for name in self.names}
+        answered = {name: has_softmax(logits[name].float()).cpu() for name in self.names}
+        probabilities = {
+            name: torch.where(
+                answered[name][:, None], logits[name].float().softmax(1).cpu(), 1 / self.num_classes
+            )
+            for name in self.names
+        }
         for name, shares in probabilities.items():
             confidence, answer = shares.max(1)
-            right = answer == labels
+            right = (answer == labels) & answered[name]
             self.hits[name] += torch.bincount(labels[right], minlength=self.num_classes)
             at = (confidence * BINS).long().clamp_(max=BINS - 1)
             for row, values in enumerate((torch.ones_like(confidence), confidence, right)):

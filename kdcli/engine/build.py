@@ -6,38 +6,43 @@ run of the same seed start from the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, open_side
+from kdcli.data.classes import numbered_like
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
-from kdcli.data.places import find
+from kdcli.data.opened import OpenedData
 from kdcli.distill.folding import fold
+from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
+from kdcli.engine.check_categories import GT_FILE, categories_of, category_findings, truth_findings
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
-from kdcli.engine.folder import RunFolder, open_folder
+from kdcli.engine.folder import RunFolder, open_folder, recorded_classes
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
+from kdcli.engine.reopen import files_taken
 from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.spec.cache_rules import views_of
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import DataPart, JobTeacher, ModuleSpec, Spec
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.schema import JobTeacher, ModuleSpec, Spec
 from kdcli.tasks import TASKS
 from kdcli.tasks.task import Task
 
@@ -60,15 +65,20 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
     """The run of a spec; its taps and loaders are closed at the end of the block."""
     spec = parsed.spec
     folder = build_folder(parsed, options, processes)
+    options = with_own_files(options, spec, folder, processes)
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        train_loader = build_data(spec.dataset.train, spec, options, processes, train=True)
+        train_data, test_data = open_data(spec, options.places)
+        train_loader = build_data(train_data, spec, processes)
         stack.callback(train_loader.close)
-        test_loader = build_data(spec.dataset.test, spec, options, processes, train=False)
+        test_loader = build_data(test_data, spec, processes)
         stack.callback(test_loader.close)
         facts = train_loader.facts
-        notices = [*train_loader.notices, *fit_annotations(spec, facts, test_loader.facts, options.base_dir)]
+        notices = [*file_notices(spec, options.places), *train_loader.notices]
+        notices += [notice for notice in test_loader.notices if notice not in notices]
+        notices += fit_annotations(spec, facts, test_loader.facts, options.places)
+        task = build_task(spec, options.places)
         student = build_student(spec, options)
         notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
@@ -79,6 +89,8 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         }
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(small(next(train_loader.batches(0))), processes.device)
+        outputs = outputs_of(student, sample)
+        notices += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
         epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
         wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
         wiring.trainee.to(processes.device)
@@ -103,7 +115,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             options=options,
             processes=processes,
             folder=folder,
-            task=build_task(spec, options.base_dir),
+            task=task,
             facts=facts,
             train_loader=train_loader,
             test_loader=test_loader,
@@ -125,7 +137,32 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         )
 
 
-def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Path | None) -> list[str]:
+def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
+    """The options of a run that goes on: its files are the ones that it took when it was started."""
+    own = checkpoints(folder.checkpoints)
+    root: Path | None = None
+    if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
+        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = root.parent if root.name == "checkpoints" else root
+    elif own and (options.resume or spec.saver.auto_resume):
+        root = folder.root
+    taken = files_taken(root) if processes.speaks and root is not None else {}
+    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
+
+
+def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
+    """What the user should know of where the files were found; raises SpecError KD304 (`Places.findings`).
+
+    sections: top-level keys whose files are read, all where none is given.
+    """
+    found = [one for one in places.findings(spec) if not sections or (one.path and one.path[0] in sections)]
+    errors = [one for one in found if one.severity == "error"]
+    if errors:
+        raise SpecError(errors)
+    return list(dict.fromkeys(f"{one.message}; {one.help}" for one in found))
+
+
+def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, places: Places) -> list[str]:
     """Notices where the student has too many classes for the annotations.
 
     facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
@@ -135,8 +172,13 @@ def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, base_dir: Pat
         return []
     findings = [
         *category_findings(spec, facts),
-        *truth_findings(spec, categories_of(facts), test, base_dir),
+        *truth_findings(spec, categories_of(facts), test, places),
     ]
+    return told_or_raised(findings)
+
+
+def told_or_raised(findings: list[Diagnostic]) -> list[str]:
+    """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     return [f"{finding.message}; {finding.help}" for finding in findings]
@@ -171,30 +213,62 @@ def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) 
     return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
 
 
-def build_data(
-    part: DataPart, spec: Spec, options: RunOptions, processes: Processes, *, train: bool
-) -> Loader:
-    """The loader of one side of the data for this process."""
-    return build_loader(
-        part,
+def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a network gives in evaluation; its buffers and the random state stay as they were."""
+    with preserved(net), torch.no_grad():
+        outputs: Mapping[str, Any] = net.eval()(sample)
+        return outputs
+
+
+def open_data(spec: Spec, places: Places) -> tuple[OpenedData, OpenedData]:
+    """Both sides of the data, training first; the test side's classes have the training side's numbers."""
+    train, test = (open_part(spec, places, train=train) for train in (True, False))
+    return train, numbered_like(test, train.facts.class_names)
+
+
+def open_test(spec: Spec, places: Places, root: Path) -> OpenedData:
+    """The test side alone, its classes numbered as the run in `root` was trained, else as its data would be."""
+    test = open_part(spec, places, train=False)
+    if test.facts.class_names is None or test.facts.annotations is not None:
+        return test
+    truth = recorded_classes(root)
+    if truth is None:
+        try:
+            truth = open_part(spec, places, train=True).facts.class_names
+        except KdError:
+            return test  # measured elsewhere than it was trained
+    return numbered_like(test, truth)
+
+
+def open_part(spec: Spec, places: Places, *, train: bool) -> OpenedData:
+    """One side of the data, with its own class numbers."""
+    return open_side(
+        spec.dataset.train if train else spec.dataset.test,
         train=train,
-        seed=spec.runtime.random_seed,
         path=("dataset", "train" if train else "test"),
-        rank=processes.rank,
-        world_size=processes.world_size,
-        views=views_of(spec) if train else None,
-        base_dir=options.base_dir,
+        places=places,
         aligned=spec.runtime.aligned,
     )
 
 
-def build_task(spec: Spec, base_dir: Path | None = None) -> Task:
-    """What the data's type and `runtime.task_names` say; base_dir: the spec's folder, for `gt_file`."""
+def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
+    """The loader of one side of the data for this process."""
+    return build_loader(
+        opened,
+        seed=spec.runtime.random_seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        views=views_of(spec) if opened.train else None,
+    )
+
+
+def build_task(spec: Spec, places: Places = HERE) -> Task:
+    """What the data's type and `runtime.task_names` say; places: where `gt_file` is looked up."""
     kind = task_kind(spec)
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     kwargs = {} if evaluator is None else dict(evaluator.kwargs)
     if isinstance(kwargs.get("gt_file"), str):
-        kwargs["gt_file"] = str(find(kwargs["gt_file"], base_dir))
+        kwargs["gt_file"] = str(places.find(kwargs["gt_file"], GT_FILE))
     task: Task = TASKS[kind].load()(**kwargs)
     return task
 
@@ -227,7 +301,7 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
     if spec.saver.pretrain_model is None or resumed:
         return []
     where = ("saver", "pretrain_model")
-    path = find_file(spec.saver.pretrain_model, options.base_dir, where)
+    path = find_file(spec.saver.pretrain_model, options.places, where)
     return list(load_weights(net, path, where=where, mode="pretrain"))
 
 
@@ -265,7 +339,7 @@ def build_teachers(
         settings = teacher_settings(spec, name)
         if load and settings.teacher_weight is not None:
             where = weight_path(spec, name)
-            file = find_file(settings.teacher_weight, options.base_dir, where)
+            file = find_file(settings.teacher_weight, options.places, where)
             left_out = load_weights(net, file, where=where)
             if told is not None:
                 told += [f"{name}: {notice}" for notice in left_out]

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kdcli.data.classes import numbered_like
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.engine.build import (
+    build_task,
+    open_part,
     pixel_change,
     run_name,
     run_root,
@@ -29,7 +31,7 @@ from kdcli.engine.build import (
     teacher_settings,
 )
 from kdcli.engine.check_files import check_data as check_data_files
-from kdcli.engine.check_files import check_weights, count_samples
+from kdcli.engine.check_files import check_weights
 from kdcli.engine.check_losses import check_losses
 from kdcli.engine.check_training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
@@ -48,9 +50,10 @@ from kdcli.engine.wiring import (
     student_taps,
     teacher_taps,
 )
-from kdcli.errors import Diagnostic, Findings, SpecPath
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
@@ -59,13 +62,13 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """plugins: packages that may be imported. base_dir: the spec's folder. files: look at data, weights.
+    """plugins: packages that may be imported. places: where files are looked up. files: look at data, weights.
 
     quick: of the data's files look at names and labels alone. told: hears how far the look at files is.
     """
 
     plugins: tuple[str, ...] = ()
-    base_dir: Path | None = None
+    places: Places = HERE
     files: bool = False
     quick: bool = False
     told: Callable[[int, int], None] | None = None
@@ -109,6 +112,7 @@ class _Rehearsal:
         self.facts: DataFacts = describe(self.spec.dataset.train)
         if self.facts.shape is not None and min(self.facts.shape) < 1:
             self.facts = replace(self.facts, shape=None)
+        self.test_facts: DataFacts = describe(self.spec.dataset.test, train=False)
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
@@ -116,17 +120,18 @@ class _Rehearsal:
     def run(self) -> Plan | None:
         """All parts in turn, each as far as the ones before allow."""
         check_data(self.spec, self.findings)
+        self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
         samples = self.facts.num_samples
         if self.options.files:
             self.findings.found += check_data_files(
-                self.spec, self.options.base_dir, quick=self.options.quick, told=self.options.told
+                self.spec, self.options.places, quick=self.options.quick, told=self.options.told
             )
-            samples = count_samples(self.spec, self.options.base_dir) or samples
-            self.facts = replace(self.facts, num_samples=samples)
+            self.learn_from_files()
+            samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.files:
-                check_weights(self.spec, nets, self.options.base_dir, self.findings)
+                check_weights(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
             if per_epoch is not None:
@@ -143,6 +148,24 @@ class _Rehearsal:
                 wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
             )
             return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
+
+    def learn_from_files(self) -> None:
+        """What the data itself says, as far as it can be opened; the sides' classes are matched by name."""
+        sides = {}
+        for train in (True, False):
+            try:
+                sides[train] = open_part(self.spec, self.options.places, train=train)
+            except KdError:
+                continue  # told by the look at its files
+        if True in sides:
+            self.facts = sides[True].facts
+        if False in sides:
+            test = sides[False]
+            with self.findings.part():
+                test = numbered_like(test, sides[True].facts.class_names if True in sides else None)
+                told = [notice for notice in test.notices if notice not in sides[False].notices]
+                self.findings.found += [_notice(notice) for notice in told]
+            self.test_facts = test.facts
 
     def networks(self) -> dict[str, Network]:
         """Every network that can be built, as shapes."""
@@ -245,25 +268,12 @@ class _Rehearsal:
         return replace(found, help=help)
 
     def check_classes(self, view: View) -> None:
-        """The student's logits against the classes of the data; unknown numbers are taken from each other."""
+        """The student's outputs against the data; an unknown number of classes is taken from the logits."""
+        task = build_task(self.spec, self.options.places)
+        self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.test_facts)
         logits = view.outputs.get("logits")
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            return
-        made, told = logits.shape[1], self.facts.num_classes
-        if told is None:
-            self.facts = replace(self.facts, num_classes=made)
-        elif made != told:
-            where = [i for i, module in enumerate(self.spec.net) if "num_classes" in module.kwargs]
-            path: SpecPath = ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
-            self.findings.found.append(
-                Diagnostic(
-                    code="KD419",
-                    severity="error" if made < told else "warning",
-                    message=f"the student gives {made} logits, and the data has {told} classes",
-                    help=f"write `num_classes: {told}`",
-                    path=path,
-                )
-            )
+        if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+            self.facts = replace(self.facts, num_classes=logits.shape[1])
 
     def plan(
         self,
@@ -314,6 +324,10 @@ class _Rehearsal:
 
 def _path(name: str) -> SpecPath:
     return ("net",) if name == "net" else ("teachers", name)
+
+
+def _notice(text: str) -> Diagnostic:
+    return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
 
 
 def _unknown_size() -> Diagnostic:

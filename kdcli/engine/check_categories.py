@@ -9,15 +9,16 @@ from typing import Any
 
 from kdcli.data.coco_json import read_names
 from kdcli.data.facts import DataFacts
-from kdcli.data.places import find
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.models.detection.families import COCO_CLASSES, is_detector
+from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
 from kdcli.tasks.detection.truth import read_truth
 
 HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
 """Modules whose num_classes counts the categories and the background."""
 
+TRAIN_META_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file")
 META_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "meta_file")
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 SAME_FILE = "`gt_file` is the file that the test data is read from"
@@ -75,7 +76,7 @@ def categories_of(facts: DataFacts) -> dict[int, str] | None:
     return dict(zip(facts.annotations["categories"], facts.class_names or (), strict=True))
 
 
-def training_categories(spec: Spec, base_dir: Path | None) -> dict[int, str] | None:
+def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     """The same of the training side, from its file alone.
 
     None where it can't be read: what is measured elsewhere than it was trained needs no training data.
@@ -84,13 +85,13 @@ def training_categories(spec: Spec, base_dir: Path | None) -> dict[int, str] | N
     if not spec.detects or not isinstance(named, str):
         return None
     try:
-        return read_names(find(named, base_dir))
+        return read_names(places.find(named, TRAIN_META_FILE))
     except KdError:
         return None
 
 
 def truth_findings(
-    spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, base_dir: Path | None
+    spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, places: Places
 ) -> list[Diagnostic]:
     """What is wrong with the boxes that the test data is measured by.
 
@@ -100,10 +101,11 @@ def truth_findings(
     """
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
-    given = find(named, base_dir) if isinstance(named, str) else None
+    given = places.find(named, GT_FILE) if isinstance(named, str) else None
     found = []
     if given is not None and not given.is_file():
-        found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", SAME_FILE))
+        help = f"{SAME_FILE}; {places.missing(str(named), GT_FILE)}"
+        found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", help))
     own = None if test is None else categories_of(test)
     if test is None or test.annotations is None or own is None:
         return found

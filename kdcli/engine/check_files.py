@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
@@ -16,47 +15,40 @@ from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
 from kdcli.models.weights import find_file
+from kdcli.spec.places import Places
 from kdcli.spec.schema import Spec
 
 
 def check_data(
-    spec: Spec, base_dir: Path | None, *, quick: bool = False, told: Told | None = None
+    spec: Spec, places: Places, *, quick: bool = False, told: Told | None = None
 ) -> list[Diagnostic]:
     """What the data's files say, of both sides. quick, told: as in kdcli.data.check."""
     found = []
     for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
         path = ("dataset", "train" if train else "test")
-        found += check_data_files(part, path, base_dir, train=train, quick=quick, told=told)
+        found += check_data_files(part, path, places, train=train, quick=quick, told=told)
     if task_kind(spec) == "detection":
-        train_facts, test_facts = (_facts(spec, base_dir, train=train) for train in (True, False))
+        train_facts, test_facts = (_facts(spec, places, train=train) for train in (True, False))
         if train_facts is not None:
             found += category_findings(spec, train_facts)
         training = None if train_facts is None else categories_of(train_facts)
-        found += truth_findings(spec, training, test_facts, base_dir)
+        found += truth_findings(spec, training, test_facts, places)
     return found
 
 
-def _facts(spec: Spec, base_dir: Path | None, *, train: bool) -> DataFacts | None:
+def _facts(spec: Spec, places: Places, *, train: bool) -> DataFacts | None:
     """What one side's annotations say; None where they can't be read."""
     part = spec.dataset.train if train else spec.dataset.test
     try:
         source = build_source(
-            part, train=train, path=("dataset", "train" if train else "test"), base_dir=base_dir
+            part, train=train, path=("dataset", "train" if train else "test"), places=places
         )
     except KdError:
         return None
     return source.facts if isinstance(source, SampleSource) else None
 
 
-def count_samples(spec: Spec, base_dir: Path | None) -> int | None:
-    """How many training samples the files hold; None where they can't be read."""
-    try:
-        return len(build_source(spec.dataset.train, train=True, path=("dataset", "train"), base_dir=base_dir))
-    except KdError:
-        return None
-
-
-def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None, found: Findings) -> None:
+def check_weights(spec: Spec, nets: Mapping[str, Network], places: Places, found: Findings) -> None:
     """Names and shapes from the headers of the weight files, against the networks.
 
     nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
@@ -66,14 +58,14 @@ def check_weights(spec: Spec, nets: Mapping[str, Network], base_dir: Path | None
             if spec.saver.pretrain_model is not None:
                 with found.part():
                     where: SpecPath = ("saver", "pretrain_model")
-                    path = find_file(spec.saver.pretrain_model, base_dir, where)
+                    path = find_file(spec.saver.pretrain_model, places, where)
                     check(net, path, where=where, mode="pretrain")
             continue
         weight = teacher_settings(spec, name).teacher_weight
         if weight is not None:
             with found.part():
                 where = weight_path(spec, name)
-                for notice in check(net, find_file(weight, base_dir, where), where=where):
+                for notice in check(net, find_file(weight, places, where), where=where):
                     message = f"{name}: {notice}"
                     unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
                     found.found.append(unused)

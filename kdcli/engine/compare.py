@@ -18,6 +18,8 @@ from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
     build_task,
+    file_notices,
+    open_test,
     pixel_change,
     run_root,
     task_kind,
@@ -27,6 +29,7 @@ from kdcli.engine.build import (
 from kdcli.engine.check_categories import training_categories, truth_findings
 from kdcli.engine.checkpoint import checkpoints, newest_valid
 from kdcli.engine.distributed import Processes, to_device
+from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.kept_detections import Keep, Pictures
@@ -87,14 +90,16 @@ def compare(
     keep = keep or Keep()
     keep.require_detector(task_kind(spec))
     require_weights(parsed, weights)
+    told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(spec.dataset.test, spec, options, processes, train=False)
-    wrong = truth_findings(spec, training_categories(spec, options.base_dir), loader.facts, options.base_dir)
+    loader = build_data(open_test(spec, options.places, run_root(parsed)), spec, processes)
+    wrong = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
     if wrong:
         loader.close()
         raise SpecError(wrong)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):
         try:
@@ -106,12 +111,15 @@ def compare(
             notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
     for contender in contenders:
         contender.net.to(processes.device).eval()
-    task = build_task(spec, options.base_dir)
+    task = build_task(spec, options.places)
     pictures = Pictures(keep.pictures if processes.speaks else None, loader.facts)
     cast = autocast_for(student_precision(spec.runtime), processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     sums, agreement = _measure(contenders, loader.batches(0), meters, processes, cast, pictures)
     metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    for name, found in sums.items():
+        told = unanswered(name, meters[name], found, processes, loader)
+        notices += [Notice(message=message, level="warning") for message in told]
     if keep.predictions is not None and processes.speaks:
         rows_of = {
             n: m.predictions(sums[n])
@@ -149,7 +157,7 @@ def student_of(
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
         if path is not None and (weights is not None or path.exists()):
-            found = find_file(path, options.base_dir)
+            found = find_file(path)
             load_weights(net, found)
             size = found.stat().st_size if found.is_file() else None
             return Contender("student", net, size), [Notice(message=f"student: {path}")]
@@ -185,7 +193,7 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
     where = weight_path(spec, name)
-    path = find_file(settings.teacher_weight, options.base_dir, where)
+    path = find_file(settings.teacher_weight, options.places, where)
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )
@@ -235,7 +243,8 @@ def _measure(
     agreement = {}
     for name, found in sums.items():
         count, equal, divergence = processes.sum(found).tolist()
-        agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+        if count:
+            agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
     return total, agreement
 
 

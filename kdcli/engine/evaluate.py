@@ -8,11 +8,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcli.data.loaders import Loader
 from kdcli.engine.distributed import Processes, to_device
-from kdcli.tasks.task import Task
+from kdcli.tasks.task import Meter, Task
 
 Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -39,11 +39,14 @@ def evaluate(
     autocast: torch.autocast | None = None,
     most_samples: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    name: str = "the network",
+    told: list[str] | None = None,
 ) -> dict[str, float]:
     """The metrics of one network over the loader (its first samples), each sample counted once.
 
     forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
-    batch; once it says yes this process looks at no more, and the metrics mean nothing.
+    batch; once it says yes this process looks at no more, and the metrics mean nothing. told: takes the message
+    about samples without a usable answer, which calls the network by its name.
     """
     meter = task.meter(loader.facts)
     batches = loader.batches(0)
@@ -57,4 +60,22 @@ def evaluate(
         with autocast or nullcontext():
             outputs = forward(batch)
         meter.update(outputs, batch)
-    return meter.result(processes.sum(meter.sums()))
+    sums = processes.sum(meter.sums())
+    if told is not None:
+        told += unanswered(name, meter, sums, processes, loader)
+    return meter.result(sums)
+
+
+def unanswered(name: str, meter: Meter, sums: Tensor, processes: Processes, loader: Loader) -> list[str]:
+    """At most one message: for how many samples the network gave no usable answer, and which come first.
+
+    sums: over all processes, which all ask.
+    """
+    count = meter.unanswered(sums)
+    if not count:
+        return []
+    samples = sorted({sample for found in processes.gather(meter.unanswered_samples()) for sample in found})
+    first = ", ".join(f"`{loader.name_of(sample)}`" for sample in samples[:3])
+    which = f" ({first}{', ...' if count > 3 else ''})" if first else ""
+    what = "1 sample" if count == 1 else f"{count:,} samples"
+    return [f"{name} gives logits that are not finite (NaN or infinite) for {what}{which}: counted as wrong"]

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import __version__
+from kdcli.data.facts import DataFacts
 from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
 from kdcli.engine.records import RUN_FORMAT, Finished
 from kdcli.errors import RunError
+from kdcli.spec.places import Places
+from kdcli.spec.schema import Spec
 
 EXPORTED = "exports.json"
 """Names the files that `kdcli export` has put into the folder."""
+
+DATA = "data.json"
+"""What was true of the data that the run was trained on: samples and class names, in the order of their numbers."""
 
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
@@ -80,7 +86,7 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ["spec.yaml", "spec.resolved.yaml", "env.json"]
+        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA]
         names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
             *(self.root / name for name in names),
@@ -164,17 +170,39 @@ def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: di
     write_whole(folder.root / "env.json", lambda file: file.write(text.encode()))
 
 
-def environment(device: str, processes: int, base_dir: Path | None = None) -> dict[str, Any]:
+def write_data_facts(folder: RunFolder, train: DataFacts, test: DataFacts) -> None:
+    """What is true of the data, for those who open the run again."""
+    said = {
+        side: {"samples": facts.num_samples, "classes": facts.class_names}
+        for side, facts in (("train", train), ("test", test))
+    }
+    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder.root / DATA, lambda file: file.write(text.encode()))
+
+
+def recorded_classes(root: Path) -> tuple[str, ...] | None:
+    """The class names that the run in a folder was trained with; None where it has not written them."""
+    try:
+        names = json.loads((root / DATA).read_text(encoding="utf-8"))["train"]["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if good else None
+
+
+def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
     """Versions, device, threads, and the state of the working directory's git repository if there is one.
 
-    base_dir: the spec's folder, from which the files it names are looked up.
+    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
+    opened again.
     """
     import torch
 
     return {
         "kdcli": __version__,
         "run_format": RUN_FORMAT,
-        "spec_dir": None if base_dir is None else str(base_dir.resolve()),
+        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
+        "files": places.record(spec),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),

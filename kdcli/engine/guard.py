@@ -118,9 +118,13 @@ def prove_losses(run: Run) -> Proven:
     )
 
 
-def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
-    """Measure each teacher that has a head on up to 512 test samples; raises RunError KD703 near chance."""
+def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The metrics of each teacher that has a head on up to 512 test samples, and what is to be told of it.
+
+    Raises RunError KD703 near chance.
+    """
     measured = {}
+    told: list[str] = []
     problems = []
     classes = run.facts.num_classes or 0
     for name, teacher in run.teachers.items():
@@ -138,6 +142,8 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
                 run.processes,
                 autocast=teacher.autocast,
                 most_samples=TEACHER_SAMPLES,
+                name=name,
+                told=told,
             )
         measured[name] = metrics
         samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)
@@ -153,7 +159,7 @@ def prove_teachers(run: Run) -> dict[str, dict[str, float]]:
             )
     if problems:
         raise RunError(problems)
-    return measured
+    return measured, told
 
 
 def _has_weights(run: Run, name: str) -> bool:

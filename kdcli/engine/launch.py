@@ -72,7 +72,7 @@ def plan_launch(
 ) -> Launch | None:
     """What these options ask to be started; None where this process does it all, or is a worker itself.
 
-    gpus: a number, or device numbers with commas (`2,` is device 2), which are made the only visible ones.
+    gpus: a number, or device numbers with commas (`2,` is device 2), which expose_gpus has made the only visible ones.
     Raises UsageError for options that contradict each other, RunError KD720 for GPUs that are not there.
     """
     if is_worker():
@@ -88,11 +88,11 @@ def plan_launch(
     if node_rank is not None and not 0 <= node_rank < nnodes:
         raise UsageError.of(f"`--node-rank` is a number from 0 to {nnodes - 1}")
     if gpus is not None:
-        processes = _choose_gpus(gpus)
+        processes = _count_gpus(gpus)
     else:
         processes = nproc or 1
         if device == "cuda":
-            _gpus_are_there(range(processes))
+            _gpus_are_there(processes)
     if processes == 1 and nnodes == 1 and max_restarts == 0:
         return None
     return Launch(
@@ -104,7 +104,27 @@ def plan_launch(
     )
 
 
-def _choose_gpus(text: str) -> int:
+def expose_gpus(text: str | None) -> None:
+    """Make the GPUs of `--gpus 0,2` the only visible ones; a number, or nothing, leaves all of them.
+
+    CUDA reads CUDA_VISIBLE_DEVICES once, when it is first asked anything: to be called before that. A worker's
+    launcher has done it. Raises UsageError for a text that is neither a number nor a list, RunError KD720 for
+    a place in the list of visible devices that there is not.
+    """
+    if text is None or is_worker():
+        return
+    chosen = _listed(text)
+    if chosen is None:
+        return
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    missing = [number for number in chosen if visible and number >= len(visible)]
+    if missing:
+        raise _no_such_gpu(missing[0])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[n] if visible else str(n) for n in chosen)
+
+
+def _listed(text: str) -> list[int] | None:
+    """The device numbers of a list with commas; None for a plain number of devices."""
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts if part.strip()) or not parts[0].strip():
         raise UsageError.of(f"`--gpus {text}` is neither a number nor a list of devices", "say 8, or 0,2")
@@ -112,22 +132,41 @@ def _choose_gpus(text: str) -> int:
     if len(parts) == 1:
         if chosen[0] < 1:
             raise UsageError.of("`--gpus` counts from 1", "for no GPU at all: `--device cpu`")
-        _gpus_are_there(range(chosen[0]))
-        return chosen[0]
+        return None
     if len(set(chosen)) < len(chosen):
         raise UsageError.of(f"`--gpus {text}` names a device twice")
-    _gpus_are_there(chosen)
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[n] if visible else str(n) for n in chosen)
+    return chosen
+
+
+def _count_gpus(text: str) -> int:
+    """How many processes `--gpus` asks for; raises RunError KD720 where the GPUs are not there."""
+    from kdcli.engine.distributed import visible_gpus
+
+    chosen = _listed(text)
+    if chosen is None:
+        return _gpus_are_there(int(text))
+    # Those listed are the visible ones now; CUDA counts them up to the first that it does not find.
+    visible = visible_gpus()
+    if visible < len(chosen):
+        raise _no_such_gpu(chosen[visible])
     return len(chosen)
 
 
-def _gpus_are_there(devices: Sequence[int]) -> None:
+def _gpus_are_there(count: int) -> int:
     from kdcli.engine.distributed import no_such_gpus, visible_gpus
 
     visible = visible_gpus()
-    if max(devices) >= visible:
-        raise no_such_gpus(max(devices) + 1 if isinstance(devices, range) else max(devices), visible)
+    if count > visible:
+        raise no_such_gpus(count, visible)
+    return count
+
+
+def _no_such_gpu(number: int) -> RunError:
+    return RunError.of(
+        "KD720",
+        f"there is no CUDA device {number} on this machine",
+        "`--gpus` counts from 0, among those of CUDA_VISIBLE_DEVICES where it is set; on the CPU: `--device cpu`",
+    )
 
 
 def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:

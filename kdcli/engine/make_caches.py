@@ -9,7 +9,7 @@ import torch
 
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
-from kdcli.engine.build import build_data, build_teacher, build_teachers, run_root
+from kdcli.engine.build import build_data, build_teacher, build_teachers, file_notices, open_part, run_root
 from kdcli.engine.caches import flush_all, gigabytes, sources_of
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.records import Notice
@@ -37,10 +37,10 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        loader = build_data(spec.dataset.train, spec, options, processes, train=True)
+        loader = build_data(open_part(spec, options.places, train=True), spec, processes)
         stack.callback(loader.close)
         sample = to_device(small(next(loader.batches(0))), processes.device)
-        left_out: list[str] = []
+        left_out = file_notices(spec, options.places, "mimic", "dataset")
         nets, hashes = build_teachers(spec, options, told=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
         teachers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -111,6 +111,12 @@ class Notice:
 
     message: str
     level: Literal["info", "warning"] = "info"
+
+
+def warnings(messages: Iterable[str]) -> Iterator[Notice]:
+    """Each message as a record."""
+    for message in messages:
+        yield Notice(message=message, level="warning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,12 @@ import yaml
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.records import RUN_FORMAT
 from kdcli.engine.run import RunOptions
-from kdcli.errors import RunError
+from kdcli.errors import RunError, SpecPath
 from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.places import Taken, taken_from
 
 SPEC = "spec.resolved.yaml"
+ENV = "env.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +37,29 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     resolved = root / SPEC
     text = text_of(resolved)
     mapping_in(text, resolved)
+    taken = _taken(env, root)
     said = env.get("spec_dir")
-    base_dir = Path(said) if isinstance(said, str) else None
-    parsed = parse(text, str(resolved), base_dir=base_dir)
+    parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
+    places = replace(parsed.places, taken=taken)
     return Reopened(
         parsed=at_root(parsed, root),
-        options=RunOptions(device=device, plugins=tuple(plugins), base_dir=base_dir),
+        options=RunOptions(device=device, plugins=tuple(plugins), places=places),
         folder=RunFolder(root),
         spec_hash=parsed.hash(),
     )
+
+
+def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
+    """The files that a run has taken, by their paths in its spec; none where its folder does not tell."""
+    told = root / ENV
+    return _taken(mapping_in(text_of(told), told), root) if told.exists() else {}
+
+
+def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
+    try:
+        return taken_from(env.get("files", ()))
+    except ValueError as error:
+        raise RunError.of("KD752", f"{root / ENV} is broken: its `files` are no list of files") from error
 
 
 def env_of_run(root: Path) -> Mapping[str, Any]:
@@ -59,7 +75,7 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
         what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
-    told = root / "env.json"
+    told = root / ENV
     env = mapping_in(text_of(told), told) if told.exists() else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:

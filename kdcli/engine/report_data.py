@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcli.data.loaders import Loader
 from kdcli.engine.answers import MOST_CLASSES, Answers
-from kdcli.engine.build import build_data, build_task, run_root, task_kind
+from kdcli.engine.build import build_data, build_task, open_test, run_root, task_kind
 from kdcli.engine.checkpoint import write_whole
 from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
 from kdcli.engine.distributed import Processes, to_device
@@ -58,7 +58,8 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    loader = build_data(spec.dataset.test, spec, options, Processes(device=device), train=False)
+    opened = open_test(spec, options.places, run_root(parsed))
+    loader = build_data(opened, spec, Processes(device=device))
     try:
         return _collect(parsed, options, device, loader)
     finally:
@@ -149,7 +150,8 @@ def _answered(
         agreed = None
         if name in agreement:
             count, equal, divergence = agreement[name].tolist()
-            agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+            if count:
+                agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
         rows.append(asdict(row_of(contender, metrics, agreed, sample, seconds=LATENCY_SECONDS)))
     facts = loader.facts
     named = facts.class_names if len(facts.class_names or ()) == answers.num_classes else None

@@ -13,7 +13,7 @@ from kdcli.engine.checkpoint import checkpoints, load_checkpoint, newest_valid
 from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.state import Progress, fitting
-from kdcli.errors import KdError, RunError
+from kdcli.errors import KdError, RunError, SpecError, SpecPath
 
 MAY_DIFFER = (
     "saver",
@@ -38,6 +38,9 @@ MAY_DIFFER = (
 
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
+
+
+RESUME_MODEL: SpecPath = ("saver", "resume_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
     if named is not None and not (own_first and checkpoints(own)):
         if named.is_file():
             return load_checkpoint(named), named, []
+        if not named.exists() and not isinstance(run.options.resume, Path):
+            raise _no_resume_model(run)
         own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
     notices: list[Notice] = []
     for path, found in newest_valid(own):
@@ -114,10 +119,13 @@ def _named(run: Run) -> Path | None:
         return run.options.resume
     if run.options.resume or run.spec.saver.resume_model is None:
         return None
-    path = Path(run.spec.saver.resume_model)
-    if not path.exists() and run.options.base_dir is not None:
-        path = run.options.base_dir / path
-    return path
+    return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
+
+
+def _no_resume_model(run: Run) -> SpecError:
+    name = run.spec.saver.resume_model or ""
+    message = f"there is no checkpoint `{name}`"
+    return SpecError.at(RESUME_MODEL, "KD718", message, run.options.places.missing(name, RESUME_MODEL))
 
 
 def _progress(run: Run, state: dict[str, Any]) -> Progress:

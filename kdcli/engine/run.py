@@ -21,6 +21,7 @@ from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import Wiring
 from kdcli.models.network import Network
 from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
 
@@ -30,7 +31,8 @@ class RunOptions:
     """What the command line adds to a spec.
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
-    differ from the checkpoint's spec. plugins: packages that may be imported. restarted: the launcher has
+    differ from the checkpoint's spec. plugins: packages that may be imported. places: where the spec's
+    files are looked up. restarted: the launcher has
     started the processes again after one died. again: the command that continues the run, for the user to
     read. profile: look at so many steps, and train no further.
     """
@@ -40,7 +42,7 @@ class RunOptions:
     resume: bool | Path = False
     allow_changed: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
-    base_dir: Path | None = None
+    places: Places = HERE
     restarted: bool = False
     again: str | None = None
     profile: int | None = None

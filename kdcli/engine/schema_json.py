@@ -19,6 +19,8 @@ Json = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 ANY_MODEL = r"^(torchvision|timm)\..+|^[\w.]+:[\w.]+$"
+BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""Bounds that pydantic leaves in its own words where a validator stands before them."""
 ANY_TORCHVISION = r"^torchvision\..+"
 
 
@@ -96,13 +98,15 @@ def _models() -> dict[str, Json]:
 
 
 def _plain(value: Any) -> Any:
-    """Without pydantic's titles; a list may be written as its one element."""
+    """Without pydantic's titles and own words; a list may be written as its one element."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):
         return value
     made = {
-        key: {name: _plain(part) for name, part in item.items()} if key == "properties" else _plain(item)
+        BOUNDS.get(key, key): {name: _plain(part) for name, part in item.items()}
+        if key == "properties"
+        else _plain(item)
         for key, item in value.items()
         if not (key == "title" and isinstance(item, str))
     }

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Collection
 from typing import Any
 
+from kdcli.spec.ranges import range_of
 from kdcli.spec.signatures import Parameter, Signature
 
 Json = dict[str, Any]
@@ -13,6 +14,12 @@ Json = dict[str, Any]
 SIMPLE = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Collection")
 MAPPINGS = ("dict", "Dict", "Mapping")
+BOUNDS = {
+    "exclusiveMinimum": "more_than",
+    "minimum": "at_least",
+    "exclusiveMaximum": "less_than",
+    "maximum": "at_most",
+}
 
 
 def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature: bool = False) -> Json:
@@ -74,4 +81,8 @@ def _generic(node: ast.Subscript) -> Json:
     if name == "Union":
         found = [annotation_schema(part) for part in parts]
         return {} if {} in found else {"anyOf": found}
+    if name == "Annotated":
+        bounds = range_of(node)
+        told = {key: getattr(bounds, bound, None) for key, bound in BOUNDS.items()}
+        return {**annotation_schema(parts[0]), **{k: v for k, v in told.items() if v is not None}}
     return {}

@@ -20,7 +20,7 @@ from kdcli.engine.compiling import compile_networks
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
-from kdcli.engine.folder import environment, write_facts
+from kdcli.engine.folder import environment, write_data_facts, write_facts
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.engine.inheritance import inherited
 from kdcli.engine.interrupts import Interrupts, listening, saved_at
@@ -28,7 +28,7 @@ from kdcli.engine.losslog import LossLog
 from kdcli.engine.numbers import FiniteCheck
 from kdcli.engine.optim import LearningRate, build_optimizer
 from kdcli.engine.prepare import prepare
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved
+from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
 from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
 from kdcli.engine.sharding import whole
@@ -76,7 +76,8 @@ class Session:
             yield Notice(message=message)
         resumed, notices = resume(run)
         yield from notices
-        self.progress.teachers = prove_teachers(run)
+        self.progress.teachers, told = prove_teachers(run)
+        yield from warnings(told)
         self.proven = prove_losses(run)
         yield from self.proven.notices()
         yield from prepare(run)
@@ -91,10 +92,12 @@ class Session:
             restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            facts = environment(str(run.processes.device), run.processes.world_size, run.options.base_dir)
+            here = run.processes
+            facts = environment(str(here.device), here.world_size, run.options.places, run.spec)
             write_facts(
                 run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
             )
+            write_data_facts(run.folder, run.facts, run.test_loader.facts)
         with self.interrupts.noting():
             for index in range(self.progress.stage, len(run.stages)):
                 yield from self.stage(index, resumed)
@@ -270,6 +273,7 @@ class Session:
         """Measure the student (its average where there is one), keep it where it is the best so far."""
         run, progress = self.run, self.progress
         began = time.perf_counter()
+        told: list[str] = []
         # Each process has normalised by its own batches; what is measured and kept is the first's.
         run.processes.share(run.deployed.buffers())
         if run.ema is not None:
@@ -283,6 +287,8 @@ class Session:
                     run.processes,
                     autocast=run.autocast,
                     stop=lambda: self.interrupts.signal_number is not None,
+                    name="the student",
+                    told=told,
                 )
             stop = self.agreement.agreed(self.interrupts.signal_number or 0)
             primary = run.task.primary
@@ -290,6 +296,7 @@ class Session:
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stop)
+        yield from warnings(told)
         progress.last = metrics
         if exported is not None:
             progress.best, progress.best_step = metrics, progress.step

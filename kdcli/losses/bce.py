@@ -9,6 +9,7 @@ from kdcli.losses.layout import equal_shapes
 from kdcli.losses.masks import broadcast_mask
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import per_count
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -17,7 +18,7 @@ def bce_loss(
     teacher: Tensor,
     mask: Tensor | None = None,
     *,
-    T: float = 1.0,
+    T: Positive = 1.0,
     batch_mean: bool = False,
     from_logits: bool = False,
     loss_weight: float = 1.0,

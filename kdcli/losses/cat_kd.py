@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdcli.errors import RunError
 from kdcli.losses.layout import only_maps, shown
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Count
 
 
 class ClassAttention(nn.Module):
@@ -32,7 +33,7 @@ class ClassAttention(nn.Module):
         teacher_shape: Sequence[int],
         teacher_classifier: nn.Module,
         *,
-        resolution: int = 2,
+        resolution: Count = 2,
         normalize: bool = True,
         loss_weight: float = 400.0,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Count
 
 
 class CorrelationCongruence(nn.Module):
@@ -26,7 +27,7 @@ class CorrelationCongruence(nn.Module):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        feat_dim: int = 128,
+        feat_dim: Count = 128,
         gather: bool = False,
         loss_weight: float = 0.02,
     ) -> None:

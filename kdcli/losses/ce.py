@@ -7,6 +7,7 @@ from torch import Tensor
 from kdcli.losses.layout import equal_shapes
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -15,7 +16,7 @@ def ce_loss(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: float = 1.0,
+    T: Positive = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """−sum(softmax(teacher/T)·log softmax(student/T)) over axis 1, mean over rows, in nats, without T².

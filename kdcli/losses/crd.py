@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdcli.losses.draws import drawn_integers, new_salt
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import distributed, global_mean
+from kdcli.spec.ranges import Count, Positive, Share
 
 EPS = 1e-7
 
@@ -42,10 +43,10 @@ class ContrastiveRepresentation(nn.Module):
         teacher_shape: Sequence[int],
         num_samples: int,
         *,
-        feat_dim: int = 128,
-        K: int = 16384,
-        T: float = 0.07,
-        momentum: float = 0.5,
+        feat_dim: Count = 128,
+        K: Count = 16384,
+        T: Positive = 0.07,
+        momentum: Share = 0.5,
         loss_weight: float = 0.8,
     ) -> None:
         super().__init__()

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from kdcli.losses.layout import as_map, equal_shapes
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
-def channel_wise(student: Tensor, teacher: Tensor, *, T: float = 1.0, loss_weight: float = 1.0) -> Tensor:
+def channel_wise(student: Tensor, teacher: Tensor, *, T: Positive = 1.0, loss_weight: float = 1.0) -> Tensor:
     """T²·KL of the per-channel spatial softmaxes (CWD), averaged over B and C.
 
     student, teacher: maps [B, C, H, W], or tokens [B, N, D] (a channel is one of D), of equal shape.

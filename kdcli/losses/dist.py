@@ -8,6 +8,7 @@ from torch.linalg import vector_norm
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
 from kdcli.losses.shapes import check_logits
+from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-8
 
@@ -19,7 +20,7 @@ def dist(
     *,
     beta: float = 1.0,
     gamma: float = 1.0,
-    T: float = 1.0,
+    T: Positive = 1.0,
     gather: bool = False,
     loss_weight: float = 1.0,
 ) -> Tensor:

@@ -9,6 +9,7 @@ from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
 from kdcli.losses.shapes import check_logits
 from kdcli.losses.warmup import epoch_share
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -21,7 +22,7 @@ def dkd(
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
-    T: float = 4.0,
+    T: Positive = 4.0,
     warmup_epochs: int = 20,
     loss_weight: float = 1.0,
 ) -> Tensor:

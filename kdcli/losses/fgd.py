@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdcli.errors import RunError
 from kdcli.losses.layout import only_maps, shown
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 class FocalGlobal(nn.Module):
@@ -31,7 +32,7 @@ class FocalGlobal(nn.Module):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        T: float = 0.5,
+        T: Positive = 0.5,
         alpha: float = 5e-5,
         beta: float = 2.5e-5,
         gamma: float = 5e-5,

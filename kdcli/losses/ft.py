@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.layout import only_maps, same_size
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Count, Positive
 
 
 class Paraphraser(nn.Module):
@@ -60,7 +61,7 @@ class FactorParaphrase(nn.Module):
         self,
         teacher_shape: Sequence[int],
         *,
-        k: float = 0.5,
+        k: Positive = 0.5,
         use_bn: bool = False,
         loss_weight: float = 1.0,
     ) -> None:
@@ -90,9 +91,9 @@ class FactorTransfer(nn.Module):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        k: float = 0.5,
-        p1: int = 2,
-        p2: int = 1,
+        k: Positive = 0.5,
+        p1: Count = 2,
+        p2: Count = 1,
         translator_bn: bool = True,
         paraphraser_bn: bool = False,
         loss_weight: float = 200.0,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.layout import as_vectors, enough_values, map_shape
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 class InformationTheoretic(nn.Module):
@@ -32,7 +33,7 @@ class InformationTheoretic(nn.Module):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        alpha: float = 1.5,
+        alpha: Positive = 1.5,
         correlation_weight: float = 2.0,
         mutual_weight: float = 1.0,
         gather: bool = False,

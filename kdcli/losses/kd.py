@@ -9,6 +9,7 @@ from kdcli.losses.layout import equal_shapes
 from kdcli.losses.masks import broadcast_mask, row_mask
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import per_count, row_mean
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def kd_loss(
     mask: Tensor | None = None,
     teacher_weights: Tensor | None = None,
     *,
-    T: float = 1.0,
+    T: Positive = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)) over axis 1, mean over rows, in nats.
@@ -39,7 +40,7 @@ def gkd_loss(
     labels: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: float = 1.0,
+    T: Positive = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """`kd_loss` over the rows where the teacher's best class is the label, divided by their count.

@@ -12,6 +12,7 @@ from kdcli.errors import RunError
 from kdcli.losses.draws import drawn_shares, new_salt
 from kdcli.losses.layout import only_maps, shown
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import ShareBelowOne
 
 
 class MaskedGeneration(nn.Module):
@@ -34,7 +35,7 @@ class MaskedGeneration(nn.Module):
         teacher_shape: Sequence[int],
         *,
         mask: Literal["channel", "spatial"] = "channel",
-        mask_ratio: float = 0.15,
+        mask_ratio: ShareBelowOne = 0.15,
         loss_weight: float = 7e-5,
     ) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
 from kdcli.losses.shapes import check_logits
 from kdcli.losses.standardize import standardize as standardized
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def mlkd(
     student: Tensor,
     teacher: Tensor,
     *,
-    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0),
     standardize: bool = False,
     gather: bool = False,
     loss_weight: float = 1.0,

@@ -8,6 +8,7 @@ from kdcli.losses.divergence import label_log_probability, log_softmax_without, 
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
 from kdcli.losses.shapes import check_logits
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def nkd(
     teacher_weights: Tensor | None = None,
     *,
     gamma: float = 1.5,
-    T: float = 1.0,
+    T: Positive = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """−t_y·log s_y + gamma·T²·cross entropy of the non-target classes, mean over rows, in nats.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdcli.errors import RunError
 from kdcli.losses.layout import enough_values, only_maps, pooled, shown
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Count
 
 
 class FeatureOverhaul(nn.Module):
@@ -31,7 +32,7 @@ class FeatureOverhaul(nn.Module):
         teacher_shape: Sequence[Sequence[int]],
         teacher_norms: Sequence[nn.Module],
         *,
-        kernel_size: int = 1,
+        kernel_size: Count = 1,
         loss_weight: float = 1e-3,
     ) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -14,7 +15,7 @@ def probabilistic_transfer(
     student: Tensor,
     teacher: Tensor,
     *,
-    eps: float = 1e-7,
+    eps: Positive = 1e-7,
     gather: bool = False,
     loss_weight: float = 30000.0,
 ) -> Tensor:

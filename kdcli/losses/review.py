@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdcli.losses.layout import as_map, enough_values, map_shape
 from kdcli.losses.precision import full_precision
 from kdcli.losses.warmup import epoch_share
+from kdcli.spec.ranges import Count
 
 
 class Fusion(nn.Module):
@@ -62,7 +63,7 @@ class KnowledgeReview(nn.Module):
         teacher_shape: Sequence[Sequence[int]],
         *,
         warmup_epochs: int = 20,
-        max_mid_channel: int = 512,
+        max_mid_channel: Count = 512,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def relational(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: Positive = 1e-12,
     gather: bool = False,
     loss_weight: float = 1.0,
 ) -> Tensor:

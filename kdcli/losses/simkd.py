@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdcli.losses.layout import enough_values, only_maps, pooled, same_size
 from kdcli.losses.precision import full_precision
 from kdcli.losses.shapes import check_classifier
+from kdcli.spec.ranges import Count
 
 
 class ReusedClassifier(nn.Module):
@@ -50,7 +51,7 @@ class SimKD(nn.Module):
         teacher_shape: Sequence[int],
         teacher_classifier: nn.Module,
         *,
-        factor: int = 2,
+        factor: Count = 2,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.layout import as_vectors, enough_values, map_shape
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 class SimpleRecipe(nn.Module):
@@ -29,7 +30,7 @@ class SimpleRecipe(nn.Module):
         *,
         alpha: float = 2.0,
         beta: float = 1.0,
-        T: float = 1.0,
+        T: Positive = 1.0,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()

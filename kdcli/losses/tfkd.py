@@ -9,6 +9,7 @@ from kdcli.losses.divergence import kl_rows, one_hot_mask, tempered_kl_rows
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
 from kdcli.losses.shapes import check_labels, check_logits
+from kdcli.spec.ranges import Positive, Share
 
 
 @full_precision
@@ -17,7 +18,7 @@ def tfkd_self(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: float = 20.0,
+    T: Positive = 20.0,
     multiplier: float = 1.0,
     loss_weight: float = 0.95,
 ) -> Tensor:
@@ -38,8 +39,8 @@ def tfkd_reg(
     student: Tensor,
     labels: Tensor,
     *,
-    T: float = 20.0,
-    correct_probability: float = 0.99,
+    T: Positive = 20.0,
+    correct_probability: Share = 0.99,
     multiplier: float = 100.0,
     loss_weight: float = 0.1,
 ) -> Tensor:

@@ -9,6 +9,7 @@ from kdcli.losses.divergence import kl_rows
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
 from kdcli.losses.shapes import check_logits
+from kdcli.spec.ranges import Positive
 
 
 @full_precision
@@ -17,7 +18,7 @@ def ttm(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    gamma: float = 0.1,
+    gamma: Positive = 0.1,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """KL(q ‖ softmax(student)), q = softmax(teacher)^gamma renormalised, mean over rows, in nats.
@@ -36,7 +37,7 @@ def wttm(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    gamma: float = 0.1,
+    gamma: Positive = 0.1,
     loss_weight: float = 1.0,
 ) -> Tensor:
     """`ttm` with each row multiplied by sum(softmax(teacher)^gamma), mean over rows, in nats.

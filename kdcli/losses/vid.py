@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.layout import as_map, map_shape, same_size
 from kdcli.losses.precision import full_precision
+from kdcli.spec.ranges import Positive
 
 
 class VariationalInformation(nn.Module):
@@ -29,8 +30,8 @@ class VariationalInformation(nn.Module):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        init_pred_var: float = 5.0,
-        eps: float = 1e-5,
+        init_pred_var: Positive = 5.0,
+        eps: Positive = 1e-5,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from kdcli.errors import RunError
 from kdcli.losses.layout import enough_values, only_maps, shown
 from kdcli.losses.precision import full_precision
 from kdcli.losses.regression import ConvRegression
+from kdcli.spec.ranges import Count, Positive
 
 
 class WassersteinFeature(nn.Module):
@@ -33,10 +34,10 @@ class WassersteinFeature(nn.Module):
         teacher_shape: Sequence[int],
         *,
         mean_cov_ratio: float = 2.0,
-        grid: int = 1,
+        grid: Count = 1,
         projector: Literal["bottleneck", "conv"] = "bottleneck",
-        hidden: int = 256,
-        eps: float = 1e-5,
+        hidden: Count = 256,
+        eps: Positive = 1e-5,
         loss_weight: float = 0.02,
     ) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import distributed
+from kdcli.spec.ranges import Count, Positive
 
 
 class WassersteinLogit(nn.Module):
@@ -31,11 +32,11 @@ class WassersteinLogit(nn.Module):
         self,
         num_classes: int,
         *,
-        T: float = 2.0,
+        T: Positive = 2.0,
         gamma: float = 30.0,
         sharpen: float = 1.0,
-        sinkhorn_lambda: float = 0.05,
-        iterations: int = 10,
+        sinkhorn_lambda: Positive = 0.05,
+        iterations: Count = 10,
         max_per_class: int = 1000,
         loss_weight: float = 1.0,
     ) -> None:

@@ -9,6 +9,7 @@ from kdcli.losses.divergence import label_log_probability
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import row_mean
 from kdcli.losses.shapes import check_logits
+from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-7
 
@@ -20,7 +21,7 @@ def wsld(
     labels: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: float = 2.0,
+    T: Positive = 2.0,
     loss_weight: float = 2.5,
 ) -> Tensor:
     """T²·(1 − exp(−CE_s/CE_t))·soft cross entropy at T, mean over rows, in nats.

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
-
-TORCHVISION = "torchvision:"
+from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
 """The name in torch's refusal of a pickle."""
@@ -48,24 +47,22 @@ def at_path(where: SpecPath | None) -> Iterator[None]:
         raise SpecError([replace(found, path=where) for found in error.diagnostics]) from error
 
 
-def find_file(name: str | Path, base_dir: Path | None = None, where: SpecPath | None = None) -> Path:
-    """The file itself, looked up from the working directory, then from the spec's folder.
+def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
+    """The weights that the spec names at `where`, or the command line; raises KD530.
 
-    A `torchvision:` name comes back as it is. where: the place in the spec, for the error.
+    A `torchvision:` name comes back as it is.
     """
     if str(name).startswith(TORCHVISION):
         return Path(name)
-    given = Path(name).expanduser()
-    tried = [given] if given.is_absolute() or base_dir is None else [given, base_dir / given]
-    for candidate in dict.fromkeys(tried):
-        if candidate.is_file():
-            return candidate
-    places = " nor ".join(dict.fromkeys(f"`{candidate.absolute()}`" for candidate in tried))
+    found = places.find(str(name), where or ())
+    if found.is_file():
+        return found
     with at_path(where):
-        raise RunError.of("KD530", f"no weights file `{name}`", f"there is no {places}")
+        help = places.missing(str(name), where or ())
+        raise RunError.of("KD530", f"no weights file `{name}`", help)
 
 
-def read_weights(source: str | Path, base_dir: Path | None = None) -> dict[str, Tensor]:
+def read_weights(source: str | Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, a leading `module.` stripped.
 
     source: a safetensors or torch file (also kdcli's own, and with the nestings of NESTING), or
@@ -73,7 +70,7 @@ def read_weights(source: str | Path, base_dir: Path | None = None) -> dict[str, 
     """
     if str(source).startswith(TORCHVISION):
         return _torchvision_state(str(source).removeprefix(TORCHVISION))
-    path = find_file(source, base_dir)
+    path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
             return _plain(safetensors.torch.load_file(path), path)
@@ -93,12 +90,12 @@ def read_weights(source: str | Path, base_dir: Path | None = None) -> dict[str, 
         return state
 
 
-def read_shapes(source: str | Path, base_dir: Path | None = None) -> dict[str, tuple[int, ...]]:
+def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name, without reading the tensors; the errors of read_weights."""
     if str(source).startswith(TORCHVISION):
         _torchvision_weights(str(source).removeprefix(TORCHVISION))
         return {}
-    path = find_file(source, base_dir)
+    path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:

@@ -9,9 +9,11 @@ from typing import Any
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 
 from .nodes import describe
+from .ranges import Range, range_of, ranged
 from .signatures import Parameter, Signature
 
 _SIMPLE = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "bool": "true or false"}
 _LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Collection", "set", "frozenset")
 _MAPPINGS = ("dict", "Dict", "Mapping", "MutableMapping")
 
@@ -26,7 +28,7 @@ def check_arguments(
     hidden: Collection[str] = (),
     positional: bool = False,
 ) -> Iterator[Diagnostic]:
-    """Unknown, missing and wrongly typed arguments, each at its key.
+    """Unknown and missing arguments, those of a wrong type and those out of range, each at its key.
 
     path: of the mapping that holds the kwargs. given: arguments that come from elsewhere. hidden:
     parameters that a spec cannot give. positional: whether positional parameters may be given too.
@@ -59,8 +61,13 @@ def check_arguments(
 def check_type(
     name: str, value: Any, annotation: ast.expr, path: SpecPath, what: str
 ) -> Iterator[Diagnostic]:
-    """A value that is not of its type, at the element that is wrong; path: of the mapping that holds it."""
-    wrong = _misfit(annotation, value)
+    """A value that is not of its type or out of its range, at the element that is wrong.
+
+    path: of the mapping that holds it.
+    """
+    code, wrong = "KD322", _misfit(annotation, value)
+    if wrong is None:
+        code, wrong = "KD328", _misfit(annotation, value, within=True)
     if wrong is None:
         return
     got = f"got {describe(value)}"
@@ -70,7 +77,7 @@ def check_type(
             element = element[index]
         got = f"but element {'.'.join(map(str, wrong))} is {describe(element)}"
     yield Diagnostic(
-        code="KD322",
+        code=code,
         message=f"`{name}` of {what} must be {wording(annotation)}, {got}",
         help=_number_help(annotation, value),
         path=(*path, name, *wrong),
@@ -106,24 +113,31 @@ def fits(annotation: ast.expr, value: Any) -> bool:
     return _misfit(annotation, value) is None
 
 
-def _misfit(annotation: ast.expr, value: Any) -> SpecPath | None:
-    """Where in the value it does not fit: () for the whole, indices below; None where it fits."""
+def _misfit(annotation: ast.expr, value: Any, *, within: bool = False) -> SpecPath | None:
+    """Where in the value it does not fit: () for the whole, indices below; None where it fits.
+
+    within: a number out of its range does not fit either.
+    """
     parts = _alternatives(annotation)
-    misfits = [_misfit_of_one(part, value) for part in parts]
+    misfits = [_misfit_of_one(part, value, within) for part in parts]
     if any(found is None for found in misfits):
         return None
     return max((found for found in misfits if found is not None), key=len)
 
 
-def _misfit_of_one(part: ast.expr, value: Any) -> SpecPath | None:
+def _misfit_of_one(part: ast.expr, value: Any, within: bool) -> SpecPath | None:
     if isinstance(part, ast.Constant):
         return None if part.value is not None or value is None else ()
+    bounds = range_of(part)
+    if bounds is not None:
+        below = _misfit(ranged(part), value, within=within)
+        return () if below is None and within and value not in bounds else below
     if isinstance(part, ast.Subscript):
-        return _misfit_of_generic(part, value)
+        return _misfit_of_generic(part, value, within)
     return None if _is_simple(_name(part), value) else ()
 
 
-def _misfit_of_generic(part: ast.Subscript, value: Any) -> SpecPath | None:
+def _misfit_of_generic(part: ast.Subscript, value: Any, within: bool) -> SpecPath | None:
     name = _name(part.value)
     if name == "Literal":
         return None if any(type(c) is type(value) and c == value for c in _choices(part)) else ()
@@ -140,7 +154,7 @@ def _misfit_of_generic(part: ast.Subscript, value: Any) -> SpecPath | None:
     if fixed and len(value) != len(elements):
         return ()
     for index, item in enumerate(value):
-        below = _misfit(elements[index if fixed else 0], item)
+        below = _misfit(elements[index if fixed else 0], item, within=within)
         if below is not None:
             return (index, *below)
     return None
@@ -163,6 +177,7 @@ def _is_simple(name: str, value: Any) -> bool:
 
 
 def _alternatives(annotation: ast.expr) -> list[ast.expr]:
+    """The parts of a union; a part with a range keeps it."""
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
         return [*_alternatives(annotation.left), *_alternatives(annotation.right)]
     if isinstance(annotation, ast.Subscript):
@@ -172,7 +187,7 @@ def _alternatives(annotation: ast.expr) -> list[ast.expr]:
             return [*_alternatives(inner), ast.Constant(value=None)]
         if name == "Union" and isinstance(inner, ast.Tuple):
             return [part for element in inner.elts for part in _alternatives(element)]
-        if name == "Annotated" and isinstance(inner, ast.Tuple):
+        if name == "Annotated" and isinstance(inner, ast.Tuple) and range_of(annotation) is None:
             return _alternatives(inner.elts[0])
     return [annotation]
 
@@ -199,6 +214,9 @@ def wording(annotation: ast.expr) -> str:
 
 
 def _wording_of_one(part: ast.expr) -> str:
+    bounds = range_of(part)
+    if bounds is not None:
+        return f"{wording(ranged(part))} {_of(bounds)}"
     if isinstance(part, ast.Subscript):
         name = _name(part.value)
         if name == "Literal":
@@ -206,10 +224,18 @@ def _wording_of_one(part: ast.expr) -> str:
             return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
         if name in _LISTS:
             element = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
-            plural = {"int": "whole numbers", "float": "numbers", "str": "texts", "bool": "true or false"}
-            return f"a list of {plural[_name(element)]}" if _name(element) in plural else "a list"
+            bounds = range_of(element)
+            name = _name(element if bounds is None else ranged(element))
+            if name not in _PLURALS:
+                return "a list"
+            return f"a list of {_PLURALS[name]}" + ("" if bounds is None else f" {_of(bounds)}")
         return "a mapping" if name in _MAPPINGS else ast.unparse(part)
     name = _name(part)
     if name in _LISTS:
         return "a list"
     return "a mapping" if name in _MAPPINGS else _SIMPLE.get(name, name)
+
+
+def _of(bounds: Range) -> str:
+    """`more than 0`, `of at least 1`."""
+    return bounds.bounds if bounds.bounds.startswith(("more", "less")) else f"of {bounds.bounds}"

@@ -14,6 +14,7 @@ from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
 
 from .canonical_jobs import canonical_mimic
 from .findings import Findings
+from .finite import check_finite
 from .nodes import Entry, Mapping, Node, Scalar, Sequence
 from .source import repeated_key
 
@@ -26,7 +27,7 @@ LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
 def canonical(root: Mapping) -> tuple[Mapping, list[Diagnostic]]:
     """The canonical tree, and what was wrong or worth a warning on the way."""
     maker = _Maker()
-    return maker.spec(root), maker.findings
+    return maker.spec(root), [*check_finite(root), *maker.findings]
 
 
 def without_nothing(node: Node) -> Node:

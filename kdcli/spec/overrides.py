@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from kdcli.errors import Diagnostic, Span, SpecError, UsageError, did_you_mean
@@ -57,6 +58,11 @@ def parse_assignment(assignment: str, number: int) -> Override:
         start += len(part) + 1
     path = tuple(part.strip() for part in key.split("."))
     return Override(path=path, value=value, source=source, key_spans=tuple(spans))
+
+
+def is_argument(source: str) -> bool:
+    """Whether the source of a span is an argument of the command line."""
+    return re.fullmatch(r"argument \d+", source) is not None
 
 
 def apply(node: Node | None, override: Override) -> Node:

@@ -11,9 +11,11 @@ from pathlib import Path
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
 
 from .canonical import TOP_KEYS, canonical
+from .finite import told_once
 from .include import Includer
 from .nodes import Entry, Mapping, Node, Scalar, kind
-from .overrides import Override, apply, parse_assignment
+from .overrides import Override, apply, is_argument, parse_assignment
+from .places import Places, places_of
 from .rules import check_rules
 from .schema import Spec
 from .source import Composed, compose
@@ -46,6 +48,11 @@ class ParsedSpec:
         if diagnostic.span is not None or diagnostic.path is None:
             return diagnostic
         return replace(diagnostic, span=self.span(diagnostic.path, diagnostic.on_key))
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the files that it names are looked up."""
+        return places_of(self.spec, self.source, self.base_dir, self.span)
 
     def resolved_yaml(self) -> str:
         """The complete spec with defaults; parsing it gives an equal Spec."""
@@ -197,7 +204,7 @@ def _no_mapping(source: str, text: str, message: str) -> Diagnostic:
 
 def raise_errors(findings: Iterable[Diagnostic]) -> None:
     """Raise SpecError with all findings if one of them is an error, in the order of the text."""
-    found = once(findings)
+    found = told_once(once(findings))
     if any(finding.severity == "error" for finding in found):
         raise SpecError(sorted(found, key=_order))
 
@@ -215,4 +222,4 @@ def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
     span = finding.span
     if span is None:
         return (True, "", 0, 0)
-    return (span.source.startswith("argument"), "", span.line, span.column)
+    return (is_argument(span.source), "", span.line, span.column)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 
 from .cache_rules import check_caches
-from .schema import Job, JobTeacher, Spec
+from .schema import Job, JobTeacher, Spec, Temperature
 
 
 def check_rules(spec: Spec) -> Iterator[Diagnostic]:
@@ -95,15 +95,26 @@ def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
             message = f"no network `{name}` in this spec"
             yield _error((*path, "teachers", name), "KD301", message, help, on_key=True)
     yield from _interval(path, job.start_iter, job.end_iter)
+    yield from _learned(path, job.temperature)
     for name, loss in job.losses.items():
         start = job.start_iter if loss.start_iter is None else loss.start_iter
         yield from _interval((*path, "losses", name), start, loss.end_iter)
+        yield from _learned((*path, "losses", name), loss.temperature)
 
 
 def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnostic]:
     if end is not None and end <= start:
         message = f"`end_iter` must be more than `start_iter` ({start}), got {end}"
         yield _error((*path, "end_iter"), "KD218", message, "the loss would never be in force")
+
+
+def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterator[Diagnostic]:
+    """A learned temperature lies between `start` and `start + range`: both are more than 0."""
+    if isinstance(temperature, Temperature) and temperature.start + temperature.range <= 0:
+        start = f"{temperature.start:g}"
+        message = f"`range` must be more than -{start}, got the number {temperature.range:g}"
+        help = f"the temperature is learned between `start` ({start}) and `start + range`"
+        yield _error((*path, "temperature", "range"), "KD206", message, help)
 
 
 def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
 
@@ -22,16 +23,20 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _as_whole(value: Any) -> Any:
-    """1e5 is a whole number, however it is written."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """1e5 is a whole number, however it is written; 64 bits hold it."""
+    if isinstance(value, float) and value.is_integer():
+        if value >= 2**63:
+            raise PydanticKnownError("less_than_equal", {"le": 2**63 - 1})
+        return int(value)
+    return value
 
 
 Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 PositiveInt = Annotated[Whole, Field(gt=0)]
 NonNegativeInt = Annotated[Whole, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(allow_inf_nan=False)]
+Pixels = Annotated[PositiveInt, Field(le=2**16)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Model(BaseModel):
@@ -70,7 +75,7 @@ class Runtime(Model):
     channels_last: bool = False
     fold_bn: bool = False
     compile: bool | Literal["student", "teachers"] = False
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt, Field(le=1024)] | None = None
 
 
 # networks
@@ -102,7 +107,7 @@ class Temperature(Model):
     """A temperature that is learned (CTKD, AAAI'23): T = start + range * sigmoid(theta)."""
 
     learned: Literal[True] = True
-    start: float = 1.0
+    start: Positive = 1.0
     range: float = 20.0
     cosine_epochs: PositiveInt = 10
 
@@ -117,16 +122,16 @@ class LossSpec(Model):
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
     standardize: bool | None = None
-    temperature: float | Temperature | None = None
+    temperature: Positive | Temperature | None = None
     over_pairs: Literal["mean", "sum"] | None = None
 
 
 class TeacherInput(Model):
     """Other pixels for one teacher, made from the student's own."""
 
-    size: int | Many[int] | None = None
+    size: Pixels | Many[Pixels] | None = None
     mean: Many[float] | None = None
-    std: Many[float] | None = None
+    std: Many[Positive] | None = None
 
 
 class Cache(Model):
@@ -140,7 +145,7 @@ class Cache(Model):
     views: PositiveInt = 1
     dtype: Literal["float32", "float16"] = "float32"
     topk: PositiveInt | None = None
-    limit_gb: Annotated[float, Field(gt=0)] = 50.0
+    limit_gb: Positive = 50.0
 
 
 class JobTeacher(Model):
@@ -165,7 +170,7 @@ class Job(Model):
     """One mimic job: a method, its losses, whose features."""
 
     mimic_ins_type: str = "base"
-    loss_weight: Weight = 1.0
+    loss_weight: float = 1.0
     warm_up_iters: Annotated[Whole, Field(ge=-1)] = -1
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
@@ -176,7 +181,7 @@ class Job(Model):
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
     standardize: bool = False
-    temperature: float | Temperature | None = None
+    temperature: Positive | Temperature | None = None
     teacher_weighting: Literal["average", "entropy", "confidence"] = "average"
 
 
@@ -194,7 +199,7 @@ class SchedulerSpec(Model):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_iter: NonNegativeInt = 0
     warmup_type: Literal["linear", "exp", "constant"] = "exp"
-    warmup_ratio: float | None = None
+    warmup_ratio: Annotated[float, Field(ge=0)] | None = None
     warmup_register_type: str | None = None
 
 
@@ -258,7 +263,7 @@ class BatchSampler(Model):
 class DataLoaderKwargs(Model):
     """How batches are loaded."""
 
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[NonNegativeInt, Field(le=1024)] = 0
     pin_memory: bool = False
     alignment: PositiveInt = 1
     batch_fn: Component | None = None
@@ -317,13 +322,13 @@ class Trainer(Model):
     max_iter: PositiveInt | None = None
     test_freq: PositiveInt = 1
     save_freq: PositiveInt = 1
-    save_every_minutes: float | None = None
+    save_every_minutes: Positive | None = None
     only_save_latest: bool = False
     keep_checkpoints: PositiveInt = 3
     log_freq: PositiveInt = 20
     ema: Ema | None = None
     accumulate_steps: PositiveInt = 1
-    clip_grad_norm: float | None = None
+    clip_grad_norm: Positive | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: NonNegativeInt = 10
     parallel: Literal["ddp", "fsdp"] = "ddp"

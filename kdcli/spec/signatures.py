@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from typing import Any, Literal
 
 from .definitions import (
+    KDCLI,
     MOST_STEPS,
     Definition,
     find_definition,
@@ -18,6 +19,7 @@ from .definitions import (
     names_of,
     source_file,
 )
+from .ranges import shown
 from .tables import Target
 
 __all__ = ["Parameter", "Signature", "signature", "source_file"]
@@ -36,8 +38,8 @@ class Parameter:
 
     @property
     def wanted(self) -> str | None:
-        """The annotation as written."""
-        return None if self.annotation is None else ast.unparse(self.annotation)
+        """The annotation as written, its ranges in words."""
+        return None if self.annotation is None else shown(self.annotation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None, module: str, keyword
 
 
 def _expanded(annotation: ast.expr, module: str, steps: int = 0) -> ast.expr:
-    """The annotation with the module's own aliases (`Size = int | list[int]`) written out."""
+    """The annotation with the aliases of its own package (`Size = int | list[int]`) and kdcli's written out."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
             annotation = ast.parse(annotation.value, mode="eval").body
@@ -212,7 +214,7 @@ def _expanded(annotation: ast.expr, module: str, steps: int = 0) -> ast.expr:
         return _expanded(aliased, module, steps + 1)
     if isinstance(statement, ast.ImportFrom):
         other = imported_module(module, statement)
-        if other.split(".")[0] == module.split(".")[0]:
+        if other.split(".")[0] in (module.split(".")[0], KDCLI.name):
             original = next(a.name for a in statement.names if (a.asname or a.name) == annotation.id)
             name = ast.Name(id=original, ctx=ast.Load())
             found = _expanded(name, other, steps + 1)

@@ -22,7 +22,6 @@ _WANTED = {
     "int_from_float": "a whole number",
     "int_parsing_size": "a whole number",
     "float_type": "a number",
-    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "text",
     "dict_type": "a mapping",
@@ -37,6 +36,10 @@ _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
+}
+_BOUND_HELPS = {
+    "clip_grad_norm": "leave it out to clip nothing",
+    "save_every_minutes": "leave it out to save as often as `save_freq` says",
 }
 _NEEDS: dict[SpecPath, str] = {
     (): "a spec needs `net`, `dataset` and `trainer`",
@@ -79,8 +82,12 @@ def span_of(tree: Node, path: SpecPath, *, on_key: bool = False) -> Span:
 
 def _diagnostics(model: type[BaseModel], tree: Node, errors: Iterable[ErrorDetails]) -> list[Diagnostic]:
     found: dict[tuple[SpecPath, str], Diagnostic] = {}
-    for error in errors:
-        place = _place(tree, error)
+    placed = [(_place(tree, error), error) for error in errors]
+    # Of a union whose one alternative fits but for a bound, the others say nothing that helps.
+    bounded = {place.union for place, error in placed if error["type"] in _BOUNDS}
+    for place, error in placed:
+        if place.union is not None and place.union in bounded and error["type"] not in _BOUNDS:
+            continue
         if place.lone and error["type"] == "model_type":
             diagnostic = _no_list(tree, place.path)
         elif place.union is None:
@@ -156,7 +163,7 @@ def _of_union(model: type[BaseModel], tree: Node, place: _Place, error: ErrorDet
     """A finding inside a union: of a mapping, what is wrong in it; else what may stand there."""
     assert place.union is not None
     node = _node_at(tree, place.union)
-    if isinstance(node, Mapping) and place.alternative[:1].isupper():
+    if error["type"] in _BOUNDS or (isinstance(node, Mapping) and place.alternative[:1].isupper()):
         return _diagnostic(model, tree, place.path, error)
     if isinstance(node, Mapping) and place.union[-1] == "temperature":
         return None
@@ -197,8 +204,11 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
         return Diagnostic(code="KD205", message=message, help=help, path=path, span=span)
     if sort in _BOUNDS:
         key, words = _BOUNDS[sort]
-        message = f"{_shown(path)} must be {words} {context.get(key)}, got {kind(node)}"
-        return Diagnostic(code="KD206", message=message, path=path, span=span)
+        bound = context.get(key)
+        shown = f"{bound:g}" if isinstance(bound, float) else bound
+        message = f"{_shown(path)} must be {words} {shown}, got {kind(node)}"
+        help = _BOUND_HELPS.get(str(path[-1]))
+        return Diagnostic(code="KD206", message=message, help=help, path=path, span=span)
     wanted = _WANTED.get(sort, error["msg"].lower())
     return Diagnostic(
         code="KD204",

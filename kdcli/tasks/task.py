@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
+from kdcli.errors import Diagnostic
+from kdcli.spec.schema import Spec
 
 
 class Meter(Protocol):
@@ -25,6 +27,14 @@ class Meter(Protocol):
         """The metrics from (summed) sums."""
         ...
 
+    def unanswered(self, sums: Tensor) -> int:
+        """For how many samples the network gave no usable answer (NaN, infinite); they count as wrong."""
+        ...
+
+    def unanswered_samples(self) -> list[int]:
+        """Which of these this process has seen, by their place in the data, each once, in order."""
+        ...
+
 
 class Task(Protocol):
     """One task; higher `primary` is better."""
@@ -33,6 +43,12 @@ class Task(Protocol):
 
     def meter(self, facts: DataFacts | None = None) -> Meter:
         """A fresh meter for data of these facts; without them it learns what it needs from its batches."""
+        ...
+
+    def fits(
+        self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+    ) -> list[Diagnostic]:
+        """Whether what the student gives fits the data of both sides; asked by the build and by `validate`."""
         ...
 
     def chance(self, num_classes: int) -> float:

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, open_side
 from kdcli.data.fashion_mnist import fashion_mnist
+from kdcli.spec.places import HERE
 from kdcli.spec.schema import DataPart
 
 BATCH, PILLOW_SAMPLES = 128, 10_240
@@ -32,7 +33,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
     """The usual way: one image at a time, through Pillow."""
 
     def __init__(self) -> None:
-        source = fashion_mnist(("dataset", "train"), None, True, limit=PILLOW_SAMPLES)
+        source = fashion_mnist(("dataset", "train"), HERE, True, limit=PILLOW_SAMPLES)
         self.images, self.labels = source.images.squeeze(1).numpy(), source.labels.tolist()
         self.transform = transforms.Compose(
             [
@@ -76,7 +77,7 @@ def rate(batches: Iterable[Any], size: Callable[[Any], int]) -> float:
 
 def main(rounds: int) -> None:
     """Prints both rates and their ratio."""
-    ours = build_loader(in_memory(), train=True, seed=0, path=("dataset", "train"))
+    ours = build_loader(open_side(in_memory(), train=True, path=("dataset", "train")), seed=0)
     theirs = DataLoader(PillowImages(), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     rates: dict[str, list[float]] = {"in memory": [], "Pillow, 2 workers": []}
     for epoch in range(rounds + 1):

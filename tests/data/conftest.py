@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, open_side
 from kdcli.data.loaders import Loader
 from kdcli.spec.schema import DataPart
 
@@ -37,8 +37,9 @@ def make_part(
 
 def make_loader(part: DataPart, **kwargs: Any) -> Loader:
     """The loader with what a test leaves open."""
-    given = {"train": True, "seed": 131, "path": ("dataset", "train"), **kwargs}
-    return build_loader(part, **given)
+    opening = {"train": True, "path": ("dataset", "train")}
+    opening |= {name: kwargs.pop(name) for name in ("train", "path", "places", "aligned") if name in kwargs}
+    return build_loader(open_side(part, **opening), **{"seed": 131, **kwargs})
 
 
 @pytest.fixture(name="part")

@@ -20,6 +20,7 @@ from kdcli.data.digits import digits
 from kdcli.data.fashion_mnist import fashion_mnist
 from kdcli.data.idx import read_idx
 from kdcli.errors import KdError, RunError, SpecError
+from kdcli.spec.places import Places
 
 NORMALIZE = {"type": "normalize", "kwargs": {"mean": [0.3], "std": [0.4]}}
 TRAIN = ("dataset", "train")
@@ -106,7 +107,7 @@ def test_fashion_mnist_from_a_folder(part: Any, loader: Any, tmp_path: Path, zip
     assert batch["image"].shape == (15, 1, 28, 28) and batch["labels"].tolist() == [i % 10 for i in range(15)]
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)[0]
     assert torch.equal(batch["image"][0, 0], torch.from_numpy(first).float() / 255)
-    relative = fashion_mnist(TRAIN, tmp_path.parent, True, root=tmp_path.name, split="test")
+    relative = fashion_mnist(TRAIN, Places(tmp_path.parent), True, root=tmp_path.name, split="test")
     assert len(relative) == 20
 
 

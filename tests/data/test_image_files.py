@@ -18,25 +18,26 @@ from kdcli.data.image_readers import OpencvReader, PillowReader
 from kdcli.data.meta_lists import cls, entries
 from kdcli.data.sources import BadSample
 from kdcli.errors import RunError, SpecError
+from kdcli.spec.places import HERE, Places
 
 PATH = ("dataset", "train", "dataset")
 RED = (200, 10, 30)
 
 
 def reader(place: Path, **kwargs: Any) -> PillowReader:
-    return PillowReader(PATH, None, image_dir=str(place), **kwargs)
+    return PillowReader(PATH, HERE, image_dir=str(place), **kwargs)
 
 
 def listed(place: Path, text: str, **kwargs: Any) -> Any:
     (place / "list").write_text(text)
-    return cls(reader(place), PATH, None, meta_file=str(place / "list"), **kwargs)
+    return cls(reader(place), PATH, HERE, meta_file=str(place / "list"), **kwargs)
 
 
 @pytest.mark.parametrize("kind", [PillowReader, OpencvReader])
 def test_color_modes(tmp_path: Path, kind: Any) -> None:
     Image.new("RGB", (3, 2), RED).save(tmp_path / "x.png")
     for mode, wanted in (("RGB", RED), ("BGR", RED[::-1]), ("GRAY", (69,))):
-        image = kind(PATH, None, image_dir=str(tmp_path), color_mode=mode).read(str(tmp_path / "x.png"))
+        image = kind(PATH, HERE, image_dir=str(tmp_path), color_mode=mode).read(str(tmp_path / "x.png"))
         assert image.shape == (len(wanted), 2, 3) and image.dtype == torch.uint8
         assert np.abs(np.subtract(image[:, 0, 0].tolist(), wanted)).max() <= 1
 
@@ -56,15 +57,15 @@ def test_orientation_is_followed_by_opencv_only(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (6, 4), RED).save(tmp_path / "x.jpg", exif=exif)
     assert reader(tmp_path).read(str(tmp_path / "x.jpg")).shape == (3, 4, 6)
-    turned = OpencvReader(PATH, None, image_dir=str(tmp_path)).read(str(tmp_path / "x.jpg"))
+    turned = OpencvReader(PATH, HERE, image_dir=str(tmp_path)).read(str(tmp_path / "x.jpg"))
     assert turned.shape == (3, 6, 4)
 
 
 def test_united_perceptions_arguments_are_taken(tmp_path: Path) -> None:
-    made = OpencvReader(PATH, None, image_dir=str(tmp_path), memcached=True, source="x", to_float32=False)
+    made = OpencvReader(PATH, HERE, image_dir=str(tmp_path), memcached=True, source="x", to_float32=False)
     assert any("memcached" in notice for notice in made.notices)
     with pytest.raises(SpecError, match=r"KD519.*object store"):
-        PillowReader(PATH, None, image_dir="cluster:s3://bucket/train")
+        PillowReader(PATH, HERE, image_dir="cluster:s3://bucket/train")
 
 
 def test_lists_as_text_and_json(tmp_path: Path) -> None:
@@ -80,8 +81,8 @@ def test_several_lists_with_their_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / f"{name}.txt").write_text("x.png 0\ny.png 1\n")
-    two = PillowReader(PATH, tmp_path, image_dir=["a", "b"])
-    made = cls(two, PATH, tmp_path, meta_file=["a.txt", "b.txt"], label_mapping=[0, 2])
+    two = PillowReader(PATH, Places(tmp_path), image_dir=["a", "b"])
+    made = cls(two, PATH, Places(tmp_path), meta_file=["a.txt", "b.txt"], label_mapping=[0, 2])
     assert made.labels.tolist() == [0, 1, 2, 3]
     assert [str(Path(f).relative_to(tmp_path)) for f in made.files] == [
         "a/x.png",
@@ -89,10 +90,10 @@ def test_several_lists_with_their_folders(tmp_path: Path) -> None:
         "b/x.png",
         "b/y.png",
     ]
-    half = cls(two, PATH, tmp_path, meta_file=["a.txt", "b.txt"], fraction=0.5)
+    half = cls(two, PATH, Places(tmp_path), meta_file=["a.txt", "b.txt"], fraction=0.5)
     assert len(half) == 2
     with pytest.raises(ValueError, match="folders"):
-        cls(two, PATH, tmp_path, meta_file="a.txt")
+        cls(two, PATH, Places(tmp_path), meta_file="a.txt")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "list").write_text(f"ok.png 0\n{name} 1\n")
     with pytest.raises(RunError, match=r"KD513.*line 2"):
-        cls(reader(tmp_path / "in"), PATH, None, meta_file=str(tmp_path / "list"))
+        cls(reader(tmp_path / "in"), PATH, HERE, meta_file=str(tmp_path / "list"))
 
 
 def test_odd_names_that_stay_inside_are_fine(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def hostile() -> dict[str, bytes]:
 def test_hostile_images_are_bad_samples(tmp_path: Path, name: str, kind: Any) -> None:
     (tmp_path / name).write_bytes(hostile()[name])
     with pytest.raises(BadSample) as error:
-        kind(PATH, None, image_dir=str(tmp_path)).read(str(tmp_path / name))
+        kind(PATH, HERE, image_dir=str(tmp_path)).read(str(tmp_path / name))
     assert error.value.name.endswith(name) and error.value.reason
     if name in ("bomb.png", "big.png"):
         assert "pixels" in error.value.reason

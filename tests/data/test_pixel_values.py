@@ -16,6 +16,7 @@ from kdcli.data.check import check_files
 from kdcli.data.image_readers import OpencvReader, PillowReader
 from kdcli.data.sources import BadSample
 from kdcli.errors import RunError, SpecError
+from kdcli.spec.places import HERE
 from tests.data.conftest import make_loader, make_part
 
 READER = ("dataset", "train", "dataset", "kwargs", "image_reader")
@@ -24,7 +25,7 @@ KINDS = [PillowReader, OpencvReader]
 
 def read(file: Path, kind: Any = PillowReader, **kwargs: Any) -> Any:
     """[H, W, C] as lists."""
-    made = kind(READER, None, image_dir=str(file.parent), **kwargs)
+    made = kind(READER, HERE, image_dir=str(file.parent), **kwargs)
     return made.read(str(file)).permute(1, 2, 0).tolist()
 
 
@@ -233,7 +234,7 @@ def test_alpha_that_hides_nothing_changes_nothing(tmp_path: Path, kind: Any) -> 
 def test_a_rule_that_is_none(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"`{name}` must be"):
-        PillowReader(READER, None, image_dir=str(tmp_path), **wrong)
+        PillowReader(READER, HERE, image_dir=str(tmp_path), **wrong)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").touch()
     with pytest.raises(SpecError, match=f"KD505.*`{name}` must be"):
@@ -270,7 +271,7 @@ def test_torchvisions_folders_refuse_as_well(tmp_path: Path) -> None:
     Image.new("L", (2, 2), 9).save(tmp_path / "cat/a.png")
     (tmp_path / "cat/b.png").write_bytes(b"junk")
     found = check_files(make_part("torchvision.ImageFolder", root=root), ("dataset", "train"))
-    assert [d.code for d in found] == ["KD511", "KD622"] and "cat/b.png" in found[0].message
+    assert [d.code for d in found] == ["KD511", "KD520"] and "cat/b.png" in found[0].message
     (tmp_path / "cat/b.png").unlink()
     made = make_loader(make_part("torchvision.ImageFolder", root=root, batch_size=1))
     assert torch.equal(next(made.batches(0))["image"], torch.full((1, 3, 2, 2), 9 / 255))
@@ -304,8 +305,8 @@ def test_validate_tells_of_the_one_transparent_image(tmp_path: Path) -> None:
         made.save(tmp_path / f"{n}.png")
     (found, same) = check_files(listed(tmp_path, 4), ("dataset", "train"))
     assert found.code == "KD511" and found.path == READER and "3.png" in found.message
-    assert same.code == "KD622"
-    assert check_files(listed(tmp_path, 3), ("dataset", "train"))[0].code == "KD622"
+    assert same.code == "KD520"
+    assert check_files(listed(tmp_path, 3), ("dataset", "train"))[0].code == "KD520"
     Image.new("RGBA", (4, 4), (9, 9, 9, 255)).save(tmp_path / "1.png")
     assert check_files(listed(tmp_path, 4, background="white"), ("dataset", "train")) == []
 

@@ -235,25 +235,28 @@ def listed(place: Path, files: list[str], folders: list[str]) -> Any:
 
 
 def test_all_lists_and_folders_are_told_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x.png 0\nx.png\n")
-    found = check_files(listed(tmp_path, ["a.txt", "b.txt", "c.txt"], ["one"]), TRAIN)
-    assert [(d.code, d.path) for d in found] == [
-        ("KD510", (*TRAIN, "dataset")),
-        ("KD506", (*TRAIN, "dataset", "kwargs", "meta_file", 1)),
-        ("KD506", (*TRAIN, "dataset", "kwargs", "meta_file", 2)),
-    ]
+    place = (*TRAIN, "dataset", "kwargs")
+    part = listed(tmp_path, ["a.txt", "b.txt", "c.txt"], ["one", "two", "three"])
+    (tmp_path / "a.txt").write_text("x.png 0\n")
+    (tmp_path / "three").mkdir()
+    assert {(d.code, d.path) for d in check_files(part, TRAIN)} == {
+        ("KD506", (*place, "meta_file", 1)),
+        ("KD506", (*place, "meta_file", 2)),
+        ("KD518", (*place, "image_reader", "kwargs", "image_dir", 0)),
+        ("KD518", (*place, "image_reader", "kwargs", "image_dir", 1)),
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    for name, text in (("a", "x.png 0\nx.png\n"), ("b", "x.png -1\n"), ("c", "../x.png 0\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    found = check_files(part, TRAIN)
+    assert [d.code for d in found] == ["KD510", "KD515", "KD513"]
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.txt").write_text("x.png 0\ny.png 1\n")
-    (tmp_path / "three").mkdir()
-    picture().save(tmp_path / "three/x.png")
-    found = check_files(listed(tmp_path, ["a.txt", "b.txt", "c.txt"], ["one", "two", "three"]), TRAIN)
-    place = (*TRAIN, "dataset", "kwargs", "image_reader", "kwargs", "image_dir")
-    assert [(d.code, d.path) for d in found] == [
-        ("KD506", (*place, 0)),
-        ("KD506", (*place, 1)),
-        ("KD511", (*TRAIN, "dataset")),
-    ]
-    assert "1 image is missing of 6" in found[2].message and "`y.png`" in found[2].message
+    for name in ("one", "two", "three"):
+        picture().save(tmp_path / name / "x.png")
+    (missing, _) = check_files(part, TRAIN)
+    assert missing.code == "KD511" and "3 images are missing of 6" in missing.message
 
 
 # constant images
@@ -289,7 +292,7 @@ def test_a_constant_set_is_told(tmp_path: Path) -> None:
         made.putalpha(Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * (n + 1)))
         made.save(tmp_path / kind / "x.png")
     (found,) = check_files(folder(tmp_path, background="black"), TRAIN)
-    assert (found.code, found.severity, found.path) == ("KD622", "warning", (*TRAIN, "dataset"))
+    assert (found.code, found.severity, found.path) == ("KD520", "warning", (*TRAIN, "dataset"))
     assert "are black" in found.message
     assert check_files(folder(tmp_path, background="white"), TRAIN) == []
     assert [d.code for d in check_files(make_part("fake"), TRAIN)] == []

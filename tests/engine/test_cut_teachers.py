@@ -73,7 +73,7 @@ def test_a_detector_that_ends_after_its_proposals_is_not_measured(folder: Path) 
     changes = [one for one in on_scenes(scenes) if not one.startswith("net.")]
     weight = "mimic.teacher.teacher_weight=detector.safetensors"
     with run_of(read("cut.yaml", [*changes, weight])) as run:
-        assert prove_teachers(run) == {}
+        assert prove_teachers(run) == ({}, [])
         told = [notice for notice in run.notices if "bbox_head" in notice]
     assert told == ["teacher: 8 tensors of `bbox_head` are not used: the teacher's list has no such module"]
 

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kdcli.engine.build import build_data, build_task
+from kdcli.engine.build import build_data, build_task, open_part
 from kdcli.engine.distributed import Processes
 from kdcli.engine.evaluate import evaluate
-from kdcli.engine.run import RunOptions
 from kdcli.spec.parse import read
 from tests.engine.processes import serve
 from tests.scenes import SAMPLES, on_scenes, write_scenes
@@ -40,7 +39,7 @@ def found(batch: Mapping[str, Any]) -> dict[str, Any]:
 def measured(changes: list[str], rank: int = 0, world_size: int = 1) -> dict[str, float]:
     here = Processes(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
     spec = read(SPEC, changes).spec
-    loader = build_data(spec.dataset.test, spec, RunOptions(), here, train=False)
+    loader = build_data(open_part(spec, None, train=False), spec, here)
     return evaluate(found, loader, build_task(spec), here)
 
 

@@ -96,7 +96,7 @@ def test_without_the_data_the_size_is_asked_for(run: Path) -> None:
         f"saver.save_dir={run}",
     ]
     parsed = read(str(SAMPLES / "scenes_student.yaml"), gone)
-    options = RunOptions(base_dir=parsed.base_dir)
+    options = RunOptions(places=parsed.places)
     with pytest.raises(UsageError, match="input size"):
         export(parsed, options, "safetensors", Path("student.safetensors"))
     done = export(parsed, options, "safetensors", Path("student.safetensors"), size=(96, 96))

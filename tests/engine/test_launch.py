@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdcli.commands.arguments import with_optional_values
-from kdcli.commands.train import TrainArguments
-from kdcli.engine import distributed
+from kdcli.commands.train import TrainArguments, train
 from kdcli.engine.distributed import first_host, slurm_environment
 from kdcli.engine.launch import (
     LAUNCHER,
     MARKS,
     Launch,
     _tell,
+    expose_gpus,
     is_worker,
     plan_launch,
     started_again,
     tell_launcher,
 )
 from kdcli.errors import KdError, RunError
+from tests.engine.runs import SPEC
 
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER, MARKS)
 
@@ -36,10 +39,28 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this machine had four."""
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: 4)
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """As if this machine had eight, the last four visible; what CUDA_VISIBLE_DEVICES was each time CUDA was asked.
+
+    As in CUDA itself, what is set when it is first asked holds for the whole process.
+    """
+    asked: list[str | None] = []
+
+    def count() -> int:
+        asked.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        numbers = [int(number) for number in (asked[0] or "0,1,2,3,4,5,6,7").split(",")]
+        return len(list(itertools.takewhile(lambda number: number < 8, numbers)))
+
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count() > 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    return asked
+
+
+def planned(**options: Any) -> Launch | None:
+    """As `kdcli train` does it."""
+    expose_gpus(options.get("gpus"))
+    return plan_launch(**options)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +71,32 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": "cuda", "nproc": 4}, 4, "4,5,6,7"),
     ],
 )
-def test_gpus_by_number_or_by_name(gpus: None, options: dict[str, Any], processes: int, visible: str) -> None:
-    assert plan_launch(**options) == Launch(processes=processes)
+def test_gpus_by_number_or_by_name(
+    gpus: list[str | None], options: dict[str, Any], processes: int, visible: str
+) -> None:
+    assert planned(**options) == Launch(processes=processes)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 @pytest.mark.parametrize("options", [{}, {"gpus": "1"}, {"gpus": "2,"}, {"nproc": 1, "device": "cpu"}])
-def test_one_process_is_no_launch(gpus: None, options: dict[str, Any]) -> None:
-    assert plan_launch(**options) is None
+def test_one_process_is_no_launch(gpus: list[str | None], options: dict[str, Any]) -> None:
+    assert planned(**options) is None
+
+
+@pytest.mark.parametrize(("before", "seen"), [("4,5,6,7", "6"), (None, "2")])
+def test_a_single_gpu_is_chosen_before_cuda_is_asked(
+    gpus: list[str | None], before: str | None, seen: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--gpus 2,` trained on GPU 0: CUDA had been asked how many there are, and kept what it saw then."""
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append(str(device)))
+    used: list[str] = []
+    Path("cfg.yaml").write_text(SPEC)
+    with pytest.raises((AssertionError, RuntimeError)):  # no CUDA in this build, or no driver
+        train(TrainArguments(spec="cfg.yaml", gpus="2,"))
+    assert used == ["cuda:0"], "the first of those visible"
+    assert gpus and set(gpus) == {seen}
 
 
 def test_one_process_that_is_to_be_restarted_is_one() -> None:
@@ -73,15 +112,21 @@ def test_one_process_that_is_to_be_restarted_is_one() -> None:
         ({"gpus": "1,1"}, "twice"),
         ({"gpus": "0"}, "counts from 1"),
         ({"gpus": "5"}, "5 CUDA device"),
-        ({"gpus": "0,7"}, "7 CUDA device"),
+        ({"gpus": "0,7"}, "no CUDA device 7"),
         ({"nnodes": 2}, "--rdzv-endpoint"),
         ({"nnodes": 2, "node_rank": 2, "rdzv_endpoint": "a:1"}, "from 0 to 1"),
         ({"nproc": 0}, "count from 1"),
     ],
 )
-def test_options_that_cannot_be(gpus: None, options: dict[str, Any], said: str) -> None:
+def test_options_that_cannot_be(gpus: list[str | None], options: dict[str, Any], said: str) -> None:
     with pytest.raises(KdError, match=said):
-        plan_launch(**options)
+        planned(**options)
+
+
+def test_a_listed_gpu_that_is_not_there(gpus: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(RunError, match="no CUDA device 9"):
+        planned(gpus="0,9,1")
 
 
 @pytest.mark.parametrize(

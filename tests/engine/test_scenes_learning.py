@@ -12,6 +12,7 @@ import pytest
 
 from kdcli.data.fashion_mnist import fashion_mnist
 from kdcli.errors import KdError
+from kdcli.spec.places import HERE
 from tests.scenes import SAMPLES
 
 
@@ -32,7 +33,7 @@ def precision(folder: Path) -> list[float]:
 def test_precision_rises_and_frs_beats_the_plain_student(tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
     try:
-        fashion_mnist((), None, False, root=None, split="test")
+        fashion_mnist((), HERE, False, root=None, split="test")
     except KdError as error:
         pytest.skip(str(error))
     run("make-data", "fashion-scenes", "data/fashion-scenes", folder=tmp_path)

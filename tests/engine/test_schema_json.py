@@ -74,6 +74,10 @@ def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
         (("dataset", "train", "dataset", "kwargs", "transformer", 0, "kwargs", "sizes"), 3),
         (("trainer", "optimizer", "type"), "sgd"),
         (("trainer", "max_epoch"), "many"),
+        (("trainer", "max_epoch"), 0),
+        (("trainer", "clip_grad_norm"), 0),
+        (("mimic", "cfgs", "loss", "kwargs", "T"), 0),
+        (("mimic", "cfgs", "loss", "kwargs", "temperature"), -1),
     ],
 )
 def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:

@@ -99,6 +99,16 @@ def images(root: str, *more: str) -> Case:
     return on_files(f"dataset.train.dataset={data}", *more)
 
 
+def folders(test: str) -> Case:
+    """Class folders to train on, and others to test on."""
+    sides = (
+        f"dataset.{side}.dataset={{type: image_folder, kwargs: {{root: {root}, color_mode: GRAY,"
+        " transformer: [{type: to_tensor}]}}"
+        for side, root in (("train", "pets"), ("test", test))
+    )
+    return on_files(*sides, "net.model.kwargs.num_classes=2", "teacher0.model.kwargs.num_classes=2")
+
+
 def listed(file: str, *changes: str, folder: str = "images", more: str = "") -> Case:
     """Training images of a list."""
     reader = f"{{type: fs_pillow, kwargs: {{image_dir: {folder}, color_mode: GRAY}}}}"
@@ -238,6 +248,7 @@ CASES: dict[str, Case] = {
     "KD517": listed(
         "good.txt", f"{TRANSFORMER}=[{{type: torch_random_crop, kwargs: {{size: 20}}}}, {{type: to_tensor}}]"
     ),
+    "KD518": listed("nothing.txt", folder="picturs"),
     "KD519": listed("good.txt", folder="'s3://bucket/images'"),
     "KD530": weights("nope.safetensors"),
     "KD531": weights("other.pth"),
@@ -245,6 +256,7 @@ CASES: dict[str, Case] = {
     "KD533": weights("compressed.pth"),
     "KD534": weights("torchvision:ResNet81_Weights.DEFAULT"),
     "KD536": weights("code.pth"),
+    "KD541": folders("hounds"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
     "KD562": annotated("image.json"),
@@ -269,8 +281,15 @@ CASES: dict[str, Case] = {
         "mimic.student.mimic_name=[model.layer2]",
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
-    "KD622": listed("black.txt"),
+    "KD520": listed("black.txt"),
     "KD623": images("classes"),
+    "KD624": folders("cats"),
+    "KD621": Case(
+        text=SPEC.replace(
+            "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
+            "teacher0: !include parts/teacher.yaml",
+        )
+    ),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
         " {type: to_tensor}]"
@@ -303,6 +322,10 @@ def lay(folder: Path) -> None:
     (folder / "classes/cat/._a.png").write_bytes(b"of macOS")
     (folder / "classes/dog/notes.txt").write_text("on dogs")
     (pictures / "broken.png").write_bytes(b"no image")
+    for side, names in {"pets": ("cat", "dog"), "hounds": ("cat", "hound"), "cats": ("cat",)}.items():
+        for name in names:
+            (folder / side / name).mkdir(parents=True)
+            shutil.copy(pictures / ("a.png" if name == "cat" else "b.png"), folder / side / name / "a.png")
     lists = {
         "good": "a.png 0\nb.png 1\n",
         "black": "black.png 0\nblack.png 1\n",
@@ -320,6 +343,9 @@ def lay(folder: Path) -> None:
     (folder / "text.pth").write_text("no weights")
     torch.save({"epoch": Path("x")}, folder / "code.pth")
     torch.save({"w": torch.zeros(4)}, folder / "plain.pth")
+    (folder / "parts").mkdir()
+    torch.save({"w": torch.zeros(4)}, folder / "parts/plain.pth")
+    (folder / "parts/teacher.yaml").write_text("mimic_name: [logits]\nteacher_weight: plain.pth\n")
     with zipfile.ZipFile(folder / "plain.pth") as plain:
         with zipfile.ZipFile(folder / "compressed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
             for name in plain.namelist():

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.weights import find_file, read_shapes, read_weights, save_safetensors, weights_hash
+from kdcli.spec.places import Places
 
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -110,7 +111,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert code(caught.value) == "KD540"
 
 
-def test_files_are_looked_up_from_here_then_from_the_spec(
+def test_weights_are_looked_up_beside_the_spec_then_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, here = tmp_path / "spec", tmp_path / "here"
@@ -118,18 +119,23 @@ def test_files_are_looked_up_from_here_then_from_the_spec(
     here.mkdir()
     monkeypatch.chdir(here)
     (spec / "w.pt").write_text("")
-    assert find_file("w.pt", spec) == spec / "w.pt"
     (here / "w.pt").write_text("")
-    assert find_file("w.pt", spec) == Path("w.pt")
-    assert find_file("torchvision:ResNet18_Weights.DEFAULT", spec) == Path(
-        "torchvision:ResNet18_Weights.DEFAULT"
-    )
+    assert find_file("w.pt", Places(spec)) == spec / "w.pt"
+    assert find_file("w.pt") == Path("w.pt")
+    (spec / "w.pt").unlink()
+    assert find_file("w.pt", Places(spec)) == Path("w.pt")
+    published = "torchvision:ResNet18_Weights.DEFAULT"
+    assert find_file(published, Places(spec)) == Path(published)
     with pytest.raises(RunError) as caught:
-        find_file("v.pt", spec)
+        find_file("v.pt", Places(spec))
     assert code(caught.value) == "KD530"
-    assert str(spec / "v.pt") in (caught.value.diagnostics[0].help or "")
+    assert caught.value.diagnostics[0].help == (
+        f"there is no `{spec / 'v.pt'}` nor `{here / 'v.pt'}`; did you mean `w.pt`?"
+    )
+    (here / "v.pt").mkdir()
     with pytest.raises(SpecError) as placed:
-        find_file("v.pt", spec, ("saver", "pretrain_model"))
+        find_file("v.pt", Places(spec), ("saver", "pretrain_model"))
+    assert placed.value.diagnostics[0].help == f"`{here / 'v.pt'}` is a folder"
     assert placed.value.diagnostics[0].path == ("saver", "pretrain_model")
 
 

@@ -111,6 +111,11 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD221": (BASE, ("runtime.fold_bn=true", "mimic.teacher0.teacher_bn_mode=train")),
     "KD222": (BASE, ("runtime.compile=true", "trainer.parallel=fsdp")),
+    "KD223": (
+        changed(("T: 4.0", "T: .nan"), ("milestones: [4, 8]", "milestones: [4, 1e999]")),
+        (f"runtime.random_seed={2**64}",),
+    ),
+    "KD328": (changed(("T: 4.0", "T: 0")), ()),
     "KD550": (BASE, ("mimic.teacher0.teacher_bn_mode=train", "mimic.teacher0.cache={}")),
     "KD551": (
         changed(("\nmimic:", "\nteacher1: [{name: a, type: resnet18}]\n\nmimic:")),
@@ -160,5 +165,5 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
-ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117"})
-"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py."""
+ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117", "KD621", "KD622"})
+"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from kdcli.spec.ranges import Positive
+
 Size = int | list[int]
 Mode = Literal["RGB", "GRAY"]
 
@@ -24,7 +26,7 @@ def kl_loss(
     return student, teacher, norm, loss_weight
 
 
-def kd_loss(student: Any, teacher: Any, *, T: float = 1.0, loss_weight: float = 1.0) -> Any:
+def kd_loss(student: Any, teacher: Any, *, T: Positive = 1.0, loss_weight: float = 1.0) -> Any:
     """Softened KL."""
     return student, teacher, T, loss_weight
 

@@ -150,7 +150,7 @@ def test_nothing_is_not_given() -> None:
         ("  warm_up_iters: -1\n", "  temperature: {learned: true, stat: 2}\n", "KD202"),
         ("  warm_up_iters: -1\n", "  temperature: hot\n", "KD204"),
         ("  warm_up_iters: -1\n", "  loss_weight: .inf\n", "KD105"),
-        ("  loss_weight: 1.0\n", "  loss_weight: .inf\n", "KD204"),
+        ("  loss_weight: 1.0\n", "  loss_weight: .inf\n", "KD223"),
         ("  cfgs:\n    loss:\n", "  cfgs: 3\n  x-loss:\n    loss:\n", "KD204"),
         (
             "    mimic_name: [head.classifier]\n    teacher",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
+from kdcli.spec.ranges import Positive
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class Normalize:
 
     random = False
 
-    def __init__(self, *, mean: list[float], std: list[float]) -> None:
+    def __init__(self, *, mean: list[float], std: list[Positive]) -> None:
         if len(mean) != len(std):
             raise ValueError(f"`mean` has {len(mean)} channels and `std` {len(std)}")
         if any(s <= 0 for s in std):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
-from kdcli.engine.build import build_data, run_root, task_kind
+from kdcli.engine.build import build_data, open_test, run_root, task_kind
 from kdcli.engine.distributed import Processes
 from kdcli.engine.exports.portable import Tensors
 from kdcli.engine.folder import RunFolder
@@ -131,7 +131,8 @@ def _test_batches(
     parsed: ParsedSpec, options: RunOptions
 ) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
     spec = parsed.spec
-    loader = build_data(spec.dataset.test, spec, options, Processes(device=torch.device("cpu")), train=False)
+    opened = open_test(spec, options.places, run_root(parsed))
+    loader = build_data(opened, spec, Processes(device=torch.device("cpu")))
     try:
         yield (dict(batch) for batch in loader.batches(0)), loader.facts
     finally:

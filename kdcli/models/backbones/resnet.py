@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdcli.models.initializers import initialize
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.norms import build_norm, norm_name
+from kdcli.spec.ranges import ShareBelowOne
 
 Block = Literal["basic", "bottleneck"]
 
@@ -164,7 +165,7 @@ class ResNet(ViewModule):
         width: int = 64,
         multiplier: float = 1.0,
         input_channel: int = 3,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: ShareBelowOne = 0.0,
         stem: Literal["imagenet", "cifar"] = "imagenet",
     ) -> None:
         super().__init__()

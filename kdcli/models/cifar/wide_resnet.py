@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcli.models.cifar.initial import kaiming_fan_out
+from kdcli.spec.ranges import Share
 
 
 class PreActivationBlock(nn.Module):
@@ -63,7 +64,7 @@ class WideResNet(nn.Module):
         width: int,
         num_classes: int = 100,
         in_channels: int = 3,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
     ) -> None:
         super().__init__()
         assert (depth - 4) % 6 == 0, depth

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Share
 
 
 class ClsHead(ViewModule):
@@ -25,7 +26,7 @@ class ClsHead(ViewModule):
         in_plane: int | None = None,
         input_feature_idx: int = -1,
         use_pool: bool = True,
-        dropout: float | None = None,
+        dropout: Share | None = None,
     ) -> None:
         super().__init__()
         found = inplanes[input_feature_idx] if isinstance(inplanes, list) else inplanes

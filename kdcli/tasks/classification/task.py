@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kdcli.data.facts import DataFacts
+from kdcli.errors import Diagnostic
+from kdcli.spec.schema import Spec
+from kdcli.tasks.classification.fit import logits_fit
 from kdcli.tasks.classification.metrics import ClassificationMeter
 
 
@@ -20,6 +24,12 @@ class Classification:
     def meter(self, facts: DataFacts | None = None) -> ClassificationMeter:
         """A fresh meter for the spec's k."""
         return ClassificationMeter(self.topk)
+
+    def fits(
+        self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+    ) -> list[Diagnostic]:
+        """KD419 where the logits are too few for a side's classes, or more than the training data's."""
+        return list(logits_fit(spec, outputs, train, test))
 
     def chance(self, num_classes: int) -> float:
         """Top-1 of a network that guesses, in percent."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.errors import RunError
+from kdcli.errors import Diagnostic, RunError
+from kdcli.spec.schema import Spec
 from kdcli.tasks.detection.coco_metric import average_precision
 from kdcli.tasks.detection.predictions import coco_rows, original_boxes
 
@@ -70,6 +71,14 @@ class DetectionMeter:
         seen = [_image_id(row) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
         return average_precision(truth, self.predictions(sums), seen)
 
+    def unanswered(self, sums: Tensor) -> int:
+        """None: a detector that finds nothing has answered."""
+        return 0
+
+    def unanswered_samples(self) -> list[int]:
+        """None."""
+        return []
+
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
         """The rows of a COCO results file."""
         if self._annotations is None:
@@ -105,6 +114,12 @@ class Detection:
     def meter(self, facts: DataFacts | None = None) -> DetectionMeter:
         """A fresh meter."""
         return DetectionMeter(self.gt_file, None if facts is None else facts.annotations)
+
+    def fits(
+        self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+    ) -> list[Diagnostic]:
+        """Nothing: a detector's classes are compared with its annotations."""
+        return []
 
     def chance(self, num_classes: int) -> float:
         """AP of a network that guesses."""

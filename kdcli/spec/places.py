@@ -1,0 +1,228 @@
+"""Where the files lie that a spec names: beside the file that names them, or in the working directory.
+
+What a run writes (`save_dir`, `results_dir`, a cache's `dir`) is not looked up: it lies where it is named,
+seen from the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcli.errors import Diagnostic, Span, SpecPath, nearest
+
+from .overrides import is_argument
+from .schema import Spec
+
+TORCHVISION = "torchvision:"
+"""What begins the name of published weights, which are no file."""
+
+HOW = "a path written in a file is looked up beside that file, then in the working directory"
+MOST_NAMES = 5000
+"""So many names of a folder are looked at for one like the name that is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The file or folder that a run took for a path of its spec. written: the path, as the spec has it."""
+
+    written: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Places:
+    """Finds what the paths of one spec name.
+
+    folder: of the spec file; None looks in the working directory alone. elsewhere: the folders of paths that
+    the spec file does not write itself, an included file's, or None for one given on the command line.
+    taken: what the run took that is opened again or goes on; it wins where the spec still says the same.
+    """
+
+    folder: Path | None = None
+    elsewhere: Mapping[SpecPath, Path | None] = field(default_factory=dict)
+    taken: Mapping[SpecPath, Taken] = field(default_factory=dict)
+
+    def find(self, name: str, path: SpecPath) -> Path:
+        """The file or folder that the spec names at `path`; what lies nowhere comes back as it is written."""
+        before = self._before(name, path)
+        if before is not None and os.path.exists(before):
+            return before
+        tried = self.tried(name, path)
+        return next((place for place in tried if os.path.exists(place)), tried[-1])
+
+    def tried(self, name: str, path: SpecPath) -> tuple[Path, ...]:
+        """Where `find` looks, in order; the last one is in the working directory."""
+        given = Path(os.path.expanduser(name))
+        folder = self.elsewhere.get(path, self.folder)
+        if folder is None or given.is_absolute():
+            return (given,)
+        beside = folder / given
+        return (given,) if os.path.abspath(beside) == os.path.abspath(given) else (beside, given)
+
+    def missing(self, name: str, path: SpecPath) -> str:
+        """Why the name is of no use, as help: where it was looked for, the nearest name, another place."""
+        found = self.find(name, path)
+        if os.path.exists(found):
+            return f"`{os.path.abspath(found)}` is a {'folder' if found.is_dir() else 'file'}"
+        tried = self.tried(name, path)
+        told = ["there is no " + " nor ".join(f"`{os.path.abspath(place)}`" for place in tried)]
+        before = self._before(name, path)
+        if before is not None:
+            told.append(f"the run took `{before}`")
+        beside = self.folder / name if self.folder is not None else None
+        if beside is not None and self.elsewhere.get(path, beside) is None and os.path.exists(beside):
+            told.append(
+                f"`{beside}` lies beside the spec, and a path on the command line is looked up in the "
+                "working directory alone"
+            )
+        near = dict.fromkeys(like for place in tried for like in _names_like(place, name))
+        if near:
+            told.append("did you mean " + " or ".join(f"`{like}`" for like in near) + "?")
+        return "; ".join(told)
+
+    def findings(self, spec: Spec) -> Iterator[Diagnostic]:
+        """What is to be known of where the spec's files were found.
+
+        Warnings KD621 (there are two) and KD622 (the run's own is gone); the error KD304 where jobs that stand
+        in several files name another file for one teacher by the same words.
+        """
+        for path, name in files_named(spec):
+            before = self._before(name, path)
+            there = [place for place in self.tried(name, path) if os.path.exists(place)]
+            if before is None:
+                if len(there) == 2 and not _same(*there):
+                    yield _two(path, name, there[0], there[1], f"{HOW}; an absolute path leaves no choice")
+            elif not os.path.exists(before):
+                if there:
+                    yield _gone(path, name, before, there[0])
+            elif there and not _same(there[0], before):
+                yield _two(path, name, before, there[0], "the run took it when it was started")
+        yield from self._teachers(spec)
+
+    def record(self, spec: Spec) -> list[dict[str, Any]]:
+        """What is taken for each path, to be kept with a run; `taken_from` reads it back."""
+        found = [(path, name, self.find(name, path)) for path, name in files_named(spec)]
+        return [
+            {"path": list(path), "written": name, "taken": str(file.resolve())}
+            for path, name, file in found
+            if os.path.exists(file)
+        ]
+
+    def _before(self, name: str, path: SpecPath) -> Path | None:
+        """What the run took for the name."""
+        taken = self.taken.get(path)
+        return taken.file if taken is not None and taken.written == name else None
+
+    def _teachers(self, spec: Spec) -> Iterator[Diagnostic]:
+        first: dict[str, tuple[str, Path]] = {}
+        for path, name in files_named(spec):
+            if path[-1] != "teacher_weight":
+                continue
+            job, teacher, file = str(path[2]), str(path[4]), self.find(name, path)
+            other_job, other = first.setdefault(teacher, (job, file))
+            if os.path.exists(file) and os.path.exists(other) and not _same(file, other):
+                message = f"`{teacher}` is given another `teacher_weight` than in `{other_job}`"
+                both = f"`{os.path.abspath(file)}` and `{os.path.abspath(other)}`"
+                help = f"they are {both}: name the file in one job alone"
+                yield Diagnostic(code="KD304", message=message, help=help, path=path)
+
+
+HERE = Places()
+"""The working directory alone: for what the command line names."""
+
+
+def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
+    """Every path of a spec at which something is read, and where it stands."""
+    for key in ("pretrain_model", "resume_model"):
+        yield from _paths(("saver", key), getattr(spec.saver, key))
+    if spec.mimic is not None and spec.distils:
+        for job_name, job in spec.mimic.jobs.items():
+            for teacher, part in job.teachers.items():
+                place: SpecPath = ("mimic", "jobs", job_name, "teachers", teacher)
+                yield from _paths((*place, "teacher_weight"), part.teacher_weight)
+    for side, data in (("train", spec.dataset.train), ("test", spec.dataset.test)):
+        where: SpecPath = ("dataset", side, "dataset", "kwargs")
+        kwargs = data.dataset.kwargs
+        for key in ("root", "meta_file"):
+            yield from _paths((*where, key), (kwargs.model_extra or {}).get(key))
+        if kwargs.image_reader is not None:
+            folder = kwargs.image_reader.kwargs.get("image_dir")
+            yield from _paths((*where, "image_reader", "kwargs", "image_dir"), folder)
+        if kwargs.evaluator is not None and side == "test":
+            truth = kwargs.evaluator.kwargs.get("gt_file")
+            yield from _paths((*where, "evaluator", "kwargs", "gt_file"), truth)
+
+
+def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[SpecPath], Span]) -> Places:
+    """Where the paths of a spec are looked up, by the file in which each is written.
+
+    source, folder: the spec file's name in spans, and where it lies. span: the place of a path.
+    """
+    elsewhere: dict[SpecPath, Path | None] = {}
+    for path, _ in files_named(spec):
+        where = span(path)
+        written = (where.written or where).source
+        if written == source:
+            continue
+        if is_argument(written):
+            elsewhere[path] = None
+        elif folder is not None:
+            elsewhere[path] = _folder_of(written, source, folder)
+    return Places(folder, elsewhere)
+
+
+def taken_from(record: Any) -> dict[SpecPath, Taken]:
+    """What `Places.record` has written; raises ValueError where it has another shape."""
+    try:
+        return {tuple(row["path"]): Taken(row["written"], Path(row["taken"])) for row in record}
+    except (TypeError, KeyError) as error:
+        raise ValueError("no record of files") from error
+
+
+def _paths(place: SpecPath, value: Any) -> Iterator[tuple[SpecPath, str]]:
+    """One path, or each of several; names of published weights and of object stores are none."""
+    many = isinstance(value, (list, tuple))
+    for index, name in enumerate(value if many else (value,)):
+        if isinstance(name, str) and "://" not in name and not name.startswith(TORCHVISION):
+            yield ((*place, index) if many else place), name
+
+
+def _folder_of(included: str, source: str, folder: Path) -> Path:
+    """Where an included file lies; its name in spans begins with the folder of the spec's."""
+    beside = Path(included).parent
+    try:
+        return folder / beside.relative_to(Path(source).parent)
+    except ValueError:
+        return beside
+
+
+def _names_like(place: Path, name: str) -> list[str]:
+    """What lies in the folder of a missing file under nearly its name, written as the spec would."""
+    try:
+        with os.scandir(place.parent) as entries:
+            there = [entry.name for entry, _ in zip(entries, range(MOST_NAMES), strict=False)]
+        return [str(Path(name).with_name(like)) for like in nearest(place.name, sorted(there), most=1)]
+    except (OSError, ValueError):
+        return []
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _two(path: SpecPath, name: str, taken: Path, other: Path, help: str) -> Diagnostic:
+    message = f"`{name}` is there twice: `{os.path.abspath(taken)}` is taken, not `{os.path.abspath(other)}`"
+    return Diagnostic(code="KD621", severity="warning", message=message, help=help, path=path)
+
+
+def _gone(path: SpecPath, name: str, before: Path, now: Path) -> Diagnostic:
+    message = f"the run took `{before}` for `{name}`, which is gone: `{os.path.abspath(now)}` is taken"
+    help = "make sure that it holds the same, or put the run's own file back"
+    return Diagnostic(code="KD622", severity="warning", message=message, help=help, path=path)

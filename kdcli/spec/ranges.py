@@ -1,0 +1,79 @@
+"""Ranges: which numbers an argument takes, written beside its type and read without importing."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Bounds of a number, as `Annotated[float, Range(more_than=0)]` in the signature of the code that takes it."""
+
+    more_than: float | None = None
+    at_least: float | None = None
+    less_than: float | None = None
+    at_most: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.more_than is None or value > self.more_than)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.less_than is None or value < self.less_than)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words: "at least 0 and less than 1"."""
+        named = {
+            "more than": self.more_than,
+            "at least": self.at_least,
+            "less than": self.less_than,
+            "at most": self.at_most,
+        }
+        return " and ".join(f"{words} {bound:g}" for words, bound in named.items() if bound is not None)
+
+
+Positive = Annotated[float, Range(more_than=0)]
+"""A temperature, or an `eps` that keeps a denominator from 0."""
+
+Count = Annotated[int, Range(at_least=1)]
+"""How many of something without which there is nothing to compute."""
+
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+"""A part of a whole, or a probability."""
+
+ShareBelowOne = Annotated[float, Range(at_least=0, less_than=1)]
+"""A part of a whole of which something is left."""
+
+
+def range_of(annotation: ast.expr) -> Range | None:
+    """The range in an annotation `Annotated[<type>, Range(...)]`; None in any other."""
+    if not isinstance(annotation, ast.Subscript) or not isinstance(annotation.slice, ast.Tuple):
+        return None
+    for part in annotation.slice.elts[1:]:
+        if isinstance(part, ast.Call) and ast.unparse(part.func).split(".")[-1] == Range.__name__:
+            return Range(**{k.arg: ast.literal_eval(k.value) for k in part.keywords if k.arg is not None})
+    return None
+
+
+def ranged(annotation: ast.expr) -> ast.expr:
+    """What is written before the range."""
+    assert isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple)
+    return annotation.slice.elts[0]
+
+
+def shown(annotation: ast.expr) -> str:
+    """An annotation as text, its ranges in words: `Sequence[float (more than 0)]`."""
+    return ast.unparse(_InWords().visit(ast.parse(ast.unparse(annotation), mode="eval").body))
+
+
+class _InWords(ast.NodeTransformer):
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        found = range_of(node)
+        if found is None:
+            self.generic_visit(node)
+            return node
+        return ast.Name(id=f"{ast.unparse(ranged(node))} ({found.bounds})", ctx=ast.Load())

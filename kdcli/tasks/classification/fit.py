@@ -1,0 +1,44 @@
+"""Whether a classifier's logits and the classes of the data fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdcli.data.facts import DataFacts
+from kdcli.errors import Diagnostic, SpecPath
+from kdcli.spec.schema import Spec
+
+
+def logits_fit(
+    spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+) -> Iterator[Diagnostic]:
+    """KD419 where the student gives fewer logits than a side has classes, or more than the training data has.
+
+    outputs: of the student, `logits` [B, K] among them. An error where a label would lie beyond the logits; too
+    many logits are a warning. What is not known of the data is not compared.
+    """
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        return
+    made = int(logits.shape[1])
+    sides = [("training", train), ("test", test)]
+    told = [(side, facts.num_classes) for side, facts in sides if facts.num_classes is not None]
+    short = [(side, classes) for side, classes in told if made < classes]
+    wide = [(side, classes) for side, classes in told if side == "training" and made > classes]
+    for side, classes in (short or wide)[:1]:
+        yield Diagnostic(
+            code="KD419",
+            severity="error" if short else "warning",
+            message=f"the student gives {made} logits, and the {side} data has {classes} classes",
+            help=f"write `num_classes: {max(n for _, n in told)}`",
+            path=head_path(spec),
+        )
+
+
+def head_path(spec: Spec) -> SpecPath:
+    """Where the student's number of classes stands, or its network where it stands nowhere."""
+    where = [index for index, module in enumerate(spec.net) if "num_classes" in module.kwargs]
+    return ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
