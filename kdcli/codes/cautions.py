@@ -18,7 +18,9 @@ CAUTIONS: dict[str, Explanation] = {
     ),
     "KD603": Explanation(
         "warm-up key inside kwargs",
-        "Warm-up keys stand beside the scheduler's `kwargs`. It is read as if it did.",
+        "Warm-up keys stand beside the scheduler's `kwargs`, and one inside is read as if it did. Only in those of"
+        " CosineAnnealingLR, `warmup_iter` has a meaning of its own, United-Perception's: it is the step, of"
+        " a warm-up beside `kwargs`, from which the cosine falls.",
         "right: lr_scheduler: {warmup_iter: 500, type: MultiStepLR, kwargs: {...}}",
     ),
     "KD604": Explanation(
@@ -82,18 +84,17 @@ CAUTIONS: dict[str, Explanation] = {
         " `ft_paraphrase` on the same layer, before it, trains that; without one it stays random.",
         "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
     ),
-    "KD617": Explanation(
-        "FRS with United-Perception's weight",
-        "United-Perception divides `neck_loss` by the mask's sum over one channel and kdcli by the number of"
-        " masked elements, so that its weights are as many times stronger there as the maps have channels, and"
-        " `pred_loss`'s as the score maps have.",
-        "United-Perception's 0.002 on maps of 256 channels is loss_weight: 0.5 here",
-    ),
     "KD618": Explanation(
         "weights of modules that a teacher's list lacks",
         "The list of a teacher may end after the layers that are mimicked; the rest of its weights is not"
         " read. Where the teacher is to be measured too (`kdcli eval`), it needs its heads.",
         "right: teacher0: [backbone, neck], with the checkpoint of the whole detector",
+    ),
+    "KD619": Explanation(
+        "moving average that counts from 0",
+        "`inner_T` and `warmup` of `ema` count steps from 1: at 0 the average would never be taken, or be"
+        " divided by 0.",
+        "right: ema: {enable: true, kwargs: {decay: 0.999, warmup: 1}}",
     ),
     "KD620": Explanation(
         "size of the images not told",

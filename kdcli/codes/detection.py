@@ -34,6 +34,12 @@ DETECTION: dict[str, Explanation] = {
         " them by the network's usual one, or by the other network's.",
         "right: student_roipooler: bbox_head_pre_process.roipool",
     ),
+    "KD465": Explanation(
+        "mask counted in an unknown way",
+        "FRS divides its losses by its mask: by the sum over positions, as United-Perception does, or by the sum"
+        " over all elements that the mask is broadcast to, which is as many times larger as there are channels.",
+        "right: cfgs: {mask_count: positions}",
+    ),
     "KD560": Explanation(
         "no COCO annotation file",
         "`meta_file` names a json file with images, annotations and categories; this one is missing or is"

@@ -108,7 +108,8 @@ DISTILLATION: dict[str, Explanation] = {
     ),
     "KD443": Explanation(
         "scheduler that cannot be built",
-        "torch.optim.lr_scheduler refuses these arguments.",
+        "torch.optim.lr_scheduler refuses these arguments, or a cosine would begin (`warmup_iter` in its kwargs, in"
+        " steps) after its end (`T_max`, in epochs).",
         "wrong: MultiStepLR without milestones",
     ),
     "KD445": Explanation(

@@ -82,7 +82,7 @@ LANGUAGE: dict[str, Explanation] = {
     "KD217": Explanation(
         "warm-up given twice",
         "A warm-up key stands beside `kwargs` and inside, with different values.",
-        "wrong: lr_scheduler: {warmup_iter: 500, kwargs: {warmup_iter: 0}}",
+        "wrong: lr_scheduler: {type: MultiStepLR, warmup_iter: 500, kwargs: {milestones: [8], warmup_iter: 0}}",
     ),
     "KD218": Explanation(
         "ends before it starts",
@@ -115,5 +115,10 @@ LANGUAGE: dict[str, Explanation] = {
         " also what a number beyond 1.8e308 becomes; whole numbers have 64 bits. A limit that shall not hold is"
         " left out.",
         "wrong: std: [.inf]\nright: std: [0.5]",
+    ),
+    "KD225": Explanation(
+        "moving average given twice",
+        "`ema` stands at the top level, as in United-Perception, or under `trainer`; two that differ cannot both hold.",
+        "wrong: ema: {kwargs: {decay: 0.999}} with trainer: {ema: {kwargs: {decay: 0.9998}}}",
     ),
 }

@@ -103,6 +103,12 @@ RUN: dict[str, Explanation] = {
         "The networks, their features and the batch do not fit into the device's memory together.",
         "kdcli train cfg.yaml dataset.train.batch_sampler.kwargs.batch_size=32 trainer.accumulate_steps=2",
     ),
+    "KD725": Explanation(
+        "moving average of another meaning",
+        "The checkpoint was made when `ema` had another formula: `exp` reached its decay within a few"
+        " `inner_T` steps, `warmup` copied the weights, and buffers were copied. Its average would go on otherwise.",
+        "kdcli train cfg.yaml --overwrite, or --resume --allow-changed trainer.ema",
+    ),
     "KD726": Explanation(
         "a network that torch.compile refuses",
         "torch.compile needs a C++ compiler on the CPU and Triton on CUDA, and code that it can trace.",

@@ -96,12 +96,15 @@ class Term(nn.Module):
         students: Sequence[Feature] | None = None,
         teachers: Sequence[Feature] | None = None,
         masks: Sequence[Tensor] | None = None,
+        factors: Sequence[float] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
         teacher_weights: Tensor | None = None,
     ) -> Tensor:
         """The loss as a scalar, before the job's weight.
 
         students, teachers: features that the mimicker made itself, in place of the tapped ones.
-        masks: one for each pair. teacher_weights [B]: how much each sample of this teacher counts.
+        masks: one for each pair. factors: what the loss of each pair is multiplied by. kwargs: options that
+        the mimicker sets, over the spec's. teacher_weights [B]: how much each sample of this teacher counts.
         """
         given: dict[str, Any] = {
             "labels": batch.get("labels"),
@@ -113,7 +116,7 @@ class Term(nn.Module):
             "epoch": int(clock.epoch),
             "teacher_weights": teacher_weights,
         }
-        extra = dict(self.kwargs)
+        extra = {**self.kwargs, **(kwargs or {})}
         if self.temperature is not None:
             extra["T"] = self.temperature(clock.epoch)
         if not self.binding.uses_features:
@@ -139,7 +142,8 @@ class Term(nn.Module):
         for index, (s, t) in enumerate(ready):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
-            losses.append(self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra))
+            loss = self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra)
+            losses.append(loss if factors is None else loss * factors[index])
         total = torch.stack(losses).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
 

@@ -133,7 +133,7 @@ class _Rehearsal:
             if self.options.files:
                 check_weights(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
-            stages, lr = check_stages(self.spec, nets.get("net"), per_epoch or 1, self.findings)
+            stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
             if per_epoch is not None:
                 self.findings.found += check_warm_ups(self.spec, stages)
             if len(nets) < len(self.lists):

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 
 from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
-from kdcli.engine.optim import LearningRate, build_optimizer
+from kdcli.engine.optim import LearningRate, build_optimizer, scheduler_class
 from kdcli.engine.stages import StagePlan, matches, plan_stages
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.spec.arguments import check_arguments
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.spec.signatures import Parameter, Signature
 
+ENDLESS = 10**9
+"""Steps in an epoch of unknown length: whatever counts epochs ends after whatever counts steps."""
+
 
 def check_stages(
-    spec: Spec, student: nn.Module | None, steps_per_epoch: int, found: Findings
+    spec: Spec, student: nn.Module | None, steps_per_epoch: int | None, found: Findings
 ) -> tuple[tuple[StagePlan, ...], float]:
-    """The stages, and the lr that the first one's warm-up reaches (nan where it can't be told)."""
+    """The stages, and the lr that the first one's warm-up reaches (nan where it can't be told).
+
+    steps_per_epoch: None where the number of samples is unknown.
+    """
     stages: tuple[StagePlan, ...] = ()
     effective = float("nan")
     with found.part():
-        stages = plan_stages(spec, steps_per_epoch)
+        stages = plan_stages(spec, steps_per_epoch or 1)
     names = [] if student is None else [name for name, _ in student.named_parameters()]
     parameters = [nn.Parameter(torch.zeros(1, 1))] if student is None else list(student.parameters())
     checked: set[SpecPath] = set()
@@ -41,8 +46,8 @@ def check_stages(
             continue
         checked |= {stage.optimizer_path, stage.lr_path}
         wrong = [
-            *_arguments(torch.optim, stage.optimizer, stage.optimizer_path, "optimizer"),
-            *_arguments(lr_scheduler, stage.lr_scheduler, stage.lr_path, "scheduler"),
+            *_arguments(_optimizer_class, stage.optimizer, stage.optimizer_path, "optimizer"),
+            *_arguments(scheduler_class, stage.lr_scheduler, stage.lr_path, "scheduler"),
         ]
         found.found += wrong
         if wrong:
@@ -54,7 +59,7 @@ def check_stages(
                 stage.lr_scheduler,
                 batch_size=spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps,
                 world_size=1,
-                steps_per_epoch=steps_per_epoch,
+                steps_per_epoch=steps_per_epoch or ENDLESS,
                 path=stage.lr_path,
             )
             effective = rate.target if index == 0 else effective
@@ -126,11 +131,17 @@ def _check_pattern(pattern: str, names: list[str], path: SpecPath) -> None:
         )
 
 
-def _arguments(home: Any, component: Any, path: SpecPath, what: str) -> Iterator[Diagnostic]:
-    if component is None or not hasattr(home, component.type):
+def _optimizer_class(name: str) -> Any:
+    return getattr(torch.optim, name, None)
+
+
+def _arguments(
+    class_of: Callable[[str], Any], component: Any, path: SpecPath, what: str
+) -> Iterator[Diagnostic]:
+    target = None if component is None else class_of(component.type)
+    if target is None:
         return
-    given = ("params", "optimizer", "last_epoch")
-    takes = signature_of(getattr(home, component.type), given)
+    takes = signature_of(target, ("params", "optimizer", "last_epoch"))
     yield from check_arguments(component.kwargs, takes, (*path, "kwargs"), f"{what} `{component.type}`")
 
 

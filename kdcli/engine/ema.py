@@ -3,55 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcli.spec.schema import Ema
 
+VERSION = 2
+"""Of the state. Before 2, which a state did not say, the decay had another formula and buffers were copied."""
+
+EXP_STEPS = 2000
+"""Steps in which the decay of `exp` comes to 63 % of its end."""
+
+
+def decay_at(spec: Ema, step: int) -> float:
+    """The share of the average that stays at a step, counted from 0.
+
+    With d = decay ** inner_T, `linear`: min(d, (1 + step) / (warmup + step)); `exp`: d * (1 -
+    exp(-step / 2000)). Source: United-Perception's up/utils/model/ema_helper.py.
+    """
+    decay = spec.kwargs.decay**spec.kwargs.inner_T
+    if spec.ema_type == "exp":
+        return decay * -math.expm1(-step / EXP_STEPS)
+    return min(decay, (1 + step) / (spec.kwargs.warmup + step))
+
+
+def same_meaning(state: Mapping[str, Any]) -> bool:
+    """Whether a state comes from an average that was kept as this one is."""
+    return state.get("version") == VERSION
+
 
 class MovingAverage:
-    """Follows a network: average = d * average + (1 - d) * weight after each step.
+    """Follows a network: average = decay * average + (1 - decay) * weight after each step.
 
-    `linear`: d = decay. `exp`: d = decay * (1 - exp(-step / inner_T)). During the first `warmup` steps
-    the average simply equals the weights. Buffers are copied.
+    `linear` does so at step 0 and at every `inner_T`-th step from there, `exp` at every one. Buffers of
+    real numbers are averaged like parameters; all others are copied at the same steps.
     """
 
     def __init__(self, net: nn.Module, spec: Ema) -> None:
         self.net = net
         self.spec = spec
-        self.step = 0
-        self.parameters = {name: p.detach().clone() for name, p in net.named_parameters()}
-        self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
+        self.restart()
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begin at the weights as they are now."""
         self.step = 0
-        for name, parameter in self.net.named_parameters():
-            self.parameters[name] = parameter.detach().clone()
-        for name, buffer in self.net.named_buffers():
-            self.buffers[name] = buffer.detach().clone()
+        self.parameters = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        self.buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
+        # A constant like an attention mask's -inf would become nan: -inf - -inf.
+        self._averaged = frozenset(
+            name for name, b in self.buffers.items() if b.is_floating_point() and bool(b.isfinite().all())
+        )
 
     @torch.no_grad()
     def update(self) -> None:
         """One optimizer step is done."""
+        step = self.step
         self.step += 1
-        current = [p.detach() for p in self.net.parameters()]
-        averages = list(self.parameters.values())
-        torch._foreach_lerp_(averages, current, 1.0 - self._decay())
+        if self.spec.ema_type == "linear" and step % self.spec.kwargs.inner_T:
+            return
+        share = 1.0 - decay_at(self.spec, step)
+        torch._foreach_lerp_(
+            list(self.parameters.values()), [p.detach() for p in self.net.parameters()], share
+        )
+        averages, current = [], []
         for name, buffer in self.net.named_buffers():
-            self.buffers[name].copy_(buffer)
-
-    def _decay(self) -> float:
-        kwargs = self.spec.kwargs
-        if self.step <= kwargs.warmup:
-            return 0.0
-        if self.spec.ema_type == "linear":
-            return kwargs.decay
-        return kwargs.decay * (1.0 - math.exp(-self.step / kwargs.inner_T))
+            if name in self._averaged:
+                averages.append(self.buffers[name])
+                current.append(buffer.detach())
+            else:
+                self.buffers[name].copy_(buffer)
+        if averages:
+            torch._foreach_lerp_(averages, current, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -65,7 +92,12 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, object]:
         """The averages and the count."""
-        return {"step": self.step, "parameters": self.parameters, "buffers": self.buffers}
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "parameters": self.parameters,
+            "buffers": self.buffers,
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue where state_dict() was taken."""

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from kdcli import __version__
-from kdcli.data.facts import DataFacts
 from kdcli.engine.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
-from kdcli.engine.records import RUN_FORMAT, Finished
+from kdcli.engine.records import Finished
 from kdcli.errors import RunError
-from kdcli.spec.places import Places
-from kdcli.spec.schema import Spec
 
 EXPORTED = "exports.json"
 """Names the files that `kdcli export` has put into the folder."""
@@ -162,24 +152,6 @@ def _entries(root: Path) -> list[Path]:
     return [path for folder in (root, root / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
 
 
-def write_facts(folder: RunFolder, *, given: str, resolved: str, environment: dict[str, Any]) -> None:
-    """The spec as given, the spec with all defaults, and where the run ran."""
-    write_whole(folder.root / "spec.yaml", lambda file: file.write(given.encode()))
-    write_whole(folder.root / "spec.resolved.yaml", lambda file: file.write(resolved.encode()))
-    text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder.root / "env.json", lambda file: file.write(text.encode()))
-
-
-def write_data_facts(folder: RunFolder, train: DataFacts, test: DataFacts) -> None:
-    """What is true of the data, for those who open the run again."""
-    said = {
-        side: {"samples": facts.num_samples, "classes": facts.class_names}
-        for side, facts in (("train", train), ("test", test))
-    }
-    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder.root / DATA, lambda file: file.write(text.encode()))
-
-
 def recorded_classes(root: Path) -> tuple[str, ...] | None:
     """The class names that the run in a folder was trained with; None where it has not written them."""
     try:
@@ -188,52 +160,6 @@ def recorded_classes(root: Path) -> tuple[str, ...] | None:
         return None
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if good else None
-
-
-def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
-    """Versions, device, threads, and the state of the working directory's git repository if there is one.
-
-    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
-    opened again.
-    """
-    import torch
-
-    return {
-        "kdcli": __version__,
-        "run_format": RUN_FORMAT,
-        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
-        "files": places.record(spec),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "platform": platform.platform(),
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-        "git": _git_state(),
-    }
-
-
-def _git_state() -> dict[str, Any] | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    try:
-        commit = subprocess.run(
-            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return {"commit": commit, "changed_files": len(changed.splitlines())}
 
 
 def _clear(folder: RunFolder) -> None:

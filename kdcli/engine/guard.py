@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker
 from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.engine.distributed import to_device
@@ -40,14 +40,19 @@ class Proven:
 
     pulls: for each loss of a job the norm of its gradient on the student, at the job's full weight, over
     that of the task's losses together, on this process's first batch; empty without a task loss.
+    logged_only: losses that are meant to move nothing, with the option that says so.
     """
 
     reach: Reach
     pulls: Mapping[str, float]
+    logged_only: Mapping[str, str]
 
     def notices(self) -> list[Notice]:
-        """A warning for each loss that is hardly felt."""
+        """A warning for each loss that is hardly felt, a word on each that is logged alone."""
         return [
+            Notice(message=f"`{name}` is logged and moves nothing: {why}")
+            for name, why in self.logged_only.items()
+        ] + [
             Notice(
                 message=f"`{name}` pulls the student {pull:.1g} times as hard as the task's loss, on the first "
                 "batch: raise its `loss_weight` if it is to be felt",
@@ -77,7 +82,8 @@ def prove_losses(run: Run) -> Proven:
     """Differentiate every loss alone; the parameters that each reaches, and how hard it pulls.
 
     Raises RunError: KD700 where a loss has no path to the student, KD701 where a loss or its gradient
-    is not finite, KD702 where the gradient stays zero on 20 batches.
+    is not finite, KD702 where the gradient stays zero on 20 batches. A loss that is logged only has to be
+    finite and no more.
     """
     trainee, before = run.trainee, run.trainee.force
     task_loss = any(stage.force.task_loss for stage in run.stages)
@@ -115,6 +121,7 @@ def prove_losses(run: Run) -> Proven:
             for name, finding in findings.items()
             if (job := name.partition(".")[0]) in trainee.specs and of_task and finding.pull
         },
+        {name: why for name in findings if (why := _logged_only(run, name)) is not None},
     )
 
 
@@ -209,6 +216,16 @@ def _trains_student(run: Run, name: str) -> bool:
     return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
 
 
+def _logged_only(run: Run, name: str) -> str | None:
+    """The option that keeps a loss from moving anything; None where it is meant to."""
+    job, _, rest = name.partition(".")
+    if job == "task":
+        return None
+    mimicker = run.trainee.mimickers[job]
+    assert isinstance(mimicker, Mimicker)
+    return mimicker.logged_only.get(rest.rpartition(".")[2])
+
+
 def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
     if not finding.finite:
         return _told(
@@ -218,6 +235,8 @@ def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
             f"has a value ({finding.value:g}) or a gradient that is not finite",
             _why_not_finite(),
         )
+    if _logged_only(run, name) is not None:
+        return None
     if not finding.has_path:
         return _told(
             run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,6 +87,39 @@ def check_kwargs(
                 did_you_mean(name, known),
                 on_key=True,
             )
+
+
+class ShiftedCosine(lr_scheduler.CosineAnnealingLR):
+    """torch's cosine, begun `warmup_iter` steps late: base_lr at that step, eta_min at T_max as before.
+
+    With w = warmup_iter: lr = eta_min + (base_lr - eta_min) * (1 + cos(pi * (i - w) / (T_max - w))) / 2 at
+    step i. Before w, which a warm-up is meant to cover, that is the cosine's rising side.
+    Source: United-Perception's up/utils/model/lr_helper.py.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        T_max: int,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+        warmup_iter: int = 0,
+    ) -> None:
+        self.warmup_iter = warmup_iter
+        super().__init__(optimizer, T_max, eta_min, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """The lr of every group at this step."""
+        if not self.warmup_iter:
+            return super().get_lr()
+        done = (self.last_epoch - self.warmup_iter) / (self.T_max - self.warmup_iter)
+        share = (1 + math.cos(math.pi * done)) / 2
+        return [self.eta_min + (base - self.eta_min) * share for base in self.base_lrs]
+
+
+def scheduler_class(name: str) -> Any:
+    """The scheduler that a name of torch.optim.lr_scheduler means in a spec."""
+    return ShiftedCosine if name == "CosineAnnealingLR" else getattr(lr_scheduler, name, None)
 
 
 class LearningRate:
@@ -198,7 +232,7 @@ class LearningRate:
         return float(start * (target / start) ** share)
 
     def _scheduler(self, spec: SchedulerSpec, path: SpecPath) -> Any:
-        target = getattr(lr_scheduler, spec.type)
+        target = scheduler_class(spec.type)
         kwargs = _lists_to_tuples(spec.kwargs)
         check_kwargs(
             target, kwargs, (*path, "kwargs"), f"scheduler `{spec.type}`", given=("optimizer", "last_epoch")
@@ -209,9 +243,22 @@ class LearningRate:
         if spec.type == "ReduceLROnPlateau":
             kwargs.setdefault("mode", "max")
         try:
+            if target is ShiftedCosine and kwargs.get("warmup_iter"):
+                self._check_shift(kwargs["warmup_iter"], kwargs.get("T_max", math.inf), path)
             return target(self.shadow, **kwargs)
         except (TypeError, ValueError) as error:
             raise SpecError.at((*path, "kwargs"), "KD443", f"scheduler `{spec.type}`: {error}") from None
+
+    def _check_shift(self, shift: int, end: float, path: SpecPath) -> None:
+        """Refuse a cosine that would not begin before its end; shift, end: in steps."""
+        if 0 <= shift < end:
+            return
+        message = f"`warmup_iter` of the cosine must be at least 0, got {shift}"
+        help = "it is the step at which the cosine begins"
+        if shift > 0:
+            message = f"the cosine begins at step {shift} (`warmup_iter`), not before its end at step {end}"
+            help = f"`T_max` counts epochs, of {self.steps_per_epoch} steps here; lower `warmup_iter`"
+        raise SpecError.at((*path, "kwargs", "warmup_iter"), "KD443", message, help)
 
 
 def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kdcli.engine.checkpoint import checkpoints, load_checkpoint, newest_valid
+from kdcli.engine.ema import same_meaning
 from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.state import Progress, fitting
@@ -36,6 +37,9 @@ MAY_DIFFER = (
 )
 """Keys that decide nothing about the next step."""
 
+AVERAGE = "trainer.ema"
+"""The key of the moving average; it decides nothing where neither side keeps one."""
+
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
 
@@ -57,7 +61,8 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
     """What to continue from, if anything, and what the user should know; rank 0 decides for all.
 
     Raises RunError KD715 where the checkpoint belongs to another spec, KD716 to another teacher, KD717
-    to another number of processes, KD718 where there is none.
+    to another number of processes, KD725 to a moving average of another meaning, KD718 where there is
+    none.
     """
     if not (run.options.resume or run.spec.saver.auto_resume or run.spec.saver.resume_model):
         return None, []
@@ -149,6 +154,16 @@ def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
 
 def _check(run: Run, state: dict[str, Any]) -> None:
     allowed = (*MAY_DIFFER, *run.options.allow_changed)
+    if run.ema is None and state["ema"] is None:
+        allowed = (*allowed, AVERAGE)
+    elif run.ema is not None and state["ema"] is not None:
+        # First, since what this asks to allow covers every key of the average that differs besides.
+        if not same_meaning(state["ema"]) and not _among(AVERAGE, allowed):
+            raise RunError.of(
+                "KD725",
+                f"the checkpoint's moving average was kept by another formula than `{AVERAGE}` has now",
+                f"start over with `--overwrite`, or go on with today's by `--allow-changed {AVERAGE}`",
+            )
     differing = [
         key for key in differing_keys(state["spec"], run.parsed.resolved_yaml()) if not _among(key, allowed)
     ]

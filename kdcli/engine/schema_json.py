@@ -69,7 +69,7 @@ def json_schema() -> Json:
     for gone in ("ModuleSpec",):
         definitions.pop(gone, None)
     properties = {key: value for key, value in top["properties"].items() if key != "teachers"}
-    properties |= {"net": _ref("Networks"), "mimic": _ref("Mimic")}
+    properties |= {"net": _ref("Networks"), "mimic": _ref("Mimic"), "ema": _ref("Ema")}
     whole: Json = {
         "$schema": DRAFT,
         "title": "kdcli spec",

@@ -20,7 +20,6 @@ from kdcli.engine.compiling import compile_networks
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
 from kdcli.engine.export import save_student
-from kdcli.engine.folder import environment, write_data_facts, write_facts
 from kdcli.engine.guard import prove_losses, prove_teachers
 from kdcli.engine.inheritance import inherited
 from kdcli.engine.interrupts import Interrupts, listening, saved_at
@@ -31,6 +30,7 @@ from kdcli.engine.prepare import prepare
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
 from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
+from kdcli.engine.run_facts import write_facts
 from kdcli.engine.sharding import whole
 from kdcli.engine.stages import StagePlan, matches
 from kdcli.engine.state import (
@@ -92,12 +92,7 @@ class Session:
             restore_average(run, None if resumed is None else resumed.state)
         self.bad_samples = BadSamples(run, self.progress)
         if run.processes.speaks:
-            here = run.processes
-            facts = environment(str(here.device), here.world_size, run.options.places, run.spec)
-            write_facts(
-                run.folder, given=run.parsed.text, resolved=run.parsed.resolved_yaml(), environment=facts
-            )
-            write_data_facts(run.folder, run.facts, run.test_loader.facts)
+            write_facts(run)
         with self.interrupts.noting():
             for index in range(self.progress.stage, len(run.stages)):
                 yield from self.stage(index, resumed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.layout import with_positions
 from kdcli.losses.precision import full_precision
 
@@ -22,9 +22,9 @@ def attention_transfer(
     Source: "Paying More Attention to Attention", arXiv:1612.03928.
     """
     student, teacher = with_positions(student, teacher, "at")
-    difference = _attention(student, p) - _attention(teacher, p)
-    return loss_weight * difference.pow(2).mean()
+    s, t = normalized(_attention(student, p), _attention(teacher, p), power=p)
+    return loss_weight * (s - t).pow(2).mean()
 
 
 def _attention(feature: Tensor, p: int) -> Tensor:
-    return F.normalize(feature.pow(p).mean(1).flatten(1))
+    return feature.pow(p).mean(1).flatten(1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
+from kdcli.losses.directions import normalized
 from kdcli.losses.layout import only_maps, shown
 from kdcli.losses.precision import full_precision
 from kdcli.spec.ranges import Count
@@ -16,11 +17,11 @@ from kdcli.spec.ranges import Count
 class ClassAttention(nn.Module):
     """Mean squared error between class activation maps pooled to resolution × resolution (CAT-KD).
 
-    With normalize each pooled map is divided by its L2 norm. The teacher's activation maps are its last
-    map through the weights of its linear classifier; the student's its last map through a trained 1×1
-    convolution without bias, `student_classifier`. A tapped map with as many channels as there are
-    classes is taken as activation maps as it is: in a network whose head is a 1×1 convolution before
-    pooling, as the authors build it, tap that convolution.
+    With normalize each pooled map is divided by its L2 norm; one of zeros stays 0. The teacher's
+    activation maps are its last map through the weights of its linear classifier; the student's its last
+    map through a trained 1×1 convolution without bias, `student_classifier`. A tapped map with as many
+    channels as there are classes is taken as activation maps as it is: in a network whose head is a 1×1
+    convolution before pooling, as the authors build it, tap that convolution.
     Taps: the last map before pooling, or the 1×1 convolution that classifies before pooling.
     Source: "Class Attention Transfer Based Knowledge Distillation", arXiv:2304.12777.
     """
@@ -62,11 +63,12 @@ class ClassAttention(nn.Module):
         if not self.teacher_is_activation:
             teacher = F.conv2d(teacher, self.teacher_weight.to(teacher.dtype))
         s, t = self._pooled(self.student_classifier(student)), self._pooled(teacher)
+        if self.normalize:
+            s, t = normalized(s, t, (2, 3))
         return self.loss_weight * F.mse_loss(s, t)
 
     def _pooled(self, activation: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(activation, self.resolution)
-        return F.normalize(x, dim=(2, 3)) if self.normalize else x  # type: ignore[arg-type]
+        return F.adaptive_avg_pool2d(activation, self.resolution)
 
 
 def weight_of(classifier: nn.Module) -> Tensor:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.draws import drawn_integers, new_salt
 from kdcli.losses.precision import full_precision
 from kdcli.losses.reduce import distributed, global_mean
@@ -73,8 +74,7 @@ class ContrastiveRepresentation(nn.Module):
 
     def contrast(self, student: Tensor, teacher: Tensor, indices: Tensor, drawn: Tensor) -> Tensor:
         """The loss, unweighted, for given rows; moves the memories on in training."""
-        v1 = F.normalize(self.embed_s(student.flatten(1)))
-        v2 = F.normalize(self.embed_t(teacher.flatten(1)))
+        v1, v2 = normalized(self.embed_s(student.flatten(1)), self.embed_t(teacher.flatten(1)))
         scores = [
             (memory[drawn].to(v.dtype) @ v[:, :, None]).squeeze(2) / self.T
             for memory, v in ((self.memory_v2, v1), (self.memory_v1, v2))

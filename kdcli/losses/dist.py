@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from kdcli.losses.directions import heard, lengths, rounding
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
 from kdcli.losses.shapes import check_logits
@@ -28,7 +29,9 @@ def dist(
 
     student, teacher: logits [B, K]; ρ is Pearson's correlation of the softmax probabilities at T. Columns
     relate the samples of one process, of all processes with gather. One row has no columns to
-    correlate: their ρ counts as 0. A scalar; raises RunError for other shapes.
+    correlate: their ρ counts as 0. So does that of a constant row or column (a head that starts at zero
+    has no other), whose gradient is that of one with a usual deviation, a tenth of the teacher's where
+    all are constant. A scalar; raises RunError for other shapes.
     Source: "Knowledge Distillation from A Stronger Teacher", arXiv:2205.10536.
     """
     check_logits(student, teacher, None, "dist")
@@ -38,7 +41,15 @@ def dist(
     return (beta * between + gamma * within) * T**2 * loss_weight
 
 
-def _pearson(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    a, b = a - a.mean(axis, keepdim=True), b - b.mean(axis, keepdim=True)
-    lengths: Tensor = vector_norm(a, dim=axis) * vector_norm(b, dim=axis)
-    return (a * b).sum(axis) / (lengths + EPSILON)
+def _pearson(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
+    (s, s_norm, s_noise), (t, t_norm, t_noise) = _centred(student, axis), _centred(teacher, axis)
+    of_s = lengths(s_norm, like=heard(t_norm, t_noise), noise=s_noise)
+    of_t = lengths(t_norm, noise=t_noise)
+    return (s * t).sum(axis) / (of_s * of_t + EPSILON)
+
+
+def _centred(rows: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows without their mean, their norms, and what rounding may make of the norms."""
+    mean = rows.mean(axis, keepdim=True)
+    centred = rows - mean
+    return centred, vector_norm(centred, dim=axis), rounding(mean.squeeze(axis), rows.shape[axis])

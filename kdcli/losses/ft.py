@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.layout import only_maps, same_size
 from kdcli.losses.precision import full_precision
 from kdcli.spec.ranges import Count, Positive
@@ -136,11 +137,12 @@ class FactorTransfer(nn.Module):
         with torch.no_grad():
             target = self.paraphraser.encoder(teacher)
         translated, target = same_size(self.translator(student), target)
-        distance = (self._factor(translated) - self._factor(target)).abs()
+        factor, target = normalized(self._factor(translated), self._factor(target), power=self.p1)
+        distance = (factor - target).abs()
         return self.loss_weight * (distance if self.p2 == 1 else distance.pow(self.p2)).mean()
 
     def _factor(self, x: Tensor) -> Tensor:
-        return F.normalize(x.pow(self.p1).mean(1).flatten(1))
+        return x.pow(self.p1).mean(1).flatten(1)
 
 
 def _encoder(channels: int, factors: int, use_bn: bool) -> nn.Sequential:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
+from kdcli.losses.directions import heard, lengths, normalized, rounding
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.layout import as_vectors, enough_values, map_shape
 from kdcli.losses.precision import full_precision
@@ -24,6 +25,7 @@ class InformationTheoretic(nn.Module):
     a trained linear map; the second term uses it only where the widths differ. Features are averaged over
     their positions. The authors' alpha goes from 1.01 to 1.5 by pair. gather: relate the samples of all
     processes instead of one's own. It has no minimum but that of the number format.
+    A constant channel correlates with nothing (ρ 0), a sample of zeros resembles nothing.
     Taps: the pooled vector.
     Source: "Information Theoretic Representation Distillation", arXiv:2112.00459.
     """
@@ -54,7 +56,8 @@ class InformationTheoretic(nn.Module):
         teacher = gather_rows(as_vectors(teacher, "itrd"), gather=self.gather)
         enough_values(len(student), "itrd")
         projected = self.embed(student)
-        correlation = (_standardised(projected) * _standardised(teacher)).mean(0)
+        standardised, target = _standardised(projected, teacher)
+        correlation = (standardised * target).mean(0)
         total: Tensor = (correlation - 1).abs().pow(2 * self.alpha).sum()
         similar = projected if student.shape[1] != teacher.shape[1] else student
         return self.loss_weight * (
@@ -63,18 +66,29 @@ class InformationTheoretic(nn.Module):
         )
 
 
-def _standardised(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
+def _standardised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    (s, of_s, noise_s), (t, of_t, noise_t) = _centred(student), _centred(teacher)
+    floor = torch.finfo(student.dtype).tiny
+    divisor_s = lengths(of_s, like=heard(of_t, noise_t), noise=noise_s).clamp(min=floor)
+    return s / divisor_s, t / lengths(of_t, noise=noise_t).clamp(min=floor)
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Channels without their mean, their deviations, and what rounding may make of the deviations."""
+    mean, spread = rows.mean(0), math.sqrt(len(rows) - 1)
+    centred = rows - mean
     # vector_norm: its gradient at a constant channel is 0, not NaN.
-    deviation = torch.linalg.vector_norm(centred, dim=0) / math.sqrt(len(rows) - 1)
-    floor = torch.finfo(rows.dtype).tiny
-    standardised: Tensor = centred / deviation.clamp(min=floor)
-    return standardised
+    return centred, vector_norm(centred, dim=0) / spread, rounding(mean, len(rows)) / spread
 
 
 def _mutual(student: Tensor, teacher: Tensor) -> Tensor:
-    student, teacher = F.normalize(student), F.normalize(teacher)
+    student, teacher = normalized(student, teacher)
     among_student = student @ student.T
     joint = among_student * (teacher @ teacher.T)
-    among_student, joint = among_student / among_student.trace(), joint / joint.trace()
-    return (among_student.pow(2) - joint.pow(2)).sum()
+    return (_shares(among_student).pow(2) - _shares(joint).pow(2)).sum()
+
+
+def _shares(gram: Tensor) -> Tensor:
+    """A Gram matrix divided by its trace; by that of unit rows where all of its rows are zero."""
+    trace = gram.trace()
+    return gram / torch.where(trace == 0, torch.full_like(trace, len(gram)), trace)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.layout import equal_shapes
 from kdcli.losses.masks import broadcast_mask
 from kdcli.losses.precision import full_precision
@@ -26,14 +26,14 @@ def l2_loss(
 
     student, teacher: features [B, ...] of equal shape. mask: bool or weight, broadcast to that shape
     before it is counted (over all processes); nothing unmasked gives 0. feat_norm: each sample is
-    flattened and divided by its L2 norm first. batch_mean: divide by B instead. teacher_weights: [B],
-    multiplies each sample's part. A scalar; raises RunError where shapes differ.
+    flattened and divided by its L2 norm first, and a zero one stays 0. batch_mean: divide by B instead.
+    teacher_weights: [B], multiplies each sample's part. A scalar; raises RunError where shapes differ.
     Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
     """
     equal_shapes(student, teacher, "l2_loss")
     weights = None if mask is None else broadcast_mask(mask, student)
     if feat_norm:
-        student, teacher = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
+        student, teacher = normalized(student.flatten(1), teacher.flatten(1))
         weights = None if weights is None else weights.flatten(1)
     squares = (student - teacher).square()
     if weights is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.layout import with_positions
 from kdcli.losses.precision import full_precision
 
@@ -13,15 +13,14 @@ from kdcli.losses.precision import full_precision
 def neuron_selectivity(student: Tensor, teacher: Tensor, *, loss_weight: float = 50.0) -> Tensor:
     """Maximum mean discrepancy of the channels under the kernel (a·b)², averaged over the batch (NST).
 
-    Each channel is flattened and divided by its L2 norm. student, teacher: maps [B, C, H, W], channels
+    Each channel is flattened and divided by its L2 norm; a dead one is 0. student, teacher: maps [B, C, H, W], channels
     and sizes may differ (the larger is averaged down to the smaller), or tokens [B, N, D] of equal
     number. Pairs are summed.
     Taps: the output of each stage.
     Source: "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv:1707.01219.
     """
     student, teacher = with_positions(student, teacher, "nst")
-    student = F.normalize(student.flatten(2), dim=2)
-    teacher = F.normalize(teacher.flatten(2), dim=2)
+    student, teacher = normalized(student.flatten(2), teacher.flatten(2), 2)
     among_teacher = _kernel(teacher, teacher).mean()
     among_student = _kernel(student, student).mean()
     return loss_weight * (among_teacher + among_student - 2 * _kernel(student, teacher).mean())

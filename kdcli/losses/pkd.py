@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.errors import RunError
+from kdcli.losses.directions import heard, lengths
 from kdcli.losses.layout import as_map, enough_values, shown
 from kdcli.losses.precision import full_precision
 
@@ -16,7 +17,8 @@ def pearson(
 ) -> Tensor:
     """Half the mean squared difference of features z-scored per channel over batch and positions (PKD).
 
-    The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6. student,
+    The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6; a constant
+    channel stays 0. student,
     teacher: maps [B, C, H, W], tokens [B, N, D] or vectors [B, D] with equally many channels; maps of
     another size are resized bilinearly, the student's to the teacher's or (resize_student false) the
     other way round. Pairs are summed.
@@ -37,10 +39,13 @@ def pearson(
             "add `adapter: auto` to the job",
         )
     enough_values(student.numel() // student.shape[1], "pkd")
-    return loss_weight * F.mse_loss(_standardised(student), _standardised(teacher)) / 2
+    (s, of_s), (t, of_t) = _centred(student), _centred(teacher)
+    s, t = s / (lengths(of_s, like=heard(of_t)) + 1e-6), t / (lengths(of_t, like=heard(of_s)) + 1e-6)
+    return loss_weight * F.mse_loss(s, t) / 2
 
 
-def _standardised(feature: Tensor) -> Tensor:
+def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:
+    """A feature without the means of its channels, and their deviations."""
     mean = feature.mean((0, 2, 3), keepdim=True)
     deviation = feature.std((0, 2, 3), keepdim=True)
-    return (feature - mean) / (deviation + 1e-6)
+    return feature - mean, deviation

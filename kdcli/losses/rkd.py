@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcli.losses.directions import normalized
 from kdcli.losses.gather import gather_rows
 from kdcli.losses.precision import full_precision
 from kdcli.spec.ranges import Positive
@@ -26,8 +27,9 @@ def relational(
     """Smooth-L1 of pairwise distances and of angles of triples (RKD), each averaged over all entries.
 
     Distances are divided by the mean of the positive ones of their own network. squared: of squared
-    distances. student, teacher: features of any shape [B, ...], flattened; their sizes may differ. The
-    angles take B²·D numbers of memory.
+    distances. Two equal samples have no direction to each other: an angle between them has a cosine of 0.
+    student, teacher: features of any shape [B, ...], flattened; their sizes may differ. The angles take
+    B²·D numbers of memory.
     gather: relate the samples of all processes instead of one's own. One sample has no relations: 0.
     Taps: the pooled vector.
     Source: "Relational Knowledge Distillation", arXiv:1904.05068.
@@ -37,7 +39,8 @@ def relational(
     distance = F.smooth_l1_loss(
         _relative_distances(student, squared, eps), _relative_distances(teacher, squared, eps)
     )
-    angle = F.smooth_l1_loss(_angles(student), _angles(teacher))
+    s, t = normalized(_differences(student), _differences(teacher), 2)
+    angle = F.smooth_l1_loss(_angles(s), _angles(t))
     return loss_weight * (distance_weight * distance + angle_weight * angle)
 
 
@@ -52,6 +55,9 @@ def _relative_distances(rows: Tensor, squared: bool, eps: float) -> Tensor:
     return distances / mean.clamp(min=eps)
 
 
-def _angles(rows: Tensor) -> Tensor:
-    directions = F.normalize(rows[None, :] - rows[:, None], dim=2)
+def _differences(rows: Tensor) -> Tensor:
+    return rows[None, :] - rows[:, None]
+
+
+def _angles(directions: Tensor) -> Tensor:
     return directions @ directions.transpose(1, 2)

@@ -12,14 +12,17 @@ from difflib import get_close_matches
 
 from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
 
+from .canonical_ema import canonical_ema
 from .canonical_jobs import canonical_mimic
 from .findings import Findings
 from .finite import check_finite
 from .nodes import Entry, Mapping, Node, Scalar, Sequence
 from .source import repeated_key
 
-TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "saver", "hooks")
+TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
 SHARED_DATA = ("batch_sampler", "dataloader")
+# Arguments of a cosine that are called like a warm-up.
+SHIFTS = ("warmup_iter",)
 # Keys that United-Perception's own specs carry and that change nothing here.
 LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
 
@@ -98,7 +101,7 @@ class _Maker(Findings):
             key_span = teachers[0].key_span
             mapping = Mapping(entries=tuple(teachers), span=key_span)
             entries.append(Entry(key="teachers", key_span=key_span, value=mapping))
-        spec = replace(root, entries=tuple(entries))
+        spec = canonical_ema(replace(root, entries=tuple(entries)), self)
         return self._runner(spec, has_mimic)
 
     def _top(self, entry: Entry, value: Node) -> Node:
@@ -233,7 +236,10 @@ class _Maker(Findings):
         return made
 
     def _trainer(self, trainer: Mapping) -> Mapping:
-        """Warm-up keys that slipped into the scheduler's kwargs, moved to where they belong."""
+        """Warm-up keys that slipped into the scheduler's kwargs, moved to where they belong.
+
+        The `warmup_iter` among the kwargs of a cosine is no warm-up: it shifts the cosine.
+        """
         entry = trainer.find("lr_scheduler")
         if entry is None or not isinstance(entry.value, Mapping):
             return trainer
@@ -241,7 +247,10 @@ class _Maker(Findings):
         kwargs = scheduler.find("kwargs")
         if kwargs is None or not isinstance(kwargs.value, Mapping):
             return trainer
-        for moved in [e for e in kwargs.value.entries if e.key.startswith("warmup_")]:
+        kind_of = scheduler.get("type")
+        kept = SHIFTS if isinstance(kind_of, Scalar) and kind_of.value == "CosineAnnealingLR" else ()
+        slipped = [e for e in kwargs.value.entries if e.key.startswith("warmup_") and e.key not in kept]
+        for moved in slipped:
             outer = scheduler.find(moved.key)
             same = (
                 outer is not None

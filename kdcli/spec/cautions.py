@@ -14,9 +14,6 @@ _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",
     re.IGNORECASE,
 )
-_FAINT = 0.01
-"""At most this is a weight that was meant for United-Perception's `neck_loss` of FRS."""
-
 _LOGITS = ("classifier", "fc", "logits")
 _RESNET = re.compile(r"resnet(?:18|34|50|101|152|_custom)")
 
@@ -30,7 +27,6 @@ def check_cautions(spec: Spec, hooks: Collection[str]) -> Iterator[Diagnostic]:
     yield from _frozen_norms(spec)
     yield from _scaled_lr(spec)
     yield from _random_factors(spec)
-    yield from _faint_frs(spec)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -68,23 +64,6 @@ def _logits(spec: Spec) -> Iterator[Diagnostic]:
                 yield _warning(path, "KD606", message, "kd_loss with `T` is mostly meant")
 
 
-def _faint_frs(spec: Spec) -> Iterator[Diagnostic]:
-    if spec.mimic is None or not spec.distils:
-        return
-    for name, job in spec.mimic.jobs.items():
-        loss = job.losses.get("neck_loss")
-        if job.mimic_ins_type != "FRS" or loss is None or loss.type != "l2_loss":
-            continue
-        weight = loss.kwargs.get("loss_weight", 1.0)
-        if loss.kwargs.get("batch_mean") is True or not isinstance(weight, (int, float)):
-            continue
-        if 0 < weight * job.loss_weight <= _FAINT:
-            message = f"a weight of {weight:g} is hardly felt here: `neck_loss` is a mean over channels too"
-            help = "United-Perception divides by positions alone: multiply its weight by the maps' channels"
-            path = ("mimic", "jobs", name, "losses", "neck_loss", "kwargs", "loss_weight")
-            yield _warning(path, "KD617", message, help)
-
-
 def _is_logits(layer: str) -> bool:
     return layer.split(":")[0].split("[")[0].split(".")[-1] in _LOGITS
 
@@ -99,6 +78,7 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
         if scheduler is None:
             continue
         where = (*path, "lr_scheduler")
+        yield from _shifted(scheduler, where)
         if place.max_epoch is not None and place.max_iter is None:
             milestones = scheduler.kwargs.get("milestones")
             for index, milestone in enumerate(milestones if isinstance(milestones, list) else ()):
@@ -115,6 +95,17 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             message = f"the job's warm-up ends after the training of {trainer.max_iter} iterations"
             path = ("mimic", "jobs", name, "warm_up_iters")
             yield _warning(path, "KD608", message, "lower `warm_up_iters`")
+
+
+def _shifted(scheduler: SchedulerSpec, where: SpecPath) -> Iterator[Diagnostic]:
+    """A cosine that begins after the warm-up: `warmup_iter` in its kwargs is easily taken for one."""
+    shift = scheduler.kwargs.get("warmup_iter")
+    if scheduler.type != "CosineAnnealingLR" or not isinstance(shift, int) or shift <= scheduler.warmup_iter:
+        return
+    warm = f"the warm-up ends at {scheduler.warmup_iter}" if scheduler.warmup_iter else "there is no warm-up"
+    message = f"`warmup_iter` in `kwargs` is no warm-up: it begins the cosine at step {shift}, and {warm}"
+    help = f"for a warm-up write `warmup_iter: {shift}` beside `kwargs` too"
+    yield _warning((*where, "kwargs", "warmup_iter"), "KD603", message, help)
 
 
 def _placeholders(spec: Spec) -> Iterator[Diagnostic]:

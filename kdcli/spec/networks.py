@@ -127,7 +127,7 @@ def _is_module(tree: Mapping) -> bool:
 
 def _only(root: Mapping) -> Mapping:
     """Less `mimic` and what trains: their errors are no matter here."""
-    return root.without("mimic", "trainer", "saver", "hooks")
+    return root.without("mimic", "trainer", "ema", "saver", "hooks")
 
 
 def _networks_tree(tree: Mapping) -> Mapping:

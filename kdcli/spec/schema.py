@@ -298,15 +298,22 @@ class Dataset(Model):
 
 
 class EmaKwargs(Model):
-    """Decay and warm-up of the exponential moving average."""
+    """Decay and warm-up of the moving average.
 
-    decay: float = 0.9999
+    The decay in force is decay ** inner_T at most. inner_T: `linear` averages at every inner_T-th step.
+    warmup: at step i of `linear`, from 0, the decay is (1 + i) / (warmup + i) at most.
+    """
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     inner_T: PositiveInt = 1
-    warmup: NonNegativeInt = 0
+    warmup: PositiveInt = 1
 
 
 class Ema(Model):
-    """A moving average of the student, used for evaluation and export."""
+    """A moving average of the student, used for evaluation and export.
+
+    `exp`: the decay rises from 0 as 1 - exp(-i / 2000) with step i. It may stand at the top level too.
+    """
 
     enable: bool = True
     ema_type: Literal["linear", "exp"] = "linear"

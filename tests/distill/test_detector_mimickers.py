@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
 from kdcli.distill.mimickers.fgd import FgdMimicker
-from kdcli.distill.mimickers.frs import FrsMimicker
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Setting
 from kdcli.distill.mimickers.sample_feature import SampleFeatureMimicker
 from kdcli.distill.taps import View
@@ -80,68 +79,6 @@ def run(
 
 def constant(value: float, *shape: int) -> Tensor:
     return torch.full(shape, value, requires_grad=True)
-
-
-# FRS
-
-
-def frs_views() -> tuple[View, dict[str, View]]:
-    logit = math.log(3.0)  # a score of 3/4
-    student = View({"s": constant(1.0, 1, 2, 1, 2)}, {"preds": [(constant(0.0, 1, 2, 1, 2), None)]})
-    scores = torch.tensor([[[[logit, -logit]], [[0.0, -logit]]]])
-    teacher = View({"t": constant(3.0, 1, 2, 1, 2)}, {"preds": [(scores, None)]})
-    return student, {"teacher": teacher}
-
-
-def test_frs_weighs_positions_by_the_teachers_best_score() -> None:
-    student, teachers = frs_views()
-    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
-    # Masks 3/4 and 1/4 on both channels; every difference is 2: a weighted mean of 4, counted after the
-    # mask is broadcast over the channels.
-    assert float(found["teacher.neck_loss"].detach()) == pytest.approx(4.0)
-    # The student's score is 1/2 everywhere: every entropy is ln 2.
-    assert float(found["teacher.pred_loss"].detach()) == pytest.approx(math.log(2))
-
-
-def test_frs_predictions_have_a_gradient_towards_the_teacher() -> None:
-    student, teachers = frs_views()
-    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
-    logits = student.outputs["preds"][0][0]
-    (gradient,) = torch.autograd.grad(found["teacher.pred_loss"], logits)
-    # d/dx of the entropy is (sigmoid(x) - t) * mask / count, count = 2 * (3/4 + 1/4)
-    expected = torch.tensor([[[[-0.25 * 0.75, 0.25 * 0.25]], [[0.0, 0.25 * 0.25]]]]) / 2
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_frs_adds_levels_up_and_keeps_teachers_apart() -> None:
-    one, teachers = frs_views()
-    student = View(
-        {"a": one.features["s"], "b": one.features["s"]}, {"rpn_preds": one.outputs["preds"] * 2, "preds": []}
-    )
-    theirs = teachers["teacher"]
-    double = View(
-        {"c": theirs.features["t"], "d": theirs.features["t"]}, {"preds": theirs.outputs["preds"] * 2}
-    )
-    same = View({"c": one.features["s"], "d": one.features["s"]}, {"preds": theirs.outputs["preds"] * 2})
-    both = {"teacher0": double, "teacher1": same}
-    found = run(FrsMimicker(setting(student, both)), student, both)
-    assert set(found) == {f"teacher{i}.{name}" for i in range(2) for name in ("neck_loss", "pred_loss")}
-    assert float(found["teacher0.neck_loss"].detach()) == pytest.approx(8.0)
-    assert float(found["teacher1.neck_loss"].detach()) == 0.0
-
-
-def test_frs_needs_heads_with_as_many_levels() -> None:
-    student, teachers = frs_views()
-    with pytest.raises(SpecError, match="KD460"):
-        FrsMimicker(setting(View(student.features), teachers))
-    more = View({**student.features, "u": constant(0.0, 1, 2, 1, 2)}, student.outputs)
-    theirs = {
-        "teacher": View(
-            {**teachers["teacher"].features, "v": constant(0.0, 1, 2, 1, 2)}, teachers["teacher"].outputs
-        )
-    }
-    with pytest.raises(SpecError, match="KD463"):
-        FrsMimicker(setting(more, theirs))
 
 
 # SampleFeature

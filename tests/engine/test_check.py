@@ -150,6 +150,41 @@ def test_a_warm_up_that_ends_in_time() -> None:
     assert codes("trainer.lr_scheduler.warmup_iter=9", "mimic.warm_up_iters=9") == []
 
 
+SHIFTED = (
+    "{type: CosineAnnealingLR, warmup_iter: %d, warmup_register_type: no_scale_lr,"
+    " kwargs: {T_max: 2, warmup_iter: %d}}"
+)
+
+
+@pytest.mark.parametrize(("shift", "found"), [(9, []), (10, ["KD443"])])
+@pytest.mark.parametrize(
+    "place",
+    ["trainer.lr_scheduler=%s", "mimic.stages=[{name: one, max_iter: 99, lr_scheduler: %s}]"],
+)
+def test_a_cosine_begins_before_its_end(place: str, shift: int, found: list[str]) -> None:
+    change = place % (SHIFTED % (shift, shift))
+    result = checked(change)  # 5 steps an epoch
+    wrong = [one for one in result.findings if one.code != "KD608"]
+    assert [one.code for one in wrong] == found
+    for one in wrong:
+        assert one.span is not None and change[one.span.column - 1 :].startswith("10}}")
+
+
+def test_where_an_epoch_of_unknown_length_ends_is_not_guessed() -> None:
+    fake = (
+        "type: fake\n      kwargs:\n        num_samples: 40\n        num_classes: 4\n        shape: [1, 8, 8]"
+    )
+    reader = "image_reader: {type: fs_pillow, kwargs: {color_mode: GRAY}}"
+    listed = f"type: cls\n      kwargs:\n        meta_file: nowhere.txt\n        {reader}"
+    text = SPEC.replace(fake, listed)
+    assert "nowhere.txt" in text
+    found = checked("trainer.lr_scheduler=" + SHIFTED % (2500, 2500), text=text)
+    assert found.plan is not None and found.plan.steps_per_epoch is None
+    assert "KD443" not in [one.code for one in found.findings]
+    found = checked("trainer.lr_scheduler=" + SHIFTED % (0, -1), text=text)
+    assert "KD443" in [one.code for one in found.findings]
+
+
 def test_a_dataset_that_torchvision_lacks() -> None:
     change = "dataset.train.dataset={type: torchvision.CIFAR10, kwargs: {rot: data, transformer: [{type: to_tensor}]}}"
     assert "KD505" in codes(change)

@@ -10,6 +10,8 @@ import torch
 
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.engine.guard import prove_losses, prove_teachers
+from kdcli.engine.records import Step
+from kdcli.engine.train import train
 from kdcli.errors import RunError
 from kdcli.spec.parse import read
 from tests.engine.runs import SPEC, run_of, spec_of
@@ -109,6 +111,44 @@ def test_a_detector_whose_anchors_match_nothing_is_told_so(tmp_path: Path) -> No
         "no object of the batch can be matched: are there boxes, and are the images not too thin or too small "
         "for the anchors?"
     }
+
+
+def silent_frs(folder: Path, *changes: str) -> list[str]:
+    """A tiny FRS whose pred_loss is logged alone."""
+    teacher = "mimic.teacher={mimic_name: [neck.p2_conv], allow_random: true, allow_weak_teacher: true}"
+    taps = "mimic.student.mimic_name=[neck_adapt.conv.0.0]"
+    return [
+        *on_scenes(write_scenes(folder)),
+        teacher,
+        taps,
+        "mimic.cfgs.pred_gradient=false",
+        "mimic.warm_up_iters=0",
+        *changes,
+    ]
+
+
+def test_a_loss_that_is_logged_alone_needs_no_gradient_and_is_told(tmp_path: Path) -> None:
+    changes = silent_frs(tmp_path / "scenes", f"saver.save_dir={tmp_path / 'run'}")
+    with run_of(read(str(SAMPLES / "scenes_frs.yaml"), changes)) as run:
+        proven = prove_losses(run)
+        name = "mimic_job0.teacher.pred_loss"
+        assert proven.logged_only == {name: "`pred_gradient: false`"} and not proven.reach[name]
+        told = [notice for notice in proven.notices() if name in notice.message]
+        assert [(notice.level, notice.message) for notice in told] == [
+            ("info", f"`{name}` is logged and moves nothing: `pred_gradient: false`")
+        ]
+        steps = [record for record in train(run) if isinstance(record, Step)]
+    assert all(step.losses[name] > 0 for step in steps) and steps
+
+
+def test_a_loss_that_is_logged_alone_has_to_be_finite(tmp_path: Path) -> None:
+    with run_of(read(str(SAMPLES / "scenes_frs.yaml"), silent_frs(tmp_path / "scenes"))) as run:
+        with torch.no_grad():
+            next(run.student.parameters()).fill_(float("nan"))
+        with pytest.raises(RunError) as caught:
+            prove_losses(run)
+    assert {found.code for found in caught.value.diagnostics} == {"KD701"}
+    assert any("pred_loss" in found.message for found in caught.value.diagnostics)
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:

@@ -69,6 +69,49 @@ def test_milestones_and_t_max_are_epochs() -> None:
     assert (cosine[0], cosine[10], cosine[20]) == pytest.approx((1.0, 0.5, 0.0), abs=1e-9)
 
 
+COSINE = {"type": "CosineAnnealingLR", "warmup_register_type": "no_scale_lr"}
+
+
+def test_warmup_iter_among_a_cosines_kwargs_is_the_step_at_which_it_begins() -> None:
+    lrs = curve(21, lr=1.0, steps_per_epoch=10, kwargs={"T_max": 2, "warmup_iter": 8}, **COSINE)
+    # (1 + cos(pi * (i - 8) / 12)) / 2: a half at 14, nothing at 20; before 8 the side that rises
+    assert (lrs[8], lrs[12], lrs[14], lrs[16], lrs[20]) == pytest.approx((1.0, 0.75, 0.5, 0.25, 0.0))
+    assert (lrs[0], lrs[2], lrs[4]) == pytest.approx((0.25, 0.5, 0.75))
+
+
+def test_a_cosine_begins_where_the_warm_up_ends() -> None:
+    lrs = curve(
+        21,
+        lr=0.4,
+        steps_per_epoch=10,
+        warmup_iter=5,
+        warmup_type="linear",
+        warmup_ratio=0.25,
+        kwargs={"T_max": 2, "eta_min": 0.1, "warmup_iter": 5},
+        **COSINE,
+    )
+    assert lrs[:5] == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4])
+    # 0.1 + 0.3 * (1 + cos(pi * (i - 5) / 15)) / 2: three quarters at 10, a quarter at 15
+    assert (lrs[5], lrs[10], lrs[15], lrs[20]) == pytest.approx((0.4, 0.325, 0.175, 0.1))
+
+
+def test_a_warm_up_alone_does_not_shift_the_cosine() -> None:
+    lrs = curve(20, lr=1.0, steps_per_epoch=10, warmup_iter=5, kwargs={"T_max": 2}, **COSINE)
+    zero = {"T_max": 2, "warmup_iter": 0}
+    assert lrs[10] == pytest.approx(0.5) and lrs[15] == pytest.approx((1 - 0.5**0.5) / 2)
+    assert curve(20, lr=1.0, steps_per_epoch=10, warmup_iter=5, kwargs=zero, **COSINE) == lrs
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"), [(20, "end at step 20"), (90, "begins at step 90"), (-1, "got -1")]
+)
+def test_a_cosine_that_begins_after_its_end_is_refused(shift: int, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        curve(1, lr=1.0, steps_per_epoch=10, kwargs={"T_max": 2, "warmup_iter": shift}, **COSINE)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("KD443", ("kwargs", "warmup_iter")) and said in found.message
+
+
 def test_a_scheduler_by_epoch_moves_once_an_epoch() -> None:
     lrs = curve(25, lr=1.0, type="ExponentialLR", kwargs={"gamma": 0.5}, steps_per_epoch=10)
     assert (lrs[9], lrs[10], lrs[20]) == pytest.approx((1.0, 0.5, 0.25))
@@ -79,6 +122,8 @@ def test_a_scheduler_by_epoch_moves_once_an_epoch() -> None:
     [
         ("MultiStepLR", {"milestones": [1, 2]}),
         ("CosineAnnealingLR", {"T_max": 3}),
+        ("CosineAnnealingLR", {"T_max": 3, "warmup_iter": 4}),
+        ("CosineAnnealingLR", {"T_max": 3, "warmup_iter": 17, "eta_min": 0.01}),
         ("ExponentialLR", {"gamma": 0.5}),
         ("OneCycleLR", {"max_lr": 1.0, "total_steps": 30}),
         ("StepLR", {"step_size": 1}),

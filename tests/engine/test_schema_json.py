@@ -78,6 +78,8 @@ def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
         (("trainer", "clip_grad_norm"), 0),
         (("mimic", "cfgs", "loss", "kwargs", "T"), 0),
         (("mimic", "cfgs", "loss", "kwargs", "temperature"), -1),
+        (("trainer", "ema"), {"kwargs": {"decay": 1.0}}),
+        (("ema",), {"enable": True, "kwargs": {"decy": 0.99}}),
     ],
 )
 def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:

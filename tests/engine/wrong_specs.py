@@ -233,6 +233,7 @@ CASES: dict[str, Case] = {
     "KD464": Case(
         text=detector(SAMPLE.replace("cfgs:\n", "cfgs:\n  student_roipooler: bbox_head_preprocess.roipool\n"))
     ),
+    "KD465": Case(text=detector(FRS.replace("cfgs:\n", "cfgs:\n  mask_count: channels\n"), adapts=True)),
     "KD501": changed("dataset.train.dataset={type: torchvision.CIFAR11, kwargs: {root: data}}"),
     "KD503": changed(f"{TRANSFORMER}=[{{type: torchvision.Nope}}]"),
     "KD504": changed(f"{TRANSFORMER}=[{{type: torchvision.Resize, kwargs: {{sizes: 3}}}}]"),

@@ -70,6 +70,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD218": (BASE, ("mimic.start_iter=10", "mimic.end_iter=5")),
     "KD219": (stage("{name: a, max_epoch: 1}\n    - {name: a, max_epoch: 2}"), ()),
     "KD220": (BASE, ("net=[]",)),
+    "KD225": (
+        changed(
+            ("x-note: anything at all", "ema: {enable: true}"),
+            ("max_epoch: 10", "max_epoch: 10\n  ema: {enable: true, kwargs: {decay: 0.99}}"),
+        ),
+        (),
+    ),
     "KD301": (changed(("  teacher0:\n    mimic", "  teacher1:\n    mimic")), ()),
     "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
     "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),
@@ -159,10 +166,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
         (),
     ),
-    "KD617": (
-        BASE,
-        ("mimic.mimic_ins_type=FRS", "mimic.cfgs={neck_loss: {type: l2_loss, kwargs: {loss_weight: 0.002}}}"),
-    ),
+    "KD619": (changed(("x-note: anything at all", "ema: {kwargs: {decay: 0.99, warmup: 0}}")), ()),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
 ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117", "KD621", "KD622"})

@@ -161,6 +161,20 @@ def test_own_code_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             ),
             "",
         ),
+        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9, warmup_iter: 5}}",), "KD603"),
+        (
+            (
+                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 4, kwargs: {T_max: 9, warmup_iter: 5}}",
+            ),
+            "KD603",
+        ),
+        (
+            (
+                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 5, kwargs: {T_max: 9, warmup_iter: 5}}",
+            ),
+            "",
+        ),
+        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9, warmup_iter: 0}}",), ""),
     ],
 )
 def test_cautions(assignments: tuple[str, ...], code: str) -> None:

@@ -127,7 +127,7 @@ runtime:
 
 def test_it_loads_with_warnings_only() -> None:
     parsed = parse(TEXT, "up.yaml")
-    assert [one.code for one in parsed.warnings] == ["KD604", "KD601", "KD603"]
+    assert [one.code for one in parsed.warnings] == ["KD604", "KD601"]
     assert check_references(parsed, tables()) == []
     transformers = [
         part.dataset.kwargs.transformer for part in (parsed.spec.dataset.train, parsed.spec.dataset.test)

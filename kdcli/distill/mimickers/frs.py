@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -11,18 +11,22 @@ from kdcli.distill.mimickers.detectors import score_maps, tapped, term_over
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
-from kdcli.errors import SpecError
+from kdcli.errors import SpecError, did_you_mean
 from kdcli.spec.schema import Job, LossSpec
+
+MASK_COUNTS = ("positions", "elements")
+"""What of a mask is counted: its positions once, or once for each channel that it is broadcast to."""
 
 
 class FrsMimicker(Mimicker):
     """`neck_loss` (l2) on the tapped maps and `pred_loss` (bce) on the score maps, both weighted by a mask.
 
     The mask is, at each position of each level, the greatest of the teacher's sigmoid scores there. Levels
-    are added up. pred_loss compares the student's scores with the teacher's, and its gradient is the
-    student's. Both are means over the masked elements. United-Perception divides by the mask's sum over one
-    channel: its weight of neck_loss is as many times stronger as the maps have channels (0.002 on 256 is 0.5
-    here), that of pred_loss as the score maps have.
+    are added up. pred_loss compares the student's scores with the teacher's, from their logits. Both are
+    divided by the sum of the mask over positions, as in United-Perception, whose weights fit; with
+    `mask_count: elements` by its sum over all channels, as `l2_loss` and `bce_loss` divide elsewhere: 256
+    channels weaken neck_loss 256 times. (`batch_mean: true` divides by the batch either way.) With
+    `pred_gradient: false`, the silence of United-Perception, pred_loss is logged and moves nothing.
     Source: "Distilling Object Detectors with Feature Richness", arXiv:2111.00674.
     """
 
@@ -30,7 +34,7 @@ class FrsMimicker(Mimicker):
         "neck_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
         "pred_loss": LossSpec(type="bce_loss", kwargs={"T": 1.0, "batch_mean": False}),
     }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"mask_count": "positions", "pred_gradient": True}
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
@@ -39,7 +43,20 @@ class FrsMimicker(Mimicker):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        options = {**self.OPTIONS, **setting.job.options}
+        if options["mask_count"] not in MASK_COUNTS:
+            raise SpecError.at(
+                (*setting.path, "options", "mask_count"),
+                "KD465",
+                f"`mask_count` is `positions` or `elements`, not `{options['mask_count']}`",
+                did_you_mean(str(options["mask_count"]), MASK_COUNTS),
+            )
+        self.pred_gradient = options["pred_gradient"] is not False
         losses = self.losses_of(setting.job)
+        self.by_positions = {
+            name: options["mask_count"] == "positions" and _divides_by_mask(loss)
+            for name, loss in losses.items()
+        }
         own = score_maps(setting, setting.student, "the student")
         names = setting.job.student.mimic_name
         self.terms = nn.ModuleDict()
@@ -71,11 +88,13 @@ class FrsMimicker(Mimicker):
                 {f"preds[{level}]": scores for level, scores in enumerate(theirs[:count])},
                 adapted=False,
             )
-        self.from_logits = bool(losses["pred_loss"].kwargs.get("from_logits", False))
+        self.compares_logits = losses["pred_loss"].type == "bce_loss"
+        # Probabilities that are compared know no temperature, and as logits they are compared at 1.
+        given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
+        self.pred_kwargs = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
+        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}
         self.counts = {
-            teacher: len(
-                list(tensors_in([view.features[t] for t in setting.job.teachers[teacher].mimic_name]))
-            )
+            teacher: len(list(tensors_in([view.features[tap] for tap in self.teacher_taps[teacher]])))
             for teacher, view in setting.teachers.items()
         }
 
@@ -94,11 +113,15 @@ class FrsMimicker(Mimicker):
             logits = [level.detach() for level in score_maps(None, view, teacher)[:count]]
             masks = [level.sigmoid().amax(dim=1, keepdim=True) for level in logits]
             if "neck_loss" in wanted:
+                taps = self.teacher_taps[teacher]
+                maps = list(tensors_in([view.features[tap] for tap in taps]))
                 losses[f"{teacher}.neck_loss"] = self._term(teacher, "neck_loss")(
-                    student, view, batch, clock, masks=masks
+                    student, view, batch, clock, masks=masks, factors=self._factors("neck_loss", maps)
                 )
             if "pred_loss" in wanted:
                 own = score_maps(None, student, "the student")[:count]
+                if not self.pred_gradient:
+                    own = [level.detach() for level in own]
                 losses[f"{teacher}.pred_loss"] = self._term(teacher, "pred_loss")(
                     student,
                     view,
@@ -107,13 +130,31 @@ class FrsMimicker(Mimicker):
                     students=self._scores(own),
                     teachers=self._scores(logits),
                     masks=masks,
+                    factors=self._factors("pred_loss", logits),
+                    kwargs=self.pred_kwargs,
                 )
         return losses
 
+    @property
+    def logged_only(self) -> Mapping[str, str]:
+        """pred_loss with `pred_gradient: false`."""
+        return {} if self.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
+
     def _scores(self, logits: list[Tensor]) -> list[Tensor]:
-        return logits if self.from_logits else [level.sigmoid() for level in logits]
+        return logits if self.compares_logits else [level.sigmoid() for level in logits]
+
+    def _factors(self, loss: str, maps: Sequence[Tensor]) -> list[float] | None:
+        """What makes of a mean over elements one over positions: the channels of each level.
+
+        maps: of the teacher; those of an adapted student have as many channels.
+        """
+        return [float(level.shape[1]) for level in maps] if self.by_positions[loss] else None
 
     def _term(self, teacher: str, name: str) -> Term:
         term = self.terms[f"{teacher}:{name}"]
         assert isinstance(term, Term)
         return term
+
+
+def _divides_by_mask(loss: LossSpec) -> bool:
+    return loss.type in ("l2_loss", "bce_loss") and not loss.kwargs.get("batch_mean", False)

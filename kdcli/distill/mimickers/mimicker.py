@@ -137,6 +137,11 @@ class Mimicker(nn.Module):
         """Whether any of its losses reads what the student shows."""
         return True
 
+    @property
+    def logged_only(self) -> Mapping[str, str]:
+        """Losses that are computed and move nothing, with the option that says so."""
+        return {}
+
     def student_end(self) -> tuple[str, nn.Module] | None:
         """The student's layer and what makes logits of its feature, where the method replaces the end."""
         return None
