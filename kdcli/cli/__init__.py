@@ -159,7 +159,14 @@ def validate(
     ],
     *,
     set_: Set = None,
-    files: Annotated[bool, typer.Option("--files", help="Look at data and weight files too.")] = False,
+    files: Annotated[
+        Literal["full", "quick"] | None,
+        typer.Option(
+            "--files",
+            metavar="[=quick]",
+            help="Look at data and weight files too; --files=quick: of the data at names and labels alone.",
+        ),
+    ] = None,
     format: Annotated[
         Literal["text", "concise", "json", "github", "sarif"], typer.Option(help="How findings are written.")
     ] = "text",
@@ -174,7 +181,12 @@ def validate(
 
     paths, changes = files_and_changes(specs)
     options = ValidateOptions(
-        format=format, strict=strict, quiet=quiet, files=files, plugins=tuple(plugin or [])
+        format=format,
+        strict=strict,
+        quiet=quiet,
+        files=files is not None,
+        quick=files == "quick",
+        plugins=tuple(plugin or []),
     )
     raise typer.Exit(run(paths, [*changes, *(set_ or [])], options))
 

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
-    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them."""
+    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them.
+
+    quick: of the data's files look at names and labels alone.
+    """
 
     format: DiagnosticFormat = "text"
     strict: bool = False
     quiet: bool = False
     files: bool = False
+    quick: bool = False
     plugins: tuple[str, ...] = ()
 
 
@@ -78,8 +82,19 @@ def examine(
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
     from kdcli.engine.check import CheckOptions, check
+    from kdcli.report.progress import progress
 
-    checked = check(parsed, CheckOptions(plugins=options.plugins, places=parsed.places, files=options.files))
+    with progress("looking at images") as told:
+        checked = check(
+            parsed,
+            CheckOptions(
+                plugins=options.plugins,
+                places=parsed.places,
+                files=options.files,
+                quick=options.quick,
+                told=told,
+            ),
+        )
     return [*found, *checked.findings], checked.plan
 
 

@@ -1,132 +1,132 @@
-"""What the files say of a spec's data, for `validate --files`: they exist, can be read, and fit."""
+"""What the files say of a spec's data, for `validate --files`: they exist, are whole, and fit."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from kdcli.data.build import build_loader, build_source, open_side
+from kdcli.data.check_images import Where, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
-from kdcli.data.files import FileImages
-from kdcli.data.image_readers import MISSING, opened
-from kdcli.data.sources import BadSample
+from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.scan import Told
+from kdcli.data.sources import BadSample, SampleSource, Source
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
 
-LOOKED_AT = 200
-"""So many image files, evenly spread over the list, have their headers read."""
-
-FEW = 20
-"""So many of a detector's images are compared with the size that the annotations say."""
-
-TOLD = 5
-"""So many bad ones are named."""
-
 
 def check_files(
-    part: DataPart, path: SpecPath, places: Places = HERE, *, train: bool = True
+    part: DataPart,
+    path: SpecPath,
+    places: Places = HERE,
+    *,
+    train: bool = True,
+    quick: bool = False,
+    told: Told | None = None,
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
-    Reads the lists whole, the headers of some images, and one sample through the transforms; a detector's
-    image files have all to be there.
+    Reads the lists whole, header and end of every image file, some images, and one sample through the
+    transforms. quick: names and labels alone, and the one sample. told: hears how far the reading is.
     """
     place = (*path, "dataset")
     try:
         source = build_source(part, train=train, path=path, places=places)
     except KdError as error:
         return _placed(error, place)
-    if isinstance(source, FileImages):
-        bad = _looked_at(len(source), LOOKED_AT, lambda index: opened(source.files[index]).close())
-        if bad:
-            return _told(bad, min(LOOKED_AT, len(source)), part, place)
-    found: list[Diagnostic] = []
-    if isinstance(source, CocoDataset):
-        found = _detector_images(source, part, place)
-        if any(finding.severity == "error" for finding in found):
-            return found
+    reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
+    where = Where(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
+    found = left_out(source, place)
+    known: frozenset[str] = frozenset()
+    if isinstance(source, CocoDataset) or getattr(source, "files", None):
+        findings, known = _files_of(source, where, quick, told)
+        found += findings
+    if not quick:
+        found += pixel_findings(source, where, known)
     try:
         side = open_side(_alone(part), train=train, path=path, places=places)
         build_loader(side, seed=0).close()
     except KdError as error:
-        return [*found, *_placed(error, place)]
+        found += _placed(error, place)
     return found
 
 
-def _alone(part: DataPart) -> DataPart:
-    """The same side without workers, and with nothing decoded beforehand."""
-    quick = part.dataloader.kwargs.model_copy(update={"num_workers": 0, "in_memory": False})
-    return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
+def left_out(source: Source, place: SpecPath) -> list[Diagnostic]:
+    """KD623 where files lie beside the images that are none of them."""
+    said = getattr(source, "left_out", None)
+    return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
 
 
-def _looked_at(count: int, most: int, look: Callable[[int], None]) -> list[BadSample]:
-    """What `look` raises for at most so many samples, evenly spread over all."""
+def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozenset()) -> list[Diagnostic]:
+    """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
+
+    known: files that are told of already.
+    """
+    if isinstance(source, SampleSource) and not isinstance(source, CocoDataset):
+        return []
     bad: list[BadSample] = []
-    for index in np.unique(np.linspace(0, count - 1, most).astype(int)).tolist() if count else ():
+    indices = spread(len(source), LOOKED_AT)
+    said = constant_images(_read(source, indices, bad))
+    found = told_of([error for error in bad if error.name not in known], len(indices), where)
+    if said is not None:
+        help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
+        found.append(
+            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=where.dataset)
+        )
+    return found
+
+
+def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Tensor]:
+    """The images as they are decoded; those that can't be are put into `bad`."""
+    for index in indices:
         try:
-            look(index)
+            yield source.pixels(index) if isinstance(source, CocoDataset) else source.read(index)
         except BadSample as error:
             bad.append(error)
-    return bad
 
 
-def _told(bad: Sequence[BadSample], looked_at: int, part: DataPart, place: SpecPath) -> list[Diagnostic]:
-    """KD511 for the first bad ones, and for how many there are."""
-    messages = [f"`{error.name}` can't be read: {error.reason}" for error in bad[:TOLD]]
-    if len(bad) > TOLD:
-        messages.append(f"{len(bad)} of {looked_at} images looked at can't be read")
-    return [_bad_image(message, part, place) for message in messages]
+def _files_of(
+    source: Any, where: Where, quick: bool, told: Told | None
+) -> tuple[list[Diagnostic], frozenset[str]]:
+    """The findings about the files of a CocoDataset, or of a source with `files` and `reader`.
 
-
-def _detector_images(source: CocoDataset, part: DataPart, place: SpecPath) -> list[Diagnostic]:
-    """KD511 for images that are missing, all in one, and for those looked at that are not as annotated."""
-    missing = _missing(source)
-    found = []
-    if missing:
-        names = ", ".join(f"`{name}`" for name in missing[:TOLD]) + (", ..." if len(missing) > TOLD else "")
-        where = " and ".join(f"`{root}`" for root in source.reader.roots)
-        counted = "1 image is" if len(missing) == 1 else f"{len(missing)} images are"
-        message = f"{counted} missing of {len(source)} in {where}: {names}"
-        found.append(_bad_image(message, part, place))
-    bad = _looked_at(len(source), FEW, source.look_at)
-    there = [error for error in bad if error.reason != MISSING]
-    return [*found, *_told(there, min(FEW, len(source)), part, place)]
-
-
-def _missing(source: CocoDataset) -> list[str]:
-    """The names of all images that lie in their folder, and whose file is not there."""
-    listed: dict[str, set[str]] = {}
-    missing = []
+    Also the files that they tell of.
+    """
+    files: list[str] = []
+    numbers: list[int] = []
+    outside: list[BadSample] = []
     for index in range(len(source)):
         try:
-            file = source.file(index)
-        except BadSample:
-            continue
-        folder, name = os.path.split(file)
-        if folder not in listed:
-            listed[folder] = _files_in(folder)
-        # The listing is quick and knows names by their bytes only: what it lacks is asked for.
-        if name not in listed[folder] and not os.path.exists(file):
-            missing.append(source.name(index))
-    return missing
+            files.append(source.file(index) if isinstance(source, CocoDataset) else source.files[index])
+            numbers.append(index)
+        except BadSample as error:
+            outside.append(error)
+    missing = missing_images(files, source.reader, where)
+    found = [*told_of(outside, len(source), where), *missing.findings]
+    known = missing.known | {error.name for error in outside}
+    if quick:
+        return found, known
+    there = [place for place, file in enumerate(files) if file not in known]
+    look = source.look_at if isinstance(source, CocoDataset) else None
+    scanned = scanned_images(
+        [files[place] for place in there],
+        source.reader,
+        where,
+        also=None if look is None else lambda number, image: look(numbers[there[number]], image),
+        told=told,
+    )
+    return [*found, *scanned.findings], known | scanned.known
 
 
-def _files_in(folder: str) -> set[str]:
-    """What lies in a folder but for links, whose targets may be gone; nothing where it can't be listed."""
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:
-        return set()
-
-
-def _bad_image(message: str, part: DataPart, place: SpecPath) -> Diagnostic:
-    skip = part.dataloader.kwargs.on_bad_sample == "skip"
-    return Diagnostic(code="KD511", message=message, severity="warning" if skip else "error", path=place)
+def _alone(part: DataPart) -> DataPart:
+    """The same side without workers, with nothing decoded beforehand; bad images are told of elsewhere."""
+    change = {"num_workers": 0, "in_memory": False, "on_bad_sample": "skip"}
+    quick = part.dataloader.kwargs.model_copy(update=change)
+    return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
 
 
 def _placed(error: KdError, place: SpecPath) -> list[Diagnostic]:

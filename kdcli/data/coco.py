@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from kdcli.data.categories import match
-from kdcli.data.coco_json import CocoFile, CocoImage, CocoImages, read_coco
+from kdcli.data.coco_json import CocoFile, CocoImages, read_coco
 from kdcli.data.detection_transforms import BoxTransform
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
-from kdcli.data.image_readers import PillowReader
+from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
 from kdcli.data.sources import BadSample
 from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
 from kdcli.data.transforms.pipeline import build_pipeline
@@ -74,7 +75,7 @@ class CocoDataset:
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
         """One sample, augmented."""
         image = self.images[index]
-        pixels = self._read(index)[None]
+        pixels = self.pixels(index)[None]
         boxes = [torch.from_numpy(image.boxes), torch.from_numpy(image.crowds)]
         scale = (1.0, 1.0)
         for number, transform in enumerate(self.transforms):
@@ -124,22 +125,33 @@ class CocoDataset:
             raise BadSample(name, "the name leads out of `image_dir`")
         return file
 
-    def look_at(self, index: int) -> None:
-        """Read an image's header; raises BadSample where it can't be read, or the annotations say otherwise."""
-        file = self.file(index)
-        _require_size(file, self.reader.size(file), self.images[index])
+    def look_at(self, index: int, header: Image.Image) -> None:
+        """Compare an opened image with the annotations; raises BadSample where they say another size."""
+        self._require_size(index, self.file(index), self.reader.size_of(header), orientation(header))
 
-    def _read(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor:
+        """The image before any transform, uint8 [C, H, W]; raises BadSample."""
         file = self.file(index)
         pixels = self.reader.read(file)
-        _require_size(file, (pixels.shape[1], pixels.shape[2]), self.images[index])
+        size = (pixels.shape[1], pixels.shape[2])
+        if size != (self.images[index].height, self.images[index].width):
+            with opened(file) as image:
+                self._require_size(index, file, size, orientation(image))
         return pixels
 
-
-def _require_size(file: str, size: tuple[int, int], image: CocoImage) -> None:
-    if size != (image.height, image.width):
-        said = f"the annotations say {image.height}x{image.width}"
-        raise BadSample(file, f"it is {size[0]}x{size[1]}, and {said}")
+    def _require_size(self, index: int, file: str, size: tuple[int, int], turn: int | None) -> None:
+        image = self.images[index]
+        said = (image.height, image.width)
+        if size == said:
+            return
+        reason = f"it is {size[0]}x{size[1]}, and the annotations say {said[0]}x{said[1]}"
+        if turn in LYING and size[::-1] == said:
+            turned, other = ("unturned", "fs_pillow") if self.reader.rotates else ("turned", "fs_opencv")
+            reason += (
+                f"; the file has EXIF orientation {turn}, and the annotations' size is that of the {turned} image,"
+                f" which `{other}` reads"
+            )
+        raise BadSample(file, reason)
 
 
 def coco(

@@ -6,7 +6,7 @@ is used as it is. Parts that do not depend on each other are all looked at befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,11 +62,16 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """plugins: packages that may be imported. places: where files are looked up. files: look at data, weights."""
+    """plugins: packages that may be imported. places: where files are looked up. files: look at data, weights.
+
+    quick: of the data's files look at names and labels alone. told: hears how far the look at files is.
+    """
 
     plugins: tuple[str, ...] = ()
     places: Places = HERE
     files: bool = False
+    quick: bool = False
+    told: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,9 @@ class _Rehearsal:
         nets = self.networks()
         samples = self.facts.num_samples
         if self.options.files:
-            self.findings.found += check_data_files(self.spec, self.options.places)
+            self.findings.found += check_data_files(
+                self.spec, self.options.places, quick=self.options.quick, told=self.options.told
+            )
             self.learn_from_files()
             samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:

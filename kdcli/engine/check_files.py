@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files as check_data_files
 from kdcli.data.facts import DataFacts
+from kdcli.data.scan import Told
 from kdcli.data.sources import SampleSource
 from kdcli.engine.build import task_kind, teacher_settings, weight_path
 from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
@@ -18,12 +19,14 @@ from kdcli.spec.places import Places
 from kdcli.spec.schema import Spec
 
 
-def check_data(spec: Spec, places: Places) -> list[Diagnostic]:
-    """What the data's files say, of both sides."""
+def check_data(
+    spec: Spec, places: Places, *, quick: bool = False, told: Told | None = None
+) -> list[Diagnostic]:
+    """What the data's files say, of both sides. quick, told: as in kdcli.data.check."""
     found = []
     for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
         path = ("dataset", "train" if train else "test")
-        found += check_data_files(part, path, places, train=train)
+        found += check_data_files(part, path, places, train=train, quick=quick, told=told)
     if task_kind(spec) == "detection":
         train_facts, test_facts = (_facts(spec, places, train=train) for train in (True, False))
         if train_facts is not None:

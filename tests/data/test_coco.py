@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from kdcli.data import IMAGE_READERS, check
+from kdcli.data import IMAGE_READERS
 from kdcli.data.build import build_source
 from kdcli.data.check import check_files
 from kdcli.data.coco import CocoDataset
@@ -300,9 +300,8 @@ def test_many_images_are_looked_for_in_a_moment(tmp_path: Path, monkeypatch: pyt
     def noted(file: str | Path) -> bool:
         return exists(file) if not str(file).endswith(".png") else bool(asked.append(str(file)))
 
-    monkeypatch.setattr(check.os.path, "exists", noted)
-    monkeypatch.setattr(CocoDataset, "look_at", lambda *_: None)
-    (found,) = check_files(part(tmp_path), ("dataset", "test"), train=False)
+    monkeypatch.setattr(os.path, "exists", noted)
+    (found,) = check_files(part(tmp_path), ("dataset", "test"), train=False, quick=True)
     assert "7 images are missing of 5000" in found.message and "`4997.png`, ..." in found.message
     assert len(asked) == 7
 
@@ -316,6 +315,36 @@ def test_a_header_tells_the_size_that_is_read(folder: Path, reader: str) -> None
     for name in ("turned.jpg", "3.png"):
         file = str(folder / name)
         assert made.size(file) == tuple(made.read(file).shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("reader", "which", "other"),
+    [("fs_pillow", "turned", "fs_opencv"), ("fs_opencv", "unturned", "fs_pillow")],
+)
+def test_an_orientation_that_explains_the_size_is_named(
+    folder: Path, reader: str, which: str, other: str
+) -> None:
+    # fs_pillow reads 20x30 of it and fs_opencv 30x20; the annotations say what the other one reads.
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
+    height, width = (30, 20) if reader == "fs_pillow" else (20, 30)
+    row = {"id": 3, "file_name": "turned.jpg", "height": height, "width": width}
+    (folder / "turned.json").write_text(json.dumps(annotations(images=[row], annotations=[])))
+    kwargs = {"meta_file": str(folder / "turned.json")}
+    component = {"type": reader, "kwargs": {"image_dir": str(folder)}}
+    made = make_part("coco", batch_size=1, image_reader=component, **kwargs)
+    found = [d.message for d in check_files(made, ("dataset", "test"), train=False) if d.code == "KD511"]
+    said = (
+        f"EXIF orientation 6, and the annotations' size is that of the {which} image, which `{other}` reads"
+    )
+    assert len(found) == 1 and said in found[0]
+    with pytest.raises(RunError, match="EXIF orientation 6"):
+        list(make_loader(made, train=False).batches(0))
+    row["width"] += 1
+    (folder / "turned.json").write_text(json.dumps(annotations(images=[row], annotations=[])))
+    found = [d.message for d in check_files(made, ("dataset", "test"), train=False) if d.code == "KD511"]
+    assert len(found) == 1 and "EXIF" not in found[0]
 
 
 def test_a_missing_file_and_no_boxes_at_all(folder: Path) -> None:

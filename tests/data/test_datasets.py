@@ -300,7 +300,7 @@ def test_check_files_finds_what_is_wrong(part: Any, tmp_path: Path) -> None:
     assert check_files(part("fake"), TRAIN) == []
     missing = check_files(part("fashion_mnist", root=str(tmp_path)), TRAIN)
     assert [d.code for d in missing] == ["KD506"]
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"not an image")
     (tmp_path / "list").write_text("good.png 0\nbad.png 1\ngone.png 2\n")
     reader = {"type": "fs_pillow", "kwargs": {"image_dir": str(tmp_path)}}
@@ -310,7 +310,9 @@ def test_check_files_finds_what_is_wrong(part: Any, tmp_path: Path) -> None:
 
     found = check_files(listed(), TRAIN)
     assert [d.code for d in found] == ["KD511", "KD511"] and found[0].path == (*TRAIN, "dataset")
-    assert "bad.png" in found[0].message and "gone.png" in found[1].message
+    assert f"1 image is missing of 3 in `{tmp_path}`: `gone.png`" in found[0].message
+    assert f"`{tmp_path}/bad.png` can't be read" in found[1].message
+    assert [d.message for d in check_files(listed(), TRAIN, quick=True)] == [found[0].message]
     assert {d.severity for d in check_files(listed(on_bad_sample="skip"), TRAIN)} == {"warning"}
     (tmp_path / "list").write_text("good.png 0\nother 1 x\n")
     assert [d.code for d in check_files(listed(), TRAIN)] == ["KD510"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -305,6 +307,8 @@ CASES: dict[str, Case] = {
         "mimic.student.mimic_name=[model.layer2]",
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
+    "KD520": listed("black.txt"),
+    "KD623": images("classes"),
     "KD624": folders("cats"),
     "KD621": Case(
         text=SPEC.replace(
@@ -334,15 +338,23 @@ def lay(folder: Path) -> None:
     (folder / f"{PLUGIN}.py").write_text(MODULE)
     pictures = folder / "images"
     pictures.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("L", (8, 8)).save(pictures / name)
+    levels = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    for name, turned in (("a.png", levels), ("b.png", levels.T)):
+        Image.fromarray(np.ascontiguousarray(turned)).save(pictures / name)
+    Image.new("L", (8, 8)).save(pictures / "black.png")
+    for kind, name in (("cat", "a.png"), ("dog", "b.png")):
+        (folder / "classes" / kind / ".ipynb_checkpoints").mkdir(parents=True)
+        shutil.copy(pictures / name, folder / "classes" / kind)
+    (folder / "classes/cat/._a.png").write_bytes(b"of macOS")
+    (folder / "classes/dog/notes.txt").write_text("on dogs")
     (pictures / "broken.png").write_bytes(b"no image")
     for side, names in {"pets": ("cat", "dog"), "hounds": ("cat", "hound"), "cats": ("cat",)}.items():
         for name in names:
             (folder / side / name).mkdir(parents=True)
-            Image.new("L", (8, 8)).save(folder / side / name / "a.png")
+            shutil.copy(pictures / ("a.png" if name == "cat" else "b.png"), folder / side / name / "a.png")
     lists = {
         "good": "a.png 0\nb.png 1\n",
+        "black": "black.png 0\nblack.png 1\n",
         "lines": "a.png 0\nb.png\n",
         "broken": "a.png 0\nbroken.png 1\n",
         "leads_out": "../a.png 0\n",
