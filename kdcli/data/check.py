@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from kdcli.data.build import build_loader, build_source, open_side
+from kdcli.data.build import build_loader
 from kdcli.data.check_images import Where, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.opened import OpenedData
 from kdcli.data.scan import Told
 from kdcli.data.sources import BadSample, SampleSource, Source
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
+
+Look = Literal["nothing", "start", "quick", "whole"]
+"""How far files are looked at: not at all; as `train` does, lists, labels and some images; of the data at names
+and labels alone; every image file's header and end."""
 
 
 def check_files(
     part: DataPart,
     path: SpecPath,
-    places: Places = HERE,
+    source_of: Callable[[], Source],
+    side_of: Callable[[], OpenedData],
     *,
-    train: bool = True,
-    quick: bool = False,
+    look: Look = "whole",
     told: Told | None = None,
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
-    Reads the lists whole, header and end of every image file, some images, and one sample through the
-    transforms. quick: names and labels alone, and the one sample. told: hears how far the reading is.
+    source_of, side_of: give its source, and with it what is true of it; raise KdError where it can't be opened.
+    Whatever `look`, one sample goes through the transforms. told: hears how far the reading is.
     """
     place = (*path, "dataset")
     try:
-        source = build_source(part, train=train, path=path, places=places)
+        source = source_of()
     except KdError as error:
         return _placed(error, place)
     reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
@@ -43,13 +47,12 @@ def check_files(
     found = left_out(source, place)
     known: frozenset[str] = frozenset()
     if isinstance(source, CocoDataset) or getattr(source, "files", None):
-        findings, known = _files_of(source, where, quick, told)
+        findings, known = _files_of(source, where, look != "whole", told)
         found += findings
-    if not quick:
+    if look != "quick":
         found += pixel_findings(source, where, known)
     try:
-        side = open_side(_alone(part), train=train, path=path, places=places)
-        build_loader(side, seed=0).close()
+        build_loader(replace(side_of(), part=_alone(part)), seed=0).close()
     except KdError as error:
         found += _placed(error, place)
     return found
