@@ -78,25 +78,25 @@ def evaluate(
 
     opened = run_or_spec(spec, changes, plugins, device)
     parsed = opened.parsed
-    from kdcli.engine.build import build_task
     from kdcli.engine.compare import compare
     from kdcli.engine.distributed import processes
-    from kdcli.engine.kept_detections import Keep
     from kdcli.engine.memory import memory_told
+    from kdcli.engine.sides import Sides
     from kdcli.report.comparison import comparison_text
+    from kdcli.tasks.keep import Keep
 
     with (
         located(parsed),
         memory_told(parsed.spec, "test"),
         processes(device or parsed.spec.runtime.device) as here,
     ):
+        sides = Sides(parsed.spec, opened.options.places)
         keep = Keep(predictions=save_predictions, pictures=show)
-        rows, notices = compare(parsed, opened.options, here, weights, keep)
+        rows, notices = compare(parsed, opened.options, here, weights, keep, sides)
     if here.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
-        primary = build_task(parsed.spec).primary
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=primary))
+        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
 
 
 @contextmanager

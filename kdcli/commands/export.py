@@ -69,13 +69,14 @@ def exported_text(done: Exported) -> str:
     inputs = json.loads(done.metadata["inputs"])
     shape = "x".join(map(str, json.loads(done.metadata["input_shape"])))
     sizes = "; `image_size` batch x 2: height and width without padding" if "image_size" in inputs else ""
-    what = "logits" if done.proof.boxes is None else f"{done.proof.boxes} boxes and scores"
+    outputs = json.loads(done.metadata["outputs"])
+    what = " and ".join(outputs) if done.proof.boxes is None else f"{done.proof.boxes} boxes and scores"
     alone = f", {done.proof.alone} boxes without a counterpart" if done.proof.boxes is not None else ""
     eager = f"eager student: {done.eager_latency_ms:.2f} ms"
     rows = [
         ("weights", done.source),
         ("input", f"`image` batch x {shape}{normalised}{sizes}"),
-        ("output", ", ".join(f"`{name}`" for name in json.loads(done.metadata["outputs"]))),
+        ("output", ", ".join(f"`{name}`" for name in outputs)),
         ("size", size(done.bytes)),
         (
             "largest difference",

@@ -24,12 +24,6 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import (
-    GT_FILE,
-    categories_of,
-    category_findings,
-    truth_findings,
-)
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
@@ -46,13 +40,9 @@ from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.spec.cache_rules import views_of
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import JobTeacher, ModuleSpec, Spec
-from kdcli.tasks import TASKS
+from kdcli.spec.places import Places
+from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
-
-POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
-"""What a classification student without a postprocess gets: cross entropy on its logits."""
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -86,10 +76,10 @@ def built(
         stack.callback(test_loader.close)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
-        known += fit_annotations(spec, facts, test_loader.facts, options.places)
+        task = sides.task
+        known += told_or_raised(task.agree(spec, facts, test_loader.facts, options.places))
         notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
-        task = build_task(spec, options.places)
-        student = build_student(spec, options)
+        student = build_student(task, spec, options)
         notices += load_pretrained(student, spec, options, folder)
         place(student, spec, processes)
         nets, hashes = build_teachers(spec, options, told=notices)
@@ -174,21 +164,6 @@ def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
     return list(dict.fromkeys(f"{one.message}; {one.help}" for one in found))
 
 
-def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, places: Places) -> list[str]:
-    """Notices of what the annotation files leave to be derived, and where the student has too many classes.
-
-    facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
-    wrong with the test annotations and the evaluator's `gt_file` (truth_findings).
-    """
-    if task_kind(spec) != "detection":
-        return []
-    findings = [
-        *category_findings(spec, facts),
-        *truth_findings(spec, categories_of(facts), test, places),
-    ]
-    return told_or_raised(findings)
-
-
 def told_or_raised(findings: list[Diagnostic]) -> list[str]:
     """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
@@ -244,35 +219,11 @@ def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
     )
 
 
-def build_task(spec: Spec, places: Places = HERE) -> Task:
-    """What the data's type and `runtime.task_names` say; places: where `gt_file` is looked up."""
-    kind = task_kind(spec)
-    evaluator = spec.dataset.test.dataset.kwargs.evaluator
-    kwargs = {} if evaluator is None else dict(evaluator.kwargs)
-    if isinstance(kwargs.get("gt_file"), str):
-        kwargs["gt_file"] = str(places.find(kwargs["gt_file"], GT_FILE))
-    task: Task = TASKS[kind].load()(**kwargs)
-    return task
-
-
-def task_kind(spec: Spec) -> str:
-    """`classification` or `detection`."""
-    return "detection" if spec.detects else "classification"
-
-
-def student_modules(spec: Spec) -> tuple[ModuleSpec, ...]:
-    """`net`, with the implicit post-process of a classifier that has none."""
-    has_loss = any(module.type.endswith("_postprocess") for module in spec.net)
-    if task_kind(spec) == "classification" and not has_loss:
-        return (*spec.net, POST_PROCESS)
-    return spec.net
-
-
-def build_student(spec: Spec, options: RunOptions) -> Network:
+def build_student(task: Task, spec: Spec, options: RunOptions) -> Network:
     """The student from the seed alone; leaves the main generator seeded for adapters and methods."""
     torch.manual_seed(spec.runtime.random_seed)
     return build_network(
-        student_modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
+        task.modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
     )
 
 

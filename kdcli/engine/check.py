@@ -21,12 +21,9 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.engine.build import (
-    build_task,
     pixel_change,
     run_name,
     run_root,
-    student_modules,
-    task_kind,
     teacher_settings,
 )
 from kdcli.engine.check_files import check_data as check_data_files
@@ -38,7 +35,7 @@ from kdcli.engine.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
 from kdcli.engine.rehearsal import rehearse
-from kdcli.engine.sample import USUAL_SIZE, channels_of, sample_of
+from kdcli.engine.sample import channels_of, sample_of
 from kdcli.engine.sides import Sides
 from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import (
@@ -55,6 +52,7 @@ from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec, Spec
+from kdcli.tasks.task import Task
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
 """torch's words where a map has become smaller than what a layer reads."""
@@ -87,14 +85,15 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
     On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
     goes on with the data.
     """
-    mode = None if task_kind(parsed.spec) == "detection" else fake_mode()
-    data = data_facts(parsed.spec, options, sides or Sides(parsed.spec, options.places))
-    rehearsal = _Rehearsal(parsed, options, data, mode)
+    sides = sides or Sides(parsed.spec, options.places)
+    mode = None if sides.task.rehearses == "real" else fake_mode()
+    data = data_facts(parsed.spec, options, sides)
+    rehearsal = _Rehearsal(parsed, options, sides.task, data, mode)
     with torch.random.fork_rng(devices=[]):
         try:
             plan = rehearsal.run()
         except NOT_FAKE:
-            rehearsal = _Rehearsal(parsed, options, data, None)
+            rehearsal = _Rehearsal(parsed, options, sides.task, data, None)
             plan = rehearsal.run()
     found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
@@ -146,14 +145,20 @@ class _Rehearsal:
     """
 
     def __init__(
-        self, parsed: ParsedSpec, options: CheckOptions, data: DataSeen, mode: FakeTensorMode | None
+        self,
+        parsed: ParsedSpec,
+        options: CheckOptions,
+        task: Task,
+        data: DataSeen,
+        mode: FakeTensorMode | None,
     ) -> None:
         self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
+        self.task = task
         self.findings = Findings()
         self.flops: dict[str, int] = {}
         self.data = data
         self.facts = data.train
-        self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
+        self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": task.modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
 
@@ -173,7 +178,7 @@ class _Rehearsal:
                 self.findings.found += check_warm_ups(self.spec, stages)
             if len(nets) < len(self.lists):
                 return None
-            batch = sample_of(self.spec, self.facts, channels_of(nets["net"]))
+            batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
             wired = self.wire(nets, batch, stack)
             if wired is None:
                 self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
@@ -280,7 +285,7 @@ class _Rehearsal:
             return found
         height, width = batch["image"].shape[-2:]
         what, then = "", "let the transforms make them larger, or choose another network"
-        if task_kind(self.spec) == "detection":
+        if self.task.own_size:
             what = ", at which it is checked,"
             then = "on larger ones `kdcli train` may still run it"
         help = f"images of {height}x{width}{what} may be too small for the network: {then}"
@@ -288,8 +293,7 @@ class _Rehearsal:
 
     def check_classes(self, view: View) -> None:
         """The student's outputs against the data; an unknown number of classes is taken from the logits."""
-        task = build_task(self.spec, self.options.places)
-        self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.data.test)
+        self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
         logits = view.outputs.get("logits")
         if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
             self.facts = replace(self.facts, num_classes=logits.shape[1])
@@ -306,7 +310,6 @@ class _Rehearsal:
     ) -> Plan | None:
         """What would run on one process."""
         networks = []
-        detects = task_kind(self.spec) == "detection"
         with self.findings.part():
             student = nets["net"].eval()
             work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
@@ -320,8 +323,8 @@ class _Rehearsal:
                     runs_until=teachers[name].taps.stopped_at if name in teachers else None,
                 )
             )
-        if self.facts.shape is None and not detects:
-            self.findings.found.append(_unknown_size())
+        if self.facts.shape is None and not self.task.own_size:
+            self.findings.found.append(_unknown_size(*batch["image"].shape[-2:]))
         runtime, trainer = self.spec.runtime, self.spec.trainer
         in_steps = trainer.max_iter is not None or (stages and self.spec.mimic and self.spec.mimic.stages)
         total = sum(stage.steps for stage in stages)
@@ -349,11 +352,11 @@ def _without_images(text: str) -> Diagnostic:
     return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
 
 
-def _unknown_size() -> Diagnostic:
+def _unknown_size(height: int, width: int) -> Diagnostic:
     return Diagnostic(
         code="KD620",
         severity="warning",
-        message=f"the size of the images can't be told from the spec: checked at {USUAL_SIZE}x{USUAL_SIZE}",
+        message=f"the size of the images can't be told from the spec: checked at {height}x{width}",
         help="end the transformer with a crop or a resize to (height, width)",
         path=("dataset", "train", "dataset"),
     )

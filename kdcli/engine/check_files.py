@@ -10,8 +10,7 @@ from kdcli.data.check import check_files as check_data_files
 from kdcli.data.facts import DataFacts
 from kdcli.data.scan import Told
 from kdcli.data.sources import SampleSource
-from kdcli.engine.build import task_kind, teacher_settings, weight_path
-from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
+from kdcli.engine.build import teacher_settings, weight_path
 from kdcli.engine.sides import Sides
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
@@ -33,17 +32,11 @@ def check_data(sides: Sides, *, look: Look = "whole", told: Told | None = None) 
             look=look,
             told=told,
         )
-    if task_kind(sides.spec) == "detection":
-        train_facts, test_facts = (_facts(sides, train) for train in (True, False))
-        if train_facts is not None:
-            found += category_findings(sides.spec, train_facts)
-        training = None if train_facts is None else categories_of(train_facts)
-        found += truth_findings(sides.spec, training, test_facts, sides.places)
-    return found
+    return [*found, *sides.task.agree(sides.spec, _facts(sides, True), _facts(sides, False), sides.places)]
 
 
 def _facts(sides: Sides, train: bool) -> DataFacts | None:
-    """What one side's annotations say; None where they can't be read."""
+    """What one side's own file says; None where that can't be read, or images come without one."""
     try:
         source = sides.source(train)
     except KdError:

@@ -17,21 +17,17 @@ from kdcli.distill.deployed import DeployedStudent
 from kdcli.engine.anatomy import find_classifier
 from kdcli.engine.build import (
     build_data,
-    build_task,
     file_notices,
     pixel_change,
     run_root,
-    task_kind,
     teacher_settings,
     weight_path,
 )
-from kdcli.engine.check_categories import training_categories, truth_findings
 from kdcli.engine.checkpoint import checkpoints, newest_valid
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
-from kdcli.engine.kept_detections import Keep, Pictures
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
@@ -44,10 +40,8 @@ from kdcli.models.weight_files import find_file
 from kdcli.models.weights import fit_weights, load_weights
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.tasks.classification.metrics import agreement_sums
-from kdcli.tasks.detection.predictions import answers_with_boxes
-from kdcli.tasks.detection.task import DetectionMeter
-from kdcli.tasks.task import Meter
+from kdcli.tasks.keep import Keep
+from kdcli.tasks.task import Drawing, Meter, Task
 
 LATENCY_SECONDS = 0.5
 
@@ -68,9 +62,7 @@ class Contender:
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
-        if answers_with_boxes(result):
-            return result
-        return {key: value for key, value in result.items() if key != "dt_bboxes"}
+        return result
 
 
 def compare(
@@ -79,26 +71,29 @@ def compare(
     processes: Processes,
     weights: Path | None,
     keep: Keep | None = None,
+    sides: Sides | None = None,
 ) -> tuple[list[Comparison], list[Notice]]:
     """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
 
-    weights: a file for the student in place of the run's own. keep: what to leave on disk of detectors.
-    Raises RunError KD719 where there are no weights for the student, SpecError where the test annotations
-    are none to measure by (truth_findings).
+    weights: a file for the student in place of the run's own. keep: what to leave on disk. sides: of a caller
+    that asks for the task too. Raises RunError KD719 where there are no weights for the student, SpecError
+    where the test data is none to measure by (Task.check_truth).
     """
     spec = parsed.spec
     keep = keep or Keep()
-    keep.require_detector(task_kind(spec))
+    sides = sides or Sides(spec, options.places)
+    task = sides.task
+    keep.require(task)
     require_weights(parsed, weights)
     told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(Sides(spec, options.places).test_of_run(run_root(parsed)), spec, processes)
-    findings = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
+    loader = build_data(sides.test_of_run(run_root(parsed)), spec, processes)
+    findings = task.check_truth(spec, loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):
         loader.close()
         raise SpecError(findings)
-    student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    student, notices = student_of(task, parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
     told += [finding.message for finding in findings]
     notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
@@ -112,24 +107,21 @@ def compare(
             notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
     for contender in contenders:
         contender.net.to(processes.device).eval()
-    task = build_task(spec, options.places)
-    pictures = Pictures(keep.pictures if processes.speaks else None, loader.facts)
+    drawing: Drawing | None = None
+    if task.kept is not None and keep.pictures is not None and processes.speaks:
+        drawing = task.kept.drawing(keep.pictures, loader.facts)
     cast = autocast_for(student_precision(spec.runtime), processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
-    sums, agreement = _measure(contenders, loader.batches(0), meters, processes, cast, pictures)
+    sums, agreement = _measure(task, contenders, loader.batches(0), meters, processes, cast, drawing)
     metrics = {name: meters[name].result(found) for name, found in sums.items()}
     for name, found in sums.items():
         told = unanswered(name, meters[name], found, processes, loader)
         notices += [Notice(message=message, level="warning") for message in told]
-    if keep.predictions is not None and processes.speaks:
-        rows_of = {
-            n: m.predictions(sums[n])
-            for n, m in meters.items()
-            if isinstance(m, DetectionMeter) and n in sums
-        }
-        notices += [Notice(message=f"predictions: {path}") for path in keep.save(rows_of)]
-    if pictures.drawn:
-        notices.append(Notice(message=f"{pictures.drawn} pictures: {keep.pictures}"))
+    if task.kept is not None and keep.predictions is not None and processes.speaks:
+        predictions = {name: task.kept.rows(meters[name], found) for name, found in sums.items()}
+        notices += [Notice(message=f"predictions: {path}") for path in keep.save(task.kept, predictions)]
+    if drawing is not None and drawing.drawn:
+        notices.append(Notice(message=f"{drawing.drawn} pictures: {keep.pictures}"))
     sample = dict(next(loader.batches(0)))
     loader.close()
     rows = [
@@ -146,6 +138,7 @@ def used_teachers(spec: Spec) -> list[str]:
 
 
 def student_of(
+    task: Task,
     parsed: ParsedSpec,
     options: RunOptions,
     weights: Path | None,
@@ -153,7 +146,7 @@ def student_of(
     facts: DataFacts,
 ) -> tuple[Contender, list[Notice]]:
     """The student with `weights`, else the best it was in its run, else the last."""
-    net, trainee = rebuild(parsed.spec, options, small(sample), facts)
+    net, trainee = rebuild(task, parsed.spec, options, small(sample), facts)
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
@@ -205,12 +198,13 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
 
 @torch.no_grad()
 def _measure(
+    task: Task,
     contenders: list[Contender],
     batches: Any,
     meters: Mapping[str, Meter],
     processes: Processes,
     cast: torch.autocast | None,
-    pictures: Pictures,
+    drawing: Drawing | None,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Each network's summed measures, and each teacher's agreement with the student, in one pass.
 
@@ -228,24 +222,23 @@ def _measure(
                 with cast:
                     outputs = contender.outputs(batch)
             answers[contender.name] = outputs
-            if "logits" in outputs or "dt_bboxes" in outputs:
+            if task.answers(outputs):
                 meters[contender.name].update(outputs, batch)
                 headed.add(contender.name)
-        pictures.draw(answers, batch)
-        shown = {name: outputs["logits"] for name, outputs in answers.items() if "logits" in outputs}
-        for contender in contenders[1:]:
-            name = contender.name
-            if name in shown and shown[name].shape == shown["student"].shape:
-                found = agreement_sums(shown["student"], shown[name])
+        if drawing is not None:
+            drawing.draw(answers, batch)
+        for name in [contender.name for contender in contenders[1:]]:
+            found = None if task.agreement is None else task.agreement.sums(answers["student"], answers[name])
+            if found is not None:
                 sums[name] = sums[name] + found if name in sums else found
     total = {
         name: processes.sum(meter.sums()) for name, meter in meters.items() if processes.any(name in headed)
     }
     agreement = {}
     for name, found in sums.items():
-        count, equal, divergence = processes.sum(found).tolist()
-        if count:
-            agreement[name] = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
+        figures = task.agreement.result(processes.sum(found)) if task.agreement is not None else None
+        if figures is not None:
+            agreement[name] = figures
     return total, agreement
 
 

@@ -78,4 +78,4 @@ def unanswered(name: str, meter: Meter, sums: Tensor, processes: Processes, load
     first = ", ".join(f"`{loader.name_of(sample)}`" for sample in samples[:3])
     which = f" ({first}{', ...' if count > 3 else ''})" if first else ""
     what = "1 sample" if count == 1 else f"{count:,} samples"
-    return [f"{name} gives logits that are not finite (NaN or infinite) for {what}{which}: counted as wrong"]
+    return [f"{name} {meter.unusable} for {what}{which}: counted as wrong"]

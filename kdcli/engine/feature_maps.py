@@ -11,9 +11,9 @@ from torch import Tensor
 from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps
 from kdcli.engine.compare import Contender
-from kdcli.engine.pictures import image_uri, map_uri
 from kdcli.engine.wiring import jobs_of
 from kdcli.spec.schema import Spec
+from kdcli.tasks.pictures import image_uri, map_uri
 
 PAIRS, PAIR_IMAGES = 6, 4
 

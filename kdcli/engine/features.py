@@ -19,12 +19,13 @@ from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
 from kdcli.engine.flops import FlopCount, TooMuch, every_layer_runs
 from kdcli.engine.rehearsal import rehearse
-from kdcli.engine.sample import channels_of, classification_sample, detection_sample
+from kdcli.engine.sample import channels_of
 from kdcli.engine.wiring import small
 from kdcli.errors import UsageError, did_you_mean
 from kdcli.models.network import build_network
 from kdcli.spec.networks import ParsedNetworks
-from kdcli.spec.schema import DETECTION_DATA
+from kdcli.tasks.build import task_for
+from kdcli.tasks.task import Task
 
 Size = tuple[int, int, int]
 
@@ -65,16 +66,17 @@ def inspect(
     `net` runs in training mode as it would be trained, teachers in evaluation mode; on real images
     where that is quick, else on fake ones unless its code needs values.
     """
-    if _detects(parsed):
-        return _inspect(parsed, size, plugins, fake=False)
+    task = task_for(parsed.runtime, parsed.train)
+    if task.rehearses == "real":
+        return _inspect(task, parsed, size, plugins, fake=False)
     try:
-        return _inspect(parsed, size, plugins, fake=False, most=QUICK)
+        return _inspect(task, parsed, size, plugins, fake=False, most=QUICK)
     except (TooMuch, MemoryError):
         pass
     try:
-        return _inspect(parsed, size, plugins, fake=True)
+        return _inspect(task, parsed, size, plugins, fake=True)
     except NOT_FAKE:
-        return _inspect(parsed, size, plugins, fake=False)
+        return _inspect(task, parsed, size, plugins, fake=False)
 
 
 def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[str, Sequence[Layer]]:
@@ -101,11 +103,8 @@ def _ends(path: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _detects(parsed: ParsedNetworks) -> bool:
-    return parsed.train is not None and parsed.train.dataset.type in DETECTION_DATA
-
-
 def _inspect(
+    task: Task,
     parsed: ParsedNetworks,
     size: Size | None,
     plugins: Sequence[str],
@@ -117,21 +116,25 @@ def _inspect(
     if size is not None:
         facts = DataFacts(shape=size)
     mode = fake_mode() if fake else None
+    real = task.rehearses == "real"
     found = {}
     for name, modules in parsed.networks.items():
         path = parsed.path(name)
-        with nullcontext() if _detects(parsed) else Unfilled():
+        with nullcontext() if real else Unfilled():
             net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
         if mode is not None:
             to_fake(net, mode)
-        elif not _detects(parsed):
+        elif not real:
             to_zero(net)
         net.train(name == "net")
         with mode or nullcontext():
-            if _detects(parsed):
-                batch = detection_sample(modules, aligned=parsed.runtime.aligned)
-            else:
-                batch = classification_sample(parsed.train, facts, channels_of(net))
+            batch = task.sample(
+                parsed.train,
+                facts,
+                channels=channels_of(net),
+                modules=modules,
+                aligned=parsed.runtime.aligned,
+            )
             if most is not None and not net.training:
                 batch = small(batch, 1)
             found[name] = rehearse(lambda: layers_of(net, batch, most), net, batch, modules, path)  # noqa: B023

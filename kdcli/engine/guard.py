@@ -22,7 +22,6 @@ from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import require
 from kdcli.errors import Diagnostic, RunError, SpecPath
-from kdcli.tasks.detection.predictions import answers_with_boxes
 
 BATCHES = 20
 TEACHER_SAMPLES = 512
@@ -139,8 +138,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
             with torch.no_grad():
                 outputs = teacher.outputs(probe)
-            detects = answers_with_boxes(outputs) and _has_weights(run, name)
-            if not classes or not ("logits" in outputs or detects):
+            if not run.task.judges(outputs, run.facts, weights=_has_weights(run, name)):
                 continue
             metrics = evaluate(
                 teacher.outputs,
@@ -170,7 +168,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
 
 
 def _has_weights(run: Run, name: str) -> bool:
-    """Whether a job says where the teacher's weights are; a detector without is random, and says so."""
+    """Whether a job says where the teacher's weights are."""
     jobs = run.wiring.jobs.values()
     return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 
@@ -282,12 +280,7 @@ def _why_not_finite() -> str:
 def _why_zero(run: Run, name: str) -> str:
     job_name, _, rest = name.partition(".")
     if job_name == "task":
-        if run.parsed.spec.detects:
-            return (
-                "no object of the batch can be matched: are there boxes, and are the images not too thin or too "
-                "small for the anchors?"
-            )
-        return "its own `loss_weight` is 0, or a ReLU of the student cuts everything off"
+        return run.task.why_zero
     if job_name in run.wiring.jobs:
         job = run.wiring.jobs[job_name]
         method = run.trainee.mimickers[job_name]

@@ -19,17 +19,18 @@ from kdcli.losses import LOSSES
 from kdcli.losses.simkd import SimKD
 from kdcli.models.network import Network
 from kdcli.spec.schema import Spec
+from kdcli.tasks.task import Task
 
 
 def rebuild(
-    spec: Spec, options: RunOptions, sample: Mapping[str, Any], facts: DataFacts
+    task: Task, spec: Spec, options: RunOptions, sample: Mapping[str, Any], facts: DataFacts
 ) -> tuple[Network | DeployedStudent, Trainee]:
     """What is deployed, with random weights, and the trainee that holds it; both on the CPU.
 
     sample: a small batch of the data. Teachers are built only where a job gives the student another end,
     and their weights are not read: what of them is deployed is in the student's own file.
     """
-    student = build_student(spec, options)
+    student = build_student(task, spec, options)
     losses = [loss.type for job in jobs_of(spec).values() for loss in job.losses.values()]
     if not any(LOSSES[name].load() is SimKD for name in losses):
         return student, Trainee(student, None, {}, {})

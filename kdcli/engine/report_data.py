@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.loaders import Loader
-from kdcli.engine.answers import MOST_CLASSES, Answers
-from kdcli.engine.build import build_data, build_task, run_root, task_kind
+from kdcli.engine.build import build_data, run_root
 from kdcli.engine.checkpoint import write_whole
 from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
 from kdcli.engine.distributed import Processes, to_device
@@ -25,21 +24,17 @@ from kdcli.engine.folder import RunFolder
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
-from kdcli.engine.scenes import scenes
 from kdcli.engine.sides import Sides
 from kdcli.engine.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
 from kdcli.engine.wiring import small
 from kdcli.errors import KdError
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import Spec
-from kdcli.tasks.classification.metrics import agreement_sums
+from kdcli.tasks.task import Answered, Forward, Task
 
 VERSION = 1
 IMAGES, SECONDS = 2000, 30.0
 """How many test images are answered, and how long that may take."""
 CKA_IMAGES, CKA_SECONDS, CKA_BATCH = 512, 20.0, 64
-SCENES = 8
-"""How many images are shown with boxes."""
 LATENCY_SECONDS = 0.2
 
 
@@ -59,20 +54,21 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    opened = Sides(spec, options.places).test_of_run(run_root(parsed))
+    sides = Sides(spec, options.places)
+    opened = sides.test_of_run(run_root(parsed))
     loader = build_data(opened, spec, Processes(device=device))
     try:
-        return _collect(parsed, options, device, loader)
+        return _collect(sides.task, parsed, options, device, loader)
     finally:
         loader.close()
 
 
 def _collect(
-    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader
+    task: Task, parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader
 ) -> tuple[dict[str, Any], list[Notice]]:
     spec, facts = parsed.spec, loader.facts
     sample = dict(next(loader.batches(0)))
-    student, notices = student_of(parsed, options, None, sample, facts)
+    student, notices = student_of(task, parsed, options, None, sample, facts)
     notices = [notice for notice in notices if notice.level == "warning"]
     contenders = [student]
     for name in used_teachers(spec):
@@ -84,16 +80,15 @@ def _collect(
     for contender in contenders:
         contender.net.to(device).eval()
     cast = autocast_for(student_precision(spec.runtime), device)
-    data: dict[str, Any] = {"version": VERSION, "primary": build_task(spec).primary}
-    if task_kind(spec) == "detection":
+    data: dict[str, Any] = {"version": VERSION, "primary": task.primary}
+    networks = {contender.name: _forward(contender, cast) for contender in contenders}
+    batches = _first(loader, device, IMAGES, SECONDS)
+    shown = Answered(sections={}) if task.report is None else task.report.answered(networks, batches, facts)
+    if shown is not None:
         recorded = _recorded(run_root(parsed))
-        data["detections"] = scenes(contenders, to_device(small(sample, SCENES), device), facts)
-        data["comparison"] = [
-            asdict(row_of(one, recorded.get(one.name, {}), None, sample, seconds=LATENCY_SECONDS))
-            for one in contenders
-        ]
+        data |= {"comparison": _rows(contenders, shown, recorded, sample), **shown.sections}
+    if task.report is None or not task.report.layers:
         return data, notices
-    data |= _answered(contenders, spec, loader, device, cast, sample, _recorded(run_root(parsed)))
     for contender in contenders:
         contender.net.to(device)
     batch = to_device(small(sample, CKA_BATCH), device)
@@ -102,69 +97,32 @@ def _collect(
     return data, notices
 
 
-def _answered(
-    contenders: list[Contender],
-    spec: Spec,
-    loader: Loader,
-    device: torch.device,
-    cast: torch.autocast | None,
-    sample: dict[str, Any],
-    recorded: Mapping[str, dict[str, float]],
-) -> dict[str, Any]:
-    """One pass over the first test images: comparison, accuracy by class, reliability, disagreements.
+def _forward(contender: Contender, cast: torch.autocast | None) -> Forward:
+    """From a batch to the network's outputs, in its precision, without gradients."""
 
-    recorded: metrics of the whole test data by network, which stand where the pass has seen a part.
-    """
-    task = build_task(spec)
-    meters = {contender.name: task.meter(loader.facts) for contender in contenders}
-    agreement: dict[str, Tensor] = {}
-    answers: Answers | None = None
-    seen = 0
-    for batch in _first(loader, device, IMAGES, SECONDS):
-        shown: dict[str, Tensor] = {}
+    def forward(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.no_grad(), cast or nullcontext():
-            for contender in contenders:
-                outputs = contender.outputs(batch)
-                if "logits" in outputs:  # a teacher whose list ends early has none
-                    shown[contender.name] = outputs["logits"]
-        seen += len(batch["labels"])
-        if batch["labels"].dim() != 1 or not isinstance(shown.get("student"), Tensor):
-            return {}  # several heads: no one answer to show
-        for name, logits in shown.items():
-            meters[name].update({"logits": logits}, batch)
-        alike = {name: logits for name, logits in shown.items() if logits.shape == shown["student"].shape}
-        for name, logits in alike.items():
-            if name != "student":
-                found = agreement_sums(shown["student"], logits).cpu()
-                agreement[name] = agreement[name] + found if name in agreement else found
-        if answers is None:
-            answers = Answers(list(alike), shown["student"].shape[1])
-        answers.update(alike, batch["image"], batch["labels"])
-    assert answers is not None, "a test side has at least one batch"
-    whole = seen >= (loader.facts.num_samples or 0)
+            return contender.outputs(batch)
+
+    return forward
+
+
+def _rows(
+    contenders: list[Contender],
+    shown: Answered,
+    recorded: Mapping[str, dict[str, float]],
+    sample: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The comparison. recorded: metrics of the whole test data, which stand where a part has been answered."""
     rows = []
     for contender in contenders:
         name = contender.name
-        metrics = meters[name].result(meters[name].sums()) if name in shown else {}
-        if not whole:
+        metrics = shown.metrics.get(name, {})
+        if not shown.whole:
             metrics = recorded.get(name, metrics)
-        agreed = None
-        if name in agreement:
-            count, equal, divergence = agreement[name].tolist()
-            if count:
-                agreed = {"same_top1": 100.0 * equal / count, "mean_kl": divergence / count}
-        rows.append(asdict(row_of(contender, metrics, agreed, sample, seconds=LATENCY_SECONDS)))
-    facts = loader.facts
-    named = facts.class_names if len(facts.class_names or ()) == answers.num_classes else None
-    classes = named or tuple(str(index) for index in range(answers.num_classes))
-    sections = {
-        "comparison": rows,
-        "reliability": answers.reliability(),
-        "disagreements": answers.disagreements(classes, facts.mean, facts.std),
-    }
-    if answers.num_classes <= MOST_CLASSES:
-        sections["class_accuracy"] = answers.class_accuracy(classes)
-    return sections
+        row = row_of(contender, metrics, shown.agreement.get(name), sample, seconds=LATENCY_SECONDS)
+        rows.append(asdict(row))
+    return rows
 
 
 def _first(loader: Loader, device: torch.device, images: int, seconds: float) -> Iterator[dict[str, Any]]:

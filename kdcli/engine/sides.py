@@ -1,4 +1,4 @@
-"""Both sides of a spec's data, each opened once a command, whoever asks for it first."""
+"""Both sides of a spec's data, each opened once a command, whoever asks for it first; and what they are for."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import numbered_like
 from kdcli.data.opened import OpenedData
 from kdcli.data.sources import Source
-from kdcli.engine.check_categories import training_categories
 from kdcli.engine.folder import recorded_classes
 from kdcli.errors import KdError, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, Spec
+from kdcli.tasks.build import build_task
 
 T = TypeVar("T")
 
 
 class Sides:
-    """The training and the test data of a spec.
+    """The training and the test data of a spec. task: what is to be learnt from them.
 
     What could not be opened raises the same KdError whenever it is asked for.
     """
 
     def __init__(self, spec: Spec, places: Places) -> None:
         self.spec, self.places = spec, places
+        self.task = build_task(spec, places)
         self._found: dict[tuple[str, bool], object] = {}
 
     def part(self, train: bool) -> DataPart:
@@ -77,7 +78,7 @@ class Sides:
             path=_path(train),
             places=self.places,
             aligned=self.spec.runtime.aligned,
-            classes=None if train else training_categories(self.spec, self.places),
+            classes=None if train else self.task.training_classes(self.spec, self.places),
         )
 
     def _opened(self, train: bool) -> OpenedData:

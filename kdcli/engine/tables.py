@@ -10,6 +10,7 @@ from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.models import MODULES
 from kdcli.spec.resolve import Tables
+from kdcli.tasks import TASKS
 
 
 def tables(plugins: Sequence[str] = ()) -> Tables:
@@ -25,5 +26,6 @@ def tables(plugins: Sequence[str] = ()) -> Tables:
         image_readers=IMAGE_READERS,
         samplers=SAMPLERS,
         evaluators=EVALUATORS,
+        tasks=TASKS,
         plugins=plugins,
     )

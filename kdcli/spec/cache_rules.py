@@ -32,7 +32,7 @@ def check_caches(spec: Spec) -> Iterator[Diagnostic]:
     for name, (path, cache) in caches.items():
         why = _unfit(spec, name)
         if why is not None:
-            yield _error(path, "KD550", f"`{name}` can't be cached: {why[0]}", why[1])
+            yield unfit(name, path, *why)
         first = next(iter(caches.values()))[1]
         if cache.views != first.views:
             yield _error(
@@ -41,6 +41,11 @@ def check_caches(spec: Spec) -> Iterator[Diagnostic]:
                 f"`{name}` has {cache.views} views and another teacher's cache {first.views}",
                 "both see the pixels that the student sees: give every cache the same `views`",
             )
+
+
+def unfit(name: str, path: SpecPath, why: str, help: str) -> Diagnostic:
+    """KD550 for a teacher; path: of its cache."""
+    return _error(path, "KD550", f"`{name}` can't be cached: {why}", help)
 
 
 def _unfit(spec: Spec, name: str) -> tuple[str, str] | None:
@@ -56,11 +61,6 @@ def _unfit(spec: Spec, name: str) -> tuple[str, str] | None:
         return (
             f"`{mixing.type}` mixes the samples of a batch, and batches are new in every epoch",
             "leave `batch_fn` or `cache` out",
-        )
-    if spec.detects:
-        return (
-            "images of a detector are padded to the largest of their batch",
-            "leave `cache` out",
         )
     if spec.trainer.parallel == "fsdp":
         return (

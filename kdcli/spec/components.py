@@ -11,7 +11,7 @@ from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from .arguments import check_arguments
 from .schema import Component
 from .signatures import signature
-from .tables import Table, Target
+from .tables import Table, Target, TaskRecord
 from .torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 
 
@@ -32,6 +32,7 @@ class Tables:
     image_readers: Table = field(default_factory=dict)
     samplers: Table = field(default_factory=dict)
     evaluators: Table | Collection[str] = field(default_factory=dict)
+    tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
     optimizers: Collection[str] = OPTIMIZERS
     schedulers: Collection[str] = SCHEDULERS
     hooks: Collection[str] = HOOKS

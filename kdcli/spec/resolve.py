@@ -8,13 +8,14 @@ from typing import Any
 from kdcli.errors import Diagnostic, SpecPath
 
 from .arguments import check_arguments
+from .cache_rules import caches_of, unfit
 from .cautions import check_cautions
 from .components import Tables, check_against, check_component, suggest
 from .parse import ParsedSpec, once
 from .resolve_jobs import check_jobs
 from .schema import DataPart, ModuleSpec, Spec
 from .signatures import signature
-from .tables import Target
+from .tables import Target, task_of
 
 __all__ = ["Tables", "check_network", "check_part", "check_references"]
 
@@ -31,6 +32,7 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
         *check_part(spec.dataset.train, ("dataset", "train"), tables),
         *check_part(spec.dataset.test, ("dataset", "test"), tables),
         *_training(spec, tables),
+        *_task(spec, tables),
         *(check_jobs(spec, tables) if spec.distils else ()),
         *check_cautions(spec, tables.hooks),
     ]
@@ -150,6 +152,19 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
     if batch_fn is not None:
         where = (*path, "dataloader", "kwargs", "batch_fn")
         yield from check_component(batch_fn, where, tables.batch_fns, "KD312", "batch function")
+
+
+def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
+    """What the task's networks can't: be compiled (KD222), have what they show cached (KD550)."""
+    if not tables.tasks:
+        return
+    record = tables.tasks[task_of(tables.tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]
+    if spec.runtime.compile and record.not_compiled is not None:
+        path: SpecPath = ("runtime", "compile")
+        yield Diagnostic(code="KD222", message=record.not_compiled, help="leave `compile` out", path=path)
+    if record.not_cached is not None:
+        for name, (path, _) in caches_of(spec).items():
+            yield unfit(name, path, record.not_cached, "leave `cache` out")
 
 
 def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:

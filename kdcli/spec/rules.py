@@ -76,9 +76,6 @@ def _compiling(spec: Spec) -> Iterator[Diagnostic]:
     path: SpecPath = ("runtime", "compile")
     if spec.trainer.parallel == "fsdp":
         yield _error(path, "KD222", "`compile` and `parallel: fsdp` don't go together", "leave one out")
-    if spec.detects:
-        message = "a detector can't be compiled: how much it computes depends on the boxes it finds"
-        yield _error(path, "KD222", message, "leave `compile` out")
 
 
 def _networks(spec: Spec) -> Iterator[Diagnostic]:

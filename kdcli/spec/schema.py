@@ -356,10 +356,6 @@ class Hook(Component):
     """A hook of United-Perception by name."""
 
 
-DETECTION_DATA = frozenset({"coco"})
-"""Data sets that hold boxes."""
-
-
 class Spec(Model):
     """A whole spec."""
 
@@ -371,12 +367,6 @@ class Spec(Model):
     mimic: Mimic | None = None
     saver: Saver = Field(default_factory=Saver)
     hooks: Many[Hook] = ()
-
-    @property
-    def detects(self) -> bool:
-        """Whether the run is about boxes: its data or `task_names` say so."""
-        named = "det" in (self.runtime.task_names or "")
-        return named or self.dataset.train.dataset.type in DETECTION_DATA
 
     @property
     def distils(self) -> bool:

@@ -1,4 +1,7 @@
-"""How a name in the spec maps to code: a 'module:attribute' string that nobody imports too early."""
+"""How a name in the spec maps to code: a 'module:attribute' string that nobody imports too early.
+
+A task has a record beside its code: what the rules of a spec ask of it.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,30 @@ class Target:
 
 
 Table = Mapping[str, Target]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One task.
+
+    target: its implementation (kdcli.tasks.task.Task). datasets: types of data sets that hold its truth.
+    words: parts of `runtime.task_names` that name it. not_compiled, not_cached: why its networks can't be
+    compiled, and why what its teachers show can't be cached; None where they can.
+    """
+
+    target: Target
+    datasets: frozenset[str] = frozenset()
+    words: tuple[str, ...] = ()
+    not_compiled: str | None = None
+    not_cached: str | None = None
+
+
+def task_of(records: Mapping[str, TaskRecord], task_names: str | None, dataset: str | None) -> str:
+    """The name of the task that `runtime.task_names` or else the training data's type says; else the first.
+
+    dataset: the type; None where there is no data.
+    """
+    words = task_names or ""
+    named = [name for name, record in records.items() if any(word in words for word in record.words)]
+    meant = [name for name, record in records.items() if dataset in record.datasets]
+    return (named or meant or list(records))[0]

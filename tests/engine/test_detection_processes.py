@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kdcli.engine.build import build_data, build_task
+from kdcli.engine.build import build_data
 from kdcli.engine.distributed import Processes
 from kdcli.engine.evaluate import evaluate
 from kdcli.engine.sides import Sides
 from kdcli.spec.parse import read
 from kdcli.spec.places import HERE
+from kdcli.tasks.build import build_task
 from tests.engine.processes import serve
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 

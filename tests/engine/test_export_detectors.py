@@ -16,7 +16,6 @@ from torch import Tensor
 from kdcli.commands.export import exported_text
 from kdcli.data.facts import DataFacts
 from kdcli.engine.exports.export import Exported, export
-from kdcli.engine.exports.portable import Detector
 from kdcli.engine.exports.proof import _refuse_strangers, prove
 from kdcli.engine.reopen import reopen
 from kdcli.engine.run import RunOptions
@@ -24,6 +23,7 @@ from kdcli.errors import RunError, UsageError
 from kdcli.models.network import build_network
 from kdcli.spec.parse import read
 from kdcli.spec.schema import ModuleSpec
+from kdcli.tasks.detection.portable import Detector
 from tests.models.detection.nets import batch, build, faster_rcnn
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 

@@ -17,10 +17,10 @@ from kdcli.distill.taps import Taps
 from kdcli.engine import features
 from kdcli.engine.fake import fake_mode
 from kdcli.engine.features import Layer, filtered, input_size, inspect
-from kdcli.engine.sample import detection_sample
 from kdcli.errors import SpecError, UsageError
 from kdcli.models.network import build_network
 from kdcli.spec.networks import parse_networks
+from kdcli.tasks.detection.sample import detection_sample
 from tests.engine.detectors import DATA
 from tests.engine.runs import SPEC
 from tests.engine.test_check import MODULE

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdcli.commands.validate import ValidateOptions, examine
 from kdcli.data.build import build_source
-from kdcli.engine.build import build_task, build_teachers, built
+from kdcli.engine.build import build_teachers, built
 from kdcli.engine.distributed import Processes
 from kdcli.engine.records import Notice, Saved
 from kdcli.engine.reopen import files_taken, reopen
@@ -24,6 +24,7 @@ from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.network import build_network
 from kdcli.models.weights import read_weights, save_safetensors
 from kdcli.spec.parse import ParsedSpec, read
+from kdcli.tasks.build import build_task
 from tests.data.test_datasets import fashion
 from tests.engine.conftest import Kdcli
 from tests.engine.detectors import FEATURE, detector

@@ -11,16 +11,15 @@ import torch
 
 from kdcli.data.facts import DataFacts
 from kdcli.engine import report_data
-from kdcli.engine.answers import Answers
-from kdcli.engine.compare import Contender
-from kdcli.engine.pictures import image_uri, map_uri
 from kdcli.engine.records import Notice
 from kdcli.engine.reopen import reopen
 from kdcli.engine.report_data import write_report_data
-from kdcli.engine.scenes import scenes
 from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.report.report_data import ReportData, read_report_data
+from kdcli.tasks.classification.answers import Answers
+from kdcli.tasks.detection.scenes import scenes
+from kdcli.tasks.pictures import image_uri, map_uri
 
 from .runs import SPEC, run_of, spec_of, train_all
 
@@ -147,8 +146,7 @@ def test_detectors_show_their_boxes_beside_the_truth() -> None:
         "image_info": [(12, 10, 1.0, 1.0, 12, 10)] * 2,
         "boxes": [torch.zeros(0, 5), torch.tensor([[2.0, 2.0, 8.0, 9.0, 2.0]])],
     }
-    student = Contender("student", Detector(), None)  # type: ignore[arg-type]
-    shown = scenes([student], batch, DataFacts(class_names=("cat", "dog")))
+    shown = scenes({"student": Detector()(batch)}, batch, DataFacts(class_names=("cat", "dog")))
     assert [(scene["width"], scene["height"]) for scene in shown] == [(10, 12)] * 2
     assert shown[0]["boxes"] == {"truth": [], "student": []}
     assert shown[1]["boxes"] == {

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from kdcli.engine.answers import Answers
-from kdcli.tasks.classification.metrics import ClassificationMeter, agreement_sums
+from kdcli.tasks.classification.agreement import agreement_sums
+from kdcli.tasks.classification.answers import Answers
+from kdcli.tasks.classification.metrics import ClassificationMeter
 
 NAN, INF = float("nan"), float("inf")
 

@@ -10,29 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcli import __version__
-from kdcli.distill.deployed import DeployedStudent
-from kdcli.engine.build import run_root, task_kind
+from kdcli.engine.build import run_root
 from kdcli.engine.checkpoint import disk_error
 from kdcli.engine.compare import latency_ms, require_weights, student_of
 from kdcli.engine.exports import EXPORTS
 from kdcli.engine.exports.format import Format
-from kdcli.engine.exports.portable import Classifier, Detector, Portable
 from kdcli.engine.exports.proof import Proof, prove
-from kdcli.engine.exports.sample import Sample, check_size, said, sample_for
+from kdcli.engine.exports.sample import Sample, said, sample_for
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.redeploy import rebuild
 from kdcli.engine.run import RunOptions
+from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import small
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
-from kdcli.models.network import Network
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import Spec
+from kdcli.tasks.portable import Portable
+from kdcli.tasks.task import Deployment, Task
 
 TOLERANCE = 1e-4
 OF_TRAINING = ("step", "metrics", "ema")
 """What the run's own file tells, carried over."""
-
-LABELS = "labels are indices into class_names, from 0; boxes are x1, y1, x2, y2 in pixels of the input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +75,13 @@ def export(
         raise UsageError.of(f"there is no export format `{format}`", did_you_mean(format, list(EXPORTS)))
     maker: Format = EXPORTS[format].load()()
     maker.check()
-    check_size(parsed, size)
+    sides = Sides(parsed.spec, options.places)
+    deploy = deployment_of(sides.task, size)
     require_weights(parsed, weights)
-    sample = sample_for(parsed, options, weights, size)
-    contender, notices = student_of(parsed, options, weights, sample.batch, sample.facts)
+    sample = sample_for(sides, deploy, parsed, weights, size)
+    contender, notices = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts)
     source = notices[-1].message.removeprefix("student: ")
-    student = _portable(parsed.spec, contender.net)
+    student = deploy.portable(parsed.spec, contender.net)
     if maker.is_graph and not student.followed:
         raise RunError.of(
             "KD763",
@@ -98,8 +96,8 @@ def export(
         with _telling(chosen, format):
             chosen.parent.mkdir(parents=True, exist_ok=True)
             maker.write(student, sample.inputs, beside, metadata)
-            fresh, _ = rebuild(parsed.spec, options, small(sample.batch), sample.facts)
-            answer = maker.read(beside, _portable(parsed.spec, fresh).warm_up(*sample.inputs))
+            fresh, _ = rebuild(sides.task, parsed.spec, options, small(sample.batch), sample.facts)
+            answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
             proof = prove(student, answer, sample.inputs, tolerance)
             one = tuple(value[:1].clone() for value in sample.inputs)
             latencies = (
@@ -125,11 +123,18 @@ def export(
     )
 
 
-def _portable(spec: Spec, net: Network | DeployedStudent) -> Portable:
-    if task_kind(spec) == "classification":
-        return Classifier(net)
-    assert isinstance(net, Network)
-    return Detector(net, box_offset=0 if spec.runtime.aligned else 1)
+def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
+    """How the task's students are exported; UsageError where they are not, or where the input has no free size."""
+    if task.deploy is None:
+        raise UsageError.of(
+            f"students of the task {task.name} can't be exported",
+            "take the run's own student.safetensors, which holds the weights",
+        )
+    if size is not None and not task.deploy.sized:
+        raise UsageError.of(
+            "`--input-size` is for detectors", "a classifier's input has the size that its spec gives"
+        )
+    return task.deploy
 
 
 def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str) -> dict[str, str]:
@@ -145,10 +150,8 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
         "std": json.dumps(facts.std),
         "class_names": json.dumps(student.class_names(facts)),
     }
-    if isinstance(student, Detector):
-        metadata["labels"] = LABELS
     known = said(source)
-    return {**metadata, **{key: known[key] for key in OF_TRAINING if key in known}}
+    return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
 from kdcli.engine.exports.onnx_suppression import translations
-from kdcli.engine.exports.portable import Portable, Tensors
 from kdcli.engine.exports.torch_export import free_batch
 from kdcli.errors import RunError
+from kdcli.tasks.portable import Portable, Tensors
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
-from kdcli.engine.exports.portable import Portable, Tensors
 from kdcli.models.weights import load_weights, save_safetensors
+from kdcli.tasks.portable import Portable, Tensors
 
 
 class Safetensors:

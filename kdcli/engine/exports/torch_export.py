@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcli.engine.exports.format import Answer
-from kdcli.engine.exports.portable import Portable, Tensors
+from kdcli.tasks.portable import Portable, Tensors
 
 METADATA = "kdcli.json"
 

@@ -20,6 +20,8 @@ class ClassificationMeter:
     softmax (NaN, an infinity) is unanswered: wrong at every k, and no part of the other two.
     """
 
+    unusable = "gives logits that are not finite (NaN or infinite)"
+
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         self.topk = tuple(topk)
         self._sums: Tensor | None = None
@@ -85,17 +87,3 @@ class ClassificationMeter:
 def has_softmax(logits: Tensor) -> Tensor:
     """bool [B]: whether the row [K] has a softmax: no NaN, no +inf, and not -inf throughout."""
     return logits.logsumexp(1).isfinite()
-
-
-def agreement_sums(student: Tensor, teacher: Tensor) -> Tensor:
-    """[count, equal answers, summed KL(teacher ‖ student)] of logits [B, K], float64.
-
-    Rows of which one side is unanswered are not counted.
-    """
-    both = has_softmax(student.float()) & has_softmax(teacher.float())
-    student, teacher = (torch.where(both[:, None], x, 0.0) for x in (student, teacher))
-    equal = ((student.argmax(1) == teacher.argmax(1)) & both).double().sum()
-    divergence = F.kl_div(
-        student.float().log_softmax(1), teacher.float().log_softmax(1), reduction="sum", log_target=True
-    )
-    return torch.stack([both.double().sum(), equal, divergence.double()])

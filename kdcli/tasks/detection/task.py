@@ -2,150 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from kdcli.data.categories import match
-from kdcli.data.coco_json import read_coco
-from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts
-from kdcli.errors import Diagnostic, RunError
-from kdcli.spec.schema import Spec
-from kdcli.tasks.detection.coco_metric import average_precision
-from kdcli.tasks.detection.predictions import coco_rows, original_boxes
-
-MOST_BOXES = 100
-"""COCO counts this many boxes an image, the best."""
-
-HALF = 2**32
-HEAD = 4
-WIDTH = HEAD + 6 * MOST_BOXES
-"""A sample's row: seen, upper and lower half of the image id, number of boxes, then the boxes.
-
-A float64 holds half of a 64-bit id exactly, and not all of it.
-"""
-
-
-class DetectionMeter:
-    """Keeps the boxes of each sample in a row of its own, so that processes' sums add up to all of them.
-
-    Metrics: COCO's figures in percent, against gt_file or else the file the samples come from; classes and
-    its categories are the same by their names. annotations: of the data (kdcli.data.coco); without it, what
-    the first batch says, and a process without a batch can't be summed with others.
-    """
-
-    def __init__(self, gt_file: str | None = None, annotations: Mapping[str, Any] | None = None) -> None:
-        self.gt_file = gt_file
-        self._rows: Tensor | None = None
-        self._device = torch.device("cpu")
-        self._annotations: Mapping[str, Any] | None = None
-        if annotations is not None:
-            self._begin(annotations)
-
-    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
-        """outputs["dt_bboxes"] [N, 7]; of the batch image_info, image_ids, indices, annotations."""
-        self._device = outputs["dt_bboxes"].device
-        if self._rows is None:
-            self._begin(batch["annotations"])
-        assert self._rows is not None
-        found = original_boxes(outputs, batch)
-        for index, image_id, boxes in zip(batch["indices"].tolist(), batch["image_ids"], found, strict=True):
-            kept = boxes[:MOST_BOXES].cpu()
-            row = self._rows[index]
-            upper, lower = divmod(int(image_id), HALF)
-            row[:HEAD] = torch.tensor([1.0, upper, lower, len(kept)], dtype=torch.float64)
-            row[HEAD : HEAD + kept.numel()] = kept.flatten()
-
-    def sums(self) -> Tensor:
-        """One float64 vector, a row for every sample; rows of other processes are 0."""
-        if self._rows is None:
-            return torch.zeros(0, dtype=torch.float64)
-        return self._rows.flatten().to(self._device)
-
-    def result(self, sums: Tensor) -> dict[str, float]:
-        """COCO's figures over the images that were seen."""
-        if self._annotations is None:
-            return {"AP": 0.0}
-        seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
-        return average_precision(self._truth(self._annotations), self.predictions(sums), seen)
-
-    def unanswered(self, sums: Tensor) -> int:
-        """None: a detector that finds nothing has answered."""
-        return 0
-
-    def unanswered_samples(self) -> list[int]:
-        """None."""
-        return []
-
-    def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
-        """The rows of a COCO results file, with ids as the file that is measured by has them.
-
-        What it has no category for is left out.
-        """
-        if self._annotations is None:
-            return []
-        rows: list[dict[str, Any]] = []
-        categories = self._categories(self._annotations)
-        for row in sums.cpu().reshape(-1, WIDTH):
-            if row[0] > 1:
-                raise RunError.of(
-                    "KD566", f"image {self._written(_image_id(row / row[0]))} was evaluated twice"
-                )
-            count = int(row[HEAD - 1])
-            boxes = row[HEAD : HEAD + 6 * count].reshape(count, 6)
-            rows += coco_rows(self._written(_image_id(row)), boxes, categories)
-        return rows
-
-    def _truth(self, annotations: Mapping[str, Any]) -> Path:
-        return Path(annotations["file"] if self.gt_file is None else self.gt_file)
-
-    def _written(self, image: int) -> Key:
-        """An image's id as the file that the samples come from has it."""
-        written: Mapping[int, str] = (self._annotations or {}).get("written_ids", {})
-        return written.get(image, image)
-
-    def _categories(self, annotations: Mapping[str, Any]) -> list[Key | None]:
-        """What the truth calls each class; None where it has no such category."""
-        ids = annotations["categories"]
-        if "class_names" not in annotations:
-            return list(ids)
-        truth = read_coco(self._truth(annotations))
-        fitting = match(dict(zip(ids, annotations["class_names"], strict=True)), truth.names)
-        own = {learnt: truth.written_categories.get(known, known) for known, learnt in fitting.ids.items()}
-        return [own.get(category) for category in ids]
-
-    def _begin(self, annotations: Mapping[str, Any]) -> None:
-        self._annotations = annotations
-        self._rows = torch.zeros(int(annotations["samples"]), WIDTH, dtype=torch.float64)
-
-
-def _image_id(row: Tensor) -> int:
-    return int(row[1]) * HALF + int(row[2])
+from kdcli.errors import Diagnostic
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.schema import DataPart, ModuleSpec, Spec
+from kdcli.tasks.detection.annotations import (
+    GT_FILE,
+    categories_of,
+    category_findings,
+    training_categories,
+    truth_findings,
+)
+from kdcli.tasks.detection.deploy import DetectorDeployment
+from kdcli.tasks.detection.kept import KeptBoxes
+from kdcli.tasks.detection.meter import DetectionMeter
+from kdcli.tasks.detection.predictions import answers_with_boxes
+from kdcli.tasks.detection.sample import detection_sample
+from kdcli.tasks.detection.scenes import BoxesReport
+from kdcli.tasks.task import Agreement, Deployment, Kept, Report
 
 
 class Detection:
     """Measures `dt_bboxes`."""
 
+    name = "detection"
     primary = "AP"
+    # Boxes decide what a detector computes.
+    rehearses: Literal["fake", "real"] = "real"
+    own_size = True
+    why_zero = (
+        "no object of the batch can be matched: are there boxes, and are the images not too thin or too "
+        "small for the anchors?"
+    )
 
-    def __init__(self, gt_file: str | None = None, iou_types: Sequence[str] = ("bbox",)) -> None:
+    def __init__(
+        self, gt_file: str | None = None, iou_types: Sequence[str] = ("bbox",), *, places: Places = HERE
+    ) -> None:
         if list(iou_types) != ["bbox"]:
             raise ValueError(f"`iou_types` is [bbox], not {list(iou_types)}")
-        self.gt_file = gt_file
+        self.gt_file = None if gt_file is None else str(places.find(gt_file, GT_FILE))
+        self.agreement: Agreement | None = None
+        self.kept: Kept | None = KeptBoxes()
+        self.deploy: Deployment | None = DetectorDeployment()
+        self.report: Report | None = BoxesReport()
 
-    def meter(self, facts: DataFacts | None = None) -> DetectionMeter:
-        """A fresh meter."""
-        return DetectionMeter(self.gt_file, None if facts is None else facts.annotations)
+    def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
+        """`net` as it is written."""
+        return spec.net
+
+    def sample(
+        self,
+        part: DataPart | None,
+        facts: DataFacts,
+        *,
+        channels: int = 3,
+        modules: Iterable[ModuleSpec] = (),
+        aligned: bool = False,
+    ) -> dict[str, Any]:
+        """Two tiny real images with a box each."""
+        return detection_sample(modules, aligned=aligned)
+
+    def training_classes(self, spec: Spec, places: Places) -> dict[int, str] | None:
+        """The names of the training file's categories by id."""
+        return training_categories(spec, places)
+
+    def agree(
+        self, spec: Spec, train: DataFacts | None, test: DataFacts | None, places: Places
+    ) -> list[Diagnostic]:
+        """The heads against the training annotations, both files against each other and `gt_file`."""
+        heads = [] if train is None else category_findings(spec, train)
+        training = None if train is None else categories_of(train)
+        return [*heads, *truth_findings(spec, training, test, places)]
+
+    def check_truth(self, spec: Spec, test: DataFacts, places: Places) -> list[Diagnostic]:
+        """The test annotations and `gt_file` against the training file, where that is there."""
+        return truth_findings(spec, training_categories(spec, places), test, places)
 
     def fits(
         self, spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
     ) -> list[Diagnostic]:
         """Nothing: a detector's classes are compared with its annotations."""
         return []
+
+    def meter(self, facts: DataFacts | None = None) -> DetectionMeter:
+        """A fresh meter."""
+        return DetectionMeter(self.gt_file, None if facts is None else facts.annotations)
+
+    def answers(self, outputs: Mapping[str, Any]) -> bool:
+        """Whether there are boxes that are more than proposals."""
+        return answers_with_boxes(outputs)
+
+    def judges(self, outputs: Mapping[str, Any], facts: DataFacts, *, weights: bool) -> bool:
+        """Whether it answers with boxes, and has weights: a detector without is random, and says so."""
+        return bool(facts.num_classes) and weights and self.answers(outputs)
 
     def chance(self, num_classes: int) -> float:
         """AP of a network that guesses."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kdcli.engine.exports import EXPORTS
-from kdcli.engine.exports.portable import Detector
 from kdcli.engine.exports.proof import prove
 from kdcli.models.network import Network
+from kdcli.tasks.detection.portable import Detector
 from tests.models.detection.test_whole import build
 
 IMAGE = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))

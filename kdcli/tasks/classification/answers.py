@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.engine.pictures import image_uri
 from kdcli.tasks.classification.metrics import has_softmax
+from kdcli.tasks.pictures import image_uri
 
 BINS = 15
 WORST = 12

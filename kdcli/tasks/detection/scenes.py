@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.engine.compare import Contender
-from kdcli.engine.pictures import image_uri
+from kdcli.tasks.detection.predictions import answers_with_boxes
+from kdcli.tasks.pictures import image_uri
+from kdcli.tasks.task import Answered, Forward
 
 LEAST_SCORE = 0.3
 MOST_BOXES = 30
 SIDE = 640
 
+SCENES = 8
+"""So many images are shown."""
+
+
+class BoxesReport:
+    """The boxes on the first images, without figures: those are of all of the test data."""
+
+    layers = False
+
+    def answered(
+        self, networks: Mapping[str, Forward], batches: Iterator[Mapping[str, Any]], facts: DataFacts
+    ) -> Answered:
+        """The first images of the first batch, with every network's boxes."""
+        whole = next(batches)
+        batch = {
+            name: value[:SCENES] if isinstance(value, (Tensor, list, tuple)) else value
+            for name, value in whole.items()
+        }
+        outputs = {name: forward(batch) for name, forward in networks.items()}
+        return Answered(sections={"detections": scenes(outputs, batch, facts)})
+
 
 def scenes(
-    contenders: Sequence[Contender], batch: Mapping[str, Any], facts: DataFacts
+    outputs: Mapping[str, Mapping[str, Any]], batch: Mapping[str, Any], facts: DataFacts
 ) -> list[dict[str, Any]]:
     """The `detections` of report_data.json: each image with its true boxes and every network's.
 
+    outputs: of each network on the batch.
     Boxes are in pixels of the image as the student sees it, without padding; predicted ones above a score of
     0.3, the best thirty.
     """
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for contender in contenders:
-            outputs = contender.outputs(batch)
-            if "dt_bboxes" in outputs:  # a teacher whose list ends early has none
-                found[contender.name] = outputs["dt_bboxes"].float().cpu()
+    found: dict[str, Tensor] = {
+        name: own["dt_bboxes"].float().cpu()
+        for name, own in outputs.items()
+        if answers_with_boxes(own)  # a teacher whose list ends early has none
+    }
     shown = []
     for index, image in enumerate(batch["image"]):
         height, width = (int(side) for side in batch["image_info"][index][:2])

@@ -91,7 +91,7 @@ def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     Raises RunError KD560 to KD562 for a file that can't be read, since it would tell what the classes are.
     """
     named = _extra(spec.dataset.train).get("meta_file")
-    if not spec.detects or not isinstance(named, str):
+    if not isinstance(named, str):
         return None
     file = places.find(named, TRAIN_META_FILE)
     if not file.exists():

@@ -1,79 +1,30 @@
-"""A student as one function of tensors, without anything that serves training alone."""
+"""A detector as one function of tensors: images and their sizes in, boxes out."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.distill.deployed import DeployedStudent
+from kdcli.errors import RunError
 from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
 from kdcli.models.detection.deploy.whole import eager_rows, is_known
 from kdcli.models.detection.whole import TorchvisionDetector
 from kdcli.models.network import Network
+from kdcli.tasks.portable import Compared, Portable, Tensors, without_training_only
 
-Tensors = tuple[Tensor, ...]
+LABELS = "labels are indices into class_names, from 0; boxes are x1, y1, x2, y2 in pixels of the input"
 
+NEAR_PIXELS = 1.0
+NEAR_SHARE = 0.05
+"""Boxes of one class are one where no edge is further away than this, in pixels and in sides together."""
 
-class Portable(nn.Module):
-    """What is exported. Takes the network over.
-
-    inputs, outputs: their names. forward is what exporters follow; eager what the student itself answers,
-    with which every file is compared.
-    """
-
-    inputs: ClassVar[tuple[str, ...]]
-    outputs: ClassVar[tuple[str, ...]]
-    net: Network | DeployedStudent
-
-    @abstractmethod
-    def eager(self, *inputs: Tensor) -> Tensors:
-        """The student's own answer."""
-
-    @property
-    def followed(self) -> bool:
-        """Whether a graph can be made of it."""
-        return True
-
-    def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
-        """What the classes of the answer are called, in order."""
-        return facts.class_names
-
-    def warm_up(self, *inputs: Tensor) -> Portable:
-        """Run once, so that what is made on first use is there; returns itself."""
-        with torch.no_grad():
-            self.eager(*inputs)
-        return self
-
-
-class Classifier(Portable):
-    """image [B, C, H, W], normalised as in training -> logits [B, K]."""
-
-    inputs = ("image",)
-    outputs = ("logits",)
-
-    def __init__(self, net: Network | DeployedStudent) -> None:
-        super().__init__()
-        if isinstance(net, Network):
-            _without_training_only(net)
-        else:
-            # Exporters can't leave a module midway; what comes after the tap is dead code to them.
-            net.taps.require([net.tap], None)
-        self.net = net
-        self.eval()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The logits."""
-        logits = self.net({"image": image})["logits"]
-        assert isinstance(logits, Tensor)
-        return logits
-
-    def eager(self, *inputs: Tensor) -> Tensors:
-        """The logits."""
-        return (self.forward(*inputs),)
+ALONE = 0.02
+MANY = 20
+"""So large a share of the boxes, or a single one of many, may have no counterpart: rounding decides among equal
+scores, and at thresholds."""
 
 
 class Detector(Portable):
@@ -84,10 +35,11 @@ class Detector(Portable):
 
     inputs = ("image", "image_size")
     outputs = OUTPUTS
+    says: ClassVar[dict[str, str]] = {"labels": LABELS}
 
     def __init__(self, net: Network, box_offset: int) -> None:
         super().__init__()
-        _without_training_only(net)
+        without_training_only(net)
         self.net = net
         self.box_offset = box_offset
         # In a tuple, so that its parameters are registered once.
@@ -108,6 +60,12 @@ class Detector(Portable):
             return names
         known = dict(zip(ids, names, strict=True))
         return tuple(known.get(number, "N/A") for number in range(1, max(ids) + 1))
+
+    def compared(self, expected: Tensors, found: Tensors) -> Compared:
+        """Boxes and scores of the boxes that are the same in both; a file may have few others."""
+        pairs, boxes, alone = _matched(expected, found)
+        _refuse_strangers(boxes, alone)
+        return Compared(pairs, boxes, alone)
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensors:
         """The boxes, in the form that exporters can follow."""
@@ -132,6 +90,34 @@ class Detector(Portable):
         return edges, rows[:, 5], rows[:, 6].long() - 1, rows[:, 0].long()
 
 
-def _without_training_only(net: Network) -> None:
-    for name in net.training_only():
-        delattr(net, name)
+def _matched(expected: Tensors, found: Tensors) -> tuple[list[tuple[str, Tensor, Tensor]], int, int]:
+    """Boxes and scores of the pairs, how many boxes there are, and how many have no counterpart."""
+    used = torch.zeros(len(found[0]), dtype=torch.bool)
+    ours: list[int] = []
+    theirs: list[int] = []
+    kin = (expected[2][:, None] == found[2]) & (expected[3][:, None] == found[3])
+    sides = (expected[0][:, 2:] - expected[0][:, :2]).amax(1)
+    for row in expected[1].argsort(descending=True, stable=True).tolist():
+        apart = (found[0] - expected[0][row]).abs().amax(1)
+        near = kin[row] & ~used & (apart <= NEAR_PIXELS + NEAR_SHARE * sides[row])
+        worse = apart + (found[1] - expected[1][row]).abs()
+        if bool(near.any()):
+            best = int(torch.where(near, worse, float("inf")).argmin())
+            used[best] = True
+            ours.append(row)
+            theirs.append(best)
+    pairs = [
+        ("boxes", expected[0][ours], found[0][theirs]),
+        ("scores", expected[1][ours], found[1][theirs]),
+    ]
+    total = max(len(expected[0]), len(found[0]))
+    return pairs, total, total - len(ours)
+
+
+def _refuse_strangers(boxes: int, alone: int) -> None:
+    if alone > max(ALONE * boxes, 1 if boxes >= MANY else 0):
+        raise RunError.of(
+            "KD761",
+            f"the exported file finds other boxes: of {boxes} boxes {alone} have no counterpart; no file is left",
+            "try another format",
+        )

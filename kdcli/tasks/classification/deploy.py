@@ -1,0 +1,71 @@
+"""How a classifier is exported: images in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.data.facts import DataFacts
+from kdcli.distill.deployed import DeployedStudent
+from kdcli.models.network import Network
+from kdcli.spec.schema import Spec
+from kdcli.tasks.classification.sample import classification_sample
+from kdcli.tasks.portable import Portable, Tensors, without_training_only
+
+
+class Classifier(Portable):
+    """image [B, C, H, W], normalised as in training -> logits [B, K]."""
+
+    inputs = ("image",)
+    outputs = ("logits",)
+
+    def __init__(self, net: Network | DeployedStudent) -> None:
+        super().__init__()
+        if isinstance(net, Network):
+            without_training_only(net)
+        else:
+            # Exporters can't leave a module midway; what comes after the tap is dead code to them.
+            net.taps.require([net.tap], None)
+        self.net = net
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The logits."""
+        logits = self.net({"image": image})["logits"]
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def eager(self, *inputs: Tensor) -> Tensors:
+        """The logits."""
+        return (self.forward(*inputs),)
+
+
+class ClassifierDeployment:
+    """Proved on the first batch of test images."""
+
+    sized = False
+
+    def portable(self, spec: Spec, net: Network | DeployedStudent) -> Classifier:
+        """The classifier."""
+        return Classifier(net)
+
+    def taken(self, batches: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The first batch; a single image twice, since a batch of one would make exporters fix the size."""
+        first = list(islice(batches, 1))
+        if first and len(first[0]["image"]) == 1:
+            return [{k: torch.cat([v, v]) if isinstance(v, Tensor) else v for k, v in first[0].items()}]
+        return first
+
+    def made_up(self, spec: Spec, facts: DataFacts, size: tuple[int, int] | None) -> list[Mapping[str, Any]]:
+        """Two images of random pixels."""
+        batch = classification_sample(spec.dataset.test, facts)
+        batch["image"] = torch.rand(batch["image"].shape, generator=torch.Generator().manual_seed(0))
+        return [batch]
+
+    def inputs(self, batches: Sequence[Mapping[str, Any]], size: tuple[int, int] | None) -> Tensors:
+        """The images."""
+        return (batches[0]["image"],)
