@@ -93,6 +93,52 @@ def test_imports_point_left() -> None:
     assert wrong == []
 
 
+TASK_NAMES = ("classification", "detection")
+OLD_QUESTIONS = frozenset({"task_kind", "detects", "DETECTION_DATA", "DetectionMeter", "answers_with_boxes"})
+"""What asks which task it is, or looks for the parts of one."""
+
+
+def named_tasks(tree: ast.AST) -> Iterator[str]:
+    """Where code looks at which task it is, instead of asking the task's object."""
+    for node in ast.walk(tree):
+        words = {getattr(node, field, None) for field in ("id", "attr", "name")}
+        yield from (f"line {node.lineno}: {word}" for word in words & OLD_QUESTIONS)  # type: ignore[attr-defined]
+        if isinstance(node, ast.Compare | ast.MatchValue | ast.Subscript):
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            yield from (f"line {node.lineno}: {text!r}" for text in texts if text in TASK_NAMES)
+
+
+def test_only_tasks_knows_which_tasks_there_are() -> None:
+    wrong = []
+    for path in sources():
+        # torchvision calls a part of its RetinaNet so.
+        if layer(module_of(path)) == "tasks" or module_of(path) == "kdcli.models.detection.rename":
+            continue
+        wrong += [f"{module_of(path)}, {found}" for found in named_tasks(ast.parse(path.read_text()))]
+        wrong += [
+            f"{module_of(path)} imports {imported}"
+            for imported in internal_imports(path)
+            if imported.startswith(tuple(f"kdcli.tasks.{name}" for name in TASK_NAMES))
+        ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'if kind == "detection": pass',
+        'if kind in ("classification",): pass',
+        "spec.detects",
+        "task_kind(spec)",
+        "isinstance(meter, DetectionMeter)",
+        "from kdcli.tasks.task import DETECTION_DATA",
+        'match kind:\n    case "detection": pass',
+    ],
+)
+def test_a_look_at_the_task_is_found(code: str) -> None:
+    assert list(named_tasks(ast.parse(code)))
+
+
 @pytest.mark.parametrize("path", sources(), ids=module_of)
 def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
@@ -137,6 +183,8 @@ def test_every_table_names_code_that_is_there() -> None:
     ):
         for key, target in getattr(known, name).items():
             assert callable(target.load()), (name, key)
+    for key, record in known.tasks.items():
+        assert record.target.load().name == key
 
 
 def test_help_is_quick() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from kdcli.engine import sample
 from kdcli.engine.methods import method_fragment
+from kdcli.tasks.detection import sample
 from tests.engine.check_cases import examined
 from tests.engine.detectors import DATA, DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector, indented
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from kdcli.commands.export import exported_text
 from kdcli.data.facts import DataFacts
 from kdcli.engine.exports.export import Exported, export
-from kdcli.engine.exports.proof import _refuse_strangers, prove
+from kdcli.engine.exports.proof import prove
 from kdcli.engine.reopen import reopen
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError, UsageError
 from kdcli.models.network import build_network
 from kdcli.spec.parse import read
 from kdcli.spec.schema import ModuleSpec
-from kdcli.tasks.detection.portable import Detector
+from kdcli.tasks.detection.portable import Detector, refuse_strangers
 from tests.models.detection.nets import batch, build, faster_rcnn
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 
@@ -176,7 +176,7 @@ def test_the_size_is_for_detectors() -> None:
 )
 def test_how_many_boxes_may_lack_a_counterpart(boxes: int, alone: int, passes: bool) -> None:
     with nullcontext() if passes else pytest.raises(RunError, match="no counterpart"):
-        _refuse_strangers(boxes, alone)
+        refuse_strangers(boxes, alone)
 
 
 def test_classes_of_category_ids_are_called_by_the_ids() -> None:

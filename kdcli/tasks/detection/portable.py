@@ -64,7 +64,7 @@ class Detector(Portable):
     def compared(self, expected: Tensors, found: Tensors) -> Compared:
         """Boxes and scores of the boxes that are the same in both; a file may have few others."""
         pairs, boxes, alone = _matched(expected, found)
-        _refuse_strangers(boxes, alone)
+        refuse_strangers(boxes, alone)
         return Compared(pairs, boxes, alone)
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensors:
@@ -114,7 +114,8 @@ def _matched(expected: Tensors, found: Tensors) -> tuple[list[tuple[str, Tensor,
     return pairs, total, total - len(ours)
 
 
-def _refuse_strangers(boxes: int, alone: int) -> None:
+def refuse_strangers(boxes: int, alone: int) -> None:
+    """RunError KD761 where so many of the boxes have no counterpart."""
     if alone > max(ALONE * boxes, 1 if boxes >= MANY else 0):
         raise RunError.of(
             "KD761",
