@@ -107,7 +107,7 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int]]:
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
