@@ -40,9 +40,9 @@ def cls(
     are numbered as `classes` lists them, else in alphabetical order; test data is numbered by the training data's
     names afterwards (kdcli.data.classes). Several meta files may each have their `image_dir`, meta_type and label
     offset (label_mapping). fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else
-    `classes`, else the greatest label tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir), RunError KD510 (malformed line),
-    KD513 (a name that leads out of image_dir), KD515 (label out of range);
-    of every meta file at once.
+    `classes`, else the greatest label tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir),
+    RunError KD510 (malformed line), KD513 (a name that leads out of image_dir), KD515 (label out of range); of
+    every meta file at once.
     """
     metas = [meta_file] if isinstance(meta_file, str) else list(meta_file)
     kinds = [meta_type] * len(metas) if isinstance(meta_type, str) else list(meta_type)
