@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from kdcli.data.build import build_loader, open_side
 from kdcli.data.classes import numbered_like
+from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.opened import OpenedData
@@ -34,11 +34,12 @@ from kdcli.engine.check_categories import (
 )
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
-from kdcli.engine.ema import MovingAverage
-from kdcli.engine.folder import RunFolder, open_folder, recorded_classes
+from kdcli.engine.ema import MovingAverage, average_of
+from kdcli.engine.folder import RunFolder, make_ready, open_folder, recorded_classes
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
-from kdcli.engine.reopen import files_taken
+from kdcli.engine.reopen import with_own_files
+from kdcli.engine.resume import Asked, find_checkpoint
 from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
@@ -80,6 +81,14 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         stack.callback(train_loader.close)
         test_loader = build_data(test_data, spec, processes)
         stack.callback(test_loader.close)
+        sides = {"train": (train_data, train_loader), "test": (test_data, test_loader)}
+        # A profile saves nothing.
+        known = processes.speaks and options.profile is None
+        digests = {side: digest_of(*its) for side, its in sides.items()} if known else {}
+        # Before anything is written: a run that is refused leaves the folder as it was.
+        found = find_checkpoint(Asked(parsed, options, folder, processes, digests))
+        if processes.speaks and options.profile is None:
+            make_ready(folder)
         facts = train_loader.facts
         notices = [*file_notices(spec, options.places), *train_loader.notices]
         notices += [notice for notice in test_loader.notices if notice not in notices]
@@ -113,7 +122,7 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             run_root(parsed) / "cache",
         )
         notices += told
-        averaged = spec.trainer.ema is not None and spec.trainer.ema.enable
+        average = average_of(spec)
         precision = student_precision(spec.runtime)
         yield Run(
             name=run_name(parsed),
@@ -131,29 +140,18 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
             teacher_hashes=hashes,
             weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
             stages=stages,
-            ema=MovingAverage(wiring.deployed, spec.trainer.ema) if averaged and spec.trainer.ema else None,
+            ema=None if average is None else MovingAverage(wiring.deployed, average),
             precision=precision,
             autocast=autocast_for(precision, processes.device),
             scaler=scaler_for(precision, processes.device),
+            digests=digests,
+            found=found,
             networks=tuple(
                 NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
                 for name, net in [("student", student), *nets.items()]
             ),
             notices=tuple(notices),
         )
-
-
-def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
-    """The options of a run that goes on: its files are the ones that it took when it was started."""
-    own = checkpoints(folder.checkpoints)
-    root: Path | None = None
-    if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
-        root = options.resume if options.resume.is_dir() else options.resume.parent
-        root = root.parent if root.name == "checkpoints" else root
-    elif own and (options.resume or spec.saver.auto_resume):
-        root = folder.root
-    taken = files_taken(root) if processes.speaks and root is not None else {}
-    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
 
 
 def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
@@ -206,7 +204,7 @@ def folded(name: str, count: int) -> str:
 
 
 def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
-    """The run folder, made ready by rank 0."""
+    """The run folder, which rank 0 has found free, or cleared; `make_ready` comes once the run may go on."""
     root = run_root(parsed)
     if options.profile is not None:
         # A run that lies there is none of its business.

@@ -20,7 +20,7 @@ from kdcli.spec.schema import Spec
 
 
 def write_facts(run: Run) -> None:
-    """spec.yaml as given, spec.resolved.yaml with all defaults, env.json and data.json."""
+    """spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, and the lists of samples."""
     here = run.processes
     where = environment(str(here.device), here.world_size, run.options.places, run.spec)
     data = {
@@ -35,6 +35,10 @@ def write_facts(run: Run) -> None:
     }
     for name, text in texts.items():
         write_whole(run.folder.root / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    for side, digest in run.digests.items():
+        path = run.folder.samples(side, digest.listing)
+        if not path.exists():
+            write_whole(path, lambda file, digest=digest: file.write(digest.packed))  # type: ignore[misc]
 
 
 def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
