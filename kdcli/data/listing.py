@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -33,18 +33,20 @@ class Listing:
 
     names: relative to the data's folder. labels: the class's number; of boxes a checksum. contents: the bytes of
     the file or a checksum of the pixels, "-" where neither is known. classes: the names in the order of their
-    numbers.
+    numbers. truth: a checksum of the annotations that boxes are measured by, None where there are none.
     """
 
     kind: str
     classes: tuple[str, ...] | None
+    truth: str | None = None
     names: Sequence[str]
     labels: Sequence[str]
     contents: Sequence[str]
 
     def text(self) -> bytes:
         """The list as tab-separated lines, after one of JSON; equal lists give equal bytes."""
-        head = json.dumps({"format": FORMAT, "kind": self.kind, "classes": self.classes})
+        said = {"format": FORMAT, "kind": self.kind, "classes": self.classes, "truth": self.truth}
+        head = json.dumps(said)
         rows = map("\t".join, zip(self.labels, self.contents, map(_escaped, self.names), strict=True))
         # Names of files may hold bytes that are no UTF-8: Python keeps each as a lone surrogate.
         return "\n".join([head, *rows]).encode("utf-8", "surrogatepass")
@@ -74,6 +76,7 @@ def listing_from(text: bytes) -> Listing:
     return Listing(
         kind=str(said["kind"]),
         classes=None if said["classes"] is None else tuple(said["classes"]),
+        truth=said["truth"],
         names=[_plain(name) for name in names],
         labels=labels,
         contents=contents,
@@ -82,7 +85,10 @@ def listing_from(text: bytes) -> Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """How two lists differ. ordered: the same samples come in another order; classes: the names are others."""
+    """How two lists differ. ordered: the same samples come in another order; classes: the names are others.
+
+    truth: what is measured by is another.
+    """
 
     came: list[str] = field(default_factory=list)
     went: list[str] = field(default_factory=list)
@@ -90,33 +96,40 @@ class Changes:
     contents: list[Other] = field(default_factory=list)
     reordered: bool = False
     classes: bool = False
+    truth: bool = False
 
 
 def changes(before: Listing, now: Listing) -> Changes:
     """What came, went, or is said otherwise; a name that is there several times counts each time."""
-    old, new = ({key: at for at, key in enumerate(_keys(each.names))} for each in (before, now))
-    both = [(key[0], place, new[key]) for key, place in old.items() if key in new]
+    old_names, new_names = _told_apart(before.names), _told_apart(now.names)
+    old, new = ({name: at for at, name in enumerate(names)} for names in (old_names, new_names))
+    both = [(before.names[place], place, new[name]) for name, place in old.items() if name in new]
     labels, contents = (
         [Other(name, was[i], is_[j]) for name, i, j in both if was[i] != is_[j]]
         for was, is_ in ((before.labels, now.labels), (before.contents, now.contents))
     )
     places = [place for _, _, place in both]
     return Changes(
-        came=[key[0] for key in new if key not in old],
-        went=[key[0] for key in old if key not in new],
+        came=[now.names[place] for name, place in new.items() if name not in old],
+        went=[before.names[place] for name, place in old.items() if name not in new],
         labels=labels,
         contents=contents,
         reordered=any(one > other for one, other in pairwise(places)),
         classes=before.classes != now.classes,
+        truth=before.truth != now.truth,
     )
 
 
-def _keys(names: Iterable[str]) -> Iterable[tuple[str, int]]:
-    """Each name with how often it was there before."""
+def _told_apart(names: Sequence[str]) -> Sequence[str]:
+    """The names, each that was there before with how often; no file's name holds the zero between."""
+    if len(set(names)) == len(names):
+        return names
     seen: Counter[str] = Counter()
+    apart = []
     for name in names:
-        yield name, seen[name]
+        apart.append(f"{name}\0{seen[name]}" if seen[name] else name)
         seen[name] += 1
+    return apart
 
 
 def _escaped(name: str) -> str:

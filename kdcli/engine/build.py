@@ -41,6 +41,7 @@ from kdcli.engine.records import NetworkFacts
 from kdcli.engine.reopen import with_own_files
 from kdcli.engine.resume import Asked, find_checkpoint
 from kdcli.engine.run import Run, RunOptions
+from kdcli.engine.same_data import truth_file
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
 from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
@@ -81,10 +82,11 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         stack.callback(train_loader.close)
         test_loader = build_data(test_data, spec, processes)
         stack.callback(test_loader.close)
-        sides = {"train": (train_data, train_loader), "test": (test_data, test_loader)}
-        # A profile saves nothing.
-        known = processes.speaks and options.profile is None
-        digests = {side: digest_of(*its) for side, its in sides.items()} if known else {}
+        digests = {}
+        if processes.speaks and options.profile is None:  # a profile saves nothing
+            truth = truth_file(spec, options.places)
+            digests["train"] = digest_of(train_data, train_loader)
+            digests["test"] = digest_of(test_data, test_loader, truth)
         # Before anything is written: a run that is refused leaves the folder as it was.
         found = find_checkpoint(Asked(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:

@@ -11,7 +11,10 @@ from typing import Any
 from kdcli.data.digest import MISSING, Digest
 from kdcli.data.listing import Changes, Listing, Other, changes, listing_from, unpacked
 from kdcli.data.probe import other_pixels, probed_ids
+from kdcli.engine.check_categories import GT_FILE
 from kdcli.engine.folder import RunFolder
+from kdcli.spec.places import Places
+from kdcli.spec.schema import Spec
 
 EXAMPLES = 3
 """So many names are told of each kind of change."""
@@ -26,6 +29,13 @@ WHAT = {
 
 PLACES = ("root", "meta_file", "image_dir", "gt_file")
 """Keys that say where data lies: with others its pixels may be the same."""
+
+
+def truth_file(spec: Spec, places: Places) -> Path | None:
+    """The evaluator's `gt_file`, where the spec names one."""
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    named = None if evaluator is None else evaluator.kwargs.get("gt_file")
+    return places.find(named, GT_FILE) if isinstance(named, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,8 @@ def _told(found: Changes, before: Listing, now: Listing) -> list[str]:
         told.append(f"{_count(found.contents, thing)} {verb} {what}")
     if found.classes:
         told.append(_of_classes(before.classes or (), now.classes or ()))
+    if found.truth and not told:
+        told.append("the annotations that it is measured by are others")
     if found.reordered and not told:
         told.append("its samples come in another order")
     return told

@@ -55,6 +55,7 @@ def test_what_came_went_and_changed() -> None:
     assert found.reordered and not found.labels and not found.contents
     assert changes(images(), images(classes=("x", "z"))).classes
     assert changes(images(names="aabb"), images(names="aabb")) == changes(images(), images())
+    assert changes(images(truth="1"), images(truth="2")).truth
     # A name that is listed twice counts twice.
     found = changes(images("001", "aab", "556"), images("01", "ab", "56"))
     assert (found.came, found.went) == ([], ["a"])
@@ -97,7 +98,9 @@ def test_a_folder_is_listed_by_relative_names_labels_and_bytes(tmp_path: Path) -
     )
     for kind in ("image_folder", "torchvision.ImageFolder"):
         text = listing_of(opened(kind, root=str(place))).text().decode()
-        assert text == '{"format": 1, "kind": "images", "classes": ["ant", "cat"]}\n' + wanted, kind
+        assert (
+            text == '{"format": 1, "kind": "images", "classes": ["ant", "cat"], "truth": null}\n' + wanted
+        ), kind
     other = tree(tmp_path / "two")
     assert listing_of(opened("image_folder", root=str(other))) == listing_of(
         opened("image_folder", root=str(place))
@@ -111,7 +114,7 @@ def test_images_in_memory_are_listed_by_their_pixels(monkeypatch: pytest.MonkeyP
     assert listed.labels == ["0", "1", "0", "1", "0"] and listed.names[3] == "sample 3"
     assert listed.contents == [f"{zlib.crc32(bytes(image.ravel().tolist())):08x}" for image in pixels]
     monkeypatch.setattr(digests, "HASHED", 5 * 16 // 2)
-    assert [value == "-" for value in listing_of(fake).contents] == [False, True, True, False, True]
+    assert [value == "-" for value in listing_of(fake).contents] == [False, True, False, True, False]
 
 
 def test_the_digest_is_the_hash_of_the_list_and_some_pixels(part: Any, loader: Any) -> None:

@@ -336,7 +336,20 @@ def test_boxes_and_categories(folder: Path, kdcli: Kdcli) -> None:
         assert code == 1 and contents(Path("out")) == before
         assert "KD733" in err and said in err and f"{spec}:" in err, err
     (scenes / "train.json").write_text(json.dumps(json.loads(text), indent=1))
-    assert kdcli(*again)[0] == 0
+    code, _, err = kdcli(*again)
+    assert code == 0, err
+    # The evaluator's file, whose `area` sorts boxes into small and large, and no image of the data.
+    truth = scenes / "truth.json"
+    other = json.loads((scenes / "test.json").read_text())
+    truth.write_text(json.dumps(other, indent=1))
+    at = f"dataset.test.dataset.kwargs.evaluator.kwargs.gt_file={truth}"
+    key = at.partition("=")[0]
+    code, _, err = kdcli(*again, at)
+    assert code == 1 and "KD715" in err and key in err and "KD733" not in err, err
+    other["annotations"][0]["area"] = 1.0
+    truth.write_text(json.dumps(other))
+    code, _, err = kdcli(*again, at, "--allow-changed", key)
+    assert code == 1 and "the annotations that it is measured by are others" in err, err
 
 
 def narrower(text: str) -> str:
