@@ -1,8 +1,8 @@
 """The digest of one side of the data: what a run knows its data again by.
 
 It is a hash of the list of samples (names relative to the data's folder, labels, sizes of the files in bytes,
-class names), and a few pixels of a few samples. Image files are not read: 200,000 take a second. Images in memory are hashed, at most `HASHED` bytes of them. The annotations that boxes are
-measured by are read once more.
+class names), and a few pixels of a few samples. Image files are not read: 200,000 take a second. Images in
+memory are hashed, at most `HASHED` bytes of them. The annotations that boxes are measured by are read once more.
 """
 
 from __future__ import annotations
