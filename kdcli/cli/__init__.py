@@ -76,6 +76,9 @@ def train(
         int | None,
         typer.Option(metavar="N", min=1, help="Look at N steps: where their time goes, and a trace."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Prove the spec before the start, as `kdcli validate` does.")
+    ] = True,
 ) -> None:
     """Train the student of SPEC: distil it (runner `kd`) or train `net` alone (runner `base`)."""
     from kdcli.commands.train import TrainArguments
@@ -99,6 +102,7 @@ def train(
             quiet=quiet,
             report=report,
             profile=profile,
+            check=check,
         )
     )
 

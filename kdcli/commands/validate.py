@@ -81,17 +81,18 @@ def examine(
         found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
+    from kdcli.data.check import Look
     from kdcli.engine.check import CheckOptions, check
     from kdcli.report.progress import progress
 
+    look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"
     with progress("looking at images") as told:
         checked = check(
             parsed,
             CheckOptions(
                 plugins=options.plugins,
                 places=parsed.places,
-                files=options.files,
-                quick=options.quick,
+                look=look,
                 told=told,
             ),
         )

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
-from kdcli.data.build import build_loader, build_source, open_side
-from kdcli.data.check_images import Where, missing_images, scanned_images, spread, told_of
+from kdcli.data.batches import size_text
+from kdcli.data.build import build_loader
+from kdcli.data.check_images import ImageFindings, Where, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.draws import Draws
+from kdcli.data.opened import OpenedData
 from kdcli.data.scan import Told
-from kdcli.data.sources import BadSample, SampleSource, Source
+from kdcli.data.sources import ArrayImages, BadSample, SampleSource, Source
+from kdcli.data.transforms.pipeline import build_pipeline
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
+
+Look = Literal["nothing", "start", "quick", "whole"]
+"""How far files are looked at: not at all; as `train` does, lists, labels and some images; of the data at names
+and labels alone; every image file's header and end."""
 
 
 def check_files(
     part: DataPart,
     path: SpecPath,
-    places: Places = HERE,
+    source_of: Callable[[], Source],
+    side_of: Callable[[], OpenedData],
     *,
-    train: bool = True,
-    quick: bool = False,
+    look: Look = "whole",
     told: Told | None = None,
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
-    Reads the lists whole, header and end of every image file, some images, and one sample through the
-    transforms. quick: names and labels alone, and the one sample. told: hears how far the reading is.
+    source_of, side_of: give its source, and with it what is true of it; raise KdError where it can't be opened.
+    Whatever `look`, one sample goes through the transforms. told: hears how far the reading is.
     """
     place = (*path, "dataset")
     try:
-        source = build_source(part, train=train, path=path, places=places)
+        source = source_of()
     except KdError as error:
-        return _placed(error, place)
+        return _placed(error, part, place)
     reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
     where = Where(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
     found = left_out(source, place)
-    known: frozenset[str] = frozenset()
+    files = ImageFindings(findings=(), known=frozenset())
     if isinstance(source, CocoDataset) or getattr(source, "files", None):
-        findings, known = _files_of(source, where, quick, told)
-        found += findings
-    if not quick:
-        found += pixel_findings(source, where, known)
+        files = _files_of(source, where, look != "whole", told)
+        found += files.findings
+    if look != "quick":
+        found += pixel_findings(source, where, files.known)
     try:
-        side = open_side(_alone(part), train=train, path=path, places=places)
-        build_loader(side, seed=0).close()
+        build_loader(replace(side_of(), part=_alone(part)), seed=0).close()
+        if look != "quick" and part.batch_sampler.kwargs.batch_size > 1:
+            found += unlike_shapes(source, part, place, files)
     except KdError as error:
-        found += _placed(error, place)
+        found += _placed(error, part, place)
     return found
 
 
@@ -80,6 +89,37 @@ def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozens
     return found
 
 
+def unlike_shapes(source: Source, part: DataPart, place: SpecPath, files: ImageFindings) -> list[Diagnostic]:
+    """KD517 where two images come out of the transforms in different shapes, or one does not fit them.
+
+    Some images, evenly spread, and one of each size that is known to occur, in their first view.
+    """
+    if isinstance(source, (SampleSource, ArrayImages)):
+        return []
+    where = (*place, "kwargs", "transformer")
+    pipeline = build_pipeline(part.dataset.kwargs.transformer, where)
+    numbers = {file: index for index, file in enumerate(getattr(source, "files", ()))} if files.sizes else {}
+    indices = {*spread(len(source), LOOKED_AT), *(numbers[file] for file in files.sizes)}
+    first: tuple[str, str] | None = None
+    for index in sorted(indices):
+        try:
+            image = source.read(index)[None]
+        except BadSample:
+            continue  # told elsewhere
+        name = source.name(index)
+        try:
+            shape = size_text(pipeline(image, Draws(0, 0, np.array([index], dtype=np.int64)))[0])
+        except (ValueError, TypeError, RuntimeError) as reason:
+            message = f"`{name}` does not fit the transforms: {reason}"
+            return [Diagnostic(code="KD517", message=message, path=where)]
+        if first is not None and shape != first[1]:
+            message = f"`{first[0]}` comes out of the transforms as {first[1]} and `{name}` as {shape}"
+            help = "end with one size for all: a crop, or a resize to [height, width]"
+            return [Diagnostic(code="KD517", message=message, help=help, path=where)]
+        first = first or (name, shape)
+    return []
+
+
 def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Tensor]:
     """The images as they are decoded; those that can't be are put into `bad`."""
     for index in indices:
@@ -89,13 +129,8 @@ def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Ten
             bad.append(error)
 
 
-def _files_of(
-    source: Any, where: Where, quick: bool, told: Told | None
-) -> tuple[list[Diagnostic], frozenset[str]]:
-    """The findings about the files of a CocoDataset, or of a source with `files` and `reader`.
-
-    Also the files that they tell of.
-    """
+def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> ImageFindings:
+    """The findings about the files of a CocoDataset, or of a source with `files` and `reader`."""
     files: list[str] = []
     numbers: list[int] = []
     outside: list[BadSample] = []
@@ -109,7 +144,7 @@ def _files_of(
     found = [*told_of(outside, len(source), where), *missing.findings]
     known = missing.known | {error.name for error in outside}
     if quick:
-        return found, known
+        return ImageFindings(findings=tuple(found), known=known)
     there = [place for place, file in enumerate(files) if file not in known]
     look = source.look_at if isinstance(source, CocoDataset) else None
     scanned = scanned_images(
@@ -119,7 +154,9 @@ def _files_of(
         also=None if look is None else lambda number, image: look(numbers[there[number]], image),
         told=told,
     )
-    return [*found, *scanned.findings], known | scanned.known
+    return ImageFindings(
+        findings=(*found, *scanned.findings), known=known | scanned.known, sizes=scanned.sizes
+    )
 
 
 def _alone(part: DataPart) -> DataPart:
@@ -129,5 +166,8 @@ def _alone(part: DataPart) -> DataPart:
     return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
 
 
-def _placed(error: KdError, place: SpecPath) -> list[Diagnostic]:
-    return [d if d.path is not None else replace(d, path=place) for d in error.diagnostics]
+def _placed(error: KdError, part: DataPart, place: SpecPath) -> list[Diagnostic]:
+    """The findings; what is said of no place in the spec stands at the list that the data is read from."""
+    listed = isinstance((part.dataset.kwargs.model_extra or {}).get("meta_file"), str)
+    where = (*place, "kwargs", "meta_file") if listed else place
+    return [d if d.path is not None else replace(d, path=where) for d in error.diagnostics]

@@ -40,10 +40,11 @@ class Where:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFindings:
-    """findings: what is wrong. known: the files that are told of."""
+    """findings: what is wrong. known: the files that are told of. sizes: a file for each size that occurs."""
 
     findings: tuple[Diagnostic, ...]
     known: frozenset[str]
+    sizes: tuple[str, ...] = ()
 
 
 def missing_images(files: Sequence[str], reader: PillowReader, where: Where) -> ImageFindings:
@@ -90,7 +91,7 @@ def scanned_images(
             message = f"`{refused[0].name}` can't be read: {refused[0].reason}{more}"
             found.append(_bad(message, where, where.reader))
             known.update(seen.alpha)
-    return ImageFindings(findings=tuple(found), known=frozenset(known))
+    return ImageFindings(findings=tuple(found), known=frozenset(known), sizes=tuple(seen.sizes.values()))
 
 
 def told_of(bad: Sequence[BadSample], looked_at: int, where: Where) -> list[Diagnostic]:

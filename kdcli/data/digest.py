@@ -2,7 +2,7 @@
 
 It is a hash of the list of samples (names relative to the data's folder, labels, sizes of the files in bytes,
 class names), and a few pixels of a few samples. Image files are not read: 200,000 take a second. Images in
-memory are hashed, at most `HASHED` bytes of them. The annotations that boxes are measured by are read once more.
+memory are hashed, at most `HASHED` bytes of them. The annotations that boxes are measured by count.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from kdcli.data.coco import CocoDataset
-from kdcli.data.files import FileImages
+from kdcli.data.coco_json import read_coco
 from kdcli.data.listing import Listing, packed
 from kdcli.data.loaders import Loader
 from kdcli.data.opened import OpenedData
 from kdcli.data.probe import probe_of
-from kdcli.data.sources import ArrayImages, BadSample, Source
-from kdcli.data.torchvision_datasets import TorchvisionImages
+from kdcli.data.sources import ArrayImages, BadSample, Located, Source
+from kdcli.errors import RunError
+
+if TYPE_CHECKING:
+    from kdcli.data.coco import CocoDataset
 
 HASHED = 2**29
 """Of images in memory that take more bytes, every n-th is hashed so that these are not more: half a second."""
@@ -71,10 +73,14 @@ def digest_of(opened: OpenedData, loader: Loader, truth: Path | None = None) -> 
 def listing_of(opened: OpenedData, truth: Path | None = None) -> Listing:
     """The list of samples of one side, the sizes of its files looked up."""
     source = opened.source
-    if isinstance(source, CocoDataset):
+    if opened.facts.annotations is not None:
+        # It imports torchvision, which commands that read no data don't wait for.
+        from kdcli.data.coco import CocoDataset
+
+        assert isinstance(source, CocoDataset)
         file = None if opened.train else truth or Path(source.annotations["file"])
         return _of_boxes(source, None if file is None else _truth(file))
-    files = source.located() if isinstance(source, (FileImages, TorchvisionImages)) else None
+    files = source.located() if isinstance(source, Located) else None
     if files is not None:
         names, contents = relative(*files), sizes(files[0])
     else:
@@ -127,14 +133,17 @@ def _checksums(source: Source) -> list[str]:
     return [UNKNOWN if i % step else f"{zlib.crc32(images[i].tobytes()):08x}" for i in range(len(images))]
 
 
-def _truth(file: Path) -> str:
-    """SHA-256 of what a COCO file says of images, boxes and categories, however it is laid out."""
+def _truth(path: Path) -> str:
+    """SHA-256 of what a COCO file says of images, categories and boxes, however it is laid out."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8-sig"))
-        told = [said[key] for key in ("images", "annotations", "categories")]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        file = read_coco(path)
+    except RunError:
         return UNKNOWN  # what is wrong with it is told where it is used
+    rows = np.column_stack([file.box_images, file.box_categories, file.boxes, file.areas, file.crowd])
+    said = [list(file.image_keys), file.sizes.tolist(), list(file.category_keys), list(file.class_names)]
+    found = hashlib.sha256(json.dumps(said).encode())
+    found.update(rows[np.lexsort(rows.T)].tobytes())
+    return found.hexdigest()
 
 
 def _of_boxes(source: CocoDataset, truth: str | None) -> Listing:

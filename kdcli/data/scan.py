@@ -25,6 +25,8 @@ TAIL = 2048
 """An end marker is looked for in so many last bytes."""
 EVERY = 256
 """So often progress is told."""
+SIZES = 64
+"""Of so many sizes a file is remembered."""
 STRIPS = ((273, 279), (324, 325))
 """TIFF's tags of where pixels lie in the file and how many bytes they take: strips, tiles."""
 
@@ -34,12 +36,14 @@ class Scan:
     """What headers and ends say of a list of files.
 
     bad: what can't be read whole. deep: the files with more than 8 bits a channel, by their mode (F, I;16,
-    RGB;16). alpha: the files with an alpha channel and no more than 8 bits.
+    RGB;16). alpha: the files with an alpha channel and no more than 8 bits. sizes: for each width and height that
+    occurs the first file that has it, for the first 64 of them.
     """
 
     bad: tuple[BadSample, ...]
     deep: Mapping[str, tuple[str, ...]]
     alpha: tuple[str, ...]
+    sizes: Mapping[tuple[int, int], str]
 
 
 def scan(
@@ -55,12 +59,15 @@ def scan(
     bad: list[BadSample] = []
     deep: dict[str, list[str]] = {}
     alpha: list[str] = []
+    sizes: dict[tuple[int, int], str] = {}
     for number, file in enumerate(files):
         # One thread: the work is Python's, and two take longer than one.
         try:
             with opened(file) as image:
                 depth, clear = depth_of(image), has_alpha(image)
                 whole = _ends_well(file, image)
+                if len(sizes) < SIZES:
+                    sizes.setdefault(image.size, file)
                 if also is not None:
                     also(number, image)
             if not whole:
@@ -73,9 +80,8 @@ def scan(
             bad.append(reason)
         if told is not None and ((number + 1) % EVERY == 0 or number + 1 == len(files)):
             told(number + 1, len(files))
-    return Scan(
-        bad=tuple(bad), deep={depth: tuple(found) for depth, found in deep.items()}, alpha=tuple(alpha)
-    )
+    by_depth = {depth: tuple(found) for depth, found in deep.items()}
+    return Scan(bad=tuple(bad), deep=by_depth, alpha=tuple(alpha), sizes=sizes)
 
 
 def _decode(file: str) -> None:

@@ -16,6 +16,9 @@ EXPORTED = "exports.json"
 DATA = "data.json"
 """What was true of the data that the run was trained on: samples and class names, in the order of their numbers."""
 
+PROVED = "proved.json"
+"""Of which spec, data and versions the run has been proved, so that a resume need not prove it again."""
+
 SAMPLES = "data_{side}_{digest}.tsv.gz"
 """The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.listing)."""
 
@@ -83,7 +86,7 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA]
+        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA, PROVED]
         names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
             *(self.root / name for name in names),

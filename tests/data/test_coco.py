@@ -14,7 +14,6 @@ from PIL import ExifTags, Image
 
 from kdcli.data import IMAGE_READERS
 from kdcli.data.build import build_source
-from kdcli.data.check import check_files
 from kdcli.data.coco import CocoDataset
 from kdcli.data.coco_json import cut, read_coco
 from kdcli.data.detection_transforms import Flip, KeepArResize
@@ -22,7 +21,7 @@ from kdcli.data.draws import Draws
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import HERE
 from kdcli.tasks.detection.predictions import original_boxes
-from tests.data.conftest import make_loader, make_part
+from tests.data.conftest import look_at, make_loader, make_part
 
 SIZES = {3: (20, 30), 7: (40, 20), 9: (16, 16)}
 BOXES = {
@@ -283,7 +282,7 @@ def test_every_image_is_looked_for(folder: Path) -> None:
     (folder / "9.png").unlink()
     (folder / "9.png").symlink_to("gone.png")
     Image.new("RGB", (5, 5)).save(folder / "3.png")
-    found = check_files(part(folder), ("dataset", "test"), train=False)
+    found = look_at(part(folder), ("dataset", "test"))
     assert [one.code for one in found] == ["KD511", "KD511"]
     assert f"2 images are missing of 3 in `{folder}`: `7.png`, `9.png`" in found[0].message
     assert "it is 5x5, and the annotations say 20x30" in found[1].message
@@ -301,7 +300,7 @@ def test_many_images_are_looked_for_in_a_moment(tmp_path: Path, monkeypatch: pyt
         return exists(file) if not str(file).endswith(".png") else bool(asked.append(str(file)))
 
     monkeypatch.setattr(os.path, "exists", noted)
-    (found,) = check_files(part(tmp_path), ("dataset", "test"), train=False, quick=True)
+    (found,) = look_at(part(tmp_path), ("dataset", "test"), look="quick")
     assert "7 images are missing of 5000" in found.message and "`4997.png`, ..." in found.message
     assert len(asked) == 7
 
@@ -334,7 +333,7 @@ def test_an_orientation_that_explains_the_size_is_named(
     kwargs = {"meta_file": str(folder / "turned.json")}
     component = {"type": reader, "kwargs": {"image_dir": str(folder)}}
     made = make_part("coco", batch_size=1, image_reader=component, **kwargs)
-    found = [d.message for d in check_files(made, ("dataset", "test"), train=False) if d.code == "KD511"]
+    found = [d.message for d in look_at(made, ("dataset", "test")) if d.code == "KD511"]
     said = (
         f"EXIF orientation 6, and the annotations' size is that of the {which} image, which `{other}` reads"
     )
@@ -343,7 +342,7 @@ def test_an_orientation_that_explains_the_size_is_named(
         list(make_loader(made, train=False).batches(0))
     row["width"] += 1
     (folder / "turned.json").write_text(json.dumps(annotations(images=[row], annotations=[])))
-    found = [d.message for d in check_files(made, ("dataset", "test"), train=False) if d.code == "KD511"]
+    found = [d.message for d in look_at(made, ("dataset", "test")) if d.code == "KD511"]
     assert len(found) == 1 and "EXIF" not in found[0]
 
 

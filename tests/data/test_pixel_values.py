@@ -12,12 +12,11 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from kdcli.data.check import check_files
 from kdcli.data.image_readers import OpencvReader, PillowReader
 from kdcli.data.sources import BadSample
 from kdcli.errors import RunError, SpecError
 from kdcli.spec.places import HERE
-from tests.data.conftest import make_loader, make_part
+from tests.data.conftest import look_at, make_loader, make_part
 
 READER = ("dataset", "train", "dataset", "kwargs", "image_reader")
 KINDS = [PillowReader, OpencvReader]
@@ -254,7 +253,7 @@ def test_an_image_folder_has_the_rule_too(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match=r"KD511.*cat/a.png.*`value_range: \[0, 4095\]`.*the data set's kwargs"
     ):
-        make_loader(make_part("image_folder", root=root))
+        next(make_loader(make_part("image_folder", root=root)).batches(0))
     made = make_loader(
         make_part("image_folder", root=root, value_range=[0, 4095], background="white", batch_size=2)
     )
@@ -267,10 +266,10 @@ def test_torchvisions_folders_refuse_as_well(tmp_path: Path) -> None:
     deep = Image.fromarray(np.array([[0, 4095], [2048, 9]], dtype=np.uint16))
     root = str(folder_of(tmp_path, {"cat/a.png": deep}))
     with pytest.raises(RunError, match=r"KD511.*value_range.*`image_folder`"):
-        make_loader(make_part("torchvision.ImageFolder", root=root))
+        next(make_loader(make_part("torchvision.ImageFolder", root=root)).batches(0))
     Image.new("L", (2, 2), 9).save(tmp_path / "cat/a.png")
     (tmp_path / "cat/b.png").write_bytes(b"junk")
-    found = check_files(make_part("torchvision.ImageFolder", root=root), ("dataset", "train"))
+    found = look_at(make_part("torchvision.ImageFolder", root=root), ("dataset", "train"))
     assert [d.code for d in found] == ["KD511", "KD520"] and "cat/b.png" in found[0].message
     (tmp_path / "cat/b.png").unlink()
     made = make_loader(make_part("torchvision.ImageFolder", root=root, batch_size=1))
@@ -290,11 +289,11 @@ def test_validate_tells_the_range_of_all_of_them_at_the_reader(tmp_path: Path) -
         numbers = rng.integers(0, highest, (4, 4)).astype(np.uint16)
         numbers[0, 0] = highest
         Image.fromarray(numbers).save(tmp_path / f"{n}.png")
-    (found,) = check_files(listed(tmp_path, 3), ("dataset", "train"))
+    (found,) = look_at(listed(tmp_path, 3), ("dataset", "train"))
     assert found.code == "KD511" and found.path == READER and found.severity == "error"
     assert "0.png`, and 2 more of 3 images, can't be read" in found.message
     assert "to 4000" in found.message and "`value_range: [0, 4095]`" in found.message
-    assert check_files(listed(tmp_path, 3, value_range=[0, 4095]), ("dataset", "train")) == []
+    assert look_at(listed(tmp_path, 3, value_range=[0, 4095]), ("dataset", "train")) == []
 
 
 def test_validate_tells_of_the_one_transparent_image(tmp_path: Path) -> None:
@@ -303,12 +302,12 @@ def test_validate_tells_of_the_one_transparent_image(tmp_path: Path) -> None:
         if n == 3:
             made.putpixel((0, 0), (0, 0, 0, 0))
         made.save(tmp_path / f"{n}.png")
-    (found, same) = check_files(listed(tmp_path, 4), ("dataset", "train"))
+    (found, same) = look_at(listed(tmp_path, 4), ("dataset", "train"))
     assert found.code == "KD511" and found.path == READER and "3.png" in found.message
     assert same.code == "KD520"
-    assert check_files(listed(tmp_path, 3), ("dataset", "train"))[0].code == "KD520"
+    assert look_at(listed(tmp_path, 3), ("dataset", "train"))[0].code == "KD520"
     Image.new("RGBA", (4, 4), (9, 9, 9, 255)).save(tmp_path / "1.png")
-    assert check_files(listed(tmp_path, 4, background="white"), ("dataset", "train")) == []
+    assert look_at(listed(tmp_path, 4, background="white"), ("dataset", "train")) == []
 
 
 def test_what_pillow_reads_by_half_is_refused(tmp_path: Path) -> None:

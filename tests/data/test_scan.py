@@ -15,11 +15,10 @@ from PIL import Image
 
 from kdcli.data import image_readers
 from kdcli.data import scan as scanning
-from kdcli.data.check import check_files
 from kdcli.data.constant_images import constant_images
 from kdcli.data.scan import ENDS, scan
 from kdcli.errors import SpecError
-from tests.data.conftest import make_loader, make_part
+from tests.data.conftest import look_at, make_loader, make_part
 
 TRAIN = ("dataset", "train")
 SAVED = {
@@ -151,18 +150,18 @@ def folder(root: Path, **kwargs: Any) -> Any:
 
 def test_every_damaged_file_of_a_folder_is_counted(tmp_path: Path) -> None:
     root = tree(tmp_path)
-    assert check_files(folder(root), TRAIN) == []
+    assert look_at(folder(root), TRAIN) == []
     for number in range(300):
         picture(number, (2, 2)).save(root / f"cat/{number}.png")
     (root / "dog/junk.png").write_bytes(b"junk")
     (root / "dog/half.jpg").write_bytes(saved("JPEG")[:2500])
-    found = check_files(folder(root), TRAIN)
+    found = look_at(folder(root), TRAIN)
     assert [d.code for d in found] == ["KD511", "KD511"]
     assert "half.jpg" in found[0].message and "junk.png" in found[1].message
-    assert check_files(folder(root), TRAIN, quick=True) == []
+    assert look_at(folder(root), TRAIN, look="quick") == []
     for number in range(7):
         (root / f"dog/junk{number}.png").write_bytes(b"junk")
-    assert "9 of 313 images looked at can't be read" in check_files(folder(root), TRAIN)[-1].message
+    assert "9 of 313 images looked at can't be read" in look_at(folder(root), TRAIN)[-1].message
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     made = make_loader(folder(root))
     assert made.facts.num_samples == 4 and made.facts.class_names == ("cat", "dog")
     (said,) = made.notices
-    (finding,) = check_files(folder(root), TRAIN)
+    (finding,) = look_at(folder(root), TRAIN)
     assert (finding.code, finding.severity, finding.message) == ("KD623", "warning", said)
     assert said.startswith(f"left out of `{root}`: 2 files `._*` (macOS's), 2 files `.txt`, 1 ")
     for kind in ("1 file `.DS_Store`", "1 file `.*` (hidden)", "1 folder `.ipynb_checkpoints`"):
@@ -204,7 +203,7 @@ def test_every_class_without_images_is_told_at_once(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         (root / name).mkdir()
     (root / "bee/1.heic").touch()
-    found = check_files(folder(root), TRAIN)
+    found = look_at(folder(root), TRAIN)
     assert [d.code for d in found] == ["KD506", "KD506"]
     assert "ant` has no images" in found[0].message
     assert "bee` has no images, only 1 file `.heic` (not read: save as PNG or JPEG)" in found[1].message
@@ -239,7 +238,7 @@ def test_all_lists_and_folders_are_told_at_once(tmp_path: Path) -> None:
     part = listed(tmp_path, ["a.txt", "b.txt", "c.txt"], ["one", "two", "three"])
     (tmp_path / "a.txt").write_text("x.png 0\n")
     (tmp_path / "three").mkdir()
-    assert {(d.code, d.path) for d in check_files(part, TRAIN)} == {
+    assert {(d.code, d.path) for d in look_at(part, TRAIN)} == {
         ("KD506", (*place, "meta_file", 1)),
         ("KD506", (*place, "meta_file", 2)),
         ("KD518", (*place, "image_reader", "kwargs", "image_dir", 0)),
@@ -249,13 +248,13 @@ def test_all_lists_and_folders_are_told_at_once(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name, text in (("a", "x.png 0\nx.png\n"), ("b", "x.png -1\n"), ("c", "../x.png 0\n")):
         (tmp_path / f"{name}.txt").write_text(text)
-    found = check_files(part, TRAIN)
+    found = look_at(part, TRAIN)
     assert [d.code for d in found] == ["KD510", "KD515", "KD513"]
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.txt").write_text("x.png 0\ny.png 1\n")
     for name in ("one", "two", "three"):
         picture().save(tmp_path / name / "x.png")
-    (missing, _) = check_files(part, TRAIN)
+    (missing, _) = look_at(part, TRAIN)
     assert missing.code == "KD511" and "3 images are missing of 6" in missing.message
 
 
@@ -291,11 +290,11 @@ def test_a_constant_set_is_told(tmp_path: Path) -> None:
         made = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
         made.putalpha(Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * (n + 1)))
         made.save(tmp_path / kind / "x.png")
-    (found,) = check_files(folder(tmp_path, background="black"), TRAIN)
+    (found,) = look_at(folder(tmp_path, background="black"), TRAIN)
     assert (found.code, found.severity, found.path) == ("KD520", "warning", (*TRAIN, "dataset"))
     assert "are black" in found.message
-    assert check_files(folder(tmp_path, background="white"), TRAIN) == []
-    assert [d.code for d in check_files(make_part("fake"), TRAIN)] == []
+    assert look_at(folder(tmp_path, background="white"), TRAIN) == []
+    assert [d.code for d in look_at(make_part("fake"), TRAIN)] == []
 
 
 def test_a_bmp_whose_header_says_more_than_there_is(tmp_path: Path) -> None:

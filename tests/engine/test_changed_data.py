@@ -324,18 +324,20 @@ def test_boxes_and_categories(folder: Path, kdcli: Kdcli) -> None:
     changes = [*on_scenes(scenes), "saver.save_dir=out"]
     code, _, err = kdcli("train", spec, *changes, "--device", "cpu", "--no-report")
     assert code == 0, err
-    text = (scenes / "train.json").read_text()
+    text, tested = ((scenes / f"{side}.json").read_text() for side in SIDES)
     again = ("train", spec, *changes, "--device", "cpu", "--no-report", "--resume")
     before = contents(Path("out"))
     for other, said in (
         (narrower(text), "1 image has other boxes (`"),
-        (text.replace('"id": 1, "name": "', '"id": 1, "name": "new '), "of its classes `1 new "),
+        (renamed(text), "of its classes `1 new "),
     ):
         (scenes / "train.json").write_text(other)
+        (scenes / "test.json").write_text(renamed(tested) if other == renamed(text) else tested)
         code, _, err = kdcli(*again)
         assert code == 1 and contents(Path("out")) == before
         assert "KD733" in err and said in err and f"{spec}:" in err, err
     (scenes / "train.json").write_text(json.dumps(json.loads(text), indent=1))
+    (scenes / "test.json").write_text(tested)
     code, _, err = kdcli(*again)
     assert code == 0, err
     # The evaluator's file, whose `area` sorts boxes into small and large, and no image of the data.
@@ -350,6 +352,11 @@ def test_boxes_and_categories(folder: Path, kdcli: Kdcli) -> None:
     truth.write_text(json.dumps(other))
     code, _, err = kdcli(*again, at, "--allow-changed", key)
     assert code == 1 and "the annotations that it is measured by are others" in err, err
+
+
+def renamed(text: str) -> str:
+    """The annotations with another name of the first category."""
+    return text.replace('"id": 1, "name": "', '"id": 1, "name": "new ')
 
 
 def narrower(text: str) -> str:
