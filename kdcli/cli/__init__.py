@@ -65,7 +65,9 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Start over where a run lies already.")] = False,
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="A key that may differ from the checkpoint's spec."),
+        typer.Option(
+            metavar="KEY", help="What may differ from the checkpoint: a key of the spec, or `data`."
+        ),
     ] = None,
     plugin: Plugin = None,
     quiet: Annotated[bool, typer.Option(help="Warnings and the last line only.")] = False,

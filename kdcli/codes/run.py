@@ -119,6 +119,18 @@ RUN: dict[str, Explanation] = {
         "A loss or a gradient became infinite or no number during the run; the batch is kept for a look.",
         "lower the lr, set trainer.clip_grad_norm, or trainer.on_nonfinite: skip",
     ),
+    "KD733": Explanation(
+        "checkpoint of other data",
+        "Files came or went, changed their label or their size, or the pixels of those looked at are others. Sample 7"
+        " of the checkpoint is then another image, and figures before and after can't be compared.",
+        "put the files back, or --resume --allow-changed data.train (data.test, or data for both sides)",
+    ),
+    "KD734": Explanation(
+        "other data that can't be accepted",
+        "The number of training samples is another, and a loss (`crd`) keeps a row for each of them in the"
+        " checkpoint: its rows can't be those of other samples.",
+        "put the files back, or kdcli train cfg.yaml --overwrite",
+    ),
     "KD740": Explanation(
         "file that cannot be written",
         "The disk is full, or the folder is read-only or somebody else's. The last checkpoint is whole.",

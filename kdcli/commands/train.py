@@ -159,9 +159,10 @@ def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
 def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
     """The options of a run that has been proved, its warnings told, and the data that was opened for it."""
     from kdcli.commands import located
-    from kdcli.engine.build import run_root, with_own_files
+    from kdcli.engine.build import run_root
     from kdcli.engine.folder import RunFolder
     from kdcli.engine.proof import proved
+    from kdcli.engine.reopen import with_own_files
     from kdcli.engine.sides import Sides
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render

@@ -33,6 +33,10 @@ class FileImages:
         self.left_out = left_out
         self.notices = (*reader.notices, *([left_out] if left_out else []))
 
+    def located(self) -> tuple[Sequence[str], Sequence[str]]:
+        """The files and the folders that they lie in."""
+        return self.files, self.reader.roots
+
     def __len__(self) -> int:
         return len(self.files)
 

@@ -103,6 +103,15 @@ class SampleSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Located(Protocol):
+    """A dataset whose samples are files."""
+
+    def located(self) -> tuple[Sequence[str], Sequence[str]] | None:
+        """The file of each sample, and the folders that they lie in; None where these are not known."""
+        ...
+
+
 Images = ArrayImages | ImageSource
 """A classification dataset."""
 

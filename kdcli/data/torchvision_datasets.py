@@ -25,6 +25,9 @@ GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file
 
 RULE = PixelRule(where="the kwargs of `image_folder` (torchvision's data sets can't take it)")
 
+FILE_LISTS = ("samples", "_samples", "_image_files", "_images")
+"""Where torchvision's datasets list their files, each as a whole path or as (path, class)."""
+
 
 class TorchvisionImages:
     """A torchvision dataset that is read image by image.
@@ -41,6 +44,16 @@ class TorchvisionImages:
         self.reader = PillowReader((), HERE, image_dir=str(dataset.root) if folder else "")
         self.reader.rule = RULE
         self.num_classes = len(class_names) if class_names else int(labels.max(initial=-1)) + 1
+
+    def located(self) -> tuple[Sequence[str], Sequence[str]] | None:
+        """The image files and the folder that they lie in, where torchvision lists them."""
+        for attribute in FILE_LISTS:
+            listed = getattr(self.dataset, attribute, None)
+            if isinstance(listed, (list, tuple)) and len(listed) == len(self):
+                named = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in listed]
+                if all(isinstance(name, (str, Path)) for name in named):
+                    return [str(name) for name in named], [str(self.dataset.root)]
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from kdcli.data.build import build_loader
+from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.opened import OpenedData
@@ -26,12 +26,13 @@ from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
-from kdcli.engine.ema import MovingAverage
-from kdcli.engine.folder import RunFolder, open_folder
+from kdcli.engine.ema import MovingAverage, average_of
+from kdcli.engine.folder import RunFolder, make_ready, open_folder
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
-from kdcli.engine.reopen import files_taken
+from kdcli.engine.reopen import with_own_files
 from kdcli.engine.run import Run, RunOptions
+from kdcli.engine.same_data import truth_file
 from kdcli.engine.sides import Sides
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
@@ -63,6 +64,9 @@ def built(
 
     sides: of a caller that has opened the data.
     """
+    # It imports FSDP, which commands that only build a network don't wait for.
+    from kdcli.engine.resume import Asked, find_checkpoint
+
     spec = parsed.spec
     folder = build_folder(parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
@@ -74,6 +78,15 @@ def built(
         stack.callback(train_loader.close)
         test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
+        digests = {}
+        if processes.speaks and options.profile is None:  # a profile saves nothing
+            truth = truth_file(spec, options.places)
+            digests["train"] = digest_of(sides.train, train_loader)
+            digests["test"] = digest_of(sides.test, test_loader, truth)
+        # Before anything is written: a run that is refused leaves the folder as it was.
+        found = find_checkpoint(Asked(parsed, options, folder, processes, digests))
+        if processes.speaks and options.profile is None:
+            make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
@@ -109,7 +122,7 @@ def built(
             run_root(parsed) / "cache",
         )
         notices += told
-        averaged = spec.trainer.ema is not None and spec.trainer.ema.enable
+        average = average_of(spec)
         precision = student_precision(spec.runtime)
         yield Run(
             name=run_name(parsed),
@@ -127,29 +140,18 @@ def built(
             teacher_hashes=hashes,
             weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
             stages=stages,
-            ema=MovingAverage(wiring.deployed, spec.trainer.ema) if averaged and spec.trainer.ema else None,
+            ema=None if average is None else MovingAverage(wiring.deployed, average),
             precision=precision,
             autocast=autocast_for(precision, processes.device),
             scaler=scaler_for(precision, processes.device),
+            digests=digests,
+            found=found,
             networks=tuple(
                 NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
                 for name, net in [("student", student), *nets.items()]
             ),
             notices=tuple(notices),
         )
-
-
-def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
-    """The options of a run that goes on: its files are the ones that it took when it was started."""
-    own = checkpoints(folder.checkpoints)
-    root: Path | None = None
-    if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
-        root = options.resume if options.resume.is_dir() else options.resume.parent
-        root = root.parent if root.name == "checkpoints" else root
-    elif own and (options.resume or spec.saver.auto_resume):
-        root = folder.root
-    taken = files_taken(root) if processes.speaks and root is not None else {}
-    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
 
 
 def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
@@ -187,7 +189,7 @@ def folded(name: str, count: int) -> str:
 
 
 def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
-    """The run folder, made ready by rank 0."""
+    """The run folder, which rank 0 has found free, or cleared; `make_ready` comes once the run may go on."""
     root = run_root(parsed)
     if options.profile is not None:
         # A run that lies there is none of its business.

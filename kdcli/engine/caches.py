@@ -15,11 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from kdcli.data.loaders import Loader
+from kdcli.data.probe import other_pixels, probe_of
 from kdcli.distill.cached import CachedTeacher, Layout, layout_of
 from kdcli.distill.store import Store, bytes_of, read_meta
 from kdcli.distill.taps import View
@@ -31,10 +28,6 @@ from kdcli.spec.cache_rules import caches_of
 from kdcli.spec.schema import Cache, Spec
 
 FORMAT = 1
-PROBED = 8
-"""So many samples' pixels are kept to know the data again."""
-
-TOLERANCE = 1e-3
 WHAT = {
     "weights": "its weights",
     "modules": "its modules",
@@ -156,7 +149,9 @@ def _made_ready(plan: Plan, loader: Loader) -> list[str]:
     meta = read_meta(plan.folder)
     probe = probe_of(loader)
     notices = []
-    if meta is not None and (meta.get("facts") != _plain(plan.facts) or not _same(meta.get("probe"), probe)):
+    if meta is not None and (
+        meta.get("facts") != _plain(plan.facts) or other_pixels(meta.get("probe"), probe) != []
+    ):
         notices.append(f"the data has changed since {plan.folder} was made: {plan.name} is cached anew")
         shutil.rmtree(plan.folder, ignore_errors=True)
         meta = None
@@ -170,25 +165,6 @@ def _made_ready(plan: Plan, loader: Loader) -> list[str]:
         except OSError as error:
             raise _refused(plan, error) from error
     return notices
-
-
-def probe_of(loader: Loader) -> Tensor | None:
-    """A few pixels of a few samples as a training sees them, to know the data again; float32 [n, pixels]."""
-    samples = loader.facts.num_samples or 0
-    chosen = np.unique(np.linspace(0, samples - 1, PROBED).astype(np.int64))
-    batch = loader.some(chosen.tolist())
-    if not batch:
-        return None
-    pixels = batch["image"].flatten(1).float()
-    places = torch.linspace(0, pixels.shape[1] - 1, min(256, pixels.shape[1])).long()
-    return torch.as_tensor(pixels[:, places])
-
-
-def _same(kept: Any, probe: Tensor | None) -> bool:
-    if kept is None or probe is None:
-        return kept is None and probe is None
-    before = torch.tensor(kept)
-    return before.shape == probe.shape and bool((before - probe).abs().max() <= TOLERANCE)
 
 
 def _others(plan: Plan) -> list[str]:

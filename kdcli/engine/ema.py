@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.spec.schema import Ema
+from kdcli.spec.schema import Ema, Spec
 
 VERSION = 2
 """Of the state. Before 2, which a state did not say, the decay had another formula and buffers were copied."""
 
 EXP_STEPS = 2000
 """Steps in which the decay of `exp` comes to 63 % of its end."""
+
+
+def average_of(spec: Spec) -> Ema | None:
+    """The settings of the average that a run of this spec keeps; None where it keeps none."""
+    ema = spec.trainer.ema
+    return ema if ema is not None and ema.enable else None
 
 
 def decay_at(spec: Ema, step: int) -> float:

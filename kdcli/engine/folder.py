@@ -19,6 +19,9 @@ DATA = "data.json"
 PROVED = "proved.json"
 """Of which spec, data and versions the run has been proved, so that a resume need not prove it again."""
 
+SAMPLES = "data_{side}_{digest}.tsv.gz"
+"""The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.listing)."""
+
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
 
@@ -77,6 +80,10 @@ class RunFolder:
             if path is not None:
                 write_whole(path, lambda file: file.write(text.encode()))
 
+    def samples(self, side: str, digest: str) -> Path:
+        """Where the list of one side's samples lies. digest: its SHA-256, in hex digits."""
+        return self.root / SAMPLES.format(side=side, digest=digest[:16])
+
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
         names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA, PROVED]
@@ -90,6 +97,7 @@ class RunFolder:
             self.finished,
             self.root / "bad_samples.jsonl",
             *self.root.glob("replay_*.pt"),
+            *self.root.glob(SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
             *(self.root / TENSORBOARD).glob("events.out.tfevents.*"),
         ]
 
@@ -114,10 +122,10 @@ class RunFolder:
 
 
 def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
-    """Make the folder ready for a run.
+    """The folder that a run may use, cleared where it starts over; nothing else is written yet.
 
     Raises RunError where a run lies there that may not be touched (KD741, KD742), and where the folder
-    is a link (KD743) or can't be written (KD740).
+    is a link (KD743) or can't be cleared (KD740).
     """
     folder = RunFolder(root)
     link = next((path for path in (root, *_entries(root)) if path.is_symlink()), None)
@@ -141,13 +149,17 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
             f"an unfinished run lies in {root}",
             "continue it with `--resume`, or start over with `--overwrite`",
         )
+    return folder
+
+
+def make_ready(folder: RunFolder) -> None:
+    """The folders are made, and rid of what a killed process left half-written; raises RunError KD740."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        sweep_temporary(root)
+        sweep_temporary(folder.root)
         sweep_temporary(folder.checkpoints)
     except OSError as error:
-        raise disk_error(root, error) from None
-    return folder
+        raise disk_error(folder.root, error) from None
 
 
 def _entries(root: Path) -> list[Path]:

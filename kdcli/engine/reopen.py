@@ -10,12 +10,15 @@ from typing import Any
 
 import yaml
 
+from kdcli.engine.checkpoint import checkpoints
+from kdcli.engine.distributed import Processes
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.records import RUN_FORMAT
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError, SpecPath
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.places import Taken, taken_from
+from kdcli.spec.schema import Spec
 
 SPEC = "spec.resolved.yaml"
 ENV = "env.json"
@@ -47,6 +50,19 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
         folder=RunFolder(root),
         spec_hash=parsed.hash(),
     )
+
+
+def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
+    """The options of a run that goes on: its files are the ones that it took when it was started."""
+    own = checkpoints(folder.checkpoints)
+    root: Path | None = None
+    if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
+        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = root.parent if root.name == "checkpoints" else root
+    elif own and (options.resume or spec.saver.auto_resume):
+        root = folder.root
+    taken = files_taken(root) if processes.speaks and root is not None else {}
+    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
 
 
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:

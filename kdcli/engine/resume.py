@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kdcli.data.digest import Digest
 from kdcli.engine.checkpoint import checkpoints, load_checkpoint, newest_valid
-from kdcli.engine.ema import same_meaning
+from kdcli.engine.distributed import Processes
+from kdcli.engine.ema import average_of, same_meaning
+from kdcli.engine.folder import RunFolder
 from kdcli.engine.records import Notice
-from kdcli.engine.run import Run
+from kdcli.engine.run import Found, Run, RunOptions
+from kdcli.engine.same_data import differences
 from kdcli.engine.state import Progress, fitting
-from kdcli.errors import KdError, RunError, SpecError, SpecPath
+from kdcli.engine.wiring import jobs_of, needs_of
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
 
 MAY_DIFFER = (
     "saver",
@@ -57,16 +64,33 @@ class Resumed:
     new_schedule: bool
 
 
-def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
-    """What to continue from, if anything, and what the user should know; rank 0 decides for all.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run is before it is built: enough to say whether a checkpoint is one of it.
 
-    Raises RunError KD715 where the checkpoint belongs to another spec, KD716 to another teacher, KD717
-    to another number of processes, KD725 to a moving average of another meaning, KD718 where there is
-    none.
+    data: the digest of each side, on rank 0; empty where the data is not to be compared.
+    """
+
+    parsed: ParsedSpec
+    options: RunOptions
+    folder: RunFolder
+    processes: Processes
+    data: Mapping[str, Digest]
+
+    @property
+    def spec(self) -> Spec:
+        """The spec as parsed."""
+        return self.parsed.spec
+
+
+def find_checkpoint(run: Asked) -> Found | None:
+    """What to continue from, if anything; rank 0 decides for all, and nothing is written.
+
+    Raises RunError KD715 where the checkpoint belongs to another spec, KD717 to another number of processes,
+    KD725 to a moving average of another meaning, KD733 and KD734 to other data, KD718 where there is none.
     """
     if not (run.options.resume or run.spec.saver.auto_resume or run.spec.saver.resume_model):
-        return None, []
-    state: dict[str, Any] | None = None
+        return None
     path: Path | None = None
     notices: list[Notice] = []
     failure: KdError | None = None
@@ -75,25 +99,35 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
             state, path, notices = _read(run)
             if state is not None and path is not None:
                 with fitting(path):
-                    _check(run, state)
+                    notices += _check(run, state, path)
         except KdError as error:
             failure = error
     told = (path, notices, None if failure is None else failure.diagnostics)
     path, notices, diagnostics = run.processes.broadcast(told)
     if diagnostics is not None:
         raise failure or RunError(diagnostics)
-    if path is None:
-        return None, notices
-    state = state or load_checkpoint(path)
+    return None if path is None else Found(path, tuple(notices))
+
+
+def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
+    """The checkpoint that was found, and what the user should know.
+
+    Raises RunError KD716 where it belongs to another teacher, KD721 where it does not fit.
+    """
+    if run.found is None:
+        return None, []
+    # Read again on rank 0, where it was looked at before the build: kept since then it would double the memory.
+    path, state = run.found.path, load_checkpoint(run.found.path)
     with fitting(path):
+        _check_teachers(run, state)
         progress = _progress(run, state)
         differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
     resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
     why = "a process died and all are started again: " if run.options.restarted else ""
-    return resumed, [*notices, Notice(message=f"{why}continuing at step {progress.step}")]
+    return resumed, [*run.found.notices, Notice(message=f"{why}continuing at step {progress.step}")]
 
 
-def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
+def _read(run: Asked) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
     own, named = run.folder.checkpoints, _named(run)
     # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
     own_first = run.options.restarted or run.spec.saver.auto_resume
@@ -118,7 +152,7 @@ def _read(run: Run) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
     )
 
 
-def _named(run: Run) -> Path | None:
+def _named(run: Asked) -> Path | None:
     """The checkpoint, or the folder of one, that the user named."""
     if isinstance(run.options.resume, Path):
         return run.options.resume
@@ -127,7 +161,7 @@ def _named(run: Run) -> Path | None:
     return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
 
 
-def _no_resume_model(run: Run) -> SpecError:
+def _no_resume_model(run: Asked) -> SpecError:
     name = run.spec.saver.resume_model or ""
     message = f"there is no checkpoint `{name}`"
     return SpecError.at(RESUME_MODEL, "KD718", message, run.options.places.missing(name, RESUME_MODEL))
@@ -152,11 +186,13 @@ def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
     return [tuple(row) for row in progress["bad_samples"]]
 
 
-def _check(run: Run, state: dict[str, Any]) -> None:
+def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
+    """Raises RunError with all that is in the way; returns what the user should know."""
     allowed = (*MAY_DIFFER, *run.options.allow_changed)
-    if run.ema is None and state["ema"] is None:
+    averaged = average_of(run.spec) is not None
+    if not averaged and state["ema"] is None:
         allowed = (*allowed, AVERAGE)
-    elif run.ema is not None and state["ema"] is not None:
+    elif averaged and state["ema"] is not None:
         # First, since what this asks to allow covers every key of the average that differs besides.
         if not same_meaning(state["ema"]) and not _among(AVERAGE, allowed):
             raise RunError.of(
@@ -164,15 +200,67 @@ def _check(run: Run, state: dict[str, Any]) -> None:
                 f"the checkpoint's moving average was kept by another formula than `{AVERAGE}` has now",
                 f"start over with `--overwrite`, or go on with today's by `--allow-changed {AVERAGE}`",
             )
-    differing = [
-        key for key in differing_keys(state["spec"], run.parsed.resolved_yaml()) if not _among(key, allowed)
-    ]
+    keys = differing_keys(state["spec"], run.parsed.resolved_yaml())
+    found: list[Diagnostic] = []
+    differing = [key for key in keys if not _among(key, allowed)]
     if differing:
-        raise RunError.of(
+        found += RunError.of(
             "KD715",
             f"the checkpoint was made by another spec; these keys differ: {', '.join(differing)}",
             "put them back, start over with `--overwrite`, or accept each with `--allow-changed KEY`",
-        )
+        ).diagnostics
+    if state["world_size"] != run.processes.world_size and "world_size" not in run.options.allow_changed:
+        found += RunError.of(
+            "KD717",
+            f"the checkpoint was made by {state['world_size']} process(es), this run has {run.processes.world_size}",
+            f"use {state['world_size']}, or accept it with `--allow-changed world_size`",
+        ).diagnostics
+    others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
+    if found or others:
+        raise RunError([*found, *others])
+    return notices
+
+
+def _compare_data(
+    run: Asked, state: dict[str, Any], path: Path, keys: Sequence[str]
+) -> tuple[list[Diagnostic], list[Notice]]:
+    """KD733 for a side that has changed, KD734 where that can't be accepted; a notice where it was accepted."""
+    if not run.data:
+        return [], []
+    if not state.get("data"):
+        message = "the checkpoint has no digest of its data: whether that has changed since can't be told"
+        return [], [Notice(message=message, level="warning")]
+    root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    found, notices = [], []
+    for other in differences(state["data"], run.data, RunFolder(root), keys):
+        key = f"data.{other.side}"
+        keeping = _keep_rows(run.spec) if other.side == "train" and len(set(other.samples)) > 1 else []
+        if keeping:
+            code, many = "KD734", len(keeping) > 1
+            help = (
+                "put the data back, or start over with `--overwrite`; to go on is no choice, since "
+                f"{', '.join(keeping)} {'keep' if many else 'keeps'} a row for each of the {other.samples[0]:,} samples"
+            )
+        elif _among(key, run.options.allow_changed):
+            best = "; the best evaluation so far was on the data before" if other.side == "test" else ""
+            notices.append(Notice(message=f"{other.message}; it was accepted{best}", level="warning"))
+            continue
+        else:
+            code = "KD733"
+            help = (
+                f"put the data back, start over with `--overwrite`, or accept it with `--allow-changed {key}`"
+            )
+        where: SpecPath = ("dataset", other.side)
+        found.append(Diagnostic(code=code, message=other.message, help=help, path=where, on_key=True))
+    return found, notices
+
+
+def _keep_rows(spec: Spec) -> list[str]:
+    """The jobs whose losses keep something for each training sample."""
+    return [name for name, job in jobs_of(spec).items() if "num_samples" in needs_of(job).facts]
+
+
+def _check_teachers(run: Run, state: dict[str, Any]) -> None:
     for name, digest in run.teacher_hashes.items():
         if state["teachers"].get(name) != digest and f"teachers.{name}" not in run.options.allow_changed:
             raise RunError.of(
@@ -180,12 +268,6 @@ def _check(run: Run, state: dict[str, Any]) -> None:
                 f"the checkpoint was made with other weights of {name}",
                 f"put them back, or accept it with `--allow-changed teachers.{name}`",
             )
-    if state["world_size"] != run.processes.world_size and "world_size" not in run.options.allow_changed:
-        raise RunError.of(
-            "KD717",
-            f"the checkpoint was made by {state['world_size']} process(es), this run has {run.processes.world_size}",
-            f"use {state['world_size']}, or accept it with `--allow-changed world_size`",
-        )
 
 
 def _among(key: str, names: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdcli.data.digest import Digest
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.distill.deployed import DeployedStudent
@@ -17,7 +18,7 @@ from kdcli.distill.trainee import Trainee
 from kdcli.engine.distributed import Processes
 from kdcli.engine.ema import MovingAverage
 from kdcli.engine.folder import RunFolder
-from kdcli.engine.records import NetworkFacts, Pair
+from kdcli.engine.records import NetworkFacts, Notice, Pair
 from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import Wiring
 from kdcli.models.network import Network
@@ -32,11 +33,11 @@ class RunOptions:
     """What the command line adds to a spec.
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
-    differ from the checkpoint's spec. plugins: packages that may be imported. places: where the spec's
-    files are looked up. restarted: the launcher has
-    started the processes again after one died. again: the command that continues the run, for the user to
-    read. profile: look at so many steps, and train no further. prove: prove the spec before the start. proof: of
-    what that is done, and its warnings told (kdcli.engine.proof).
+    differ from the checkpoint's spec, and what else may (`data`, `teachers.teacher0`, `world_size`).
+    plugins: packages that may be imported. places: where the spec's files are looked up. restarted: the
+    launcher has started the processes again after one died. again: the command that continues the run, for
+    the user to read. profile: look at so many steps, and train no further. prove: prove the spec before the
+    start. proof: of what that is done, and its warnings told (kdcli.engine.proof).
     """
 
     device: str | None = None
@@ -52,12 +53,21 @@ class RunOptions:
     proof: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint that this run may continue from, and what the user should know of it."""
+
+    path: Path
+    notices: tuple[Notice, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run, built and not yet started.
 
     sources: where each teacher's views come from in training: itself, or its cache. weak_ok: teachers that
-    may be near chance.
+    may be near chance. digests: of the data, by side; empty on processes that don't speak. found: the
+    checkpoint to continue from.
     """
 
     name: str
@@ -79,6 +89,8 @@ class Run:
     precision: str
     autocast: torch.autocast | None
     scaler: torch.amp.GradScaler | None
+    digests: Mapping[str, Digest] = field(default_factory=dict)
+    found: Found | None = None
     networks: tuple[NetworkFacts, ...] = ()
     pairs: tuple[Pair, ...] = ()
     notices: tuple[str, ...] = field(default=())

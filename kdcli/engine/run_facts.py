@@ -20,7 +20,10 @@ from kdcli.spec.schema import Spec
 
 
 def write_facts(run: Run) -> None:
-    """spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved."""
+    """What was run, on what, and the lists of its samples.
+
+    spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
+    """
     here = run.processes
     where = environment(str(here.device), here.world_size, run.options.places, run.spec)
     data = {
@@ -37,6 +40,10 @@ def write_facts(run: Run) -> None:
         texts[PROVED] = json.dumps(run.options.proof, indent=2, ensure_ascii=False) + "\n"
     for name, text in texts.items():
         write_whole(run.folder.root / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    for side, digest in run.digests.items():
+        path = run.folder.samples(side, digest.listing)
+        if not path.exists():
+            write_whole(path, lambda file, digest=digest: file.write(digest.packed))  # type: ignore[misc]
 
 
 def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def run_state(
         "batches": len(run.train_loader),
         "spec": run.parsed.resolved_yaml(),
         "teachers": dict(run.teacher_hashes),
+        "data": {side: digest.state() for side, digest in run.digests.items()},
     }
 
 

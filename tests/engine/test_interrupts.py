@@ -64,7 +64,8 @@ def while_saving(run: Run, patch: pytest.MonkeyPatch) -> None:
 
     def strike(handle: int) -> None:
         calls[0] += 1
-        if calls[0] == 10:  # after spec.yaml, spec.resolved.yaml, env.json and data.json: in the checkpoint
+        # After spec.yaml, spec.resolved.yaml, env.json, data.json and two lists of samples: in the checkpoint.
+        if calls[0] == 14:
             signal.raise_signal(signal.SIGTERM)
         fsync(handle)
 
