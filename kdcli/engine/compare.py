@@ -33,6 +33,7 @@ from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.kept_detections import Keep, Pictures
+from kdcli.engine.labels import Scoring, labels_of
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
@@ -55,19 +56,28 @@ LATENCY_SECONDS = 0.5
 @dataclass(frozen=True)
 class Contender:
     """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
-    file holds and its list has no module for."""
+    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
 
     name: str
     net: Network | DeployedStudent
     file_bytes: int | None
     pixels: Any = None
     left_out: tuple[str, ...] = ()
+    scoring: Scoring | None = None
+
+    @property
+    def told(self) -> list[str]:
+        """What the user should know of its classes, once it has answered."""
+        known = () if self.scoring is None else (self.scoring.labels.notice, self.scoring.why)
+        return [one for one in known if one is not None]
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Its named outputs on a batch of the student's pixels."""
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
+        if self.scoring is not None:
+            result = self.scoring(result)
         if answers_with_boxes(result):
             return result
         return {key: value for key, value in result.items() if key != "dt_bboxes"}
@@ -117,6 +127,7 @@ def compare(
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     sums, agreement = _measure(contenders, loader.batches(0), meters, processes, cast, pictures)
     metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    notices += [Notice(message=one) for contender in contenders for one in contender.told]
     for name, found in sums.items():
         told = unanswered(name, meters[name], found, processes, loader)
         notices += [Notice(message=message, level="warning") for message in told]
@@ -199,7 +210,9 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     )
     left_out = tuple(load_weights(net, path, where=where))
     size = path.stat().st_size if path.is_file() else None
-    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out)
+    labels = labels_of(spec, name, settings, facts, options.places)
+    scoring = None if spec.detects else Scoring(name, labels, facts)
+    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         nets, hashes = build_teachers(spec, options, told=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
         teachers = {
-            name: build_teacher(name, tap, spec, loader.facts, processes) for name, tap in taps.items()
+            name: build_teacher(name, tap, spec, loader.facts, processes, options.places)
+            for name, tap in taps.items()
         }
         shown = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
         if spec.runtime.fold_bn:

@@ -1,0 +1,39 @@
+"""Logits of unlike width: no loss and no adapter turns one network's classes into another's unasked."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli.distill.adapters import shown
+from kdcli.distill.labels import NO_LABELS, is_logits
+from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.errors import SpecError, SpecPath
+
+
+def both_logits(setting: Setting, teacher: str, student: Tensor, theirs: Tensor) -> bool:
+    """Whether these features are the logits of the student and of the teacher."""
+    ours, other = setting.student.outputs.get("logits"), setting.teachers[teacher].outputs.get("logits")
+    return is_logits(student) and student is ours and theirs is other
+
+
+def unlike_classes(
+    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, path: SpecPath, what: str
+) -> SpecError:
+    """The error for logits of two widths. what: which loss or adapter meets them."""
+    message = (
+        f"the student's logits are {shown(student.shape)}, those of {teacher} {shown(theirs.shape)}: {what}"
+    )
+    return SpecError.at(path, "KD470", message, way_out(setting, teacher, student.shape[1], theirs.shape[1]))
+
+
+def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
+    """What to do about a teacher with `other` logits where `width` are meant."""
+    if other < width:
+        return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
+    labels = setting.labels.get(teacher, NO_LABELS)
+    if labels.hint is not None:
+        return f"its file names the data's classes among its own: beside its mimic_name write `{labels.hint}`"
+    return (
+        f"say beside its mimic_name which of {teacher}'s classes those of the data are: `classes: [...]`, "
+        f"{width} of its {other} numbers (from 0) in the data's order; or mimic its features"
+    )
