@@ -19,8 +19,8 @@ class Labels:
 
     numbers: the teacher's class for each class of the data, in the data's order; None where its logits are read as
     they stand. names: its own classes, as its weights file states them. asked: whether the spec says `classes`,
-    which stands at `path`. places: the step from there to each number, for errors. notice: what the user should
-    know. hint: what `classes` would have to say, where that is known.
+    which stands at `path`. places: the step from there to each number, for errors. taps: those that a loss on
+    logits reads. notice: what the user should know. hint: what `classes` would have to say, where that is known.
     """
 
     numbers: tuple[int, ...] | None = None
@@ -28,6 +28,7 @@ class Labels:
     asked: bool = False
     path: SpecPath = ()
     places: tuple[str | int, ...] = ()
+    taps: frozenset[str] = frozenset()
     notice: str | None = None
     hint: str | None = None
     _indices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -112,10 +113,13 @@ def is_logits(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 2
 
 
-def logits_taps(view: View) -> frozenset[str]:
-    """The taps that hold the network's logits: the output of that name, or the layer that makes it.
+def hold_logits(value: Any, view: View, *, read_as_logits: bool) -> bool:
+    """Whether a feature holds the network's logits.
 
-    view: of the whole network, as the first run gives it.
+    It is the output of that name or made by the layer that makes it; where a loss on logits reads it, it may be
+    another of that shape, such as what goes into a softmax. view: of the whole network, as the first run gives it.
     """
     logits = view.outputs.get("logits")
-    return frozenset(n for n, value in view.features.items() if value is logits and is_logits(logits))
+    if not is_logits(logits) or not is_logits(value):
+        return False
+    return value is logits or (read_as_logits and value.shape == logits.shape)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdcli.distill.labels import NO_LABELS, Labels, logits_taps
+from kdcli.distill.labels import NO_LABELS, Labels, hold_logits
 from kdcli.distill.taps import Taps, View
 
 
@@ -65,7 +65,11 @@ class Teacher:
         with self.autocast or nullcontext():
             view = self.taps.learn(self.pixels_of(batch))
         self.labels.check(self.name, view.outputs)
-        self._logits = logits_taps(view)
+        self._logits = frozenset(
+            name
+            for name, value in view.features.items()
+            if hold_logits(value, view, read_as_logits=name in self.labels.taps)
+        )
         return self.labels.view(view, self._logits)
 
     def view(self, batch: Mapping[str, Any]) -> View:

@@ -17,7 +17,7 @@ from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
-from kdcli.distill.unlike_classes import both_logits, unlike_classes, way_out
+from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
@@ -233,7 +233,7 @@ class Term(nn.Module):
             for s, t in pairs:
                 with wrong.part():
                     same = s.shape[1:] == t.shape[1:] and spec.type == "auto"
-                    if spec.type == "auto" and not same and both_logits(setting, self.teacher, s, t):
+                    if spec.type == "auto" and not same and self._on_logits(setting, s, t):
                         what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
                         raise unlike_classes(setting, self.teacher, s, t, where, what)
                     built.append(nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where))
@@ -251,13 +251,13 @@ class Term(nn.Module):
     def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
         assert self.teacher is not None
         which = min(index, len(self.student_taps) - 1)
-        if both_logits(setting, self.teacher, student, teacher):
+        if self._on_logits(setting, student, teacher):
             path = (*setting.path, "teachers", self.teacher, "mimic_name")
             what = f"{self.loss_type} compares them class by class"
             raise unlike_classes(setting, self.teacher, student, teacher, path, what)
         help = adapter_that_fits(student.shape, teacher.shape)
         if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
-            help = way_out(setting, self.teacher, student.shape[1], teacher.shape[1])
+            help = "logits are compared class by class: name `logits` of both networks"
         return SpecError.at(
             (*setting.path, "student", "mimic_name", which),
             "KD430",
@@ -266,6 +266,10 @@ class Term(nn.Module):
             f"{self.loss_type} compares equal shapes",
             help,
         )
+
+    def _on_logits(self, setting: Setting, student: Tensor, teacher: Tensor) -> bool:
+        assert self.teacher is not None
+        return both_logits(setting, self.teacher, student, teacher, read_as_logits=self.loss_type in LOGIT)
 
     def _compare_outputs(self, setting: Setting) -> None:
         """Raise SpecError KD470 where the loss reads both networks' logits beside the features, of two widths."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.labels import NO_LABELS, is_logits
+from kdcli.distill.labels import NO_LABELS, hold_logits
 from kdcli.distill.mimickers.mimicker import Setting
 from kdcli.errors import SpecError, SpecPath
 
 
-def both_logits(setting: Setting, teacher: str, student: Tensor, theirs: Tensor) -> bool:
-    """Whether these features are the logits of the student and of the teacher."""
-    ours, other = setting.student.outputs.get("logits"), setting.teachers[teacher].outputs.get("logits")
-    return is_logits(student) and student is ours and theirs is other
+def both_logits(
+    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, *, read_as_logits: bool
+) -> bool:
+    """Whether these features are the logits of the student and of the teacher; see hold_logits."""
+    sides = ((student, setting.student), (theirs, setting.teachers[teacher]))
+    return all(hold_logits(value, view, read_as_logits=read_as_logits) for value, view in sides)
 
 
 def unlike_classes(

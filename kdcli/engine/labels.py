@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.engine.wiring import jobs_of
 from kdcli.errors import KdError, SpecPath
+from kdcli.losses import LOGIT
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.spec.places import TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
@@ -22,6 +24,19 @@ def labels_of(
 
     Raises SpecError KD471, KD472.
     """
+    return replace(_labels_of(spec, name, settings, facts, places, files), taps=_read_as_logits(spec, name))
+
+
+def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
+    """The taps of a teacher that a loss on logits reads."""
+    jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
+    on_logits = [job for job in jobs if any(loss.type in LOGIT for loss in job.losses.values())]
+    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
+
+
+def _labels_of(
+    spec: Spec, name: str, settings: JobTeacher, facts: DataFacts, places: Places, files: bool
+) -> Labels:
     names = _names(settings, places) if files else None
     if settings.classes is not None:
         path = classes_path(spec, name)

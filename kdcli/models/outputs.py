@@ -65,7 +65,7 @@ def _own_names(result: Any) -> dict[str, Any] | None:
     if isinstance(result, Tensor):
         return {"logits": result}
     if isinstance(result, Mapping):
-        return dict(result)
+        return {name: value for name, value in result.items() if value is not None}
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
         return {name: value for name, value in values.items() if value is not None}
