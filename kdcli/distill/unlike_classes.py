@@ -30,9 +30,11 @@ def unlike_classes(
 
 def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
     """What to do about a teacher with `other` logits where `width` are meant."""
+    labels = setting.labels.get(teacher, NO_LABELS)
+    if labels.asked:
+        return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
     if other < width:
         return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
-    labels = setting.labels.get(teacher, NO_LABELS)
     if labels.hint is not None:
         return f"its file names the data's classes among its own: beside its mimic_name write `{labels.hint}`"
     return (

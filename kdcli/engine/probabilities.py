@@ -16,7 +16,6 @@ from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
 from kdcli.engine.anatomy import maker_of
 from kdcli.engine.distributed import to_device
-from kdcli.engine.evaluate import evaluation_mode
 from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import small
@@ -34,8 +33,9 @@ def doubtful_logits(run: Run) -> Iterator[Notice]:
     if not isinstance(run.task, Classification):
         return
     batch = to_device(small(next(run.train_loader.batches(0)), SAMPLES), run.processes.device)
-    views = {name: teacher.whole_view(batch) for name, teacher in run.teachers.items()}
-    with preserved(run.trainee), evaluation_mode(run.trainee), torch.no_grad():
+    with preserved(run.trainee), torch.no_grad():
+        views = {name: teacher.whole_view(batch) for name, teacher in run.teachers.items()}
+        run.trainee.train()  # what a peer shows, it shows in training
         student = run.trainee.view(batch)
     told: dict[str, Diagnostic] = {}
     for found in [*_taken(run, batch, student, views), *_classified(run, batch, student)]:
@@ -75,6 +75,27 @@ def _taken(
                 for index, tap in enumerate(taps):
                     if are_probabilities(view.features.get(tap)):
                         yield _told(run, batch, whose, tap, view.features[tap], (*where, index), term)
+            yield from _beside(job, term, student, teachers)
+
+
+def _beside(job: str, term: Term, student: View, teachers: Mapping[str, View]) -> Iterator[Diagnostic]:
+    """The logits that a loss reads beside its features."""
+    path: SpecPath = ("mimic", "jobs", job)
+    sides: list[tuple[str, str, View, SpecPath]] = [
+        ("student_logits", "the student", student, (*path, "student"))
+    ]
+    if term.teacher is not None:
+        where = (*path, "teachers", term.teacher)
+        sides.append(("teacher_logits", term.teacher, teachers[term.teacher], where))
+    for argument, whose, view, where in sides:
+        if argument in term.binding.inputs and are_probabilities(view.outputs.get("logits")):
+            yield Diagnostic(
+                code="KD626",
+                severity="warning",
+                message=f"{term.loss_type} reads the logits of {whose}, and these are probabilities",
+                help="leave the softmax out of the network's forward",
+                path=where,
+            )
 
 
 def _told(

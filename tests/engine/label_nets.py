@@ -83,6 +83,13 @@ class TrainsWithMore(Pair):
         return (logits, logits * 2) if self.training else logits
 
 
+class Mapped(Pair):
+    """Maps, and probabilities of them."""
+
+    def forward(self, image: Tensor) -> Any:
+        return self.run(image)[1].softmax(1)
+
+
 @dataclass
 class Answer:
     logits: Tensor

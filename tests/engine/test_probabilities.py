@@ -61,6 +61,14 @@ def test_a_feature_loss_may_read_probabilities() -> None:
     assert told(teacher("Softmaxed", "mimic.cfgs.loss={type: l2_loss}")) == []
 
 
+def test_a_loss_that_reads_logits_beside_features() -> None:
+    srd = "mimic.cfgs.loss={type: srd}"
+    changes = (srd, "mimic.student.mimic_name=[model.layer3]", "teacher0.type=tests.engine.label_nets:Mapped",
+               "teacher0.model.kwargs={}", "mimic.teacher0.mimic_name=[model.conv2]")  # fmt: skip
+    (notice,) = told(teacher("Softmaxed", *changes))
+    assert notice.message.startswith("KD626: srd reads the logits of teacher0, and these are probabilities")
+
+
 def test_probabilities_of_more_classes_are_seen_before_some_are_selected() -> None:
     wide = "teacher0.model.kwargs.centres=[0.42, 0.44, 0.46, 0.48, 0.5, 0.52]"
     (notice,) = told(teacher("Softmaxed", wide, "mimic.teacher0.classes=[0, 2, 3, 5]"))
