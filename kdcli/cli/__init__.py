@@ -74,6 +74,9 @@ def train(
         int | None,
         typer.Option(metavar="N", min=1, help="Look at N steps: where their time goes, and a trace."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Prove the spec before the start, as `kdcli validate` does.")
+    ] = True,
 ) -> None:
     """Train the student of SPEC: distil it (runner `kd`) or train `net` alone (runner `base`)."""
     from kdcli.commands.train import TrainArguments
@@ -97,6 +100,7 @@ def train(
             quiet=quiet,
             report=report,
             profile=profile,
+            check=check,
         )
     )
 
@@ -159,7 +163,14 @@ def validate(
     ],
     *,
     set_: Set = None,
-    files: Annotated[bool, typer.Option("--files", help="Look at data and weight files too.")] = False,
+    files: Annotated[
+        Literal["full", "quick"] | None,
+        typer.Option(
+            "--files",
+            metavar="[=quick]",
+            help="Look at data and weight files too; --files=quick: of the data at names and labels alone.",
+        ),
+    ] = None,
     format: Annotated[
         Literal["text", "concise", "json", "github", "sarif"], typer.Option(help="How findings are written.")
     ] = "text",
@@ -174,7 +185,12 @@ def validate(
 
     paths, changes = files_and_changes(specs)
     options = ValidateOptions(
-        format=format, strict=strict, quiet=quiet, files=files, plugins=tuple(plugin or [])
+        format=format,
+        strict=strict,
+        quiet=quiet,
+        files=files is not None,
+        quick=files == "quick",
+        plugins=tuple(plugin or []),
     )
     raise typer.Exit(run(paths, [*changes, *(set_ or [])], options))
 

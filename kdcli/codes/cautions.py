@@ -101,6 +101,12 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
+    "KD623": Explanation(
+        "files left out of an image folder",
+        "Below `root` lie files that are no images kdcli reads, hidden files and folders, or images in no class"
+        " folder. They are counted by kind, so that images left out by mistake are seen.",
+        "`.heic` files are left out: save them as JPEG or PNG",
+    ),
     "KD624": Explanation(
         "class without test images",
         "The test data has no image of a class that is trained on, so nothing tells how well it is learnt.",

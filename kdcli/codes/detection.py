@@ -1,4 +1,4 @@
-"""Codes KD46x and KD56x: mimic methods of detectors, annotations, boxes and the metric of detection."""
+"""Codes KD46x, KD56x and KD57x: mimic methods of detectors, annotations, boxes and the metric of detection."""
 
 from __future__ import annotations
 
@@ -48,13 +48,15 @@ DETECTION: dict[str, Explanation] = {
     ),
     "KD561": Explanation(
         "annotation that makes no sense",
-        "An annotation lacks its box, names an image or a category that the file does not list, or has an `area`"
-        " or `iscrowd` that is no such thing.",
+        "An annotation has no box and no polygon, names no image or a category that the file does not list, or has"
+        " a `bbox`, `area` or `iscrowd` that is no such thing. What exporters leave out and can be derived is"
+        " derived: KD525.",
         "right: {image_id: 3, category_id: 1, bbox: [x, y, width, height]}",
     ),
     "KD562": Explanation(
         "image entry that lacks something",
-        "Every image has a whole number as id, a file name, and its height and width in pixels.",
+        "Every image has an id of its own, a whole number or a text, a file name, and its height and width in"
+        " pixels.",
         "right: {id: 3, file_name: 000003.jpg, height: 480, width: 640}",
     ),
     "KD563": Explanation(
@@ -91,10 +93,17 @@ DETECTION: dict[str, Explanation] = {
         "right: {image_id: 3, category_id: 1, bbox: [10, 10, 40, 40], iscrowd: 0}",
     ),
     "KD569": Explanation(
-        "annotation files with other categories",
-        "A detector learns the categories of the training file by the order of their ids; measured by a file"
-        " with others, what it finds would be counted as something else.",
-        "wrong: {id: 1, name: dog} in one file, {id: 1, name: cat} in the other\n"
-        "right: the same `categories` in both",
+        "test category that was not trained on",
+        "A detector learns the categories of the training file, and those of a test file are the same by their"
+        " names, whatever their ids and order. One with another name can't be found. Where a file has a name"
+        " twice, ids tell categories apart, and have to be the same in both files.",
+        "wrong: {id: 1, name: dog} in the training file, {id: 1, name: dogs} in the test file\n"
+        "right: {id: 1, name: dog} in the training file, {id: 7, name: dog} in the test file",
+    ),
+    "KD570": Explanation(
+        "test file without some of the categories",
+        "What a detector finds of a category that the test file does not list counts for nothing, and average"
+        " precision is the mean over the others. This is only told.",
+        "right: the same names in the `categories` of both files, in any order",
     ),
 }

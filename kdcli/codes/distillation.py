@@ -38,6 +38,25 @@ DISTILLATION: dict[str, Explanation] = {
         "The layer exists, but a forward pass never calls it, or it returns no tensor.",
         "kdcli inspect-features cfg.yaml marks such layers",
     ),
+    "KD425": Explanation(
+        "channels last",
+        "kdcli reads a feature of four axes as a map [B, C, H, W]. This one keeps its channels in the last axis, as"
+        " all of Swin does before its `permute`, or is split over the heads of an attention. What makes and reads it"
+        " tells: a layer norm or a linear layer works on the last axis, a convolution on the second. Read as a map,"
+        " rows would be taken for channels and columns for rows. (`runtime.channels_last` is another thing:"
+        " how maps lie in memory.)",
+        "wrong: mimic_name: [model.features.7] of torchvision.swin_t\nright: mimic_name: [model.permute]\n"
+        "kdcli inspect-features cfg.yaml marks such layers",
+    ),
+    "KD426": Explanation(
+        "places that no adapter can match",
+        "The tokens of a transformer are one sequence: class tokens and registers may be among them, and the grid of"
+        " the others isn't known. Laid out as a map, or resampled to another number of tokens, they would be"
+        " compared with other places of the image. A vector has no places at all. Equally many tokens are joined"
+        " by a linear layer, tokens or a map and a vector by the mean over all positions (class tokens included).",
+        "wrong: adapter: auto between a block of a ViT and a stage of a ResNet\n"
+        "right: mimic_name: ['model.heads.head:in'] and ['model.fc:in'], the vectors before the classifiers",
+    ),
     "KD430": Explanation(
         "features of different shape",
         "The loss compares features of one shape. An adapter maps the student's feature to the teacher's.",

@@ -58,9 +58,13 @@ FILES: dict[str, Explanation] = {
     ),
     "KD511": Explanation(
         "image that can't be read",
-        "Missing, damaged, of a format that is not decoded, or declaring more pixels than is sane. With"
-        " `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left out.",
-        "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}",
+        "Missing, damaged, of a format that is not decoded, or declaring more pixels than is sane; or of more"
+        " than 8 bits a channel, or transparent, where no `value_range` or `background` says how to read it."
+        " With `on_bad_sample: skip` a training sample is replaced by the next good one, a test sample left"
+        " out. `validate --files` looks at the header and the end of every file, and decodes some.",
+        "right: dataloader: {kwargs: {on_bad_sample: skip, bad_sample_budget: 20}}\n"
+        "12 bits: image_reader: {type: fs_pillow, kwargs: {image_dir: data, value_range: [0, 4095]}}\n"
+        "cut-outs: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
     "KD541": Explanation(
         "classes of the two sides differ",
@@ -108,5 +112,19 @@ FILES: dict[str, Explanation] = {
         "`cls` needs an `image_reader`, and images are read from folders of this machine, not from object"
         " stores.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
+    ),
+    "KD525": Explanation(
+        "annotation file with something to derive",
+        "Tools write COCO's json with ids as text or with a decimal point, without `area` or `iscrowd`, with"
+        " polygons in place of boxes, or with annotations of images that were taken out of the list. All of that"
+        " is read, the same way for training and evaluation, and told once, with its numbers.",
+        'derived: {"id": "17"} is 17, no `area` is width x height, no `iscrowd` is 0',
+    ),
+    "KD520": Explanation(
+        "images that hold no pictures",
+        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
+        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
+        " which only a few are used.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
 }

@@ -15,10 +15,13 @@ def files_and_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def with_optional_values(arguments: list[str]) -> list[str]:
-    """`--resume` may stand without a value: it is given `auto` then."""
+    """`--resume` and `--files` may stand without a value: they are given `auto` and `full` then.
+
+    A value of `--files` follows an equals sign: the word after it is a spec.
+    """
     result = []
     for index, argument in enumerate(arguments):
-        result.append(argument)
+        result.append("--files=full" if argument == "--files" else argument)
         if argument == "--resume" and not _is_checkpoint(arguments[index + 1 : index + 2]):
             result.append(AUTO)
     return result

@@ -13,6 +13,11 @@ from kdcli.errors import KdError, UsageError
 if TYPE_CHECKING:
     from kdcli.spec.schema import JobTeacher
 
+NOTHING_FITS = (
+    "no maps, and no equally many tokens, fit: name vectors in both networks by hand, such as what goes into the"
+    " classifiers (`path:in`), or the logits\n"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
@@ -58,7 +63,7 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
         pairs = {n: fitting_pairs(networks["net"], t) for n, t in chosen(teachers, options.net).items()}
         known = _settings(text, source, changes)
         fitting = {name: found for name, found in pairs.items() if found}
-        block = mimic_block(fitting, known) if fitting else "no layers fit: name them by hand\n"
+        block = mimic_block(fitting, known) if fitting else NOTHING_FITS
         write(pairs_text(pairs, block, colour=colour))
         return
     shown = {

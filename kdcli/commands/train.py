@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,9 @@ from kdcli.engine.launch import (
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.engine.run import Run
+    from kdcli.engine.distributed import Processes
+    from kdcli.engine.run import Run, RunOptions
+    from kdcli.engine.sides import Sides
     from kdcli.spec.parse import ParsedSpec
 
 
@@ -46,6 +51,7 @@ class TrainArguments:
     quiet: bool = False
     report: bool = True
     profile: int | None = None
+    check: bool = True
 
     def for_worker(self) -> list[str]:
         """The same command for one of several processes."""
@@ -81,6 +87,7 @@ class TrainArguments:
             *(word for package in self.plugins for word in ("--plugin", package)),
             *(("--quiet",) if self.quiet else ()),
             *(() if self.report else ("--no-report",)),
+            *(() if self.check else ("--no-check",)),
         ]
 
 
@@ -108,28 +115,20 @@ def train(arguments: TrainArguments) -> None:
         if plan is None:
             run_here(arguments, parsed, interrupts)
             return
-    if arguments.spec == "-":
-        raise UsageError.of("a spec from standard input can't be given to several processes", "use a file")
+        if arguments.spec == "-":
+            raise UsageError.of(
+                "a spec from standard input can't be given to several processes", "use a file"
+            )
+        prove_for_workers(arguments, parsed)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
-def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
-    """This process's part of the run: all of it, or as one of many."""
-    from kdcli.commands import located
-    from kdcli.commands.report import write_up
-    from kdcli.engine.build import built
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.memory import memory_told
+def options_of(arguments: TrainArguments, parsed: ParsedSpec, *, again: bool) -> RunOptions:
+    """What the command line adds to the spec. again: the launcher has started the processes once more."""
     from kdcli.engine.run import RunOptions
-    from kdcli.engine.train import train as records_of
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.report.loggers.loggers import Loggers
-    from kdcli.report.recorder import Recorder
-    from kdcli.spec.written import resolved_data
 
-    again = started_again()
     resume = arguments.resume
-    options = RunOptions(
+    return RunOptions(
         device=arguments.device,
         overwrite=arguments.overwrite and not again,
         resume=again if resume is None else True if resume == AUTO else Path(resume),
@@ -139,14 +138,64 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         restarted=again,
         again=told_by_launcher() or arguments.again(),
         profile=arguments.profile,
+        prove=arguments.check,
     )
+
+
+def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
+    """Prove the spec in the launching process, once for all that it starts."""
+    if not arguments.check:
+        return
+    import torch
+
+    from kdcli.engine.distributed import Processes
+    from kdcli.engine.proof import LAUNCHER_PROVED
+
+    here = Processes(device=torch.device("cpu"))
+    prove_told(parsed, options_of(arguments, parsed, again=False), here)
+    os.environ[LAUNCHER_PROVED] = "1"
+
+
+def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
+    """The options of a run that has been proved, its warnings told, and the data that was opened for it."""
+    from kdcli.commands import located
+    from kdcli.engine.build import run_root, with_own_files
+    from kdcli.engine.folder import RunFolder
+    from kdcli.engine.proof import proved
+    from kdcli.engine.sides import Sides
+    from kdcli.report.console import wants_colour, write
+    from kdcli.report.diagnostics import render
+
+    with located(parsed):
+        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
+        sides = Sides(parsed.spec, options.places)
+        options, warnings = proved(parsed, options, sides, here)
+    if warnings and here.speaks:
+        write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
+    return options, sides
+
+
+def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
+    """This process's part of the run: all of it, or as one of many."""
+    from kdcli.commands import located
+    from kdcli.commands.report import write_up
+    from kdcli.engine.build import built
+    from kdcli.engine.distributed import processes
+    from kdcli.engine.memory import memory_told
+    from kdcli.engine.train import train as records_of
+    from kdcli.report.loggers.logger import LoggedRun
+    from kdcli.report.loggers.loggers import Loggers
+    from kdcli.report.recorder import Recorder
+    from kdcli.spec.written import resolved_data
+
+    options = options_of(arguments, parsed, again=started_again())
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
-    with (
-        located(parsed),
-        memory_told(parsed.spec),
-        processes(device) as here,
-        built(parsed, options, here) as run,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(located(parsed))
+        stack.enter_context(memory_told(parsed.spec))
+        here = stack.enter_context(processes(device))
+        options, sides = prove_told(parsed, options, here)
+        run = stack.enter_context(built(parsed, options, here, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
-    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them."""
+    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them.
+
+    quick: of the data's files look at names and labels alone.
+    """
 
     format: DiagnosticFormat = "text"
     strict: bool = False
     quiet: bool = False
     files: bool = False
+    quick: bool = False
     plugins: tuple[str, ...] = ()
 
 
@@ -77,9 +81,21 @@ def examine(
         found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
+    from kdcli.data.check import Look
     from kdcli.engine.check import CheckOptions, check
+    from kdcli.report.progress import progress
 
-    checked = check(parsed, CheckOptions(plugins=options.plugins, places=parsed.places, files=options.files))
+    look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"
+    with progress("looking at images") as told:
+        checked = check(
+            parsed,
+            CheckOptions(
+                plugins=options.plugins,
+                places=parsed.places,
+                look=look,
+                told=told,
+            ),
+        )
     return [*found, *checked.findings], checked.plan
 
 

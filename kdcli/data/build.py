@@ -23,7 +23,7 @@ from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
 from kdcli.data.transforms.foreign import Foreign
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
-from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
+from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Component, DataPart
 from kdcli.spec.tables import Table
@@ -32,14 +32,29 @@ TORCHVISION = "torchvision."
 
 
 def open_side(
-    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
+    part: DataPart,
+    *,
+    train: bool,
+    path: SpecPath,
+    places: Places = HERE,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> OpenedData:
     """One side of the data: its lists and labels read, its first readable image decoded.
 
     path: where the side stands in the spec: ("dataset", "train"). places: where the spec's files are looked
-    up. aligned: how boxes are written (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
+    up. aligned, classes: how boxes are written, and the names of the trained categories by id
+    (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
     """
-    source = build_source(part, train=train, path=path, places=places, aligned=aligned)
+    source = build_source(part, train=train, path=path, places=places, aligned=aligned, classes=classes)
+    return open_source(source, part, train=train, path=path)
+
+
+def open_source(source: Source, part: DataPart, *, train: bool, path: SpecPath) -> OpenedData:
+    """One side of the data from its source: what is true of it, its first readable image decoded.
+
+    Raises SpecError KD509 without samples, KD515 and KD517 where labels or images don't fit the spec.
+    """
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
     if isinstance(source, SampleSource):
@@ -109,12 +124,18 @@ def _pipeline_path(path: SpecPath) -> SpecPath:
 
 
 def build_source(
-    part: DataPart, *, train: bool, path: SpecPath, places: Places = HERE, aligned: bool = True
+    part: DataPart,
+    *,
+    train: bool,
+    path: SpecPath,
+    places: Places = HERE,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
 ) -> Source:
     """The dataset itself, by name.
 
     A constructor's positional parameters are facts, bound by name: path (of the dataset in the spec),
-    places, train, image_reader (built), transformer (components), alignment, aligned.
+    places, train, image_reader (built), transformer (components), alignment, aligned, classes.
     """
     place = (*path, "dataset")
     spec = part.dataset
@@ -141,6 +162,7 @@ def build_source(
         "transformer": spec.kwargs.transformer,
         "alignment": part.dataloader.kwargs.alignment,
         "aligned": aligned,
+        "classes": classes,
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
     if "image_reader" in wanted:
@@ -228,14 +250,8 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
     for index in range(min(len(source), 100)):
         try:
             image = source.read(index)[None]
-        except BadSample as reason:
-            if part.dataloader.kwargs.on_bad_sample == "skip":
-                continue
-            raise RunError.of(
-                "KD511",
-                f"`{reason.name}` can't be read: {reason.reason}",
-                "mend or remove it, or set `on_bad_sample: skip` in the dataloader's kwargs",
-            ) from reason
+        except BadSample:
+            continue  # told by whoever reads that sample
         try:
             shape = pipeline(image, Draws(0, 0, np.zeros(1, dtype=np.int64))).shape[1:]
         except (ValueError, TypeError, RuntimeError) as reason:

@@ -1,133 +1,173 @@
-"""What the files say of a spec's data, for `validate --files`: they exist, can be read, and fit."""
+"""What the files say of a spec's data, for `validate --files`: they exist, are whole, and fit."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
-from kdcli.data.build import build_loader, build_source, open_side
+from kdcli.data.batches import size_text
+from kdcli.data.build import build_loader
+from kdcli.data.check_images import ImageFindings, Where, missing_images, scanned_images, spread, told_of
 from kdcli.data.coco import CocoDataset
-from kdcli.data.files import FileImages
-from kdcli.data.image_readers import MISSING, opened
-from kdcli.data.sources import BadSample
+from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.draws import Draws
+from kdcli.data.opened import OpenedData
+from kdcli.data.scan import Told
+from kdcli.data.sources import ArrayImages, BadSample, SampleSource, Source
+from kdcli.data.transforms.pipeline import build_pipeline
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import DataPart
 
-LOOKED_AT = 200
-"""So many image files, evenly spread over the list, have their headers read."""
-
-FEW = 20
-"""So many of a detector's images are compared with the size that the annotations say."""
-
-TOLD = 5
-"""So many bad ones are named."""
+Look = Literal["nothing", "start", "quick", "whole"]
+"""How far files are looked at: not at all; as `train` does, lists, labels and some images; of the data at names
+and labels alone; every image file's header and end."""
 
 
 def check_files(
-    part: DataPart, path: SpecPath, places: Places = HERE, *, train: bool = True
+    part: DataPart,
+    path: SpecPath,
+    source_of: Callable[[], Source],
+    side_of: Callable[[], OpenedData],
+    *,
+    look: Look = "whole",
+    told: Told | None = None,
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
-    Reads the lists whole, the headers of some images, and one sample through the transforms; a detector's
-    image files have all to be there.
+    source_of, side_of: give its source, and with it what is true of it; raise KdError where it can't be opened.
+    Whatever `look`, one sample goes through the transforms. told: hears how far the reading is.
     """
     place = (*path, "dataset")
     try:
-        source = build_source(part, train=train, path=path, places=places)
+        source = source_of()
     except KdError as error:
-        return _placed(error, place)
-    if isinstance(source, FileImages):
-        bad = _looked_at(len(source), LOOKED_AT, lambda index: opened(source.files[index]).close())
-        if bad:
-            return _told(bad, min(LOOKED_AT, len(source)), part, place)
-    found: list[Diagnostic] = []
-    if isinstance(source, CocoDataset):
-        found = _detector_images(source, part, place)
-        if any(finding.severity == "error" for finding in found):
-            return found
+        return _placed(error, part, place)
+    reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
+    where = Where(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
+    found = left_out(source, place)
+    files = ImageFindings(findings=(), known=frozenset())
+    if isinstance(source, CocoDataset) or getattr(source, "files", None):
+        files = _files_of(source, where, look != "whole", told)
+        found += files.findings
+    if look != "quick":
+        found += pixel_findings(source, where, files.known)
     try:
-        side = open_side(_alone(part), train=train, path=path, places=places)
-        build_loader(side, seed=0).close()
+        build_loader(replace(side_of(), part=_alone(part)), seed=0).close()
+        if look != "quick" and part.batch_sampler.kwargs.batch_size > 1:
+            found += unlike_shapes(source, part, place, files)
     except KdError as error:
-        return [*found, *_placed(error, place)]
+        found += _placed(error, part, place)
     return found
 
 
+def left_out(source: Source, place: SpecPath) -> list[Diagnostic]:
+    """KD623 where files lie beside the images that are none of them."""
+    said = getattr(source, "left_out", None)
+    return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
+
+
+def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozenset()) -> list[Diagnostic]:
+    """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
+
+    known: files that are told of already.
+    """
+    if isinstance(source, SampleSource) and not isinstance(source, CocoDataset):
+        return []
+    bad: list[BadSample] = []
+    indices = spread(len(source), LOOKED_AT)
+    said = constant_images(_read(source, indices, bad))
+    found = told_of([error for error in bad if error.name not in known], len(indices), where)
+    if said is not None:
+        help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
+        found.append(
+            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=where.dataset)
+        )
+    return found
+
+
+def unlike_shapes(source: Source, part: DataPart, place: SpecPath, files: ImageFindings) -> list[Diagnostic]:
+    """KD517 where two images come out of the transforms in different shapes, or one does not fit them.
+
+    Some images, evenly spread, and one of each size that is known to occur, in their first view.
+    """
+    if isinstance(source, (SampleSource, ArrayImages)):
+        return []
+    where = (*place, "kwargs", "transformer")
+    pipeline = build_pipeline(part.dataset.kwargs.transformer, where)
+    numbers = {file: index for index, file in enumerate(getattr(source, "files", ()))} if files.sizes else {}
+    indices = {*spread(len(source), LOOKED_AT), *(numbers[file] for file in files.sizes)}
+    first: tuple[str, str] | None = None
+    for index in sorted(indices):
+        try:
+            image = source.read(index)[None]
+        except BadSample:
+            continue  # told elsewhere
+        name = source.name(index)
+        try:
+            shape = size_text(pipeline(image, Draws(0, 0, np.array([index], dtype=np.int64)))[0])
+        except (ValueError, TypeError, RuntimeError) as reason:
+            message = f"`{name}` does not fit the transforms: {reason}"
+            return [Diagnostic(code="KD517", message=message, path=where)]
+        if first is not None and shape != first[1]:
+            message = f"`{first[0]}` comes out of the transforms as {first[1]} and `{name}` as {shape}"
+            help = "end with one size for all: a crop, or a resize to [height, width]"
+            return [Diagnostic(code="KD517", message=message, help=help, path=where)]
+        first = first or (name, shape)
+    return []
+
+
+def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Tensor]:
+    """The images as they are decoded; those that can't be are put into `bad`."""
+    for index in indices:
+        try:
+            yield source.pixels(index) if isinstance(source, CocoDataset) else source.read(index)
+        except BadSample as error:
+            bad.append(error)
+
+
+def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> ImageFindings:
+    """The findings about the files of a CocoDataset, or of a source with `files` and `reader`."""
+    files: list[str] = []
+    numbers: list[int] = []
+    outside: list[BadSample] = []
+    for index in range(len(source)):
+        try:
+            files.append(source.file(index) if isinstance(source, CocoDataset) else source.files[index])
+            numbers.append(index)
+        except BadSample as error:
+            outside.append(error)
+    missing = missing_images(files, source.reader, where)
+    found = [*told_of(outside, len(source), where), *missing.findings]
+    known = missing.known | {error.name for error in outside}
+    if quick:
+        return ImageFindings(findings=tuple(found), known=known)
+    there = [place for place, file in enumerate(files) if file not in known]
+    look = source.look_at if isinstance(source, CocoDataset) else None
+    scanned = scanned_images(
+        [files[place] for place in there],
+        source.reader,
+        where,
+        also=None if look is None else lambda number, image: look(numbers[there[number]], image),
+        told=told,
+    )
+    return ImageFindings(
+        findings=(*found, *scanned.findings), known=known | scanned.known, sizes=scanned.sizes
+    )
+
+
 def _alone(part: DataPart) -> DataPart:
-    """The same side without workers, and with nothing decoded beforehand."""
-    quick = part.dataloader.kwargs.model_copy(update={"num_workers": 0, "in_memory": False})
+    """The same side without workers, with nothing decoded beforehand; bad images are told of elsewhere."""
+    change = {"num_workers": 0, "in_memory": False, "on_bad_sample": "skip"}
+    quick = part.dataloader.kwargs.model_copy(update=change)
     return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
 
 
-def _looked_at(count: int, most: int, look: Callable[[int], None]) -> list[BadSample]:
-    """What `look` raises for at most so many samples, evenly spread over all."""
-    bad: list[BadSample] = []
-    for index in np.unique(np.linspace(0, count - 1, most).astype(int)).tolist() if count else ():
-        try:
-            look(index)
-        except BadSample as error:
-            bad.append(error)
-    return bad
-
-
-def _told(bad: Sequence[BadSample], looked_at: int, part: DataPart, place: SpecPath) -> list[Diagnostic]:
-    """KD511 for the first bad ones, and for how many there are."""
-    messages = [f"`{error.name}` can't be read: {error.reason}" for error in bad[:TOLD]]
-    if len(bad) > TOLD:
-        messages.append(f"{len(bad)} of {looked_at} images looked at can't be read")
-    return [_bad_image(message, part, place) for message in messages]
-
-
-def _detector_images(source: CocoDataset, part: DataPart, place: SpecPath) -> list[Diagnostic]:
-    """KD511 for images that are missing, all in one, and for those looked at that are not as annotated."""
-    missing = _missing(source)
-    found = []
-    if missing:
-        names = ", ".join(f"`{name}`" for name in missing[:TOLD]) + (", ..." if len(missing) > TOLD else "")
-        where = " and ".join(f"`{root}`" for root in source.reader.roots)
-        counted = "1 image is" if len(missing) == 1 else f"{len(missing)} images are"
-        message = f"{counted} missing of {len(source)} in {where}: {names}"
-        found.append(_bad_image(message, part, place))
-    bad = _looked_at(len(source), FEW, source.look_at)
-    there = [error for error in bad if error.reason != MISSING]
-    return [*found, *_told(there, min(FEW, len(source)), part, place)]
-
-
-def _missing(source: CocoDataset) -> list[str]:
-    """The names of all images that lie in their folder, and whose file is not there."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for index in range(len(source)):
-        try:
-            file = source.file(index)
-        except BadSample:
-            continue
-        folder, name = os.path.split(file)
-        if folder not in listed:
-            listed[folder] = _files_in(folder)
-        # The listing is quick and knows names by their bytes only: what it lacks is asked for.
-        if name not in listed[folder] and not os.path.exists(file):
-            missing.append(source.name(index))
-    return missing
-
-
-def _files_in(folder: str) -> set[str]:
-    """What lies in a folder but for links, whose targets may be gone; nothing where it can't be listed."""
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:
-        return set()
-
-
-def _bad_image(message: str, part: DataPart, place: SpecPath) -> Diagnostic:
-    skip = part.dataloader.kwargs.on_bad_sample == "skip"
-    return Diagnostic(code="KD511", message=message, severity="warning" if skip else "error", path=place)
-
-
-def _placed(error: KdError, place: SpecPath) -> list[Diagnostic]:
-    return [d if d.path is not None else replace(d, path=place) for d in error.diagnostics]
+def _placed(error: KdError, part: DataPart, place: SpecPath) -> list[Diagnostic]:
+    """The findings; what is said of no place in the spec stands at the list that the data is read from."""
+    listed = isinstance((part.dataset.kwargs.model_extra or {}).get("meta_file"), str)
+    where = (*place, "kwargs", "meta_file") if listed else place
+    return [d if d.path is not None else replace(d, path=where) for d in error.diagnostics]

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from kdcli.data.coco_json import CocoFile, CocoImage, read_coco
+from kdcli.data.categories import match
+from kdcli.data.coco_json import CocoFile, CocoImages, read_coco
 from kdcli.data.detection_transforms import BoxTransform
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
-from kdcli.data.image_readers import PillowReader
+from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
 from kdcli.data.sources import BadSample
 from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
 from kdcli.data.transforms.pipeline import build_pipeline
@@ -36,13 +38,15 @@ class CocoDataset:
     Batches: `image` float32 [B, C, H, W], padded with 0 right and below to a multiple of alignment;
     `boxes`, a list of float32 [n, 5] (x1, y1, x2, y2, class from 1, in padded pixels); `ignores`, a list
     of [m, 4]; `image_info`, a list of (h, w, scale_h, scale_w, original h, original w); `indices`
-    int64 [B]; `image_ids`; `annotations`: the file, how many samples it gives, and box_offset, by how many
-    pixels of the original image x2 and y2 are less than edges (1 unless aligned).
+    int64 [B]; `image_ids`; `annotations`: the file, how many samples it gives, the category id and the name
+    of each class (of test data those of training), and box_offset, by how many pixels of the original image
+    x2 and y2 are less than edges (1 unless aligned). facts.annotations has written_ids too: what stands in
+    the file for those of image_ids that are texts there.
     """
 
     def __init__(
         self,
-        images: Sequence[CocoImage],
+        images: CocoImages,
         reader: PillowReader,
         transforms: Sequence[Any],
         facts: DataFacts,
@@ -52,7 +56,7 @@ class CocoDataset:
         use_ignore: bool,
         notices: tuple[str, ...],
     ) -> None:
-        self.images, self.reader, self.transforms = tuple(images), reader, tuple(transforms)
+        self.images, self.reader, self.transforms = images, reader, tuple(transforms)
         self.facts, self.annotations = facts, dict(annotations)
         self.alignment, self.use_ignore = alignment, use_ignore
         self.notices = (*reader.notices, *notices)
@@ -66,12 +70,12 @@ class CocoDataset:
 
     def aspect_ratios(self) -> NDArray[np.float64]:
         """Height/width of every sample, as the file says."""
-        return np.array([image.height / image.width for image in self.images], dtype=np.float64)
+        return self.images.aspect_ratios()
 
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
         """One sample, augmented."""
         image = self.images[index]
-        pixels = self._read(index)[None]
+        pixels = self.pixels(index)[None]
         boxes = [torch.from_numpy(image.boxes), torch.from_numpy(image.crowds)]
         scale = (1.0, 1.0)
         for number, transform in enumerate(self.transforms):
@@ -121,22 +125,33 @@ class CocoDataset:
             raise BadSample(name, "the name leads out of `image_dir`")
         return file
 
-    def look_at(self, index: int) -> None:
-        """Read an image's header; raises BadSample where it can't be read, or the annotations say otherwise."""
-        file = self.file(index)
-        _require_size(file, self.reader.size(file), self.images[index])
+    def look_at(self, index: int, header: Image.Image) -> None:
+        """Compare an opened image with the annotations; raises BadSample where they say another size."""
+        self._require_size(index, self.file(index), self.reader.size_of(header), orientation(header))
 
-    def _read(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor:
+        """The image before any transform, uint8 [C, H, W]; raises BadSample."""
         file = self.file(index)
         pixels = self.reader.read(file)
-        _require_size(file, (pixels.shape[1], pixels.shape[2]), self.images[index])
+        size = (pixels.shape[1], pixels.shape[2])
+        if size != (self.images[index].height, self.images[index].width):
+            with opened(file) as image:
+                self._require_size(index, file, size, orientation(image))
         return pixels
 
-
-def _require_size(file: str, size: tuple[int, int], image: CocoImage) -> None:
-    if size != (image.height, image.width):
-        said = f"the annotations say {image.height}x{image.width}"
-        raise BadSample(file, f"it is {size[0]}x{size[1]}, and {said}")
+    def _require_size(self, index: int, file: str, size: tuple[int, int], turn: int | None) -> None:
+        image = self.images[index]
+        said = (image.height, image.width)
+        if size == said:
+            return
+        reason = f"it is {size[0]}x{size[1]}, and the annotations say {said[0]}x{said[1]}"
+        if turn in LYING and size[::-1] == said:
+            turned, other = ("unturned", "fs_pillow") if self.reader.rotates else ("turned", "fs_opencv")
+            reason += (
+                f"; the file has EXIF orientation {turn}, and the annotations' size is that of the {turned} image,"
+                f" which `{other}` reads"
+            )
+        raise BadSample(file, reason)
 
 
 def coco(
@@ -147,6 +162,7 @@ def coco(
     transformer: Sequence[Component],
     alignment: int,
     aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
     *,
     meta_file: str,
     source: str | None = None,
@@ -157,9 +173,11 @@ def coco(
 
     Images without a usable box are left out of training only. Boxes are cut to their image; what lies
     outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
-    them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. source and
-    clip_box are accepted for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD518, KD564, and
-    KD509 where no image can be trained on.
+    them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. classes: the
+    names that were trained on, by ascending id, which number the categories; without them, or where the file
+    has others (which the engine tells), these are numbered by their own ids. source and clip_box are accepted
+    for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD518, KD564, and KD509 where no
+    image can be trained on.
     """
     if not clip_box:
         raise ValueError("`clip_box` is true: boxes are always cut to their image")
@@ -183,15 +201,22 @@ def coco(
     if missing:
         raise SpecError(missing)
     found = read_coco(file)
-    images = [image for image in found.images if len(image.boxes)] if train else found.images
-    if found.images and not images:
+    learnt = found.names if classes is None else classes
+    fitting = match(learnt, found.names)
+    if not fitting.fits:
+        learnt = found.names
+        fitting = match(learnt, learnt)
+    numbers = {category: number for number, category in enumerate(learnt, start=1)}
+    all_images = CocoImages(found, [numbers[fitting.ids[category]] for category in found.names])
+    images = all_images.with_boxes() if train else all_images
+    if all_images and not images:
         raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)
     notices = []
     if found.dropped:
         notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
-    if len(images) < len(found.images):
+    if len(images) < len(all_images):
         notices.append(
-            f"`{found.path}`: {len(found.images) - len(images)} images have no box, left out of training"
+            f"`{found.path}`: {len(all_images) - len(images)} images have no box, left out of training"
         )
     mean, std = None, None
     for component in transformer:
@@ -200,16 +225,18 @@ def coco(
     annotations = {
         "file": str(found.path),
         "samples": len(images),
-        "categories": found.categories,
+        "categories": tuple(learnt),
+        "class_names": tuple(learnt.values()),
         "box_offset": 0 if aligned else 1,
     }
     facts = DataFacts(
-        num_classes=len(found.categories),
+        num_classes=len(learnt),
         num_samples=len(images),
-        class_names=found.class_names,
+        class_names=tuple(learnt.values()),
         mean=mean,
         std=std,
-        annotations=annotations,
+        # Not in every batch: it may be as long as the file.
+        annotations={**annotations, "written_ids": found.written_images},
     )
     return CocoDataset(
         images,
@@ -225,7 +252,11 @@ def coco(
 
 def _without_boxes(found: CocoFile) -> str:
     """How many images there are, and what the annotations are instead of usable boxes."""
-    others = [(found.crowds, "crowds"), (found.dropped, "empty or outside their image")]
-    told = " and ".join(f"{count} {what}" for count, what in others if count)
-    images = "1 image" if len(found.images) == 1 else f"{len(found.images)} images"
+    others = [
+        (found.crowds, "crowds"),
+        (found.dropped, "empty or outside their image"),
+        (found.unlisted, "of images that are not listed"),
+    ]
+    told = ", ".join(f"{count} {what}" for count, what in others if count)
+    images = "1 image" if len(found.ids) == 1 else f"{len(found.ids)} images"
     return f"`{found.path}` lists {images}, none with a usable box" + (f" ({told})" if told else "")

@@ -1,48 +1,21 @@
-"""A COCO annotation file: images, categories and boxes, checked."""
+"""A COCO annotation file: images, categories and boxes, read once and checked."""
 
 from __future__ import annotations
 
 import json
-import math
-import reprlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.errors import RunError, did_you_mean
+from kdcli.data.coco_rows import Ids, Key, Notes, key_of, read_boxes, read_categories, read_images
+from kdcli.errors import Diagnostic, RunError
 
-LONGEST_SIDE = 2**31
-"""No side of an image is as long; no id has more than 64 bits: what other tools can hold."""
-
-
-class Annotation(NamedTuple):
-    """One box. bbox: x, y, width, height as written. edges: inside its image, None where nothing of it is.
-
-    image, category: ids. area: as written, None where it is not.
-    """
-
-    image: int
-    category: int
-    bbox: list[float]
-    edges: list[float] | None
-    area: float | None
-    crowd: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CocoContent:
-    """A file with images and categories checked: rows and names by id, the names by ascending id.
-
-    annotations: each is checked when it is reached, once; raises RunError KD561.
-    """
-
-    images: Mapping[int, Any]
-    names: Mapping[int, str]
-    annotations: Iterator[Annotation]
+MOST_HELD = 4
+"""So many files are kept in memory: training, test and `gt_file`, and one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,74 +33,228 @@ class CocoImage:
     crowds: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CocoFile:
-    """What a file holds. images: by ascending id. categories: ids, ascending; class i is the i-th, from 1.
+    """What a file holds, the one reading of it that training and evaluation share.
 
-    dropped: how many boxes were left out because nothing of them lies in their image; crowds: how many
-    regions there are.
+    ids: int64 [N], of the images, ascending. file_names. sizes: int64 [N, 2], height and width. names: of the
+    categories, by ascending id. Ids that are texts and no whole numbers have become numbers, by order of
+    appearance; written_images, written_categories: what stands in the file for each id that is a text.
+
+    The boxes, in the file's order: box_images, box_categories: int64 [M], places in ids and in names. boxes:
+    float64 [M, 4], x, y, width, height as written. edges: float64 [M, 4], cut to the image. inside: bool [M],
+    whether anything of it is. areas: float64 [M], as written, NaN where they are not. crowd: bool [M].
+
+    derived: what was derived, counted, in words; None where nothing was. unlisted: how many annotations
+    were left out because their image is not listed.
     """
 
     path: Path
-    images: tuple[CocoImage, ...]
-    categories: tuple[int, ...]
-    class_names: tuple[str, ...]
-    dropped: int
-    crowds: int
+    ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    names: Mapping[int, str]
+    written_images: Mapping[int, str]
+    written_categories: Mapping[int, str]
+    box_images: NDArray[np.int64]
+    box_categories: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    edges: NDArray[np.float64]
+    inside: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    derived: str | None
+    unlisted: int
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Ids, ascending; class i is the i-th, from 1."""
+        return tuple(self.names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the classes."""
+        return tuple(self.names.values())
+
+    @property
+    def dropped(self) -> int:
+        """How many boxes are left out because nothing of them lies in their image."""
+        return int((~self.inside).sum())
+
+    @property
+    def crowds(self) -> int:
+        """How many regions of crowds there are."""
+        return int((self.inside & self.crowd).sum())
+
+    @property
+    def notice(self) -> str | None:
+        """What the file does not say and was derived; None where it says all."""
+        return None if self.derived is None else f"`{self.path}`: {self.derived}"
+
+    @property
+    def images(self) -> CocoImages:
+        """Every image with its boxes, by ascending id."""
+        return CocoImages(self)
+
+    @property
+    def image_keys(self) -> dict[Key, int]:
+        """The place of each image by the id that files are compared by (key_of)."""
+        ids = enumerate(self.ids.tolist())
+        return {_key(self.written_images.get(image, image)): place for place, image in ids}
+
+    @property
+    def category_keys(self) -> dict[Key, int]:
+        """The place of each category by the id that files are compared by (key_of)."""
+        return {_key(self.written_categories.get(c, c)): place for place, c in enumerate(self.names)}
+
+
+def _key(written: Key) -> Key:
+    found = key_of(written)
+    assert found is not None, written
+    return found
+
+
+class CocoImages(Sequence[CocoImage]):
+    """Images of a file with their boxes, made when they are asked for.
+
+    classes: the class, from 1, of each of the file's categories; by default in their order. Pickles without
+    the file's other arrays, for workers.
+    """
+
+    def __init__(self, file: CocoFile, classes: Sequence[int] | None = None) -> None:
+        numbers = np.arange(1, len(file.names) + 1) if classes is None else np.array(classes, dtype=np.int64)
+        self._ids, self._names, self._sizes = file.ids, file.file_names, file.sizes
+        labels = numbers[file.box_categories][:, None]
+        boxes = np.concatenate([file.edges, labels], axis=1).astype(np.float32)
+        own, crowds = file.inside & ~file.crowd, file.inside & file.crowd
+        self._boxes, self._first = _by_image(boxes, file, own)
+        self._crowds, self._first_crowd = _by_image(boxes[:, :4], file, crowds)
+        self._chosen = np.arange(len(file.ids))
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> CocoImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CocoImage]: ...
+    def __getitem__(self, index: int | slice) -> CocoImage | Sequence[CocoImage]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = int(self._chosen[index])
+        height, width = self._sizes[place].tolist()
+        return CocoImage(
+            int(self._ids[place]),
+            self._names[place],
+            height,
+            width,
+            self._boxes[self._first[place] : self._first[place + 1]],
+            self._crowds[self._first_crowd[place] : self._first_crowd[place + 1]],
+        )
+
+    def with_boxes(self) -> CocoImages:
+        """Those that have a box which is no crowd."""
+        fewer = object.__new__(CocoImages)
+        fewer.__dict__ |= self.__dict__
+        fewer._chosen = self._chosen[np.diff(self._first)[self._chosen] > 0]
+        return fewer
+
+    def aspect_ratios(self) -> NDArray[np.float64]:
+        """Height/width of each."""
+        sizes = self._sizes[self._chosen].astype(np.float64)
+        ratios: NDArray[np.float64] = sizes[:, 0] / sizes[:, 1]
+        return ratios
+
+
+def _by_image(
+    rows: NDArray[np.float32], file: CocoFile, chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The chosen rows, image after image, and where each image's begin (and the last one's end)."""
+    images = file.box_images[chosen]
+    order = np.argsort(images, kind="stable")
+    first = np.searchsorted(images[order], np.arange(len(file.ids) + 1)).astype(np.int64)
+    return np.ascontiguousarray(rows[chosen][order]), first
+
+
+_held: dict[tuple[str, int, int], CocoFile | tuple[Diagnostic, ...]] = {}
+"""By resolved path, size and time of the last change: what a command asks several times is read once."""
 
 
 def read_coco(path: Path) -> CocoFile:
     """Read and check; raises RunError KD560 (no such file form), KD561 (an annotation), KD562 (an image)."""
-    content = read_content(path)
-    images, names = content.images, content.names
-    classes = {category: number for number, category in enumerate(names, start=1)}
-    boxes: dict[int, list[list[float]]] = {image: [] for image in images}
-    crowds: dict[int, list[list[float]]] = {image: [] for image in images}
-    dropped = 0
-    for annotation in content.annotations:
-        if annotation.edges is None:
-            dropped += 1
-        elif annotation.crowd:
-            crowds[annotation.image].append(annotation.edges)
-        else:
-            boxes[annotation.image].append([*annotation.edges, float(classes[annotation.category])])
-    found = tuple(
-        CocoImage(
-            image,
-            row["file_name"],
-            row["height"],
-            row["width"],
-            np.array(boxes[image], dtype=np.float32).reshape(-1, 5),
-            np.array(crowds[image], dtype=np.float32).reshape(-1, 4),
-        )
-        for image, row in sorted(images.items())
-    )
-    regions = sum(len(own) for own in crowds.values())
-    return CocoFile(path, found, tuple(names), tuple(names.values()), dropped, regions)
+    try:
+        state = path.stat()
+        key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+    except (OSError, ValueError, RuntimeError) as reason:
+        raise _unreadable(path, reason) from reason
+    if key not in _held:
+        while len(_held) >= MOST_HELD:
+            del _held[next(iter(_held))]
+        try:
+            _held[key] = _read(path)
+        except RunError as error:
+            _held[key] = error.diagnostics
+    found = _held[key] = _held.pop(key)  # the last one asked for is the last one to go
+    if isinstance(found, tuple):
+        raise RunError(found)
+    return found if found.path == path else replace(found, path=path)
 
 
-def read_content(path: Path) -> CocoContent:
-    """Read a file and check its images and categories; raises RunError KD560, KD562."""
+def _read(path: Path) -> CocoFile:
     data = _parsed(path)
-    names = _categories(data["categories"], path)
-    images = _images(data["images"], path)
-    found = (_annotation(row, place, path, images, names) for place, row in enumerate(data["annotations"]))
-    return CocoContent(images, names, found)
+    notes = Notes(str(path))
+    category_ids, names = read_categories(data["categories"], notes)
+    images = read_images(data["images"], notes)
+    rows = read_boxes(data["annotations"], images.ids.numbers, category_ids.numbers, notes)
+    ids, image_places = _ascending(images.ids)
+    categories, category_places = _ascending(category_ids)
+    sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+    edges, inside = cut(rows.boxes, sizes[rows.images])
+    own_names = dict(zip(category_ids.numbers.values(), names, strict=True))
+    order = np.argsort(image_places)
+    return CocoFile(
+        path=path,
+        ids=ids,
+        file_names=tuple(images.file_names[place] for place in order.tolist()),
+        sizes=sizes[order],
+        names={category: own_names[category] for category in categories.tolist()},
+        written_images=images.ids.written,
+        written_categories=category_ids.written,
+        box_images=image_places[rows.images],
+        box_categories=category_places[rows.categories],
+        boxes=rows.boxes,
+        edges=edges,
+        inside=inside,
+        areas=rows.areas,
+        crowd=rows.crowds,
+        derived=notes.told(),
+        unlisted=notes.counts["unlisted"],
+    )
 
 
-def read_names(path: Path) -> dict[int, str]:
-    """The categories alone, names by ascending id; raises RunError KD560."""
-    return _categories(_parsed(path)["categories"], path)
+def _ascending(ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ids sorted, and where among these each of the file's rows is."""
+    numbers = np.array(list(ids.numbers.values()), dtype=np.int64)
+    found = np.sort(numbers)
+    return found, np.searchsorted(found, numbers).astype(np.int64)
 
 
-def cut(box: list[float], height: int, width: int) -> list[float] | None:
-    """Edges of an (x, y, width, height) box inside the image; None where nothing is left."""
-    x, y, w, h = box
-    left, top = max(0.0, x), max(0.0, y)
-    right, bottom = min(float(width), x + w), min(float(height), y + h)
-    if w <= 0 or h <= 0 or right <= left or bottom <= top:
-        return None
-    return [left, top, right, bottom]
+def cut(
+    boxes: NDArray[np.float64], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Edges [n, 4] of (x, y, width, height) boxes inside images of (height, width), and which have any.
+
+    What is empty in the float32 that networks see is empty.
+    """
+    x, y, w, h = boxes.reshape(-1, 4).T
+    height, width = sizes.reshape(-1, 2).T.astype(np.float64)
+    with np.errstate(over="ignore"):
+        right, bottom = np.minimum(width, x + w), np.minimum(height, y + h)
+    left, top = np.maximum(0.0, x), np.maximum(0.0, y)
+    inside = (w > 0) & (h > 0) & (right > left) & (bottom > top)
+    edges = np.where(inside[:, None], np.stack([left, top, right, bottom], axis=1), 0.0)
+    small = edges.astype(np.float32)
+    return edges, inside & (small[:, 2] > small[:, 0]) & (small[:, 3] > small[:, 1])
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -135,12 +262,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         # A byte order mark is what some editors begin a file with.
         with path.open(encoding="utf-8-sig") as file:
             data = json.load(file)
-    except FileNotFoundError as reason:
-        raise RunError.of(
-            "KD560", f"there is no file `{path}`", "`meta_file` names a COCO annotation file (json)"
-        ) from reason
     except (OSError, ValueError, RecursionError) as reason:
-        raise RunError.of("KD560", f"`{path}` can't be read as json: {reason}") from reason
+        raise _unreadable(path, reason) from reason
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise RunError.of(
@@ -151,83 +274,8 @@ def _parsed(path: Path) -> dict[str, Any]:
     return dict(data)
 
 
-def _categories(rows: list[Any], path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for place, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not _whole(row.get("id")):
-            raise RunError.of("KD560", f"`{path}`: categories[{place}] has no whole number as `id`")
-        if row["id"] in names:
-            raise RunError.of("KD560", f"`{path}`: two categories have the id {row['id']}")
-        names[row["id"]] = str(row.get("name", row["id"]))
-    if not names:
-        raise RunError.of("KD560", f"`{path}` has no categories")
-    return dict(sorted(names.items()))
-
-
-def _images(rows: list[Any], path: Path) -> dict[int, Any]:
-    images: dict[int, Any] = {}
-    for place, row in enumerate(rows):
-        good = isinstance(row, Mapping) and _whole(row.get("id")) and isinstance(row.get("file_name"), str)
-        sized = good and all(
-            _whole(row.get(side)) and 0 < row[side] < LONGEST_SIDE for side in ("height", "width")
-        )
-        if not sized:
-            raise RunError.of(
-                "KD562",
-                f"`{path}`: images[{place}] lacks `id`, `file_name`, `height` or `width`",
-                "every image has a whole number (at most 64 bits) as id, a file name, and its size in pixels",
-            )
-        if row["id"] in images:
-            raise RunError.of("KD562", f"`{path}`: two images have the id {row['id']}")
-        images[row["id"]] = row
-    return images
-
-
-def _annotation(
-    row: Any, place: int, path: Path, images: Mapping[int, Any], names: Mapping[int, str]
-) -> Annotation:
-    where = f"`{path}`: annotations[{place}]"
-    if not isinstance(row, Mapping):
-        raise RunError.of("KD561", f"{where} is no mapping")
-    box: Any = row.get("bbox")
-    image: Any = row.get("image_id")
-    category: Any = row.get("category_id")
-    if not _whole(image) or image not in images:
-        raise RunError.of(
-            "KD561", f"{where} belongs to image {reprlib.repr(image)}, which the file does not list"
-        )
-    if not _whole(category) or category not in names:
-        raise RunError.of(
-            "KD561",
-            f"{where} has category {reprlib.repr(category)}, which the file does not list",
-            did_you_mean(str(category), [str(known) for known in names]),
-        )
-    numbers = isinstance(box, list) and len(box) == 4 and all(_number(value) for value in box)
-    if not numbers:
-        raise RunError.of(
-            "KD561", f"{where} has no box: {reprlib.repr(box)}", "`bbox` is [x, y, width, height] in pixels"
-        )
-    area: Any = row.get("area")
-    if "area" in row and not (_number(area) and area >= 0):
-        raise RunError.of(
-            "KD561",
-            f"{where} has no such area: {reprlib.repr(area)}",
-            "`area` is in square pixels; without it the box's",
-        )
-    crowd: Any = row.get("iscrowd", 0)
-    if not isinstance(crowd, int) or crowd not in (0, 1):
-        raise RunError.of("KD561", f"{where} has `iscrowd` {reprlib.repr(crowd)}", "`iscrowd` is 0 or 1")
-    bbox = [float(value) for value in box]
-    edges = cut(bbox, images[image]["height"], images[image]["width"])
-    return Annotation(image, category, bbox, edges, None if area is None else float(area), bool(crowd))
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _number(value: Any) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+def _unreadable(path: Path, reason: Exception) -> RunError:
+    if isinstance(reason, FileNotFoundError):
+        help = "`meta_file` names a COCO annotation file (json)"
+        return RunError.of("KD560", f"there is no file `{path}`", help)
+    return RunError.of("KD560", f"`{path}` can't be read as json: {reason}")

@@ -12,7 +12,10 @@ from kdcli.data.image_readers import PillowReader
 
 
 class FileImages:
-    """Files and their labels; each read when it is asked for."""
+    """Files and their labels; each read when it is asked for.
+
+    left_out: what lies beside the files and is none of the images, in a sentence.
+    """
 
     def __init__(
         self,
@@ -21,11 +24,14 @@ class FileImages:
         labels: Ids,
         num_classes: int,
         class_names: tuple[str, ...] | None = None,
+        *,
+        left_out: str | None = None,
     ) -> None:
         assert len(files) == len(labels)
         self.reader, self.files = reader, files
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
-        self.notices = reader.notices
+        self.left_out = left_out
+        self.notices = (*reader.notices, *([left_out] if left_out else []))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -41,4 +47,4 @@ class FileImages:
     def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> FileImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
         labels = np.asarray(numbers, dtype=np.int64)[self.labels]
-        return FileImages(self.reader, self.files, labels, len(names), names)
+        return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)

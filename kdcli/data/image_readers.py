@@ -1,7 +1,8 @@
 """Readers of image files: from a name in a list to pixels, nothing outside the image folder.
 
 Only plain raster formats are decoded (Pillow would start other programs for some), at most
-`PIXEL_LIMIT` pixels, and names can't lead out of `image_dir`.
+`PIXEL_LIMIT` pixels, and names can't lead out of `image_dir`. What numbers of more than 8 bits and
+transparent pixels become is kdcli.data.pixel_values' rule, whichever library decodes.
 """
 
 from __future__ import annotations
@@ -14,16 +15,32 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from kdcli.data.pixel_values import (
+    NO_RULE,
+    Background,
+    PixelRule,
+    Refused,
+    ValueRange,
+    as_bytes,
+    colours_of_16_bits,
+    depth_of,
+    has_alpha,
+    pixel_rule,
+    range_of,
+)
 from kdcli.data.sources import BadSample
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.places import Places
 
 ColorMode = Literal["RGB", "BGR", "GRAY"]
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
 PIXEL_LIMIT = 89_478_485
 """Pillow's own limit: a quarter of a gigabyte of RGB."""
 MISSING = "it does not exist"
@@ -35,8 +52,11 @@ LYING = (5, 6, 7, 8)
 class PillowReader:
     """Pixels by Pillow, EXIF orientation ignored, as torchvision does.
 
-    image_dir: one folder, or one for each meta file. `source` and `memcached` are accepted for
-    United-Perception's sake: files are always read from disk.
+    image_dir: one folder, or one for each meta file. value_range: [low, high], the numbers that become black
+    and white in images of more than 8 bits a channel (modes F, I, I;16, colours of 16 bits), mapped linearly,
+    rounded and clipped; images of 8 bits are read as they are. background: white, black, a number or
+    [r, g, b], what transparent pixels lie on. Without them such an image is refused. `source` and `memcached`
+    are accepted for United-Perception's sake: files are always read from disk.
     """
 
     rotates = False
@@ -48,6 +68,8 @@ class PillowReader:
         *,
         image_dir: str | list[str],
         color_mode: ColorMode = "RGB",
+        value_range: ValueRange | None = None,
+        background: Background | None = None,
         source: str | None = None,
         memcached: bool | None = None,
     ) -> None:
@@ -73,6 +95,10 @@ class PillowReader:
                 help = f"`image_dir` is the folder of the images; {places.missing(folder, where)}"
                 self.missing.append(Diagnostic(code="KD518", message=message, help=help, path=where))
         self.color_mode = color_mode
+        own = path[-1:] == ("image_reader",)
+        self.rule = pixel_rule(
+            value_range, background, f"the {'image reader' if own else 'data set'}'s kwargs"
+        )
         self.notices: tuple[str, ...] = (
             ("`memcached` is ignored: images are read from disk",) if memcached else ()
         )
@@ -103,17 +129,22 @@ class PillowReader:
     def size(self, file: str) -> tuple[int, int]:
         """Height and width of what `read` gives, from the header alone; raises BadSample."""
         with opened(file) as image:
-            turned = self.rotates and _orientation(image) in LYING
-            return (image.width, image.height) if turned else (image.height, image.width)
+            return self.size_of(image)
+
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """Height and width of what `read` would give of an opened image."""
+        turned = self.rotates and orientation(image) in LYING
+        return (image.width, image.height) if turned else (image.height, image.width)
 
     def _decode(self, file: str) -> NDArray[np.uint8]:
-        return decoded(file, self.color_mode, rotate=self.rotates)
+        return decoded(file, self.color_mode, rotate=self.rotates, rule=self.rule)
 
 
 class OpencvReader(PillowReader):
     """Pixels as OpenCV gives them, turned by their EXIF orientation.
 
-    Without OpenCV installed Pillow decodes, from the same JPEG library.
+    Without OpenCV installed Pillow decodes, from the same JPEG library; so it does with images of more than
+    8 bits a channel or with alpha, of which OpenCV would drop the low bits and the alpha without a word.
     """
 
     rotates = True
@@ -125,12 +156,21 @@ class OpencvReader(PillowReader):
         *,
         image_dir: str | list[str],
         color_mode: ColorMode = "RGB",
+        value_range: ValueRange | None = None,
+        background: Background | None = None,
         source: str | None = None,
         memcached: bool | None = None,
         to_float32: bool = False,
     ) -> None:
         super().__init__(
-            path, places, image_dir=image_dir, color_mode=color_mode, source=source, memcached=memcached
+            path,
+            places,
+            image_dir=image_dir,
+            color_mode=color_mode,
+            value_range=value_range,
+            background=background,
+            source=source,
+            memcached=memcached,
         )
         self.has_opencv = find_spec("cv2") is not None
         if not self.has_opencv:
@@ -141,7 +181,10 @@ class OpencvReader(PillowReader):
             return super()._decode(file)
         import cv2
 
-        opened(file).close()
+        with opened(file) as image:
+            by_rule = depth_of(image) is not None or has_alpha(image)
+        if by_rule:
+            return super()._decode(file)
         flag = cv2.IMREAD_GRAYSCALE if self.color_mode == "GRAY" else cv2.IMREAD_COLOR
         pixels: Any = cv2.imdecode(np.fromfile(file, dtype=np.uint8), flag)
         if pixels is None:
@@ -149,19 +192,22 @@ class OpencvReader(PillowReader):
         return np.ascontiguousarray(pixels[:, :, ::-1]) if self.color_mode == "RGB" else pixels
 
 
-def opened(file: str) -> Image.Image:
+def opened(file: str) -> ImageFile.ImageFile:
     """The image with only its header read; raises BadSample for what is missing, foreign or too large."""
     if not os.path.isfile(file):
-        raise BadSample(file, MISSING if not os.path.exists(file) else "it is no regular file")
+        raise BadSample(file, _no_file(file))
     with warnings.catch_warnings():
         # Pillow warns between its limit and twice that; here the limit is the limit.
         warnings.simplefilter("ignore")
         try:
-            image: Image.Image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as reason:
             raise BadSample(file, f"it declares more than {2 * PIXEL_LIMIT:,} pixels") from reason
         except UnidentifiedImageError as reason:
-            raise BadSample(file, f"it is none of {', '.join(FORMATS)}") from reason
+            said = f"it is none of {', '.join(FORMATS)}" if os.path.getsize(file) else "it is empty"
+            raise BadSample(file, said) from reason
+        except OSError as reason:
+            raise BadSample(file, _system_error(reason)) from reason
         except Exception as reason:  # a hostile file can make a decoder raise anything
             raise BadSample(file, str(reason) or type(reason).__name__) from reason
     if image.width * image.height > PIXEL_LIMIT:
@@ -170,33 +216,84 @@ def opened(file: str) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> Any:
+def _no_file(file: str) -> str:
+    if not os.path.exists(file):
+        return MISSING
+    return "it is a folder, no regular file" if os.path.isdir(file) else "it is no regular file"
+
+
+def _system_error(reason: OSError) -> str:
+    if isinstance(reason, PermissionError):
+        return "you have no permission to read it"
+    return reason.strerror or str(reason) or type(reason).__name__
+
+
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 to 8; None where there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return image.getexif().get(ExifTags.Base.Orientation)
+            found = image.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # a hostile file can make a decoder raise anything
             return None
+    return found if isinstance(found, int) else None
 
 
-def decoded(file: str, color_mode: str, *, rotate: bool = False) -> NDArray[np.uint8]:
+def decoded(
+    file: str, color_mode: str, *, rotate: bool = False, rule: PixelRule = NO_RULE
+) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] or, for GRAY, [H, W]; raises BadSample."""
     with opened(file) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            plain = as_bytes(image, rule, _colours_of_16_bits(file, image))
             if rotate:
-                ImageOps.exif_transpose(image, in_place=True)
-            return pixels_of(image, color_mode)
+                if plain is not image:
+                    plain.getexif()[ExifTags.Base.Orientation] = orientation(image) or 1
+                ImageOps.exif_transpose(plain, in_place=True)
+            return _converted(plain, color_mode)
+        except Refused as reason:
+            raise BadSample(file, str(reason)) from reason
         except Exception as reason:  # as above
             raise BadSample(file, f"it is damaged ({reason or type(reason).__name__})") from reason
 
 
-def pixels_of(image: Image.Image, color_mode: str) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] or, for GRAY, [H, W] of any Pillow image."""
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
+def numbers_in(file: str) -> tuple[float, float] | None:
+    """The smallest and the largest number in an image file, as the file has them; raises BadSample."""
+    with opened(file) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            colours = _colours_of_16_bits(file, image)
+            return range_of(np.asarray(image) if colours is None else colours)
+        except Refused as reason:
+            raise BadSample(file, str(reason)) from reason
+        except Exception as reason:  # as above
+            raise BadSample(file, f"it is damaged ({reason or type(reason).__name__})") from reason
+
+
+def load(file: str) -> None:
+    """Decode an image file, whatever its numbers mean; raises BadSample."""
+    with opened(file) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+        except Exception as reason:  # as above
+            raise BadSample(file, f"it is damaged ({reason or type(reason).__name__})") from reason
+
+
+def _colours_of_16_bits(file: str, image: Image.Image) -> NDArray[np.uint16] | None:
+    """[H, W, C]; None for all other images."""
+    if depth_of(image) in (None, image.mode):
+        return None
+    with opened(file) as again:
+        return colours_of_16_bits(image, again)
+
+
+def pixels_of(image: Image.Image, color_mode: str, rule: PixelRule = NO_RULE) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] or, for GRAY, [H, W] of any Pillow image; raises Refused (kdcli.data.pixel_values)."""
+    return _converted(as_bytes(image, rule), color_mode)
+
+
+def _converted(image: Image.Image, color_mode: str) -> NDArray[np.uint8]:
     pixels = np.array(image.convert("L" if color_mode == "GRAY" else "RGB"), dtype=np.uint8)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if color_mode == "BGR" else pixels

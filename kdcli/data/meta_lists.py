@@ -12,7 +12,7 @@ import numpy as np
 from kdcli.data.draws import SPLIT, permutation
 from kdcli.data.files import FileImages
 from kdcli.data.image_readers import PillowReader
-from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.spec.places import Places
 
 MetaType = Literal["imagenet", "custom_cls"]
@@ -36,7 +36,8 @@ def cls(
     Several meta files may each have their `image_dir`, meta_type and label offset (label_mapping).
     fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else the greatest label
     tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir), RunError KD510 (malformed line),
-    KD513 (a name that leads out of image_dir), KD515 (label out of range).
+    KD513 (a name that leads out of image_dir), KD515 (label out of range);
+    of every meta file at once.
     """
     metas = [meta_file] if isinstance(meta_file, str) else list(meta_file)
     kinds = [meta_type] * len(metas) if isinstance(meta_type, str) else list(meta_type)
@@ -65,21 +66,16 @@ def cls(
         raise SpecError([*missing, *image_reader.missing])
     files: list[str] = []
     labels: list[int] = []
+    wrong: list[KdError] = []
     for number, (file, kind, offset) in enumerate(zip(lists, kinds, offsets, strict=True)):
-        for line, name, label in entries(file, kind):
-            place = image_reader.locate(name, number)
-            if place is None:
-                raise RunError.of(
-                    "KD513",
-                    f"`{file}` line {line}: `{name}` leads out of `image_dir`",
-                    "names are relative to `image_dir` and stay in it",
-                )
-            label += offset
-            if label < 0 or label >= (num_classes or LABEL_LIMIT):
-                bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
-                raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
-            files.append(place)
-            labels.append(label)
+        try:
+            for name, label in _placed(file, kind, image_reader, number, offset, num_classes):
+                files.append(name)
+                labels.append(label)
+        except KdError as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else SpecError([d for error in wrong for d in error.diagnostics])
     numbers = np.array(labels, dtype=np.int64)
     if fraction < 1:
         kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
@@ -87,12 +83,31 @@ def cls(
     return FileImages(image_reader, files, numbers, num_classes or int(numbers.max(initial=-1)) + 1)
 
 
+def _placed(
+    file: Path, kind: str, reader: PillowReader, number: int, offset: int, num_classes: int | None
+) -> Iterator[tuple[str, int]]:
+    """(file, label) of every line; raises RunError KD510, KD513, KD515."""
+    for line, name, label in entries(file, kind):
+        place = reader.locate(name, number)
+        if place is None:
+            raise RunError.of(
+                "KD513",
+                f"`{file}` line {line}: `{name}` leads out of `image_dir`",
+                "names are relative to `image_dir` and stay in it",
+            )
+        label += offset
+        if label < 0 or label >= (num_classes or LABEL_LIMIT):
+            bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
+            raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
+        yield place, label
+
+
 def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int]]:
     """(line number from 1, name, label) of every line that is not empty; raises RunError KD510."""
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

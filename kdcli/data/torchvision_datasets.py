@@ -10,25 +10,36 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.datasets
+from PIL import Image
 from torch import Tensor
 
 from kdcli.data.draws import Ids
-from kdcli.data.image_readers import pixels_of
+from kdcli.data.image_readers import PillowReader, decoded, pixels_of
+from kdcli.data.pixel_values import PixelRule, Refused
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
 from kdcli.errors import SpecError, SpecPath, did_you_mean
-from kdcli.spec.places import Places
+from kdcli.spec.places import HERE, Places
 
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
 """Arguments that kdcli decides or that take code."""
 
+RULE = PixelRule(where="the kwargs of `image_folder` (torchvision's data sets can't take it)")
+
 
 class TorchvisionImages:
-    """A torchvision dataset that is read image by image."""
+    """A torchvision dataset that is read image by image.
+
+    files: of a dataset that lists them (ImageFolder), else empty; reader: what reads them.
+    """
 
     notices: tuple[str, ...] = ()
 
     def __init__(self, dataset: Any, labels: Ids, class_names: tuple[str, ...] | None) -> None:
         self.dataset, self.labels, self.class_names = dataset, labels, class_names
+        folder = isinstance(dataset, torchvision.datasets.DatasetFolder)
+        self.files = [str(file) for file, _ in dataset.samples] if folder else []
+        self.reader = PillowReader((), HERE, image_dir=str(dataset.root) if folder else "")
+        self.reader.rule = RULE
         self.num_classes = len(class_names) if class_names else int(labels.max(initial=-1)) + 1
 
     def __len__(self) -> int:
@@ -38,7 +49,11 @@ class TorchvisionImages:
         """uint8 [C, H, W]; raises BadSample."""
         try:
             image = self.dataset[index][0]
-            pixels = pixels_of(image, "GRAY" if image.mode in ("L", "1") else "RGB")
+            pixels = pixels_of(image, "GRAY" if image.mode in ("L", "1") else "RGB", RULE)
+        except BadSample:
+            raise
+        except Refused as reason:
+            raise BadSample(self.name(index), str(reason)) from reason
         except Exception as reason:  # decoders raise anything on damaged files
             raise BadSample(self.name(index), str(reason) or type(reason).__name__) from reason
         return torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
@@ -109,6 +124,8 @@ def torchvision_dataset(
         _refuse_pickles(root, name, path)
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
+    if _takes_loader(kind):
+        given["loader"] = _loaded
     try:
         dataset = kind(**given)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as reason:
@@ -121,6 +138,16 @@ def torchvision_dataset(
     except (TypeError, ValueError) as reason:
         raise SpecError.at((*path, "kwargs"), "KD505", f"`torchvision.{name}`: {reason}") from reason
     return _as_source(dataset, name, path)
+
+
+def _takes_loader(kind: Any) -> bool:
+    own = inspect.signature(kind.__init__).parameters
+    return "loader" in own or issubclass(kind, torchvision.datasets.DatasetFolder)
+
+
+def _loaded(file: str) -> Image.Image:
+    """An image file as RGB; torchvision's own loader would make floats and 16 bits black."""
+    return Image.fromarray(decoded(str(file), "RGB", rule=RULE))
 
 
 def _how_to_get(name: str, kwargs: Mapping[str, Any]) -> str:

@@ -18,10 +18,20 @@ from kdcli.spec.schema import AdapterSpec
 Shape = Sequence[int]
 
 
-def build_adapter(spec: AdapterSpec, student: Shape, teacher: Shape, path: SpecPath) -> nn.Module:
-    """The adapter that `spec` names; raises SpecError where it can't join these shapes."""
+def build_adapter(
+    spec: AdapterSpec, student: Shape, teacher: Shape, path: SpecPath, help: str | None = None
+) -> nn.Module:
+    """The adapter that `spec` names; raises SpecError where it can't join these shapes.
+
+    help: what to do where no adapter can, KD426.
+    """
     from kdcli.distill import ADAPTERS
 
+    why = unjoinable(student, teacher) if spec.type == "auto" else None
+    if why is not None:
+        raise SpecError.at(
+            path, "KD426", f"no adapter joins {shown(student)} and {shown(teacher)}: {why}", help, on_key=True
+        )
     try:
         module = ADAPTERS[spec.type].load()(student, teacher, **spec.kwargs)
     except ValueError as error:
@@ -98,50 +108,45 @@ class ResizeAdapter(nn.Module):
         return resize_map(feature, self.size, self.student_size)
 
 
-class TokenAdapter(nn.Module):
-    """Between unlike layouts or counts of tokens: linear over D, then resampled over positions.
+class MeanAdapter(nn.Module):
+    """The mean over all positions, then a linear layer: maps or tokens to vectors.
 
-    A map [B, C, H, W] counts as H*W tokens of width C; towards a map the tokens are laid out in the
-    teacher's H*W grid. Positions are resampled linearly along the sequence.
+    All tokens count alike, class tokens and registers included. A vector is never spread over positions:
+    every one of them would be asked for the same.
     """
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
-        self.linear = nn.Linear(_width(student), _width(teacher))
-        self.tokens = _tokens(teacher)
-        self.as_map = (teacher[2], teacher[3]) if len(teacher) == 4 else None
-        self.as_vector = len(teacher) == 2
+        if len(student) not in (3, 4) or len(teacher) != 2:
+            raise ValueError(
+                f"joins a map or tokens with a vector, not {shown(student)} and {shown(teacher)}"
+            )
+        self.linear = nn.Linear(_width(student), teacher[1])
 
     def forward(self, feature: Tensor) -> Tensor:
-        """feature of the student's layout -> the teacher's layout."""
-        if feature.dim() == 4:
-            feature = feature.flatten(2).transpose(1, 2)
-        elif feature.dim() == 2:
-            feature = feature.unsqueeze(1)
-        result: Tensor = self.linear(feature)
-        if result.shape[1] != self.tokens:
-            result = F.adaptive_avg_pool1d(result.transpose(1, 2), self.tokens).transpose(1, 2)
-        if self.as_vector:
-            return result.squeeze(1)
-        if self.as_map is not None:
-            return result.transpose(1, 2).reshape(len(result), -1, *self.as_map)
+        """feature [B, C, H, W] or [B, N, D] -> [B, teacher's D]."""
+        mean = feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
+        result: Tensor = self.linear(mean)
         return result
 
 
 class AutoAdapter(nn.Module):
-    """What fits: conv for two maps, linear for vectors and tokens, tokens for unlike layouts."""
+    """What fits: conv for two maps, linear for vectors and equally many tokens, the mean towards a vector.
+
+    Tokens are joined neither with maps nor with another number of tokens, and a vector only with a vector:
+    see `unjoinable`. what: it in words, for the plan.
+    """
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
         self.adapter: nn.Module
         if len(student) == len(teacher) == 4:
             self.adapter = ConvAdapter(student, teacher)
-        elif len(student) == len(teacher) and student[1:-1] == teacher[1:-1]:
+        elif _alike(student, teacher):
             self.adapter = LinearAdapter(student, teacher)
-        elif {len(student), len(teacher)} <= {2, 3, 4}:
-            self.adapter = TokenAdapter(student, teacher)
         else:
-            raise ValueError(f"no map joins {shown(student)} and {shown(teacher)}")
+            self.adapter = MeanAdapter(student, teacher)
+        self.what = what_joins(student, teacher)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The student's feature in the teacher's shape."""
@@ -149,19 +154,34 @@ class AutoAdapter(nn.Module):
         return result
 
 
-def adapter_that_fits(student: Shape, teacher: Shape) -> str:
-    """A help line: the line to paste into the job, and what it makes of these shapes."""
+def unjoinable(student: Shape, teacher: Shape) -> str | None:
+    """Why `auto` joins no features of these shapes, None where it does.
+
+    Tokens have no grid that is known, and which of them are class tokens or registers isn't known either.
+    Resampled along their sequence they would be compared with other places of the image.
+    """
+    ranks = (len(student), len(teacher))
+    if ranks in ((3, 4), (4, 3)):
+        return "tokens have no known grid, and class tokens or registers may be among them: places would be mixed up"
+    if ranks == (3, 3) and student[1] != teacher[1]:
+        return "their grids, and which tokens are class tokens or registers, are not known: places would be mixed up"
+    if ranks[0] == 2 and ranks[1] in (3, 4):
+        return "a vector has no places: every place of the teacher's would get the same"
+    return None if set(ranks) <= {2, 3, 4} else "kdcli knows neither of them as map, tokens or vector"
+
+
+def what_joins(student: Shape, teacher: Shape) -> str:
+    """What `adapter: auto` makes of two shapes that it joins."""
     if len(student) == len(teacher) == 4:
         what = f"a 1x1 convolution {student[1]} to {teacher[1]}"
         if tuple(student[2:]) != tuple(teacher[2:]):
             what += f" and a resize {student[2]}x{student[3]} to {teacher[2]}x{teacher[3]}"
-    elif len(student) == len(teacher) and tuple(student[1:-1]) == tuple(teacher[1:-1]):
-        what = f"a linear layer {student[-1]} to {teacher[-1]}"
-    elif {len(student), len(teacher)} <= {2, 3, 4}:
-        what = f"a linear layer {_width(student)} to {_width(teacher)}, then positions resampled"
-    else:
-        return "no adapter joins them: name other layers (`kdcli inspect-features SPEC --pairs`)"
-    return f"add this line to the job ({what})\nadapter: auto"
+        return what
+    what = f"a linear layer {_width(student)} to {teacher[-1]}"
+    if _alike(student, teacher):
+        return what
+    every = "all tokens, class tokens included" if len(student) == 3 else "all positions"
+    return f"the mean over {every}, then {what}"
 
 
 def resize_map(feature: Tensor, size: tuple[int, int], expected: tuple[int, int]) -> Tensor:
@@ -183,5 +203,6 @@ def _width(shape: Shape) -> int:
     return shape[1] if len(shape) == 4 else shape[-1]
 
 
-def _tokens(shape: Shape) -> int:
-    return {2: 1, 3: shape[1]}.get(len(shape)) or shape[2] * shape[3]
+def _alike(student: Shape, teacher: Shape) -> bool:
+    """Two vectors, or equally many tokens."""
+    return len(student) == len(teacher) < 4 and tuple(student[1:-1]) == tuple(teacher[1:-1])

@@ -38,6 +38,17 @@ def check_taps(
     wrong.raise_errors()
 
 
+def joinable(setting: Setting, teacher: str) -> str:
+    """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
+    sides = [("the student", setting.student_module("")), (teacher, setting.teacher_module(teacher, ""))]
+    found = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
+    vectors = ", ".join(f"`{linear}:in` of {whose}" for whose, linear in found if linear is not None)
+    return (
+        "name layers that give maps in both networks (`kdcli inspect-features` lists them), or vectors in both"
+        + (f": {vectors}" if vectors else "")
+    )
+
+
 def _check(
     setting: Setting,
     loss: str,

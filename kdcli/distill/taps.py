@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.models.network import Network
 
@@ -49,10 +50,14 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one network showed on one batch: features by tap text, and its named outputs."""
+    """What one network showed on one batch: features by tap text, and its named outputs.
+
+    channels_last: taps of four axes that are not [B, C, H, W]; only a view that `Taps.learn` gives tells.
+    """
 
     features: Mapping[str, Feature]
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    channels_last: frozenset[str] = frozenset()
 
 
 class _EnoughSeen(Exception):
@@ -67,10 +72,10 @@ class Taps:
     can't be tapped are told there and left out, in place of an error. stopped_at: the layer after which
     the last view stopped, None where the network ran to its end.
 
-    `learn` runs the whole network once, and finds out how often each tap fires and which features
-    are changed in place afterwards. A `view` then stops as soon as nothing more is needed, and clones
-    exactly those features; `require` narrows what is needed. Outside `learn` and `view` the hooks do
-    nothing.
+    `learn` runs the whole network once, and finds out how often each tap fires, which features are changed
+    in place afterwards and which have their channels last. A `view` then stops as soon as nothing more is
+    needed, and clones the features that are changed; `require` narrows what is needed. Outside `learn` and
+    `view` the hooks do nothing.
     """
 
     def __init__(
@@ -145,9 +150,18 @@ class Taps:
         A feature that is changed in place after it was captured shows the changed values in this one
         view only (its shape is right).
         """
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), ChannelTrace() as trace:
             self.counts = None
             view = self._run(batch, stop=False, versions=True)
+        size = image_size(batch)
+        view = replace(
+            view,
+            channels_last=frozenset(
+                name
+                for name, feature in view.features.items()
+                if any(trace.channels_last(tensor, size) for tensor in tensors_in(feature))
+            ),
+        )
         self.changed_in_place |= frozenset(
             name
             for name, seen in self._seen.items()

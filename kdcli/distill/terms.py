@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.adapters import adapter_that_fits, build_adapter, shown
+from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
-from kdcli.distill.tapping import check_taps
+from kdcli.distill.tapping import check_taps, joinable
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
@@ -164,7 +164,7 @@ class Term(nn.Module):
                     student_shape=shown_feature(setting.student.features[layer]),
                     adapter=""
                     if adapter is None or isinstance(adapter, nn.Identity)
-                    else type(adapter).__name__,
+                    else getattr(adapter, "what", type(adapter).__name__),
                     teacher_layer=theirs,
                     teacher_shape=shown_feature(view.features[theirs]) if view is not None and theirs else "",
                 )
@@ -236,7 +236,10 @@ class Term(nn.Module):
                     if spec.type == "auto" and not same and self._on_logits(setting, s, t):
                         what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
                         raise unlike_classes(setting, self.teacher, s, t, where, what)
-                    built.append(nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where))
+                    help = joinable(setting, self.teacher)
+                    built.append(
+                        nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where, help)
+                    )
             wrong.raise_errors()
             return nn.ModuleList(built)
         if self.binding.sizes_itself or self.loss_type in UNLIKE_SHAPES:
@@ -254,8 +257,12 @@ class Term(nn.Module):
         if self._on_logits(setting, student, teacher):
             path = (*setting.path, "teachers", self.teacher, "mimic_name")
             what = f"{self.loss_type} compares them class by class"
-            raise unlike_classes(setting, self.teacher, student, teacher, path, what)
-        help = adapter_that_fits(student.shape, teacher.shape)
+            return unlike_classes(setting, self.teacher, student, teacher, path, what)
+        why = unjoinable(student.shape, teacher.shape)
+        if why is None:
+            help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
+        else:
+            help = f"no adapter joins them: {why}\n{joinable(setting, self.teacher)}"
         if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
             help = "logits are compared class by class: name `logits` of both networks"
         return SpecError.at(

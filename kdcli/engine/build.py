@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader, open_side
-from kdcli.data.classes import numbered_like
+from kdcli.data.build import build_loader
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.opened import OpenedData
@@ -25,19 +24,25 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.engine.caches import sources_of
-from kdcli.engine.check_categories import GT_FILE, categories_of, category_findings, truth_findings
+from kdcli.engine.check_categories import (
+    GT_FILE,
+    categories_of,
+    category_findings,
+    truth_findings,
+)
 from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage
-from kdcli.engine.folder import RunFolder, open_folder, recorded_classes
+from kdcli.engine.folder import RunFolder, open_folder
 from kdcli.engine.labels import labels_of
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
 from kdcli.engine.reopen import files_taken
 from kdcli.engine.run import Run, RunOptions
+from kdcli.engine.sides import Sides
 from kdcli.engine.stages import plan_stages
 from kdcli.engine.wiring import jobs_of, small, teacher_taps, wire
-from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.spec.cache_rules import views_of
@@ -62,23 +67,28 @@ def run_root(parsed: ParsedSpec) -> Path:
 
 
 @contextmanager
-def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Run]:
-    """The run of a spec; its taps and loaders are closed at the end of the block."""
+def built(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, sides: Sides | None = None
+) -> Iterator[Run]:
+    """The run of a spec; its taps and loaders are closed at the end of the block.
+
+    sides: of a caller that has opened the data.
+    """
     spec = parsed.spec
     folder = build_folder(parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        train_data, test_data = open_data(spec, options.places)
-        train_loader = build_data(train_data, spec, processes)
+        sides = sides or Sides(spec, options.places)
+        train_loader = build_data(sides.train, spec, processes)
         stack.callback(train_loader.close)
-        test_loader = build_data(test_data, spec, processes)
+        test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
         facts = train_loader.facts
-        notices = [*file_notices(spec, options.places), *train_loader.notices]
-        notices += [notice for notice in test_loader.notices if notice not in notices]
-        notices += fit_annotations(spec, facts, test_loader.facts, options.places)
+        known = [*file_notices(spec, options.places)]
+        known += fit_annotations(spec, facts, test_loader.facts, options.places)
+        notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
         task = build_task(spec, options.places)
         student = build_student(spec, options)
         notices += load_pretrained(student, spec, options, folder)
@@ -92,7 +102,9 @@ def built(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iter
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(small(next(train_loader.batches(0))), processes.device)
         outputs = outputs_of(student, sample)
-        notices += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
+        known += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
+        # The proof has told these already.
+        notices += known if options.proof is None else []
         epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
         wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
         wiring.trainee.to(processes.device)
@@ -165,7 +177,7 @@ def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
 
 
 def fit_annotations(spec: Spec, facts: DataFacts, test: DataFacts, places: Places) -> list[str]:
-    """Notices where the student has too many classes for the annotations.
+    """Notices of what the annotation files leave to be derived, and where the student has too many classes.
 
     facts, test: of both sides' data. Raises SpecError with KD563 where it has too few, and with all that is
     wrong with the test annotations and the evaluator's `gt_file` (truth_findings).
@@ -183,7 +195,8 @@ def told_or_raised(findings: list[Diagnostic]) -> list[str]:
     """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
-    return [f"{finding.message}; {finding.help}" for finding in findings]
+    # Both sides may read one file.
+    return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
 
 
 def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
@@ -220,37 +233,6 @@ def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
     with preserved(net), torch.no_grad():
         outputs: Mapping[str, Any] = net.eval()(sample)
         return outputs
-
-
-def open_data(spec: Spec, places: Places) -> tuple[OpenedData, OpenedData]:
-    """Both sides of the data, training first; the test side's classes have the training side's numbers."""
-    train, test = (open_part(spec, places, train=train) for train in (True, False))
-    return train, numbered_like(test, train.facts.class_names)
-
-
-def open_test(spec: Spec, places: Places, root: Path) -> OpenedData:
-    """The test side alone, its classes numbered as the run in `root` was trained, else as its data would be."""
-    test = open_part(spec, places, train=False)
-    if test.facts.class_names is None or test.facts.annotations is not None:
-        return test
-    truth = recorded_classes(root)
-    if truth is None:
-        try:
-            truth = open_part(spec, places, train=True).facts.class_names
-        except KdError:
-            return test  # measured elsewhere than it was trained
-    return numbered_like(test, truth)
-
-
-def open_part(spec: Spec, places: Places, *, train: bool) -> OpenedData:
-    """One side of the data, with its own class numbers."""
-    return open_side(
-        spec.dataset.train if train else spec.dataset.test,
-        train=train,
-        path=("dataset", "train" if train else "test"),
-        places=places,
-        aligned=spec.runtime.aligned,
-    )
 
 
 def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:

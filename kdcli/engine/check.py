@@ -6,7 +6,7 @@ is used as it is. Parts that do not depend on each other are all looked at befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.data.classes import numbered_like
+from kdcli.data.check import Look
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.engine.build import (
     build_task,
-    open_part,
     pixel_change,
     run_name,
     run_root,
@@ -41,6 +40,7 @@ from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
 from kdcli.engine.rehearsal import rehearse
 from kdcli.engine.sample import USUAL_SIZE, channels_of, sample_of
+from kdcli.engine.sides import Sides
 from kdcli.engine.stages import StagePlan
 from kdcli.engine.wiring import (
     Wiring,
@@ -55,7 +55,7 @@ from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import ModuleSpec
+from kdcli.spec.schema import ModuleSpec, Spec
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
 """torch's words where a map has become smaller than what a layer reads."""
@@ -63,11 +63,15 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """plugins: packages that may be imported. places: where files are looked up. files: look at data, weights."""
+    """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
+    weights. told: hears how far the look at files is. plan: whether to work out what would run, with its cost.
+    """
 
     plugins: tuple[str, ...] = ()
     places: Places = HERE
-    files: bool = False
+    look: Look = "nothing"
+    told: Callable[[int, int], None] | None = None
+    plan: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +82,62 @@ class Checked:
     plan: Plan | None
 
 
-def check(parsed: ParsedSpec, options: CheckOptions) -> Checked:
-    """Rehearse the run of a spec whose names have been checked.
+def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None) -> Checked:
+    """Rehearse the run of a spec whose names have been checked: what `validate` and `train` call alike.
 
-    On fake tensors; where the code of a network or a loss needs values, on real ones.
+    On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
+    goes on with the data.
     """
     mode = None if task_kind(parsed.spec) == "detection" else fake_mode()
-    rehearsal = _Rehearsal(parsed, options, mode)
+    data = data_facts(parsed.spec, options, sides or Sides(parsed.spec, options.places))
+    rehearsal = _Rehearsal(parsed, options, data, mode)
     with torch.random.fork_rng(devices=[]):
         try:
             plan = rehearsal.run()
         except NOT_FAKE:
-            rehearsal = _Rehearsal(parsed, options, None)
+            rehearsal = _Rehearsal(parsed, options, data, None)
             plan = rehearsal.run()
     found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSeen:
+    """What is known of both sides: from the spec, or from the data as far as it was looked at; and what is wrong."""
+
+    train: DataFacts
+    test: DataFacts
+    findings: tuple[Diagnostic, ...]
+
+
+def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
+    """The facts that a check goes by; each file is looked at once."""
+    train, test = describe(spec.dataset.train), describe(spec.dataset.test, train=False)
+    if train.shape is not None and min(train.shape) < 1:
+        train = replace(train, shape=None)
+    if options.look == "nothing":
+        return DataSeen(train, test, ())
+    found = Findings()
+    found.found += check_data_files(sides, look=options.look, told=options.told)
+    told = {(finding.code, finding.message) for finding in found.found}
+    own: tuple[str, ...] = ()
+    for side in (True, False):
+        try:
+            opened = sides.opened(side)
+        except KdError:
+            continue  # told by the look at its files
+        if side:
+            train = opened.facts
+        else:
+            test, own = opened.facts, opened.notices
+    try:
+        numbered = sides.test
+        test = numbered.facts
+        if options.look != "start":  # the run tells it as a notice
+            found.found += [_without_images(text) for text in numbered.notices if text not in own]
+    except KdError as error:
+        found.found += [one for one in error.diagnostics if (one.code, one.message) not in told]
+    return DataSeen(train, test, tuple(found.found))
 
 
 class _Rehearsal:
@@ -101,14 +146,14 @@ class _Rehearsal:
     mode: None works on real tensors.
     """
 
-    def __init__(self, parsed: ParsedSpec, options: CheckOptions, mode: FakeTensorMode | None) -> None:
+    def __init__(
+        self, parsed: ParsedSpec, options: CheckOptions, data: DataSeen, mode: FakeTensorMode | None
+    ) -> None:
         self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
         self.findings = Findings()
         self.flops: dict[str, int] = {}
-        self.facts: DataFacts = describe(self.spec.dataset.train)
-        if self.facts.shape is not None and min(self.facts.shape) < 1:
-            self.facts = replace(self.facts, shape=None)
-        self.test_facts: DataFacts = describe(self.spec.dataset.test, train=False)
+        self.data = data
+        self.facts = data.train
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": student_modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
@@ -118,13 +163,10 @@ class _Rehearsal:
         check_data(self.spec, self.findings)
         self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
+        self.findings.found += self.data.findings
         samples = self.facts.num_samples
-        if self.options.files:
-            self.findings.found += check_data_files(self.spec, self.options.places)
-            self.learn_from_files()
-            samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
-            if self.options.files:
+            if self.options.look != "nothing":
                 check_weights(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
@@ -141,25 +183,9 @@ class _Rehearsal:
             self.findings.found += check_losses(
                 wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
             )
+            if not self.options.plan:
+                return None
             return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
-
-    def learn_from_files(self) -> None:
-        """What the data itself says, as far as it can be opened; the sides' classes are matched by name."""
-        sides = {}
-        for train in (True, False):
-            try:
-                sides[train] = open_part(self.spec, self.options.places, train=train)
-            except KdError:
-                continue  # told by the look at its files
-        if True in sides:
-            self.facts = sides[True].facts
-        if False in sides:
-            test = sides[False]
-            with self.findings.part():
-                test = numbered_like(test, sides[True].facts.class_names if True in sides else None)
-                told = [notice for notice in test.notices if notice not in sides[False].notices]
-                self.findings.found += [_notice(notice) for notice in told]
-            self.test_facts = test.facts
 
     def networks(self) -> dict[str, Network]:
         """Every network that can be built, as shapes."""
@@ -248,7 +274,12 @@ class _Rehearsal:
             batch_statistics=settings.teacher_bn_mode == "train",
             pixels=pixel_change(name, settings, self.spec, self.facts),
             labels=labels_of(
-                self.spec, name, settings, self.facts, self.options.places, files=self.options.files
+                self.spec,
+                name,
+                settings,
+                self.facts,
+                self.options.places,
+                files=self.options.look != "nothing",
             ),
         )
 
@@ -267,7 +298,7 @@ class _Rehearsal:
     def check_classes(self, view: View) -> None:
         """The student's outputs against the data; an unknown number of classes is taken from the logits."""
         task = build_task(self.spec, self.options.places)
-        self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.test_facts)
+        self.findings.found += task.fits(self.spec, view.outputs, self.facts, self.data.test)
         logits = view.outputs.get("logits")
         if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
             self.facts = replace(self.facts, num_classes=logits.shape[1])
@@ -323,7 +354,7 @@ def _path(name: str) -> SpecPath:
     return ("net",) if name == "net" else ("teachers", name)
 
 
-def _notice(text: str) -> Diagnostic:
+def _without_images(text: str) -> Diagnostic:
     return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
 
 

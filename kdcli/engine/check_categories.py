@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.coco_json import read_names
+from kdcli.data.categories import Matched, match
+from kdcli.data.coco_json import CocoFile, read_coco
+from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts
-from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection.families import COCO_CLASSES, is_detector
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
@@ -22,19 +24,25 @@ TRAIN_META_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file
 META_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "meta_file")
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 SAME_FILE = "`gt_file` is the file that the test data is read from"
+AS_COCO = (
+    "it may stay so; COCO's files have ids as whole numbers, and `bbox`, `area` and `iscrowd` for each box"
+)
+
+TOLD = 5
+"""So many categories are named."""
 
 
 def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
-    """KD563 for every head that has another number of classes than the annotations.
+    """KD563 for every head that has another number of classes than the annotations; KD525 for their file.
 
-    An error where the student has fewer; a warning where a network has more, or a teacher fewer.
+    KD563 is an error where the student has fewer; a warning where a network has more, or a teacher fewer.
     """
     ids: tuple[int, ...] = tuple((facts.annotations or {}).get("categories", ()))
-    if not ids:
+    if facts.annotations is None or not ids:
         return []
     networks: list[tuple[SpecPath, Network]] = [(("net",), spec.net)]
     networks += [(("teachers", name), modules) for name, modules in spec.teachers.items()]
-    found = []
+    found = _derived(read_coco(Path(facts.annotations["file"])), TRAIN_META_FILE)
     for place, modules in networks:
         for index, module in enumerate(modules):
             made = _classes_of(module)
@@ -79,25 +87,30 @@ def categories_of(facts: DataFacts) -> dict[int, str] | None:
 def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     """The same of the training side, from its file alone.
 
-    None where it can't be read: what is measured elsewhere than it was trained needs no training data.
+    None where there is no such file: what is measured elsewhere than it was trained needs no training data.
+    Raises RunError KD560 to KD562 for a file that can't be read, since it would tell what the classes are.
     """
     named = _extra(spec.dataset.train).get("meta_file")
     if not spec.detects or not isinstance(named, str):
         return None
-    try:
-        return read_names(places.find(named, TRAIN_META_FILE))
-    except KdError:
+    file = places.find(named, TRAIN_META_FILE)
+    if not file.exists():
         return None
+    try:
+        return dict(read_coco(file).names)
+    except KdError as error:
+        raise RunError(replace(finding, path=TRAIN_META_FILE) for finding in error.diagnostics) from error
 
 
 def truth_findings(
     spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, places: Places
 ) -> list[Diagnostic]:
-    """What is wrong with the boxes that the test data is measured by.
+    """What is to be said of the boxes that the test data is measured by.
 
-    training: the names of the training categories by id; test: of the test data; None where unknown. KD569
-    where two files have other categories, KD560 to KD562 where the `gt_file` is none, KD566 where it lacks a
-    test image, KD568 where no box counts.
+    training: the names of the training categories by id; test: of the test data; None where unknown. Errors:
+    KD569 where a file has a category that was not trained on, KD560 to KD562 where the `gt_file` is none,
+    KD566 where it lacks a test image, KD568 where no box counts. Warnings: KD525 for what a file leaves to be
+    derived, KD570 where it lacks categories.
     """
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
@@ -106,66 +119,98 @@ def truth_findings(
     if given is not None and not given.is_file():
         help = f"{SAME_FILE}; {places.missing(str(named), GT_FILE)}"
         found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", help))
-    own = None if test is None else categories_of(test)
-    if test is None or test.annotations is None or own is None:
+    if test is None or test.annotations is None:
         return found
     file = Path(test.annotations["file"])
-    if training is not None:
-        trained_on = str(_extra(spec.dataset.train).get("meta_file"))
-        found += _other_categories((trained_on, training), (str(file), own), META_FILE)
-    if given is None or given.is_file():
-        where = META_FILE if given is None else GT_FILE
-        try:
-            found += _measured_by(file, file if given is None or given.samefile(file) else given, where)
-        except KdError as error:
-            found += [replace(finding, path=where) for finding in error.diagnostics]
+    where = META_FILE
+    try:
+        tested = measured = read_coco(file)
+        found += _derived(tested, META_FILE)
+        learnt = (str(file), tested.names)
+        if training is not None:
+            learnt = (str(_extra(spec.dataset.train).get("meta_file")), training)
+            found += _categories(learnt, tested, META_FILE)
+        if given is not None and given.is_file():
+            where = GT_FILE
+            if not given.samefile(file):
+                measured = read_coco(given)
+                found += [*_derived(measured, GT_FILE), *_categories(learnt, measured, GT_FILE)]
+        if given is None or given.is_file():
+            found += _measured_by(tested, measured, where)
+    except KdError as error:
+        found += [replace(finding, path=where) for finding in error.diagnostics]
     return found
 
 
-def _measured_by(tested_on: Path, truth_file: Path, where: SpecPath) -> list[Diagnostic]:
-    """Whether the truth has the categories and the images of the test data, and a box; raises KdError."""
-    found = []
-    tested = truth = read_truth(tested_on)
-    if truth_file != tested_on:
-        truth = read_truth(truth_file)
-        found = _other_categories((str(tested_on), tested.names), (str(truth_file), truth.names), where)
-        lacking = sorted(set(tested.images) - set(truth.images))
-        if lacking:
-            message = f"`{truth_file}` lacks {_images(lacking)} of `{tested_on}`"
-            return [*found, _at(where, "KD566", message, SAME_FILE)]
-    if not truth.counting(set(tested.images)):
-        message = f"`{truth_file}`: the test annotations have no box to measure by"
+def _derived(file: CocoFile, path: SpecPath) -> list[Diagnostic]:
+    """KD525 where a file is not as COCO's own are."""
+    if file.notice is None:
+        return []
+    return [Diagnostic(code="KD525", severity="warning", message=file.notice, help=AS_COCO, path=path)]
+
+
+def _measured_by(tested: CocoFile, measured: CocoFile, path: SpecPath) -> list[Diagnostic]:
+    """Whether a file has the images of the test data, and a box in them."""
+    places = measured.image_keys
+    lacking = [key for key in tested.image_keys if key not in places]
+    if lacking:
+        message = f"`{measured.path}` lacks {_images(lacking)} of `{tested.path}`"
+        return [_at(path, "KD566", message, SAME_FILE)]
+    ids = measured.ids.tolist()
+    if not read_truth(measured.path).counting({ids[places[key]] for key in tested.image_keys}):
+        message = f"`{measured.path}`: the test annotations have no box to measure by"
         help = "at least one annotation is a box inside its image, and no crowd"
-        found.append(_at(where, "KD568", message, help))
-    return found
-
-
-def _other_categories(
-    first: tuple[str, Mapping[int, str]], second: tuple[str, Mapping[int, str]], path: SpecPath
-) -> list[Diagnostic]:
-    """KD569 for the first category that differs, by ascending id. first, second: file, and names by id."""
-    (file, ours), (other_file, theirs) = first, second
-    for category in sorted({*ours, *theirs}):
-        if ours.get(category) == theirs.get(category):
-            continue
-        if category not in ours:
-            what = f"`{file}` has no category {category}, and `{other_file}` has it as `{theirs[category]}`"
-        elif category not in theirs:
-            what = f"`{file}` has category {category} as `{ours[category]}`, and `{other_file}` has none"
-        else:
-            what = (
-                f"category {category} is `{ours[category]}` in `{file}` and `{theirs[category]}` in "
-                f"`{other_file}`"
-            )
-        return [_at(path, "KD569", what, "write the same ids and names into both files, in any order")]
+        return [_at(path, "KD568", message, help)]
     return []
+
+
+def _categories(learnt: tuple[str, Mapping[int, str]], own: CocoFile, path: SpecPath) -> list[Diagnostic]:
+    """KD569 where a file has a category that was not trained on, KD570 where it lacks one.
+
+    learnt: the file that was trained on, and its names by id.
+    """
+    file, names = learnt
+    fitting = match(names, own.names)
+    if not fitting.by_name:
+        return [] if fitting.fits else [_by_id(file, names, own, fitting, path)]
+    if fitting.strange:
+        strange = [own.names[category] for category in fitting.strange]
+        help = did_you_mean(strange[0], list(names.values()))
+        message = f"`{own.path}` has {_named(strange)}, and `{file}` has not"
+        return [_at(path, "KD569", message, help or "test categories are those of training, by their names")]
+    if fitting.lacking:
+        message = f"`{own.path}` lacks {_named([names[c] for c in fitting.lacking])} of `{file}`"
+        help = "the figures are of the other categories"
+        return [Diagnostic(code="KD570", severity="warning", message=message, help=help, path=path)]
+    return []
+
+
+def _by_id(
+    file: str, names: Mapping[int, str], own: CocoFile, fitting: Matched, path: SpecPath
+) -> Diagnostic:
+    """KD569 for the first category that differs, of files of which one has a name twice."""
+    category = min([*fitting.strange, *fitting.lacking])
+    ours, theirs = names.get(category), own.names.get(category)
+    if ours is None:
+        what = f"`{file}` has no category {category}, and `{own.path}` has it as `{theirs}`"
+    elif theirs is None:
+        what = f"`{file}` has category {category} as `{ours}`, and `{own.path}` has none"
+    else:
+        what = f"category {category} is `{ours}` in `{file}` and `{theirs}` in `{own.path}`"
+    help = "a name stands for two categories, so that ids tell them apart: write the same ids into both files"
+    return _at(path, "KD569", what, help)
+
+
+def _named(names: list[str]) -> str:
+    told = ", ".join(f"`{name}`" for name in names[:TOLD]) + (", ..." if len(names) > TOLD else "")
+    return f"the category {told}" if len(names) == 1 else f"{len(names)} categories ({told})"
 
 
 def _extra(part: DataPart) -> Mapping[str, Any]:
     return part.dataset.kwargs.model_extra or {}
 
 
-def _images(ids: Sequence[int]) -> str:
+def _images(ids: list[Key]) -> str:
     return f"image {ids[0]}" if len(ids) == 1 else f"{len(ids)} images (the first is {ids[0]})"
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
-from kdcli.data.build import build_source
+from kdcli.data.check import Look
 from kdcli.data.check import check_files as check_data_files
 from kdcli.data.facts import DataFacts
+from kdcli.data.scan import Told
 from kdcli.data.sources import SampleSource
 from kdcli.engine.build import task_kind, teacher_settings, weight_path
 from kdcli.engine.check_categories import categories_of, category_findings, truth_findings
+from kdcli.engine.sides import Sides
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights as check
@@ -18,28 +21,32 @@ from kdcli.spec.places import Places
 from kdcli.spec.schema import Spec
 
 
-def check_data(spec: Spec, places: Places) -> list[Diagnostic]:
-    """What the data's files say, of both sides."""
-    found = []
-    for train, part in ((True, spec.dataset.train), (False, spec.dataset.test)):
-        path = ("dataset", "train" if train else "test")
-        found += check_data_files(part, path, places, train=train)
-    if task_kind(spec) == "detection":
-        train_facts, test_facts = (_facts(spec, places, train=train) for train in (True, False))
-        if train_facts is not None:
-            found += category_findings(spec, train_facts)
-        training = None if train_facts is None else categories_of(train_facts)
-        found += truth_findings(spec, training, test_facts, places)
-    return found
-
-
-def _facts(spec: Spec, places: Places, *, train: bool) -> DataFacts | None:
-    """What one side's annotations say; None where they can't be read."""
-    part = spec.dataset.train if train else spec.dataset.test
-    try:
-        source = build_source(
-            part, train=train, path=("dataset", "train" if train else "test"), places=places
+def check_data(sides: Sides, *, look: Look = "whole", told: Told | None = None) -> list[Diagnostic]:
+    """What the data's files say, of both sides. look, told: as in kdcli.data.check."""
+    found: list[Diagnostic] = []
+    for train in (True, False):
+        found += check_data_files(
+            sides.part(train),
+            ("dataset", "train" if train else "test"),
+            partial(sides.source, train),
+            partial(sides.opened, train),
+            look=look,
+            told=told,
         )
+    if task_kind(sides.spec) == "detection":
+        train_facts, test_facts = (_facts(sides, train) for train in (True, False))
+        if train_facts is not None:
+            found += category_findings(sides.spec, train_facts)
+        training = None if train_facts is None else categories_of(train_facts)
+        found += truth_findings(sides.spec, training, test_facts, sides.places)
+    # The test side asks for the categories of the training side's file too.
+    return list({(one.code, one.message, one.path): one for one in found}.values())
+
+
+def _facts(sides: Sides, train: bool) -> DataFacts | None:
+    """What one side's annotations say; None where they can't be read."""
+    try:
+        source = sides.source(train)
     except KdError:
         return None
     return source.facts if isinstance(source, SampleSource) else None

@@ -19,7 +19,6 @@ from kdcli.engine.build import (
     build_data,
     build_task,
     file_notices,
-    open_test,
     pixel_change,
     run_root,
     task_kind,
@@ -38,6 +37,7 @@ from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
 from kdcli.engine.run import RunOptions
+from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import jobs_of, small
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.network import Network, build_network
@@ -103,12 +103,13 @@ def compare(
     told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(open_test(spec, options.places, run_root(parsed)), spec, processes)
-    wrong = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
-    if wrong:
+    loader = build_data(Sides(spec, options.places).test_of_run(run_root(parsed)), spec, processes)
+    findings = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
+    if any(finding.severity == "error" for finding in findings):
         loader.close()
-        raise SpecError(wrong)
+        raise SpecError(findings)
     student, notices = student_of(parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    told += [finding.message for finding in findings]
     notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):

@@ -59,9 +59,9 @@ def _tapped(contender: Contender, taps: tuple[str, ...], batch: Mapping[str, Any
         return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
 
     with torch.no_grad(), Taps(contender.net, taps) as tapped:
-        run(tapped.learn)
+        unread = run(tapped.learn).channels_last
         features: Mapping[str, Any] = run(tapped.view).features
-        return features
+        return {name: None if name in unread else feature for name, feature in features.items()}
 
 
 def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:

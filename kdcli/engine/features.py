@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
+from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
 from kdcli.engine.flops import FlopCount, TooMuch, every_layer_runs
@@ -154,11 +155,11 @@ def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None)
     """
     seen = {name: _Seen() for name, _ in net.named_modules() if name}
     finished = 0
-    height = batch["image"].shape[-2]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(every_layer_runs())
         counter = stack.enter_context(FlopCount(most))
+        trace = stack.enter_context(ChannelTrace())
         for name, module in net.named_modules():
             if not name:
                 continue
@@ -172,12 +173,22 @@ def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None)
 
             stack.callback(module.register_forward_hook(note).remove)
         net(batch)
-    total = counter.total
+    total, size = counter.total, image_size(batch)
+    assert size is not None
     modules = dict(net.named_modules())
     numbers: dict[int, int] = {}
     above = {part for name, entry in seen.items() if entry.calls for part in _parents(name)}
     return tuple(
-        _layer(name, modules[name], entry, name in above, total, height, numbers)
+        _layer(
+            name,
+            modules[name],
+            entry,
+            [trace.channels_last(tensor, size) for tensor, _ in entry.tensors],
+            name in above,
+            total,
+            size[0],
+            numbers,
+        )
         for name, entry in seen.items()
     )
 
@@ -191,6 +202,7 @@ def _layer(
     path: str,
     module: nn.Module,
     seen: _Seen,
+    last: Sequence[bool],
     ran_below: bool,
     total: int,
     height: int,
@@ -199,7 +211,13 @@ def _layer(
     tensors = [tensor for tensor, _ in seen.tensors]
     sizes = tuple(tuple(tensor.shape) for tensor in tensors)
     shapes = tuple(dict.fromkeys(shown(size) if size else "scalar" for size in sizes))
-    strides = list(dict.fromkeys(_stride(height, size) for size in sizes if len(size) == 4))
+    strides = list(
+        dict.fromkeys(
+            _stride(height, size[1 if channels_last else 2])
+            for size, channels_last in zip(sizes, last, strict=True)
+            if len(size) == 4
+        )
+    )
     stride: float | int | str | None = None
     if len(strides) == 1:
         stride = strides[0]
@@ -212,7 +230,7 @@ def _layer(
         stride=stride,
         parameters=sum(p.numel() for p in module.parameters()),
         flops_share=seen.flops / total if seen.calls and total else None,
-        status=_status(module, seen, ran_below),
+        status=_status(module, seen, ran_below, any(last)),
         depth=path.count("."),
         sizes=sizes,
         order=seen.order,
@@ -228,16 +246,18 @@ def _taps(path: str, tensors: Sequence[Tensor]) -> tuple[str, ...]:
     return (path,) if count == 1 else tuple(f"{path}[{index}]" for index in range(count))
 
 
-def _stride(height: int, size: tuple[int, ...]) -> float | int:
-    ratio = height / size[2]
+def _stride(height: int, rows: int) -> float | int:
+    ratio = height / rows
     return int(ratio) if ratio.is_integer() else round(ratio, 2)
 
 
-def _status(module: nn.Module, seen: _Seen, ran_below: bool) -> str:
+def _status(module: nn.Module, seen: _Seen, ran_below: bool, channels_last: bool) -> str:
     if not seen.calls:
         return "container" if ran_below or isinstance(module, CONTAINERS) else "never runs"
     if not seen.tensors:
         return "gives no tensor"
+    if channels_last:
+        return "channels last"
     if any(tensor._version != version for tensor, version in seen.tensors):
         return "changed in place"
     return "once" if len(seen.tensors) == 1 else "several"

@@ -16,6 +16,9 @@ EXPORTED = "exports.json"
 DATA = "data.json"
 """What was true of the data that the run was trained on: samples and class names, in the order of their numbers."""
 
+PROVED = "proved.json"
+"""Of which spec, data and versions the run has been proved, so that a resume need not prove it again."""
+
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
 
@@ -76,7 +79,7 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Every file that kdcli itself makes here."""
-        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA]
+        names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA, PROVED]
         names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
             *(self.root / name for name in names),

@@ -9,11 +9,12 @@ import torch
 
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
-from kdcli.engine.build import build_data, build_teacher, build_teachers, file_notices, open_part, run_root
+from kdcli.engine.build import build_data, build_teacher, build_teachers, file_notices, run_root
 from kdcli.engine.caches import flush_all, gigabytes, sources_of
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
+from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import show_teacher, small, teacher_taps
 from kdcli.errors import RunError
 from kdcli.spec.cache_rules import caches_of
@@ -37,7 +38,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        loader = build_data(open_part(spec, options.places, train=True), spec, processes)
+        loader = build_data(Sides(spec, options.places).train, spec, processes)
         stack.callback(loader.close)
         sample = to_device(small(next(loader.batches(0))), processes.device)
         left_out = file_notices(spec, options.places, "mimic", "dataset")

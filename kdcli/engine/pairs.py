@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdcli.distill.adapters import adapter_that_fits
+from kdcli.distill.adapters import unjoinable, what_joins
 from kdcli.engine.features import Layer
 from kdcli.spec.schema import JobTeacher
 
@@ -14,6 +14,9 @@ QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 MANY = 4
 """So many blocks of one size are a network of one size rather than a stage."""
+
+FAR = 0.5
+"""Layers whose shares of the work differ by more are no pair: a patch embedding and the last stage."""
 
 Grid = tuple[str, tuple[int, ...]]
 """Maps by height and width, or tokens by their number."""
@@ -34,7 +37,8 @@ class FittingPair:
 def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[FittingPair]:
     """The ends of stages that have one spatial size in both networks, in order of depth.
 
-    Networks without a common size (a ViT and a CNN) are joined by relative depth alone.
+    Maps of networks without a common size are joined by relative depth alone. Tokens are paired with equally
+    many tokens only, and maps that keep their channels last with nothing.
     """
     ours, theirs = _candidates(student), _candidates(teacher)
     common = [grid for grid in ours if grid in theirs]
@@ -44,11 +48,11 @@ def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[Fi
         for share in QUARTERS if even else (1.0,):
             pairs.append(_pair(_at(ours[grid], share), _at(theirs[grid], share)))
     if not common:
-        every_one = [layer for layers in ours.values() for layer in layers]
-        others = [layer for layers in theirs.values() for layer in layers]
-        if every_one and others:
+        every_one = [layer for grid, layers in ours.items() if grid[0] == "map" for layer in layers]
+        others = [layer for grid, layers in theirs.items() if grid[0] == "map" for layer in layers]
+        if len(every_one) > 1 and len(others) > 1:
             pairs = [_pair(_at(every_one, share), _at(others, share)) for share in QUARTERS[1:]]
-    unique = {(pair.student.path, pair.teacher.path): pair for pair in pairs}
+    unique = {(pair.student.path, pair.teacher.path): pair for pair in pairs if _apart(pair) <= FAR}
     return sorted(unique.values(), key=lambda pair: pair.student.order)
 
 
@@ -90,11 +94,13 @@ def mimic_block(
 
 def _pair(student: Layer, teacher: Layer) -> FittingPair:
     ours, theirs = student.sizes[0], teacher.sizes[0]
-    joined = None
-    if ours[1:] != theirs[1:]:
-        told = adapter_that_fits(ours, theirs)
-        joined = told[told.index("(") + 1 : told.rindex(")")]
+    assert unjoinable(ours, theirs) is None, "only grids of one kind and size, or two maps, are paired"
+    joined = what_joins(ours, theirs) if ours[1:] != theirs[1:] else None
     return FittingPair(student=student, teacher=teacher, adapter=joined)
+
+
+def _apart(pair: FittingPair) -> float:
+    return abs((pair.student.flops_share or 0.0) - (pair.teacher.flops_share or 0.0))
 
 
 def _at(layers: Sequence[Layer], share: float) -> Layer:

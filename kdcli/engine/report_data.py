@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcli.data.loaders import Loader
 from kdcli.engine.answers import MOST_CLASSES, Answers
-from kdcli.engine.build import build_data, build_task, open_test, run_root, task_kind
+from kdcli.engine.build import build_data, build_task, run_root, task_kind
 from kdcli.engine.checkpoint import write_whole
 from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
 from kdcli.engine.distributed import Processes, to_device
@@ -26,6 +26,7 @@ from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
 from kdcli.engine.scenes import scenes
+from kdcli.engine.sides import Sides
 from kdcli.engine.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
 from kdcli.engine.wiring import small
 from kdcli.errors import KdError
@@ -58,7 +59,7 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    opened = open_test(spec, options.places, run_root(parsed))
+    opened = Sides(spec, options.places).test_of_run(run_root(parsed))
     loader = build_data(opened, spec, Processes(device=device))
     try:
         return _collect(parsed, options, device, loader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,8 @@ class RunOptions:
     differ from the checkpoint's spec. plugins: packages that may be imported. places: where the spec's
     files are looked up. restarted: the launcher has
     started the processes again after one died. again: the command that continues the run, for the user to
-    read. profile: look at so many steps, and train no further.
+    read. profile: look at so many steps, and train no further. prove: prove the spec before the start. proof: of
+    what that is done, and its warnings told (kdcli.engine.proof).
     """
 
     device: str | None = None
@@ -46,6 +48,8 @@ class RunOptions:
     restarted: bool = False
     again: str | None = None
     profile: int | None = None
+    prove: bool = False
+    proof: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

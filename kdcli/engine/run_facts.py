@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcli import __version__
 from kdcli.engine.checkpoint import write_whole
-from kdcli.engine.folder import DATA
+from kdcli.engine.folder import DATA, PROVED
 from kdcli.engine.records import RUN_FORMAT
 from kdcli.engine.run import Run
 from kdcli.spec.places import Places
@@ -20,7 +20,7 @@ from kdcli.spec.schema import Spec
 
 
 def write_facts(run: Run) -> None:
-    """spec.yaml as given, spec.resolved.yaml with all defaults, env.json and data.json."""
+    """spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved."""
     here = run.processes
     where = environment(str(here.device), here.world_size, run.options.places, run.spec)
     data = {
@@ -33,6 +33,8 @@ def write_facts(run: Run) -> None:
         "env.json": json.dumps(where, indent=2, ensure_ascii=False) + "\n",
         DATA: json.dumps(data, indent=2, ensure_ascii=False) + "\n",
     }
+    if run.options.proof is not None:
+        texts[PROVED] = json.dumps(run.options.proof, indent=2, ensure_ascii=False) + "\n"
     for name, text in texts.items():
         write_whole(run.folder.root / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
 

@@ -23,6 +23,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
 from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy, maker_of
+from kdcli.engine.channels import refuse_channels_last
 from kdcli.engine.records import Pair
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.models.norms import synchronise, synchronises
@@ -168,6 +169,7 @@ def join(
             labels={teacher: teachers[teacher].labels for teacher in job.teachers},
         )
         with wrong.part():
+            refuse_channels_last(setting, lambda t: sample if t is None else teachers[t].pixels_of(sample))
             mimickers[name] = build_mimicker(setting)
     wrong.raise_errors()
     if synchronises(student):

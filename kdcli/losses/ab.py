@@ -18,7 +18,7 @@ class ActivationBoundaries(nn.Module):
     margin. Layer i of n weighs 2^(i+1−n): list them in the order of the network. A student layer of
     unlike channels or height goes through a trained convolution and batch norm (`ConvRegression`
     without ReLU). The authors train the student by this alone first, then for the task.
-    Maps [B, C, H, W], tokens [B, N, D] or vectors [B, D].
+    Maps [B, C, H, W], equally many tokens [B, N, D] or vectors [B, D].
     Taps: what goes into the last ReLU of each stage (`<relu>:in`), for both networks.
     Source: "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
     arXiv:1811.03233.

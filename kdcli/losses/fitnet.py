@@ -16,8 +16,8 @@ class FitNet(nn.Module):
     """Mean squared error between a trained regression of the student's hint and the teacher's (FitNet).
 
     The regression is a convolution, batch norm and ReLU (see `ConvRegression`); it is built even where
-    the shapes are equal. Features are maps [B, C, H, W], tokens [B, N, D] or vectors [B, D]. The first
-    authors train the student up to the hint by this alone, then for the task.
+    the shapes are equal. Features are maps [B, C, H, W], equally many tokens [B, N, D] or vectors
+    [B, D]. The first authors train the student up to the hint by this alone, then for the task.
     Taps: the output of one middle stage.
     Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
     """

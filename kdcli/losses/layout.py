@@ -62,14 +62,27 @@ def with_positions(student: Tensor, teacher: Tensor, method: str) -> tuple[Tenso
                 f"`{method}` compares positions, and {shown(feature.shape)} has none",
                 "name a layer before pooling",
             )
-    unlike_tokens = student.dim() == 3 and teacher.dim() == 3 and student.shape[1] != teacher.shape[1]
-    if student.dim() != teacher.dim() or unlike_tokens:
+    same_places(student.shape, teacher.shape, method)
+    return same_size(as_map(student, method), as_map(teacher, method))
+
+
+def same_places(
+    student: Sequence[int], teacher: Sequence[int], method: str, *, averages: bool = False
+) -> None:
+    """Refuse two features whose positions can't be matched: those of maps, or of equally many tokens, can.
+
+    Tokens have no grid that is known, and class tokens or registers may be among them, so that neither a map
+    nor another number of tokens has the same places. Vectors fit vectors, and everything where the method
+    averages over the positions of the other.
+    """
+    if averages and 2 in (len(student), len(teacher)):
+        return
+    if len(student) != len(teacher) or (len(student) == 3 and student[1] != teacher[1]):
         raise RunError.of(
             "KD450",
-            f"`{method}` cannot match {shown(student.shape)} with {shown(teacher.shape)}",
-            "name two maps, or two layers with equally many tokens",
+            f"`{method}` cannot match the positions of {shown(student)} with those of {shown(teacher)}",
+            "name maps in both networks, two layers with equally many tokens, or vectors in both",
         )
-    return same_size(as_map(student, method), as_map(teacher, method))
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdcli.errors import RunError
 from kdcli.losses.directions import heard, lengths
-from kdcli.losses.layout import as_map, enough_values, shown
+from kdcli.losses.layout import as_map, enough_values, same_places, shown
 from kdcli.losses.precision import full_precision
 
 
@@ -17,15 +17,15 @@ def pearson(
 ) -> Tensor:
     """Half the mean squared difference of features z-scored per channel over batch and positions (PKD).
 
-    The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6; a constant
-    channel stays 0. student,
-    teacher: maps [B, C, H, W], tokens [B, N, D] or vectors [B, D] with equally many channels; maps of
-    another size are resized bilinearly, the student's to the teacher's or (resize_student false) the
-    other way round. Pairs are summed.
+    The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6; a constant channel
+    stays 0. student, teacher: maps [B, C, H, W], equally many tokens [B, N, D] or vectors [B, D], with equally
+    many channels; maps of another size are resized bilinearly, the student's to the teacher's or (resize_student
+    false) the other way round. Pairs are summed.
     Taps: each level of the neck, or the output of a stage.
     Source: "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
     Coefficient", arXiv:2207.02039.
     """
+    same_places(student.shape, teacher.shape, "pkd")
     student, teacher = as_map(student, "pkd"), as_map(teacher, "pkd")
     if student.shape[2:] != teacher.shape[2:]:
         if resize_student:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import as_map, enough_values, map_shape, shown
+from kdcli.losses.layout import as_map, enough_values, map_shape, same_places, shown
 
 
 class ConvRegression(nn.Module):
     """A convolution, batch norm and (relu) ReLU; its kernel follows from the two sizes.
 
     Twice the teacher's height: 3×3 with stride 2. Half of it: transposed 4×4 with stride 2. Otherwise at
-    least as large: a kernel of 1 + difference, without padding, which is 1×1 for equal sizes. Tokens are
-    N×1 positions, a vector is one. Output [B, C, H, W] of the teacher. method: named in errors.
+    least as large: a kernel of 1 + difference, without padding, which is 1×1 for equal sizes. A vector is one
+    position, so that towards it the kernel is as large as the student's map. Tokens fit equally many tokens,
+    as N×1 positions. Output [B, C, H, W] of the teacher. method: named in errors.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class ConvRegression(nn.Module):
         super().__init__()
         self.method = method
         self.relu = relu
+        same_places(student_shape, teacher_shape, method, averages=len(teacher_shape) == 2)
         _, s_channels, s_height, s_width = map_shape(student_shape, method)
         _, t_channels, t_height, t_width = map_shape(teacher_shape, method)
         self.conv: nn.Conv2d | nn.ConvTranspose2d

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, enough_values, map_shape
+from kdcli.losses.layout import as_map, enough_values, map_shape, same_places
 from kdcli.losses.precision import full_precision
 from kdcli.losses.warmup import epoch_share
 from kdcli.spec.ranges import Count
@@ -50,8 +51,8 @@ class KnowledgeReview(nn.Module):
     loss is the mean squared error at full size and after average pooling to 4, 2 and 1 (sizes below its
     own), with weights 1, ½, ¼, ⅛, divided by the sum of the weights used; levels are summed. It is
     multiplied by min((epoch + 1) / warmup_epochs, 1). Levels are maps [B, C, H, W], from shallow to
-    deep; the last may be the pooled vector. The middle width is that of the student's deepest level, at
-    most max_mid_channel.
+    deep, or equally many tokens in each; the last may be the pooled vector. The middle width is that of
+    the student's deepest level, at most max_mid_channel.
     Taps: the output of each stage and the pooled vector; of the teacher what goes into the last ReLU of
     each stage (`<relu>:in`) and the pooled vector.
     Source: "Distilling Knowledge via Knowledge Review", arXiv:2104.09044.
@@ -69,6 +70,10 @@ class KnowledgeReview(nn.Module):
         super().__init__()
         self.warmup_epochs = warmup_epochs
         self.loss_weight = loss_weight
+        for s, t in zip(student_shape, teacher_shape, strict=True):
+            same_places(s, t, "review")
+        for s, deeper in pairwise(student_shape):
+            same_places(s, deeper, "review", averages=len(deeper) == 2)
         widths = [
             (map_shape(s, "review")[1], map_shape(t, "review")[1])
             for s, t in zip(student_shape, teacher_shape, strict=True)

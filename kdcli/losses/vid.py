@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, map_shape, same_size
+from kdcli.losses.layout import as_map, map_shape, same_places, same_size
 from kdcli.losses.precision import full_precision
 from kdcli.spec.ranges import Positive
 
@@ -19,8 +19,8 @@ class VariationalInformation(nn.Module):
 
     ½·((t − mean)²/variance + log variance), averaged over all elements. The regression is three 1×1
     convolutions with ReLU between; the variance of a channel is softplus(log_scale) + eps, trained too.
-    Features are maps (the larger is averaged down to the smaller), tokens of equal number or vectors.
-    Pairs are summed.
+    Features are maps (the larger is averaged down to the smaller), tokens of equal number or vectors;
+    beside a vector the other is averaged over its positions. Pairs are summed.
     Taps: the output of each stage.
     Source: "Variational Information Distillation for Knowledge Transfer", arXiv:1904.05835.
     """
@@ -37,6 +37,7 @@ class VariationalInformation(nn.Module):
         super().__init__()
         self.eps = eps
         self.loss_weight = loss_weight
+        same_places(student_shape, teacher_shape, "vid", averages=True)
         s_channels = map_shape(student_shape, "vid")[1]
         t_channels = map_shape(teacher_shape, "vid")[1]
         self.regressor = nn.Sequential(

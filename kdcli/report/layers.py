@@ -23,8 +23,9 @@ class LayerRow(Protocol):
     path: as `mimic_name` wants it; shape: with B for the batch, a list of shapes for a layer that gives
     several levels, None where there is no tensor; stride: of the input's height, None where it has none;
     flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
-    container, never runs, changed in place; depth: of the path, from 0. A row may have `taps` too, a
-    sequence: what `mimic_name` may say to get one feature, `path[i]` where the layer gives several.
+    container, never runs, changed in place, channels last (which can't be mimicked); depth: of the path, from 0.
+    A row may have `taps` too, a sequence: what `mimic_name` may say to get one feature, `path[i]` where the
+    layer gives several.
     """
 
     @property

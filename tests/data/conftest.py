@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from kdcli.data.build import build_loader, open_side
+from kdcli.data.build import build_loader, build_source, open_side, open_source
+from kdcli.data.check import Look, check_files
 from kdcli.data.loaders import Loader
+from kdcli.data.opened import OpenedData
+from kdcli.data.scan import Told
+from kdcli.data.sources import Source
+from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.schema import DataPart
 
 Part = Callable[..., DataPart]
@@ -40,6 +45,20 @@ def make_loader(part: DataPart, **kwargs: Any) -> Loader:
     opening = {"train": True, "path": ("dataset", "train")}
     opening |= {name: kwargs.pop(name) for name in ("train", "path", "places", "aligned") if name in kwargs}
     return build_loader(open_side(part, **opening), **{"seed": 131, **kwargs})
+
+
+def look_at(
+    part: DataPart, path: SpecPath, *, look: Look = "whole", told: Told | None = None
+) -> list[Diagnostic]:
+    """What is found about the files of one side."""
+
+    def source() -> Source:
+        return build_source(part, train=path[-1] == "train", path=path)
+
+    def side() -> OpenedData:
+        return open_source(source(), part, train=path[-1] == "train", path=path)
+
+    return check_files(part, path, source, side, look=look, told=told)
 
 
 @pytest.fixture(name="part")

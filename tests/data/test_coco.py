@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from kdcli.data import IMAGE_READERS, check
+from kdcli.data import IMAGE_READERS
 from kdcli.data.build import build_source
-from kdcli.data.check import check_files
 from kdcli.data.coco import CocoDataset
 from kdcli.data.coco_json import cut, read_coco
 from kdcli.data.detection_transforms import Flip, KeepArResize
@@ -22,7 +21,7 @@ from kdcli.data.draws import Draws
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import HERE
 from kdcli.tasks.detection.predictions import original_boxes
-from tests.data.conftest import make_loader, make_part
+from tests.data.conftest import look_at, make_loader, make_part
 
 SIZES = {3: (20, 30), 7: (40, 20), 9: (16, 16)}
 BOXES = {
@@ -205,9 +204,17 @@ BAD: dict[str, tuple[Any, str]] = {
     "two categories of one id": (annotations(categories=[{"id": 5}, {"id": 5}]), "KD560"),
     "no size": (annotations(images=[{"id": 3, "file_name": "3.png"}]), "KD562"),
     "two images of one id": (annotations(images=annotations()["images"] * 2), "KD562"),
-    "unknown image": (
-        annotations(annotations=[{"image_id": 4, "category_id": 5, "bbox": [1, 1, 1, 1]}]),
-        "KD561",
+    "an image that is no id": (one_box(image_id=[3]), "KD561"),
+    "no image": (one_box(image_id=None), "KD561"),
+    "two annotations of one id": (annotations(annotations=annotations()["annotations"] * 2), "KD561"),
+    "neither box nor polygon": (one_box(bbox=None, segmentation={"counts": "x", "size": [9, 9]}), "KD561"),
+    "true as a number": (one_box(bbox=[1, 1, True, 1]), "KD561"),
+    "true as an id": (one_box(category_id=True), "KD561"),
+    "half of a character": (annotations(categories=[{"id": 5, "name": "\ud800"}]), "KD560"),
+    "a list as a name": (annotations(categories=[{"id": 5, "name": [5]}]), "KD560"),
+    "no file's name": (
+        annotations(images=[{"id": 3, "file_name": "a\0.png", "height": 9, "width": 9}]),
+        "KD562",
     ),
     "unknown category": (
         annotations(annotations=[{"image_id": 3, "category_id": 1, "bbox": [1, 1, 1, 1]}]),
@@ -219,11 +226,9 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no mapping": (annotations(annotations=[3]), "KD561"),
     "a number beyond every float": (one_box(bbox=[10**400, 1, 1, 1]), "KD561"),
-    "no area": (one_box(area=None), "KD561"),
     "an area in words": (one_box(area="16"), "KD561"),
     "an area below nothing": (one_box(area=-1), "KD561"),
     "an endless area": (one_box(area=float("inf")), "KD561"),
-    "no crowd": (one_box(iscrowd=None), "KD561"),
     "a crowd in words": (one_box(iscrowd="no"), "KD561"),
     "two crowds": (one_box(iscrowd=2), "KD561"),
     "an id of more than 64 bits": (
@@ -268,7 +273,7 @@ def test_why_there_are_no_samples(folder: Path) -> None:
         make_loader(part(folder, "crowds.json"))
     (told,) = caught.value.diagnostics
     assert told.code == "KD509" and told.path == ("dataset", "train", "dataset")
-    assert "3 images, none with a usable box (4 crowds and 3 empty or outside their image)" in told.message
+    assert "3 images, none with a usable box (4 crowds, 3 empty or outside their image)" in told.message
     assert len(make_loader(part(folder, "crowds.json"), train=False)) == 2
 
 
@@ -277,7 +282,7 @@ def test_every_image_is_looked_for(folder: Path) -> None:
     (folder / "9.png").unlink()
     (folder / "9.png").symlink_to("gone.png")
     Image.new("RGB", (5, 5)).save(folder / "3.png")
-    found = check_files(part(folder), ("dataset", "test"), train=False)
+    found = look_at(part(folder), ("dataset", "test"))
     assert [one.code for one in found] == ["KD511", "KD511"]
     assert f"2 images are missing of 3 in `{folder}`: `7.png`, `9.png`" in found[0].message
     assert "it is 5x5, and the annotations say 20x30" in found[1].message
@@ -294,9 +299,8 @@ def test_many_images_are_looked_for_in_a_moment(tmp_path: Path, monkeypatch: pyt
     def noted(file: str | Path) -> bool:
         return exists(file) if not str(file).endswith(".png") else bool(asked.append(str(file)))
 
-    monkeypatch.setattr(check.os.path, "exists", noted)
-    monkeypatch.setattr(CocoDataset, "look_at", lambda *_: None)
-    (found,) = check_files(part(tmp_path), ("dataset", "test"), train=False)
+    monkeypatch.setattr(os.path, "exists", noted)
+    (found,) = look_at(part(tmp_path), ("dataset", "test"), look="quick")
     assert "7 images are missing of 5000" in found.message and "`4997.png`, ..." in found.message
     assert len(asked) == 7
 
@@ -310,6 +314,36 @@ def test_a_header_tells_the_size_that_is_read(folder: Path, reader: str) -> None
     for name in ("turned.jpg", "3.png"):
         file = str(folder / name)
         assert made.size(file) == tuple(made.read(file).shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("reader", "which", "other"),
+    [("fs_pillow", "turned", "fs_opencv"), ("fs_opencv", "unturned", "fs_pillow")],
+)
+def test_an_orientation_that_explains_the_size_is_named(
+    folder: Path, reader: str, which: str, other: str
+) -> None:
+    # fs_pillow reads 20x30 of it and fs_opencv 30x20; the annotations say what the other one reads.
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
+    height, width = (30, 20) if reader == "fs_pillow" else (20, 30)
+    row = {"id": 3, "file_name": "turned.jpg", "height": height, "width": width}
+    (folder / "turned.json").write_text(json.dumps(annotations(images=[row], annotations=[])))
+    kwargs = {"meta_file": str(folder / "turned.json")}
+    component = {"type": reader, "kwargs": {"image_dir": str(folder)}}
+    made = make_part("coco", batch_size=1, image_reader=component, **kwargs)
+    found = [d.message for d in look_at(made, ("dataset", "test")) if d.code == "KD511"]
+    said = (
+        f"EXIF orientation 6, and the annotations' size is that of the {which} image, which `{other}` reads"
+    )
+    assert len(found) == 1 and said in found[0]
+    with pytest.raises(RunError, match="EXIF orientation 6"):
+        list(make_loader(made, train=False).batches(0))
+    row["width"] += 1
+    (folder / "turned.json").write_text(json.dumps(annotations(images=[row], annotations=[])))
+    found = [d.message for d in look_at(made, ("dataset", "test")) if d.code == "KD511"]
+    assert len(found) == 1 and "EXIF" not in found[0]
 
 
 def test_a_missing_file_and_no_boxes_at_all(folder: Path) -> None:
@@ -334,8 +368,19 @@ def test_a_name_that_leads_out_of_the_folder(folder: Path) -> None:
         list(make_loader(part(folder, "out.json"), train=False).batches(0))
 
 
-def test_cutting() -> None:
-    assert cut([1, 1, 2, 2], 10, 10) == [1, 1, 3, 3]
-    assert cut([8, 8, 9, 9], 10, 12) == [8, 8, 12, 10]
-    assert cut([10, 0, 5, 5], 10, 10) is None
-    assert cut([5, 5, 3, -1], 10, 10) is None
+@pytest.mark.parametrize(
+    ("box", "size", "edges"),
+    [
+        ([1, 1, 2, 2], (10, 10), [1, 1, 3, 3]),
+        ([8, 8, 9, 9], (10, 12), [8, 8, 12, 10]),
+        ([10, 0, 5, 5], (10, 10), None),
+        ([5, 5, 3, -1], (10, 10), None),
+        ([1e308, 0, 1e308, 5], (10, 10), None),
+        ([-1e308, 0, 1.7e308, 5], (10, 10), [0, 0, 10, 5]),
+        ([100, 0, 1e-9, 5], (200, 200), None),  # no width in the float32 that networks see
+    ],
+)
+def test_cutting(box: list[float], size: tuple[int, int], edges: list[float] | None) -> None:
+    found, inside = cut(np.array([box], dtype=np.float64), np.array([size]))
+    assert inside.tolist() == [edges is not None]
+    assert edges is None or found.tolist() == [edges]

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcli.data.check import check_files
 from kdcli.data.describe import describe
 from kdcli.data.digits import digits
 from kdcli.data.fashion_mnist import fashion_mnist
 from kdcli.data.idx import read_idx
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import Places
+from tests.data.conftest import look_at
 
 NORMALIZE = {"type": "normalize", "kwargs": {"mean": [0.3], "std": [0.4]}}
 TRAIN = ("dataset", "train")
@@ -297,10 +297,10 @@ def test_describe_never_raises_and_needs_no_torch(part: Any) -> None:
 
 
 def test_check_files_finds_what_is_wrong(part: Any, tmp_path: Path) -> None:
-    assert check_files(part("fake"), TRAIN) == []
-    missing = check_files(part("fashion_mnist", root=str(tmp_path)), TRAIN)
+    assert look_at(part("fake"), TRAIN) == []
+    missing = look_at(part("fashion_mnist", root=str(tmp_path)), TRAIN)
     assert [d.code for d in missing] == ["KD506"]
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"not an image")
     (tmp_path / "list").write_text("good.png 0\nbad.png 1\ngone.png 2\n")
     reader = {"type": "fs_pillow", "kwargs": {"image_dir": str(tmp_path)}}
@@ -308,14 +308,16 @@ def test_check_files_finds_what_is_wrong(part: Any, tmp_path: Path) -> None:
     def listed(**dataloader: Any) -> Any:
         return part("cls", meta_file=str(tmp_path / "list"), image_reader=reader, dataloader=dataloader)
 
-    found = check_files(listed(), TRAIN)
+    found = look_at(listed(), TRAIN)
     assert [d.code for d in found] == ["KD511", "KD511"] and found[0].path == (*TRAIN, "dataset")
-    assert "bad.png" in found[0].message and "gone.png" in found[1].message
-    assert {d.severity for d in check_files(listed(on_bad_sample="skip"), TRAIN)} == {"warning"}
+    assert f"1 image is missing of 3 in `{tmp_path}`: `gone.png`" in found[0].message
+    assert f"`{tmp_path}/bad.png` can't be read" in found[1].message
+    assert [d.message for d in look_at(listed(), TRAIN, look="quick")] == [found[0].message]
+    assert {d.severity for d in look_at(listed(on_bad_sample="skip"), TRAIN)} == {"warning"}
     (tmp_path / "list").write_text("good.png 0\nother 1 x\n")
-    assert [d.code for d in check_files(listed(), TRAIN)] == ["KD510"]
+    assert [d.code for d in look_at(listed(), TRAIN)] == ["KD510"]
     wrong = part("fake", transformer=[{"type": "torch_random_crop", "kwargs": {"size": 99}}])
-    assert [d.code for d in check_files(wrong, TRAIN)] == ["KD517"]
+    assert [d.code for d in look_at(wrong, TRAIN)] == ["KD517"]
 
 
 def test_every_error_is_for_users(part: Any, loader: Any) -> None:

@@ -1,4 +1,4 @@
-"""Adapters: any student feature in the teacher's shape, or a clear refusal."""
+"""Adapters: a student feature in the teacher's shape, or a clear refusal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.distill.adapters import ConvAdapter, build_adapter
+from kdcli.distill.adapters import ConvAdapter, build_adapter, unjoinable
 from kdcli.errors import SpecError
 from kdcli.spec.schema import AdapterSpec
 
@@ -19,10 +19,28 @@ vectors = st.tuples(st.just(2), sizes)
 
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(maps, tokens, vectors), st.one_of(maps, tokens, vectors))
-def test_auto_turns_every_layout_into_every_other(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+def test_auto_joins_what_has_the_same_places_and_refuses_the_rest(
+    student: tuple[int, ...], teacher: tuple[int, ...]
+) -> None:
+    joins = {(4, 4), (4, 2), (3, 2), (2, 2)} | ({(3, 3)} if student[1] == teacher[1] else set())
+    if (len(student), len(teacher)) not in joins:
+        assert unjoinable(student, teacher) is not None
+        with pytest.raises(SpecError, match="KD426"):
+            build_adapter(AdapterSpec(type="auto"), student, teacher, ())
+        return
+    assert unjoinable(student, teacher) is None
     adapter = build_adapter(AdapterSpec(type="auto"), student, teacher, ()).eval()
     made = adapter(torch.randn(3, *student[1:]))
     assert made.shape == (3, *teacher[1:])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 4, 3, 5)])
+def test_towards_a_vector_every_position_counts_alike(shape: tuple[int, ...]) -> None:
+    adapter = build_adapter(AdapterSpec(type="auto"), shape, (2, 7), ()).eval()
+    (weight, bias), feature = adapter.parameters(), torch.randn(shape)
+    places = feature if len(shape) == 3 else feature.permute(0, 2, 3, 1).flatten(1, 2)
+    mean = sum(places[:, index] for index in range(places.shape[1])) / places.shape[1]
+    torch.testing.assert_close(adapter(feature), mean @ weight.T + bias)
 
 
 def test_a_conv_adapter_is_trained_and_resizes_with_the_image() -> None:

@@ -7,10 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from kdcli.cli import main
 from kdcli.commands.arguments import files_and_changes
 from kdcli.commands.validate import ValidateOptions, examine, validate
 from kdcli.models.network import build_network
@@ -97,6 +102,64 @@ def test_files_that_are_not_there() -> None:
     assert examine("right.yaml", changes, ValidateOptions())[0] == []
     told = examine("right.yaml", changes, ValidateOptions(files=True))[0]
     assert [one.code for one in told] == ["KD530", "KD530"]
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], bool, bool]]:
+    """(specs, files, quick) of every `kdcli validate` of a test, none of which runs."""
+    seen: list[tuple[list[str], bool, bool]] = []
+
+    def note(specs: Sequence[str], changes: Sequence[str], options: ValidateOptions) -> int:
+        seen.append((list(specs), options.files, options.quick))
+        return 0
+
+    monkeypatch.setattr("kdcli.commands.validate.validate", note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "quick"),
+    [
+        (["right.yaml"], False, False),
+        (["--files", "right.yaml"], True, False),
+        (["right.yaml", "--files"], True, False),
+        (["--files=quick", "right.yaml"], True, True),
+        (["right.yaml", "--files=quick"], True, True),
+        (["right.yaml", "--files=full", "--quiet"], True, False),
+    ],
+)
+def test_files_never_swallows_a_spec(
+    words: list[str], files: bool, quick: bool, looked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdcli", "validate", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0 and looked == [(["right.yaml"], files, quick)]
+
+
+def test_another_word_for_files_is_wrong_usage(
+    looked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdcli", "validate", "--files=fast", "right.yaml"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and looked == [] and "quick" in capsys.readouterr().err
+
+
+def test_quick_looks_at_no_image(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "emu", "fox"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / name / "0.png")
+        (tmp_path / name / "1.png").write_bytes(b"junk")
+    data = f"{{type: image_folder, kwargs: {{root: {tmp_path}, color_mode: GRAY}}}}"
+    told = {
+        quick: examine(
+            "right.yaml", [f"dataset.train.dataset={data}"], ValidateOptions(files=True, quick=quick)
+        )[0]
+        for quick in (False, True)
+    }
+    assert [d.code for d in told[False] if d.severity == "error"] == ["KD511"] * 4
+    assert [d.code for d in told[True] if d.severity == "error"] == []
 
 
 def kdcli(*arguments: str) -> subprocess.CompletedProcess[str]:

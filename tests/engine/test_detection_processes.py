@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kdcli.engine.build import build_data, build_task, open_part
+from kdcli.engine.build import build_data, build_task
 from kdcli.engine.distributed import Processes
 from kdcli.engine.evaluate import evaluate
+from kdcli.engine.sides import Sides
 from kdcli.spec.parse import read
+from kdcli.spec.places import HERE
 from tests.engine.processes import serve
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 
@@ -39,7 +41,7 @@ def found(batch: Mapping[str, Any]) -> dict[str, Any]:
 def measured(changes: list[str], rank: int = 0, world_size: int = 1) -> dict[str, float]:
     here = Processes(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
     spec = read(SPEC, changes).spec
-    loader = build_data(open_part(spec, None, train=False), spec, here)
+    loader = build_data(Sides(spec, HERE).opened(False), spec, here)
     return evaluate(found, loader, build_task(spec), here)
 
 

@@ -190,16 +190,22 @@ def change_file(scenes: Path, change: Callable[[dict[str, Any]], object]) -> str
     [
         (lambda c: c["images"][0].update(file_name="gone.png"), ["KD511", "gone.png"]),
         (lambda c: c["annotations"][0].update(category_id=77), ["KD561", "77"]),
-        (lambda c: c["annotations"][0].update(image_id=99), ["KD561", "99"]),
+        (
+            lambda c: c["annotations"][0].update(image_id=[99]),
+            ["KD561", "annotation 1: `image_id` is `[99]`"],
+        ),
         (lambda c: c["annotations"][0].update(bbox=[1, 2]), ["KD561", "bbox"]),
-        (lambda c: c["images"][0].pop("height"), ["KD562", "images[0]"]),
+        (lambda c: c["images"][0].pop("height"), ["KD562", "image 1: `height` is missing"]),
         (lambda c: c.pop("categories"), ["KD560", "categories"]),
         (lambda c: c.update(annotations=[]), ["KD509", "no samples"]),
         (
             lambda c: [row.update(iscrowd=1) for row in c["annotations"]],
             ["KD509", "no samples", "4 images, none with a usable box", "crowds"],
         ),
-        (lambda c: c["annotations"][0].update(bbox=[10**400, 1, 2, 3]), ["KD561", "annotations[0]"]),
+        (
+            lambda c: c["annotations"][0].update(bbox=[10**400, 1, 2, 3]),
+            ["KD561", "annotation 1: `bbox` is `[10"],
+        ),
     ],
     ids=[
         "missing image",

@@ -64,7 +64,7 @@ def while_saving(run: Run, patch: pytest.MonkeyPatch) -> None:
 
     def strike(handle: int) -> None:
         calls[0] += 1
-        if calls[0] == 8:
+        if calls[0] == 10:  # after spec.yaml, spec.resolved.yaml, env.json and data.json: in the checkpoint
             signal.raise_signal(signal.SIGTERM)
         fsync(handle)
 

@@ -212,7 +212,7 @@ def test_a_teacher_whose_classes_are_told_wrongly_is_near_chance() -> None:
 def test_classes_are_said_by_number_or_by_name(said: str) -> None:
     names = ["x", "gamma", "y", "alpha", "z", "beta"]
     parsed = pets(names, f"classes: {said}, allow_weak_teacher: true")
-    assert codes_of(parsed) == [] and codes_of(parsed, files=True) == []
+    assert codes_of(parsed) == [] and codes_of(parsed, look="start") == []
     with run_of(parsed, plugins=PLUGINS) as run:
         assert run.teachers["teacher0"].labels.numbers == (3, 5, 1)
 
@@ -235,7 +235,7 @@ def test_what_is_wrong_with_classes_is_told(said: str, code: str, words: str) ->
         pass
     assert caught.value.diagnostics[0].code == code
     assert words in caught.value.diagnostics[0].message
-    found = check(parsed, CheckOptions(plugins=PLUGINS, files=True)).findings
+    found = check(parsed, CheckOptions(plugins=PLUGINS, look="start")).findings
     assert [(f.code, f.message) for f in found if f.severity == "error"] == [
         (d.code, d.message) for d in caught.value.diagnostics
     ]

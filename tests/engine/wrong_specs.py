@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -33,6 +35,21 @@ class Odd(nn.Module):
     def forward(self, image):
         x = self.blocks[1](self.blocks[0](image))
         return self.fc(self.twice(self.twice(x)).mean((2, 3)))
+
+
+class Last(Odd):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.back = nn.LayerNorm(4), nn.Identity()
+
+    def forward(self, image):
+        x = self.back(self.norm(self.blocks[0](image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return self.fc(x.mean((2, 3)))
+
+
+class Tokens(Odd):
+    def forward(self, image):
+        return self.fc(self.twice(self.blocks[0](image).flatten(2).transpose(1, 2)).mean(1))
 
 
 class Square(Odd):
@@ -180,6 +197,14 @@ CASES: dict[str, Case] = {
     "KD422": changed("mimic.student.mimic_name=[model.layr3]"),
     "KD423": changed("mimic.student.mimic_name=['logits[3]']"),
     "KD424": Case(changes=(*student("Odd").changes, "mimic.student.mimic_name=[model.unused]")),
+    "KD425": Case(changes=(*student("Last").changes, "mimic.student.mimic_name=[model.norm]")),
+    "KD426": Case(
+        changes=(
+            *loss("{type: l2_loss}", "model.layer3", "mimic.adapter=auto").changes,
+            *student("Tokens").changes,
+            "mimic.student.mimic_name=[model.twice]",
+        )
+    ),
     "KD430": loss("{type: l2_loss}", "model.layer3"),
     "KD431": Case(
         changes=(
@@ -255,6 +280,7 @@ CASES: dict[str, Case] = {
     ),
     "KD518": listed("nothing.txt", folder="picturs"),
     "KD519": listed("good.txt", folder="'s3://bucket/images'"),
+    "KD525": measured("derived.json"),
     "KD530": weights("nope.safetensors"),
     "KD531": weights("other.pth"),
     "KD532": weights("text.pth"),
@@ -275,6 +301,7 @@ CASES: dict[str, Case] = {
     "KD566": measured("usable.json", "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file=elsewhere.json"),
     "KD568": measured("crowd.json"),
     "KD569": measured("renamed.json"),
+    "KD570": measured("fewer.json"),
     "KD608": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
         " kwargs: {step_size: 1}}"
@@ -286,6 +313,8 @@ CASES: dict[str, Case] = {
         "mimic.student.mimic_name=[model.layer2]",
         "mimic.teacher0={mimic_name: [backbone.layer1], teacher_weight: whole.pth}",
     ),
+    "KD520": listed("black.txt"),
+    "KD623": images("classes"),
     "KD624": folders("cats"),
     "KD621": Case(
         text=SPEC.replace(
@@ -315,15 +344,23 @@ def lay(folder: Path) -> None:
     (folder / f"{PLUGIN}.py").write_text(MODULE)
     pictures = folder / "images"
     pictures.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("L", (8, 8)).save(pictures / name)
+    levels = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    for name, turned in (("a.png", levels), ("b.png", levels.T)):
+        Image.fromarray(np.ascontiguousarray(turned)).save(pictures / name)
+    Image.new("L", (8, 8)).save(pictures / "black.png")
+    for kind, name in (("cat", "a.png"), ("dog", "b.png")):
+        (folder / "classes" / kind / ".ipynb_checkpoints").mkdir(parents=True)
+        shutil.copy(pictures / name, folder / "classes" / kind)
+    (folder / "classes/cat/._a.png").write_bytes(b"of macOS")
+    (folder / "classes/dog/notes.txt").write_text("on dogs")
     (pictures / "broken.png").write_bytes(b"no image")
     for side, names in {"pets": ("cat", "dog"), "hounds": ("cat", "hound"), "cats": ("cat",)}.items():
         for name in names:
             (folder / side / name).mkdir(parents=True)
-            Image.new("L", (8, 8)).save(folder / side / name / "a.png")
+            shutil.copy(pictures / ("a.png" if name == "cat" else "b.png"), folder / side / name / "a.png")
     lists = {
         "good": "a.png 0\nb.png 1\n",
+        "black": "black.png 0\nblack.png 1\n",
         "lines": "a.png 0\nb.png\n",
         "broken": "a.png 0\nbroken.png 1\n",
         "leads_out": "../a.png 0\n",
@@ -346,9 +383,13 @@ def lay(folder: Path) -> None:
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
     image = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
     annotations = {
-        "annotation": {"images": [image], "annotations": [{**box, "image_id": 2}], "categories": [{"id": 1}]},
+        "annotation": {
+            "images": [image],
+            "annotations": [{**box, "bbox": [1, 1, 4]}],
+            "categories": [{"id": 1}],
+        },
         "image": {"images": [{"id": 1}], "annotations": [box], "categories": [{"id": 1}]},
         "categories": {
             "images": [image],
@@ -363,6 +404,12 @@ def lay(folder: Path) -> None:
         "elsewhere": {**usable, "images": [{**image, "id": 2}], "annotations": [{**box, "image_id": 2}]},
         "crowd": {**usable, "annotations": [{**box, "iscrowd": 1}]},
         "renamed": {**usable, "categories": [*names[:2], {"id": 3, "name": "cat"}]},
+        "fewer": {**usable, "categories": names[:2]},
+        "derived": {
+            **usable,
+            "images": [{**image, "id": "1"}],
+            "annotations": [{**box, "area": None}, {**box, "id": 2, "image_id": 9}],
+        },
     }
     for name, data in annotations.items():
         (folder / f"{name}.json").write_text(json.dumps(data))

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import as_map, as_vectors, only_maps, same_size
+from kdcli.losses.layout import as_map, as_vectors, only_maps, same_places, same_size
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "fits"),
+    [
+        ((2, 3, 4, 4), (2, 5, 2, 2), True),
+        ((2, 9, 3), (2, 9, 5), True),
+        ((2, 3), (2, 5), True),
+        ((2, 9, 3), (2, 10, 3), False),
+        ((2, 9, 3), (2, 3, 3, 3), False),
+        ((2, 3, 3, 3), (2, 9, 3), False),
+        ((2, 9, 3), (2, 3), False),
+        ((2, 3), (2, 3, 4, 4), False),
+    ],
+)
+def test_which_features_have_the_same_places(
+    student: tuple[int, ...], teacher: tuple[int, ...], fits: bool
+) -> None:
+    with nullcontext() if fits else pytest.raises(RunError, match="cannot match the positions"):
+        same_places(student, teacher, "m")
+    averaged = fits or 2 in (len(student), len(teacher))
+    with nullcontext() if averaged else pytest.raises(RunError, match="KD450"):
+        same_places(student, teacher, "m", averages=True)
 
 
 def test_tokens_and_vectors_are_maps_too() -> None:

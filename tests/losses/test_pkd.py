@@ -35,3 +35,10 @@ def test_scale_and_shift_change_nothing_and_sizes_may_differ() -> None:
 def test_unlike_channels_and_single_values_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(RunError, match="KD450"):
         pearson(torch.randn(shapes[0]), torch.randn(shapes[1]))
+
+
+@pytest.mark.parametrize("other", [(2, 8, 3), (2, 3, 3, 3), (2, 3)])
+def test_tokens_are_stretched_to_nothing_else(other: tuple[int, ...]) -> None:
+    for shapes in ((other, (2, 9, 3)), ((2, 9, 3), other)):
+        with pytest.raises(RunError, match="cannot match the positions"):
+            pearson(torch.randn(shapes[0]), torch.randn(shapes[1]))

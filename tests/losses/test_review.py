@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdcli.errors import RunError
 from kdcli.losses.review import KnowledgeReview
 
 STUDENT = [(2, 3, 16, 16), (2, 4, 8, 8), (2, 5)]
@@ -60,3 +61,25 @@ def test_it_grows_over_twenty_epochs(epoch: int, share: float) -> None:
     loss = KnowledgeReview(STUDENT, TEACHER)
     student, teacher = [torch.randn(s) for s in STUDENT], [torch.randn(t) for t in TEACHER]
     torch.testing.assert_close(loss(student, teacher, epoch), share * loss(student, teacher))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ([(2, 9, 3)], [(2, 4, 3, 3)]),
+        ([(2, 9, 3)], [(2, 10, 3)]),
+        ([(2, 3)], [(2, 4, 3, 3)]),
+        ([(2, 9, 3), (2, 4, 3, 3)], [(2, 9, 3), (2, 4, 3, 3)]),
+    ],
+)
+def test_levels_of_other_places_are_refused(
+    student: list[tuple[int, ...]], teacher: list[tuple[int, ...]]
+) -> None:
+    with pytest.raises(RunError, match="cannot match the positions"):
+        KnowledgeReview(student, teacher)
+
+
+def test_equally_many_tokens_and_a_vector_are_levels() -> None:
+    shapes = [(2, 9, 3), (2, 9, 4), (2, 5)]
+    loss = KnowledgeReview(shapes, shapes)
+    assert loss([torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes]).isfinite()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from kdcli.errors import RunError
 from kdcli.losses.vid import VariationalInformation
 
 
@@ -30,3 +32,12 @@ def test_the_larger_map_is_averaged_down() -> None:
     student, teacher = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
     down = torch.nn.functional.avg_pool2d(student, 2)
     torch.testing.assert_close(loss(student, teacher), loss(down, teacher))
+
+
+def test_tokens_fit_equally_many_and_the_mean_fits_a_vector() -> None:
+    for other in ((2, 8, 3), (2, 3, 3, 3)):
+        with pytest.raises(RunError, match="cannot match the positions"):
+            VariationalInformation((2, 9, 3), other)
+    loss = VariationalInformation((2, 9, 3), (2, 5))
+    student, teacher = torch.randn(2, 9, 3), torch.randn(2, 5)
+    torch.testing.assert_close(loss(student, teacher), loss(student.mean(1), teacher))

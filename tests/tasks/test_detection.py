@@ -25,7 +25,7 @@ CATEGORIES = (4, 8)
 @pytest.fixture
 def truth(tmp_path: Path) -> Path:
     rows = [
-        {"id": 0, "image_id": image, "category_id": CATEGORIES[n], "bbox": box}
+        {"id": 10 * image + n, "image_id": image, "category_id": CATEGORIES[n], "bbox": box}
         for image, boxes in TRUTH.items()
         for n, box in enumerate(boxes)
     ]
@@ -192,7 +192,7 @@ def test_the_figures_of_a_clean_file_are_the_packages_own(tmp_path: Path) -> Non
     assert average_precision(tmp_path / "truth.json", rows) == expected
 
 
-@pytest.mark.parametrize("change", [{"area": None}, {"bbox": ["1", 2, 3, 4]}, {"iscrowd": "no"}])
+@pytest.mark.parametrize("change", [{"area": -1}, {"bbox": ["1", 2, 3, 4]}, {"iscrowd": "no"}])
 def test_the_truth_is_checked(truth: Path, change: dict[str, Any]) -> None:
     rows = rewritten(truth, **change)
     with pytest.raises(RunError, match="KD561"):

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
-from kdcli.engine.build import build_data, open_test, run_root, task_kind
+from kdcli.engine.build import build_data, run_root, task_kind
 from kdcli.engine.distributed import Processes
 from kdcli.engine.exports.portable import Tensors
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.run import RunOptions
 from kdcli.engine.sample import classification_sample, detection_sample
+from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import small
 from kdcli.errors import KdError, UsageError
 from kdcli.spec.parse import ParsedSpec
@@ -131,7 +132,7 @@ def _test_batches(
     parsed: ParsedSpec, options: RunOptions
 ) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
     spec = parsed.spec
-    opened = open_test(spec, options.places, run_root(parsed))
+    opened = Sides(spec, options.places).test_of_run(run_root(parsed))
     loader = build_data(opened, spec, Processes(device=torch.device("cpu")))
     try:
         yield (dict(batch) for batch in loader.batches(0)), loader.facts

@@ -27,13 +27,14 @@ def logits_fit(
     sides = [("training", train), ("test", test)]
     told = [(side, facts.num_classes) for side, facts in sides if facts.num_classes is not None]
     short = [(side, classes) for side, classes in told if made < classes]
-    wide = [(side, classes) for side, classes in told if side == "training" and made > classes]
+    most = max((classes for _, classes in told), default=made)
+    wide = [(side, classes) for side, classes in told if side == "training" and made > most]
     for side, classes in (short or wide)[:1]:
         yield Diagnostic(
             code="KD419",
             severity="error" if short else "warning",
             message=f"the student gives {made} logits, and the {side} data has {classes} classes",
-            help=f"write `num_classes: {max(n for _, n in told)}`",
+            help=f"write `num_classes: {most}`",
             path=head_path(spec),
         )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcli.data.coco_rows import Key, key_of
 from kdcli.errors import RunError
 from kdcli.tasks.detection.truth import Truth, read_truth
 
@@ -15,17 +19,19 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def average_precision(
-    truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[int] | None = None
+    truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[Key] | None = None
 ) -> dict[str, float]:
     """The six figures in percent; one that has no ground truth (no large object, say) is left out.
 
-    rows: of a COCO results file. images: the ids that were looked at; all by default. Boxes of the truth are
-    cut to their image, and what nothing is left of does not count (kdcli.tasks.detection.truth). Raises
-    RunError KD560 to KD562 for the file, KD565 where the evaluation package is missing, KD566 where rows and
-    truth are about different images.
+    rows: of a COCO results file, with the truth's own ids. images: the ids that were looked at; all by
+    default. Boxes of the truth are cut to their image, and what nothing is left of does not count
+    (kdcli.tasks.detection.truth). Raises RunError KD560 to KD562 for the file, KD565 where the evaluation
+    package is missing, KD566 where rows and truth are about different images.
     """
     known = read_truth(truth)
-    strange = sorted(({row["image_id"] for row in rows} | set(images or ())) - set(known.images))
+    places, classes = known.file.image_keys, known.file.category_keys
+    asked = dict.fromkeys([*(images or ()), *(row["image_id"] for row in rows)])
+    strange = [image for image in asked if key_of(image) not in places]
     if strange:
         raise RunError.of(
             "KD566",
@@ -35,19 +41,19 @@ def average_precision(
     if not rows:
         return {name: 0.0 for name in METRICS[:3]}
     # The packages know ids as fixed-width integers: they get small ones, in the same order.
-    places = {image: number for number, image in enumerate(known.images, start=1)}
-    classes = {category: number for number, category in enumerate(known.names, start=1)}
     found = [
-        {**row, "image_id": places[row["image_id"]], "category_id": classes[row["category_id"]]}
+        {**row, "image_id": places[image] + 1, "category_id": classes[category] + 1}
         for row in rows
-        if row["category_id"] in classes
+        if (image := key_of(row["image_id"])) is not None
+        and (category := key_of(row["category_id"])) is not None
+        and category in classes
     ]
+    chosen = np.full(len(places), images is None)
+    chosen[[places[key] for image in images or () if (key := key_of(image)) is not None]] = True
     dataset, evaluator = _evaluator()
     with redirect_stdout(StringIO()):
         known_boxes = dataset()
-        known_boxes.dataset = _dataset(
-            known, places, classes, set(known.images if images is None else images)
-        )
+        known_boxes.dataset = _dataset(known, chosen)
         known_boxes.createIndex()
         # The package writes into what it is given.
         scored = evaluator(known_boxes, known_boxes.loadRes(found), iouType="bbox")
@@ -61,24 +67,30 @@ def average_precision(
     }
 
 
-def _dataset(
-    truth: Truth, places: Mapping[int, int], classes: Mapping[int, int], chosen: Collection[int]
-) -> dict[str, Any]:
-    """The chosen images as the packages want a file; places, classes: their numbers for its ids."""
-    boxes = [box for box in truth.boxes if box.image in chosen]
+def _dataset(truth: Truth, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The chosen of the truth's images as the packages want a file; ids are places from 1."""
+    kept = chosen[truth.box_images]
+    rows = zip(
+        (truth.box_images[kept] + 1).tolist(),
+        (truth.box_categories[kept] + 1).tolist(),
+        truth.bboxes[kept].tolist(),
+        truth.areas[kept].tolist(),
+        truth.crowds[kept].tolist(),
+        strict=True,
+    )
     return {
-        "images": [{"id": places[image]} for image in truth.images if image in chosen],
-        "categories": [{"id": classes[category], "name": name} for category, name in truth.names.items()],
+        "images": [{"id": place + 1} for place in np.flatnonzero(chosen).tolist()],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(truth.names.values(), 1)],
         "annotations": [
             {
                 "id": number,
-                "image_id": places[box.image],
-                "category_id": classes[box.category],
-                "bbox": list(box.bbox),
-                "area": box.area,
-                "iscrowd": int(box.crowd),
+                "image_id": image,
+                "category_id": category,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(crowd),
             }
-            for number, box in enumerate(boxes, start=1)
+            for number, (image, category, bbox, area, crowd) in enumerate(rows, start=1)
         ],
     }
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.data.coco_rows import Key
+
 
 def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Tensor]:
     """For each image float64 [n, 6]: x, y, width, height in original pixels, score, class from 1.
@@ -41,18 +43,22 @@ def answers_with_boxes(outputs: Mapping[str, Any]) -> bool:
 
 
 def coco_rows(
-    image_id: int, boxes: Tensor | Sequence[Sequence[float]], categories: Sequence[int]
+    image_id: Key, boxes: Tensor | Sequence[Sequence[float]], categories: Sequence[Key | None]
 ) -> list[dict[str, Any]]:
-    """One image's boxes [n, 6] as the rows of a COCO results file; categories[i] is the id of class i + 1."""
+    """One image's boxes [n, 6] as the rows of a COCO results file.
+
+    categories[i] is the id of class i + 1; boxes of a class that has none are left out.
+    """
     rows = boxes.tolist() if isinstance(boxes, Tensor) else boxes
     return [
         {
             "image_id": image_id,
-            "category_id": int(categories[int(label) - 1]),
+            "category_id": categories[int(label) - 1],
             "bbox": [round(x, 3), round(y, 3), round(w, 3), round(h, 3)],
             "score": round(score, 6),
         }
         for x, y, w, h, score, label in rows
+        if categories[int(label) - 1] is not None
     ]
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.data.categories import match
+from kdcli.data.coco_json import read_coco
+from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic, RunError
 from kdcli.spec.schema import Spec
@@ -30,9 +33,9 @@ A float64 holds half of a 64-bit id exactly, and not all of it.
 class DetectionMeter:
     """Keeps the boxes of each sample in a row of its own, so that processes' sums add up to all of them.
 
-    Metrics: COCO's figures in percent, against gt_file or else the file the samples come from.
-    annotations: of the data (kdcli.data.coco); without it, what the first batch says, and a process without
-    a batch can't be summed with others.
+    Metrics: COCO's figures in percent, against gt_file or else the file the samples come from; classes and
+    its categories are the same by their names. annotations: of the data (kdcli.data.coco); without it, what
+    the first batch says, and a process without a batch can't be summed with others.
     """
 
     def __init__(self, gt_file: str | None = None, annotations: Mapping[str, Any] | None = None) -> None:
@@ -67,9 +70,8 @@ class DetectionMeter:
         """COCO's figures over the images that were seen."""
         if self._annotations is None:
             return {"AP": 0.0}
-        truth = Path(self.gt_file) if self.gt_file is not None else Path(self._annotations["file"])
-        seen = [_image_id(row) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
-        return average_precision(truth, self.predictions(sums), seen)
+        seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        return average_precision(self._truth(self._annotations), self.predictions(sums), seen)
 
     def unanswered(self, sums: Tensor) -> int:
         """None: a detector that finds nothing has answered."""
@@ -80,17 +82,41 @@ class DetectionMeter:
         return []
 
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
-        """The rows of a COCO results file."""
+        """The rows of a COCO results file, with ids as the file that is measured by has them.
+
+        What it has no category for is left out.
+        """
         if self._annotations is None:
             return []
         rows: list[dict[str, Any]] = []
+        categories = self._categories(self._annotations)
         for row in sums.cpu().reshape(-1, WIDTH):
             if row[0] > 1:
-                raise RunError.of("KD566", f"image {_image_id(row / row[0])} was evaluated twice")
+                raise RunError.of(
+                    "KD566", f"image {self._written(_image_id(row / row[0]))} was evaluated twice"
+                )
             count = int(row[HEAD - 1])
             boxes = row[HEAD : HEAD + 6 * count].reshape(count, 6)
-            rows += coco_rows(_image_id(row), boxes, self._annotations["categories"])
+            rows += coco_rows(self._written(_image_id(row)), boxes, categories)
         return rows
+
+    def _truth(self, annotations: Mapping[str, Any]) -> Path:
+        return Path(annotations["file"] if self.gt_file is None else self.gt_file)
+
+    def _written(self, image: int) -> Key:
+        """An image's id as the file that the samples come from has it."""
+        written: Mapping[int, str] = (self._annotations or {}).get("written_ids", {})
+        return written.get(image, image)
+
+    def _categories(self, annotations: Mapping[str, Any]) -> list[Key | None]:
+        """What the truth calls each class; None where it has no such category."""
+        ids = annotations["categories"]
+        if "class_names" not in annotations:
+            return list(ids)
+        truth = read_coco(self._truth(annotations))
+        fitting = match(dict(zip(ids, annotations["class_names"], strict=True)), truth.names)
+        own = {learnt: truth.written_categories.get(known, known) for known, learnt in fitting.ids.items()}
+        return [own.get(category) for category in ids]
 
     def _begin(self, annotations: Mapping[str, Any]) -> None:
         self._annotations = annotations

@@ -1,0 +1,100 @@
+"""Both sides of a spec's data, each opened once a command, whoever asks for it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from kdcli.data.build import build_source, open_source
+from kdcli.data.classes import numbered_like
+from kdcli.data.opened import OpenedData
+from kdcli.data.sources import Source
+from kdcli.engine.check_categories import training_categories
+from kdcli.engine.folder import recorded_classes
+from kdcli.errors import KdError, SpecPath
+from kdcli.spec.places import Places
+from kdcli.spec.schema import DataPart, Spec
+
+T = TypeVar("T")
+
+
+class Sides:
+    """The training and the test data of a spec.
+
+    What could not be opened raises the same KdError whenever it is asked for.
+    """
+
+    def __init__(self, spec: Spec, places: Places) -> None:
+        self.spec, self.places = spec, places
+        self._found: dict[tuple[str, bool], object] = {}
+
+    def part(self, train: bool) -> DataPart:
+        """What the spec says of one side."""
+        return self.spec.dataset.train if train else self.spec.dataset.test
+
+    def source(self, train: bool) -> Source:
+        """One side's lists and labels; nothing is decoded."""
+        return self._once("source", train, lambda: self._source(train))
+
+    def opened(self, train: bool) -> OpenedData:
+        """One side with its own class numbers; categories of boxes have the training side's."""
+        return self._once("opened", train, lambda: self._opened(train))
+
+    @property
+    def train(self) -> OpenedData:
+        """The training data."""
+        return self.opened(True)
+
+    @property
+    def test(self) -> OpenedData:
+        """The test data with the class numbers of the training data."""
+        return self._once(
+            "test", False, lambda: numbered_like(self.opened(False), self.train.facts.class_names)
+        )
+
+    def test_of_run(self, root: Path) -> OpenedData:
+        """The test data with the numbers that the run in `root` was trained with, else as `test`.
+
+        Where the training data can't be opened it keeps its own: what is measured elsewhere than it was trained
+        needs no training data.
+        """
+        test = self.opened(False)
+        if test.facts.class_names is None or test.facts.annotations is not None:
+            return test
+        truth = recorded_classes(root)
+        if truth is None:
+            try:
+                truth = self.train.facts.class_names
+            except KdError:
+                return test
+        return numbered_like(test, truth)
+
+    def _source(self, train: bool) -> Source:
+        return build_source(
+            self.part(train),
+            train=train,
+            path=_path(train),
+            places=self.places,
+            aligned=self.spec.runtime.aligned,
+            classes=None if train else training_categories(self.spec, self.places),
+        )
+
+    def _opened(self, train: bool) -> OpenedData:
+        return open_source(self.source(train), self.part(train), train=train, path=_path(train))
+
+    def _once(self, what: str, train: bool, make: Callable[[], T]) -> T:
+        key = (what, train)
+        if key not in self._found:
+            try:
+                self._found[key] = make()
+            except KdError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, KdError):
+            raise found
+        return found  # type: ignore[return-value]
+
+
+def _path(train: bool) -> SpecPath:
+    return ("dataset", "train" if train else "test")
