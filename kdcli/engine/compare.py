@@ -32,7 +32,7 @@ from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.kept_detections import Keep, Pictures
-from kdcli.engine.labels import Scoring, labels_of
+from kdcli.engine.labels import Scoring, labels_of, learnt_classes
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
@@ -103,7 +103,8 @@ def compare(
     told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(Sides(spec, options.places).test_of_run(run_root(parsed)), spec, processes)
+    sides = Sides(spec, options.places)
+    loader = build_data(sides.test_of_run(run_root(parsed)), spec, processes)
     findings = truth_findings(spec, training_categories(spec, options.places), loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):
         loader.close()
@@ -114,7 +115,7 @@ def compare(
     contenders = [student]
     for name in used_teachers(spec):
         try:
-            teacher = teacher_of(name, spec, options, loader.facts)
+            teacher = teacher_of(name, spec, options, learnt_classes(sides, loader.facts))
             contenders.append(teacher)
             notices += [Notice(message=f"{name}: {one}") for one in teacher.left_out]
         except KdError as error:

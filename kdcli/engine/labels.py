@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.labels import NO_LABELS, Labels
+from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import jobs_of
 from kdcli.errors import KdError, SpecPath
 from kdcli.losses import LOGIT
@@ -47,6 +49,17 @@ def _labels_of(
     return stated_labels(name, names, facts)
 
 
+def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
+    """The test data's facts with as many classes as are learnt: a list without names may lack the last of them."""
+    if test.class_names is not None:
+        return test
+    try:
+        learnt = sides.train.facts.num_classes
+    except KdError:  # measured elsewhere than it was trained
+        learnt = describe(sides.spec.dataset.train).num_classes
+    return test if learnt is None else replace(test, num_classes=learnt)
+
+
 def classes_path(spec: Spec, name: str) -> SpecPath:
     """Where the spec says the `classes` of a teacher."""
     said = [job for job, its in jobs_of(spec).items() if name in its.teachers]
@@ -74,7 +87,8 @@ class Scoring:
         self.why: str | None = None
 
     def __call__(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The outputs that a meter may read."""
+        """The outputs that a meter may read; raises SpecError KD472 where the network has no such classes."""
+        self.labels.check(self.name, outputs)
         outputs = self.labels.outputs(outputs)
         if "logits" not in outputs:
             return outputs

@@ -22,6 +22,7 @@ from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.feature_maps import feature_maps
 from kdcli.engine.features import layers_of
 from kdcli.engine.folder import RunFolder
+from kdcli.engine.labels import learnt_classes
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
@@ -59,16 +60,17 @@ def collect(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    opened = Sides(spec, options.places).test_of_run(run_root(parsed))
+    sides = Sides(spec, options.places)
+    opened = sides.test_of_run(run_root(parsed))
     loader = build_data(opened, spec, Processes(device=device))
     try:
-        return _collect(parsed, options, device, loader)
+        return _collect(parsed, options, device, loader, sides)
     finally:
         loader.close()
 
 
 def _collect(
-    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader
+    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader, sides: Sides
 ) -> tuple[dict[str, Any], list[Notice]]:
     spec, facts = parsed.spec, loader.facts
     sample = dict(next(loader.batches(0)))
@@ -77,7 +79,7 @@ def _collect(
     contenders = [student]
     for name in used_teachers(spec):
         try:
-            contenders.append(teacher_of(name, spec, options, facts))
+            contenders.append(teacher_of(name, spec, options, learnt_classes(sides, facts)))
         except KdError as error:
             message = f"the report leaves out {name}: {error.diagnostics[0].message}"
             notices.append(Notice(message=message, level="warning"))

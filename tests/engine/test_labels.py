@@ -287,6 +287,33 @@ def test_simkd_gives_the_student_the_selected_part_of_the_classifier() -> None:
     assert "top1" in rows["student"].metrics
 
 
+def test_a_test_list_that_lacks_the_last_class_changes_nothing() -> None:
+    parsed = pets(["a", "b", "c"], stated=False)
+    for side, names in (("train", "abc"), ("test", "ab")):
+        lines = [f"{name}/{i}.png {'abc'.index(name)}" for name in names for i in range(8)]
+        Path(f"{side}.txt").write_text("\n".join(lines) + "\n")
+    reader = "{type: fs_pillow, kwargs: {image_dir: %s, color_mode: GRAY}}"
+    lists = [
+        f"dataset.{side}.dataset={{type: cls, kwargs: {{meta_file: {side}.txt, image_reader: {reader % side},"
+        " transformer: [{type: to_tensor}]}}"
+        for side in ("train", "test")
+    ]
+    parsed = pets(["a", "b", "c"], "", *lists, "saver.save_dir=run", stated=False)
+    train_all(parsed, plugins=PLUGINS)
+    rows, notices = compared(parsed)
+    assert rows["teacher0"].metrics["top1"] == 100.0
+    assert not any("scored" in notice.message for notice in notices)
+
+
+def test_eval_tells_of_classes_that_the_teacher_lacks() -> None:
+    train_all(
+        pets(["x", "c", "y", "a", "z", "b"], "classes: [3, 5, 1]", "saver.save_dir=run"), plugins=PLUGINS
+    )
+    wrong = pets(["x", "c", "y", "a", "z", "b"], "classes: [3, 5, 6]", "saver.save_dir=run")
+    with pytest.raises(SpecError, match="teacher0 has no class 6"):
+        compared(wrong)
+
+
 # The cache
 
 
