@@ -188,4 +188,10 @@ RUN: dict[str, Explanation] = {
         " (`rpn_post`, `retina_post`, `bbox_post`) and torchvision's Faster R-CNN and RetinaNet, not for others.",
         "kdcli export runs/my_detector --format safetensors",
     ),
+    "KD764": Explanation(
+        "logits without a class",
+        "The exported file names its classes, and the student gives another number of logits. With too many some"
+        " are never right; whoever reads the file can't know that.",
+        "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
+    ),
 }

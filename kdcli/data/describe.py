@@ -85,7 +85,10 @@ def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
         return facts, (shape[0], shape[1], shape[2]) if len(shape) == 3 else (None, None, None)
     if name.startswith("torchvision."):
         return _torchvision(name.removeprefix("torchvision."), own, train)
-    return DataFacts(num_classes=own.get("num_classes")), (_channels(part), None, None)
+    listed = own.get("classes")
+    names = tuple(listed) if isinstance(listed, list) and all(isinstance(n, str) for n in listed) else None
+    count = own.get("num_classes") if names is None else len(names)
+    return DataFacts(num_classes=count, class_names=names), (_channels(part), None, None)
 
 
 def _trains(own: Mapping[str, Any], train: bool) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from kdcli.data.draws import SPLIT, permutation
+from kdcli.data.draws import SPLIT, Ids, permutation
 from kdcli.data.files import FileImages
-from kdcli.data.image_readers import PillowReader
-from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.data.image_readers import SUFFIXES, PillowReader
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places
 
 MetaType = Literal["imagenet", "custom_cls"]
@@ -29,15 +31,18 @@ def cls(
     label_mapping: list[int] | None = None,
     fraction: float = 1.0,
     num_classes: int | None = None,
+    classes: list[str] | None = None,
     source: str | None = None,
 ) -> FileImages:
     """Images listed as `relative/path label` lines (imagenet) or JSON lines (custom_cls).
 
-    Several meta files may each have their `image_dir`, meta_type and label offset (label_mapping).
-    fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else the greatest label
-    tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir), RunError KD510 (malformed line),
-    KD513 (a name that leads out of image_dir), KD515 (label out of range);
-    of every meta file at once.
+    A label is a number, or in all lines a class name; JSON lines may give numbers and names (`label_name`). Names
+    are numbered as `classes` lists them, else in alphabetical order; test data is numbered by the training data's
+    names afterwards (kdcli.data.classes). Several meta files may each have their `image_dir`, meta_type and label
+    offset (label_mapping). fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else
+    `classes`, else the greatest label tells. Raises SpecError KD506 (no such file), KD518 (no such image_dir),
+    RunError KD510 (malformed line), KD513 (a name that leads out of image_dir), KD515 (label out of range); of
+    every meta file at once.
     """
     metas = [meta_file] if isinstance(meta_file, str) else list(meta_file)
     kinds = [meta_type] * len(metas) if isinstance(meta_type, str) else list(meta_type)
@@ -49,6 +54,9 @@ def cls(
         raise ValueError(f"`image_dir` has {len(image_reader.roots)} folders for {len(metas)} meta files")
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+    if classes is not None and num_classes not in (None, len(classes)):
+        raise ValueError(f"`num_classes` is {num_classes}, and `classes` lists {len(classes)}")
+    num_classes = num_classes if classes is None else len(classes)
     where: SpecPath = (*path, "kwargs", "meta_file")
     wheres = [where if isinstance(meta_file, str) else (*where, number) for number in range(len(metas))]
     lists = [places.find(meta, place) for meta, place in zip(metas, wheres, strict=True)]
@@ -66,28 +74,37 @@ def cls(
         raise SpecError([*missing, *image_reader.missing])
     files: list[str] = []
     labels: list[int] = []
+    names = ClassNames(classes)
     wrong: list[KdError] = []
     for number, (file, kind, offset) in enumerate(zip(lists, kinds, offsets, strict=True)):
         try:
-            for name, label in _placed(file, kind, image_reader, number, offset, num_classes):
+            for name, label in _placed(file, kind, image_reader, number, offset, num_classes, names):
                 files.append(name)
                 labels.append(label)
         except KdError as error:
             wrong.append(error)
     if wrong:
         raise wrong[0] if len(wrong) == 1 else SpecError([d for error in wrong for d in error.diagnostics])
-    numbers = np.array(labels, dtype=np.int64)
+    numbers = names.numbers(labels)
     if fraction < 1:
         kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
         files, numbers = [files[i] for i in kept], numbers[kept]
-    return FileImages(image_reader, files, numbers, num_classes or int(numbers.max(initial=-1)) + 1)
+    told = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
+    count = num_classes or (len(told) if told is not None else int(numbers.max(initial=-1)) + 1)
+    return FileImages(image_reader, files, numbers, count, told)
 
 
 def _placed(
-    file: Path, kind: str, reader: PillowReader, number: int, offset: int, num_classes: int | None
+    file: Path,
+    kind: str,
+    reader: PillowReader,
+    number: int,
+    offset: int,
+    num_classes: int | None,
+    names: ClassNames,
 ) -> Iterator[tuple[str, int]]:
     """(file, label) of every line; raises RunError KD510, KD513, KD515."""
-    for line, name, label in entries(file, kind):
+    for line, name, said, called in entries(file, kind):
         place = reader.locate(name, number)
         if place is None:
             raise RunError.of(
@@ -95,15 +112,61 @@ def _placed(
                 f"`{file}` line {line}: `{name}` leads out of `image_dir`",
                 "names are relative to `image_dir` and stay in it",
             )
-        label += offset
+        try:
+            label = names.take(said, called, offset)
+        except ValueError as reason:
+            raise RunError.of("KD510", f"`{file}` line {line}: {reason}") from reason
         if label < 0 or label >= (num_classes or LABEL_LIMIT):
             bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
             raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
         yield place, label
 
 
-def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int]]:
-    """(line number from 1, name, label) of every line that is not empty; raises RunError KD510."""
+class ClassNames:
+    """The names of a list's classes: as they are listed, as its lines use them, or as they give them to numbers."""
+
+    def __init__(self, listed: list[str] | None) -> None:
+        self.listed = None if listed is None else {name: number for number, name in enumerate(listed)}
+        self.seen: dict[str, int] = {}
+        self.given: dict[int, str] = {}
+        self.counts = 0
+
+    def take(self, said: int | str, called: str | None, offset: int) -> int:
+        """The label of a line, a name by the order in which it was met. Raises ValueError for one that can't be."""
+        if isinstance(said, str):
+            if self.counts or offset:
+                raise ValueError(f"the label is `{said}`, and others are numbers: write one kind alone")
+            if self.listed is not None and said not in self.listed:
+                help = did_you_mean(said, list(self.listed))
+                raise ValueError(f"`classes` does not list `{said}`" + (f": {help}" if help else ""))
+            return self.seen.setdefault(said, len(self.seen))
+        if self.seen:
+            raise ValueError(f"the label is {said}, and others are names: write one kind alone")
+        self.counts += 1
+        label = said + offset
+        if called is not None and self.given.setdefault(label, called) != called:
+            raise ValueError(f"class {label} is called `{called}` here and `{self.given[label]}` before")
+        return label
+
+    def numbers(self, labels: list[int]) -> Ids:
+        """int64: the labels, names numbered as they are listed, else in alphabetical order."""
+        numbers = np.array(labels, dtype=np.int64)
+        if not self.seen:
+            return numbers
+        order = self.listed or {name: number for number, name in enumerate(sorted(self.seen))}
+        return np.array([order[name] for name in self.seen], dtype=np.int64)[numbers]
+
+    def in_order(self, count: int) -> tuple[str, ...] | None:
+        """The name of each of so many numbers; None where one has none."""
+        if self.listed is not None:
+            return tuple(self.listed)
+        if self.seen:
+            return tuple(sorted(self.seen))
+        return tuple(self.given[n] for n in range(count)) if self.given.keys() >= set(range(count)) else None
+
+
+def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | None]]:
+    """(line number from 1, file name, label, its name) of every line that is not empty; raises RunError KD510."""
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
@@ -112,23 +175,32 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int]]:
             if not line.strip():
                 continue
             try:
-                name, label = parse(line.strip())
+                name, label, called = parse(line.strip())
             except (ValueError, KeyError, TypeError, RecursionError) as reason:
                 wanted = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
                 raise RunError.of(
                     "KD510", f"`{file}` line {number} is not `{wanted}`: {line.strip()[:80]!r}"
                 ) from reason
-            yield number, name, label
+            yield number, name, label, called
 
 
-def _text_line(line: str) -> tuple[str, int]:
+def _text_line(line: str) -> tuple[str, int | str, None]:
     name, label = line.rsplit(maxsplit=1)
-    return name, int(label)
+    return name, int(label) if re.fullmatch(r"[+-]?\d+", label) else _name(label), None
 
 
-def _json_line(line: str) -> tuple[str, int]:
+def _json_line(line: str) -> tuple[str, int | str, str | None]:
     entry: dict[str, Any] = json.loads(line)
-    name, label = entry["filename"], entry["label"]
-    if not isinstance(name, str) or not isinstance(label, int) or isinstance(label, bool):
-        raise TypeError("filename is text and label a whole number")
-    return name, label
+    name, label, called = entry["filename"], entry["label"], entry.get("label_name")
+    if not isinstance(name, str) or not isinstance(label, (int, str)) or isinstance(label, bool):
+        raise TypeError("filename is text and label a whole number or a name")
+    if called is not None and not isinstance(called, str):
+        raise TypeError("label_name is text")
+    return name, _name(label) if isinstance(label, str) else label, called
+
+
+def _name(text: str) -> str:
+    """A class name; raises ValueError for what rather is a number or a file."""
+    if not text or re.fullmatch(r"[+-]?[\d.]+", text) or text.lower().endswith(SUFFIXES):
+        raise ValueError(f"no class name: {text}")
+    return unicodedata.normalize("NFC", text)

@@ -213,3 +213,14 @@ def test_logits_that_are_nan_are_wrong_and_told(
     code, out, err = kdcli("eval", *given)
     assert code == 0 and "for 1 sample (`test/a/9.png`)" in " ".join((out + err).split())
     assert scores(out, "top1") == 90.0
+
+
+def test_a_head_that_is_too_wide_is_not_exported(kdcli: Kdcli, spec: str) -> None:
+    """The file had more logits than names."""
+    lay(Path("test"), GREY, 2)
+    wide = [spec, "net.model.kwargs.num_classes=5", "trainer.max_epoch=1"]
+    code, _, err = kdcli("train", *wide, "--no-report")
+    assert code == 0 and "gives 5 logits, and the training data has 3 classes" in err
+    code, out, err = kdcli("export", "runs/cfg", "--format", "safetensors")
+    assert code == 1 and "KD764: the student gives 5 logits, and its data has 3 classes" in out + err
+    assert not list(Path("runs/cfg").glob("cfg*"))

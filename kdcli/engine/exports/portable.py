@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
+from kdcli.errors import RunError
 from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
 from kdcli.models.detection.deploy.whole import eager_rows, is_known
 from kdcli.models.detection.whole import TorchvisionDetector
@@ -63,6 +64,7 @@ class Classifier(Portable):
             # Exporters can't leave a module midway; what comes after the tap is dead code to them.
             net.taps.require([net.tap], None)
         self.net = net
+        self.width: int | None = None
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -73,7 +75,21 @@ class Classifier(Portable):
 
     def eager(self, *inputs: Tensor) -> Tensors:
         """The logits."""
-        return (self.forward(*inputs),)
+        logits = self.forward(*inputs)
+        self.width = logits.shape[1]
+        return (logits,)
+
+    def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
+        """One for each logit; raises RunError KD764 where there is another number of them."""
+        names = facts.class_names
+        if names is not None and self.width is not None and len(names) != self.width:
+            raise RunError.of(
+                "KD764",
+                f"the student gives {self.width} logits, and its data has {len(names)} classes",
+                "whoever reads the file would meet logits without a name: train with "
+                f"`num_classes: {len(names)}`",
+            )
+        return names
 
 
 class Detector(Portable):
