@@ -33,6 +33,8 @@ def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
     labels = setting.labels.get(teacher, NO_LABELS)
     if labels.asked:
         return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
+    if other == setting.num_classes:
+        return f"{teacher} knows the data's {other} classes: give the student `num_classes: {other}`"
     if other < width:
         return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
     if labels.hint is not None:
