@@ -124,6 +124,13 @@ CAUTIONS: dict[str, Explanation] = {
         " path was looked up anew; what it names now may hold something else.",
         "right: the file back in its place, or a run folder that is moved together with its files",
     ),
+    "KD626": Explanation(
+        "probabilities where logits are meant",
+        "A loss on logits takes their softmax itself. Values that have been through one lie between 0 and 1, and the"
+        " softmax of these is nearly even: the teacher tells nothing, or cross entropy can't fall. Name the layer"
+        " before the softmax, or leave it out of the student's forward.",
+        "wrong: mimic_name: [model.softmax]\nright: mimic_name: ['model.softmax:in']",
+    ),
     "KD614": Explanation(
         "key without effect",
         "United-Perception's specs carry this key; kdcli needs nothing like it.",

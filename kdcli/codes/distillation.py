@@ -1,4 +1,4 @@
-"""Codes KD419 to KD453: taps, pairs, losses, optimizers and stages once the networks stand."""
+"""Codes KD419 to KD454, KD470 to KD472: taps, pairs, losses, optimizers and stages once the networks stand."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ DISTILLATION: dict[str, Explanation] = {
     ),
     "KD430": Explanation(
         "features of different shape",
-        "The loss compares features of one shape. An adapter maps the student's feature to the teacher's; logits"
-        " need the same number of classes instead.",
+        "The loss compares features of one shape. An adapter maps the student's feature to the teacher's.",
         "right: cfgs: {loss: {type: l2_loss, adapter: auto}}",
     ),
     "KD431": Explanation(
@@ -179,5 +178,25 @@ DISTILLATION: dict[str, Explanation] = {
         "Networks that teach each other stand in one `net`: the student, and modules of type `peer`; the job"
         " names the logits of each and no teacher.",
         "right: student: {mimic_name: [logits, peer_logits]}",
+    ),
+    "KD470": Explanation(
+        "logits of unlike classes",
+        "A loss compares logits class by class, and the teacher was trained on other classes than the data's. Which of"
+        " them the data's are can't be guessed: `classes` says it, and selects these logits before everything else."
+        " `adapter: auto` is refused between two networks' logits, since it would learn a map between their classes"
+        " without a word; `adapter: {type: linear}` says that this is meant. Features need no classes.",
+        "right: teacher0: {mimic_name: [logits], classes: {cat: 281, dog: 207}, ...}",
+    ),
+    "KD471": Explanation(
+        "`classes` that do not cover the data's",
+        "`classes` beside a teacher's mimic_name says of each class of the data which of the teacher's it is: a list"
+        " in the data's order, or a mapping from the data's names.",
+        "wrong: classes: [281] with cats and dogs\nright: classes: [281, 207]",
+    ),
+    "KD472": Explanation(
+        "class that the teacher does not have",
+        "The teacher's classes are the columns of its logits, counted from 0. They have names only where the weights"
+        " file states them: kdcli's own students and torchvision's weights do.",
+        "wrong: classes: {cat: 1000} of 1000 logits\nright: classes: {cat: 281}",
     ),
 }

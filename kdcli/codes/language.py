@@ -121,4 +121,16 @@ LANGUAGE: dict[str, Explanation] = {
         "`ema` stands at the top level, as in United-Perception, or under `trainer`; two that differ cannot both hold.",
         "wrong: ema: {kwargs: {decay: 0.999}} with trainer: {ema: {kwargs: {decay: 0.9998}}}",
     ),
+    "KD226": Explanation(
+        "class of a teacher named twice, or none",
+        "`classes` says for each class of the data which class of the teacher it is; two classes of the data"
+        " can't share one, and an empty list says nothing.",
+        "wrong: teacher0: {classes: {cat: 281, dog: 281}}\nright: teacher0: {classes: {cat: 281, dog: 207}}",
+    ),
+    "KD227": Explanation(
+        "output name that can't be used",
+        "`outputs` names what a model returns as a tuple, in order. Taps and losses say these names, so each stands"
+        " once and has letters, digits and `_` only; `_` alone drops an entry, and one entry at least is kept.",
+        "wrong: outputs: [logits, logits]\nright: outputs: [logits, features]",
+    ),
 }

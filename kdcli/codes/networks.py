@@ -1,4 +1,4 @@
-"""Codes KD401 to KD417: building a network from its modules."""
+"""Codes KD401 to KD418, KD473: building a network from its modules."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ NETWORKS: dict[str, Explanation] = {
     ),
     "KD411": Explanation(
         "a whole model that returns neither logits nor named outputs",
-        "A model that is no kdcli module returns a tensor, which is taken as `logits`, or a mapping"
-        " of outputs.",
-        "wrong: return logits, features\nright: return {'logits': logits, 'features': features}",
+        "A model that is no kdcli module returns a tensor, which is taken as `logits`, or something that names its"
+        " outputs: a mapping, a dataclass, a named tuple. What it returns as a plain tuple or list is named in the"
+        " spec, in order; `_` drops an entry, and a list within becomes a list (`features[0]`).",
+        "right: {name: model, type: 'nets:resnet8x4', outputs: [logits, features]}",
     ),
     "KD412": Explanation(
         "torchvision has no such weights for the model",
@@ -108,5 +109,11 @@ NETWORKS: dict[str, Explanation] = {
         "Run on images of the data's size (a detector: of 128x128, an SSD of 320x320) the network fails; the"
         " message names the layer and what it was given.",
         "wrong: torchvision.vit_b_16 on images of 32x32\nright: torch_resize to [224, 224], or another network",
+    ),
+    "KD473": Explanation(
+        "`outputs` that do not fit what the model returns",
+        "`outputs` names the entries of the tuple or list that a whole model returns, one name for each. A model that"
+        " returns a mapping, and every module of kdcli, names its outputs itself.",
+        "wrong: outputs: [logits] where the model returns (logits, features)\nright: outputs: [logits, features]",
     ),
 }

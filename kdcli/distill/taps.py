@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean
+from kdcli.models.network import Network
 
 Feature = Tensor | list[Tensor]
 _Shown = tuple[dict[str, list[Tensor]], dict[str, Any]]
@@ -255,12 +256,15 @@ class Taps:
     def _after_child(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._compiled is not None:
             return
-        if isinstance(output, Mapping):
+        name = next(n for n, child in self.net.named_children() if child is module)
+        if isinstance(self.net, Network):
+            self._made.update(self.net.named_outputs(name, output))
+        elif isinstance(output, Mapping):
             self._made.update(output)
         elif isinstance(output, Tensor):
             self._made["logits"] = output
         if self._stop:
-            self._stop_if_enough(next(n for n, child in self.net.named_children() if child is module))
+            self._stop_if_enough(name)
 
     def _stop_if_enough(self, layer: str) -> None:
         if not self._stop:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdcli.distill.labels import NO_LABELS, Labels, hold_logits
 from kdcli.distill.taps import Taps, View
 
 
@@ -27,7 +28,8 @@ class Teacher:
 
     taps: what the jobs need of it, already entered. batch_statistics: normalise by the batch and leave
     the running statistics untouched (`teacher_bn_mode: train`). pixels: turns the student's pixels
-    into what this teacher expects. autocast: its own precision.
+    into what this teacher expects. autocast: its own precision. labels: which of its logits are the
+    classes of the data; nobody sees the others.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class Teacher:
         batch_statistics: bool = False,
         pixels: PixelChange | None = None,
         autocast: torch.autocast | None = None,
+        labels: Labels = NO_LABELS,
     ) -> None:
         self.name = name
         self.taps = taps
         self.net: nn.Module = taps.net.eval().requires_grad_(False)
         self.pixels = pixels
         self.autocast = autocast
+        self.labels = labels
+        self._logits: frozenset[str] = frozenset()
         if batch_statistics:
             use_batch_statistics(self.net)
 
@@ -53,16 +58,26 @@ class Teacher:
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The named outputs of the whole network, on the student's batch."""
-        made: Mapping[str, Any] = self.net(self.pixels_of(batch))
-        return made
+        return self.labels.outputs(self.net(self.pixels_of(batch)))
 
     def learn(self, batch: Mapping[str, Any]) -> View:
         """Run the whole network once, so that later views know where to stop."""
         with self.autocast or nullcontext():
-            return self.taps.learn(self.pixels_of(batch))
+            view = self.taps.learn(self.pixels_of(batch))
+        self.labels.check(self.name, view.outputs)
+        self._logits = frozenset(
+            name
+            for name, value in view.features.items()
+            if hold_logits(value, view, read_as_logits=name in self.labels.taps)
+        )
+        return self.labels.view(view, self._logits)
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """What the network shows on a batch, as far as it is needed."""
+        return self.labels.view(self.whole_view(batch), self._logits)
+
+    def whole_view(self, batch: Mapping[str, Any]) -> View:
+        """The same with all logits that the network has."""
         batch = self.pixels_of(batch)
         with torch.no_grad():
             if self.autocast is None:

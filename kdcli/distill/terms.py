@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
+from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps, joinable
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
+from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
 from kdcli.losses.standardize import standardize
@@ -79,6 +81,7 @@ class Term(nn.Module):
             kwargs["standardize"], self.standardize = True, False
         if self.binding.uses_features:
             check_taps(setting, self.loss_type, self.student_taps, teacher, self.teacher_taps)
+        self._compare_outputs(setting)
         self.adapters = self._adapters(setting, loss)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
@@ -230,6 +233,9 @@ class Term(nn.Module):
             for s, t in pairs:
                 with wrong.part():
                     same = s.shape[1:] == t.shape[1:] and spec.type == "auto"
+                    if spec.type == "auto" and not same and self._on_logits(setting, s, t):
+                        what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
+                        raise unlike_classes(setting, self.teacher, s, t, where, what)
                     help = joinable(setting, self.teacher)
                     built.append(
                         nn.Identity() if same else build_adapter(spec, s.shape, t.shape, where, help)
@@ -248,13 +254,17 @@ class Term(nn.Module):
     def _mismatch(self, setting: Setting, index: int, student: Tensor, teacher: Tensor) -> SpecError:
         assert self.teacher is not None
         which = min(index, len(self.student_taps) - 1)
+        if self._on_logits(setting, student, teacher):
+            path = (*setting.path, "teachers", self.teacher, "mimic_name")
+            what = f"{self.loss_type} compares them class by class"
+            return unlike_classes(setting, self.teacher, student, teacher, path, what)
         why = unjoinable(student.shape, teacher.shape)
         if why is None:
             help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
         else:
             help = f"no adapter joins them: {why}\n{joinable(setting, self.teacher)}"
         if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
-            help = "logits are compared class by class: give both networks the same number of classes"
+            help = "logits are compared class by class: name `logits` of both networks"
         return SpecError.at(
             (*setting.path, "student", "mimic_name", which),
             "KD430",
@@ -263,6 +273,22 @@ class Term(nn.Module):
             f"{self.loss_type} compares equal shapes",
             help,
         )
+
+    def _on_logits(self, setting: Setting, student: Tensor, teacher: Tensor) -> bool:
+        assert self.teacher is not None
+        return both_logits(setting, self.teacher, student, teacher, read_as_logits=self.loss_type in LOGIT)
+
+    def _compare_outputs(self, setting: Setting) -> None:
+        """Raise SpecError KD470 where the loss reads both networks' logits beside the features, of two widths."""
+        if self.teacher is None or not {"student_logits", "teacher_logits"} <= set(self.binding.inputs):
+            return
+        ours, theirs = (
+            view.outputs.get("logits") for view in (setting.student, setting.teachers[self.teacher])
+        )
+        if is_logits(ours) and is_logits(theirs) and ours.shape[1] != theirs.shape[1]:
+            path = (*setting.path, "teachers", self.teacher)
+            what = f"{self.loss_type} compares them class by class, beside the features"
+            raise unlike_classes(setting, self.teacher, ours, theirs, path, what)
 
     def _probe_pairs(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:
         assert self.teacher is not None

@@ -28,6 +28,7 @@ from kdcli.engine.checkpoint import checkpoints
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.ema import MovingAverage, average_of
 from kdcli.engine.folder import RunFolder, make_ready, open_folder
+from kdcli.engine.labels import labels_of
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
 from kdcli.engine.reopen import with_own_files
@@ -97,9 +98,10 @@ def built(
         place(student, spec, processes)
         nets, hashes = build_teachers(spec, options, told=notices)
         teachers = {
-            name: build_teacher(name, taps, spec, facts, processes)
+            name: build_teacher(task, name, taps, spec, facts, processes, options.places)
             for name, taps in teacher_taps(spec, nets).items()
         }
+        notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(small(next(train_loader.batches(0))), processes.device)
         outputs = outputs_of(student, sample)
@@ -283,8 +285,16 @@ def build_teachers(
     return nets, hashes
 
 
-def build_teacher(name: str, taps: Taps, spec: Spec, facts: DataFacts, processes: Processes) -> Teacher:
-    """A frozen teacher on its device, with its own pixels and precision."""
+def build_teacher(
+    task: Task,
+    name: str,
+    taps: Taps,
+    spec: Spec,
+    facts: DataFacts,
+    processes: Processes,
+    places: Places,
+) -> Teacher:
+    """A frozen teacher on its device, with its own pixels, precision and classes."""
     settings = teacher_settings(spec, name)
     place(taps.net, spec, processes)
     precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
@@ -294,6 +304,7 @@ def build_teacher(name: str, taps: Taps, spec: Spec, facts: DataFacts, processes
         batch_statistics=settings.teacher_bn_mode == "train",
         pixels=pixel_change(name, settings, spec, facts),
         autocast=autocast_for(precision, processes.device),
+        labels=labels_of(task, spec, name, settings, facts, places),
     )
 
 

@@ -25,7 +25,7 @@ from kdcli.engine.distributed import Processes
 from kdcli.engine.precision import student_precision
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.cache_rules import caches_of
-from kdcli.spec.schema import Cache, Spec
+from kdcli.spec.schema import Cache, ModuleSpec, Spec
 
 FORMAT = 1
 WHAT = {
@@ -38,6 +38,7 @@ WHAT = {
     "samples": "the number of samples",
     "views": "`views`",
     "columns": "what the jobs read of it",
+    "classes": "`classes`",
 }
 
 
@@ -82,21 +83,30 @@ def sources_of(
             layout = layout_of(
                 teachers[name], shown[name], shown_samples, half=cache.dtype == "float16", topk=cache.topk
             )
-            plan = plan_of(spec, name, layout, hashes[name], loader.facts.num_samples or 0, default)
+            samples = loader.facts.num_samples or 0
+            plan = plan_of(spec, name, layout, hashes[name], samples, default, teachers[name].labels.numbers)
             sources[name], told = opened(plan, teachers[name], loader, processes)
             notices += told
     return sources, notices
 
 
-def plan_of(spec: Spec, name: str, layout: Layout, weights: str, samples: int, default: Path) -> Plan:
-    """The store that one teacher's views belong to. weights: their hash."""
+def plan_of(
+    spec: Spec,
+    name: str,
+    layout: Layout,
+    weights: str,
+    samples: int,
+    default: Path,
+    classes: tuple[int, ...] | None = None,
+) -> Plan:
+    """The store that one teacher's views belong to. weights: their hash; classes: which of its logits it shows."""
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
     data["kwargs"].pop("evaluator", None)
     facts = {
         "format": FORMAT,
         "weights": weights,
-        "modules": [module.model_dump(mode="json") for module in spec.teachers[name]],
+        "modules": [_module(module) for module in spec.teachers[name]],
         "input": _input_of(spec, name),
         "precision": [
             spec.runtime.teacher_precision or student_precision(spec.runtime),
@@ -109,6 +119,8 @@ def plan_of(spec: Spec, name: str, layout: Layout, weights: str, samples: int, d
         "views": cache.views,
         "columns": [column.facts() for column in layout.columns],
     }
+    if classes is not None:
+        facts["classes"] = list(classes)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = (default if cache.dir is None else Path(cache.dir)) / f"{name}-{key}"
     return Plan(
@@ -175,7 +187,7 @@ def _others(plan: Plan) -> list[str]:
         if meta is None or folder == plan.folder:
             continue
         before, now = meta.get("facts", {}), _plain(plan.facts)
-        differs = [words for key, words in WHAT.items() if before.get(key) != now[key]]
+        differs = [words for key, words in WHAT.items() if before.get(key) != now.get(key)]
         size = sum(file.stat().st_size for file in folder.iterdir())
         notices.append(
             f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: "
@@ -228,6 +240,12 @@ def _input_of(spec: Spec, name: str) -> Any:
     parts = [job.teachers[name] for job in spec.mimic.jobs.values() if name in job.teachers]
     given = next((part.input for part in parts if part.input is not None), None)
     return None if given is None else given.model_dump(mode="json")
+
+
+def _module(module: ModuleSpec) -> dict[str, Any]:
+    """A module as the key sees it: caches made before `outputs` was a key stay good."""
+    said = module.model_dump(mode="json")
+    return {key: value for key, value in said.items() if key != "outputs" or value is not None}
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from kdcli.engine.check_losses import check_losses
 from kdcli.engine.check_training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
 from kdcli.engine.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.engine.flops import FlopCount, every_layer_runs, flops_of
+from kdcli.engine.labels import labels_of
 from kdcli.engine.precision import student_precision
 from kdcli.engine.records import NetworkFacts, Plan
 from kdcli.engine.rehearsal import rehearse
@@ -277,6 +278,15 @@ class _Rehearsal:
             taps,
             batch_statistics=settings.teacher_bn_mode == "train",
             pixels=pixel_change(name, settings, self.spec, self.facts),
+            labels=labels_of(
+                self.task,
+                self.spec,
+                name,
+                settings,
+                self.facts,
+                self.options.places,
+                files=self.options.look != "nothing",
+            ),
         )
 
     def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:

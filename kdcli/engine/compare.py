@@ -28,6 +28,7 @@ from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.evaluate import unanswered
 from kdcli.engine.flops import flops_of
 from kdcli.engine.folder import RunFolder
+from kdcli.engine.labels import Scoring, labels_of, learnt_classes
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Comparison, Notice
 from kdcli.engine.redeploy import deployed_state, rebuild
@@ -49,20 +50,27 @@ LATENCY_SECONDS = 0.5
 @dataclass(frozen=True)
 class Contender:
     """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
-    file holds and its list has no module for."""
+    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
 
     name: str
     net: Network | DeployedStudent
     file_bytes: int | None
     pixels: Any = None
     left_out: tuple[str, ...] = ()
+    scoring: Scoring | None = None
+
+    @property
+    def told(self) -> list[str]:
+        """What the user should know of its classes, once it has answered."""
+        known = () if self.scoring is None else (self.scoring.labels.notice, self.scoring.why)
+        return [one for one in known if one is not None]
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Its named outputs on a batch of the student's pixels."""
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
-        return result
+        return result if self.scoring is None else self.scoring(result)
 
 
 def compare(
@@ -99,7 +107,7 @@ def compare(
     contenders = [student]
     for name in used_teachers(spec):
         try:
-            teacher = teacher_of(name, spec, options, loader.facts)
+            teacher = teacher_of(task, name, spec, options, learnt_classes(sides, loader.facts))
             contenders.append(teacher)
             notices += [Notice(message=f"{name}: {one}") for one in teacher.left_out]
         except KdError as error:
@@ -114,6 +122,7 @@ def compare(
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     sums, agreement = _measure(task, contenders, loader.batches(0), meters, processes, cast, drawing)
     metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    notices += [Notice(message=one) for contender in contenders for one in contender.told]
     for name, found in sums.items():
         told = unanswered(name, meters[name], found, processes, loader)
         notices += [Notice(message=message, level="warning") for message in told]
@@ -181,7 +190,7 @@ def _without_weights(folder: RunFolder) -> RunError:
     )
 
 
-def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
+def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
     """A teacher with its weights; raises KdError where there are none."""
     settings = teacher_settings(spec, name)
     if settings.teacher_weight is None:
@@ -193,7 +202,9 @@ def teacher_of(name: str, spec: Spec, options: RunOptions, facts: Any) -> Conten
     )
     left_out = tuple(load_weights(net, path, where=where))
     size = path.stat().st_size if path.is_file() else None
-    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out)
+    labels = labels_of(task, spec, name, settings, facts, options.places)
+    scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
+    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.engine.distributed import to_device
 from kdcli.engine.evaluate import evaluate, evaluation_mode
-from kdcli.engine.records import Notice
+from kdcli.engine.records import Notice, warnings
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import require
 from kdcli.errors import Diagnostic, RunError, SpecPath
@@ -124,12 +124,13 @@ def prove_losses(run: Run) -> Proven:
     )
 
 
-def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
+def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
     """The metrics of each teacher that has a head on up to 512 test samples, and what is to be told of it.
 
-    Raises RunError KD703 near chance.
+    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance.
     """
     measured = {}
+    notices: list[Notice] = []
     told: list[str] = []
     problems = []
     classes = run.facts.num_classes or 0
@@ -139,6 +140,11 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
             with torch.no_grad():
                 outputs = teacher.outputs(probe)
             if not run.task.judges(outputs, run.facts, weights=_has_weights(run, name)):
+                continue
+            matching = run.task.matching
+            why = None if matching is None else matching.not_scored(name, teacher.labels, outputs, run.facts)
+            if why is not None:
+                notices.append(Notice(message=why))
                 continue
             metrics = evaluate(
                 teacher.outputs,
@@ -164,7 +170,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[str]]:
             )
     if problems:
         raise RunError(problems)
-    return measured, told
+    return measured, [*notices, *warnings(told)]
 
 
 def _has_weights(run: Run, name: str) -> bool:

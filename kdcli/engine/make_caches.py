@@ -38,14 +38,16 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        loader = build_data(Sides(spec, options.places).train, spec, processes)
+        sides = Sides(spec, options.places)
+        loader = build_data(sides.train, spec, processes)
         stack.callback(loader.close)
         sample = to_device(small(next(loader.batches(0))), processes.device)
         left_out = file_notices(spec, options.places, "mimic", "dataset")
         nets, hashes = build_teachers(spec, options, told=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
         teachers = {
-            name: build_teacher(name, tap, spec, loader.facts, processes) for name, tap in taps.items()
+            name: build_teacher(sides.task, name, tap, spec, loader.facts, processes, options.places)
+            for name, tap in taps.items()
         }
         shown = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
         if spec.runtime.fold_bn:

@@ -13,6 +13,7 @@ from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee
 from kdcli.engine.build import build_student, build_teachers, pixel_change, teacher_settings
+from kdcli.engine.labels import labels_of
 from kdcli.engine.run import RunOptions
 from kdcli.engine.wiring import jobs_of, teacher_taps, wire
 from kdcli.losses import LOSSES
@@ -37,8 +38,11 @@ def rebuild(
     nets, _ = build_teachers(spec, options, load=False)
     teachers = {}
     for name, taps in teacher_taps(spec, nets).items():
-        pixels = pixel_change(name, teacher_settings(spec, name), spec, facts)
-        teachers[name] = Teacher(name, taps, pixels=pixels)
+        settings = teacher_settings(spec, name)
+        pixels = pixel_change(name, settings, spec, facts)
+        # The shapes alone matter: which classes they were is in the student's file.
+        labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
+        teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
     with ExitStack() as stack:
         wiring = wire(spec, student, teachers, sample, facts, stack, epochs=1)
     assert isinstance(wiring.deployed, (Network, DeployedStudent))

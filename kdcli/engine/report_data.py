@@ -21,6 +21,7 @@ from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.feature_maps import feature_maps
 from kdcli.engine.features import layers_of
 from kdcli.engine.folder import RunFolder
+from kdcli.engine.labels import learnt_classes
 from kdcli.engine.precision import autocast_for, student_precision
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
@@ -29,7 +30,7 @@ from kdcli.engine.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, s
 from kdcli.engine.wiring import small
 from kdcli.errors import KdError
 from kdcli.spec.parse import ParsedSpec
-from kdcli.tasks.task import Answered, Forward, Task
+from kdcli.tasks.task import Answered, Forward
 
 VERSION = 1
 IMAGES, SECONDS = 2000, 30.0
@@ -58,22 +59,22 @@ def collect(
     opened = sides.test_of_run(run_root(parsed))
     loader = build_data(opened, spec, Processes(device=device))
     try:
-        return _collect(sides.task, parsed, options, device, loader)
+        return _collect(parsed, options, device, loader, sides)
     finally:
         loader.close()
 
 
 def _collect(
-    task: Task, parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader
+    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader, sides: Sides
 ) -> tuple[dict[str, Any], list[Notice]]:
-    spec, facts = parsed.spec, loader.facts
+    spec, facts, task = parsed.spec, loader.facts, sides.task
     sample = dict(next(loader.batches(0)))
     student, notices = student_of(task, parsed, options, None, sample, facts)
     notices = [notice for notice in notices if notice.level == "warning"]
     contenders = [student]
     for name in used_teachers(spec):
         try:
-            contenders.append(teacher_of(name, spec, options, facts))
+            contenders.append(teacher_of(task, name, spec, options, learnt_classes(sides, facts)))
         except KdError as error:
             message = f"the report leaves out {name}: {error.diagnostics[0].message}"
             notices.append(Notice(message=message, level="warning"))

@@ -11,9 +11,8 @@ from typing import Any
 from kdcli.data.digest import MISSING, Digest
 from kdcli.data.listing import Changes, Listing, Other, changes, listing_from, unpacked
 from kdcli.data.probe import other_pixels, probed_ids
-from kdcli.engine.check_categories import GT_FILE
 from kdcli.engine.folder import RunFolder
-from kdcli.spec.places import Places
+from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import Spec
 
 EXAMPLES = 3

@@ -168,7 +168,8 @@ def _type_names(table: Table) -> Json:
 
 
 def _module(table: Table) -> Json:
-    others = {"name": {"type": "string"}, "prev": {"type": "string"}}
+    others: Json = {"name": {"type": "string"}, "prev": {"type": "string"}}
+    others["outputs"] = _properties(schema.ModuleSpec)["outputs"]
     made = _component(table, others, schema.ModuleSpec, ANY_MODEL, hidden=("inplanes", "aligned"))
     made["properties"]["type"]["anyOf"].append(
         {"const": "self", "description": "freezes parts of the network"}

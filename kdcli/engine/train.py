@@ -27,6 +27,7 @@ from kdcli.engine.losslog import LossLog
 from kdcli.engine.numbers import FiniteCheck
 from kdcli.engine.optim import LearningRate, build_optimizer
 from kdcli.engine.prepare import prepare
+from kdcli.engine.probabilities import doubtful_logits
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
 from kdcli.engine.resume import Resumed, resume
 from kdcli.engine.run import Run
@@ -76,8 +77,8 @@ class Session:
             yield Notice(message=message)
         resumed, notices = resume(run)
         yield from notices
-        self.progress.teachers, told = prove_teachers(run)
-        yield from warnings(told)
+        measured, told = prove_teachers(run)
+        yield from (*told, *doubtful_logits(run))
         self.proven = prove_losses(run)
         yield from self.proven.notices()
         yield from prepare(run)
@@ -87,6 +88,7 @@ class Session:
             self.progress = resumed.progress
             with fitting(resumed.path):
                 restore_trainee(run, resumed.state)
+        self.progress.teachers = measured
         self.wrapping = Wrapping(run, self.proven.reach)
         with nullcontext() if resumed is None else fitting(resumed.path):
             restore_average(run, None if resumed is None else resumed.state)

@@ -152,8 +152,8 @@ def join(
             num_samples=facts.num_samples or len(sample["image"]),
             num_classes=facts.num_classes or 0,
             epochs=epochs,
-            teacher_classifier=lambda t: frozen_copy(
-                find_classifier(teachers[t].net, teachers[t].pixels_of(sample))
+            teacher_classifier=lambda t: teachers[t].labels.classifier(
+                frozen_copy(find_classifier(teachers[t].net, teachers[t].pixels_of(sample)))
             ),
             teacher_norm=lambda t, tap: frozen_copy(
                 find_norm(teachers[t].net, teachers[t].pixels_of(sample), tap)
@@ -166,6 +166,7 @@ def join(
                 tap,
                 kinds,
             ),
+            labels={teacher: teachers[teacher].labels for teacher in job.teachers},
         )
         with wrong.part():
             refuse_channels_last(setting, lambda t: sample if t is None else teachers[t].pixels_of(sample))

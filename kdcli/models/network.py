@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.models.construct import construct
 from kdcli.models.module import ViewModule
+from kdcli.models.outputs import named_outputs
 from kdcli.spec.schema import ModuleSpec
 
 SELF = "self"
@@ -27,10 +28,11 @@ class Network(nn.Module):
 
     forward(batch) returns the named outputs, batch fields not among them; the batch is not changed.
     A ViewModule is called with batch fields and outputs so far; any other module with `image`, and
-    a Tensor it returns becomes `logits`. Modules that a freeze pattern matches stay in eval mode.
+    what it returns is named by named_outputs. Modules that a freeze pattern matches stay in eval mode.
 
     modules: by name, in order. frozen: patterns, a prefix of the path or 'r:' and a regex.
-    paths: where in the spec each module stands, for errors. may_lack_modules: whether weights may
+    paths: where in the spec each module stands, for errors. outputs: names for what a whole model returns
+    as a tuple. may_lack_modules: whether weights may
     hold more modules than the network: a teacher's list may end after the layers that are mimicked.
     """
 
@@ -41,12 +43,14 @@ class Network(nn.Module):
         modules: Mapping[str, nn.Module],
         frozen: Sequence[str] = (),
         paths: Mapping[str, SpecPath] | None = None,
+        outputs: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         for name, module in modules.items():
             self.add_module(name, module)
         self._frozen = tuple(frozen)
         self._paths = dict(paths or {})
+        self._output_names = dict(outputs or {})
         for name, parameter in self.named_parameters():
             if any(matches(pattern, alias) for pattern in self._frozen for alias in self._aliases(name)):
                 parameter.requires_grad_(False)
@@ -61,7 +65,7 @@ class Network(nn.Module):
             if isinstance(module, ViewModule):
                 new = module(MappingProxyType(seen))
             else:
-                new = self._named_outputs(name, module(seen["image"]))
+                new = self.named_outputs(name, module(seen["image"]))
             self._refuse_writing(name, before)
             seen.update(new)
             outputs.update(new)
@@ -95,20 +99,9 @@ class Network(nn.Module):
             if rest == real or rest.startswith(real + "."):
                 yield f"{name}.{alias}{rest.removeprefix(real)}"
 
-    def _named_outputs(self, name: str, result: Any) -> dict[str, Any]:
-        if isinstance(result, Tensor):
-            return {"logits": result}
-        if isinstance(result, Mapping):
-            return dict(result)
-        # Inception and GoogLeNet: a named tuple with auxiliary logits while training.
-        if isinstance(getattr(result, "logits", None), Tensor):
-            return {"logits": result.logits}
-        raise SpecError.at(
-            self._paths.get(name, (name,)),
-            "KD411",
-            f"module `{name}` returned {_kind(result)} instead of a tensor",
-            "a whole model returns its logits, or a mapping of named outputs",
-        )
+    def named_outputs(self, name: str, result: Any) -> dict[str, Any]:
+        """What the module of this name returned, by name; raises SpecError KD411, KD473."""
+        return named_outputs(result, self._output_names.get(name), name, self._paths.get(name, (name,)))
 
     def _refuse_writing(self, name: str, before: Sequence[tuple[str, Tensor, int]]) -> None:
         for field, tensor, version in before:
@@ -144,9 +137,12 @@ def build_network(
     built: dict[str, nn.Module] = {}
     paths: dict[str, SpecPath] = {}
     frozen: list[str] = []
+    outputs: dict[str, tuple[str, ...]] = {}
     frozen_path: SpecPath = path
     for index, spec in enumerate(modules):
         here = (*path, index)
+        if spec.outputs is not None and spec.type == SELF:
+            raise _names_itself(spec, here)
         if spec.type == SELF:
             frozen_path = (*here, "kwargs", "freeze_patterns")
             frozen += _freeze_patterns(spec, here)
@@ -159,9 +155,13 @@ def build_network(
         facts = {"inplanes": _widths_before(spec, built, here), "aligned": aligned}
         built[spec.name] = construct(spec.type, spec.kwargs, facts, path=here, plugins=plugins)
         paths[spec.name] = here
+        if spec.outputs is not None:
+            if isinstance(built[spec.name], ViewModule):
+                raise _names_itself(spec, here)
+            outputs[spec.name] = spec.outputs
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
-    network = Network(built, frozen, paths)
+    network = Network(built, frozen, paths, outputs)
     whole = any(not isinstance(module, ViewModule) or module.whole for module in built.values())
     network.may_lack_modules = path[:1] == (TEACHERS,) and not whole
     for index, pattern in enumerate(frozen):
@@ -173,6 +173,11 @@ def build_network(
                 (*frozen_path, index), "KD408", f"`{pattern}` freezes nothing", did_you_mean(pattern, names)
             )
     return network
+
+
+def _names_itself(spec: ModuleSpec, here: SpecPath) -> SpecError:
+    message = f"`outputs` names what a whole model returns as a tuple; `{spec.type}` names its outputs itself"
+    return SpecError.at((*here, "outputs"), "KD473", message, "leave `outputs` out", on_key=True)
 
 
 def _free(name: str) -> bool:
@@ -227,10 +232,3 @@ def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, Tensor) and not item.is_inference():
                 yield name, item, item._version
-
-
-def _kind(result: Any) -> str:
-    name = type(result).__name__
-    if isinstance(result, list | tuple):
-        return f"a {name} of {len(result)}"
-    return f"a `{name}`"

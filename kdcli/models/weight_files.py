@@ -108,6 +108,30 @@ def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in _plain(found, path).items()}
 
 
+def stated_classes(source: str | Path) -> tuple[str, ...] | None:
+    """The names of the classes that a weights file states, in the order of its logits; None where it states none.
+
+    kdcli's own students have them as metadata, torchvision's weights have the `categories` of their card.
+    """
+    if str(source).startswith(TORCHVISION):
+        names = _torchvision_weights(str(source).removeprefix(TORCHVISION)).meta.get("categories")
+    else:
+        names = _class_names(find_file(source))
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def _class_names(path: Path) -> Any:
+    try:
+        if not _is_safetensors(path):
+            return None
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("class_names", "null"))
+    except (OSError, ValueError, RunError, safetensors.SafetensorError):
+        return None  # told where the weights are read
+
+
 def weights_hash(source: str | Path | Mapping[str, Tensor]) -> str:
     """SHA-256 in hex over names, types, shapes and values: the same for every file format."""
     state = source if isinstance(source, Mapping) else read_weights(source)

@@ -17,6 +17,9 @@ from kdcli.errors import Diagnostic, Span, SpecPath, nearest
 from .overrides import is_argument
 from .schema import Spec
 
+GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
+"""Where a spec names the boxes to measure by."""
+
 TORCHVISION = "torchvision:"
 """What begins the name of published weights, which are no file."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 
 from .cache_rules import check_caches
 from .schema import Job, JobTeacher, Spec, Temperature
+
+_NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
 
 
 def check_rules(spec: Spec) -> Iterator[Diagnostic]:
@@ -82,6 +85,22 @@ def _networks(spec: Spec) -> Iterator[Diagnostic]:
     for path, modules in ((("net",), spec.net), *((("teachers", n), t) for n, t in spec.teachers.items())):
         if not any(module.type != "self" for module in modules):
             yield _error(path, "KD220", f"`{path[-1]}` has no modules", "list its modules", on_key=True)
+        for index, module in enumerate(modules):
+            yield from _outputs((*path, index, "outputs"), module.outputs or ())
+
+
+def _outputs(path: SpecPath, names: tuple[str, ...]) -> Iterator[Diagnostic]:
+    """Names that a tap and a loss can say, each once; `_` stands for what nobody needs."""
+    for place, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            message = f"`{name}` can't be the name of an output"
+            yield _error(
+                (*path, place), "KD227", message, "use letters, digits and `_`, or `_` alone to drop it"
+            )
+        elif name != "_" and name in names[:place]:
+            yield _error((*path, place), "KD227", f"a second output is called `{name}`", "rename one")
+    if names and set(names) == {"_"}:
+        yield _error(path, "KD227", "`outputs` drops everything", "name the logits: `outputs: [logits, _]`")
 
 
 def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
@@ -91,12 +110,30 @@ def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
             help = help or f"add its network at top level: `{name}: [...]`"
             message = f"no network `{name}` in this spec"
             yield _error((*path, "teachers", name), "KD301", message, help, on_key=True)
+    for name, part in job.teachers.items():
+        yield from _classes((*path, "teachers", name, "classes"), part)
     yield from _interval(path, job.start_iter, job.end_iter)
     yield from _learned(path, job.temperature)
     for name, loss in job.losses.items():
         start = job.start_iter if loss.start_iter is None else loss.start_iter
         yield from _interval((*path, "losses", name), start, loss.end_iter)
         yield from _learned((*path, "losses", name), loss.temperature)
+
+
+def _classes(path: SpecPath, part: JobTeacher) -> Iterator[Diagnostic]:
+    """Each class of the data has a class of the teacher of its own."""
+    given = part.classes or ()
+    steps: list[str | int] = list(given) if isinstance(given, dict) else list(range(len(given)))
+    values = list(given.values()) if isinstance(given, dict) else list(given)
+    for place, (step, value) in enumerate(zip(steps, values, strict=True)):
+        if value in values[:place]:
+            message = f"`classes` names the teacher's class `{value}` twice"
+            help = "one class of the teacher can't stand for two of the data"
+            yield _error((*path, step), "KD226", message, help)
+    if part.classes is not None and not given:
+        yield _error(
+            path, "KD226", "`classes` is empty", "name one class of the teacher for each class of the data"
+        )
 
 
 def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnostic]:
@@ -132,7 +169,7 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
         if spec.runtime.fold_bn and any(part.teacher_bn_mode == "train" for _, part in uses):
             message = f"`{name}` normalises by its batches (`teacher_bn_mode: train`): nothing can be folded"
             yield _error(("runtime", "fold_bn"), "KD221", message, "leave `fold_bn` out")
-        for key in ("teacher_weight", "teacher_bn_mode", "input", "cache"):
+        for key in ("teacher_weight", "teacher_bn_mode", "classes", "input", "cache"):
             given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
             for job_name, value in given[1:]:
                 if value != given[0][1]:

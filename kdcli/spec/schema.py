@@ -35,6 +35,7 @@ Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 PositiveInt = Annotated[Whole, Field(gt=0)]
 NonNegativeInt = Annotated[Whole, Field(ge=0)]
+TeacherClass = NonNegativeInt | str
 Pixels = Annotated[PositiveInt, Field(le=2**16)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -82,12 +83,16 @@ class Runtime(Model):
 
 
 class ModuleSpec(Model):
-    """One module of a network: a name, a type, its arguments and the module it follows."""
+    """One module of a network: a name, a type, its arguments and the module it follows.
+
+    outputs: names for what a whole model returns as a tuple or list, in order; `_` drops an entry.
+    """
 
     name: str
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
     prev: str | None = None
+    outputs: Many[str] | None = None
 
 
 Network = Many[ModuleSpec]
@@ -149,13 +154,18 @@ class Cache(Model):
 
 
 class JobTeacher(Model):
-    """A teacher's part in one job."""
+    """A teacher's part in one job.
+
+    classes: of a teacher with other classes than the data, the one for each class of the data, by number or by
+    the name that its file gives: in the data's order, or a mapping from the data's names.
+    """
 
     mimic_name: Many[str] = ()
     teacher_weight: str | None = None
     teacher_bn_mode: Literal["eval", "train"] = "eval"
     allow_random: bool = False
     allow_weak_teacher: bool = False
+    classes: Many[TeacherClass] | dict[str, TeacherClass] | None = None
     input: TeacherInput | None = None
     cache: Cache | None = None
 

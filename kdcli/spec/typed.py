@@ -156,6 +156,7 @@ def _node_at(tree: Node, path: SpecPath) -> Node:
 _UNIONS = {
     "temperature": "a number, or `{learned: true}` with its options",
     "size": "a whole number, or a list of two",
+    "classes": "a list of the teacher's classes (numbers or names) or a mapping from the data's classes to them",
 }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
-from kdcli.errors import Diagnostic
+from kdcli.distill.labels import Labels
+from kdcli.errors import Diagnostic, SpecPath
 from kdcli.models.network import Network
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
@@ -64,6 +65,33 @@ class Agreement(Protocol):
 
     def result(self, sums: Tensor) -> dict[str, float] | None:
         """The figures from (summed) sums; None where nothing was compared."""
+        ...
+
+
+class Matching(Protocol):
+    """How a teacher's classes are matched with the data's."""
+
+    def asked(
+        self,
+        said: Any,
+        teacher: str,
+        names: Sequence[str] | None,
+        facts: DataFacts,
+        path: SpecPath,
+        *,
+        known: bool,
+    ) -> Labels:
+        """The labels of a teacher whose `classes` stand at `path`; raises SpecError KD471, KD472."""
+        ...
+
+    def stated(self, teacher: str, names: Sequence[str] | None, facts: DataFacts) -> Labels:
+        """The labels of one of which only its file may say what its classes are called."""
+        ...
+
+    def not_scored(
+        self, teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: DataFacts
+    ) -> str | None:
+        """Why a network's outputs are no answers to the data's classes; None where they are."""
         ...
 
 
@@ -152,8 +180,8 @@ class Task(Protocol):
 
     name: its key in TASKS. rehearses: whether networks are checked on fake tensors, or on real ones because
     values decide what they compute. own_size: whether the images of `sample` have a size of the task's own, and
-    not the data's. why_zero: help where the gradient of the task's own loss is zero. agreement, kept, deploy,
-    report: None where the task has none.
+    not the data's. why_zero: help where the gradient of the task's own loss is zero. agreement, matching, kept,
+    deploy, report: None where the task has none.
     """
 
     name: str
@@ -162,6 +190,7 @@ class Task(Protocol):
     own_size: bool
     why_zero: str
     agreement: Agreement | None
+    matching: Matching | None
     kept: Kept | None
     deploy: Deployment | None
     report: Report | None

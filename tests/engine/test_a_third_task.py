@@ -113,7 +113,7 @@ class Regression:
     name, primary = "regression", "minus_mse"
     rehearses, own_size = "fake", False
     why_zero = "every number is right already"
-    agreement = kept = deploy = report = None
+    agreement = matching = kept = deploy = report = None
 
     def modules(self, spec):
         return spec.net

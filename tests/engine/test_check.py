@@ -91,7 +91,7 @@ def test_a_shape_mismatch_shows_both_and_the_adapter_that_mends_it() -> None:
     ("change", "code"),
     [
         ("net.model.kwargs.num_classes=3", "KD419"),
-        ("teacher0.model.kwargs.num_classes=5", "KD430"),
+        ("teacher0.model.kwargs.num_classes=5", "KD470"),
         ("net.model.kwargs.in_channels=3", "KD418"),
         ("net.model.kwargs.widths=[2, 2]", "KD402"),
         ("mimic.student.mimic_name=['model..layer3 x']", "KD420"),
@@ -121,11 +121,14 @@ def test_parts_that_do_not_depend_on_each_other_are_all_told() -> None:
     assert {"KD422", "KD322", "KD320", "KD321", "KD504"} <= set(found)
 
 
-def test_logits_of_other_widths_want_the_same_classes() -> None:
+def test_logits_of_other_widths_want_the_datas_classes() -> None:
     found = checked("teacher0.model.kwargs.num_classes=5")
-    assert [code for code, _ in told(found)] == ["KD430"]
-    assert "the same number of classes" in (found.findings[0].help or "")
+    assert [code for code, _ in told(found)] == ["KD470"]
+    assert "`classes: [...]`, 4 of its 5 numbers" in (found.findings[0].help or "")
     assert "adapter" not in (found.findings[0].help or "")
+    narrow = checked("net.model.kwargs.num_classes=3")
+    (logits,) = (one for one in narrow.findings if one.code == "KD470")
+    assert logits.help == "teacher0 knows the data's 4 classes: give the student `num_classes: 4`"
 
 
 @pytest.mark.parametrize(

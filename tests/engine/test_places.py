@@ -229,7 +229,9 @@ def test_a_run_resumed_elsewhere(elsewhere: Path, folder: Path) -> None:
 def test_a_run_started_anew_looks_anew(elsewhere: Path, folder: Path) -> None:
     with pytest.raises(KdError) as caught:
         teacher_of(read(folder / "specs/spec.yaml", [f"saver.save_dir={elsewhere}"]), overwrite=True)
-    assert "`teacher.safetensors` can't be read as weights" in caught.value.diagnostics[0].message  # the decoy here
+    assert (
+        "`teacher.safetensors` can't be read as weights" in caught.value.diagnostics[0].message
+    )  # the decoy here
 
 
 def test_a_checkpoint_that_the_spec_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,9 @@ def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
         (("mimic", "cfgs", "loss", "kwargs", "temperature"), -1),
         (("trainer", "ema"), {"kwargs": {"decay": 1.0}}),
         (("ema",), {"enable": True, "kwargs": {"decy": 0.99}}),
+        (("mimic", "teacher0", "classes"), {"cat": -1}),
+        (("mimic", "teacher0", "classes"), [1.5]),
+        (("net", "outputs"), [1]),
     ],
 )
 def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:
@@ -96,6 +99,9 @@ def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema
         (("saver",), None),
         (("x-note",), "anything"),
         (("trainer", "max_epoch"), 1e2),
+        (("mimic", "teacher0", "classes"), {"cat": 281, "dog": "golden retriever"}),
+        (("mimic", "teacher0", "classes"), [281, 207]),
+        (("net", "outputs"), ["logits", "_"]),
     ],
 )
 def test_freedoms(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:

@@ -257,6 +257,12 @@ CASES: dict[str, Case] = {
         text=detector(SAMPLE.replace("cfgs:\n", "cfgs:\n  student_roipooler: bbox_head_preprocess.roipool\n"))
     ),
     "KD465": Case(text=detector(FRS.replace("cfgs:\n", "cfgs:\n  mask_count: channels\n"), adapts=True)),
+    "KD470": changed("teacher0.model.kwargs.num_classes=6"),
+    "KD471": changed("mimic.teacher0.classes=[1, 3]"),
+    "KD472": changed("teacher0.model.kwargs.num_classes=6", "mimic.teacher0.classes=[1, 3, 5, 6]"),
+    "KD473": changed(
+        f"net={{name: model, type: '{PLUGIN}:Lists', outputs: [logits, features]}}",
+    ),
     "KD501": changed("dataset.train.dataset={type: torchvision.CIFAR11, kwargs: {root: data}}"),
     "KD503": changed(f"{TRANSFORMER}=[{{type: torchvision.Nope}}]"),
     "KD504": changed(f"{TRANSFORMER}=[{{type: torchvision.Resize, kwargs: {{sizes: 3}}}}]"),
@@ -327,7 +333,7 @@ ELSEWHERE = frozenset(
         *("KD407", "KD413", "KD441", "KD445"),  # told earlier, by the resolver: KD324, KD309, KD320, KD212
         *("KD435", "KD437", "KD439"),  # tests/engine/test_check_losses.py: no loss of kdcli comes to that
         *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
-        *("KD508", "KD512", "KD516", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run
+        *("KD508", "KD512", "KD516", "KD626", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run
     }
 )
 """Codes that no spec makes validate show."""

@@ -77,6 +77,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
         (),
     ),
+    "KD226": (BASE, ("mimic.teacher0.classes={cat: 281, dog: 281}",)),
+    "KD227": (BASE, ("net.backbone.outputs=[logits, logits]", "net.head.outputs=[a.b, _]")),
     "KD301": (changed(("  teacher0:\n    mimic", "  teacher1:\n    mimic")), ()),
     "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
     "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),

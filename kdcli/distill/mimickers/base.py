@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kdcli.distill.binding import binding_of
+from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
+from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import LOSSES, teacher_weights
 from kdcli.losses.ft import FactorTransfer
@@ -142,7 +144,8 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
 def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
-    Raises SpecError KD453 where a loss of the job can't weigh samples.
+    Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
+    not of the data's classes.
     """
     name = setting.job.teacher_weighting
     if name == "average" or len(setting.job.teachers) < 2:
@@ -154,6 +157,16 @@ def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tenso
                 "KD453",
                 f"`{loss.type}` can't weigh its samples by teacher",
                 "use `teacher_weighting: average`, or a loss such as kd_loss",
+            )
+    for teacher, view in setting.teachers.items():
+        logits = view.outputs.get("logits")
+        if is_logits(logits) and setting.num_classes and logits.shape[1] != setting.num_classes:
+            raise SpecError.at(
+                (*setting.path, "teacher_weighting"),
+                "KD470",
+                f"`teacher_weighting: {name}` weighs each teacher by its logits, and {teacher} gives "
+                f"{logits.shape[1]} of them for the data's {setting.num_classes} classes",
+                way_out(setting, teacher, setting.num_classes, logits.shape[1]),
             )
     weights: Callable[[Sequence[Tensor], Tensor], Tensor] = getattr(teacher_weights, name)
     return weights

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kdcli.distill.labels import Labels
 from kdcli.distill.taps import View
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Job, LossSpec
@@ -56,7 +57,8 @@ class Setting:
     teacher_classifier(teacher) and teacher_norm(teacher, tap) return frozen copies of modules;
     teacher_module(teacher, path) and student_module(path) return the live ones. maker(teacher, tap, kinds):
     the path of the layer of these kinds that made a tapped feature (of the student where teacher is None),
-    with `[i]` where that layer runs several times; None where none of them did.
+    with `[i]` where that layer runs several times; None where none of them did. labels: what is known of the
+    teachers' classes; the views show the data's already.
     """
 
     job: Job
@@ -73,6 +75,7 @@ class Setting:
     student_module: Callable[[str], nn.Module]
     maker: Callable[[str | None, str, tuple[type[nn.Module], ...]], str | None] = lambda *_: None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Labels] = field(default_factory=dict)
 
 
 class Mimicker(nn.Module):

@@ -13,10 +13,11 @@ from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.classification.agreement import LogitsAgreement
 from kdcli.tasks.classification.deploy import ClassifierDeployment
 from kdcli.tasks.classification.fit import logits_fit
+from kdcli.tasks.classification.labels import ClassMatching
 from kdcli.tasks.classification.metrics import ClassificationMeter
 from kdcli.tasks.classification.report import AnswersReport
 from kdcli.tasks.classification.sample import classification_sample
-from kdcli.tasks.task import Agreement, Deployment, Kept, Report
+from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
 """What a student without a postprocess gets: cross entropy on its logits."""
@@ -34,6 +35,7 @@ class Classification:
     def __init__(self, topk: Sequence[int] = (1, 5)) -> None:
         self.topk = tuple(topk) if 1 in topk else (1, *topk)
         self.agreement: Agreement | None = LogitsAgreement()
+        self.matching: Matching | None = ClassMatching()
         self.kept: Kept | None = None
         self.deploy: Deployment | None = ClassifierDeployment()
         self.report: Report | None = AnswersReport(self.meter)

@@ -13,7 +13,7 @@ from kdcli.data.coco_rows import Key
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection.families import COCO_CLASSES, is_detector
-from kdcli.spec.places import Places
+from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
 from kdcli.tasks.detection.truth import read_truth
 
@@ -22,7 +22,6 @@ HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
 
 TRAIN_META_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file")
 META_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "meta_file")
-GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 SAME_FILE = "`gt_file` is the file that the test data is read from"
 AS_COCO = (
     "it may stay so; COCO's files have ids as whole numbers, and `bbox`, `area` and `iscrowd` for each box"

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic
-from kdcli.spec.places import HERE, Places
+from kdcli.spec.places import GT_FILE, HERE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.detection.annotations import (
-    GT_FILE,
     categories_of,
     category_findings,
     training_categories,
@@ -22,7 +21,7 @@ from kdcli.tasks.detection.meter import DetectionMeter
 from kdcli.tasks.detection.predictions import answers_with_boxes
 from kdcli.tasks.detection.sample import detection_sample
 from kdcli.tasks.detection.scenes import BoxesReport
-from kdcli.tasks.task import Agreement, Deployment, Kept, Report
+from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 
 class Detection:
@@ -45,6 +44,7 @@ class Detection:
             raise ValueError(f"`iou_types` is [bbox], not {list(iou_types)}")
         self.gt_file = None if gt_file is None else str(places.find(gt_file, GT_FILE))
         self.agreement: Agreement | None = None
+        self.matching: Matching | None = None
         self.kept: Kept | None = KeptBoxes()
         self.deploy: Deployment | None = DetectorDeployment()
         self.report: Report | None = BoxesReport()

@@ -1,0 +1,45 @@
+"""Logits of unlike width: no loss and no adapter turns one network's classes into another's unasked."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli.distill.adapters import shown
+from kdcli.distill.labels import NO_LABELS, hold_logits
+from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.errors import SpecError, SpecPath
+
+
+def both_logits(
+    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, *, read_as_logits: bool
+) -> bool:
+    """Whether these features are the logits of the student and of the teacher; see hold_logits."""
+    sides = ((student, setting.student), (theirs, setting.teachers[teacher]))
+    return all(hold_logits(value, view, read_as_logits=read_as_logits) for value, view in sides)
+
+
+def unlike_classes(
+    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, path: SpecPath, what: str
+) -> SpecError:
+    """The error for logits of two widths. what: which loss or adapter meets them."""
+    message = (
+        f"the student's logits are {shown(student.shape)}, those of {teacher} {shown(theirs.shape)}: {what}"
+    )
+    return SpecError.at(path, "KD470", message, way_out(setting, teacher, student.shape[1], theirs.shape[1]))
+
+
+def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
+    """What to do about a teacher with `other` logits where `width` are meant."""
+    labels = setting.labels.get(teacher, NO_LABELS)
+    if labels.asked:
+        return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
+    if other == setting.num_classes:
+        return f"{teacher} knows the data's {other} classes: give the student `num_classes: {other}`"
+    if other < width:
+        return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
+    if labels.hint is not None:
+        return f"its file names the data's classes among its own: beside its mimic_name write `{labels.hint}`"
+    return (
+        f"say beside its mimic_name which of {teacher}'s classes those of the data are: `classes: [...]`, "
+        f"{width} of its {other} numbers (from 0) in the data's order; or mimic its features"
+    )
