@@ -21,7 +21,6 @@ from kdcli.engine.run import Run
 from kdcli.engine.wiring import small
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.losses import LOGIT
-from kdcli.tasks.classification.task import Classification
 
 SAMPLES = 64
 TOLERANCE = 1e-3
@@ -30,7 +29,7 @@ SOFTMAX = (nn.Softmax, nn.LogSoftmax)
 
 def doubtful_logits(run: Run) -> Iterator[Notice]:
     """A warning for each tap that gives probabilities to a loss on logits, and for a student that answers so."""
-    if not isinstance(run.task, Classification):
+    if run.task.matching is None:
         return
     batch = to_device(small(next(run.train_loader.batches(0)), SAMPLES), run.processes.device)
     with preserved(run.trainee), torch.no_grad():
