@@ -100,7 +100,6 @@ def test_several_lists_with_their_folders(tmp_path: Path) -> None:
     "line,kind",
     [
         ("a.png", "imagenet"),
-        ("a.png one", "imagenet"),
         ("a.png 1.5", "imagenet"),
         ("[" * 20_000, "custom_cls"),
         ('{"filename": "a"}', "custom_cls"),
