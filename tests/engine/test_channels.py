@@ -59,8 +59,20 @@ def refused(text: str) -> list[Diagnostic]:
     return told
 
 
-@pytest.mark.parametrize("loss", ["l2_loss", "at", "cwd", "fitnet"])
-@pytest.mark.parametrize("adapter", ["adapter: auto", "loss_weight: 1.0"])
+@pytest.mark.parametrize(
+    ("loss", "adapter"),
+    [
+        ("at", "adapter: auto"),
+        ("l2_loss", "loss_weight: 1.0"),
+        *(
+            pytest.param(loss, adapter, marks=pytest.mark.slow)
+            for loss, adapter in (
+                *((loss, "adapter: auto") for loss in ("l2_loss", "cwd", "fitnet")),
+                *((loss, "loss_weight: 1.0") for loss in ("at", "cwd", "fitnet")),
+            )
+        ),
+    ],
+)
 def test_swin_is_refused_whatever_the_loss(loss: str, adapter: str) -> None:
     told = refused(spec(SWIN, SWIN, "model.features.3", "model.norm:in", loss, adapter))
     assert [(d.code, d.help) for d in told] == [

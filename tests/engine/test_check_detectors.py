@@ -40,6 +40,7 @@ def test_validate_accepts_the_fragment(method: str) -> None:
     assert [f"{one.code}: {one.message}" for one in found] == []
 
 
+@pytest.mark.slow
 def test_a_whole_detector_that_wants_larger_images_is_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.code for one in examined("d.yaml", SSD)] == []
     monkeypatch.setattr(sample, "SSD_SIZE", 128)

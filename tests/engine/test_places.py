@@ -266,6 +266,7 @@ def test_a_record_that_is_broken(folder: Path) -> None:
         reopen(run)
 
 
+@pytest.mark.slow
 def test_several_processes_take_the_same_files(folder: Path) -> None:
     """The launcher's workers get the command line again: what it gives is looked up here, the rest there."""
     place = launched_in(folder / "two")

@@ -140,6 +140,7 @@ class Counted(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_a_launcher_proves_once_for_all_that_it_starts(folder: Path) -> None:
     (folder / "counted.py").write_text(COUNTED)
     spec = write(SPEC.replace("type: cifar_resnet8\n  kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}",

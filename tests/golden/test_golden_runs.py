@@ -24,7 +24,12 @@ BITS = machine() in RECORDS and environment_is_quiet()
 RECORD: dict[str, Any] = RECORDS[machine()] if BITS else next(iter(RECORDS.values()))
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOWER = "fashion_contrastive"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == SLOWER else name for name in RUNS]
+)
 def test_the_first_steps_of_a_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert differences(first_steps(name, tmp_path), RECORD["first_steps"][name], bits=BITS) == []
