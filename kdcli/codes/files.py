@@ -72,6 +72,22 @@ FILES: dict[str, Explanation] = {
         " name that the training data lacks would be measured against another class, or none.",
         "wrong: train/{cat,dog}, test/{cat,hound}\nright: train/{cat,dog}, test/{cat,dog}",
     ),
+    "KD542": Explanation(
+        "batches that are none",
+        "What is given in memory in place of a dataset is gone through once an epoch: it has a length, and each of its"
+        " batches is a mapping with `image`, or a pair (image, labels).",
+        "right: DataLoader(dataset, batch_size=64)",
+    ),
+    "KD543": Explanation(
+        "data without labels",
+        "A classifier is trained and measured against labels, and this data has none.",
+        'right: {"image": images, "labels": labels}',
+    ),
+    "KD544": Explanation(
+        "unknown number of samples",
+        "The loss keeps something for every sample of the data, so it has to know how many there are.",
+        "wrong: crd on batches of unknown origin",
+    ),
     "KD512": Explanation(
         "too many bad samples",
         "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"

@@ -18,6 +18,7 @@ from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.memory import in_memory
+from kdcli.data.objects import BatchSource, GivenLoader
 from kdcli.data.opened import OpenedData
 from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
@@ -50,14 +51,14 @@ def open_side(
     return open_source(source, part, train=train, path=path)
 
 
-def open_source(source: Source, part: DataPart, *, train: bool, path: SpecPath) -> OpenedData:
+def open_source(source: Source | BatchSource, part: DataPart, *, train: bool, path: SpecPath) -> OpenedData:
     """One side of the data from its source: what is true of it, its first readable image decoded.
 
     Raises SpecError KD509 without samples, KD515 and KD517 where labels or images don't fit the spec.
     """
     if len(source) == 0:
         raise SpecError.at((*path, "dataset"), "KD509", f"`{part.dataset.type}` has no samples")
-    if isinstance(source, SampleSource):
+    if isinstance(source, (SampleSource, BatchSource)):
         facts = source.facts
     else:
         pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
@@ -75,6 +76,8 @@ def build_loader(
     Raises SpecError and RunError KD50x to KD519.
     """
     part, source, path, train = opened.part, opened.source, opened.path, opened.train
+    if isinstance(source, BatchSource):
+        return GivenLoader(source)
     kwargs = part.dataloader.kwargs
     mixing = Mixing(_batch_fn(part, path), seed)
     skip = kwargs.on_bad_sample == "skip"
@@ -246,6 +249,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
         num_classes=source.num_classes,
         num_samples=len(source),
         class_names=source.class_names,
+        labelled=True,
     )
     for index in range(min(len(source), 100)):
         try:

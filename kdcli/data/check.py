@@ -15,6 +15,7 @@ from kdcli.data.check_images import ImageFindings, Where, missing_images, scanne
 from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
 from kdcli.data.draws import Draws
+from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.scan import Told
 from kdcli.data.sources import ArrayImages, BadSample, SampleSource, Source
@@ -30,7 +31,7 @@ and labels alone; every image file's header and end."""
 def check_files(
     part: DataPart,
     path: SpecPath,
-    source_of: Callable[[], Source],
+    source_of: Callable[[], Source | BatchSource],
     side_of: Callable[[], OpenedData],
     *,
     look: Look = "whole",
@@ -64,18 +65,22 @@ def check_files(
     return found
 
 
-def left_out(source: Source, place: SpecPath) -> list[Diagnostic]:
+def left_out(source: Source | BatchSource, place: SpecPath) -> list[Diagnostic]:
     """KD623 where files lie beside the images that are none of them."""
     said = getattr(source, "left_out", None)
     return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
 
 
-def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozenset()) -> list[Diagnostic]:
+def pixel_findings(
+    source: Source | BatchSource, where: Where, known: frozenset[str] = frozenset()
+) -> list[Diagnostic]:
     """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
 
     known: files that are told of already.
     """
-    if isinstance(source, SampleSource) and not isinstance(source, CocoDataset):
+    if isinstance(source, BatchSource) or (
+        isinstance(source, SampleSource) and not isinstance(source, CocoDataset)
+    ):
         return []
     bad: list[BadSample] = []
     indices = spread(len(source), LOOKED_AT)
@@ -89,12 +94,14 @@ def pixel_findings(source: Source, where: Where, known: frozenset[str] = frozens
     return found
 
 
-def unlike_shapes(source: Source, part: DataPart, place: SpecPath, files: ImageFindings) -> list[Diagnostic]:
+def unlike_shapes(
+    source: Source | BatchSource, part: DataPart, place: SpecPath, files: ImageFindings
+) -> list[Diagnostic]:
     """KD517 where two images come out of the transforms in different shapes, or one does not fit them.
 
     Some images, evenly spread, and one of each size that is known to occur, in their first view.
     """
-    if isinstance(source, (SampleSource, ArrayImages)):
+    if isinstance(source, (SampleSource, ArrayImages, BatchSource)):
         return []
     where = (*place, "kwargs", "transformer")
     pipeline = build_pipeline(part.dataset.kwargs.transformer, where)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.sources import SampleSource
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
@@ -24,7 +25,7 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
     where a class is none of the training data's; one that the test data lacks is a notice.
     """
     own = test.facts.class_names
-    if truth is None or own is None or isinstance(test.source, SampleSource):
+    if truth is None or own is None or isinstance(test.source, (SampleSource, BatchSource)):
         return test
     if tuple(truth) != own:
         where = (*test.path, "dataset")
@@ -34,7 +35,7 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
         if unknown:
             raise SpecError([_unknown(name, list(place_of), where) for name in unknown])
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
-    assert not isinstance(test.source, SampleSource)
+    assert not isinstance(test.source, (SampleSource, BatchSource))
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
     if not len(missing):
         return test

@@ -23,6 +23,7 @@ from torch import Tensor
 from kdcli.data.coco_json import read_coco
 from kdcli.data.listing import Listing, packed
 from kdcli.data.loaders import Loader
+from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.probe import probe_of
 from kdcli.data.sources import ArrayImages, BadSample, Located, Source
@@ -124,7 +125,7 @@ def _sizes(files: Sequence[str]) -> list[str]:
     return found
 
 
-def _checksums(source: Source) -> list[str]:
+def _checksums(source: Source | BatchSource) -> list[str]:
     """CRC-32 of each image in memory, or of each n-th."""
     if not isinstance(source, ArrayImages):
         return [UNKNOWN] * len(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kdcli.data.facts import DataFacts
+from kdcli.data.objects import BatchSource
 from kdcli.data.sources import SampleSource, Source
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import DataPart
@@ -21,13 +22,13 @@ class OpenedData:
     part: DataPart
     train: bool
     path: SpecPath
-    source: Source
+    source: Source | BatchSource
     facts: DataFacts
     notices: tuple[str, ...] = ()
 
     def numbered_by(self, names: tuple[str, ...], numbers: list[int]) -> OpenedData:
         """The same samples with the classes `names`; numbers: for each class of this side its place in them."""
-        assert not isinstance(self.source, SampleSource)
+        assert not isinstance(self.source, (SampleSource, BatchSource))
         source = self.source.renumbered(names, numbers)
         facts = replace(self.facts, class_names=names, num_classes=source.num_classes)
         return replace(self, source=source, facts=facts)

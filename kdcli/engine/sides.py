@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import numbered_like
+from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.sources import Source
 from kdcli.engine.folder import recorded_classes
@@ -22,11 +23,14 @@ T = TypeVar("T")
 class Sides:
     """The training and the test data of a spec. task: what is to be learnt from them.
 
+    given: by side (True is training) what the caller has in memory, in place of what the spec names.
     What could not be opened raises the same KdError whenever it is asked for.
     """
 
-    def __init__(self, spec: Spec, places: Places) -> None:
-        self.spec, self.places = spec, places
+    def __init__(
+        self, spec: Spec, places: Places, given: Mapping[bool, Source | BatchSource] | None = None
+    ) -> None:
+        self.spec, self.places, self.given = spec, places, given or {}
         self.task = build_task(spec, places)
         self._found: dict[tuple[str, bool], object] = {}
 
@@ -34,7 +38,7 @@ class Sides:
         """What the spec says of one side."""
         return self.spec.dataset.train if train else self.spec.dataset.test
 
-    def source(self, train: bool) -> Source:
+    def source(self, train: bool) -> Source | BatchSource:
         """One side's lists and labels; nothing is decoded."""
         return self._once("source", train, lambda: self._source(train))
 
@@ -71,7 +75,9 @@ class Sides:
                 return test
         return numbered_like(test, truth)
 
-    def _source(self, train: bool) -> Source:
+    def _source(self, train: bool) -> Source | BatchSource:
+        if train in self.given:
+            return self.given[train]
         return build_source(
             self.part(train),
             train=train,

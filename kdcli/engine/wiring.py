@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from kdcli.engine.anatomy import find_classifier, find_norm, frozen_copy, maker_
 from kdcli.engine.channels import refuse_channels_last
 from kdcli.engine.records import Pair
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
+from kdcli.losses import LOSSES
 from kdcli.models.norms import synchronise, synchronises
 from kdcli.spec.schema import Job, Spec
 
@@ -104,12 +106,27 @@ def wire(
 
     sample: a small batch of the training data. The hooks stay until the stack is closed.
     """
+    if facts.num_samples is None:
+        _require_no_count(spec)
     taps = student_taps(spec, student)
     if taps is None and spec.runtime.compile in (True, "student"):
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
     return join(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
+
+
+def _require_no_count(spec: Spec) -> None:
+    """Raises SpecError KD544 for a loss that needs the number of samples."""
+    for name, job in jobs_of(spec).items():
+        for key, loss in job.losses.items():
+            if loss.type in LOSSES and "num_samples" in signature(LOSSES[loss.type].load()).parameters:
+                raise SpecError.at(
+                    ("mimic", "jobs", name, "losses", key),
+                    "KD544",
+                    f"`{loss.type}` keeps something of every sample, and this data does not say how many there are",
+                    "say `num_samples` of the batches, or take another loss",
+                )
 
 
 def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) -> View:

@@ -333,6 +333,7 @@ ELSEWHERE = frozenset(
         *("KD407", "KD413", "KD441", "KD445"),  # told earlier, by the resolver: KD324, KD309, KD320, KD212
         *("KD435", "KD437", "KD439"),  # tests/engine/test_check_losses.py: no loss of kdcli comes to that
         *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
+        *("KD542", "KD543", "KD544"),  # data that a caller has in memory: tests/engine/test_given_data.py
         *("KD508", "KD512", "KD516", "KD626", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run
     }
 )

@@ -15,11 +15,19 @@ from kdcli.spec.schema import Spec
 def logits_fit(
     spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
 ) -> Iterator[Diagnostic]:
-    """KD419 where the student gives fewer logits than a side has classes, or more than the training data has.
+    """KD543 where a side has no labels; KD419 where the logits and the classes are not as many.
 
     outputs: of the student, `logits` [B, K] among them. An error where a label would lie beyond the logits; too
     many logits are a warning. What is not known of the data is not compared.
     """
+    for side, facts in (("train", train), ("test", test)):
+        if facts.labelled is False:
+            yield Diagnostic(
+                code="KD543",
+                message=f"the {'training' if side == 'train' else 'test'} data has no labels",
+                help="a classifier's task loss and accuracy need `labels` [B] in each batch",
+                path=("dataset", side, "dataset"),
+            )
     logits = outputs.get("logits")
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         return
