@@ -37,7 +37,7 @@ from kdcli.engine.sides import Sides
 from kdcli.engine.wiring import jobs_of, small
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.network import Network, build_network
-from kdcli.models.weight_files import find_file
+from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
@@ -96,7 +96,7 @@ def compare(
     told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(sides.test_of_run(run_root(parsed)), spec, processes)
+    loader = build_data(sides.test_of_run(run_root(parsed), _stated(weights)), spec, processes)
     findings = task.check_truth(spec, loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):
         loader.close()
@@ -138,6 +138,11 @@ def compare(
         for contender in contenders
     ]
     return rows, notices
+
+
+def _stated(weights: Path | None) -> tuple[str, ...] | None:
+    """The classes that a file of weights states; None without one."""
+    return None if weights is None or not weights.is_file() else stated_classes(weights)
 
 
 def used_teachers(spec: Spec) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,16 +58,17 @@ class Sides:
             "test", False, lambda: numbered_like(self.opened(False), self.train.facts.class_names)
         )
 
-    def test_of_run(self, root: Path) -> OpenedData:
+    def test_of_run(self, root: Path, stated: Sequence[str] | None = None) -> OpenedData:
         """The test data with the numbers that the run in `root` was trained with, else as `test`.
 
+        stated: the classes in the order of a weights file's logits, where other weights than the run's are measured.
         Where the training data can't be opened it keeps its own: what is measured elsewhere than it was trained
         needs no training data.
         """
         test = self.opened(False)
         if test.facts.class_names is None or test.facts.annotations is not None:
             return test
-        truth = recorded_classes(root)
+        truth = stated or recorded_classes(root)
         if truth is None:
             try:
                 truth = self.train.facts.class_names

@@ -224,3 +224,21 @@ def test_a_head_that_is_too_wide_is_not_exported(kdcli: Kdcli, spec: str) -> Non
     code, out, err = kdcli("export", "runs/cfg", "--format", "safetensors")
     assert code == 1 and "KD764: the student gives 5 logits, and its data has 3 classes" in out + err
     assert not list(Path("runs/cfg").glob("cfg*"))
+
+
+def test_weights_of_another_run_have_the_numbers_that_they_state(kdcli: Kdcli, spec: str) -> None:
+    lay(Path("test"), GREY, 4)
+    assert kdcli("train", spec, "--no-report")[0] == 0
+    Path("runs/cfg/student.safetensors").rename("mine.safetensors")
+    shutil.rmtree("runs")
+    # A folder more, which comes first.
+    for side in ("train", "test"):
+        lay(Path(side), {"0": 1}, 1)
+    Path("test/0/0.png").unlink()
+    code, out, err = kdcli("eval", spec, "--weights", "mine.safetensors")
+    assert code == 1 and "KD541: class `0` of the test data" in out + err, out + err
+    for side in ("train", "test"):
+        shutil.rmtree(f"{side}/0")
+    lay(Path("train"), {"0": 1}, 1)  # now only the training data has it, which would shift every number
+    code, out, err = kdcli("eval", spec, "--weights", "mine.safetensors")
+    assert code == 0 and scores(out, "top1") == 100.0, out + err
