@@ -108,8 +108,9 @@ CAUTIONS: dict[str, Explanation] = {
         "`.heic` files are left out: save them as JPEG or PNG",
     ),
     "KD624": Explanation(
-        "class without test images",
-        "The test data has no image of a class that is trained on, so nothing tells how well it is learnt.",
+        "classes of the test data not as trained",
+        "The test data has no image of a class that is trained on, so nothing tells how well that is learnt; or one"
+        " side alone names its classes, so that the other's numbers are taken for them, in order.",
         "train/{cat,dog}, test/{cat}",
     ),
     "KD621": Explanation(

@@ -214,7 +214,11 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         with Recorder(
             metrics=run.folder.metrics,
             log=run.folder.log,
-            spec=[arguments.spec, *arguments.changes],
+            spec=[
+                arguments.spec,
+                *arguments.changes,
+                *(word for package in arguments.plugins for word in ("--plugin", package)),
+            ],
             quiet=arguments.quiet,
             loggers=Loggers(parsed.spec.trainer.loggers, logged),
             write_up=report if arguments.report else None,

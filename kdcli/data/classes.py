@@ -46,6 +46,42 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
     return replace(test, notices=(*test.notices, f"the test data has no images of {what} {listed}"))
 
 
+def matched(test: OpenedData, names: Sequence[str] | None, train: OpenedData | None = None) -> OpenedData:
+    """The test data with the class numbers of the training data, where it is known whether that has names.
+
+    names: of the training data, None where it has numbers alone; train: it, where it is opened. A notice where one
+    side alone has names; SpecError KD541 where nothing states the numbers of these.
+    """
+    told = _one_sided(names, None if train is None else train.source, test)
+    if told is not None:
+        return replace(test, notices=(*test.notices, told))
+    return numbered_like(test, names)
+
+
+def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> str | None:
+    """What is to be known where one side alone has names; None where both have, or neither.
+
+    Names whose numbers nothing states (labels of a list, in alphabetical order) can't be held against numbers.
+    """
+    own = test.facts.class_names
+    if isinstance(test.source, (SampleSource, BatchSource)) or (names is None) == (own is None):
+        return None
+    named, plain = ("training", "test") if own is None else ("test", "training")
+    listed = list(names or own or ())
+    if getattr(train if own is None else test.source, "invented", False):
+        side = "train" if named == "training" else "test"
+        raise SpecError.at(
+            ("dataset", side, "dataset"),
+            "KD541",
+            f"the {named} data gives its classes by name and the {plain} data by number: they can't be matched",
+            "write `classes: [...]` beside `meta_file`, the names in the order of the numbers",
+        )
+    shown = ", ".join(f"{n} is `{name}`" for n, name in enumerate(listed[:TOLD])) + (
+        ", ..." if len(listed) > TOLD else ""
+    )
+    return f"the {plain} data has numbers and no class names: they are taken for the {named} data's, {shown}"
+
+
 def _places(names: Sequence[str], where: SpecPath, side: str) -> dict[str, int]:
     """The number of each name, which all differ."""
     places = {unicodedata.normalize("NFC", name): number for number, name in enumerate(names)}
@@ -64,10 +100,17 @@ def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _meant(name: str, known: list[str]) -> str | None:
+    """The nearest names; the list of all where they are few. A short name has no slips worth a guess."""
+    return (
+        did_you_mean(name, known) if len(name) > 3 or len(known) > 12 else "known names: " + ", ".join(known)
+    )
+
+
 def _unknown(name: str, known: list[str], where: SpecPath) -> Diagnostic:
     return Diagnostic(
         code="KD541",
         message=f"class `{name}` of the test data is no class of the training data",
-        help=did_you_mean(name, known) or "rename it, or leave it out of the test data",
+        help="; ".join(filter(None, (_meant(name, known), "rename it, or leave it out of the test data"))),
         path=where,
     )

@@ -14,7 +14,8 @@ from kdcli.data.image_readers import PillowReader
 class FileImages:
     """Files and their labels; each read when it is asked for.
 
-    left_out: what lies beside the files and is none of the images, in a sentence.
+    left_out: what lies beside the files and is none of the images, in a sentence. invented: whether the classes have
+    names and nothing states their numbers.
     """
 
     def __init__(
@@ -26,11 +27,12 @@ class FileImages:
         class_names: tuple[str, ...] | None = None,
         *,
         left_out: str | None = None,
+        invented: bool = False,
     ) -> None:
         assert len(files) == len(labels)
         self.reader, self.files = reader, files
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
-        self.left_out = left_out
+        self.left_out, self.invented = left_out, invented
         self.notices = (*reader.notices, *([left_out] if left_out else []))
 
     def located(self) -> tuple[Sequence[str], Sequence[str]]:

@@ -54,6 +54,9 @@ def cls(
         raise ValueError(f"`image_dir` has {len(image_reader.roots)} folders for {len(metas)} meta files")
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+    if classes is not None and len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise ValueError(f"`classes` lists `{twice}` twice")
     if classes is not None and num_classes not in (None, len(classes)):
         raise ValueError(f"`num_classes` is {num_classes}, and `classes` lists {len(classes)}")
     num_classes = num_classes if classes is None else len(classes)
@@ -91,7 +94,8 @@ def cls(
         files, numbers = [files[i] for i in kept], numbers[kept]
     told = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
     count = num_classes or (len(told) if told is not None else int(numbers.max(initial=-1)) + 1)
-    return FileImages(image_reader, files, numbers, count, told)
+    invented = bool(names.seen) and classes is None
+    return FileImages(image_reader, files, numbers, count, told, invented=invented)
 
 
 def _placed(
@@ -178,8 +182,11 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | 
                 name, label, called = parse(line.strip())
             except (ValueError, KeyError, TypeError, RecursionError) as reason:
                 wanted = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
+                help = "JSON lines are read with `meta_type: custom_cls`" if line.lstrip()[0] == "{" else None
                 raise RunError.of(
-                    "KD510", f"`{file}` line {number} is not `{wanted}`: {line.strip()[:80]!r}"
+                    "KD510",
+                    f"`{file}` line {number} is not `{wanted}`: {line.strip()[:80]!r}",
+                    help if kind == "imagenet" else None,
                 ) from reason
             yield number, name, label, called
 
@@ -200,7 +207,12 @@ def _json_line(line: str) -> tuple[str, int | str, str | None]:
 
 
 def _name(text: str) -> str:
-    """A class name; raises ValueError for what rather is a number or a file."""
-    if not text or re.fullmatch(r"[+-]?[\d.]+", text) or text.lower().endswith(SUFFIXES):
+    """A class name; raises ValueError for what rather is a number, a file or JSON."""
+    if (
+        not text
+        or re.search(r"[{}\"]", text)
+        or re.fullmatch(r"[+-]?[\d.]+", text)
+        or text.lower().endswith(SUFFIXES)
+    ):
         raise ValueError(f"no class name: {text}")
     return unicodedata.normalize("NFC", text)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import SpecError, SpecPath
+from kdcli.losses.layout import places_in
 from kdcli.spec.schema import AdapterSpec
 
 Shape = Sequence[int]
@@ -109,7 +110,7 @@ class ResizeAdapter(nn.Module):
 
 
 class MeanAdapter(nn.Module):
-    """The mean over all positions, then a linear layer: maps or tokens to vectors.
+    """The mean over all positions, then a linear layer: to a vector, or what else has a single position.
 
     All tokens count alike, class tokens and registers included. A vector is never spread over positions:
     every one of them would be asked for the same.
@@ -117,17 +118,19 @@ class MeanAdapter(nn.Module):
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
-        if len(student) not in (3, 4) or len(teacher) != 2:
+        if len(student) not in (2, 3, 4) or len(teacher) not in (2, 3, 4) or places_in(teacher) != 1:
             raise ValueError(
                 f"joins a map or tokens with a vector, not {shown(student)} and {shown(teacher)}"
             )
-        self.linear = nn.Linear(_width(student), teacher[1])
+        self.linear = nn.Linear(_width(student), _width(teacher))
+        self.shape = tuple(teacher[1:])
 
     def forward(self, feature: Tensor) -> Tensor:
-        """feature [B, C, H, W] or [B, N, D] -> [B, teacher's D]."""
-        mean = feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
-        result: Tensor = self.linear(mean)
-        return result
+        """feature [B, C, H, W], [B, N, D] or [B, D] -> [B, teacher's D], as a 1x1 map or one token where that is it."""
+        if feature.dim() > 2:
+            feature = feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
+        result: Tensor = self.linear(feature)
+        return result.reshape(len(result), *self.shape)
 
 
 class AutoAdapter(nn.Module):
@@ -161,13 +164,17 @@ def unjoinable(student: Shape, teacher: Shape) -> str | None:
     Resampled along their sequence they would be compared with other places of the image.
     """
     ranks = (len(student), len(teacher))
+    if not set(ranks) <= {2, 3, 4}:
+        return "kdcli knows neither of them as map, tokens or vector"
+    if places_in(teacher) == 1 or ranks == (4, 4):
+        return None
+    if places_in(student) == 1:
+        return "a vector has no places: every place of the teacher's would get the same"
     if ranks in ((3, 4), (4, 3)):
         return "tokens have no known grid, and class tokens or registers may be among them: places would be mixed up"
     if ranks == (3, 3) and student[1] != teacher[1]:
         return "their grids, and which tokens are class tokens or registers, are not known: places would be mixed up"
-    if ranks[0] == 2 and ranks[1] in (3, 4):
-        return "a vector has no places: every place of the teacher's would get the same"
-    return None if set(ranks) <= {2, 3, 4} else "kdcli knows neither of them as map, tokens or vector"
+    return None
 
 
 def what_joins(student: Shape, teacher: Shape) -> str:
@@ -177,8 +184,8 @@ def what_joins(student: Shape, teacher: Shape) -> str:
         if tuple(student[2:]) != tuple(teacher[2:]):
             what += f" and a resize {student[2]}x{student[3]} to {teacher[2]}x{teacher[3]}"
         return what
-    what = f"a linear layer {_width(student)} to {teacher[-1]}"
-    if _alike(student, teacher):
+    what = f"a linear layer {_width(student)} to {_width(teacher)}"
+    if _alike(student, teacher) or places_in(student) == 1:
         return what
     every = "all tokens, class tokens included" if len(student) == 3 else "all positions"
     return f"the mean over {every}, then {what}"

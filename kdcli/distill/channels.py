@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from operator import index
 from typing import Any, Literal
 
 from torch import Tensor
@@ -52,6 +53,7 @@ class ChannelTrace(TorchFunctionMode):
         self._numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self._ties: list[list[tuple[int, Turn]]] = []
         self._sure: list[tuple[int, Axis]] = []
+        self._normed: list[tuple[int, Axis]] = []
         self._likely: list[tuple[int, Axis]] = []
         self._found: dict[int, Axis] | None = None
 
@@ -64,7 +66,10 @@ class ChannelTrace(TorchFunctionMode):
         made = _with_places(result)
         given = _with_places([*args, *kwargs.values()]) if made else []
         if given:
-            self._note(getattr(func, "__name__", "").strip("_"), given, made, args, kwargs)
+            try:
+                self._note(getattr(func, "__name__", "").strip("_"), given, made, args, kwargs)
+            except (TypeError, ValueError, IndexError, KeyError, AttributeError):
+                pass  # an operation written in a way that isn't understood tells nothing
         return result
 
     def axis(self, feature: Tensor) -> Axis | None:
@@ -100,7 +105,8 @@ class ChannelTrace(TorchFunctionMode):
         if name in CHANNELS_FIRST:
             self._sure += [(self._number(one), "first") for one in (first, *made)]
         elif name in NORMS and len(kwargs.get("normalized_shape") or args[1]) == 1:
-            self._sure += [(self._number(one), "last") for one in (first, *made)]
+            self._normed.append((self._number(first), "last"))
+            self._tie(first, made[0], KEPT)
         elif name == "linear":
             # Only likely: a mixer turns its axes round to let a linear layer work on positions.
             self._likely += [(self._number(one), "last") for one in (first, *made)]
@@ -131,9 +137,12 @@ class ChannelTrace(TorchFunctionMode):
             self._ties[b].append((a, {after: before for before, after in turn.items()}))
 
     def _spread(self) -> dict[int, Axis]:
-        """The channels' axis by number; what is sure goes first, and the nearest word counts."""
+        """The channels' axis by number; what is sure goes first, and the nearest word counts.
+
+        Of one and the same tensor a convolution knows better than a norm, which may be one over the width.
+        """
         found: dict[int, Axis] = {}
-        for words in (self._sure, self._likely):
+        for words in ([*self._sure, *self._normed], self._likely):
             due: deque[int] = deque()
             for number, axis in words:
                 if found.setdefault(number, axis) == axis:
@@ -170,14 +179,16 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _slices(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
+def _slices(given: Any) -> bool:
+    parts = given if isinstance(given, tuple) else (given,)
     return all(isinstance(part, slice) or part is Ellipsis for part in parts)
 
 
 def _order(name: str, rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
     """For each axis of the result the axis that it was."""
-    given = [value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor)]
+    given = [value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor) or not value.dim()]
+    if name in ("movedim", "moveaxis") and "destination" in kwargs:
+        given = [kwargs.get("source", given[0]), kwargs["destination"]]
     if name == "permute":
         return [axis % rank for axis in _numbers(given)]
     if name in ("movedim", "moveaxis"):
@@ -193,7 +204,10 @@ def _order(name: str, rank: int, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def _numbers(values: Any) -> Iterable[int]:
-    return [values] if isinstance(values, int) else [n for value in values for n in _numbers(value)]
+    try:
+        return [index(values)]
+    except TypeError:
+        return [number for value in values for number in _numbers(value)]
 
 
 def _turn(order: Sequence[int]) -> Turn:

@@ -31,6 +31,7 @@ from kdcli.engine.folder import RunFolder, make_ready, open_folder
 from kdcli.engine.labels import labels_of
 from kdcli.engine.precision import autocast_for, scaler_for, student_precision
 from kdcli.engine.records import NetworkFacts
+from kdcli.engine.rehearsal import rehearse
 from kdcli.engine.reopen import with_own_files
 from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.same_data import truth_file
@@ -104,7 +105,7 @@ def built(
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(small(next(train_loader.batches(0))), processes.device)
-        outputs = outputs_of(student, sample)
+        outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has told these already.
         notices += known if options.proof is None else []

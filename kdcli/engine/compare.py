@@ -96,13 +96,14 @@ def compare(
     told = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
-    loader = build_data(sides.test_of_run(run_root(parsed), _stated(weights)), spec, processes)
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
+    loader = build_data(opened, spec, processes)
     findings = task.check_truth(spec, loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):
         loader.close()
         raise SpecError(findings)
     student, notices = student_of(task, parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
-    told += [finding.message for finding in findings]
+    told += [*loader.notices, *(finding.message for finding in findings)]
     notices = [*(Notice(message=message, level="warning") for message in told), *notices]
     contenders = [student]
     for name in used_teachers(spec):
@@ -140,9 +141,12 @@ def compare(
     return rows, notices
 
 
-def _stated(weights: Path | None) -> tuple[str, ...] | None:
-    """The classes that a file of weights states; None without one."""
-    return None if weights is None or not weights.is_file() else stated_classes(weights)
+def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ...] | None:
+    """The classes that the student's file states, the one that `student_of` measures; None where it states none."""
+    folder = RunFolder(run_root(parsed))
+    candidates = [weights] if weights is not None else [folder.best_student, folder.student]
+    file = next((path for path in candidates if path.is_file()), None)
+    return None if file is None else stated_classes(file)
 
 
 def used_teachers(spec: Spec) -> list[str]:

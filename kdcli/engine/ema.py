@@ -103,6 +103,7 @@ class MovingAverage:
             "step": self.step,
             "parameters": self.parameters,
             "buffers": self.buffers,
+            "averaged": sorted(self._averaged),
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -112,6 +113,10 @@ class MovingAverage:
             assert isinstance(theirs, dict)
             for name, value in theirs.items():
                 mine[name].copy_(value)
+        # As it was decided at the first step: a buffer that was infinite then may be finite now.
+        averaged = state.get("averaged", sorted(self._averaged))
+        assert isinstance(averaged, (list, tuple))
+        self._averaged = frozenset(averaged)
 
     def _targets(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.net.named_parameters()

@@ -167,6 +167,11 @@ def _entries(root: Path) -> list[Path]:
     return [path for folder in (root, root / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
 
 
+def has_data_facts(root: Path) -> bool:
+    """Whether the run in a folder says what its data was, with class names or without."""
+    return (root / DATA).is_file()
+
+
 def recorded_classes(root: Path) -> tuple[str, ...] | None:
     """The class names that the run in a folder was trained with; None where it has not written them."""
     try:

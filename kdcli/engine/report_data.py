@@ -16,7 +16,7 @@ from torch import Tensor
 from kdcli.data.loaders import Loader
 from kdcli.engine.build import build_data, run_root
 from kdcli.engine.checkpoint import write_whole
-from kdcli.engine.compare import Contender, row_of, student_of, teacher_of, used_teachers
+from kdcli.engine.compare import Contender, row_of, stated_by_student, student_of, teacher_of, used_teachers
 from kdcli.engine.distributed import Processes, to_device
 from kdcli.engine.feature_maps import feature_maps
 from kdcli.engine.features import layers_of
@@ -56,7 +56,7 @@ def collect(
     """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
     sides = Sides(spec, options.places)
-    opened = sides.test_of_run(run_root(parsed))
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))
     loader = build_data(opened, spec, Processes(device=device))
     try:
         return _collect(parsed, options, device, loader, sides)

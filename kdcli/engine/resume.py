@@ -177,9 +177,18 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
     before, now = state["batches"], len(run.train_loader)
     if before != now:
         progress.batch = progress.batch * now // before
+    if run.processes.broadcast(_tests_otherwise(run, state)):
+        # Figures on other data can't be compared: the next evaluation is the best so far.
+        progress.best, progress.best_step = {}, 0
     # A finished run goes on where the user lets it be longer now.
     progress.over = progress.over and progress.stage_step >= run.stages[progress.stage].steps
     return progress
+
+
+def _tests_otherwise(run: Run, state: dict[str, Any]) -> bool:
+    """Whether the test data is another one than the checkpoint's, as far as this process knows."""
+    kept = (state.get("data") or {}).get("test") or {}
+    return "listing" in kept and "test" in run.digests and kept["listing"] != run.digests["test"].listing
 
 
 def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
@@ -242,7 +251,7 @@ def _compare_data(
                 f"{', '.join(keeping)} {'keep' if many else 'keeps'} a row for each of the {other.samples[0]:,} samples"
             )
         elif _among(key, run.options.allow_changed):
-            best = "; the best evaluation so far was on the data before" if other.side == "test" else ""
+            best = "; the next evaluation counts as the best so far" if other.side == "test" else ""
             notices.append(Notice(message=f"{other.message}; it was accepted{best}", level="warning"))
             continue
         else:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdcli.data.build import build_source, open_source
-from kdcli.data.classes import numbered_like
+from kdcli.data.classes import matched
 from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.sources import Source
-from kdcli.engine.folder import recorded_classes
+from kdcli.engine.folder import has_data_facts, recorded_classes
 from kdcli.errors import KdError, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, Spec
@@ -55,7 +55,7 @@ class Sides:
     def test(self) -> OpenedData:
         """The test data with the class numbers of the training data."""
         return self._once(
-            "test", False, lambda: numbered_like(self.opened(False), self.train.facts.class_names)
+            "test", False, lambda: matched(self.opened(False), self.train.facts.class_names, self.train)
         )
 
     def test_of_run(self, root: Path, stated: Sequence[str] | None = None) -> OpenedData:
@@ -66,15 +66,16 @@ class Sides:
         needs no training data.
         """
         test = self.opened(False)
-        if test.facts.class_names is None or test.facts.annotations is not None:
+        if test.facts.annotations is not None:
             return test
         truth = stated or recorded_classes(root)
-        if truth is None:
-            try:
-                truth = self.train.facts.class_names
-            except KdError:
-                return test
-        return numbered_like(test, truth)
+        if truth is not None or has_data_facts(root):
+            return matched(test, truth)
+        try:
+            train = self.train
+        except KdError:
+            return test
+        return matched(test, train.facts.class_names, train)
 
     def _source(self, train: bool) -> Source | BatchSource:
         if train in self.given:

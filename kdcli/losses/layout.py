@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -72,10 +73,11 @@ def same_places(
     """Refuse two features whose positions can't be matched: those of maps, or of equally many tokens, can.
 
     Tokens have no grid that is known, and class tokens or registers may be among them, so that neither a map
-    nor another number of tokens has the same places. Vectors fit vectors, and everything where the method
-    averages over the positions of the other.
+    nor another number of tokens has the same places. What has a single place (a vector, a 1x1
+    map, one token) fits its like, and everything where the method averages over the positions of the other.
     """
-    if averages and 2 in (len(student), len(teacher)):
+    single = (places_in(student) == 1, places_in(teacher) == 1)
+    if all(single) or (averages and any(single)):
         return
     if len(student) != len(teacher) or (len(student) == 3 and student[1] != teacher[1]):
         raise RunError.of(
@@ -83,6 +85,11 @@ def same_places(
             f"`{method}` cannot match the positions of {shown(student)} with those of {shown(teacher)}",
             "name maps in both networks, two layers with equally many tokens, or vectors in both",
         )
+
+
+def places_in(shape: Sequence[int]) -> int:
+    """How many positions a feature has: 1 for a vector, N for tokens, H·W for a map."""
+    return int(shape[1]) if len(shape) == 3 else math.prod(int(size) for size in shape[2:])
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

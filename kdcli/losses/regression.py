@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import as_map, enough_values, map_shape, same_places, shown
+from kdcli.losses.layout import as_map, enough_values, map_shape, places_in, same_places, shown
 
 
 class ConvRegression(nn.Module):
@@ -30,7 +30,7 @@ class ConvRegression(nn.Module):
         super().__init__()
         self.method = method
         self.relu = relu
-        same_places(student_shape, teacher_shape, method, averages=len(teacher_shape) == 2)
+        same_places(student_shape, teacher_shape, method, averages=places_in(teacher_shape) == 1)
         _, s_channels, s_height, s_width = map_shape(student_shape, method)
         _, t_channels, t_height, t_width = map_shape(teacher_shape, method)
         self.conv: nn.Conv2d | nn.ConvTranspose2d

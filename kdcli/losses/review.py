@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, enough_values, map_shape, same_places
+from kdcli.losses.layout import as_map, enough_values, map_shape, places_in, same_places
 from kdcli.losses.precision import full_precision
 from kdcli.losses.warmup import epoch_share
 from kdcli.spec.ranges import Count
@@ -73,7 +73,7 @@ class KnowledgeReview(nn.Module):
         for s, t in zip(student_shape, teacher_shape, strict=True):
             same_places(s, t, "review")
         for s, deeper in pairwise(student_shape):
-            same_places(s, deeper, "review", averages=len(deeper) == 2)
+            same_places(s, deeper, "review", averages=places_in(deeper) == 1)
         widths = [
             (map_shape(s, "review")[1], map_shape(t, "review")[1])
             for s, t in zip(student_shape, teacher_shape, strict=True)

@@ -23,13 +23,14 @@ def similarity_preserving(
     Source: "Similarity-Preserving Knowledge Distillation", arXiv:1907.09682.
     """
     student, teacher = (gather_rows(x.flatten(1), gather=gather) for x in (student, teacher))
-    difference = _similarity(teacher, student) - _similarity(student, teacher)
-    return loss_weight * difference.pow(2).mean()
-
-
-def _similarity(rows: Tensor, others: Tensor) -> Tensor:
-    gram = rows @ rows.T
-    norms, like = (vector_norm(x, dim=1, keepdim=True) for x in (gram, others @ others.T))
-    # A sample is faint by its own length: a row of the Gram matrix is short too where nothing resembles it.
-    divisors = lengths(norms, like=heard(like), rows=vector_norm(rows, dim=1, keepdim=True))
-    return gram / divisors.clamp_min(1e-12).expand_as(gram)
+    grams = {"student": student @ student.T, "teacher": teacher @ teacher.T}
+    norms = {name: vector_norm(gram, dim=1, keepdim=True) for name, gram in grams.items()}
+    similar = {
+        # A sample is faint by its own length: a row of the Gram matrix is short too where nothing resembles it.
+        name: grams[name]
+        / lengths(norms[name], like=heard(norms[other]), rows=vector_norm(rows, dim=1, keepdim=True))
+        .clamp_min(1e-12)
+        .expand_as(grams[name])
+        for name, rows, other in (("teacher", teacher, "student"), ("student", student, "teacher"))
+    }
+    return loss_weight * (similar["teacher"] - similar["student"]).pow(2).mean()

@@ -74,7 +74,7 @@ class Places:
         tried = self.tried(name, path)
         told = ["there is no " + " nor ".join(f"`{os.path.abspath(place)}`" for place in tried)]
         before = self._before(name, path)
-        if before is not None:
+        if before is not None and os.path.abspath(before) not in map(os.path.abspath, tried):
             told.append(f"the run took `{before}`")
         beside = self.folder / name if self.folder is not None else None
         if beside is not None and self.elsewhere.get(path, beside) is None and os.path.exists(beside):

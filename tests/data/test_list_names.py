@@ -92,3 +92,18 @@ def test_test_names_have_the_training_numbers(root: Path) -> None:
 def test_what_can_not_be_meant(root: Path, lines: list[str], kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(KdError, match=said):
         listed(root, lines, **kwargs)
+
+
+def test_a_class_is_listed_once(root: Path) -> None:
+    with pytest.raises(KdError, match="`classes` lists `cat` twice"):
+        listed(root, ["a.png cat"], classes=["cat", "dog", "cat"])
+
+
+def test_json_lines_say_what_reads_them(root: Path) -> None:
+    file = root / "lines"
+    file.write_text('{"filename": "a.png", "label": "cat"}\n')
+    reader = {"type": "fs_pillow", "kwargs": {"image_dir": str(root), "color_mode": "GRAY"}}
+    part = make_part("cls", meta_file=str(file), image_reader=reader)
+    with pytest.raises(KdError, match="KD510") as caught:
+        open_side(part, train=True, path=("dataset", "train"))
+    assert "meta_type: custom_cls" in str(caught.value.diagnostics[0].help)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.distill.adapters import ConvAdapter, build_adapter, unjoinable
+from kdcli.distill.adapters import AutoAdapter, ConvAdapter, build_adapter, unjoinable
 from kdcli.errors import SpecError
 from kdcli.spec.schema import AdapterSpec
 
@@ -23,7 +23,8 @@ def test_auto_joins_what_has_the_same_places_and_refuses_the_rest(
     student: tuple[int, ...], teacher: tuple[int, ...]
 ) -> None:
     joins = {(4, 4), (4, 2), (3, 2), (2, 2)} | ({(3, 3)} if student[1] == teacher[1] else set())
-    if (len(student), len(teacher)) not in joins:
+    single = {2: True, 3: teacher[1] == 1, 4: teacher[2:] == (1, 1)}[len(teacher)]
+    if (len(student), len(teacher)) not in joins and not single:
         assert unjoinable(student, teacher) is not None
         with pytest.raises(SpecError, match="KD426"):
             build_adapter(AdapterSpec(type="auto"), student, teacher, ())
@@ -56,3 +57,26 @@ def test_what_an_adapter_cannot_join_is_told_at_its_place(kind: str) -> None:
     assert caught.value.diagnostics[0].code == "KD432"
     assert caught.value.diagnostics[0].path == ("mimic", "adapter")
     assert "[B, 3, 4]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ((2, 6), (2, 4, 1, 1)),
+        ((2, 6), (2, 1, 4)),
+        ((2, 1, 6), (2, 4, 1, 1)),
+        ((2, 9, 6), (2, 4, 1, 1)),
+        ((2, 6, 1, 1), (2, 1, 4)),
+    ],
+)
+def test_what_has_a_single_place_is_as_good_as_a_vector(
+    student: tuple[int, ...], teacher: tuple[int, ...]
+) -> None:
+    """A 1x1 map and one token: no place can be mixed up."""
+    assert unjoinable(student, teacher) is None
+    feature = torch.randn(student)
+    adapter = AutoAdapter(student, teacher)
+    made = adapter(feature)
+    assert made.shape == teacher
+    mean = feature.reshape(2, 6) if len(student) != 3 else feature.mean(1)
+    assert torch.allclose(made.flatten(1), adapter.adapter.linear(mean))  # type: ignore[operator, union-attr]

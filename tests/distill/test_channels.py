@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as vision
@@ -132,3 +133,37 @@ def test_a_mixer_turns_its_tokens_for_a_linear_layer() -> None:
         mixed = torch.nn.functional.linear(image, torch.rand(4, 4))
         torch.nn.functional.conv2d(mixed, torch.rand(3, 3, 1, 1))
     assert trace.axis(mixed) == trace.axis(image) == "first"
+
+
+class Turns(nn.Module):
+    """Moves its axes in ways that torch takes and Python's ints are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.back = nn.Conv2d(4, 5, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        first = self.conv(image)
+        last = first.permute(tuple(np.argsort([0, 3, 1, 2])))
+        swapped = first.transpose(np.int64(1), np.int64(3))
+        moved = torch.movedim(first, destination=3, source=1)
+        lettered = first.transpose(torch.tensor(1), torch.tensor(3))
+        return [last, swapped, moved, lettered, self.back(last.permute(0, 3, 1, 2))]
+
+
+def test_axes_named_by_other_kinds_of_numbers() -> None:
+    with torch.no_grad(), ChannelTrace() as trace:
+        last, swapped, moved, lettered, back = Turns()(torch.zeros(1, 3, 6, 8))
+    assert [trace.axis(x) for x in (last, swapped, moved, lettered)] == ["last"] * 4
+    assert trace.axis(back) == "first"
+
+
+def test_a_norm_over_the_width_is_no_word_on_channels() -> None:
+    """As spectrogram networks have it: the convolutions around it say where the channels are."""
+    first, norm, second = nn.Conv2d(1, 16, 3, padding=1), nn.LayerNorm(16), nn.Conv2d(16, 8, 3)
+    with torch.no_grad(), ChannelTrace() as trace:
+        made = first(torch.zeros(2, 1, 16, 16))
+        normed = norm(made)
+        second(normed.relu())
+    assert trace.axis(made) == trace.axis(normed) == "first"

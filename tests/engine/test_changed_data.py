@@ -184,7 +184,7 @@ def test_the_test_side_alone_is_refused_by_its_own_name(data: Path) -> None:
     assert refused(*FOLDERS) == said
     assert refused(*FOLDERS, allow=("data.train",)) == said
     records = goes_on(*FOLDERS, allow=("data.test",))
-    assert "the best evaluation so far was on the data before" in told(records)
+    assert "the next evaluation counts as the best so far" in told(records)
 
 
 def test_untouched_data_goes_on_as_if_nothing_had_been_and_its_lists_are_written_once() -> None:

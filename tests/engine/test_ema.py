@@ -184,3 +184,26 @@ def test_an_average_that_is_off_on_both_sides_decides_nothing() -> None:
 def test_an_average_that_one_side_lacks_is_a_key_that_differs() -> None:
     begun(AVERAGE)
     assert "trainer.ema" in refused("KD715", resume=True)
+
+
+def test_a_buffer_that_began_infinite_is_copied_after_a_resume_too() -> None:
+    """A range observer's: whether it is averaged is decided at the first step and kept."""
+
+    class Observed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("largest", torch.tensor(-torch.inf))
+
+    spec = Ema(kwargs=EmaKwargs(decay=0.9))
+    net = Observed()
+    average = MovingAverage(net, spec)
+    net.largest.fill_(3.0)  # type: ignore[operator, union-attr]
+    average.update()
+    state = average.state_dict()
+    again = MovingAverage(net, spec)  # as a resumed run makes it: the buffer is finite by now
+    again.load_state_dict(state)
+    net.largest.fill_(7.0)  # type: ignore[operator, union-attr]
+    for one in (average, again):
+        one.update()
+        assert float(one.buffers["largest"]) == 7.0

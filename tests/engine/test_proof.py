@@ -295,3 +295,8 @@ def test_what_validate_calls_right_train_does_not_refuse(
     else:
         # Only what decoding one of the first images, or a listing, can't show may pass here.
         assert broken == "last image half", out
+
+
+def test_without_the_proof_a_network_that_cannot_run_is_no_fault_of_kdcli(kdcli: Kdcli) -> None:
+    code, _, err = kdcli("train", write(), "--no-check", *CHANNELS)
+    assert code == 1 and "KD418" in err and "Traceback" not in err

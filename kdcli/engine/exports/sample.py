@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.engine.build import build_data, run_root
+from kdcli.engine.compare import stated_by_student
 from kdcli.engine.distributed import Processes
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.sides import Sides
@@ -51,7 +52,7 @@ def sample_for(
     """
     batches: list[Mapping[str, Any]] = []
     try:
-        with _test_batches(sides, parsed) as (given, facts):
+        with _test_batches(sides, parsed, weights) as (given, facts):
             batches = deploy.taken(small(batch, IMAGES) for batch in given)
     except KdError:
         pass
@@ -72,8 +73,10 @@ def said(weights: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _test_batches(sides: Sides, parsed: ParsedSpec) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
-    opened = sides.test_of_run(run_root(parsed))
+def _test_batches(
+    sides: Sides, parsed: ParsedSpec, weights: Path | None
+) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
     loader = build_data(opened, sides.spec, Processes(device=torch.device("cpu")))
     try:
         yield (dict(batch) for batch in loader.batches(0)), loader.facts
