@@ -54,6 +54,7 @@ def test_an_unknown_sample_gets_the_nearest_name() -> None:
     assert "`digits_kd`" in (caught.value.diagnostics[0].help or "")
 
 
+@pytest.mark.slow
 def test_a_copy_trains(tmp_path: Path) -> None:
     """The whole command, to the report."""
     pytest.importorskip("matplotlib")

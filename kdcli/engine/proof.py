@@ -17,7 +17,7 @@ from kdcli.engine.distributed import Processes
 from kdcli.engine.folder import PROVED
 from kdcli.engine.run import RunOptions
 from kdcli.engine.sides import Sides
-from kdcli.errors import Diagnostic, SpecError
+from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.spec.parse import ParsedSpec
 
 LAUNCHER_PROVED = "KDCLI_PROVED"
@@ -40,7 +40,10 @@ def proved(
     done = bool(os.environ.get(LAUNCHER_PROVED)) or _was_proved(parsed, options, sides)
     if processes.speaks and not done:
         look = CheckOptions(plugins=options.plugins, places=options.places, look="start", plan=False)
-        found = check(parsed, look, sides).findings
+        try:
+            found = check(parsed, look, sides).findings
+        except KdError as error:  # the others wait for what is found
+            found = error.diagnostics
     found = processes.broadcast(found)
     if any(finding.severity == "error" for finding in found):
         raise SpecError(found)

@@ -321,6 +321,7 @@ def member(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sample_feature_is_the_mean_over_the_rois_of_all_processes(tmp_path: Path) -> None:
     mp.start_processes(member, (str(tmp_path),), nprocs=2, start_method=serve())
     for (loss, first), mean in torch.load(tmp_path / "found.pt").items():

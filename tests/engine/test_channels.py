@@ -96,15 +96,22 @@ def test_what_swin_gives_channels_first_is_a_map() -> None:
     ("student", "teacher", "ours", "theirs", "why"),
     [
         (CNN, VIT, "model.layer3", BLOCK, "[B, 256, 4, 4] and [B, 5, 768]: tokens have no known grid"),
-        (VIT, CNN, BLOCK, "model.layer3", "[B, 5, 768] and [B, 256, 4, 4]: tokens have no known grid"),
-        (CNN, VIT, "model.fc:in", BLOCK, "[B, 512] and [B, 5, 768]: a vector has no places"),
+        pytest.param(
+            *(VIT, CNN, BLOCK, "model.layer3", "[B, 5, 768] and [B, 256, 4, 4]: tokens have no known grid"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(CNN, VIT, "model.fc:in", BLOCK, "[B, 512] and [B, 5, 768]: a vector has no places"),
+            marks=pytest.mark.slow,
+        ),
         (CNN, CNN, "model.fc:in", "model.layer3", "[B, 512] and [B, 256, 4, 4]: a vector has no places"),
-        (
+        pytest.param(
             VIT,
             VIT.replace("b_32", "b_16"),
             BLOCK,
             BLOCK,
             "[B, 5, 768] and [B, 17, 768]: their grids, and which tokens are class tokens or registers",
+            marks=pytest.mark.slow,
         ),
     ],
 )

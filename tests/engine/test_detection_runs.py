@@ -89,9 +89,10 @@ TAPS = "[neck.p3_conv, neck.p4_conv]"
     "method",
     [
         ["mimic.mimic_ins_type=FGD", "mimic.cfgs.loss={type: fgd}"],
-        ["mimic.cfgs.loss={type: mgd}"],
-        ["mimic.cfgs.loss={type: pkd}"],
-        ["mimic.cfgs.loss={type: cwd}"],
+        *(
+            pytest.param([f"mimic.cfgs.loss={{type: {name}}}"], marks=pytest.mark.slow)
+            for name in ("mgd", "pkd", "cwd")
+        ),
     ],
     ids=["FGD", "MGD", "PKD", "CWD"],
 )

@@ -151,7 +151,7 @@ def as_exported(content: dict[str, Any]) -> None:
 LOOSE = "net.bbox_head_post_process.kwargs.cfg.bbox_predictor.kwargs.bbox_score_thresh=0.0"
 
 
-@pytest.mark.parametrize("change", [permute, as_exported])
+@pytest.mark.parametrize("change", [permute, pytest.param(as_exported, marks=pytest.mark.slow)])
 def test_the_figures_are_those_of_the_same_file(
     kdcli: Kdcli, scenes: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
@@ -181,6 +181,7 @@ def named(row: dict[str, Any], content: dict[str, Any]) -> tuple[Any, ...]:
     return image, category, row["bbox"], row["score"]
 
 
+@pytest.mark.slow
 def test_exported_files_train_alike_and_are_told_once(kdcli: Kdcli, scenes: Path) -> None:
     losses = []
     for side in ("plain", "exported"):

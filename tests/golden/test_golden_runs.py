@@ -24,11 +24,11 @@ BITS = machine() in RECORDS and environment_is_quiet()
 RECORD: dict[str, Any] = RECORDS[machine()] if BITS else next(iter(RECORDS.values()))
 
 
-SLOWER = "fashion_contrastive"
+SLOWER = ("fashion_contrastive", "fashion_feature", "digits_two_teachers")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == SLOWER else name for name in RUNS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOWER else name for name in RUNS]
 )
 def test_the_first_steps_of_a_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
