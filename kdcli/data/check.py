@@ -19,7 +19,7 @@ from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData
 from kdcli.data.scan import Told
 from kdcli.data.sources import ArrayImages, BadSample, SampleSource, Source
-from kdcli.data.transforms.pipeline import build_pipeline
+from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.spec.schema import DataPart
 
@@ -54,15 +54,23 @@ def check_files(
     if isinstance(source, CocoDataset) or getattr(source, "files", None):
         files = _files_of(source, where, look != "whole", told)
         found += files.findings
-    if look != "quick":
-        found += pixel_findings(source, where, files.known)
+    opened, failed = None, None
     try:
-        build_loader(replace(side_of(), part=_alone(part)), seed=0).close()
-        if look != "quick" and part.batch_sampler.kwargs.batch_size > 1:
-            found += unlike_shapes(source, part, place, files)
+        opened = side_of()
     except KdError as error:
-        found += _placed(error, part, place)
-    return found
+        failed = error
+    shapes = None
+    if opened is not None and look != "quick" and part.batch_sampler.kwargs.batch_size > 1:
+        shapes = shapes_of(source, part, place)
+    if look != "quick":
+        found += pixel_findings(source, where, files.known, shapes)
+    if opened is not None:
+        try:
+            build_loader(replace(opened, part=_alone(part)), seed=0).close()
+            found += [] if shapes is None else shapes.findings(files)
+        except KdError as error:
+            failed = error
+    return found if failed is None else [*found, *_placed(failed, part, place)]
 
 
 def left_out(source: Source | BatchSource, place: SpecPath) -> list[Diagnostic]:
@@ -72,11 +80,14 @@ def left_out(source: Source | BatchSource, place: SpecPath) -> list[Diagnostic]:
 
 
 def pixel_findings(
-    source: Source | BatchSource, where: Where, known: frozenset[str] = frozenset()
+    source: Source | BatchSource,
+    where: Where,
+    known: frozenset[str] = frozenset(),
+    shapes: Shapes | None = None,
 ) -> list[Diagnostic]:
     """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
 
-    known: files that are told of already.
+    known: files that are told of already. shapes: is shown what is decoded.
     """
     if isinstance(source, BatchSource) or (
         isinstance(source, SampleSource) and not isinstance(source, CocoDataset)
@@ -84,7 +95,7 @@ def pixel_findings(
         return []
     bad: list[BadSample] = []
     indices = spread(len(source), LOOKED_AT)
-    said = constant_images(_read(source, indices, bad))
+    said = constant_images(_read(source, indices, bad, shapes))
     found = told_of([error for error in bad if error.name not in known], len(indices), where)
     if said is not None:
         help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
@@ -94,46 +105,65 @@ def pixel_findings(
     return found
 
 
-def unlike_shapes(
-    source: Source | BatchSource, part: DataPart, place: SpecPath, files: ImageFindings
-) -> list[Diagnostic]:
-    """KD517 where two images come out of the transforms in different shapes, or one does not fit them.
+class Shapes:
+    """In what shape images come out of the transforms, in their first view."""
 
-    Some images, evenly spread, and one of each size that is known to occur, in their first view.
-    """
-    if isinstance(source, (SampleSource, ArrayImages, BatchSource)):
-        return []
-    where = (*place, "kwargs", "transformer")
-    pipeline = build_pipeline(part.dataset.kwargs.transformer, where)
-    numbers = {file: index for index, file in enumerate(getattr(source, "files", ()))} if files.sizes else {}
-    indices = {*spread(len(source), LOOKED_AT), *(numbers[file] for file in files.sizes)}
-    first: tuple[str, str] | None = None
-    for index in sorted(indices):
+    def __init__(self, source: Any, pipeline: Pipeline, where: SpecPath) -> None:
+        self.source, self.pipeline, self.where = source, pipeline, where
+        self._found: dict[int, tuple[bool, str]] = {}
+
+    def take(self, index: int, image: Tensor) -> None:
+        """The shape of one image, or why it does not fit."""
         try:
-            image = source.read(index)[None]
-        except BadSample:
-            continue  # told elsewhere
-        name = source.name(index)
-        try:
-            shape = size_text(pipeline(image, Draws(0, 0, np.array([index], dtype=np.int64)))[0])
+            made = self.pipeline(image[None], Draws(0, 0, np.array([index], dtype=np.int64)))[0]
+            self._found[index] = (True, size_text(made))
         except (ValueError, TypeError, RuntimeError) as reason:
-            message = f"`{name}` does not fit the transforms: {reason}"
-            return [Diagnostic(code="KD517", message=message, path=where)]
-        if first is not None and shape != first[1]:
-            message = f"`{first[0]}` comes out of the transforms as {first[1]} and `{name}` as {shape}"
-            help = "end with one size for all: a crop, or a resize to [height, width]"
-            return [Diagnostic(code="KD517", message=message, help=help, path=where)]
-        first = first or (name, shape)
-    return []
+            self._found[index] = (False, str(reason))
+
+    def findings(self, files: ImageFindings) -> list[Diagnostic]:
+        """KD517 where two images come out in different shapes, or one does not fit the transforms.
+
+        Of those that were taken, and of one of each size that is known to occur.
+        """
+        numbers = {file: index for index, file in enumerate(self.source.files)} if files.sizes else {}
+        for index in {numbers[file] for file in files.sizes} - self._found.keys():
+            for image in _read(self.source, [index], []):  # bad ones are told elsewhere
+                self.take(index, image)
+        first: tuple[str, str] | None = None
+        for index, (fits, shape) in sorted(self._found.items()):
+            name = self.source.name(index)
+            if not fits:
+                message = f"`{name}` does not fit the transforms: {shape}"
+                return [Diagnostic(code="KD517", message=message, path=self.where)]
+            if first is not None and shape != first[1]:
+                message = f"`{first[0]}` comes out of the transforms as {first[1]} and `{name}` as {shape}"
+                help = "end with one size for all: a crop, or a resize to [height, width]"
+                return [Diagnostic(code="KD517", message=message, help=help, path=self.where)]
+            first = first or (name, shape)
+        return []
 
 
-def _read(source: Any, indices: list[int], bad: list[BadSample]) -> Iterator[Tensor]:
+def shapes_of(source: Source | BatchSource, part: DataPart, place: SpecPath) -> Shapes | None:
+    """What looks at the shapes of images that are read one by one; None for data that is known to be alike."""
+    if isinstance(source, (SampleSource, ArrayImages, BatchSource)):
+        return None
+    where = (*place, "kwargs", "transformer")
+    return Shapes(source, build_pipeline(part.dataset.kwargs.transformer, where), where)
+
+
+def _read(
+    source: Any, indices: list[int], bad: list[BadSample], shapes: Shapes | None = None
+) -> Iterator[Tensor]:
     """The images as they are decoded; those that can't be are put into `bad`."""
     for index in indices:
         try:
-            yield source.pixels(index) if isinstance(source, CocoDataset) else source.read(index)
+            image = source.pixels(index) if isinstance(source, CocoDataset) else source.read(index)
         except BadSample as error:
             bad.append(error)
+            continue
+        if shapes is not None:
+            shapes.take(index, image)
+        yield image
 
 
 def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> ImageFindings:
@@ -167,8 +197,8 @@ def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> Imag
 
 
 def _alone(part: DataPart) -> DataPart:
-    """The same side without workers, with nothing decoded beforehand; bad images are told of elsewhere."""
-    change = {"num_workers": 0, "in_memory": False, "on_bad_sample": "skip"}
+    """The same side without workers, with nothing decoded beforehand."""
+    change = {"num_workers": 0, "in_memory": False}
     quick = part.dataloader.kwargs.model_copy(update=change)
     return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
 

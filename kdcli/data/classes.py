@@ -84,9 +84,10 @@ def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> 
 
 def _places(names: Sequence[str], where: SpecPath, side: str) -> dict[str, int]:
     """The number of each name, which all differ."""
-    places = {unicodedata.normalize("NFC", name): number for number, name in enumerate(names)}
+    alike = list(map(_nfc, names))
+    places = {name: number for number, name in enumerate(alike)}
     if len(places) < len(names):
-        twice = next(name for name in names if list(map(_nfc, names)).count(_nfc(name)) > 1)
+        twice = next(name for name, same in zip(names, alike, strict=True) if alike.count(same) > 1)
         raise SpecError.at(
             where,
             "KD541",

@@ -33,8 +33,15 @@ def labels_of(
 
     Raises SpecError KD471, KD472.
     """
-    own = _labels_of(task, spec, name, settings, facts, places, files)
-    return replace(own, taps=_read_as_logits(spec, name))
+    names = _names(settings, places) if files and task.matching is not None else None
+    labels = NO_LABELS
+    if task.matching is not None and settings.classes is not None:
+        path = classes_path(spec, name)
+        labels = task.matching.asked(settings.classes, name, names, facts, path, known=files)
+    # torchvision's names for ImageNet are seldom those of a data set's folders: they prove nothing.
+    elif task.matching is not None and not str(settings.teacher_weight).startswith(TORCHVISION):
+        labels = task.matching.stated(name, names, facts)
+    return replace(labels, taps=_read_as_logits(spec, name))
 
 
 def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
@@ -42,27 +49,6 @@ def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
     jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
     on_logits = [job for job in jobs if any(loss.type in LOGIT for loss in job.losses.values())]
     return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
-
-
-def _labels_of(
-    task: Task,
-    spec: Spec,
-    name: str,
-    settings: JobTeacher,
-    facts: DataFacts,
-    places: Places,
-    files: bool,
-) -> Labels:
-    if task.matching is None:
-        return NO_LABELS
-    names = _names(settings, places) if files else None
-    if settings.classes is not None:
-        path = classes_path(spec, name)
-        return task.matching.asked(settings.classes, name, names, facts, path, known=files)
-    if str(settings.teacher_weight).startswith(TORCHVISION):
-        # torchvision's names for ImageNet are seldom those of a data set's folders: they prove nothing.
-        return NO_LABELS
-    return task.matching.stated(name, names, facts)
 
 
 def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
