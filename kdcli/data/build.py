@@ -32,25 +32,6 @@ from kdcli.spec.tables import Table
 TORCHVISION = "torchvision."
 
 
-def open_side(
-    part: DataPart,
-    *,
-    train: bool,
-    path: SpecPath,
-    places: Places = HERE,
-    aligned: bool = True,
-    classes: Mapping[int, str] | None = None,
-) -> OpenedData:
-    """One side of the data: its lists and labels read, its first readable image decoded.
-
-    path: where the side stands in the spec: ("dataset", "train"). places: where the spec's files are looked
-    up. aligned, classes: how boxes are written, and the names of the trained categories by id
-    (kdcli.data.coco). Raises SpecError and RunError KD50x to KD519.
-    """
-    source = build_source(part, train=train, path=path, places=places, aligned=aligned, classes=classes)
-    return open_source(source, part, train=train, path=path)
-
-
 def open_source(source: Source | BatchSource, part: DataPart, *, train: bool, path: SpecPath) -> OpenedData:
     """One side of the data from its source: what is true of it, its first readable image decoded.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdcli.data.build import build_loader, open_side
+from kdcli.data.build import build_loader, build_source, open_source
 from kdcli.data.fashion_mnist import fashion_mnist
 from kdcli.spec.places import HERE
 from kdcli.spec.schema import DataPart
@@ -77,7 +77,9 @@ def rate(batches: Iterable[Any], size: Callable[[Any], int]) -> float:
 
 def main(rounds: int) -> None:
     """Prints both rates and their ratio."""
-    ours = build_loader(open_side(in_memory(), train=True, path=("dataset", "train")), seed=0)
+    part, path = in_memory(), ("dataset", "train")
+    source = build_source(part, train=True, path=path)
+    ours = build_loader(open_source(source, part, train=True, path=path), seed=0)
     theirs = DataLoader(PillowImages(), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     rates: dict[str, list[float]] = {"in memory": [], "Pillow, 2 workers": []}
     for epoch in range(rounds + 1):

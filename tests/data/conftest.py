@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.data.build import build_loader, build_source, open_side, open_source
+from kdcli.data.build import build_loader, build_source, open_source
 from kdcli.data.check import Look, check_files
 from kdcli.data.loaders import Loader
 from kdcli.data.opened import OpenedData
@@ -38,6 +38,12 @@ def make_part(
             "dataloader": {"kwargs": dataloader or {}},
         }
     )
+
+
+def open_side(part: DataPart, *, train: bool, path: SpecPath, **kwargs: Any) -> OpenedData:
+    """One side of the data; kwargs: as build_source takes them."""
+    source = build_source(part, train=train, path=path, **kwargs)
+    return open_source(source, part, train=train, path=path)
 
 
 def make_loader(part: DataPart, **kwargs: Any) -> Loader:

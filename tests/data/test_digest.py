@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from kdcli.data import digest as digests
-from kdcli.data.build import open_side
 from kdcli.data.digest import digest_of, listing_of, relative, sizes
 from kdcli.data.listing import Listing, Other, changes, listing_from, packed, unpacked
 from kdcli.data.opened import OpenedData
 from kdcli.data.probe import other_pixels, probed_ids
-from tests.data.conftest import make_part
+from tests.data.conftest import make_part, open_side
 
 PATH = ("dataset", "train")
 

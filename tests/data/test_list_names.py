@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdcli.data.build import open_side
 from kdcli.data.classes import numbered_like
 from kdcli.data.opened import OpenedData
 from kdcli.errors import KdError
-from tests.data.conftest import make_part
+from tests.data.conftest import make_part, open_side
 
 
 @pytest.fixture

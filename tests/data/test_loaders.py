@@ -150,9 +150,10 @@ def test_workers_ignore_the_signals_that_end_a_run(part: Any, loader: Any) -> No
 def test_python_ends_though_nobody_closed_the_loader(part: Any, tmp_path: Path) -> None:
     code = """if True:
         import sys, pickle
-        from kdcli.data.build import build_loader, open_side
+        from kdcli.data.build import build_loader, build_source, open_source
         part = pickle.load(open(sys.argv[1], "rb"))
-        loader = build_loader(open_side(part, train=True, path=("dataset", "train")), seed=0)
+        side = {"train": True, "path": ("dataset", "train")}
+        loader = build_loader(open_source(build_source(part, **side), part, **side), seed=0)
         batches = loader.batches(0)
         next(batches)
         raise SystemExit("over")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcli.data.build import open_side
 from kdcli.data.classes import numbered_like
 from kdcli.data.opened import OpenedData
 from kdcli.errors import SpecError
 from kdcli.spec.schema import DataPart
+from tests.data.conftest import open_side
 from tests.engine.conftest import Kdcli
 
 GREY = {"a": 20, "b": 120, "c": 240}
