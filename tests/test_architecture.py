@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kdcli"
 ORDER = (
     "errors",
+    "records",
     "codes",
     "spec",
     "losses",
@@ -24,7 +25,12 @@ ORDER = (
     "distill",
     "data",
     "tasks",
-    "engine",
+    "parallel",
+    "training",
+    "check",
+    "analysis",
+    "exports",
+    "reference",
     "report",
     "commands",
     "cli",
@@ -41,9 +47,13 @@ TORCH_FREE = (
     "kdcli.distill.mimickers",
     "kdcli.data",
     "kdcli.tasks",
-    "kdcli.engine",
-    "kdcli.engine.records",
-    "kdcli.engine.tables",
+    "kdcli.training",
+    "kdcli.check",
+    "kdcli.analysis",
+    "kdcli.exports",
+    "kdcli.reference",
+    "kdcli.records",
+    "kdcli.reference.tables",
     "kdcli.report.diagnostics",
     "kdcli.report.terminal",
     "kdcli.commands",
@@ -167,7 +177,7 @@ def test_nothing_before_the_build_imports_torch() -> None:
 
 
 def test_every_table_names_code_that_is_there() -> None:
-    from kdcli.engine.tables import tables
+    from kdcli.reference.tables import tables
 
     known = tables()
     for name in (
