@@ -26,13 +26,13 @@ from kdcli.analysis.layers import layers_of
 from kdcli.analysis.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
 from kdcli.data.loaders import Loader
 from kdcli.errors import KdError
-from kdcli.parallel.distributed import Processes, to_device
+from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.tasks.task import Answered, Forward
 from kdcli.training.build import build_data, run_root
 from kdcli.training.checkpoint import write_whole
-from kdcli.training.precision import autocast_for, student_precision
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides

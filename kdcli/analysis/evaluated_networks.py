@@ -21,7 +21,8 @@ from kdcli.models.flops import flops_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
-from kdcli.parallel.distributed import Processes, to_device
+from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
@@ -37,7 +38,6 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.precision import autocast_for, student_precision
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides

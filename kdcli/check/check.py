@@ -30,6 +30,7 @@ from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.models.network import Network, build_network
+from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
@@ -41,7 +42,6 @@ from kdcli.training.build import (
     run_root,
     teacher_settings,
 )
-from kdcli.training.precision import student_precision
 from kdcli.training.sides import Sides
 from kdcli.training.stages import StagePlan
 from kdcli.training.teacher_labels import labels_of

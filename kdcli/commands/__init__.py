@@ -79,10 +79,10 @@ def evaluate(
     opened = run_or_spec(spec, changes, plugins, device)
     parsed = opened.parsed
     from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
     from kdcli.report.comparison import comparison_text
     from kdcli.tasks.keep import Keep
-    from kdcli.training.oom_as_error import memory_told
     from kdcli.training.sides import Sides
 
     with (

@@ -12,10 +12,10 @@ def cache(spec: str, changes: Sequence[str], *, device: str | None, plugins: Seq
 
     parsed = read_checked(spec, changes, plugins)
     from kdcli.commands import located
+    from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
     from kdcli.report.console import write
     from kdcli.training.make_caches import make_caches
-    from kdcli.training.oom_as_error import memory_told
     from kdcli.training.run import RunOptions
 
     options = RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)

@@ -28,7 +28,7 @@ def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: boo
     read_run(root)
     if not quick:
         from kdcli.analysis.collected import write_report_data
-        from kdcli.parallel.distributed import choose_device
+        from kdcli.parallel.devices import choose_device
         from kdcli.training.build import file_notices
         from kdcli.training.reopen import reopen
 

@@ -180,13 +180,13 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     """This process's part of the run: all of it, or as one of many."""
     from kdcli.commands import located
     from kdcli.commands.report import write_up
+    from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
     from kdcli.report.loggers.logger import LoggedRun
     from kdcli.report.loggers.loggers import Loggers
     from kdcli.report.recorder import Recorder
     from kdcli.spec.written import resolved_data
     from kdcli.training.build import built
-    from kdcli.training.oom_as_error import memory_told
     from kdcli.training.train import train as records_of
 
     options = options_of(arguments, parsed, again=started_again())

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kdcli.errors import RunError
+from kdcli.parallel.devices import choose_device
 from kdcli.parallel.launch import in_slurm_step, restarts
 
 
@@ -74,30 +75,6 @@ class Processes:
         """Until every process is here."""
         if self.world_size > 1:
             dist.barrier()
-
-
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means on this machine."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    visible = visible_gpus()
-    if visible <= local_rank:
-        raise no_such_gpus(local_rank + 1, visible)
-    return torch.device("cuda", local_rank)
-
-
-def visible_gpus() -> int:
-    """CUDA devices that this process may use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def no_such_gpus(wanted: int, visible: int) -> RunError:
-    """CUDA was asked for where there is none, or not enough of it."""
-    return RunError.of(
-        "KD720",
-        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
-        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
-    )
 
 
 @contextmanager
@@ -173,16 +150,38 @@ def first_host(nodes: str) -> str:
     return nodes if found is None else found[1] + (found[2] or "")
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device; copies overlap with computing where memory is pinned."""
-    if device.type == "cpu":
-        return batch
-    return {name: _moved(value, device) for name, value in batch.items()}
+class Consensus:
+    """The greatest of each process's wishes; of several processes all learn it at the same step.
 
+    The wishes travel on the CPU, in a group of their own, while the step computes: what was wished at one
+    step is known at the next.
+    """
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, device) for item in value)
-    return value
+    def __init__(self, processes: Processes) -> None:
+        self._group: dist.ProcessGroup | None = None
+        if processes.world_size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+        self._under_way: tuple[dist.Work, Tensor] | None = None
+
+    def settle(self, *wishes: int) -> tuple[int, ...]:
+        """Hand in this step's wishes; what was agreed on: these on one process, the last step's on several."""
+        if self._group is None:
+            return wishes
+        tensor = torch.tensor(wishes, dtype=torch.int64)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        before, self._under_way = self._under_way, (work, tensor)
+        if before is None:
+            return tuple(0 for _ in wishes)
+        before[0].wait()
+        return tuple(before[1].tolist())
+
+    def agreed(self, wish: int) -> int:
+        """The greatest wish, at once: for the rare places where waiting costs nothing."""
+        if self._group is None:
+            return wish
+        tensor = torch.tensor(wish, dtype=torch.int64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return int(tensor)

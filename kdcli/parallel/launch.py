@@ -140,7 +140,7 @@ def _listed(text: str) -> list[int] | None:
 
 def _count_gpus(text: str) -> int:
     """How many processes `--gpus` asks for; raises RunError KD720 where the GPUs are not there."""
-    from kdcli.parallel.distributed import visible_gpus
+    from kdcli.parallel.devices import visible_gpus
 
     chosen = _listed(text)
     if chosen is None:
@@ -153,7 +153,7 @@ def _count_gpus(text: str) -> int:
 
 
 def _gpus_are_there(count: int) -> int:
-    from kdcli.parallel.distributed import no_such_gpus, visible_gpus
+    from kdcli.parallel.devices import no_such_gpus, visible_gpus
 
     visible = visible_gpus()
     if count > visible:

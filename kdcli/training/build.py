@@ -27,7 +27,8 @@ from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
-from kdcli.parallel.distributed import Processes, to_device
+from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
 from kdcli.spec.cache_rules import views_of
 from kdcli.spec.parse import ParsedSpec
@@ -37,7 +38,6 @@ from kdcli.tasks.task import Task
 from kdcli.training.caches import sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.ema import MovingAverage, average_of
-from kdcli.training.precision import autocast_for, scaler_for, student_precision
 from kdcli.training.reopen import with_own_files
 from kdcli.training.run import Run, RunOptions
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder

@@ -22,10 +22,10 @@ from kdcli.distill.store import Store, bytes_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.parallel.devices import student_precision
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.cache_rules import caches_of
 from kdcli.spec.schema import Cache, ModuleSpec, Spec
-from kdcli.training.precision import student_precision
 
 FORMAT = 1
 WHAT = {

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.loaders import Loader
-from kdcli.parallel.distributed import Processes, to_device
+from kdcli.parallel.devices import to_device
+from kdcli.parallel.distributed import Processes
 from kdcli.tasks.task import Meter, Task
 
 Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]

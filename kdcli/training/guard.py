@@ -17,7 +17,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker
 from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
-from kdcli.parallel.distributed import to_device
+from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.run import Run

@@ -10,7 +10,8 @@ import torch
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
 from kdcli.errors import RunError
-from kdcli.parallel.distributed import Processes, to_device
+from kdcli.parallel.devices import to_device
+from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.cache_rules import caches_of
 from kdcli.spec.parse import ParsedSpec

@@ -17,7 +17,7 @@ from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.losses import LOGIT
-from kdcli.parallel.distributed import to_device
+from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
 from kdcli.training.run import Run
 from kdcli.training.wiring import small

@@ -20,9 +20,10 @@ from torch.profiler import ProfilerActivity, record_function
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.parallel.interrupts import Interrupts
 from kdcli.records import Record
+from kdcli.training.guard import Proven
 from kdcli.training.run import Run
-from kdcli.training.stages import StagePlan
-from kdcli.training.train import Session
+from kdcli.training.state import Progress
+from kdcli.training.train import Stage, TrainLoop, train
 
 WARM_UP = 2
 """Steps before those that count."""
@@ -48,20 +49,27 @@ class _Enough(Exception):
 
 def profile(run: Run, steps: int, interrupts: Interrupts) -> Profile:
     """Train so many steps (fewer where the run has fewer) and say where the time went."""
-    session = _Profiled(run, interrupts, steps)
+    loops: list[_ProfiledLoop] = []
+
+    def loop(*parts: Any) -> _ProfiledLoop:
+        loops.append(_ProfiledLoop(*parts, steps=steps))
+        return loops[-1]
+
     try:
-        for _ in session.records():
+        for _ in train(run, interrupts, loop):
             pass
     except _Enough:
         pass
-    return session.result()
+    return loops[-1].result()
 
 
-class _Profiled(Session):
-    """A session whose parts are timed, and which ends after some steps."""
+class _ProfiledLoop(TrainLoop):
+    """A loop whose parts are timed, and which ends after some steps."""
 
-    def __init__(self, run: Run, interrupts: Interrupts, steps: int) -> None:
-        super().__init__(run, interrupts)
+    def __init__(
+        self, run: Run, interrupts: Interrupts, guard: Proven, progress: Progress, *, steps: int
+    ) -> None:
+        super().__init__(run, interrupts, guard, progress)
         self.steps = min(steps, run.total_steps)
         self.warm_up = min(WARM_UP, run.total_steps - self.steps)
         self.done, self.images, self.seconds, self.began = 0, 0, 0.0, 0.0
@@ -75,7 +83,7 @@ class _Profiled(Session):
         trainee.forward = self.timed("forward", trainee.forward)  # type: ignore[method-assign]
         for source in run.sources.values():
             source.view = self.timed("teachers", source.view)  # type: ignore[method-assign]
-        self.log.add = self.timed("logging", self.log.add)  # type: ignore[method-assign]
+        self.losses.add = self.timed("logging", self.losses.add)  # type: ignore[method-assign]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -114,9 +122,9 @@ class _Profiled(Session):
 
         return counted
 
-    def step(self, plan: StagePlan, group: list[Mapping[str, Any]]) -> None:
-        """One step; begins to count after the warm-up and ends the session after the last."""
-        super().step(plan, group)
+    def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
+        """One step; begins to count after the warm-up and ends the run after the last."""
+        super().step(stage, group)
         self.done += 1
         if self.done > self.warm_up:
             self.images += sum(len(batch["image"]) for batch in group)
@@ -144,15 +152,17 @@ class _Profiled(Session):
             self.begin()
         yield from super().stage(index, resumed)
 
-    def backward(self, batch: dict[str, Any], clock: Clock, *, last: bool, share: float) -> dict[str, Tensor]:
+    def backward(
+        self, stage: Stage, batch: dict[str, Any], clock: Clock, *, last: bool, share: float
+    ) -> dict[str, Tensor]:
         """Forward and backward of one batch."""
         with self.part("batch"):
-            return super().backward(batch, clock, last=last, share=share)
+            return super().backward(stage, batch, clock, last=last, share=share)
 
-    def update(self, parts: list[dict[str, Tensor]]) -> None:
+    def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
         """Everything between the gradients and the new weights."""
         with self.part("optimizer"):
-            super().update(parts)
+            super().update(optimizer, parts)
 
     def flush(self) -> Iterator[Record]:
         """Read the losses from the device."""
@@ -160,11 +170,11 @@ class _Profiled(Session):
             records = list(super().flush())
         yield from records
 
-    def after_epoch(self, plan: StagePlan) -> Iterator[Record]:
+    def after_epoch(self, stage: Stage) -> Iterator[Record]:
         """On to the next epoch or stage, with nothing in between."""
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        if progress.stage_step >= plan.steps:
+        if progress.stage_step >= stage.plan.steps:
             progress.stage, progress.stage_step = progress.stage + 1, 0
         yield from ()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdcli.distill.trainee import Force
+from torch import nn
+
+from kdcli.distill.trainee import Force, Trainee
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec
 
@@ -80,3 +82,29 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
         else name == pattern or name.startswith(pattern.rstrip(".") + ".")
         for pattern in patterns
     )
+
+
+def train_only(
+    trainee: Trainee, plan: StagePlan, trainable: Mapping[str, bool], reach: Mapping[str, frozenset[str]]
+) -> list[nn.Parameter]:
+    """Freeze all parameters but those that the stage trains and that one of its losses reaches; returns these.
+
+    trainable: of each parameter's name whether it may train at all. reach: of each loss's name the parameters
+    that its gradient reaches.
+    """
+    reached: set[str] = set()
+    for name, names in reach.items():
+        job = name.partition(".")[0]
+        if plan.force.task_loss if job == "task" else plan.force.jobs is None or job in plan.force.jobs:
+            reached |= names
+    parameters = []
+    for name, parameter in trainee.named_parameters():
+        meant = (
+            plan.train is None
+            or not name.startswith("student.")
+            or matches(name.removeprefix("student."), plan.train)
+        )
+        parameter.requires_grad_(trainable[name] and meant and name in reached)
+        if parameter.requires_grad:
+            parameters.append(parameter)
+    return parameters

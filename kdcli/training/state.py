@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from kdcli import __version__
 from kdcli.errors import RunError
+from kdcli.models.weights import save_safetensors
 from kdcli.parallel.sharding import distributed_like, whole
 from kdcli.training.checkpoint import FORMAT
 from kdcli.training.optim import LearningRate
@@ -154,3 +156,23 @@ def own_buffers(run: Run) -> dict[str, Tensor]:
 
 def _digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
+
+
+def save_student(
+    run: Run, path: Path, state: dict[str, Tensor], progress: Progress, metrics: dict[str, float]
+) -> None:
+    """The student's weights without what serves training alone; input size, normalisation and classes as metadata."""
+    facts = run.facts
+    metadata = {
+        "format": "kdcli-student",
+        "kdcli": __version__,
+        "spec_hash": run.parsed.hash(),
+        "step": str(progress.step),
+        "metrics": json.dumps(metrics),
+        "input_shape": json.dumps(facts.shape),
+        "mean": json.dumps(facts.mean),
+        "std": json.dumps(facts.std),
+        "class_names": json.dumps(facts.class_names),
+        "ema": str(run.ema is not None),
+    }
+    save_safetensors(state, path, metadata)

@@ -13,9 +13,9 @@ import torch._dynamo.exc
 from safetensors.torch import load_file
 
 from kdcli.errors import KdError, RunError, SpecError
+from kdcli.parallel.devices import memory_told
 from kdcli.records import Finished, Notice, Step
 from kdcli.spec.rules import check_rules
-from kdcli.training.oom_as_error import memory_told
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 NET = "{name: model, type: '%s', kwargs: {num_classes: 4}}"
