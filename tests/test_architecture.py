@@ -152,7 +152,8 @@ def test_a_look_at_the_task_is_found(code: str) -> None:
 @pytest.mark.parametrize("path", sources(), ids=module_of)
 def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 400
+    limit = 400 if layer(module_of(path)) in ("losses", "models") else 500
+    assert len(text.splitlines()) <= limit
     first = (ast.get_docstring(ast.parse(text)) or "").splitlines()
     assert first and first[0].strip(), "the first line of the docstring names the concept"
 
