@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.data.fashion_scenes import make_scenes
+from kdcli.data.detection.fashion_scenes import make_scenes
 
 SAMPLES = Path(__file__).parent.parent / "sample_configs"
 

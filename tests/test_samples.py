@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from kdcli.data.fashion_scenes import make_scenes
+from kdcli.data.detection.fashion_scenes import make_scenes
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Finished, Step
 from kdcli.spec.parse import ParsedSpec, read

@@ -26,7 +26,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.tasks.keep import Keep
+from kdcli.tasks.saved_outputs import Keep
 from kdcli.tasks.task import Drawing, Meter, Task
 from kdcli.training.build import (
     build_data,

@@ -99,7 +99,7 @@ def check_data(spec: Spec, found: Findings) -> None:
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
         path: SpecPath = ("dataset", side)
         if part.dataset.type.startswith(TORCHVISION):
-            from kdcli.data.torchvision_datasets import checked
+            from kdcli.data.classification.torchvision_datasets import checked
 
             with found.part():
                 own = part.dataset.kwargs.model_extra or {}

@@ -82,7 +82,7 @@ def evaluate(
     from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
     from kdcli.report.comparison import comparison_text
-    from kdcli.tasks.keep import Keep
+    from kdcli.tasks.saved_outputs import Keep
     from kdcli.training.sides import Sides
 
     with (

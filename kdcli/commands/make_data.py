@@ -15,7 +15,7 @@ def make_data(
     Raises UsageError where the folder holds scenes already (unless force) or can't be written, RunError
     KD506 where Fashion-MNIST is missing.
     """
-    from kdcli.data.fashion_scenes import make_scenes
+    from kdcli.data.detection.fashion_scenes import make_scenes
     from kdcli.report.console import write
 
     if not force and any((folder / f"{side}.json").exists() for side in ("train", "test")):

@@ -5,20 +5,20 @@ from __future__ import annotations
 from kdcli.spec.tables import Table, Target
 
 DATASETS: Table = {
-    "cls": Target("kdcli.data.meta_lists:cls"),
-    "coco": Target("kdcli.data.coco:coco"),
-    "digits": Target("kdcli.data.digits:digits"),
-    "fake": Target("kdcli.data.fake:fake"),
-    "fashion_mnist": Target("kdcli.data.fashion_mnist:fashion_mnist"),
-    "image_folder": Target("kdcli.data.image_folder:image_folder"),
+    "cls": Target("kdcli.data.classification.meta_lists:cls"),
+    "coco": Target("kdcli.data.detection.coco:coco"),
+    "digits": Target("kdcli.data.classification.digits:digits"),
+    "fake": Target("kdcli.data.classification.fake:fake"),
+    "fashion_mnist": Target("kdcli.data.classification.fashion_mnist:fashion_mnist"),
+    "image_folder": Target("kdcli.data.classification.image_folder:image_folder"),
 }
-"""Datasets; `torchvision.<Dataset>` besides (kdcli/data/torchvision_datasets.py)."""
+"""Datasets; `torchvision.<Dataset>` besides (kdcli/data/classification/torchvision_datasets.py)."""
 
 TRANSFORMS: Table = {
     "cutout": Target("kdcli.data.transforms.pixels:Cutout"),
-    "flip": Target("kdcli.data.detection_transforms:Flip"),
+    "flip": Target("kdcli.data.transforms.boxes:Flip"),
     "grayscale": Target("kdcli.data.transforms.color:Grayscale"),
-    "keep_ar_resize": Target("kdcli.data.detection_transforms:KeepArResize"),
+    "keep_ar_resize": Target("kdcli.data.transforms.boxes:KeepArResize"),
     "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
     "to_rgb": Target("kdcli.data.transforms.color:ToRgb"),
     "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),
@@ -33,9 +33,9 @@ TRANSFORMS: Table = {
 """Transforms of images; `torchvision.<Name>` (transforms v2) besides."""
 
 BATCH_FNS: Table = {
-    "batch_cutmix": Target("kdcli.data.mixing:Cutmix"),
-    "batch_cutmixup": Target("kdcli.data.mixing:CutMixup"),
-    "batch_mixup": Target("kdcli.data.mixing:Mixup"),
+    "batch_cutmix": Target("kdcli.data.classification.mixing:Cutmix"),
+    "batch_cutmixup": Target("kdcli.data.classification.mixing:CutMixup"),
+    "batch_mixup": Target("kdcli.data.classification.mixing:Mixup"),
 }
 
 IMAGE_READERS: Table = {

@@ -22,8 +22,8 @@ from kdcli.data.objects import BatchSource, GivenLoader
 from kdcli.data.opened import OpenedData
 from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
-from kdcli.data.transforms.foreign import Foreign
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
+from kdcli.data.transforms.torchvision_v2 import Foreign
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Component, DataPart
@@ -125,7 +125,7 @@ def build_source(
     spec = part.dataset
     own: dict[str, Any] = dict(spec.kwargs.model_extra or {})
     if spec.type.startswith(TORCHVISION):
-        from kdcli.data.torchvision_datasets import torchvision_dataset
+        from kdcli.data.classification.torchvision_datasets import torchvision_dataset
 
         found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, places, train)
         return found

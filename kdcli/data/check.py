@@ -12,8 +12,8 @@ from torch import Tensor
 from kdcli.data.batches import size_text
 from kdcli.data.build import build_loader
 from kdcli.data.check_images import ImageFindings, Where, missing_images, scanned_images, spread, told_of
-from kdcli.data.coco import CocoDataset
 from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.detection.coco import CocoDataset
 from kdcli.data.draws import Draws
 from kdcli.data.objects import BatchSource
 from kdcli.data.opened import OpenedData

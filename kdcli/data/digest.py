@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from kdcli.data.coco_json import read_coco
+from kdcli.data.detection.coco_json import read_coco
 from kdcli.data.listing import Listing, packed
 from kdcli.data.loaders import Loader
 from kdcli.data.objects import BatchSource
@@ -30,7 +30,7 @@ from kdcli.data.sources import ArrayImages, BadSample, Located, Source
 from kdcli.errors import RunError
 
 if TYPE_CHECKING:
-    from kdcli.data.coco import CocoDataset
+    from kdcli.data.detection.coco import CocoDataset
 
 HASHED = 2**29
 """Of images in memory that take more bytes, every n-th is hashed so that these are not more: half a second."""
@@ -76,7 +76,7 @@ def listing_of(opened: OpenedData, truth: Path | None = None) -> Listing:
     source = opened.source
     if opened.facts.annotations is not None:
         # It imports torchvision, which commands that read no data don't wait for.
-        from kdcli.data.coco import CocoDataset
+        from kdcli.data.detection.coco import CocoDataset
 
         assert isinstance(source, CocoDataset)
         file = None if opened.train else truth or Path(source.annotations["file"])

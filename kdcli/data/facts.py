@@ -13,7 +13,7 @@ class DataFacts:
 
     shape is (channels, height, width) of one image as the networks see it; mean and std are those of
     the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
-    batches say of it (kdcli.data.coco). labelled: whether its samples have labels.
+    batches say of it (kdcli.data.detection.coco). labelled: whether its samples have labels.
     """
 
     shape: tuple[int, int, int] | None = None

@@ -57,7 +57,7 @@ CLASSIFICATION: dict[str, Target] = {
 }
 
 DETECTION: dict[str, Target] = {
-    "FPN": Target("kdcli.models.necks.fpn:FPN"),
+    "FPN": Target("kdcli.models.detection.fpn:FPN"),
     "NaiveRPN": Target("kdcli.models.detection.dense_heads:NaiveRPN"),
     "RetinaSubNet": Target("kdcli.models.detection.dense_heads:RetinaSubNet"),
     "rpn_post": Target("kdcli.models.detection.dense_post:RpnPost"),

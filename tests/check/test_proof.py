@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdcli.check import check, proof
 from kdcli.check.proof import proved
-from kdcli.data import image_folder
+from kdcli.data.classification import image_folder
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
 from kdcli.training.run import RunOptions

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.data.classification.meta_lists import cls, entries
 from kdcli.data.image_readers import OpencvReader, PillowReader
-from kdcli.data.meta_lists import cls, entries
 from kdcli.data.sources import BadSample
 from kdcli.errors import RunError, SpecError
 from kdcli.spec.places import HERE, Places

@@ -25,7 +25,7 @@ from kdcli.training.build import build_teachers, built
 from kdcli.training.reopen import files_taken, reopen
 from kdcli.training.run import RunOptions
 from kdcli.training.train import train
-from tests.data.test_datasets import fashion
+from tests.data.classification.test_datasets import fashion
 from tests.parallel.launched import TRAIN, TWO, command
 from tests.parallel.launched import prepare as launched_in
 from tests.report.run_folders import make_run

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.foreign import PREFIX, build_foreign
 from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float
+from kdcli.data.transforms.torchvision_v2 import PREFIX, build_foreign
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.schema import Component
 

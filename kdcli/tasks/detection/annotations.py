@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.data.categories import Matched, match
-from kdcli.data.coco_json import CocoFile, read_coco
-from kdcli.data.coco_rows import Key
+from kdcli.data.detection.coco_json import CocoFile, read_coco
+from kdcli.data.detection.coco_rows import Key
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection.families import COCO_CLASSES, is_detector

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.data.coco_rows import Key, key_of
+from kdcli.data.detection.coco_rows import Key, key_of
 from kdcli.errors import RunError
 from kdcli.tasks.detection.truth import Truth, read_truth
 

@@ -14,7 +14,7 @@ from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.tasks.detection.meter import DetectionMeter
 from kdcli.tasks.detection.pictures import side_by_side
 from kdcli.tasks.detection.predictions import answers_with_boxes, save_coco
-from kdcli.tasks.keep import unwritable
+from kdcli.tasks.saved_outputs import unwritable
 
 MOST_PICTURES = 20
 """So many of the first test images are drawn."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcli.data.categories import match
-from kdcli.data.coco_json import read_coco
-from kdcli.data.coco_rows import Key
+from kdcli.data.detection.coco_json import read_coco
+from kdcli.data.detection.coco_rows import Key
 from kdcli.errors import RunError
 from kdcli.tasks.detection.coco_metric import average_precision
 from kdcli.tasks.detection.predictions import coco_rows, original_boxes
@@ -32,7 +32,7 @@ class DetectionMeter:
     """Keeps the boxes of each sample in a row of its own, so that processes' sums add up to all of them.
 
     Metrics: COCO's figures in percent, against gt_file or else the file the samples come from; classes and
-    its categories are the same by their names. annotations: of the data (kdcli.data.coco); without it, what
+    its categories are the same by their names. annotations: of the data (kdcli.data.detection.coco); without it, what
     the first batch says, and a process without a batch can't be summed with others.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.data.coco_rows import Key
+from kdcli.data.detection.coco_rows import Key
 
 
 def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.data.coco_json import CocoFile, read_coco
+from kdcli.data.detection.coco_json import CocoFile, read_coco
 
 ROUNDING = 0.02
 """So many pixels over the border are no reason to cut: COCO rounds x and width to a hundredth each."""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from kdcli.data.classification.mixing import Cutmix, CutMixup, Mixup
 from kdcli.data.draws import generator
-from kdcli.data.mixing import Cutmix, CutMixup, Mixup
 
 
 def batch() -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kdcli.data.classification.images import FileImages
 from kdcli.data.draws import SPLIT, Ids, permutation
-from kdcli.data.files import FileImages
 from kdcli.data.image_readers import SUFFIXES, PillowReader
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.data.coco_rows import Ids, Key, Notes, key_of, read_boxes, read_categories, read_images
+from kdcli.data.detection.coco_rows import Ids, Key, Notes, key_of, read_boxes, read_categories, read_images
 from kdcli.errors import Diagnostic, RunError
 
 MOST_HELD = 4

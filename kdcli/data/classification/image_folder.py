@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcli.data.files import FileImages
-from kdcli.data.folder_images import Left, beside_classes, images_below, is_left_out, told
+from kdcli.data.classification.folder_images import Left, beside_classes, images_below, is_left_out, told
+from kdcli.data.classification.images import FileImages
 from kdcli.data.image_readers import ColorMode, PillowReader
 from kdcli.data.pixel_values import Background, ValueRange
 from kdcli.errors import Findings, SpecError, SpecPath

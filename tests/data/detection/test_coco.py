@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 
 from kdcli.data import IMAGE_READERS
 from kdcli.data.build import build_source
-from kdcli.data.coco import CocoDataset
-from kdcli.data.coco_json import cut, read_coco
-from kdcli.data.detection_transforms import Flip, KeepArResize
+from kdcli.data.detection.coco import CocoDataset
+from kdcli.data.detection.coco_json import cut, read_coco
 from kdcli.data.draws import Draws
+from kdcli.data.transforms.boxes import Flip, KeepArResize
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import HERE
 from kdcli.tasks.detection.predictions import original_boxes

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data import coco_json
 from kdcli.data.categories import match
-from kdcli.data.coco_json import CocoFile, read_coco
+from kdcli.data.detection import coco_json
+from kdcli.data.detection.coco_json import CocoFile, read_coco
 from kdcli.errors import KdError, RunError
 from kdcli.tasks.detection.truth import read_truth
 

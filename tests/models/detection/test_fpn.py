@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.models.necks.fpn import FPN
+from kdcli.models.detection.fpn import FPN
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights, load_weights, misfit, save_safetensors
 from tests.models.fakes import network

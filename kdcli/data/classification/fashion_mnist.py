@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from kdcli.data.classification.idx import read_idx
 from kdcli.data.describe import FASHION
-from kdcli.data.idx import read_idx
 from kdcli.data.sources import ArrayImages
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.places import Places

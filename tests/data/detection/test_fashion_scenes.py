@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcli.data.coco_json import read_coco
-from kdcli.data.fashion_scenes import CANVAS, LARGEST, MOST_OVERLAP, SMALLEST, make_scenes, overlap
+from kdcli.data.detection.coco_json import read_coco
+from kdcli.data.detection.fashion_scenes import CANVAS, LARGEST, MOST_OVERLAP, SMALLEST, make_scenes, overlap
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.data.coco import coco
+from kdcli.data.detection.coco import coco
 from kdcli.data.image_readers import PillowReader
 from kdcli.models.detection.whole import build_detector
 from kdcli.spec.places import HERE

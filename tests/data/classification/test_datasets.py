@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.data.classification.digits import digits
+from kdcli.data.classification.fashion_mnist import fashion_mnist
+from kdcli.data.classification.idx import read_idx
 from kdcli.data.describe import describe
-from kdcli.data.digits import digits
-from kdcli.data.fashion_mnist import fashion_mnist
-from kdcli.data.idx import read_idx
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import Places
 from tests.data.conftest import look_at
@@ -88,7 +88,7 @@ def _own(part: Any) -> dict[str, Any]:
 
 
 def test_digits_without_scikit_learn(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcli.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("kdcli.data.classification.digits.find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"KD502.*scikit-learn") as error:
         loader(part("digits"))
     assert "kdcli[demo]" in (error.value.diagnostics[0].help or "")

@@ -1,1 +1,0 @@
-"""Necks: what brings a backbone's features to one width."""
