@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.check.sample import channels_of
-from kdcli.data.describe import describe
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import rehearse

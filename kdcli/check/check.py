@@ -21,8 +21,7 @@ from kdcli.check.losses import check_losses
 from kdcli.check.sample import channels_of, sample_of
 from kdcli.check.training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
 from kdcli.data.check import Look
-from kdcli.data.describe import describe
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher

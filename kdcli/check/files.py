@@ -7,8 +7,8 @@ from functools import partial
 
 from kdcli.data.check import Look
 from kdcli.data.check import check_files as check_data_files
+from kdcli.data.check_images import Told
 from kdcli.data.facts import DataFacts
-from kdcli.data.scan import Told
 from kdcli.data.sources import SampleSource
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.models.network import Network

@@ -7,9 +7,9 @@ from kdcli.spec.tables import Table, Target
 DATASETS: Table = {
     "cls": Target("kdcli.data.classification.meta_lists:cls"),
     "coco": Target("kdcli.data.detection.coco:coco"),
-    "digits": Target("kdcli.data.classification.digits:digits"),
-    "fake": Target("kdcli.data.classification.fake:fake"),
-    "fashion_mnist": Target("kdcli.data.classification.fashion_mnist:fashion_mnist"),
+    "digits": Target("kdcli.data.classification.arrays:digits"),
+    "fake": Target("kdcli.data.classification.arrays:fake"),
+    "fashion_mnist": Target("kdcli.data.classification.arrays:fashion_mnist"),
     "image_folder": Target("kdcli.data.classification.image_folder:image_folder"),
 }
 """Datasets; `torchvision.<Dataset>` besides (kdcli/data/classification/torchvision_datasets.py)."""
@@ -17,13 +17,13 @@ DATASETS: Table = {
 TRANSFORMS: Table = {
     "cutout": Target("kdcli.data.transforms.pixels:Cutout"),
     "flip": Target("kdcli.data.transforms.boxes:Flip"),
-    "grayscale": Target("kdcli.data.transforms.color:Grayscale"),
+    "grayscale": Target("kdcli.data.transforms.pixels:Grayscale"),
     "keep_ar_resize": Target("kdcli.data.transforms.boxes:KeepArResize"),
     "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
-    "to_rgb": Target("kdcli.data.transforms.color:ToRgb"),
+    "to_rgb": Target("kdcli.data.transforms.pixels:ToRgb"),
     "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),
     "torch_center_crop": Target("kdcli.data.transforms.geometry:CenterCrop"),
-    "torch_color_jitter": Target("kdcli.data.transforms.color:ColorJitter"),
+    "torch_color_jitter": Target("kdcli.data.transforms.pixels:ColorJitter"),
     "torch_pad": Target("kdcli.data.transforms.geometry:Pad"),
     "torch_random_crop": Target("kdcli.data.transforms.geometry:RandomCrop"),
     "torch_random_horizontal_flip": Target("kdcli.data.transforms.geometry:RandomHorizontalFlip"),
@@ -45,8 +45,8 @@ IMAGE_READERS: Table = {
 }
 
 SAMPLERS: Table = {
-    "dist": Target("kdcli.data.order:Dist"),
-    "local": Target("kdcli.data.order:Local"),
+    "dist": Target("kdcli.data.loaders:Dist"),
+    "local": Target("kdcli.data.loaders:Local"),
 }
 
 EVALUATORS: Table = {

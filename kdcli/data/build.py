@@ -12,16 +12,11 @@ import numpy as np
 import torch
 
 from kdcli.data import BATCH_FNS, DATASETS, IMAGE_READERS, SAMPLERS
-from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader
-from kdcli.data.describe import describe
+from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader, in_memory
 from kdcli.data.draws import Draws
-from kdcli.data.facts import DataFacts
-from kdcli.data.loaders import Loader
-from kdcli.data.memory import in_memory
-from kdcli.data.objects import BatchSource, GivenLoader
-from kdcli.data.opened import OpenedData
-from kdcli.data.order import AspectGroups, Order
-from kdcli.data.sources import ArrayImages, BadSample, Images, SampleSource, Source
+from kdcli.data.facts import DataFacts, describe
+from kdcli.data.loaders import AspectGroups, GivenLoader, Loader, Order
+from kdcli.data.sources import ArrayImages, BadSample, BatchSource, Images, OpenedData, SampleSource, Source
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.data.transforms.torchvision_v2 import Foreign
 from kdcli.errors import SpecError, SpecPath, did_you_mean

@@ -11,14 +11,20 @@ from torch import Tensor
 
 from kdcli.data.batches import size_text
 from kdcli.data.build import build_loader
-from kdcli.data.check_images import ImageFindings, Where, missing_images, scanned_images, spread, told_of
-from kdcli.data.constant_images import LOOKED_AT, constant_images
+from kdcli.data.check_images import (
+    LOOKED_AT,
+    ImageFindings,
+    Told,
+    Where,
+    constant_images,
+    missing_images,
+    scanned_images,
+    spread,
+    told_of,
+)
 from kdcli.data.detection.coco import CocoDataset
 from kdcli.data.draws import Draws
-from kdcli.data.objects import BatchSource
-from kdcli.data.opened import OpenedData
-from kdcli.data.scan import Told
-from kdcli.data.sources import ArrayImages, BadSample, SampleSource, Source
+from kdcli.data.sources import ArrayImages, BadSample, BatchSource, OpenedData, SampleSource, Source
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.spec.schema import DataPart

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from kdcli.data.constant_images import LOOKED_AT
-from kdcli.data.image_readers import PillowReader, numbers_in
-from kdcli.data.pixel_values import what_to_write
-from kdcli.data.scan import EVERY, Told, scan
+from kdcli.data.image_readers import PillowReader, load, numbers_in, opened
+from kdcli.data.pixel_values import depth_of, has_alpha, what_to_write
 from kdcli.data.sources import BadSample
 from kdcli.errors import Diagnostic, SpecPath
 
@@ -70,7 +71,7 @@ def scanned_images(
 ) -> ImageFindings:
     """KD511 for files whose header or end is wrong, and for numbers and alpha that the reader has no rule for.
 
-    also, told: as in kdcli.data.scan.
+    also, told: as in kdcli.data.check_images.
     """
     seen = scan(files, also=also, told=told)
     found = told_of(seen.bad, len(files), where)
@@ -166,3 +167,185 @@ def _short(file: str, reader: PillowReader) -> str:
     """The file's name as a list has it."""
     starts = (os.path.join(root, "") for root in reader.roots)
     return next((file[len(start) :] for start in starts if file.startswith(start)), file)
+
+
+Told = Callable[[int, int], None]
+"""Is called with how many are done, and of how many."""
+
+TAIL = 2048
+"""An end marker is looked for in so many last bytes."""
+EVERY = 256
+"""So often progress is told."""
+SIZES = 64
+"""Of so many sizes a file is remembered."""
+STRIPS = ((273, 279), (324, 325))
+"""TIFF's tags of where pixels lie in the file and how many bytes they take: strips, tiles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What headers and ends say of a list of files.
+
+    bad: what can't be read whole. deep: the files with more than 8 bits a channel, by their mode (F, I;16,
+    RGB;16). alpha: the files with an alpha channel and no more than 8 bits. sizes: for each width and height that
+    occurs the first file that has it, for the first 64 of them.
+    """
+
+    bad: tuple[BadSample, ...]
+    deep: Mapping[str, tuple[str, ...]]
+    alpha: tuple[str, ...]
+    sizes: Mapping[tuple[int, int], str]
+
+
+def scan(
+    files: Sequence[str],
+    *,
+    also: Callable[[int, Image.Image], None] | None = None,
+    told: Told | None = None,
+) -> Scan:
+    """The scan of image files, in their order.
+
+    also: is called with a file's number and its opened image, and may raise BadSample.
+    """
+    bad: list[BadSample] = []
+    deep: dict[str, list[str]] = {}
+    alpha: list[str] = []
+    sizes: dict[tuple[int, int], str] = {}
+    for number, file in enumerate(files):
+        # One thread: the work is Python's, and two take longer than one.
+        try:
+            with opened(file) as image:
+                depth, clear = depth_of(image), has_alpha(image)
+                whole = _ends_well(file, image)
+                if len(sizes) < SIZES:
+                    sizes.setdefault(image.size, file)
+                if also is not None:
+                    also(number, image)
+            if not whole:
+                _decode(file)
+            if depth is not None:
+                deep.setdefault(depth, []).append(file)
+            elif clear:
+                alpha.append(file)
+        except BadSample as reason:
+            bad.append(reason)
+        if told is not None and ((number + 1) % EVERY == 0 or number + 1 == len(files)):
+            told(number + 1, len(files))
+    by_depth = {depth: tuple(found) for depth, found in deep.items()}
+    return Scan(bad=tuple(bad), deep=by_depth, alpha=tuple(alpha), sizes=sizes)
+
+
+def _decode(file: str) -> None:
+    """Read a file whose end is not where it should be; raises BadSample where that shows."""
+    try:
+        load(file)
+    except BadSample as reason:
+        raise BadSample(file, f"its end is missing: {reason.reason}") from reason
+
+
+def _ends_well(file: str, image: Image.Image) -> bool:
+    """Whether the end of a file is where its format puts it."""
+    ends = ENDS.get(image.format or "")
+    if ends is None:
+        return True
+    try:
+        with open(file, "rb", buffering=0) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            return ends(handle, size, image)
+    except (OSError, struct.error, TypeError, ValueError, IndexError):
+        return False  # the decoder says what is wrong
+
+
+def _tail(handle: IO[bytes], size: int) -> bytes:
+    handle.seek(-min(TAIL, size), os.SEEK_END)
+    return handle.read(TAIL)
+
+
+def _jpeg(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    return b"\xff\xd9" in _tail(handle, size)
+
+
+def _png(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    return b"\0\0\0\0IEND\xaeB`\x82" in _tail(handle, size)
+
+
+def _gif(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    return _tail(handle, size).rstrip(b"\0").endswith(b"\x3b")
+
+
+def _bmp(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    told = int(struct.unpack_from("<I", handle.read(6), 2)[0])
+    return 0 < told <= size
+
+
+def _webp(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    return int(struct.unpack_from("<I", handle.read(8), 4)[0]) + 8 <= size
+
+
+def _tiff(handle: IO[bytes], size: int, image: Image.Image) -> bool:
+    tags: Any = getattr(image, "tag_v2", {})
+    for starts, lengths in STRIPS:
+        if starts in tags and lengths in tags:
+            return all(
+                start + length <= size for start, length in zip(tags[starts], tags[lengths], strict=True)
+            )
+    return False
+
+
+ENDS: Mapping[str, Callable[[IO[bytes], int, Image.Image], bool]] = {
+    "JPEG": _jpeg,
+    "MPO": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "BMP": _bmp,
+    "DIB": _bmp,
+    "WEBP": _webp,
+    "TIFF": _tiff,
+    "PPM": lambda handle, size, image: _raw(size, image),
+}
+"""By Pillow's name of the format: whether the file goes on to where it should."""
+
+
+def _raw(size: int, image: Image.Image) -> bool:
+    """Of PPM, PGM and PBM: whether there are as many bytes as the header says; False for numbers as text."""
+    tile: Any = next(iter(getattr(image, "tile", ())), ("none",))
+    if tile[0] != "raw":
+        return False
+    bits = {"1": 1, "L": 8, "RGB": 24, "I": 16}.get(image.mode, 32)
+    return bool(tile[2] + (image.width * bits + 7) // 8 * image.height <= size)
+
+
+LOOKED_AT = 64
+"""So many images, evenly spread, tell for the whole set."""
+
+
+def constant_images(images: Iterable[Tensor]) -> str | None:
+    """What is wrong with images [C, H, W] that differ in nothing; None where one of them holds a picture.
+
+    Two of them are held at a time.
+    """
+    first: Tensor | None = None
+    count, plain, same = 0, True, True
+    colours: set[tuple[float, ...]] = set()
+    for image in images:
+        count += 1
+        first = image if first is None else first
+        same = same and torch.equal(first, image)
+        plain = plain and bool((image == image[:, :1, :1]).all())
+        if plain:
+            colours.add(tuple(image[:, 0, 0].tolist()))
+    all_of_them = "both" if count == 2 else f"all {count}"
+    if count and plain:
+        which = _colour(*colours) if len(colours) == 1 else "of one colour each"
+        told = "the image looked at is" if count == 1 else f"{all_of_them} images looked at are"
+        return f"{told} {which}: there is nothing to learn from"
+    if count > 1 and same:
+        return f"{all_of_them} images looked at have the same pixels: there is nothing to learn from"
+    return None
+
+
+def _colour(levels: tuple[float, ...]) -> str:
+    if len(set(levels)) == 1:
+        named = {0: "black", 255: "white"}.get(int(levels[0]))
+        return named or f"gray of the one value {levels[0]:g}"
+    return f"of the one colour [{', '.join(f'{level:g}' for level in levels)}]"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from kdcli.spec.schema import DataPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +26,170 @@ class DataFacts:
     std: tuple[float, ...] | None = None
     annotations: Mapping[str, Any] | None = None
     labelled: bool | None = None
+
+
+Shape = tuple[int | None, int | None, int | None]
+"""(channels, height, width), None where only the files would tell."""
+
+DIGITS = tuple(str(n) for n in range(10))
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+# name: shape, classes, training samples, test samples; as torchvision's pages state them.
+TORCHVISION: Mapping[str, tuple[Shape, int, int, int]] = {
+    "CIFAR10": ((3, 32, 32), 10, 50_000, 10_000),
+    "CIFAR100": ((3, 32, 32), 100, 50_000, 10_000),
+    "FashionMNIST": ((1, 28, 28), 10, 60_000, 10_000),
+    "KMNIST": ((1, 28, 28), 10, 60_000, 10_000),
+    "MNIST": ((1, 28, 28), 10, 60_000, 10_000),
+    "QMNIST": ((1, 28, 28), 10, 60_000, 60_000),
+    "SVHN": ((3, 32, 32), 10, 73_257, 26_032),
+    "STL10": ((3, 96, 96), 10, 5_000, 8_000),
+    "USPS": ((1, 16, 16), 10, 7_291, 2_007),
+    "FakeData": ((3, 224, 224), 10, 1_000, 1_000),
+}
+
+
+def describe(part: DataPart, *, train: bool = True) -> DataFacts:
+    """Shape after the transforms, classes, samples; None for what only the data itself can tell.
+
+    Never raises: what is wrong with the spec is found elsewhere.
+    """
+    facts, shape = _dataset(part, train)
+    for component in part.dataset.kwargs.transformer:
+        try:
+            shape = transformed(component.type, component.kwargs, shape)
+        except (TypeError, ValueError, LookupError, ZeroDivisionError):
+            shape = (None, None, None)
+        if component.type in ("normalize", "torchvision.Normalize"):
+            mean, std = component.kwargs.get("mean"), component.kwargs.get("std")
+            facts = replace(facts, mean=_floats(mean), std=_floats(std))
+    channels, height, width = shape
+    known = None if channels is None or height is None or width is None else (channels, height, width)
+    return replace(facts, shape=known)
+
+
+def _floats(value: Any) -> tuple[float, ...] | None:
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+        return tuple(float(v) for v in value)
+    return None
+
+
+def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
+    own: Mapping[str, Any] = part.dataset.kwargs.model_extra or {}
+    name = part.dataset.type
+    if name == "digits":
+        size = own.get("size") or 8
+        samples = 1347 if _trains(own, train) else 450
+        return DataFacts(num_classes=10, num_samples=samples, class_names=DIGITS), (1, size, size)
+    if name == "fashion_mnist":
+        samples = 60_000 if _trains(own, train) else 10_000
+        limit = own.get("limit")
+        samples = min(samples, limit) if isinstance(limit, int) else samples
+        return DataFacts(num_classes=10, num_samples=samples, class_names=FASHION), (1, 28, 28)
+    if name == "fake":
+        shape = tuple(own.get("shape") or (3, 32, 32))
+        classes, samples = own.get("num_classes", 10), own.get("num_samples", 256)
+        facts = DataFacts(num_classes=classes, num_samples=samples)
+        return facts, (shape[0], shape[1], shape[2]) if len(shape) == 3 else (None, None, None)
+    if name.startswith("torchvision."):
+        return _torchvision(name.removeprefix("torchvision."), own, train)
+    listed = own.get("classes")
+    names = tuple(listed) if isinstance(listed, list) and all(isinstance(n, str) for n in listed) else None
+    count = own.get("num_classes") if names is None else len(names)
+    return DataFacts(num_classes=count, class_names=names), (_channels(part), None, None)
+
+
+def _trains(own: Mapping[str, Any], train: bool) -> bool:
+    split = own.get("split")
+    return train if split is None else split == "train"
+
+
+def _torchvision(name: str, own: Mapping[str, Any], train: bool) -> tuple[DataFacts, Shape]:
+    found = TORCHVISION.get(name)
+    if found is None:
+        return DataFacts(num_classes=own.get("num_classes")), (None, None, None)
+    shape, classes, for_training, for_test = found
+    if name == "FakeData":
+        channels, height, width = own.get("image_size", shape)
+        size = own.get("size", for_training)
+        return DataFacts(num_classes=own.get("num_classes", 10), num_samples=size), (channels, height, width)
+    trains = own.get("train", own.get("split", "train" if train else "test") == "train")
+    samples = for_training if trains else for_test
+    known = "split" not in own or own["split"] in ("train", "test")
+    return DataFacts(num_classes=classes, num_samples=samples if known else None), shape
+
+
+def _channels(part: DataPart) -> int | None:
+    """Channels of an image read from a file."""
+    reader = part.dataset.kwargs.image_reader
+    mode = (reader.kwargs if reader else part.dataset.kwargs.model_extra or {}).get("color_mode", "RGB")
+    return 1 if mode == "GRAY" else 3
+
+
+def transformed(name: str, kwargs: Mapping[str, Any], shape: Shape) -> Shape:
+    """The shape after one transform; a transform that is not known here keeps it."""
+    channels, height, width = shape
+    match name:
+        case (
+            "torch_center_crop"
+            | "torch_random_crop"
+            | "torch_random_resized_crop"
+            | "torchvision.CenterCrop"
+            | "torchvision.RandomCrop"
+            | "torchvision.RandomResizedCrop"
+        ):
+            size = _list(kwargs["size"])
+            return channels, size[0], size[-1]
+        case "torch_resize" | "torchvision.Resize":
+            return channels, *_resized(kwargs, height, width)
+        case "torch_pad" | "torchvision.Pad":
+            if height is None or width is None:
+                return shape
+            border = _list(kwargs["padding"])
+            left, top, right, bottom = border if len(border) == 4 else [border[0], border[-1]] * 2
+            return channels, height + top + bottom, width + left + right
+        case "grayscale" | "torchvision.Grayscale":
+            return kwargs.get("num_output_channels", 1), height, width
+        case "to_rgb" | "torchvision.RGB":
+            return 3, height, width
+        case "torchvision.RandomResize" | "torchvision.RandomShortestSize" | "torchvision.ScaleJitter":
+            return channels, None, None
+        case "torchvision.RandomRotation" if kwargs.get("expand"):
+            return channels, None, None
+        case _:
+            return shape
+
+
+def _resized(
+    kwargs: Mapping[str, Any], height: int | None, width: int | None
+) -> tuple[int | None, int | None]:
+    size = _list(kwargs["size"])
+    if len(size) == 2:
+        return size[0], size[1]
+    if height is None or width is None:
+        return None, None
+    return shorter_side(height, width, size[0], kwargs.get("max_size"))
+
+
+def _list(value: Any) -> Sequence[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def shorter_side(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
+    """(height, width) with the shorter side at `size`, the longer at most `max_size`."""
+    short, long = sorted((height, width))
+    new_short, new_long = size, int(size * long / short)
+    if max_size is not None and new_long > max_size:
+        new_short, new_long = int(max_size * new_short / new_long), max_size
+    return (new_short, new_long) if height <= width else (new_long, new_short)

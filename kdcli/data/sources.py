@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
+from kdcli.errors import RunError, SpecPath
+from kdcli.spec.schema import DataPart
 
 Batch = Mapping[str, Any]
 """A read-only batch: `image` float32 [B, C, H, W], `labels` int64 [B], `indices` int64 [B], ..."""
@@ -117,3 +121,88 @@ Images = ArrayImages | ImageSource
 
 Source = ArrayImages | ImageSource | SampleSource
 """What a dataset's constructor may return."""
+
+
+class BatchSource:
+    """Batches that something else makes (a DataLoader): mappings with `image`, or pairs (image, labels).
+
+    It can be gone through again for each epoch, and has a length. What is not said of it is unknown: num_samples
+    (else that of the loader's `dataset`), num_classes, class_names. Order and augmentation are its maker's, so that
+    a resumed run sees other pixels.
+    """
+
+    notices = ("the batches are made outside kdcli: a resumed run may see others than an uninterrupted one",)
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        *,
+        num_samples: int | None = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.batches = batches
+        first = self.batch(next(iter(batches)), 0)
+        image = first["image"]
+        self.batch_size = len(image)
+        try:
+            self.length = len(batches)  # type: ignore[arg-type]
+        except TypeError as reason:
+            raise RunError.of(
+                "KD542", "an iterable of batches has no length", "give it a `__len__`: batches an epoch"
+            ) from reason
+        own = getattr(batches, "dataset", None)
+        if num_samples is None and hasattr(own, "__len__"):
+            num_samples = len(own)  # type: ignore[arg-type]
+        names = None if class_names is None else tuple(class_names)
+        self.facts = DataFacts(
+            shape=tuple(image.shape[1:]) if image.dim() == 4 else None,
+            num_classes=num_classes if names is None else len(names),
+            num_samples=num_samples,
+            class_names=names,
+            labelled="labels" in first,
+        )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """What to call one of the samples."""
+        return f"sample {index}"
+
+    def batch(self, given: Any, start: int) -> Batch:
+        """A batch as kdcli's own are; start: how many samples of the epoch came before it."""
+        batch = (
+            dict(given) if isinstance(given, Mapping) else dict(zip(("image", "labels"), given, strict=False))
+        )
+        if not isinstance(batch.get("image"), Tensor):
+            raise RunError.of(
+                "KD542",
+                "a batch has no tensor `image`",
+                "give mappings with `image`, or pairs (image, labels)",
+            )
+        batch.setdefault("indices", torch.arange(start, start + len(batch["image"])))
+        return MappingProxyType(batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedData:
+    """A dataset that has been opened: its lists and labels are read, its samples not yet.
+
+    part: as the spec gives it; path: where that stands, ("dataset", "train"). facts: what the source says, with
+    the shape of its first readable image after the transforms. notices: what the user should be told.
+    """
+
+    part: DataPart
+    train: bool
+    path: SpecPath
+    source: Source | BatchSource
+    facts: DataFacts
+    notices: tuple[str, ...] = ()
+
+    def numbered_by(self, names: tuple[str, ...], numbers: list[int]) -> OpenedData:
+        """The same samples with the classes `names`; numbers: for each class of this side its place in them."""
+        assert not isinstance(self.source, (SampleSource, BatchSource))
+        source = self.source.renumbered(names, numbers)
+        facts = replace(self.facts, class_names=names, num_classes=source.num_classes)
+        return replace(self, source=source, facts=facts)

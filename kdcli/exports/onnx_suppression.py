@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdcli.models.detection.deploy.suppression import ABSENT
+from kdcli.models.detection.deploy.candidates import ABSENT
 
 NO_LIMIT = 2**31 - 1
 LEAST_SCORE = ABSENT / 2

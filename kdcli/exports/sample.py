@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdcli.analysis.evaluated_networks import stated_by_student
-from kdcli.data.describe import describe
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, describe
 from kdcli.errors import KdError
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import ParsedSpec

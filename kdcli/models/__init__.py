@@ -12,8 +12,8 @@ CIFAR_RESNET = "kdcli.models.cifar.resnet:CifarResNet"
 CIFAR_DEEP_RESNET = "kdcli.models.cifar.deep_resnet:DeepCifarResNet"
 WIDE_RESNET = "kdcli.models.cifar.wide_resnet:WideResNet"
 VGG = "kdcli.models.cifar.vgg:Vgg"
-STAGES = "kdcli.models.backbones.torchvision_stages:TorchvisionStages"
-VIT = "kdcli.models.backbones.torchvision_vit:TorchvisionVit"
+STAGES = "kdcli.models.backbones.torchvision_backbones:TorchvisionStages"
+VIT = "kdcli.models.backbones.torchvision_backbones:TorchvisionVit"
 
 BACKBONES: dict[str, Target] = {
     **{f"resnet{depth}": Target(RESNET, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
@@ -44,26 +44,26 @@ SMALL_IMAGE_MODELS: dict[str, Target] = {
     },
     **{f"vgg{depth}": Target(VGG, {"depth": depth}) for depth in (8, 11, 13, 16, 19)},
     "mobilenetv2_half": Target("kdcli.models.cifar.mobilenetv2:MobileNetV2"),
-    "shufflenetv1": Target("kdcli.models.cifar.shufflenetv1:ShuffleNetV1"),
-    "shufflenetv2": Target("kdcli.models.cifar.shufflenetv2:ShuffleNetV2"),
+    "shufflenetv1": Target("kdcli.models.cifar.shufflenet:ShuffleNetV1"),
+    "shufflenetv2": Target("kdcli.models.cifar.shufflenet:ShuffleNetV2"),
     **{f"resnet{depth}_cifar": Target(CIFAR_DEEP_RESNET, {"depth": depth}) for depth in (18, 34, 50)},
 }
 
 CLASSIFICATION: dict[str, Target] = {
-    "base_cls_head": Target("kdcli.models.heads.cls_head:ClsHead"),
-    "base_cls_postprocess": Target("kdcli.models.heads.cls_postprocess:ClsPostProcess"),
+    "base_cls_head": Target("kdcli.models.heads:ClsHead"),
+    "base_cls_postprocess": Target("kdcli.models.heads:ClsPostProcess"),
     "ADAP": Target("kdcli.models.adapt:Adapt"),
     "peer": Target("kdcli.models.peer:Peer"),
 }
 
 DETECTION: dict[str, Target] = {
     "FPN": Target("kdcli.models.detection.fpn:FPN"),
-    "NaiveRPN": Target("kdcli.models.detection.dense_heads:NaiveRPN"),
-    "RetinaSubNet": Target("kdcli.models.detection.dense_heads:RetinaSubNet"),
+    "NaiveRPN": Target("kdcli.models.detection.heads:NaiveRPN"),
+    "RetinaSubNet": Target("kdcli.models.detection.heads:RetinaSubNet"),
     "rpn_post": Target("kdcli.models.detection.dense_post:RpnPost"),
     "retina_post": Target("kdcli.models.detection.dense_post:RetinaPost"),
-    "BboxFC_Pre": Target("kdcli.models.detection.roi_pre:BboxFCPre"),
-    "BboxFC": Target("kdcli.models.detection.bbox_head:BboxFC"),
+    "BboxFC_Pre": Target("kdcli.models.detection.roi_pool:BboxFCPre"),
+    "BboxFC": Target("kdcli.models.detection.heads:BboxFC"),
     "bbox_post": Target("kdcli.models.detection.bbox_post:BboxPost"),
 }
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.models.construct import construct
-from kdcli.models.module import ViewModule
-from kdcli.models.outputs import named_outputs
+from kdcli.models.module import ViewModule, named_outputs
 from kdcli.spec.schema import ModuleSpec
 
 SELF = "self"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdcli.errors import SpecError
 from kdcli.models.construct import construct
-from kdcli.models.heads.cls_losses import cls_loss as build_loss
+from kdcli.models.heads import build_cls_loss
 from kdcli.models.module import Outputs, ViewModule
 
 
@@ -40,7 +40,7 @@ class Peer(ViewModule):
         if isinstance(self.net, ViewModule):
             raise ValueError(f"`{network}` is a part of a network, and a peer is a whole model")
         self.prefix = prefix
-        self._loss = build_loss(cls_loss or {"type": "ce"})
+        self._loss = build_cls_loss(cls_loss or {"type": "ce"})
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `image`, and `mixed_labels` or `labels`."""

@@ -18,7 +18,7 @@ from kdcli.data.build import build_loader
 from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
-from kdcli.data.opened import OpenedData
+from kdcli.data.sources import OpenedData
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.folding import fold
 from kdcli.distill.preserve import preserved

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
-from kdcli.data.probe import other_pixels, probe_of
 from kdcli.distill.cached import CachedTeacher, Layout, layout_of
 from kdcli.distill.store import Store, bytes_of, read_meta
 from kdcli.distill.taps import View

@@ -20,7 +20,7 @@ PROVED = "proved.json"
 """Of which spec, data and versions the run has been proved, so that a resume need not prove it again."""
 
 SAMPLES = "data_{side}_{digest}.tsv.gz"
-"""The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.listing)."""
+"""The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.digest)."""
 
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""

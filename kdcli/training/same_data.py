@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.digest import MISSING, Digest
-from kdcli.data.listing import Changes, Listing, Other, changes, listing_from, unpacked
-from kdcli.data.probe import other_pixels, probed_ids
+from kdcli.data.digest import (
+    MISSING,
+    Changes,
+    Digest,
+    Listing,
+    Other,
+    changes,
+    listing_from,
+    other_pixels,
+    probed_ids,
+    unpacked,
+)
 from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import Spec
 from kdcli.training.run_folder import RunFolder

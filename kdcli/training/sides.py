@@ -8,9 +8,7 @@ from typing import TypeVar
 
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import matched
-from kdcli.data.objects import BatchSource
-from kdcli.data.opened import OpenedData
-from kdcli.data.sources import Source
+from kdcli.data.sources import BatchSource, OpenedData, Source
 from kdcli.errors import KdError, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, Spec

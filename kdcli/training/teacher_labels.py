@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kdcli.data.describe import describe
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.errors import KdError, SpecPath
 from kdcli.losses import LOGIT

@@ -16,8 +16,8 @@ from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.records import Notice
 from kdcli.report.report_data import ReportData, read_report_data
-from kdcli.tasks.classification.answers import Answers
-from kdcli.tasks.detection.scenes import scenes
+from kdcli.tasks.classification.report import Answers
+from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.training.reopen import reopen
 from tests.training.runs import SPEC, run_of, spec_of, train_all

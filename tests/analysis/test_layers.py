@@ -20,7 +20,7 @@ from kdcli.errors import SpecError, UsageError
 from kdcli.models.fake import fake_mode
 from kdcli.models.network import build_network
 from kdcli.spec.networks import parse_networks
-from kdcli.tasks.detection.sample import detection_sample
+from kdcli.tasks.detection.task import detection_sample
 from tests.check.test_check import MODULE
 from tests.training.detectors import DATA
 from tests.training.runs import SPEC

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from kdcli.data.build import build_loader, build_source, open_source
-from kdcli.data.classification.fashion_mnist import fashion_mnist
+from kdcli.data.classification.arrays import fashion_mnist
 from kdcli.spec.places import HERE
 from kdcli.spec.schema import DataPart
 

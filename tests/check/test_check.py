@@ -341,7 +341,7 @@ def test_a_loss_that_cannot_be_computed_is_told_at_its_name() -> None:
 
 
 def test_detection_has_a_sample_of_its_own() -> None:
-    from kdcli.tasks.detection.sample import BATCH, detection_sample
+    from kdcli.tasks.detection.task import BATCH, detection_sample
 
     batch = detection_sample()
     assert batch["image"].shape[0] == len(batch["boxes"]) == len(batch["image_info"]) == BATCH

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from kdcli.reference.methods import method_fragment
-from kdcli.tasks.detection import sample
 from tests.check.check_cases import examined
 from tests.training.detectors import DATA, DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector, indented
 
@@ -43,7 +42,7 @@ def test_validate_accepts_the_fragment(method: str) -> None:
 @pytest.mark.slow
 def test_a_whole_detector_that_wants_larger_images_is_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.code for one in examined("d.yaml", SSD)] == []
-    monkeypatch.setattr(sample, "SSD_SIZE", 128)
+    monkeypatch.setattr("kdcli.tasks.detection.task.SSD_SIZE", 128)
     found = examined("d.yaml", SSD)
     assert [one.code for one in found] == ["KD418"]
     assert "images of 128x128, at which it is checked, may be too small" in (found[0].help or "")

@@ -9,10 +9,9 @@ import pytest
 
 from kdcli.data.build import build_loader, build_source, open_source
 from kdcli.data.check import Look, check_files
+from kdcli.data.check_images import Told
 from kdcli.data.loaders import Loader
-from kdcli.data.opened import OpenedData
-from kdcli.data.scan import Told
-from kdcli.data.sources import Source
+from kdcli.data.sources import OpenedData, Source
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.schema import DataPart
 

@@ -14,10 +14,21 @@ import torch
 from PIL import Image
 
 from kdcli.data import digest as digests
-from kdcli.data.digest import digest_of, listing_of, relative, sizes
-from kdcli.data.listing import Listing, Other, changes, listing_from, packed, unpacked
-from kdcli.data.opened import OpenedData
-from kdcli.data.probe import other_pixels, probed_ids
+from kdcli.data.digest import (
+    Listing,
+    Other,
+    changes,
+    digest_of,
+    listing_from,
+    listing_of,
+    other_pixels,
+    packed,
+    probed_ids,
+    relative,
+    sizes,
+    unpacked,
+)
+from kdcli.data.sources import OpenedData
 from tests.data.conftest import make_part, open_side
 
 PATH = ("dataset", "train")

@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.data import check_images as scanning
 from kdcli.data import image_readers
-from kdcli.data import scan as scanning
-from kdcli.data.constant_images import constant_images
-from kdcli.data.scan import ENDS, scan
+from kdcli.data.check_images import ENDS, constant_images, scan
 from kdcli.errors import SpecError
 from tests.data.conftest import look_at, make_loader, make_part
 

@@ -19,9 +19,8 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Setting
 from kdcli.distill.mimickers.sample_feature import SampleFeatureMimicker
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
-from kdcli.models.detection.area_masks import area_masks
+from kdcli.models.detection.box_masks import area_masks, truth_masks
 from kdcli.models.detection.roi_pool import RoiAlign
-from kdcli.models.detection.truth_masks import truth_masks
 from kdcli.spec.schema import AdapterSpec, Job, JobStudent, JobTeacher, LossSpec
 from tests.training.processes import serve
 

@@ -21,7 +21,7 @@ from kdcli.exports.proof import prove
 from kdcli.models.network import build_network
 from kdcli.spec.parse import read
 from kdcli.spec.schema import ModuleSpec
-from kdcli.tasks.detection.portable import Detector, refuse_strangers
+from kdcli.tasks.detection.deploy import Detector, refuse_strangers
 from kdcli.training.reopen import reopen
 from kdcli.training.run import RunOptions
 from tests.models.detection.nets import batch, build, faster_rcnn

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.models import SMALL_IMAGE_MODELS
-from kdcli.models.cifar.shufflenetv2 import SplitBlock
+from kdcli.models.cifar.shufflenet import SplitBlock
 
 from .fakes import network
 

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import RunError
 from kdcli.models.adapt import Adapt
-from kdcli.models.heads.cls_head import ClsHead
-from kdcli.models.heads.cls_losses import CLS_LOSSES
-from kdcli.models.heads.cls_postprocess import ClsPostProcess
+from kdcli.models.heads import CLS_LOSSES, ClsHead, ClsPostProcess
 
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
 LABELS = torch.tensor([0, 1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import SpecError
-from kdcli.models.outputs import named_outputs
+from kdcli.models.module import named_outputs
 
 LOGITS, MAP = torch.rand(2, 5), torch.rand(2, 3, 4, 4)
 Two = namedtuple("Two", "scores extra")

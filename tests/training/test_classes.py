@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from kdcli.data.classes import numbered_like
-from kdcli.data.opened import OpenedData
+from kdcli.data.sources import OpenedData
 from kdcli.errors import SpecError
 from kdcli.spec.schema import DataPart
 from tests.data.conftest import open_side

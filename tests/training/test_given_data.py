@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.data.objects import BatchSource, DatasetImages
-from kdcli.data.sources import BadSample
+from kdcli.data.classification.images import DatasetImages
+from kdcli.data.sources import BadSample, BatchSource
 from kdcli.errors import KdError
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Finished, Notice, Record

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.data.classification.fashion_mnist import fashion_mnist
+from kdcli.data.classification.arrays import fashion_mnist
 from kdcli.errors import KdError
 from kdcli.spec.places import HERE
 from tests.scenes import SAMPLES

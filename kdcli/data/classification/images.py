@@ -1,14 +1,17 @@
-"""A classification dataset of image files."""
+"""Classification datasets whose images are read one by one: from files, or from a Dataset in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdcli.data.draws import Ids
-from kdcli.data.image_readers import PillowReader
+from kdcli.data.image_readers import PillowReader, pixels_of
+from kdcli.data.sources import BadSample
 
 
 class FileImages:
@@ -54,3 +57,59 @@ class FileImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
         labels = np.asarray(numbers, dtype=np.int64)[self.labels]
         return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)
+
+
+class DatasetImages:
+    """A dataset of (image, label) that is read item by item; images are PIL's, uint8 [C, H, W] or [H, W, C] arrays.
+
+    labels: int64 [N]; else the dataset's `targets` or `labels`, else every item is asked for its own. class_names:
+    else the dataset's `classes`; without names the greatest label tells how many there are.
+    """
+
+    notices: tuple[str, ...] = ()
+
+    def __init__(
+        self, dataset: Any, labels: Sequence[int] | None = None, class_names: Sequence[str] | None = None
+    ) -> None:
+        self.dataset = dataset
+        found = labels
+        for attribute in ("targets", "labels"):
+            found = getattr(dataset, attribute, None) if found is None else found
+        found = [dataset[index][1] for index in range(len(dataset))] if found is None else found
+        self.labels: Ids = np.asarray(found, dtype=np.int64)
+        named = getattr(dataset, "classes", None) if class_names is None else class_names
+        self.class_names = None if named is None else tuple(map(str, named))
+        self.num_classes = int(self.labels.max(initial=-1)) + 1 if named is None else len(named)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Tensor:
+        """uint8 [C, H, W]; raises BadSample."""
+        try:
+            image = self.dataset[index][0]
+            if isinstance(image, Tensor):
+                pixels = image
+            else:
+                array = np.asarray(image) if not hasattr(image, "mode") else pixels_of(image, _mode(image))
+                array = array[:, :, None] if array.ndim == 2 else array
+                pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+        except Exception as reason:  # the dataset's own code raises anything
+            raise BadSample(self.name(index), str(reason) or type(reason).__name__) from reason
+        if pixels.dtype != torch.uint8 or pixels.dim() != 3:
+            raise BadSample(
+                self.name(index), f"it is {pixels.dtype} {list(pixels.shape)}, not uint8 [C, H, W]"
+            )
+        return pixels
+
+    def name(self, index: int) -> str:
+        """The dataset and the number."""
+        return f"{type(self.dataset).__name__}[{index}]"
+
+    def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> DatasetImages:
+        """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        return DatasetImages(self.dataset, np.asarray(numbers, dtype=np.int64)[self.labels].tolist(), names)
+
+
+def _mode(image: Any) -> Any:
+    return "GRAY" if image.mode in ("L", "1") else "RGB"

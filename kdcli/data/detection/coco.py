@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kdcli.data.categories import match
+from kdcli.data.classes import match
 from kdcli.data.detection.coco_json import CocoFile, CocoImages, read_coco
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts
 from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
 from kdcli.data.sources import BadSample
 from kdcli.data.transforms.boxes import BoxTransform
-from kdcli.data.transforms.color import ColorJitter, Grayscale, ToRgb
 from kdcli.data.transforms.pipeline import build_pipeline
-from kdcli.data.transforms.pixels import Cutout, Normalize, ToTensor, as_float
+from kdcli.data.transforms.pixels import ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor, as_float
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.spec.places import Places

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcli.data.classification.fashion_mnist import fashion_mnist
-from kdcli.data.describe import FASHION
+from kdcli.data.classification.arrays import fashion_mnist
 from kdcli.data.draws import CONTENT, generator
+from kdcli.data.facts import FASHION
 from kdcli.spec.places import HERE
 
 CANVAS = 128

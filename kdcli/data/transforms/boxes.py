@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.resample import resized
+from kdcli.data.transforms.geometry import resized
 
 
 @runtime_checkable

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
+from kdcli.data.transforms.torchvision_v2 import functional
 from kdcli.spec.ranges import Positive
 
 
@@ -71,3 +74,89 @@ class Cutout:
             bottom, right = top + self.size, left + self.size
             cut[row, :, max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = self.fill
         return torch.from_numpy(cut)
+
+
+class ColorJitter:
+    """Changes brightness, contrast, saturation and hue by uniform factors, in a random order.
+
+    A number b stands for [max(0, 1-b), 1+b], for hue for [-b, b]; a pair is the range itself.
+    """
+
+    random = True
+
+    def __init__(
+        self,
+        *,
+        brightness: float | list[float] = 0.0,
+        contrast: float | list[float] = 0.0,
+        saturation: float | list[float] = 0.0,
+        hue: float | list[float] = 0.0,
+    ) -> None:
+        self.ranges = [
+            _range("brightness", brightness, 1.0),
+            _range("contrast", contrast, 1.0),
+            _range("saturation", saturation, 1.0),
+            _range("hue", hue, 0.0),
+        ]
+        if not -0.5 <= self.ranges[3][0] <= self.ranges[3][1] <= 0.5:
+            raise ValueError(f"`hue` must lie in -0.5..0.5, got {hue}")
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to the same shape."""
+        tvf = functional()
+        adjust: tuple[Callable[[Tensor, float], Tensor], ...] = (
+            tvf.adjust_brightness,
+            tvf.adjust_contrast,
+            tvf.adjust_saturation,
+            tvf.adjust_hue,
+        )
+        low, high = np.array(self.ranges).T
+        u = draws.uniform(8)
+        factors, orders = low + (high - low) * u[:, :4], np.argsort(u[:, 4:], axis=1, kind="stable")
+        jittered = []
+        # Contiguous, since a mean depends on the order in memory in its last bit.
+        for image, factor, order in zip(images.contiguous(), factors, orders, strict=True):
+            for step in order:
+                if low[step] != high[step] or low[step] != (0.0 if step == 3 else 1.0):
+                    image = adjust[step](image, float(factor[step]))
+            jittered.append(image)
+        return torch.stack(jittered)
+
+
+def _range(name: str, value: float | list[float], centre: float) -> tuple[float, float]:
+    if isinstance(value, (int, float)):
+        if value < 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}")
+        return (max(0.0, centre - value), centre + value) if centre else (-float(value), float(value))
+    if len(value) != 2 or value[0] > value[1] or (centre and value[0] < 0):
+        raise ValueError(f"`{name}` must be a number or two ascending ones, got {value}")
+    return float(value[0]), float(value[1])
+
+
+class Grayscale:
+    """The luma of an RGB image, on one or three channels."""
+
+    random = False
+
+    def __init__(self, *, num_output_channels: int = 1) -> None:
+        if num_output_channels not in (1, 3):
+            raise ValueError(f"`num_output_channels` must be 1 or 3, got {num_output_channels}")
+        self.channels = num_output_channels
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, 1 or 3, H, W] to [n, num_output_channels, H, W]."""
+        grey: Tensor = functional().rgb_to_grayscale(images, self.channels)
+        return grey
+
+
+class ToRgb:
+    """A grey image on three channels; an RGB image stays."""
+
+    random = False
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, 1 or 3, H, W] to [n, 3, H, W]."""
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

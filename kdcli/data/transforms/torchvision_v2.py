@@ -6,6 +6,8 @@ import inspect
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.vision import transforms
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 
 PREFIX = "torchvision."
@@ -116,3 +117,15 @@ def _value(key: str, value: Any) -> Any:
     if key == "dtype" and isinstance(value, str):
         return getattr(torch, value)
     return value
+
+
+@cache
+def functional() -> Any:
+    """The functions of torchvision.transforms.v2."""
+    return import_module("torchvision.transforms.v2.functional")
+
+
+@cache
+def transforms() -> Any:
+    """The classes of torchvision.transforms.v2."""
+    return import_module("torchvision.transforms.v2")

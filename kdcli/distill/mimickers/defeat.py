@@ -13,7 +13,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
 from kdcli.errors import SpecError, SpecPath
-from kdcli.models.detection.truth_masks import truth_masks
+from kdcli.models.detection.box_masks import truth_masks
 from kdcli.spec.schema import Job, LossSpec
 
 ADAPTED = "adapt_neck_features"

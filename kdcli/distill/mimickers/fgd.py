@@ -11,7 +11,7 @@ from kdcli.distill.mimickers.detectors import tapped, term_over
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
-from kdcli.models.detection.area_masks import area_masks
+from kdcli.models.detection.box_masks import area_masks
 from kdcli.spec.schema import Job, LossSpec
 
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from kdcli.models.detection.blocks import build_block, means_and_stds
-from kdcli.models.detection.boxes import clip, encode, large_enough, normalized
+from kdcli.models.detection.boxes import clip, encode, intersection_over_first, iou, large_enough, normalized
 from kdcli.models.detection.losses import IGNORED_TARGET
-from kdcli.models.detection.matchers import IGNORED, MATCHERS
-from kdcli.models.detection.samplers import SAMPLERS
 
 SMALLEST_TRUTH = 1.0
 """Ground truth whose sides are not greater than this many pixels trains nothing."""
@@ -192,3 +190,113 @@ def ignores_of(batch: Mapping[str, Any], image: int) -> Tensor | None:
     """The ignored regions of an image [G, 4]; None where the batch has none."""
     ignores = batch.get("ignores")
     return None if ignores is None else ignores[image]
+
+
+NEGATIVE, IGNORED = -1, -2
+
+BEST_MARGIN = 1e-3
+"""A candidate counts as a ground truth's best where its IoU is within this of the greatest."""
+
+
+class MaxIouMatcher:
+    """Each candidate goes to the ground truth it overlaps most.
+
+    Its greatest IoU below negative_iou_thresh: negative; above positive_iou_thresh: positive; between:
+    ignored. allow_low_quality_match: the best candidates of each ground truth are positive too, where
+    that IoU is above low_quality_thresh and 0; they go to the ground truth they overlap most. (With a
+    threshold of 0, United-Perception lets a ground truth that nothing overlaps make every candidate
+    positive.) A candidate that is not positive and lies in an ignored region by more than
+    ignore_iou_thresh is ignored.
+    """
+
+    def __init__(
+        self,
+        negative_iou_thresh: float,
+        positive_iou_thresh: float,
+        ignore_iou_thresh: float,
+        allow_low_quality_match: bool,
+        low_quality_thresh: float = 0.0,
+        *,
+        offset: int,
+    ) -> None:
+        if negative_iou_thresh > positive_iou_thresh:
+            raise ValueError("negative_iou_thresh is at most positive_iou_thresh")
+        self.negative, self.positive = negative_iou_thresh, positive_iou_thresh
+        self.ignore, self.low_quality = ignore_iou_thresh, low_quality_thresh
+        self.allow_low_quality = allow_low_quality_match
+        self.offset = offset
+
+    def match(self, candidates: Tensor, truth: Tensor, ignores: Tensor | None) -> Tensor:
+        """int64 [N]: index into truth [M, >=4], or NEGATIVE, or IGNORED. ignores: [G, 4] or None."""
+        count = candidates.shape[0]
+        target = candidates.new_full((count,), IGNORED, dtype=torch.int64)
+        if truth.shape[0] == 0:
+            target.fill_(NEGATIVE if self.negative > 0 else IGNORED)
+            positive = torch.zeros_like(target, dtype=torch.bool)
+        else:
+            overlaps = iou(candidates, truth, self.offset)
+            greatest, which = overlaps.max(dim=1)
+            target = torch.where(greatest < self.negative, NEGATIVE, target)
+            positive = greatest > self.positive
+            if self.allow_low_quality and count:
+                best = overlaps >= overlaps.amax(dim=0) - BEST_MARGIN
+                best &= overlaps > max(self.low_quality, 0.0)
+                positive = positive | best.any(dim=1)
+            target = torch.where(positive, which, target)
+        if ignores is not None and ignores.shape[0] and count:
+            inside = intersection_over_first(candidates, ignores, self.offset).amax(dim=1) > self.ignore
+            target = torch.where(inside & ~positive, IGNORED, target)
+        return target
+
+
+MATCHERS = {"max_iou": MaxIouMatcher}
+
+
+class NaiveSampler:
+    """At most batch_size·positive_percent positives, filled up to batch_size with negatives, at random."""
+
+    def __init__(self, batch_size: int, positive_percent: float) -> None:
+        if batch_size < 1 or not 0 <= positive_percent <= 1:
+            raise ValueError("batch_size is positive and positive_percent in 0..1")
+        self.batch_size, self.positive_percent = batch_size, positive_percent
+
+    def choose(self, indices: Tensor, most: int) -> Tensor:
+        """At most so many of the indices."""
+        if len(indices) <= most:
+            return indices
+        return indices[torch.randperm(len(indices))[:most].to(indices.device)]
+
+    def sample(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the positives and negatives taken from a matcher's result [N]."""
+        positive = self.choose(
+            torch.nonzero(target >= 0).flatten(), int(self.batch_size * self.positive_percent)
+        )
+        negative = torch.nonzero(target == NEGATIVE).flatten()
+        return positive, self.choose(negative, self.batch_size - len(positive))
+
+
+class FirstSampler(NaiveSampler):
+    """As NaiveSampler, but the first ones in place of random ones."""
+
+    def choose(self, indices: Tensor, most: int) -> Tensor:
+        """At most so many of the indices."""
+        return indices[:most]
+
+
+class AllSampler:
+    """Every positive and every negative."""
+
+    def __init__(self) -> None:
+        pass
+
+    def sample(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the positives and negatives of a matcher's result [N]."""
+        return torch.nonzero(target >= 0).flatten(), torch.nonzero(target == NEGATIVE).flatten()
+
+
+SAMPLERS = {
+    "naive": NaiveSampler,
+    "naive_a100": NaiveSampler,
+    "no_random": FirstSampler,
+    "keep_all": AllSampler,
+}

@@ -15,8 +15,8 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from kdcli.errors import did_you_mean
+from kdcli.models.detection import COCO_CLASSES, FAMILIES
 from kdcli.models.detection.boxes import beyond_last_pixel
-from kdcli.models.detection.families import COCO_CLASSES, FAMILIES
 from kdcli.models.module import Outputs, ViewModule
 
 ALIGNMENT = 32

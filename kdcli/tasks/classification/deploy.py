@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,8 +13,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
 from kdcli.errors import RunError
 from kdcli.models.network import Network
-from kdcli.spec.schema import Spec
-from kdcli.tasks.classification.sample import classification_sample
+from kdcli.spec.schema import DataPart, Spec
 from kdcli.tasks.portable import Portable, Tensors, without_training_only
 
 
@@ -61,9 +60,12 @@ class Classifier(Portable):
 
 
 class ClassifierDeployment:
-    """Proved on the first batch of test images."""
+    """Exports the classifier, and proves the file on the first batch of test images; sample: makes a batch up."""
 
     sized = False
+
+    def __init__(self, sample: Callable[[DataPart, DataFacts], dict[str, Any]]) -> None:
+        self.sample = sample
 
     def portable(self, spec: Spec, net: Network | DeployedStudent) -> Classifier:
         """The classifier."""
@@ -78,7 +80,7 @@ class ClassifierDeployment:
 
     def made_up(self, spec: Spec, facts: DataFacts, size: tuple[int, int] | None) -> list[Mapping[str, Any]]:
         """Two images of random pixels."""
-        batch = classification_sample(spec.dataset.test, facts)
+        batch = self.sample(spec.dataset.test, facts)
         batch["image"] = torch.rand(batch["image"].shape, generator=torch.Generator().manual_seed(0))
         return [batch]
 

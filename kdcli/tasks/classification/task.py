@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from kdcli.data.facts import DataFacts
-from kdcli.errors import Diagnostic
+from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
-from kdcli.tasks.classification.agreement import LogitsAgreement
 from kdcli.tasks.classification.deploy import ClassifierDeployment
-from kdcli.tasks.classification.fit import logits_fit
 from kdcli.tasks.classification.labels import ClassMatching
-from kdcli.tasks.classification.metrics import ClassificationMeter
+from kdcli.tasks.classification.metrics import ClassificationMeter, LogitsAgreement
 from kdcli.tasks.classification.report import AnswersReport
-from kdcli.tasks.classification.sample import classification_sample
 from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
@@ -37,7 +37,7 @@ class Classification:
         self.agreement: Agreement | None = LogitsAgreement()
         self.matching: Matching | None = ClassMatching()
         self.kept: Kept | None = None
-        self.deploy: Deployment | None = ClassifierDeployment()
+        self.deploy: Deployment | None = ClassifierDeployment(classification_sample)
         self.report: Report | None = AnswersReport(self.meter)
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
@@ -105,3 +105,68 @@ class Classification:
         return metrics[self.primary] <= max(
             self.chance(num_classes) + 3.0 * error, min(2.0 * 100.0 * share, 60.0)
         )
+
+
+def logits_fit(
+    spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
+) -> Iterator[Diagnostic]:
+    """KD543 where a side has no labels; KD419 where the logits and the classes are not as many.
+
+    outputs: of the student, `logits` [B, K] among them. An error where a label would lie beyond the logits; too
+    many logits are a warning. What is not known of the data is not compared.
+    """
+    for side, facts in (("train", train), ("test", test)):
+        if facts.labelled is False:
+            yield Diagnostic(
+                code="KD543",
+                message=f"the {'training' if side == 'train' else 'test'} data has no labels",
+                help="a classifier's task loss and accuracy need `labels` [B] in each batch",
+                path=("dataset", side, "dataset"),
+            )
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        return
+    made = int(logits.shape[1])
+    sides = [("training", train), ("test", test)]
+    told = [(side, facts.num_classes) for side, facts in sides if facts.num_classes is not None]
+    short = [(side, classes) for side, classes in told if made < classes]
+    most = max((classes for _, classes in told), default=made)
+    wide = [(side, classes) for side, classes in told if side == "training" and made > most]
+    for side, classes in (short or wide)[:1]:
+        yield Diagnostic(
+            code="KD419",
+            severity="error" if short else "warning",
+            message=f"the student gives {made} logits, and the {side} data has {classes} classes",
+            help=f"write `num_classes: {most}`",
+            path=head_path(spec),
+        )
+
+
+def head_path(spec: Spec) -> SpecPath:
+    """Where the student's number of classes stands, or its network where it stands nowhere."""
+    where = [index for index, module in enumerate(spec.net) if "num_classes" in module.kwargs]
+    return ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
+
+
+BATCH = 2
+
+USUAL_SIZE = 224
+"""Height and width where neither the spec nor the user says."""
+
+
+def classification_sample(part: DataPart | None, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
+    """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed.
+
+    Fake under a fake mode, else real.
+    """
+    shape = facts.shape or (channels, USUAL_SIZE, USUAL_SIZE)
+    batch: dict[str, Any] = {
+        "image": torch.zeros(BATCH, *shape),
+        "labels": torch.zeros(BATCH, dtype=torch.int64),
+        "indices": torch.zeros(BATCH, dtype=torch.int64),
+    }
+    mixing = None if part is None else part.dataloader.kwargs.batch_fn
+    if mixing is not None:
+        classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)
+        batch["mixed_labels"] = torch.full((BATCH, int(classes)), 1.0 / int(classes))
+    return batch

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.categories import Matched, match
+from kdcli.data.classes import Matched, match
 from kdcli.data.detection.coco_json import CocoFile, read_coco
 from kdcli.data.detection.coco_rows import Key
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
-from kdcli.models.detection.families import COCO_CLASSES, is_detector
+from kdcli.models.detection import COCO_CLASSES, is_detector
 from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
-from kdcli.tasks.detection.truth import read_truth
+from kdcli.tasks.detection.metrics import read_truth
 
 HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
 """Modules whose num_classes counts the categories and the background."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
+
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic
 from kdcli.spec.places import GT_FILE, HERE, Places
@@ -16,11 +18,8 @@ from kdcli.tasks.detection.annotations import (
     truth_findings,
 )
 from kdcli.tasks.detection.deploy import DetectorDeployment
-from kdcli.tasks.detection.kept import KeptBoxes
-from kdcli.tasks.detection.meter import DetectionMeter
-from kdcli.tasks.detection.predictions import answers_with_boxes
-from kdcli.tasks.detection.sample import detection_sample
-from kdcli.tasks.detection.scenes import BoxesReport
+from kdcli.tasks.detection.metrics import DetectionMeter, answers_with_boxes
+from kdcli.tasks.detection.outputs import BoxesReport, KeptBoxes
 from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 
@@ -46,7 +45,7 @@ class Detection:
         self.agreement: Agreement | None = None
         self.matching: Matching | None = None
         self.kept: Kept | None = KeptBoxes()
-        self.deploy: Deployment | None = DetectorDeployment()
+        self.deploy: Deployment | None = DetectorDeployment(detection_sample)
         self.report: Report | None = BoxesReport()
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
@@ -106,3 +105,36 @@ class Detection:
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
         """Less than one percent, which no trained detector falls short of."""
         return metrics.get(self.primary, 0.0) < 1.0
+
+
+BATCH = 2
+
+SIZE = 128
+"""Height and width; five halvings leave a map of 4x4."""
+
+SSD_SIZE = 320
+"""torchvision's SSDs halve so often that they need as much."""
+
+
+def detection_sample(modules: Iterable[ModuleSpec] = (), *, aligned: bool = False) -> dict[str, Any]:
+    """Two tiny real images with a box each, as the `coco` dataset would give them.
+
+    Boxes decide what a detector computes, so nothing is fake. modules: what is to run on them. aligned: as
+    `runtime.aligned` says.
+    """
+    side = SSD_SIZE if any(m.type.startswith("torchvision.ssd") for m in modules) else SIZE
+    box = torch.tensor([[side / 8, side / 8, side / 2, side / 2, 1.0]])
+    return {
+        "image": torch.rand(BATCH, 3, side, side),
+        "boxes": [box.clone() for _ in range(BATCH)],
+        "ignores": [torch.zeros(0, 4) for _ in range(BATCH)],
+        "image_info": [(float(side), float(side), 1.0, 1.0, float(side), float(side))] * BATCH,
+        "indices": torch.arange(BATCH),
+        "image_ids": list(range(BATCH)),
+        "annotations": {
+            "file": "",
+            "samples": BATCH,
+            "categories": (1,),
+            "box_offset": 0 if aligned else 1,
+        },
+    }

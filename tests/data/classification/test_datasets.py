@@ -14,10 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcli.data.classification.digits import digits
-from kdcli.data.classification.fashion_mnist import fashion_mnist
-from kdcli.data.classification.idx import read_idx
-from kdcli.data.describe import describe
+from kdcli.data.classification.arrays import digits, fashion_mnist, read_idx
+from kdcli.data.facts import describe
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import Places
 from tests.data.conftest import look_at
@@ -88,7 +86,7 @@ def _own(part: Any) -> dict[str, Any]:
 
 
 def test_digits_without_scikit_learn(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcli.data.classification.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("kdcli.data.classification.arrays.find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"KD502.*scikit-learn") as error:
         loader(part("digits"))
     assert "kdcli[demo]" in (error.value.diagnostics[0].help or "")
@@ -288,7 +286,7 @@ def test_describe_never_raises_and_needs_no_torch(part: Any) -> None:
     )
     assert facts.shape == (3, 224, 224) and facts.num_classes is None
     assert describe(part("torchvision.CIFAR100"), train=False).num_samples == 10_000
-    code = "import sys, kdcli.data.describe, kdcli.data.evaluators, kdcli.data; print('torch' in sys.modules)"
+    code = "import sys, kdcli.data.facts, kdcli.data.evaluators, kdcli.data; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kdcli.data.classes import numbered_like
-from kdcli.data.opened import OpenedData
+from kdcli.data.sources import OpenedData
 from kdcli.errors import KdError
 from tests.data.conftest import make_part, open_side
 

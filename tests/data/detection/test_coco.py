@@ -20,7 +20,7 @@ from kdcli.data.draws import Draws
 from kdcli.data.transforms.boxes import Flip, KeepArResize
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.spec.places import HERE
-from kdcli.tasks.detection.predictions import original_boxes
+from kdcli.tasks.detection.metrics import original_boxes
 from tests.data.conftest import look_at, make_loader, make_part
 
 SIZES = {3: (20, 30), 7: (40, 20), 9: (16, 16)}

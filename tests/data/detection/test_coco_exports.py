@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data.categories import match
+from kdcli.data.classes import match
 from kdcli.data.detection import coco_json
 from kdcli.data.detection.coco_json import CocoFile, read_coco
 from kdcli.errors import KdError, RunError
-from kdcli.tasks.detection.truth import read_truth
+from kdcli.tasks.detection.metrics import read_truth
 
 CLEAN: dict[str, Any] = {
     "images": [

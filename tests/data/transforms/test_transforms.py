@@ -13,13 +13,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
 from kdcli.data import TRANSFORMS
-from kdcli.data.describe import transformed
 from kdcli.data.draws import Draws
+from kdcli.data.facts import transformed
 from kdcli.data.transforms import torchvision_v2 as foreign
-from kdcli.data.transforms.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
+from kdcli.data.transforms.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, resized_crops
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline, build_transform
 from kdcli.data.transforms.pixels import Cutout, Normalize
-from kdcli.data.transforms.resample import resized_crops
 from kdcli.errors import SpecError
 from kdcli.spec.schema import Component
 

@@ -9,8 +9,8 @@ import torch
 import torchvision.ops
 from torch import Tensor, nn
 
+from kdcli.models.detection.deploy.candidates import ABSENT, suppress
 from kdcli.models.detection.deploy.detector import DeployedDetector
-from kdcli.models.detection.deploy.suppression import ABSENT, suppress
 from kdcli.models.detection.proposals import SMALL_LEVEL
 from kdcli.spec.schema import ModuleSpec
 from tests.models.detection.nets import batch, build, faster_rcnn, retinanet

@@ -11,7 +11,7 @@ import torch
 from kdcli.exports import EXPORTS
 from kdcli.exports.proof import prove
 from kdcli.models.network import Network
-from kdcli.tasks.detection.portable import Detector
+from kdcli.tasks.detection.deploy import Detector
 from tests.models.detection.test_whole import build
 
 IMAGE = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))

@@ -8,24 +8,33 @@ import pytest
 import torch
 from torch import tensor
 
-from kdcli.models.detection.anchors import HandCraftAnchors
 from kdcli.models.detection.boxes import (
+    by_level,
     clip,
     decode,
     denormalized,
     encode,
     intersection_over_first,
+    inverse,
     iou,
     large_enough,
+    levels_of,
     nms,
     normalized,
 )
-from kdcli.models.detection.levels import by_level, inverse, levels_of
+from kdcli.models.detection.dense_post import HandCraftAnchors
 from kdcli.models.detection.losses import L1, SigmoidCrossEntropy, SigmoidFocal, SmoothL1, SoftmaxCrossEntropy
-from kdcli.models.detection.matchers import IGNORED, NEGATIVE, MaxIouMatcher
 from kdcli.models.detection.proposals import NmsMerger, TopMerger
-from kdcli.models.detection.samplers import AllSampler, FirstSampler, NaiveSampler
-from kdcli.models.detection.targets import AnchorSupervisor, RoiSupervisor
+from kdcli.models.detection.targets import (
+    IGNORED,
+    NEGATIVE,
+    AllSampler,
+    AnchorSupervisor,
+    FirstSampler,
+    MaxIouMatcher,
+    NaiveSampler,
+    RoiSupervisor,
+)
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from kdcli.tasks.classification.agreement import agreement_sums
-from kdcli.tasks.classification.answers import Answers
-from kdcli.tasks.classification.metrics import ClassificationMeter
+from kdcli.tasks.classification.metrics import ClassificationMeter, agreement_sums
+from kdcli.tasks.classification.report import Answers
 
 NAN, INF = float("nan"), float("inf")
 

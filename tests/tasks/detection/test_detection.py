@@ -13,11 +13,17 @@ import pytest
 import torch
 
 from kdcli.errors import RunError
-from kdcli.tasks.detection.coco_metric import METRICS, _evaluator, average_precision
-from kdcli.tasks.detection.meter import DetectionMeter
-from kdcli.tasks.detection.predictions import coco_rows, original_boxes, save_coco
+from kdcli.tasks.detection.metrics import (
+    METRICS,
+    DetectionMeter,
+    _evaluator,
+    average_precision,
+    coco_rows,
+    original_boxes,
+    read_truth,
+    save_coco,
+)
 from kdcli.tasks.detection.task import Detection
-from kdcli.tasks.detection.truth import read_truth
 
 TRUTH = {11: [[10.0, 10.0, 40.0, 40.0]], 12: [[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 40.0]]}
 CATEGORIES = (4, 8)

@@ -13,7 +13,7 @@ from kdcli.data.detection.coco import coco
 from kdcli.data.image_readers import PillowReader
 from kdcli.models.detection.whole import build_detector
 from kdcli.spec.places import HERE
-from kdcli.tasks.detection.predictions import save_coco
+from kdcli.tasks.detection.metrics import save_coco
 from kdcli.tasks.detection.task import Detection
 
 LEARNT = {1: "cat", 2: "dog", 5: "owl"}

@@ -11,8 +11,7 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from kdcli.models.detection.boxes import decode, quadruples
-from kdcli.models.detection.deploy.candidates import PRESENT, Candidates, clipped, joined
-from kdcli.models.detection.deploy.suppression import ABSENT
+from kdcli.models.detection.deploy.candidates import ABSENT, PRESENT, Candidates, clipped, joined
 from kdcli.models.detection.whole import TorchvisionDetector
 
 SMALLEST_SIDE = 1e-2

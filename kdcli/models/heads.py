@@ -1,0 +1,183 @@
+"""The classification head: pooling and a linear classifier."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcli.errors import RunError
+from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Share
+
+
+class ClsHead(ViewModule):
+    """Logits from one of the features.
+
+    Reads `features[input_feature_idx]`: maps [B, C, H, W] (averaged over H and W with use_pool) or
+    vectors [B, C]. Output `logits` [B, num_classes], or a list of them for a list of num_classes.
+    in_plane: C; by default what the module before gives. dropout: rate before the classifier.
+    """
+
+    def __init__(
+        self,
+        inplanes: int | list[int] | None = None,
+        *,
+        num_classes: int | list[int],
+        in_plane: int | None = None,
+        input_feature_idx: int = -1,
+        use_pool: bool = True,
+        dropout: Share | None = None,
+    ) -> None:
+        super().__init__()
+        found = inplanes[input_feature_idx] if isinstance(inplanes, list) else inplanes
+        if in_plane is None and found is None:
+            raise ValueError("in_plane is not given, and no module before says its width")
+        if in_plane is not None and found is not None and in_plane != found:
+            raise ValueError(f"in_plane is {in_plane}, but the module before gives {found} channels")
+        width = in_plane if in_plane is not None else found
+        assert width is not None
+        self.num_classes = num_classes
+        self.input_feature_idx = input_feature_idx
+        self.pool = nn.AdaptiveAvgPool2d(1) if use_pool else None
+        self.drop = nn.Dropout(dropout) if dropout is not None else None
+        self.classifier: nn.Linear | nn.ModuleList
+        if isinstance(num_classes, list):
+            self.classifier = nn.ModuleList(_linear(width, count) for count in num_classes)
+        else:
+            self.classifier = _linear(width, num_classes)
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `features`."""
+        x: Tensor = outputs["features"][self.input_feature_idx]
+        if self.pool is not None:
+            x = self.pool(x).flatten(1)
+        if self.drop is not None:
+            x = self.drop(x)
+        if isinstance(self.classifier, nn.ModuleList):
+            return {"logits": [layer(x) for layer in self.classifier]}
+        return {"logits": self.classifier(x)}
+
+
+def _linear(width: int, classes: int) -> nn.Linear:
+    layer = nn.Linear(width, classes)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) -> Tensor:
+    """Cross entropy in nats, mean over the batch.
+
+    logits [B, K]; targets: classes [B] int64 or probabilities [B, K].
+    """
+    return F.cross_entropy(logits, targets) * loss_weight
+
+
+def label_smooth_ce(
+    logits: Tensor, targets: Tensor, *, smooth_ratio: float, num_classes: int, loss_weight: float = 1.0
+) -> Tensor:
+    """Cross entropy to (1 − s) of the target and s/K for every class, mean over the batch.
+
+    logits [B, K]; targets: classes [B] int64 or probabilities [B, K]; s is smooth_ratio.
+    Source: "Rethinking the Inception Architecture for Computer Vision", arXiv:1512.00567.
+    """
+    if logits.shape[1] != num_classes:
+        raise RunError.of(
+            "KD417",
+            f"label_smooth_ce has `num_classes: {num_classes}`, but there are {logits.shape[1]} logits",
+            "give the loss and the head the same number of classes",
+        )
+    smooth = soft_targets(targets, num_classes, logits) * (1 - smooth_ratio) + smooth_ratio / num_classes
+    return F.cross_entropy(logits, smooth) * loss_weight
+
+
+def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: float = 1.0) -> Tensor:
+    """Binary cross entropy of each class in nats, mean over batch and classes.
+
+    logits [B, K]; targets: classes [B] int64 or probabilities [B, K]. bias: with probabilities,
+    the logits are lowered by log K and the mean is multiplied by K.
+    """
+    wanted = soft_targets(targets, logits.shape[1], logits)
+    scale = logits.shape[1] if bias and targets.ndim == 2 else 1
+    loss = F.binary_cross_entropy_with_logits(logits - math.log(scale), wanted)
+    return loss * scale * loss_weight
+
+
+def soft_targets(targets: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """Targets as probabilities [B, K]."""
+    if targets.ndim == 2:
+        return targets.to(like.dtype)
+    # A scatter, as one_hot checks its input's values and so waits for the device.
+    zeros = torch.zeros((targets.shape[0], num_classes), dtype=like.dtype, device=like.device)
+    return zeros.scatter(1, targets.view(-1, 1), 1.0)
+
+
+CLS_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "softmax_cross_entropy": cross_entropy,
+    "ce": cross_entropy,
+    "stce": cross_entropy,
+    "label_smooth_ce": label_smooth_ce,
+    "bce": bce,
+}
+
+
+def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of `{type, kwargs}` with its arguments bound; raises ValueError naming what is wrong."""
+    kind, kwargs = spec.get("type"), dict(spec.get("kwargs") or {})
+    if kind not in CLS_LOSSES or set(spec) - {"type", "kwargs"}:
+        raise ValueError(
+            f"cls_loss is {{type, kwargs}} with a type of {', '.join(CLS_LOSSES)}, not {dict(spec)}"
+        )
+    loss = CLS_LOSSES[kind]
+    options = {n: p for n, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name in kwargs:
+        if name not in options:
+            raise ValueError(f"cls_loss `{kind}` has no argument `{name}`; it takes {', '.join(options)}")
+    for name, parameter in options.items():
+        if parameter.default is parameter.empty and name not in kwargs:
+            raise ValueError(f"cls_loss `{kind}` needs `{name}`")
+
+    return partial(loss, **kwargs)
+
+
+class ClsPostProcess(ViewModule):
+    """Reads `logits` [B, K].
+
+    Training: `loss`, a scalar of cls_loss on `mixed_labels` [B, K] where the batch has them, else
+    `labels` [B]; and `accuracy`, the share of top-1 hits, without gradient. Evaluation: `preds` [B]
+    int64 and `scores` [B, K], the softmax. cls_loss: {type, kwargs} of models/heads.py, cross
+    entropy by default. Several heads (a list of logits) read `labels` [B, heads]: the sum of their
+    losses, the mean of their accuracies, lists of predictions.
+    """
+
+    def __init__(self, *, cls_loss: dict[str, Any] | None = None, prefix: str | None = None) -> None:
+        super().__init__()
+        self._loss = build_cls_loss(cls_loss or {"type": "ce"})
+        self.prefix = prefix
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `logits` and, in training, the labels."""
+        logits = outputs["logits"]
+        several = isinstance(logits, list | tuple)
+        heads: list[Tensor] = list(logits) if several else [logits]
+        if not self.training:
+            preds = [head.argmax(1) for head in heads]
+            scores = [head.softmax(1) for head in heads]
+            return {"preds": preds, "scores": scores} if several else {"preds": preds[0], "scores": scores[0]}
+        labels: Tensor = outputs["labels"]
+        wanted = list(labels.unbind(1)) if several else [labels]
+        mixed = outputs.get("mixed_labels")
+        targets = [mixed] if mixed is not None and not several else wanted
+        parts = [self._loss(head, target) for head, target in zip(heads, targets, strict=True)]
+        hits = [
+            (head.detach().argmax(1) == label).float().mean()
+            for head, label in zip(heads, wanted, strict=True)
+        ]
+        return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}
