@@ -121,8 +121,7 @@ def named_tasks(tree: ast.AST) -> Iterator[str]:
 def test_only_tasks_knows_which_tasks_there_are() -> None:
     wrong = []
     for path in sources():
-        # torchvision calls a part of its RetinaNet so.
-        if layer(module_of(path)) == "tasks" or module_of(path) == "kdcli.models.detection.rename":
+        if layer(module_of(path)) == "tasks":
             continue
         wrong += [f"{module_of(path)}, {found}" for found in named_tasks(ast.parse(path.read_text()))]
         wrong += [

@@ -26,7 +26,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.tasks.saved_outputs import Keep
+from kdcli.tasks.saved_outputs import DetectionOutputs
 from kdcli.tasks.task import Drawing, Meter, Task
 from kdcli.training.build import (
     build_data,
@@ -78,7 +78,7 @@ def compare(
     options: RunOptions,
     processes: Processes,
     weights: Path | None,
-    keep: Keep | None = None,
+    keep: DetectionOutputs | None = None,
     sides: Sides | None = None,
 ) -> tuple[list[Comparison], list[Notice]]:
     """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
@@ -88,7 +88,7 @@ def compare(
     where the test data is none to measure by (Task.check_truth).
     """
     spec = parsed.spec
-    keep = keep or Keep()
+    keep = keep or DetectionOutputs()
     sides = sides or Sides(spec, options.places)
     task = sides.task
     keep.require(task)

@@ -116,7 +116,7 @@ def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
     if options.look == "nothing":
         return DataSeen(train, test, ())
     found = Findings()
-    found.found += check_data_files(sides, look=options.look, told=options.told)
+    found.found += check_data_files(sides, look=options.look, progress=options.told)
     told = {(finding.code, finding.message) for finding in found.found}
     own: tuple[str, ...] = ()
     for side in (True, False):

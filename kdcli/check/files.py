@@ -7,7 +7,7 @@ from functools import partial
 
 from kdcli.data.check import Look
 from kdcli.data.check import check_files as check_data_files
-from kdcli.data.check_images import Told
+from kdcli.data.check_images import Progress
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import SampleSource
 from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
@@ -20,8 +20,8 @@ from kdcli.training.build import teacher_settings, weight_path
 from kdcli.training.sides import Sides
 
 
-def check_data(sides: Sides, *, look: Look = "whole", told: Told | None = None) -> list[Diagnostic]:
-    """What the data's files say, of both sides. look, told: as in kdcli.data.check."""
+def check_data(sides: Sides, *, look: Look = "whole", progress: Progress | None = None) -> list[Diagnostic]:
+    """What the data's files say, of both sides. look, progress: as in kdcli.data.check."""
     found: list[Diagnostic] = []
     for train in (True, False):
         found += check_data_files(
@@ -30,7 +30,7 @@ def check_data(sides: Sides, *, look: Look = "whole", told: Told | None = None) 
             partial(sides.source, train),
             partial(sides.opened, train),
             look=look,
-            told=told,
+            progress=progress,
         )
     found += sides.task.agree(sides.spec, _facts(sides, True), _facts(sides, False), sides.places)
     # The test side asks for what the training side's file says too.

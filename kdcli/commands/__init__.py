@@ -82,7 +82,7 @@ def evaluate(
     from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
     from kdcli.report.comparison import comparison_text
-    from kdcli.tasks.saved_outputs import Keep
+    from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
 
     with (
@@ -91,7 +91,7 @@ def evaluate(
         processes(device or parsed.spec.runtime.device) as here,
     ):
         sides = Sides(parsed.spec, opened.options.places)
-        keep = Keep(predictions=save_predictions, pictures=show)
+        keep = DetectionOutputs(predictions=save_predictions, pictures=show)
         rows, notices = compare(parsed, opened.options, here, weights, keep, sides)
     if here.speaks:
         for notice in notices:

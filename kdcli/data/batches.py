@@ -42,17 +42,17 @@ class BadRecord(NamedTuple):
 
 
 Loaded = tuple[dict[str, Any], tuple[BadRecord, ...]]
-"""A batch and what was wrong on the way; without a batch where the run is to stop."""
+"""A batch and the bad samples met on the way; the batch is empty where the run is to stop."""
 
 
 class BatchReader(Protocol):
-    """Gives the batch of a key; picklable, without state."""
+    """Reads the batch of a key; picklable, without state."""
 
     def __getitem__(self, key: BatchKey) -> Loaded: ...
 
 
 class Mixing:
-    """What happens to a finished batch, as a function of (seed, epoch, batch)."""
+    """Applies the `batch_fn` (mixup, cutmix) to a finished batch, as a function of (seed, epoch, batch)."""
 
     def __init__(self, function: MixFn | None, seed: int) -> None:
         self.function, self.seed = function, seed
@@ -118,9 +118,9 @@ class SampleReader:
         samples: list[Mapping[str, Any]] = []
         indices: list[int] = []
         bad: list[BadRecord] = []
-        for wanted in key.ids:
+        for sample in key.ids:
             for offset in range(self.tries if self.skip and self.train else 1):
-                index = (int(wanted) + offset) % len(self.source)
+                index = (int(sample) + offset) % len(self.source)
                 draws = Draws(self.seed, key.view, np.array([index], dtype=np.int64))
                 try:
                     samples.append(self.source.load(index, draws))
@@ -196,7 +196,7 @@ def in_memory(
     skip: bool,
     path: SpecPath,
 ) -> tuple[ArrayReader, tuple[BadRecord, ...]]:
-    """Everything decoded once, with the transforms that draw nothing already done."""
+    """A reader of images decoded once and held as bytes, with the transforms that draw nothing already applied."""
     nothing = Draws(seed, 0, np.zeros(1, dtype=np.int64))
     start = pipeline.head()
     if isinstance(source, ArrayImages):

@@ -219,7 +219,7 @@ def _order(
 
 
 def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, train: bool) -> DataFacts:
-    """The described facts, with what the data itself says in place of what the spec only hints at."""
+    """The facts of a side from its opened source: what the data states replaces what the spec implies."""
     facts = replace(
         describe(part, train=train),
         num_classes=source.num_classes,
@@ -231,7 +231,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
         try:
             image = source.read(index)[None]
         except BadSample:
-            continue  # told by whoever reads that sample
+            continue  # reported by whoever reads that sample
         try:
             shape = pipeline(image, Draws(0, 0, np.zeros(1, dtype=np.int64))).shape[1:]
         except (ValueError, TypeError, RuntimeError) as reason:
@@ -248,10 +248,10 @@ def _check_labels(source: Images, part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
     if component is None:
         return
-    told = component.kwargs.get("num_classes", 1000)
-    if source.labels.max(initial=0) >= told:
+    num_classes = component.kwargs.get("num_classes", 1000)
+    if source.labels.max(initial=0) >= num_classes:
         raise SpecError.at(
             (*path, "dataloader", "kwargs", "batch_fn", "kwargs", "num_classes"),
             "KD515",
-            f"`{component.type}` has {told} classes and the data a label {source.labels.max()}",
+            f"`{component.type}` has {num_classes} classes and the data a label {source.labels.max()}",
         )

@@ -1,4 +1,4 @@
-"""What the files say of a spec's data, for `validate --files`: they exist, are whole, and fit."""
+"""Findings about the files of a spec's data: whether they exist, are whole, and fit the transforms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdcli.data.build import build_loader
 from kdcli.data.check_images import (
     LOOKED_AT,
     ImageFindings,
-    Told,
-    Where,
+    Progress,
+    ReportedAt,
     constant_images,
     missing_images,
     scanned_images,
     spread,
-    told_of,
+    unreadable,
 )
 from kdcli.data.detection.coco import CocoDataset
 from kdcli.data.draws import Draws
@@ -41,12 +41,12 @@ def check_files(
     side_of: Callable[[], OpenedData],
     *,
     look: Look = "whole",
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> list[Diagnostic]:
     """Every finding about one side's files, each with a path into the spec.
 
     source_of, side_of: give its source, and with it what is true of it; raise KdError where it can't be opened.
-    Whatever `look`, one sample goes through the transforms. told: hears how far the reading is.
+    Whatever `look`, one sample goes through the transforms. progress: called while files are read.
     """
     place = (*path, "dataset")
     try:
@@ -54,11 +54,13 @@ def check_files(
     except KdError as error:
         return _placed(error, part, place)
     reader = place if part.dataset.kwargs.image_reader is None else (*place, "kwargs", "image_reader")
-    where = Where(dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip")
+    reported_at = ReportedAt(
+        dataset=place, reader=reader, skip=part.dataloader.kwargs.on_bad_sample == "skip"
+    )
     found = left_out(source, place)
     files = ImageFindings(findings=(), known=frozenset())
     if isinstance(source, CocoDataset) or getattr(source, "files", None):
-        files = _files_of(source, where, look != "whole", told)
+        files = _files_of(source, reported_at, look != "whole", progress)
         found += files.findings
     opened, failed = None, None
     try:
@@ -69,7 +71,7 @@ def check_files(
     if opened is not None and look != "quick" and part.batch_sampler.kwargs.batch_size > 1:
         shapes = shapes_of(source, part, place)
     if look != "quick":
-        found += pixel_findings(source, where, files.known, shapes)
+        found += pixel_findings(source, reported_at, files.known, shapes)
     if opened is not None:
         try:
             build_loader(replace(opened, part=_alone(part)), seed=0).close()
@@ -80,20 +82,20 @@ def check_files(
 
 
 def left_out(source: Source | BatchSource, place: SpecPath) -> list[Diagnostic]:
-    """KD623 where files lie beside the images that are none of them."""
+    """KD623 where the folders of the images hold other files, which are left out."""
     said = getattr(source, "left_out", None)
     return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
 
 
 def pixel_findings(
     source: Source | BatchSource,
-    where: Where,
+    reported_at: ReportedAt,
     known: frozenset[str] = frozenset(),
     shapes: Shapes | None = None,
 ) -> list[Diagnostic]:
     """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
 
-    known: files that are told of already. shapes: is shown what is decoded.
+    known: files with a finding already. shapes: is given each decoded image.
     """
     if isinstance(source, BatchSource) or (
         isinstance(source, SampleSource) and not isinstance(source, CocoDataset)
@@ -102,24 +104,24 @@ def pixel_findings(
     bad: list[BadSample] = []
     indices = spread(len(source), LOOKED_AT)
     said = constant_images(_read(source, indices, bad, shapes))
-    found = told_of([error for error in bad if error.name not in known], len(indices), where)
+    found = unreadable([error for error in bad if error.name not in known], len(indices), reported_at)
     if said is not None:
         help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
         found.append(
-            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=where.dataset)
+            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=reported_at.dataset)
         )
     return found
 
 
 class Shapes:
-    """In what shape images come out of the transforms, in their first view."""
+    """The shapes of images after the transforms, as the first epoch sees them."""
 
     def __init__(self, source: Any, pipeline: Pipeline, where: SpecPath) -> None:
         self.source, self.pipeline, self.where = source, pipeline, where
         self._found: dict[int, tuple[bool, str]] = {}
 
     def take(self, index: int, image: Tensor) -> None:
-        """The shape of one image, or why it does not fit."""
+        """Run the transforms on one image; note its shape, or why they can't take it."""
         try:
             made = self.pipeline(image[None], Draws(0, 0, np.array([index], dtype=np.int64)))[0]
             self._found[index] = (True, size_text(made))
@@ -133,7 +135,7 @@ class Shapes:
         """
         numbers = {file: index for index, file in enumerate(self.source.files)} if files.sizes else {}
         for index in {numbers[file] for file in files.sizes} - self._found.keys():
-            for image in _read(self.source, [index], []):  # bad ones are told elsewhere
+            for image in _read(self.source, [index], []):  # bad ones are reported elsewhere
                 self.take(index, image)
         first: tuple[str, str] | None = None
         for index, (fits, shape) in sorted(self._found.items()):
@@ -150,7 +152,7 @@ class Shapes:
 
 
 def shapes_of(source: Source | BatchSource, part: DataPart, place: SpecPath) -> Shapes | None:
-    """What looks at the shapes of images that are read one by one; None for data that is known to be alike."""
+    """The collector of shapes for images that are read one by one; None for data whose images are known to be alike."""
     if isinstance(source, (SampleSource, ArrayImages, BatchSource)):
         return None
     where = (*place, "kwargs", "transformer")
@@ -160,7 +162,7 @@ def shapes_of(source: Source | BatchSource, part: DataPart, place: SpecPath) -> 
 def _read(
     source: Any, indices: list[int], bad: list[BadSample], shapes: Shapes | None = None
 ) -> Iterator[Tensor]:
-    """The images as they are decoded; those that can't be are put into `bad`."""
+    """Decode images one by one; errors of those that can't be decoded are appended to `bad`."""
     for index in indices:
         try:
             image = source.pixels(index) if isinstance(source, CocoDataset) else source.read(index)
@@ -172,7 +174,7 @@ def _read(
         yield image
 
 
-def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> ImageFindings:
+def _files_of(source: Any, reported_at: ReportedAt, quick: bool, progress: Progress | None) -> ImageFindings:
     """The findings about the files of a CocoDataset, or of a source with `files` and `reader`."""
     files: list[str] = []
     numbers: list[int] = []
@@ -183,8 +185,8 @@ def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> Imag
             numbers.append(index)
         except BadSample as error:
             outside.append(error)
-    missing = missing_images(files, source.reader, where)
-    found = [*told_of(outside, len(source), where), *missing.findings]
+    missing = missing_images(files, source.reader, reported_at)
+    found = [*unreadable(outside, len(source), reported_at), *missing.findings]
     known = missing.known | {error.name for error in outside}
     if quick:
         return ImageFindings(findings=tuple(found), known=known)
@@ -193,9 +195,9 @@ def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> Imag
     scanned = scanned_images(
         [files[place] for place in there],
         source.reader,
-        where,
+        reported_at,
         also=None if look is None else lambda number, image: look(numbers[there[number]], image),
-        told=told,
+        progress=progress,
     )
     return ImageFindings(
         findings=(*found, *scanned.findings), known=known | scanned.known, sizes=scanned.sizes
@@ -203,14 +205,14 @@ def _files_of(source: Any, where: Where, quick: bool, told: Told | None) -> Imag
 
 
 def _alone(part: DataPart) -> DataPart:
-    """The same side without workers, with nothing decoded beforehand."""
+    """The same side with `num_workers: 0` and `in_memory: false`."""
     change = {"num_workers": 0, "in_memory": False}
     quick = part.dataloader.kwargs.model_copy(update=change)
     return part.model_copy(update={"dataloader": part.dataloader.model_copy(update={"kwargs": quick})})
 
 
 def _placed(error: KdError, part: DataPart, place: SpecPath) -> list[Diagnostic]:
-    """The findings; what is said of no place in the spec stands at the list that the data is read from."""
+    """The diagnostics of an error; one without a path gets that of `meta_file`, or else of the dataset."""
     listed = isinstance((part.dataset.kwargs.model_extra or {}).get("meta_file"), str)
     where = (*place, "kwargs", "meta_file") if listed else place
     return [d if d.path is not None else replace(d, path=where) for d in error.diagnostics]

@@ -1,4 +1,9 @@
-"""Findings about lists of image files: missing, damaged, of numbers or alpha that no rule says how to read."""
+"""Findings about lists of image files: missing, damaged, all alike, or in need of `value_range` or `background`.
+
+A file is damaged where its header or its end is wrong, which takes a few microseconds to see. Only files whose end is
+not where their format puts it are decoded, so that a harmless trailer (a phone's film behind the photo) is no finding.
+Damage in the middle is not seen.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +23,16 @@ from kdcli.data.pixel_values import depth_of, has_alpha, what_to_write
 from kdcli.data.sources import BadSample
 from kdcli.errors import Diagnostic, SpecPath
 
-TOLD = 5
-"""So many bad ones are named."""
+NAMED = 5
+"""How many bad images a message names."""
 
 WITH_ALPHA = 2000
-"""So many images with an alpha channel, evenly spread, are decoded to see whether they are transparent."""
+"""How many images with an alpha channel, evenly spread, are decoded to see whether they are transparent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Where findings stand in the spec. reader: of what says how images are read. skip: bad ones are skipped."""
+class ReportedAt:
+    """Paths in the spec for findings about one side's images. reader: of its image reader. skip: leave bad ones out."""
 
     dataset: SpecPath
     reader: SpecPath
@@ -35,81 +40,83 @@ class Where:
 
     @property
     def severity(self) -> Literal["error", "warning"]:
-        """Of images that can't be read."""
+        """Severity of a finding about an image that can't be read."""
         return "warning" if self.skip else "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFindings:
-    """findings: what is wrong. known: the files that are told of. sizes: a file for each size that occurs."""
+    """Findings about image files. known: the files that have one. sizes: an example file for each image size."""
 
     findings: tuple[Diagnostic, ...]
     known: frozenset[str]
     sizes: tuple[str, ...] = ()
 
 
-def missing_images(files: Sequence[str], reader: PillowReader, where: Where) -> ImageFindings:
+def missing_images(files: Sequence[str], reader: PillowReader, reported_at: ReportedAt) -> ImageFindings:
     """KD511 for all images whose file is not there."""
     gone = _missing(files)
     if not gone:
         return ImageFindings(findings=(), known=frozenset())
-    names = ", ".join(f"`{_short(file, reader)}`" for file in gone[:TOLD])
-    names += ", ..." if len(gone) > TOLD else ""
+    names = ", ".join(f"`{_short(file, reader)}`" for file in gone[:NAMED])
+    names += ", ..." if len(gone) > NAMED else ""
     folders = " and ".join(f"`{root}`" for root in reader.roots)
     counted = "1 image is" if len(gone) == 1 else f"{len(gone)} images are"
     message = f"{counted} missing of {len(files)} in {folders}: {names}"
-    return ImageFindings(findings=(_bad(message, where),), known=frozenset(gone))
+    return ImageFindings(findings=(_bad(message, reported_at),), known=frozenset(gone))
 
 
 def scanned_images(
     files: Sequence[str],
     reader: PillowReader,
-    where: Where,
+    reported_at: ReportedAt,
     *,
     also: Callable[[int, Image.Image], None] | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> ImageFindings:
     """KD511 for files whose header or end is wrong, and for numbers and alpha that the reader has no rule for.
 
-    also, told: as in kdcli.data.check_images.
+    also, progress: as in `scan`.
     """
-    seen = scan(files, also=also, told=told)
-    found = told_of(seen.bad, len(files), where)
+    seen = scan(files, also=also, progress=progress)
+    found = unreadable(seen.bad, len(files), reported_at)
     known = {bad.name for bad in seen.bad}
     rule = reader.rule
     if rule.value_range is None:
         for depth, deep in seen.deep.items():
             message = _without_range(depth, deep, len(files), rule.where)
-            found.append(_bad(message, where, where.reader))
+            found.append(_bad(message, reported_at, reported_at.reader))
             known.update(deep)
     if rule.background is None and seen.alpha:
-        refused = refused_alpha(seen.alpha, reader, told)
+        refused = refused_alpha(seen.alpha, reader, progress)
         if refused:
             looked_at = min(WITH_ALPHA, len(seen.alpha))
             more = (
                 f" ({len(refused)} of {looked_at} with an alpha channel are so)" if len(refused) > 1 else ""
             )
             message = f"`{refused[0].name}` can't be read: {refused[0].reason}{more}"
-            found.append(_bad(message, where, where.reader))
+            found.append(_bad(message, reported_at, reported_at.reader))
             known.update(seen.alpha)
     return ImageFindings(findings=tuple(found), known=frozenset(known), sizes=tuple(seen.sizes.values()))
 
 
-def told_of(bad: Sequence[BadSample], looked_at: int, where: Where) -> list[Diagnostic]:
-    """KD511 for the first bad ones, and for how many there are."""
-    messages = [f"`{error.name}` can't be read: {error.reason}" for error in bad[:TOLD]]
-    if len(bad) > TOLD:
+def unreadable(bad: Sequence[BadSample], looked_at: int, reported_at: ReportedAt) -> list[Diagnostic]:
+    """KD511 for the first few images that can't be read, and for how many there are."""
+    messages = [f"`{error.name}` can't be read: {error.reason}" for error in bad[:NAMED]]
+    if len(bad) > NAMED:
         messages.append(f"{len(bad)} of {looked_at} images looked at can't be read")
-    return [_bad(message, where) for message in messages]
+    return [_bad(message, reported_at) for message in messages]
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many indices, evenly spread over all."""
+    """At most `most` of `count` indices, evenly spread."""
     return np.unique(np.linspace(0, count - 1, most).astype(int)).tolist() if count else []
 
 
-def refused_alpha(files: Sequence[str], reader: PillowReader, told: Told | None = None) -> list[BadSample]:
-    """What reading raises for those of them that are transparent; of many, some are looked at."""
+def refused_alpha(
+    files: Sequence[str], reader: PillowReader, progress: Progress | None = None
+) -> list[BadSample]:
+    """The errors that reading raises for transparent images among the files; of many, WITH_ALPHA are tried."""
     refused = []
     indices = spread(len(files), WITH_ALPHA)
     for number, index in enumerate(indices):
@@ -117,13 +124,13 @@ def refused_alpha(files: Sequence[str], reader: PillowReader, told: Told | None 
             reader.read(files[index])
         except BadSample as reason:
             refused.append(reason)
-        if told is not None and (number + 1) % EVERY == 0:
-            told(number + 1, len(indices))
+        if progress is not None and (number + 1) % EVERY == 0:
+            progress(number + 1, len(indices))
     return refused
 
 
 def _without_range(depth: str, files: Sequence[str], total: int, where: str) -> str:
-    """Of all files of one depth; the numbers are those of some, so that one dark image does not set the range."""
+    """The message for files of one depth without a `value_range`; the range is proposed from several of them."""
     ranges = []
     for index in spread(len(files), LOOKED_AT):
         try:
@@ -136,12 +143,14 @@ def _without_range(depth: str, files: Sequence[str], total: int, where: str) -> 
     return f"`{files[0]}`{counted} can't be read: {what_to_write(depth, both, where)}"
 
 
-def _bad(message: str, where: Where, path: SpecPath | None = None) -> Diagnostic:
-    return Diagnostic(code="KD511", message=message, severity=where.severity, path=path or where.dataset)
+def _bad(message: str, reported_at: ReportedAt, path: SpecPath | None = None) -> Diagnostic:
+    return Diagnostic(
+        code="KD511", message=message, severity=reported_at.severity, path=path or reported_at.dataset
+    )
 
 
 def _missing(files: Sequence[str]) -> list[str]:
-    """Those whose file is not there."""
+    """The files that do not exist."""
     listed: dict[str, set[str]] = {}
     missing = []
     for file in files:
@@ -155,7 +164,7 @@ def _missing(files: Sequence[str]) -> list[str]:
 
 
 def _files_in(folder: str) -> set[str]:
-    """What lies in a folder but for links, whose targets may be gone; nothing where it can't be listed."""
+    """Names in a folder without links, whose targets may be gone; empty where it can't be listed."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries if not entry.is_symlink()}
@@ -169,15 +178,15 @@ def _short(file: str, reader: PillowReader) -> str:
     return next((file[len(start) :] for start in starts if file.startswith(start)), file)
 
 
-Told = Callable[[int, int], None]
-"""Is called with how many are done, and of how many."""
+Progress = Callable[[int, int], None]
+"""Called with how many files are done, and of how many."""
 
 TAIL = 2048
-"""An end marker is looked for in so many last bytes."""
+"""How many last bytes of a file are searched for its end marker."""
 EVERY = 256
-"""So often progress is told."""
+"""Progress is reported each time so many files are done."""
 SIZES = 64
-"""Of so many sizes a file is remembered."""
+"""For how many image sizes an example file is kept."""
 STRIPS = ((273, 279), (324, 325))
 """TIFF's tags of where pixels lie in the file and how many bytes they take: strips, tiles."""
 
@@ -201,9 +210,9 @@ def scan(
     files: Sequence[str],
     *,
     also: Callable[[int, Image.Image], None] | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Scan:
-    """The scan of image files, in their order.
+    """What the header and the end of each image file say, in the order of the files.
 
     also: is called with a file's number and its opened image, and may raise BadSample.
     """
@@ -229,8 +238,8 @@ def scan(
                 alpha.append(file)
         except BadSample as reason:
             bad.append(reason)
-        if told is not None and ((number + 1) % EVERY == 0 or number + 1 == len(files)):
-            told(number + 1, len(files))
+        if progress is not None and ((number + 1) % EVERY == 0 or number + 1 == len(files)):
+            progress(number + 1, len(files))
     by_depth = {depth: tuple(found) for depth, found in deep.items()}
     return Scan(bad=tuple(bad), deep=by_depth, alpha=tuple(alpha), sizes=sizes)
 
@@ -274,8 +283,8 @@ def _gif(handle: IO[bytes], size: int, image: Image.Image) -> bool:
 
 
 def _bmp(handle: IO[bytes], size: int, image: Image.Image) -> bool:
-    told = int(struct.unpack_from("<I", handle.read(6), 2)[0])
-    return 0 < told <= size
+    declared = int(struct.unpack_from("<I", handle.read(6), 2)[0])
+    return 0 < declared <= size
 
 
 def _webp(handle: IO[bytes], size: int, image: Image.Image) -> bool:
@@ -316,7 +325,7 @@ def _raw(size: int, image: Image.Image) -> bool:
 
 
 LOOKED_AT = 64
-"""So many images, evenly spread, tell for the whole set."""
+"""How many images, evenly spread, stand for the whole set."""
 
 
 def constant_images(images: Iterable[Tensor]) -> str | None:
@@ -337,8 +346,8 @@ def constant_images(images: Iterable[Tensor]) -> str | None:
     all_of_them = "both" if count == 2 else f"all {count}"
     if count and plain:
         which = _colour(*colours) if len(colours) == 1 else "of one colour each"
-        told = "the image looked at is" if count == 1 else f"{all_of_them} images looked at are"
-        return f"{told} {which}: there is nothing to learn from"
+        images_are = "the image looked at is" if count == 1 else f"{all_of_them} images looked at are"
+        return f"{images_are} {which}: there is nothing to learn from"
     if count > 1 and same:
         return f"{all_of_them} images looked at have the same pixels: there is nothing to learn from"
     return None

@@ -1,4 +1,4 @@
-"""The classes of the two sides of the data, matched by name: the training data's list is the truth."""
+"""Class and category names matched between the two sides of the data, or two annotation files, after Unicode NFC."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from kdcli.data.sources import BatchSource, OpenedData, SampleSource
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 
-TOLD = 5
-"""So many class names are listed in a message."""
+NAMED = 5
+"""How many names a message lists."""
 
 
 def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
@@ -37,11 +37,9 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
     if not len(missing):
         return test
-    listed = ", ".join(f"`{truth[number]}`" for number in missing[:TOLD]) + (
-        ", ..." if len(missing) > TOLD else ""
-    )
+    names = [truth[number] for number in missing]
     what = "the class" if len(missing) == 1 else f"{len(missing)} classes of the training data:"
-    return replace(test, notices=(*test.notices, f"the test data has no images of {what} {listed}"))
+    return replace(test, notices=(*test.notices, f"the test data has no images of {what} {listed(names)}"))
 
 
 def matched(test: OpenedData, names: Sequence[str] | None, train: OpenedData | None = None) -> OpenedData:
@@ -50,14 +48,14 @@ def matched(test: OpenedData, names: Sequence[str] | None, train: OpenedData | N
     names: of the training data, None where it has numbers alone; train: it, where it is opened. A notice where one
     side alone has names; SpecError KD541 where nothing states the numbers of these.
     """
-    told = _one_sided(names, None if train is None else train.source, test)
-    if told is not None:
-        return replace(test, notices=(*test.notices, told))
+    notice = _one_sided(names, None if train is None else train.source, test)
+    if notice is not None:
+        return replace(test, notices=(*test.notices, notice))
     return numbered_like(test, names)
 
 
 def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> str | None:
-    """What is to be known where one side alone has names; None where both have, or neither.
+    """The notice for data of which one side alone has class names; None where both have, or neither.
 
     Names whose numbers nothing states (labels of a list, in alphabetical order) can't be held against numbers.
     """
@@ -65,7 +63,7 @@ def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> 
     if isinstance(test.source, (SampleSource, BatchSource)) or (names is None) == (own is None):
         return None
     named, plain = ("training", "test") if own is None else ("test", "training")
-    listed = list(names or own or ())
+    named_classes = list(names or own or ())
     if getattr(train if own is None else test.source, "invented", False):
         side = "train" if named == "training" else "test"
         raise SpecError.at(
@@ -74,15 +72,15 @@ def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> 
             f"the {named} data gives its classes by name and the {plain} data by number: they can't be matched",
             "write `classes: [...]` beside `meta_file`, the names in the order of the numbers",
         )
-    shown = ", ".join(f"{n} is `{name}`" for n, name in enumerate(listed[:TOLD])) + (
-        ", ..." if len(listed) > TOLD else ""
+    shown = ", ".join(f"{n} is `{name}`" for n, name in enumerate(named_classes[:NAMED])) + (
+        ", ..." if len(named_classes) > NAMED else ""
     )
     return f"the {plain} data has numbers and no class names: they are taken for the {named} data's, {shown}"
 
 
 def _places(names: Sequence[str], where: SpecPath, side: str) -> dict[str, int]:
     """The number of each name, which all differ."""
-    alike = list(map(_nfc, names))
+    alike = list(map(one_form, names))
     places = {name: number for number, name in enumerate(alike)}
     if len(places) < len(names):
         twice = next(name for name, same in zip(names, alike, strict=True) if alike.count(same) > 1)
@@ -95,12 +93,8 @@ def _places(names: Sequence[str], where: SpecPath, side: str) -> dict[str, int]:
     return places
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _meant(name: str, known: list[str]) -> str | None:
-    """The nearest names; the list of all where they are few. A short name has no slips worth a guess."""
+    """Help for an unknown name: the nearest known one, or all where they are few and the name is short."""
     return (
         did_you_mean(name, known) if len(name) > 3 or len(known) > 12 else "known names: " + ", ".join(known)
     )
@@ -117,7 +111,9 @@ def _unknown(name: str, known: list[str], where: SpecPath) -> Diagnostic:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """by_name: whether names decided, or else ids with their names, since a file has a name twice.
+    """Categories of an annotation file matched with those that were trained on.
+
+    by_name: whether names decided, or else ids with their names, since a file has a name twice.
 
     ids: the learnt id of each own one. strange: own ids without one. lacking: learnt ids without an own one.
     """
@@ -134,7 +130,7 @@ class Matched:
 
 
 def match(learnt: Mapping[int, str], own: Mapping[int, str]) -> Matched:
-    """What each category of a file is among those that were trained on; both: names by id.
+    """Match the categories of a file with those that were trained on; both: names by id.
 
     Names are the same letter by letter, however Unicode composes these.
     """
@@ -150,6 +146,11 @@ def match(learnt: Mapping[int, str], own: Mapping[int, str]) -> Matched:
     return Matched(by_name, ids, strange, tuple(c for c in learnt if c not in set(ids.values())))
 
 
+def listed(names: Sequence[str], most: int = NAMED) -> str:
+    """`a`, `b`, ...: the first names, for messages."""
+    return ", ".join(f"`{name}`" for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
 def one_form(name: str) -> str:
-    """A name as names are compared: letters with marks as one character (NFC)."""
+    """A name in the form in which names are compared: letters with marks as one character (NFC)."""
     return unicodedata.normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""The digest of one side of the data: what a run knows its data again by.
+"""The digest of one side of the data, by which a resumed run sees whether its data has changed.
 
 It is a hash of the list of samples (names relative to the data's folder, labels, sizes of the files in bytes,
 class names), and a few pixels of a few samples. Image files are not read: 200,000 take a second. Images in
@@ -39,16 +39,16 @@ HASHED = 2**29
 """Of images in memory that take more bytes, every n-th is hashed so that these are not more: half a second."""
 
 THREADS = 16
-"""As many files are asked for their size at once; a disk of this machine is no slower for it, another's faster."""
+"""How many files are asked for their size at once: a local disk is no slower for it, a network's faster."""
 
 UNKNOWN = "-"
 MISSING = "missing"
-"""Instead of the size of a file that is not there."""
+"""Stands in place of the size of a file that does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What one side of the data is. listing: SHA-256 of the list of samples; packed: that list, compressed.
+    """The digest of one side. listing: SHA-256 of the list of samples; packed: that list, compressed.
 
     probe: float32 [n, pixels], None where no sample can be read.
     """
@@ -110,7 +110,7 @@ def relative(files: Sequence[str], roots: Sequence[str]) -> list[str]:
 
 
 def sizes(files: Sequence[str]) -> list[str]:
-    """Each file's bytes."""
+    """The size of each file in bytes, as text."""
     parts = [files[start : start + 1000] for start in range(0, len(files), 1000)]
     if len(parts) == 1:
         return _sizes(parts[0])
@@ -142,7 +142,7 @@ def _truth(path: Path) -> str:
     try:
         file = read_coco(path)
     except RunError:
-        return UNKNOWN  # what is wrong with it is told where it is used
+        return UNKNOWN  # what is wrong with it is reported where it is used
     rows = np.column_stack([file.box_images, file.box_categories, file.boxes, file.areas, file.crowd])
     said = [list(file.image_keys), file.sizes.tolist(), list(file.category_keys), list(file.class_names)]
     found = hashlib.sha256(json.dumps(said).encode())
@@ -182,7 +182,7 @@ KINDS = ("images", "arrays", "boxes")
 
 
 class Other(NamedTuple):
-    """One sample in two lists: what was said of it before, and what is said now."""
+    """A sample that is in two lists, with its value before and now."""
 
     name: str
     before: str
@@ -220,7 +220,7 @@ def packed(text: bytes) -> bytes:
 
 
 def unpacked(data: bytes) -> bytes | None:
-    """What `packed` was given; None where the bytes are damaged."""
+    """The text that was compressed by `packed`; None where the bytes are damaged."""
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error):
@@ -228,7 +228,7 @@ def unpacked(data: bytes) -> bytes | None:
 
 
 def listing_from(text: bytes) -> Listing:
-    """What `Listing.text` gave; raises ValueError where it is none of this version."""
+    """The Listing of a text made by `Listing.text`; raises ValueError for any other text."""
     head, *rows = text.decode("utf-8", "surrogatepass").split("\n")
     said = json.loads(head)
     if not isinstance(said, dict) or said.get("format") != FORMAT:
@@ -262,8 +262,8 @@ class Changes:
 
 
 def changes(before: Listing, now: Listing) -> Changes:
-    """What came, went, or is said otherwise; a name that is there several times counts each time."""
-    old_names, new_names = _told_apart(before.names), _told_apart(now.names)
+    """The samples added, removed or changed between two lists; a name that is there several times counts each time."""
+    old_names, new_names = _made_unique(before.names), _made_unique(now.names)
     old, new = ({name: at for at, name in enumerate(names)} for names in (old_names, new_names))
     both = [(before.names[place], place, new[name]) for name, place in old.items() if name in new]
     labels, contents = (
@@ -282,8 +282,8 @@ def changes(before: Listing, now: Listing) -> Changes:
     )
 
 
-def _told_apart(names: Sequence[str]) -> Sequence[str]:
-    """The names, each that was there before with how often; no file's name holds the zero between."""
+def _made_unique(names: Sequence[str]) -> Sequence[str]:
+    """The names, a repeated one followed by NUL and how often it came before; no file's name holds a NUL."""
     if len(set(names)) == len(names):
         return names
     seen: Counter[str] = Counter()
@@ -305,10 +305,10 @@ def _plain(name: str) -> str:
 
 
 PROBED = 8
-"""So many samples are looked at, evenly spread."""
+"""How many samples are looked at, evenly spread."""
 
 PIXELS = 256
-"""So many numbers of each."""
+"""How many numbers are kept of each."""
 
 TOLERANCE = 1e-3
 
@@ -324,13 +324,13 @@ def probe_of(loader: Loader) -> Tensor | None:
 
 
 def probed_ids(samples: int) -> list[int]:
-    """Which of so many samples are looked at."""
+    """Indices of the samples that are looked at, of so many."""
     ids: list[int] = np.unique(np.linspace(0, samples - 1, PROBED).astype(np.int64)).tolist()
     return ids
 
 
 def other_pixels(kept: Any, probe: Tensor | None) -> list[int] | None:
-    """The places in a probe of the samples that look otherwise than in the one kept; None where all may."""
+    """Places in a probe of samples whose pixels differ from the kept probe's; None where the two can't be compared."""
     if kept is None or probe is None:
         return [] if kept is None and probe is None else None
     before = torch.as_tensor(kept)

@@ -54,7 +54,7 @@ def uniform(seed: int, epoch: int, ids: Sequence[int] | Ids, count: int, *, stre
 
 
 def seed_of(seed: int, epoch: int, id: int, *, stream: int = 0) -> int:
-    """A seed in [0, 2**63) for a generator that draws by itself."""
+    """A seed in [0, 2**63) for a generator object, as a function of the counters."""
     return int(hashes(seed, epoch, [id], 1, stream=stream)[0, 0] >> np.uint64(1))
 
 

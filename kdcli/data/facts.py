@@ -1,4 +1,4 @@
-"""What one side of the data looks like to the networks."""
+"""Sizes and names of one side of the data (DataFacts), and what of them the spec alone tells; torch-free."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DataFacts:
 
 
 Shape = tuple[int | None, int | None, int | None]
-"""(channels, height, width), None where only the files would tell."""
+"""(channels, height, width); None where only the files tell."""
 
 DIGITS = tuple(str(n) for n in range(10))
 FASHION = (
@@ -61,7 +61,7 @@ TORCHVISION: Mapping[str, tuple[Shape, int, int, int]] = {
 
 
 def describe(part: DataPart, *, train: bool = True) -> DataFacts:
-    """Shape after the transforms, classes, samples; None for what only the data itself can tell.
+    """The facts that the spec alone tells: shape after the transforms, classes, samples; None where only files tell.
 
     Never raises: what is wrong with the spec is found elsewhere.
     """

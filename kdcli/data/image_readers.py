@@ -126,11 +126,6 @@ class PillowReader:
         # Channels stay last in memory, where resampling is fastest.
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def size(self, file: str) -> tuple[int, int]:
-        """Height and width of what `read` gives, from the header alone; raises BadSample."""
-        with opened(file) as image:
-            return self.size_of(image)
-
     def size_of(self, image: Image.Image) -> tuple[int, int]:
         """Height and width of what `read` would give of an opened image."""
         turned = self.rotates and orientation(image) in LYING

@@ -1,4 +1,9 @@
-"""A loader: the batches of one side of the data, epoch by epoch."""
+"""The batches of one side of the data, epoch by epoch, and the order of its samples.
+
+Order in training: the permutation of (seed, epoch), padded by wrapping to a multiple of the number of processes and
+cut into global batches; each process takes its contiguous slice of each. In test: file order, no padding, each sample
+once over all processes. `start` needs no reading: batches are lists of ids.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ class Loader:
     """Batches as a function of (spec, seed, epoch); made by kdcli.data.build.build_loader.
 
     facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
-    once. notices: what the user should be told, plain sentences. name: what to call a sample. One epoch runs at a time.
+    once. notices: plain sentences for the user. name: what to call a sample. One epoch runs at a time.
     """
 
     def __init__(
@@ -251,13 +256,13 @@ def _starting_workers() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    here = threading.current_thread() is threading.main_thread()
+    on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
-        if here:
+        if on_main_thread:
             signal.signal(signal.SIGCHLD, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 

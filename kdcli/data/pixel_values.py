@@ -1,4 +1,4 @@
-"""Bytes from images whose numbers 8 bits don't hold, or whose picture needs a background: by a stated rule.
+"""Conversion to 8 bits a channel without alpha, by the `value_range` and `background` that the spec states.
 
 What the file leaves open (which number is white, what lies behind a transparent pixel) the spec says, or
 the image is refused with the line to write. Images of 8 bits a channel without alpha need no rule.
@@ -20,18 +20,18 @@ ValueRange = tuple[float, float]
 
 ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
-"""Modes without alpha that Pillow converts to RGB and to gray as they are meant."""
+"""Modes without alpha that Pillow converts to RGB and to gray correctly."""
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 """The byte order in which the low bytes stand where the high ones are."""
 
 
 class Refused(Exception):
-    """An image that no rule says how to read: why, and the line to write."""
+    """An image that can't be read without `value_range` or `background`: why, and the line to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelRule:
-    """What a spec says of numbers and alpha.
+    """What a spec states about pixel numbers and alpha.
 
     value_range: the numbers that become 0 and 255, for images of more than 8 bits a channel. background:
     what lies behind transparent pixels. where: the place in the spec for both, in words.
@@ -76,7 +76,7 @@ NO_RULE = PixelRule()
 
 
 def depth_of(image: Image.Image) -> str | None:
-    """What to call numbers of more than 8 bits: the mode, with `;16` where a colour has 16; None for bytes.
+    """The mode of an image of more than 8 bits a channel, with `;16` where a colour has 16; None for 8 bits.
 
     Known from the header alone, of an image that is not loaded yet.
     """
@@ -125,7 +125,7 @@ def _raw_mode(tile: Any) -> str:
 
 
 def _highest(tile: Any) -> int:
-    """The number of white that the header of a PPM file tells."""
+    """The value of white by the header of a PPM file."""
     return int(tile[3][1]) if tile[0] in ("ppm", "ppm_plain") else 0
 
 
@@ -182,7 +182,7 @@ def what_to_write(depth: str, found: tuple[float, float] | None, where: str) -> 
     line = f"`value_range: [{low:.10g}, {high:.10g}]`"
     if "16" in depth and high != 65535:
         line += " (`[0, 65535]` where all 16 bits are meant)"
-    return f"{said}, and which are black and white is not told: write {line} in {where}"
+    return f"{said}, and which are black and white is not stated: write {line} in {where}"
 
 
 def _from_to(found: tuple[float, float]) -> str:
@@ -229,7 +229,7 @@ def _composed(pixels: NDArray[np.uint8], alpha: NDArray[Any], rule: PixelRule) -
     if rule.background is None:
         share = f"{100 * float((alpha < 255).mean()):.3g} % of its pixels are transparent"
         raise Refused(
-            f"{share}, and what lies behind them is not told: write `background: white` (or black, a number,"
+            f"{share}, and what lies behind them is not stated: write `background: white` (or black, a number,"
             f" [r, g, b]) in {rule.where}"
         )
     behind = np.array(rule.background, dtype=np.uint16)

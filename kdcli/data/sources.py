@@ -1,4 +1,4 @@
-"""Where samples come from: what a dataset gives before batches are made."""
+"""Kinds of dataset before batches are made: arrays in memory, images, whole samples, batches made elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BadSample(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayImages:
-    """A classification dataset that lies in memory: images uint8 [N, C, H, W], labels int64 [N]."""
+    """A classification dataset in memory: images uint8 [N, C, H, W], labels int64 [N]."""
 
     images: Tensor
     labels: Ids
@@ -190,7 +190,7 @@ class OpenedData:
     """A dataset that has been opened: its lists and labels are read, its samples not yet.
 
     part: as the spec gives it; path: where that stands, ("dataset", "train"). facts: what the source says, with
-    the shape of its first readable image after the transforms. notices: what the user should be told.
+    the shape of its first readable image after the transforms. notices: plain sentences for the user.
     """
 
     part: DataPart

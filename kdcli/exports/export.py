@@ -18,8 +18,7 @@ from kdcli.exports.format import Format
 from kdcli.exports.proof import Proof, prove
 from kdcli.exports.sample import Sample, said, sample_for
 from kdcli.spec.parse import ParsedSpec
-from kdcli.tasks.portable import Portable
-from kdcli.tasks.task import Deployment, Task
+from kdcli.tasks.task import Deployment, Portable, Task
 from kdcli.training.build import run_root
 from kdcli.training.checkpoint import disk_error
 from kdcli.training.run import RunOptions

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from kdcli.tasks.portable import Portable, Tensors
+from kdcli.tasks.task import Portable, Tensors
 
 Answer = Callable[..., Tensors]
 """The student's outputs from its inputs, for any batch size."""

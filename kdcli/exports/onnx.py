@@ -18,7 +18,7 @@ from kdcli.errors import RunError
 from kdcli.exports.format import Answer
 from kdcli.exports.onnx_suppression import translations
 from kdcli.exports.torch_export import free_batch
-from kdcli.tasks.portable import Portable, Tensors
+from kdcli.tasks.task import Portable, Tensors
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcli.errors import RunError
 from kdcli.exports.format import Answer
-from kdcli.tasks.portable import Portable, Tensors
+from kdcli.tasks.task import Portable, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

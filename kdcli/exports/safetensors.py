@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcli.exports.format import Answer
 from kdcli.models.weights import load_weights, save_safetensors
-from kdcli.tasks.portable import Portable, Tensors
+from kdcli.tasks.task import Portable, Tensors
 
 
 class Safetensors:

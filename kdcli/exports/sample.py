@@ -17,8 +17,7 @@ from kdcli.data.facts import DataFacts, describe
 from kdcli.errors import KdError
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import ParsedSpec
-from kdcli.tasks.portable import Tensors
-from kdcli.tasks.task import Deployment
+from kdcli.tasks.task import Deployment, Tensors
 from kdcli.training.build import build_data, run_root
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcli.exports.format import Answer
-from kdcli.tasks.portable import Portable, Tensors
+from kdcli.tasks.task import Portable, Tensors
 
 METADATA = "kdcli.json"
 

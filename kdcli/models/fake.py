@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What code raises that needs the values themselves."""
+"""Errors of code that needs the values themselves, which fake tensors lack."""
 
 
 class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """torch's own mode, without the import of its compiler, which takes as long as torch itself."""
+    """torch's FakeTensorMode without the import of its compiler, which takes as long as torch itself."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -30,12 +30,12 @@ class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """What one operation gives."""
+        """The fake result of one operation."""
         return self.dispatch(func, types, args, kwargs or {})
 
 
 def fake_mode() -> FakeTensorMode:
-    """The mode of one check. Tensors that a module holds beside its parameters and buffers may stay real."""
+    """A fake mode for one check. Tensors that a module holds beside its parameters and buffers may stay real."""
     return Shapes(allow_non_fake_inputs=True)
 
 

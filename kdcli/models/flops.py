@@ -1,4 +1,4 @@
-"""How much a forward pass computes."""
+"""Floating point operations of a forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classification head: pooling and a linear classifier."""
+"""Classification heads: pooling and a linear classifier, its losses on labels or mixed targets, predictions."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: flo
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K]. bias: with probabilities,
     the logits are lowered by log K and the mean is multiplied by K.
     """
-    wanted = soft_targets(targets, logits.shape[1], logits)
+    probabilities = soft_targets(targets, logits.shape[1], logits)
     scale = logits.shape[1] if bias and targets.ndim == 2 else 1
-    loss = F.binary_cross_entropy_with_logits(logits - math.log(scale), wanted)
+    loss = F.binary_cross_entropy_with_logits(logits - math.log(scale), probabilities)
     return loss * scale * loss_weight
 
 
 def soft_targets(targets: Tensor, num_classes: int, like: Tensor) -> Tensor:
-    """Targets as probabilities [B, K]."""
+    """Targets (classes [B] or probabilities [B, K]) as probabilities [B, K]."""
     if targets.ndim == 2:
         return targets.to(like.dtype)
     # A scatter, as one_hot checks its input's values and so waits for the device.
@@ -148,7 +148,7 @@ def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor
 
 
 class ClsPostProcess(ViewModule):
-    """Reads `logits` [B, K].
+    """Classification's task loss while training, predictions in evaluation; reads `logits` [B, K].
 
     Training: `loss`, a scalar of cls_loss on `mixed_labels` [B, K] where the batch has them, else
     `labels` [B]; and `accuracy`, the share of top-1 hits, without gradient. Evaluation: `preds` [B]
@@ -172,12 +172,12 @@ class ClsPostProcess(ViewModule):
             scores = [head.softmax(1) for head in heads]
             return {"preds": preds, "scores": scores} if several else {"preds": preds[0], "scores": scores[0]}
         labels: Tensor = outputs["labels"]
-        wanted = list(labels.unbind(1)) if several else [labels]
+        own_labels = list(labels.unbind(1)) if several else [labels]
         mixed = outputs.get("mixed_labels")
-        targets = [mixed] if mixed is not None and not several else wanted
+        targets = [mixed] if mixed is not None and not several else own_labels
         parts = [self._loss(head, target) for head, target in zip(heads, targets, strict=True)]
         hits = [
             (head.detach().argmax(1) == label).float().mean()
-            for head, label in zip(heads, wanted, strict=True)
+            for head, label in zip(heads, own_labels, strict=True)
         ]
         return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}

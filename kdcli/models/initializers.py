@@ -1,4 +1,4 @@
-"""Initial weights of convolutions by the names of a spec."""
+"""Initial weights: by the `initializer` of a spec, and those of the small-image models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def initialize(module: nn.Module, initializer: Mapping[str, Any]) -> None:
 
 
 def kaiming_fan_out(module: nn.Module) -> None:
-    """Kaiming normal by fan out for convolutions, in place; their biases become 0."""
+    """Set convolutions to Kaiming normal by fan out, in place; their biases become 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             # Without the groups: the variance 2 / (k² · out) that the published models begin with.
@@ -53,7 +53,7 @@ def kaiming_fan_out(module: nn.Module) -> None:
 
 
 def small_linear(module: nn.Module) -> None:
-    """Normal with deviation 0.01 for linear layers, in place; their biases become 0."""
+    """Set linear layers to a normal of deviation 0.01, in place; their biases become 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)

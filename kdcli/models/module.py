@@ -1,4 +1,4 @@
-"""A module that reads a network's outputs so far, then returns new named outputs."""
+"""ViewModule, one entry of a `net` list; and names for the outputs of whole models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ViewModule(nn.Module):
 
 
 DROPPED = "_"
-"""In `outputs`: an entry that nobody needs."""
+"""The name in `outputs` for an entry that nobody needs."""
 
 
 def named_outputs(result: Any, names: Sequence[str] | None, module: str, path: SpecPath) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def named_outputs(result: Any, names: Sequence[str] | None, module: str, path: S
 
 
 def kind_of(result: Any) -> str:
-    """What was returned, in words."""
+    """The type of what a model returned, in words."""
     name = type(result).__name__
     if isinstance(result, list | tuple):
         return f"a {name} of {len(result)}"

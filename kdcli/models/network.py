@@ -16,7 +16,7 @@ from kdcli.models.module import ViewModule, named_outputs
 from kdcli.spec.schema import ModuleSpec
 
 SELF = "self"
-"""The type of the pseudo module whose kwargs are the network's own."""
+"""The `type` of the list entry that is no module: its kwargs (`freeze_patterns`) are about the whole network."""
 
 TEACHERS = "teachers"
 """Where in the spec the frozen networks stand."""
@@ -31,8 +31,8 @@ class Network(nn.Module):
 
     modules: by name, in order. frozen: patterns, a prefix of the path or 'r:' and a regex.
     paths: where in the spec each module stands, for errors. outputs: names for what a whole model returns
-    as a tuple. may_lack_modules: whether weights may
-    hold more modules than the network: a teacher's list may end after the layers that are mimicked.
+    as a tuple. may_lack_modules: whether weights may hold more modules than the network: a teacher's list may end
+    after the layers that are mimicked.
     """
 
     may_lack_modules: bool = False
@@ -139,24 +139,24 @@ def build_network(
     outputs: dict[str, tuple[str, ...]] = {}
     frozen_path: SpecPath = path
     for index, spec in enumerate(modules):
-        here = (*path, index)
+        module_path = (*path, index)
         if spec.outputs is not None and spec.type == SELF:
-            raise _names_itself(spec, here)
+            raise _names_itself(spec, module_path)
         if spec.type == SELF:
-            frozen_path = (*here, "kwargs", "freeze_patterns")
-            frozen += _freeze_patterns(spec, here)
+            frozen_path = (*module_path, "kwargs", "freeze_patterns")
+            frozen += _freeze_patterns(spec, module_path)
             continue
         if spec.name in built or not _free(spec.name):
             why = "stands twice" if spec.name in built else "can't be used here"
             raise SpecError.at(
-                (*here, "name"), "KD409", f"the module name `{spec.name}` {why}", "choose another name"
+                (*module_path, "name"), "KD409", f"the module name `{spec.name}` {why}", "choose another name"
             )
-        facts = {"inplanes": _widths_before(spec, built, here), "aligned": aligned}
-        built[spec.name] = construct(spec.type, spec.kwargs, facts, path=here, plugins=plugins)
-        paths[spec.name] = here
+        facts = {"inplanes": _widths_before(spec, built, module_path), "aligned": aligned}
+        built[spec.name] = construct(spec.type, spec.kwargs, facts, path=module_path, plugins=plugins)
+        paths[spec.name] = module_path
         if spec.outputs is not None:
             if isinstance(built[spec.name], ViewModule):
-                raise _names_itself(spec, here)
+                raise _names_itself(spec, module_path)
             outputs[spec.name] = spec.outputs
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
@@ -174,9 +174,9 @@ def build_network(
     return network
 
 
-def _names_itself(spec: ModuleSpec, here: SpecPath) -> SpecError:
+def _names_itself(spec: ModuleSpec, module_path: SpecPath) -> SpecError:
     message = f"`outputs` names what a whole model returns as a tuple; `{spec.type}` names its outputs itself"
-    return SpecError.at((*here, "outputs"), "KD473", message, "leave `outputs` out", on_key=True)
+    return SpecError.at((*module_path, "outputs"), "KD473", message, "leave `outputs` out", on_key=True)
 
 
 def _free(name: str) -> bool:
@@ -185,18 +185,18 @@ def _free(name: str) -> bool:
     return bool(name) and "." not in name and not name.startswith("_") and not own
 
 
-def _freeze_patterns(spec: ModuleSpec, here: SpecPath) -> list[str]:
+def _freeze_patterns(spec: ModuleSpec, module_path: SpecPath) -> list[str]:
     for key in spec.kwargs:
         if key != "freeze_patterns":
             raise SpecError.at(
-                (*here, "kwargs", key),
+                (*module_path, "kwargs", key),
                 "KD404",
                 f"the module `self` has no argument `{key}`",
                 did_you_mean(key, ["freeze_patterns"]),
                 on_key=True,
             )
     patterns = spec.kwargs.get("freeze_patterns") or []
-    where = (*here, "kwargs", "freeze_patterns")
+    where = (*module_path, "kwargs", "freeze_patterns")
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise SpecError.at(where, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
     for index, pattern in enumerate(patterns):
@@ -209,13 +209,13 @@ def _freeze_patterns(spec: ModuleSpec, here: SpecPath) -> list[str]:
 
 
 def _widths_before(
-    spec: ModuleSpec, built: Mapping[str, nn.Module], here: SpecPath
+    spec: ModuleSpec, built: Mapping[str, nn.Module], module_path: SpecPath
 ) -> int | list[int] | None:
     """Output widths of the module named by `prev`, else of the last one that has them."""
     if spec.prev is not None:
         if spec.prev not in built:
             raise SpecError.at(
-                (*here, "prev"),
+                (*module_path, "prev"),
                 "KD407",
                 f"no module `{spec.prev}` stands before `{spec.name}`",
                 did_you_mean(spec.prev, list(built)),

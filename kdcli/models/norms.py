@@ -87,9 +87,9 @@ def synchronises(net: nn.Module) -> bool:
 
 
 def synchronise(module: nn.Module, *, but: Iterable[nn.Module] = ()) -> None:
-    """Let every BatchNorm inside that follows its batch follow those of all processes, weights and all as before.
+    """Replace each training BatchNorm inside a module by a synchronised one with the very same weights.
 
-    but: modules that are only shown here and belong elsewhere.
+    but: modules whose layers are left alone, as they belong elsewhere.
     """
     foreign = {id(other) for net in but for other in net.modules()}
     for parent in list(module.modules()):

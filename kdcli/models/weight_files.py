@@ -28,7 +28,7 @@ from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
-"""The name in torch's refusal of a pickle."""
+"""Finds the name of the refused class or function in torch's refusal of a pickle."""
 
 WHOLE = "is it a whole safetensors or torch file?"
 
@@ -38,7 +38,7 @@ NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
 
 @contextmanager
 def at_path(where: SpecPath | None) -> Iterator[None]:
-    """Give findings about files their place in the spec, where there is one."""
+    """Set the path in the spec on errors about files, where there is one."""
     try:
         yield
     except RunError as error:
@@ -129,7 +129,7 @@ def _class_names(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {}).get("class_names", "null"))
     except (OSError, ValueError, RunError, safetensors.SafetensorError):
-        return None  # told where the weights are read
+        return None  # reported where the weights are read
 
 
 def weights_hash(source: str | Path | Mapping[str, Tensor]) -> str:
@@ -174,7 +174,7 @@ def save_safetensors(
 
 
 def printable(text: str) -> str:
-    """A file's own words without signs that a terminal would obey."""
+    """Text from a file without the control characters that a terminal would obey."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
@@ -206,7 +206,7 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a broken or unsafe file raises into one finding."""
+    """Convert whatever a broken or unsafe file raises into one RunError."""
     try:
         yield
     except RunError:
@@ -244,7 +244,7 @@ def _refused(path: Path, error: Exception) -> RunError:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: eight bytes of length, then a JSON header."""
+    """Whether a file is safetensors, by its content: eight bytes of length, then a JSON header."""
     with path.open("rb") as file:
         start = file.read(9)
     if len(start) == 9 and start[8:9] == b"{":

@@ -39,7 +39,7 @@ __all__ = [
 Shape = tuple[int, ...]
 
 CLASSIFIER = re.compile(r"(?:fc|linear|head|classifier|heads\.head)(?:\.\d+)?\.(weight|bias)")
-"""How bare classifiers call their last layer."""
+"""Names of the last layer in bare classifiers."""
 
 DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 """How torchvision's old DenseNet files spell norm1 and conv2: norm.1, conv.2."""
@@ -49,7 +49,7 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """What of a state does not meet a network; mis-shaped as (name, file's shape, network's shape)."""
+    """Tensors of a state that don't fit a network; mis-shaped as (name, file's shape, network's shape)."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -117,9 +117,9 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[
 
 
 def fit_parts(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
-    """Load what pretraining may take of a state (see load_weights); returns notices of the rest."""
-    wanted, notices = _chosen(net, _shapes(state), name, "pretrain")
-    _load(net, {key: state[key] for key in wanted})
+    """Load the tensors of a state that pretraining may use (see load_weights); returns notices of the rest."""
+    chosen, notices = _chosen(net, _shapes(state), name, "pretrain")
+    _load(net, {key: state[key] for key in chosen})
     return notices
 
 
@@ -151,7 +151,7 @@ def check_weights(
     where: SpecPath | None = None,
     mode: Literal["strict", "pretrain"] = "strict",
 ) -> list[str]:
-    """What load_weights would raise or return, from the names and shapes in the file alone.
+    """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices.
 
     torchvision's own weights are not looked at: they may have to be downloaded first.
     """

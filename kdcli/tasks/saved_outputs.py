@@ -1,4 +1,4 @@
-"""Where `kdcli eval` leaves predictions and pictures on disk."""
+"""Predictions and pictures that `kdcli eval` saves: their files, whether they can be written."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kdcli.tasks.task import Kept, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """What `kdcli eval` leaves behind: predictions in a file, pictures in a folder."""
+class DetectionOutputs:
+    """Where `kdcli eval` writes a detector's predictions (a file) and pictures (a folder)."""
 
     predictions: Path | None = None
     pictures: Path | None = None
 
     def require(self, task: Task) -> None:
-        """Refuse both for a task of which nothing is kept."""
-        for option, wanted in (("--save-predictions", self.predictions), ("--show", self.pictures)):
-            if wanted is not None and task.kept is None:
+        """Raise UsageError where one of them is asked for and the task saves nothing."""
+        for option, path in (("--save-predictions", self.predictions), ("--show", self.pictures)):
+            if path is not None and task.kept is None:
                 raise UsageError.of(f"`{option}` is for detectors, and this spec's task is {task.name}")
 
     def try_out(self, networks: Sequence[str]) -> None:
@@ -32,11 +32,11 @@ class Keep:
         """
         for path in [] if self.predictions is None else [self.file_of(name) for name in networks]:
             try:
-                there = path.exists()
+                existed = path.exists()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab"):
                     pass
-                if not there:
+                if not existed:
                     path.unlink()
             except OSError as error:
                 raise unwritable(path, error) from error

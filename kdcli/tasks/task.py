@@ -1,4 +1,4 @@
-"""What a task answers: all that the training, the checks and the commands ask that differs by task.
+"""The Task protocol: everything that differs by task, as training, checks and commands ask for it.
 
 A task of one's own is new files: an implementation of `Task`, a record of it in TASKS (kdcli/tasks/__init__.py),
 and where they are needed data sets in DATASETS and modules with their losses in MODULES.
@@ -6,12 +6,14 @@ and where they are needed data sets in DATASETS and modules with their losses in
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
@@ -20,7 +22,6 @@ from kdcli.errors import Diagnostic, SpecPath
 from kdcli.models.network import Network
 from kdcli.spec.places import Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
-from kdcli.tasks.portable import Portable, Tensors
 
 Batch = Mapping[str, Any]
 Outputs = Mapping[str, Any]
@@ -57,10 +58,10 @@ class Meter(Protocol):
 
 
 class Agreement(Protocol):
-    """How often two networks say the same; its sums can be added over batches and processes."""
+    """How often two networks predict the same; its sums can be added over batches and processes."""
 
     def sums(self, student: Outputs, teacher: Outputs) -> Tensor | None:
-        """Of one batch; None where the two can't be compared."""
+        """The sums of one batch; None where the two outputs can't be compared."""
         ...
 
     def result(self, sums: Tensor) -> dict[str, float] | None:
@@ -85,18 +86,18 @@ class Matching(Protocol):
         ...
 
     def stated(self, teacher: str, names: Sequence[str] | None, facts: DataFacts) -> Labels:
-        """The labels of one of which only its file may say what its classes are called."""
+        """The labels of a teacher without `classes`; names: of its classes, where its file states them."""
         ...
 
     def not_scored(
         self, teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: DataFacts
     ) -> str | None:
-        """Why a network's outputs are no answers to the data's classes; None where they are."""
+        """Why a network can't be scored on the data's classes; None where it can."""
         ...
 
 
 class Drawing(Protocol):
-    """Pictures in a folder; drawn: how many there are."""
+    """Writes pictures into a folder; drawn: how many so far."""
 
     drawn: int
 
@@ -106,7 +107,7 @@ class Drawing(Protocol):
 
 
 class Kept(Protocol):
-    """What `kdcli eval` can leave on disk: predictions in a file, pictures in a folder."""
+    """What `kdcli eval` can save: predictions in a file, pictures in a folder."""
 
     def rows(self, meter: Any, sums: Tensor) -> Sequence[Any]:
         """One network's predictions. meter: the task's own; sums: over all processes."""
@@ -117,7 +118,7 @@ class Kept(Protocol):
         ...
 
     def drawing(self, folder: Path, facts: DataFacts) -> Drawing:
-        """What draws the first test images."""
+        """A Drawing of the first test images."""
         ...
 
 
@@ -138,17 +139,17 @@ class Deployment(Protocol):
         ...
 
     def made_up(self, spec: Spec, facts: DataFacts, size: tuple[int, int] | None) -> list[Batch]:
-        """The same where there are none; raises UsageError where the size has to be given."""
+        """Made-up batches for data that can't be read; raises UsageError where the size has to be given."""
         ...
 
     def inputs(self, batches: Sequence[Batch], size: tuple[int, int] | None) -> Tensors:
-        """What the exported student is given of them; raises UsageError where they don't fit the size."""
+        """The exported student's input tensors from batches; raises UsageError where they don't fit the size."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What networks answered on test images, for a report.
+    """Report sections and metrics from networks' outputs on test images.
 
     sections: of report_data.json (kdcli.report.report_data). metrics, agreement: by network. whole: whether
     all of the test data was answered; else what the run recorded stands before these metrics.
@@ -196,7 +197,7 @@ class Task(Protocol):
     report: Report | None
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
-        """The student's modules: `net`, with what goes without saying."""
+        """The student's modules: `net`, with those that are implied (a classifier's post-process)."""
         ...
 
     def sample(
@@ -216,24 +217,24 @@ class Task(Protocol):
         ...
 
     def training_classes(self, spec: Spec, places: Places) -> dict[int, str] | None:
-        """What the test data's classes are numbered by, where a file tells it without the training data."""
+        """The training data's class names by id, where a file states them without opening that data; else None."""
         ...
 
     def agree(
         self, spec: Spec, train: DataFacts | None, test: DataFacts | None, places: Places
     ) -> list[Diagnostic]:
-        """Whether both sides of the data, the spec and the truth that is measured by agree.
+        """Findings where the two sides of the data, the spec and the annotations to measure by disagree.
 
         train, test: None where a side can't be read.
         """
         ...
 
     def check_truth(self, spec: Spec, test: DataFacts, places: Places) -> list[Diagnostic]:
-        """What `agree` says of the truth, where only the test data is opened."""
+        """The findings of `agree` about the annotations to measure by, where only the test data is opened."""
         ...
 
     def fits(self, spec: Spec, outputs: Outputs, train: DataFacts, test: DataFacts) -> list[Diagnostic]:
-        """Whether what the student gives fits the data of both sides; asked by the build and by `validate`."""
+        """Findings where the student's outputs don't fit the data of both sides; for the build and `validate`."""
         ...
 
     def meter(self, facts: DataFacts | None = None) -> Meter:
@@ -255,3 +256,60 @@ class Task(Protocol):
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
         """Whether these metrics, over so many samples, can't be told from guessing."""
         ...
+
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Outputs of the student and of an exported file in pairs, by name, the student's first.
+
+    boxes: how many there are, None where the outputs have no boxes; alone: how many have no counterpart.
+    """
+
+    pairs: Sequence[tuple[str, Tensor, Tensor]]
+    boxes: int | None = None
+    alone: int = 0
+
+
+class Portable(nn.Module):
+    """The student as one module from tensors to tensors, which is exported. Takes the network over.
+
+    inputs, outputs: their names. says: what else whoever runs the file must know, by key. forward is what
+    exporters follow; eager what the student itself answers, with which every file is compared.
+    """
+
+    inputs: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]]
+    says: ClassVar[Mapping[str, str]] = {}
+    net: Network | DeployedStudent
+
+    @abstractmethod
+    def eager(self, *inputs: Tensor) -> Tensors:
+        """The student's own outputs."""
+
+    def compared(self, expected: Tensors, found: Tensors) -> Compared:
+        """Pairs of the student's outputs and a file's; raises RunError KD761 where they can't be paired."""
+        return Compared(list(zip(self.outputs, expected, found, strict=True)))
+
+    @property
+    def followed(self) -> bool:
+        """Whether exporters can make a graph of it."""
+        return True
+
+    def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
+        """Names of the exported student's classes, in order."""
+        return facts.class_names
+
+    def warm_up(self, *inputs: Tensor) -> Portable:
+        """Run once, so that lazily made state exists; returns itself."""
+        with torch.no_grad():
+            self.eager(*inputs)
+        return self
+
+
+def without_training_only(net: Network) -> None:
+    """Delete the modules that serve training alone from a network, in place."""
+    for name in net.training_only():
+        delattr(net, name)

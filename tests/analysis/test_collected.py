@@ -16,7 +16,7 @@ from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.records import Notice
 from kdcli.report.report_data import ReportData, read_report_data
-from kdcli.tasks.classification.report import Answers
+from kdcli.tasks.classification.report import Predictions
 from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.training.reopen import reopen
@@ -100,7 +100,7 @@ def test_what_is_no_run_is_one_line(there: bool) -> None:
 
 
 def test_answers_count_by_class_and_confidence() -> None:
-    answers = Answers(["student", "teacher0"], 2)
+    answers = Predictions(["student", "teacher0"], 2)
     sure = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
     other = torch.tensor([[9.0, 0.0], [0.0, 9.0], [0.0, 9.0]])
     answers.update({"student": sure, "teacher0": other}, torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))

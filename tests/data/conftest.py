@@ -9,7 +9,7 @@ import pytest
 
 from kdcli.data.build import build_loader, build_source, open_source
 from kdcli.data.check import Look, check_files
-from kdcli.data.check_images import Told
+from kdcli.data.check_images import Progress
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData, Source
 from kdcli.errors import Diagnostic, SpecPath
@@ -53,7 +53,7 @@ def make_loader(part: DataPart, **kwargs: Any) -> Loader:
 
 
 def look_at(
-    part: DataPart, path: SpecPath, *, look: Look = "whole", told: Told | None = None
+    part: DataPart, path: SpecPath, *, look: Look = "whole", progress: Progress | None = None
 ) -> list[Diagnostic]:
     """What is found about the files of one side."""
 
@@ -63,7 +63,7 @@ def look_at(
     def side() -> OpenedData:
         return open_source(source(), part, train=path[-1] == "train", path=path)
 
-    return check_files(part, path, source, side, look=look, told=told)
+    return check_files(part, path, source, side, look=look, progress=progress)
 
 
 @pytest.fixture(name="part")

@@ -128,7 +128,7 @@ def test_depth_and_alpha_are_sorted_by_header(tmp_path: Path) -> None:
 def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
     picture().save(tmp_path / "x.png")
     told: list[tuple[int, int]] = []
-    scan([str(tmp_path / "x.png")] * 600, told=lambda done, total: told.append((done, total)))
+    scan([str(tmp_path / "x.png")] * 600, progress=lambda done, total: told.append((done, total)))
     assert told == [(256, 600), (512, 600), (600, 600)]
 
 

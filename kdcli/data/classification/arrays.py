@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its four idx files."""
+"""Datasets held in memory as arrays: Fashion-MNIST from its four idx files, scikit-learn's digits, made-up images."""
 
 from __future__ import annotations
 

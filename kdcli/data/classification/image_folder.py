@@ -1,4 +1,4 @@
-"""One folder a class, the images anywhere below it."""
+"""The `image_folder` dataset: one folder a class, the images anywhere below it; what is left out is counted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def image_folder(
         background=background,
     )
     numbers = np.array(labels, dtype=np.int64)
-    left_out = f"left out of `{folder}`: {told(left)}" if left else None
+    left_out = f"left out of `{folder}`: {kinds_text(left)}" if left else None
     return FileImages(reader, files, numbers, len(classes), tuple(classes), left_out=left_out)
 
 
@@ -89,7 +89,7 @@ def _images(folder: Path, path: SpecPath, *, needed: bool) -> tuple[list[str], L
             path, "KD506", f"`{reason.filename or folder}` can't be listed: {reason.strerror}"
         ) from reason
     if needed and not found:
-        others = f", only {told(left)}" if left else ""
+        others = f", only {kinds_text(left)}" if left else ""
         raise SpecError.at(path, "KD506", f"`{folder}` has no images{others}")
     return found, left
 
@@ -98,9 +98,9 @@ NOT_DECODED = (
     *(".avif", ".bil", ".cr2", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jp2", ".jxl", ".nef"),
     *(".npy", ".psd", ".svg"),
 )
-"""Images of formats that are not read."""
+"""Suffixes of image formats that are not read."""
 LISTED = 10
-"""So many kinds of what is left out are named."""
+"""How many kinds of what is left out are named."""
 
 Left = Counter[tuple[str, str]]
 """How many of each kind: ("file", "`.txt`")."""
@@ -136,7 +136,7 @@ def images_below(folder: Path) -> tuple[list[str], Left]:
 
 
 def beside_classes(root: Path) -> Left:
-    """What of a root is in no class folder and looks as if it should be: images, and hidden folders."""
+    """What a root folder holds beside its class folders: images, and hidden folders."""
     left: Left = Counter()
     with os.scandir(root) as entries:
         for entry in entries:
@@ -147,8 +147,8 @@ def beside_classes(root: Path) -> Left:
     return left
 
 
-def told(left: Mapping[tuple[str, str], int]) -> str:
-    """`3 files `._*` (macOS's), 1 folder `.ipynb_checkpoints``: the most frequent first."""
+def kinds_text(left: Mapping[tuple[str, str], int]) -> str:
+    """The kinds of what is left out in words, most frequent first: `3 files `._*` (macOS's), 1 folder `.x``."""
     ranked = sorted(left.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join([*_phrases(ranked[:LISTED]), *_rest(ranked[LISTED:])])
 

@@ -15,7 +15,7 @@ from kdcli.data.sources import BadSample
 
 
 class FileImages:
-    """Files and their labels; each read when it is asked for.
+    """Image files and their labels, each file read when it is asked for.
 
     left_out: what lies beside the files and is none of the images, in a sentence. invented: whether the classes have
     names and nothing states their numbers.

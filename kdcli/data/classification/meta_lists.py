@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from kdcli.data.classes import one_form
 from kdcli.data.classification.images import FileImages
 from kdcli.data.draws import SPLIT, Ids, permutation
 from kdcli.data.image_readers import SUFFIXES, PillowReader
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places
 
-MetaType = Literal["imagenet", "custom_cls"]
 LABEL_LIMIT = 10_000_000
 
 
@@ -92,10 +91,10 @@ def cls(
     if fraction < 1:
         kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
         files, numbers = [files[i] for i in kept], numbers[kept]
-    told = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
-    count = num_classes or (len(told) if told is not None else int(numbers.max(initial=-1)) + 1)
+    class_names = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
+    count = num_classes or (len(class_names) if class_names is not None else int(numbers.max(initial=-1)) + 1)
     invented = bool(names.seen) and classes is None
-    return FileImages(image_reader, files, numbers, count, told, invented=invented)
+    return FileImages(image_reader, files, numbers, count, class_names, invented=invented)
 
 
 def _placed(
@@ -181,11 +180,11 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | 
             try:
                 name, label, called = parse(line.strip())
             except (ValueError, KeyError, TypeError, RecursionError) as reason:
-                wanted = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
+                form = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
                 help = "JSON lines are read with `meta_type: custom_cls`" if line.lstrip()[0] == "{" else None
                 raise RunError.of(
                     "KD510",
-                    f"`{file}` line {number} is not `{wanted}`: {line.strip()[:80]!r}",
+                    f"`{file}` line {number} is not `{form}`: {line.strip()[:80]!r}",
                     help if kind == "imagenet" else None,
                 ) from reason
             yield number, name, label, called
@@ -215,4 +214,4 @@ def _name(text: str) -> str:
         or text.lower().endswith(SUFFIXES)
     ):
         raise ValueError(f"no class name: {text}")
-    return unicodedata.normalize("NFC", text)
+    return one_form(text)

@@ -174,7 +174,7 @@ def coco(
     outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
     them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. classes: the
     names that were trained on, by ascending id, which number the categories; without them, or where the file
-    has others (which the build tells), these are numbered by their own ids. source and clip_box are accepted
+    has others (which the build reports), these are numbered by their own ids. source and clip_box are accepted
     for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD518, KD564, and KD509 where no
     image can be trained on.
     """
@@ -256,6 +256,6 @@ def _without_boxes(found: CocoFile) -> str:
         (found.dropped, "empty or outside their image"),
         (found.unlisted, "of images that are not listed"),
     ]
-    told = ", ".join(f"{count} {what}" for count, what in others if count)
+    counts = ", ".join(f"{count} {what}" for count, what in others if count)
     images = "1 image" if len(found.ids) == 1 else f"{len(found.ids)} images"
-    return f"`{found.path}` lists {images}, none with a usable box" + (f" ({told})" if told else "")
+    return f"`{found.path}` lists {images}, none with a usable box" + (f" ({counts})" if counts else "")

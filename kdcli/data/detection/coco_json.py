@@ -15,7 +15,7 @@ from kdcli.data.detection.coco_rows import Ids, Key, Notes, key_of, read_boxes, 
 from kdcli.errors import Diagnostic, RunError
 
 MOST_HELD = 4
-"""So many files are kept in memory: training, test and `gt_file`, and one more."""
+"""How many parsed files are kept in memory: training, test and `gt_file`, and one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class CocoImage:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CocoFile:
-    """What a file holds, the one reading of it that training and evaluation share.
+    """The content of a COCO file, as training and evaluation share it.
 
     ids: int64 [N], of the images, ascending. file_names. sizes: int64 [N, 2], height and width. names: of the
     categories, by ascending id. Ids that are texts and no whole numbers have become numbers, by order of
@@ -67,11 +67,6 @@ class CocoFile:
     unlisted: int
 
     @property
-    def categories(self) -> tuple[int, ...]:
-        """Ids, ascending; class i is the i-th, from 1."""
-        return tuple(self.names)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Names in the order of the classes."""
         return tuple(self.names.values())
@@ -88,13 +83,8 @@ class CocoFile:
 
     @property
     def notice(self) -> str | None:
-        """What the file does not say and was derived; None where it says all."""
+        """The values that were derived because the file lacks them, in words; None where it lacks none."""
         return None if self.derived is None else f"`{self.path}`: {self.derived}"
-
-    @property
-    def images(self) -> CocoImages:
-        """Every image with its boxes, by ascending id."""
-        return CocoImages(self)
 
     @property
     def image_keys(self) -> dict[Key, int]:
@@ -227,7 +217,7 @@ def _read(path: Path) -> CocoFile:
         inside=inside,
         areas=rows.areas,
         crowd=rows.crowds,
-        derived=notes.told(),
+        derived=notes.text(),
         unlisted=notes.counts["unlisted"],
     )
 

@@ -22,7 +22,7 @@ LONGEST_SIDE = 2**31
 
 DIGITS = re.compile(r"-?[0-9]{1,19}")
 SHOWN = 60
-"""So many characters of what stands in a file are told."""
+"""How many characters of a value in a file a message shows."""
 
 NOTED = {
     "text": ("id written as text", "ids written as text"),
@@ -42,7 +42,7 @@ NOTED = {
         "annotations of images that are not listed (left out)",
     ),
 }
-"""What is counted: its words for one, and for several."""
+"""What is counted, by kind: the words for one, and for several."""
 
 IMAGE_HELP = (
     "every image has a whole number (at most 64 bits) or a text as id, a file name, and its size in pixels"
@@ -56,13 +56,13 @@ Key = int | str
 
 @dataclass(slots=True)
 class Notes:
-    """What was read otherwise than it stands in the file; file: its name in messages."""
+    """Counts of values that were derived or converted while reading; file: its name in messages."""
 
     file: str
     counts: Counter[str] = field(default_factory=Counter)
 
-    def told(self) -> str | None:
-        """What was counted; None where the file is as COCO's are."""
+    def text(self) -> str | None:
+        """The counts in words; None where the file is as COCO's are."""
         parts = [f"{self.counts[kind]} {words[self.counts[kind] != 1]}" for kind, words in NOTED.items()]
         kept = [part for part, kind in zip(parts, NOTED, strict=True) if self.counts[kind]]
         return ", ".join(kept) or None
@@ -201,7 +201,7 @@ def read_boxes(
 
 
 def key_of(value: Any, notes: Notes | None = None) -> Key | None:
-    """What an id is compared by; None where it is none. notes: counts ids that are no whole numbers."""
+    """The key by which an id is compared; None where the value is no id. notes: counts other ids than whole numbers."""
     if type(value) is int:
         return value if -(2**63) <= value < 2**63 else None
     if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**63:
@@ -217,7 +217,7 @@ def key_of(value: Any, notes: Notes | None = None) -> Key | None:
 
 
 def shown(value: Any) -> str:
-    """What stands in the file, as json has it, cut to a line's length."""
+    """A value as json text, cut to SHOWN characters."""
     try:
         text = json.dumps(value)
     except (ValueError, RecursionError):
@@ -225,18 +225,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def stands(row: Mapping[str, Any], key: str, wanted: str) -> str:
-    """What is wrong with one key: `is missing`, or what it has in place of what is wanted."""
-    return f"`{key}` is `{shown(row[key])}`, {wanted}" if key in row else f"`{key}` is missing"
+def stands(row: Mapping[str, Any], key: str, problem: str) -> str:
+    """What is wrong with one key: `is missing`, or its value and the problem with it."""
+    return f"`{key}` is `{shown(row[key])}`, {problem}" if key in row else f"`{key}` is missing"
 
 
 def _wrong(
-    row: Mapping[str, Any], place: int, key: str, wanted: str, notes: Notes, help: str | None = None
+    row: Mapping[str, Any], place: int, key: str, problem: str, notes: Notes, help: str | None = None
 ) -> RunError:
-    """KD561 for what one key of an annotation has; the annotation by its id, or else by its place."""
-    told = "id" in row and key != "id" and key_of(row["id"]) is not None
-    which = f"annotation {shown(row['id'])}" if told else f"annotations[{place}]"
-    return RunError.of("KD561", f"`{notes.file}`: {which}: {stands(row, key, wanted)}", help)
+    """KD561 for the value of one key of an annotation, which is named by its id, or else by its place."""
+    has_id = "id" in row and key != "id" and key_of(row["id"]) is not None
+    which = f"annotation {shown(row['id'])}" if has_id else f"annotations[{place}]"
+    return RunError.of("KD561", f"`{notes.file}`: {which}: {stands(row, key, problem)}", help)
 
 
 def _numbered(keys: Collection[Key], written: Mapping[Key, str]) -> Ids:
@@ -323,5 +323,5 @@ def _number(value: Any) -> bool:
 
 
 def _can_be_written(text: str) -> bool:
-    """Whether files and terminals can have it: json may hold half of a character."""
+    """Whether text can be encoded as UTF-8: json may hold half of a character (a lone surrogate)."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,4 +1,11 @@
-"""Transforms that move pixels: crop, pad, flip, resize."""
+"""Transforms that move pixels: crop, pad, flip, resize.
+
+Resampling gives the same bits whatever else is in the batch. Small uint8 images are resampled as two products with
+matrices of filter weights, each sample its own, so that a batch of different crops is one call. The weights are
+multiples of 2**-14: products with bytes and their sums are exact in float32, and no order of summation (batch size,
+threads, library) shows. Large ones, where the products would cost more than they save, go image by image through
+torchvision. Which way an image takes depends on its own size alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms of pixel values in place: to floats, normalised, cut out."""
+"""Transforms of pixel values: to floats, normalised, cut out, colour jitter, grey, RGB."""
 
 from __future__ import annotations
 

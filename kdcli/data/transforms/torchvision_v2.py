@@ -1,4 +1,7 @@
-"""torchvision's own transforms, each sample under a generator state of its own."""
+"""torchvision's own transforms, each sample under a generator state of its own.
+
+torchvision is imported when the first image needs it: that takes as long as torch itself.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torchvision's convolutional classifiers as backbones of five strides."""
+"""torchvision's classifiers as backbones: convolutional ones of five strides, vision transformers."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Detection: anchors, targets, heads and post-processing."""
+"""Detection: anchors, targets, heads, post-processing; names of torchvision's detectors, without its import."""
+
+from __future__ import annotations
 
 FAMILIES = ("fasterrcnn", "retinanet", "fcos", "ssd")
-"""How their names begin."""
+"""How the names of torchvision's detectors begin."""
 
 COCO_CLASSES = 91
-"""What one has that is given no num_classes: COCO's category ids, gaps included, and the background."""
+"""Classes of a torchvision detector that is given no num_classes: COCO's category ids with gaps, and the background."""
 
 
 def is_detector(kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""Weights of foreground positions by the area of their boxes."""
+"""Masks of ground-truth boxes on feature maps: by area (FGD), by pyramid level (DeFeat)."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class RetinaPost(ViewModule):
         return count, count
 
     def _accuracy(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """Percent of the rows that count whose likeliest class is right."""
+        """Top-1 accuracy in percent over the rows whose target is not ignored."""
         if self.cls_loss.activation == "sigmoid":
             best, which = rows.max(1)
             answer = torch.where(best > 0, which + 1, 0)

@@ -1,4 +1,4 @@
-"""Proposals made ready for the second stage: sampled while training, pooled from the pyramid."""
+"""RoI pooling: proposals, sampled while training, to features of a fixed size from the pyramid."""
 
 from __future__ import annotations
 

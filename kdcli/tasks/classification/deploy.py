@@ -14,7 +14,7 @@ from kdcli.distill.deployed import DeployedStudent
 from kdcli.errors import RunError
 from kdcli.models.network import Network
 from kdcli.spec.schema import DataPart, Spec
-from kdcli.tasks.portable import Portable, Tensors, without_training_only
+from kdcli.tasks.task import Portable, Tensors, without_training_only
 
 
 class Classifier(Portable):

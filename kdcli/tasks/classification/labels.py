@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from kdcli.data.classes import listed, one_form
 from kdcli.data.facts import DataFacts
 from kdcli.distill.labels import Labels, is_logits
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 
-TOLD = 3
-"""So many class names are listed in a message."""
-
 Said = tuple[int | str, ...] | dict[str, int | str]
-"""What `classes` holds."""
+"""The value of `classes`: a list in the data's order, or a mapping from its names."""
 
 
 def asked_labels(
@@ -58,7 +55,7 @@ def asked_labels(
 def _in_order(
     said: Said, facts: DataFacts, path: SpecPath, *, known: bool
 ) -> list[tuple[str | int, int | str]]:
-    """What `classes` says of each class of the data, in the data's order, with the step to it."""
+    """The teacher's class for each class of the data, in the data's order, with its step in the path."""
     due = facts.num_classes
     if not isinstance(said, dict):
         if due is not None and len(said) != due:
@@ -74,27 +71,27 @@ def _in_order(
     names = facts.class_names or (None if due is None else tuple(map(str, range(due))))
     if names is None or (facts.class_names is None and not known):
         return list(said.items())
-    given = {_nfc(name): name for name in said}
-    wanted = [_nfc(name) for name in names]
+    given = {one_form(name): name for name in said}
+    data_names = [one_form(name) for name in names]
     wrong = [
         Diagnostic(
             code="KD471",
             message=f"the data has no class `{name}`",
-            help=did_you_mean(name, list(names)) or f"its classes: {_listed(names)}",
+            help=did_you_mean(name, list(names)) or f"its classes: {listed(names, 3)}",
             path=(*path, name),
             on_key=True,
         )
         for key, name in given.items()
-        if key not in wanted
+        if key not in data_names
     ]
-    missing = [name for name in names if _nfc(name) not in given]
+    missing = [name for name in names if one_form(name) not in given]
     if missing:
-        message = f"`classes` leaves out {_listed(missing)} of the data"
+        message = f"`classes` leaves out {listed(missing, 3)} of the data"
         help = "say for each class of the data which of the teacher's it is"
         wrong.append(Diagnostic(code="KD471", message=message, help=help, path=path, on_key=True))
     if wrong:
         raise SpecError(wrong)
-    return [(given[name], said[given[name]]) for name in wanted]
+    return [(given[name], said[given[name]]) for name in data_names]
 
 
 def _numbered(name: str, teacher: str, names: Sequence[str] | None, path: SpecPath) -> int:
@@ -102,35 +99,35 @@ def _numbered(name: str, teacher: str, names: Sequence[str] | None, path: SpecPa
     if names is None:
         message = f"the weights file of {teacher} states no names of classes, so `{name}` can't be looked up"
         raise SpecError.at(path, "KD472", message, "give its number, counted from 0")
-    found = [number for number, own in enumerate(names) if _nfc(own) == _nfc(name)]
+    found = [number for number, own in enumerate(names) if one_form(own) == one_form(name)]
     if len(found) == 1:
         return found[0]
     if found:
         message = f"{teacher} has {len(found)} classes `{name}`: {', '.join(map(str, found))}"
         raise SpecError.at(path, "KD472", message, "give the number of the one that is meant")
-    help = did_you_mean(name, list(names)) or f"its classes: {_listed(names)}"
+    help = did_you_mean(name, list(names)) or f"its classes: {listed(names, 3)}"
     raise SpecError.at(path, "KD472", f"{teacher} has no class `{name}`", help)
 
 
 def stated_labels(teacher: str, names: Sequence[str] | None, facts: DataFacts) -> Labels:
     """The labels of a teacher of which the spec says nothing and its file maybe the names of its classes.
 
-    The data's own names in another order are matched by name, and that is told.
+    The data's own names in another order are matched by name, with a notice.
     """
     labels = Labels(names=None if names is None else tuple(names))
     data = facts.class_names
     if names is None or data is None:
         return labels
-    own, wanted = [_nfc(name) for name in names], [_nfc(name) for name in data]
-    if len(set(own)) < len(own) or len(set(wanted)) < len(wanted) or not set(wanted) <= set(own):
+    own, data_names = [one_form(name) for name in names], [one_form(name) for name in data]
+    if len(set(own)) < len(own) or len(set(data_names)) < len(data_names) or not set(data_names) <= set(own):
         return labels
-    order = tuple(own.index(name) for name in wanted)
-    if len(own) > len(wanted):
+    order = tuple(own.index(name) for name in data_names)
+    if len(own) > len(data_names):
         return replace(labels, hint=f"classes: [{', '.join(map(str, order))}]")
-    if own == wanted:
+    if own == data_names:
         return labels
     notice = (
-        f"{teacher} has the data's classes in another order ({_listed(names)}): its logits are matched with them "
+        f"{teacher} has the data's classes in another order ({listed(names, 3)}): its logits are matched with them "
         "by name"
     )
     return replace(labels, numbers=order, notice=notice)
@@ -149,12 +146,12 @@ def not_scored(teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: 
     width, data = logits.shape[1], facts.class_names
     own = None if labels.names is None or len(labels.names) > width else labels.names
     if own is not None and data is not None:
-        if list(map(_nfc, own)) == list(map(_nfc, data)):
+        if list(map(one_form, own)) == list(map(one_form, data)):
             return None
         if width == facts.num_classes and len(own) == width:
             return (
-                f"{teacher} is not scored on this data: its classes are others ({_listed(own)}) than the data's "
-                f"({_listed(data)}); `classes` beside its mimic_name says which are which"
+                f"{teacher} is not scored on this data: its classes are others ({listed(own, 3)}) than the data's "
+                f"({listed(data, 3)}); `classes` beside its mimic_name says which are which"
             )
     if facts.num_classes is not None and width != facts.num_classes:
         line = f"`{labels.hint}`" if labels.hint is not None else "`classes`"
@@ -166,16 +163,8 @@ def not_scored(teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: 
     return None
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:TOLD]) + (", ..." if len(names) > TOLD else "")
-
-
 class ClassMatching:
-    """What the task offers of this file."""
+    """Matching of a teacher's classes with the data's, as `Task.matching`."""
 
     asked = staticmethod(asked_labels)
     stated = staticmethod(stated_labels)

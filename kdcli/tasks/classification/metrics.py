@@ -1,4 +1,7 @@
-"""Top-k accuracy, cross entropy and calibration error of logits, counted so that processes add up."""
+"""Metrics of logits: top-k accuracy, cross entropy, calibration error, agreement of two networks.
+
+All are sums that add up over processes.
+"""
 
 from __future__ import annotations
 
@@ -90,14 +93,14 @@ def has_softmax(logits: Tensor) -> Tensor:
 
 
 class LogitsAgreement:
-    """Equal answers in percent, and the mean KL of the student's probabilities from the teacher's."""
+    """How often student and teacher predict the same class, and the mean KL of their probabilities."""
 
     def sums(self, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor | None:
         """`agreement_sums` of two networks' outputs; None where one has no logits, or others."""
-        ours, theirs = student.get("logits"), teacher.get("logits")
-        if ours is None or theirs is None or ours.shape != theirs.shape:
+        own, other = student.get("logits"), teacher.get("logits")
+        if own is None or other is None or own.shape != other.shape:
             return None
-        return agreement_sums(ours, theirs)
+        return agreement_sums(own, other)
 
     def result(self, sums: Tensor) -> dict[str, float] | None:
         """same_top1 in percent, mean_kl in nats."""

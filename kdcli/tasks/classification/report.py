@@ -15,7 +15,7 @@ from kdcli.tasks.pictures import image_uri
 from kdcli.tasks.task import Answered, Forward
 
 
-class AnswersReport:
+class PredictionsReport:
     """Figures and sections from the logits of the first images."""
 
     layers = True
@@ -30,7 +30,7 @@ class AnswersReport:
         student = next(iter(networks))
         meters = {name: self.meter() for name in networks}
         agreement, sums = LogitsAgreement(), dict[str, Tensor]()
-        answers: Answers | None = None
+        predictions: Predictions | None = None
         seen = 0
         for batch in batches:
             shown: dict[str, Tensor] = {}
@@ -48,29 +48,29 @@ class AnswersReport:
                 found = agreement.sums({"logits": shown[student]}, {"logits": logits})
                 if name != student and found is not None:
                     sums[name] = sums[name] + found.cpu() if name in sums else found.cpu()
-            if answers is None:
-                answers = Answers(list(alike), shown[student].shape[1])
-            answers.update(alike, batch["image"], batch["labels"])
-        assert answers is not None, "a test side has at least one batch"
+            if predictions is None:
+                predictions = Predictions(list(alike), shown[student].shape[1])
+            predictions.update(alike, batch["image"], batch["labels"])
+        assert predictions is not None, "a test side has at least one batch"
         agreed = {name: agreement.result(found) for name, found in sums.items()}
         return Answered(
-            sections=_sections(answers, facts),
+            sections=_sections(predictions, facts),
             metrics={name: meters[name].result(meters[name].sums()) for name in shown},
             agreement={name: figures for name, figures in agreed.items() if figures is not None},
             whole=seen >= (facts.num_samples or 0),
         )
 
 
-def _sections(answers: Answers, facts: DataFacts) -> dict[str, Any]:
+def _sections(predictions: Predictions, facts: DataFacts) -> dict[str, Any]:
     """Of report_data.json."""
-    named = facts.class_names if len(facts.class_names or ()) == answers.num_classes else None
-    classes = named or tuple(str(index) for index in range(answers.num_classes))
+    named = facts.class_names if len(facts.class_names or ()) == predictions.num_classes else None
+    classes = named or tuple(str(index) for index in range(predictions.num_classes))
     sections = {
-        "reliability": answers.reliability(),
-        "disagreements": answers.disagreements(classes, facts.mean, facts.std),
+        "reliability": predictions.reliability(),
+        "disagreements": predictions.disagreements(classes, facts.mean, facts.std),
     }
-    if answers.num_classes <= MOST_CLASSES:
-        sections["class_accuracy"] = answers.class_accuracy(classes)
+    if predictions.num_classes <= MOST_CLASSES:
+        sections["class_accuracy"] = predictions.class_accuracy(classes)
     return sections
 
 
@@ -89,8 +89,8 @@ class _Dispute:
     probabilities: Mapping[str, Tensor]
 
 
-class Answers:
-    """Counts answers batch by batch; names: of the networks, the student's first."""
+class Predictions:
+    """Counts predictions batch by batch; names: of the networks, the student's first."""
 
     def __init__(self, names: Sequence[str], num_classes: int) -> None:
         self.names = tuple(names)
@@ -129,9 +129,9 @@ class Answers:
             return
         score = torch.zeros(len(labels))
         for name in teachers:
-            ours, theirs = probabilities[student], probabilities[name]
-            # Total variation, 0..1; other answers come before mere doubt.
-            score += 0.5 * (ours - theirs).abs().sum(1) + (ours.argmax(1) != theirs.argmax(1)).float()
+            own, other = probabilities[student], probabilities[name]
+            # Total variation, 0..1; other predictions come before mere doubt.
+            score += 0.5 * (own - other).abs().sum(1) + (own.argmax(1) != other.argmax(1)).float()
         for index in score.topk(min(WORST, len(score))).indices.tolist():
             entry = _Dispute(
                 float(score[index]),

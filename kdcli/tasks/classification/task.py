@@ -16,7 +16,7 @@ from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.classification.deploy import ClassifierDeployment
 from kdcli.tasks.classification.labels import ClassMatching
 from kdcli.tasks.classification.metrics import ClassificationMeter, LogitsAgreement
-from kdcli.tasks.classification.report import AnswersReport
+from kdcli.tasks.classification.report import PredictionsReport
 from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
@@ -24,7 +24,7 @@ POST_PROCESS = ModuleSpec(name="post_process", type="base_cls_postprocess")
 
 
 class Classification:
-    """Measures `logits` against `labels`."""
+    """The task of classifiers: measures `logits` against `labels`."""
 
     name = "classification"
     primary = "top1"
@@ -38,7 +38,7 @@ class Classification:
         self.matching: Matching | None = ClassMatching()
         self.kept: Kept | None = None
         self.deploy: Deployment | None = ClassifierDeployment(classification_sample)
-        self.report: Report | None = AnswersReport(self.meter)
+        self.report: Report | None = PredictionsReport(self.meter)
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
         """`net`, with the implicit post-process where it has none."""
@@ -128,10 +128,10 @@ def logits_fit(
         return
     made = int(logits.shape[1])
     sides = [("training", train), ("test", test)]
-    told = [(side, facts.num_classes) for side, facts in sides if facts.num_classes is not None]
-    short = [(side, classes) for side, classes in told if made < classes]
-    most = max((classes for _, classes in told), default=made)
-    wide = [(side, classes) for side, classes in told if side == "training" and made > most]
+    known = [(side, facts.num_classes) for side, facts in sides if facts.num_classes is not None]
+    short = [(side, classes) for side, classes in known if made < classes]
+    most = max((classes for _, classes in known), default=made)
+    wide = [(side, classes) for side, classes in known if side == "training" and made > most]
     for side, classes in (short or wide)[:1]:
         yield Diagnostic(
             code="KD419",

@@ -1,4 +1,4 @@
-"""What a detector's spec says of its annotations: classes for every category, and a file to be measured by."""
+"""Findings about a detector's annotations: a class for every category, and files that can be measured by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.classes import Matched, match
+from kdcli.data.classes import Matched, listed, match
 from kdcli.data.detection.coco_json import CocoFile, read_coco
 from kdcli.data.detection.coco_rows import Key
 from kdcli.data.facts import DataFacts
@@ -26,9 +26,6 @@ SAME_FILE = "`gt_file` is the file that the test data is read from"
 AS_COCO = (
     "it may stay so; COCO's files have ids as whole numbers, and `bbox`, `area` and `iscrowd` for each box"
 )
-
-TOLD = 5
-"""So many categories are named."""
 
 
 def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
@@ -84,7 +81,7 @@ def categories_of(facts: DataFacts) -> dict[int, str] | None:
 
 
 def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
-    """The same of the training side, from its file alone.
+    """The names of the training categories by ascending id, from the training file alone.
 
     None where there is no such file: what is measured elsewhere than it was trained needs no training data.
     Raises RunError KD560 to KD562 for a file that can't be read, since it would tell what the classes are.
@@ -104,7 +101,7 @@ def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
 def truth_findings(
     spec: Spec, training: Mapping[int, str] | None, test: DataFacts | None, places: Places
 ) -> list[Diagnostic]:
-    """What is to be said of the boxes that the test data is measured by.
+    """Findings about the test annotations and `gt_file`, by which the test data is measured.
 
     training: the names of the training categories by id; test: of the test data; None where unknown. Errors:
     KD569 where a file has a category that was not trained on, KD560 to KD562 where the `gt_file` is none,
@@ -189,20 +186,21 @@ def _by_id(
 ) -> Diagnostic:
     """KD569 for the first category that differs, of files of which one has a name twice."""
     category = min([*fitting.strange, *fitting.lacking])
-    ours, theirs = names.get(category), own.names.get(category)
-    if ours is None:
-        what = f"`{file}` has no category {category}, and `{own.path}` has it as `{theirs}`"
-    elif theirs is None:
-        what = f"`{file}` has category {category} as `{ours}`, and `{own.path}` has none"
+    trained, tested = names.get(category), own.names.get(category)
+    if trained is None:
+        what = f"`{file}` has no category {category}, and `{own.path}` has it as `{tested}`"
+    elif tested is None:
+        what = f"`{file}` has category {category} as `{trained}`, and `{own.path}` has none"
     else:
-        what = f"category {category} is `{ours}` in `{file}` and `{theirs}` in `{own.path}`"
+        what = f"category {category} is `{trained}` in `{file}` and `{tested}` in `{own.path}`"
     help = "a name stands for two categories, so that ids tell them apart: write the same ids into both files"
     return _at(path, "KD569", what, help)
 
 
 def _named(names: list[str]) -> str:
-    told = ", ".join(f"`{name}`" for name in names[:TOLD]) + (", ..." if len(names) > TOLD else "")
-    return f"the category {told}" if len(names) == 1 else f"{len(names)} categories ({told})"
+    return (
+        f"the category {listed(names)}" if len(names) == 1 else f"{len(names)} categories ({listed(names)})"
+    )
 
 
 def _extra(part: DataPart) -> Mapping[str, Any]:

@@ -16,10 +16,10 @@ from kdcli.models.detection.deploy.whole import eager_rows, is_known
 from kdcli.models.detection.whole import TorchvisionDetector
 from kdcli.models.network import Network
 from kdcli.spec.schema import Spec
-from kdcli.tasks.portable import Compared, Portable, Tensors, without_training_only
+from kdcli.tasks.task import Compared, Portable, Tensors, without_training_only
 
 SCENES = 16
-"""So many images, which take longer than those without boxes."""
+"""On how many test images a file is proved: they take longer than a classifier's."""
 
 
 class DetectorDeployment:
@@ -86,7 +86,7 @@ LABELS = "labels are indices into class_names, from 0; boxes are x1, y1, x2, y2 
 
 NEAR_PIXELS = 1.0
 NEAR_SHARE = 0.05
-"""Boxes of one class are one where no edge is further away than this, in pixels and in sides together."""
+"""Boxes of one class count as the same where no edge differs by more than this, in pixels plus in sides."""
 
 ALONE = 0.02
 MANY = 20
@@ -115,7 +115,7 @@ class Detector(Portable):
 
     @property
     def followed(self) -> bool:
-        """Whether all that makes boxes is known in a form that a graph can have."""
+        """Whether exporters can make a graph: all modules that make boxes have a form of fixed sizes."""
         return DeployedDetector.follows(self.net)
 
     def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
@@ -160,8 +160,8 @@ class Detector(Portable):
 def _matched(expected: Tensors, found: Tensors) -> tuple[list[tuple[str, Tensor, Tensor]], int, int]:
     """Boxes and scores of the pairs, how many boxes there are, and how many have no counterpart."""
     used = torch.zeros(len(found[0]), dtype=torch.bool)
-    ours: list[int] = []
-    theirs: list[int] = []
+    rows: list[int] = []
+    partners: list[int] = []
     kin = (expected[2][:, None] == found[2]) & (expected[3][:, None] == found[3])
     sides = (expected[0][:, 2:] - expected[0][:, :2]).amax(1)
     for row in expected[1].argsort(descending=True, stable=True).tolist():
@@ -171,14 +171,14 @@ def _matched(expected: Tensors, found: Tensors) -> tuple[list[tuple[str, Tensor,
         if bool(near.any()):
             best = int(torch.where(near, worse, float("inf")).argmin())
             used[best] = True
-            ours.append(row)
-            theirs.append(best)
+            rows.append(row)
+            partners.append(best)
     pairs = [
-        ("boxes", expected[0][ours], found[0][theirs]),
-        ("scores", expected[1][ours], found[1][theirs]),
+        ("boxes", expected[0][rows], found[0][partners]),
+        ("scores", expected[1][rows], found[1][partners]),
     ]
     total = max(len(expected[0]), len(found[0]))
-    return pairs, total, total - len(ours)
+    return pairs, total, total - len(rows)
 
 
 def refuse_strangers(boxes: int, alone: int) -> None:

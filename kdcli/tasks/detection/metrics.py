@@ -1,4 +1,4 @@
-"""Boxes gathered from all processes, measured by COCO's average precision."""
+"""COCO's average precision: boxes gathered from all processes, in original pixels, against an annotation file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcli.data.detection.coco_rows import Key, key_of
 from kdcli.errors import RunError
 
 MOST_BOXES = 100
-"""COCO counts this many boxes an image, the best."""
+"""COCO counts the best 100 boxes of an image."""
 
 HALF = 2**32
 HEAD = 4
@@ -113,7 +113,7 @@ class DetectionMeter:
         return written.get(image, image)
 
     def _categories(self, annotations: Mapping[str, Any]) -> list[Key | None]:
-        """What the truth calls each class; None where it has no such category."""
+        """The truth's category id of each class; None where it has no such category."""
         ids = annotations["categories"]
         if "class_names" not in annotations:
             return list(ids)
@@ -155,7 +155,7 @@ def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list
 
 
 def answers_with_boxes(outputs: Mapping[str, Any]) -> bool:
-    """Whether a network says what is where; proposals, of a list that ends after `rpn_post`, are no answer."""
+    """Whether outputs have boxes with classes; proposals, of a list that ends after `rpn_post`, don't count."""
     boxes = outputs.get("dt_bboxes")
     return boxes is not None and boxes is not outputs.get("rpn_dt_bboxes")
 
@@ -238,7 +238,7 @@ def average_precision(
 
 
 def _dataset(truth: Truth, chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """The chosen of the truth's images as the packages want a file; ids are places from 1."""
+    """The chosen images of the truth as a COCO dict for the evaluation package; ids are places from 1."""
     kept = chosen[truth.box_images]
     rows = zip(
         (truth.box_images[kept] + 1).tolist(),
@@ -285,23 +285,12 @@ def _evaluator() -> tuple[Any, Any]:
 
 
 ROUNDING = 0.02
-"""So many pixels over the border are no reason to cut: COCO rounds x and width to a hundredth each."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrueBox:
-    """One box to be found, or a crowd's region. image, category: ids. bbox: x, y, width, height in pixels."""
-
-    image: int
-    category: int
-    bbox: tuple[float, float, float, float]
-    area: float
-    crowd: bool
+"""Boxes that exceed the border by fewer pixels are not cut: COCO rounds x and width to a hundredth each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The boxes of a file that count, in its order.
+    """The boxes of an annotation file that predictions are measured by, in its order.
 
     box_images, box_categories: int64 [M], places in file.ids and in file.names. bboxes: float64 [M, 4], x, y,
     width, height. areas: float64 [M]. crowds: bool [M].
@@ -315,36 +304,9 @@ class Truth:
     crowds: NDArray[np.bool_]
 
     @property
-    def path(self) -> Path:
-        """The file's."""
-        return self.file.path
-
-    @property
-    def images(self) -> tuple[int, ...]:
-        """Ids, ascending."""
-        return tuple(self.file.ids.tolist())
-
-    @property
     def names(self) -> Mapping[int, str]:
-        """Of the categories, by ascending id."""
+        """Names of the categories, by ascending id."""
         return self.file.names
-
-    @property
-    def boxes(self) -> tuple[TrueBox, ...]:
-        """Each box by itself."""
-        ids, categories = self.images, tuple(self.names)
-        rows = zip(
-            self.box_images.tolist(),
-            self.box_categories.tolist(),
-            self.bboxes.tolist(),
-            self.areas.tolist(),
-            self.crowds.tolist(),
-            strict=True,
-        )
-        return tuple(
-            TrueBox(ids[image], categories[category], tuple(bbox), area, crowd)
-            for image, category, bbox, area, crowd in rows
-        )
 
     def counting(self, images: Collection[int]) -> int:
         """How many boxes of these images a detector has to find: all but crowds."""

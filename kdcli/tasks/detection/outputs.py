@@ -1,4 +1,4 @@
-"""What detectors found on the test data, kept as COCO rows, drawn side by side."""
+"""Detectors' boxes on the test data: saved as COCO rows, drawn side by side, shown in a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcli.tasks.saved_outputs import unwritable
 from kdcli.tasks.task import Answered, Forward
 
 MOST_PICTURES = 20
-"""So many of the first test images are drawn."""
+"""How many of the first test images are drawn."""
 
 
 class KeptBoxes:
@@ -99,7 +99,7 @@ def side_by_side(
     std: Sequence[float] | None = None,
     least_score: float = 0.3,
 ) -> Image.Image:
-    """A panel for each name of `boxes`, in order.
+    """A picture of one image with its boxes, a panel for each name of `boxes`, in order.
 
     image: float32 [C, H, W], normalised by mean and std where they are given. boxes: [n, >=5] rows of x1,
     y1, x2, y2, class from 1, and a score where the boxes are predicted; those below least_score are left out.
@@ -145,11 +145,11 @@ MOST_BOXES = 30
 SIDE = 640
 
 SCENES = 8
-"""So many images are shown."""
+"""How many images a report shows."""
 
 
 class BoxesReport:
-    """The boxes on the first images, without figures: those are of all of the test data."""
+    """A report's section with the boxes on the first images; metrics are those of all of the test data."""
 
     layers = False
 

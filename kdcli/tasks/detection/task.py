@@ -24,7 +24,7 @@ from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
 
 
 class Detection:
-    """Measures `dt_bboxes`."""
+    """The task of detectors: measures `dt_bboxes` by COCO's average precision."""
 
     name = "detection"
     primary = "AP"
@@ -113,7 +113,7 @@ SIZE = 128
 """Height and width; five halvings leave a map of 4x4."""
 
 SSD_SIZE = 320
-"""torchvision's SSDs halve so often that they need as much."""
+"""Height and width for torchvision's SSDs, which halve more often."""
 
 
 def detection_sample(modules: Iterable[ModuleSpec] = (), *, aligned: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from kdcli.data import IMAGE_READERS
 from kdcli.data.build import build_source
 from kdcli.data.detection.coco import CocoDataset
-from kdcli.data.detection.coco_json import cut, read_coco
+from kdcli.data.detection.coco_json import CocoImages, cut, read_coco
 from kdcli.data.draws import Draws
 from kdcli.data.transforms.boxes import Flip, KeepArResize
 from kdcli.errors import KdError, RunError, SpecError
@@ -257,13 +257,13 @@ def test_a_bad_file_is_one_error(name: str, tmp_path: Path) -> None:
 def test_area_and_crowd_as_they_may_be(crowd: int, tmp_path: Path) -> None:
     file = tmp_path / "good.json"
     file.write_text(json.dumps(one_box(area=0, iscrowd=crowd)))
-    assert len(read_coco(file).images[0].boxes) == 1 - crowd
+    assert len(CocoImages(read_coco(file))[0].boxes) == 1 - crowd
 
 
 def test_a_byte_order_mark_is_no_content(folder: Path) -> None:
     text = (folder / "all.json").read_text()
     (folder / "all.json").write_text(text, encoding="utf-8-sig")
-    assert len(read_coco(folder / "all.json").images) == 3
+    assert len(CocoImages(read_coco(folder / "all.json"))) == 3
 
 
 def test_why_there_are_no_samples(folder: Path) -> None:
@@ -313,7 +313,8 @@ def test_a_header_tells_the_size_that_is_read(folder: Path, reader: str) -> None
     made = IMAGE_READERS[reader].load()((), HERE, image_dir=str(folder))
     for name in ("turned.jpg", "3.png"):
         file = str(folder / name)
-        assert made.size(file) == tuple(made.read(file).shape[1:])
+        with Image.open(file) as header:
+            assert made.size_of(header) == tuple(made.read(file).shape[1:])
 
 
 @pytest.mark.parametrize(

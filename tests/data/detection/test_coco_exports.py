@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdcli.data.classes import match
 from kdcli.data.detection import coco_json
-from kdcli.data.detection.coco_json import CocoFile, read_coco
+from kdcli.data.detection.coco_json import CocoFile, CocoImages, read_coco
 from kdcli.errors import KdError, RunError
 from kdcli.tasks.detection.metrics import read_truth
 
@@ -80,15 +80,16 @@ def words(content: dict[str, Any]) -> None:
 
 def boxes_of(found: CocoFile) -> list[Any]:
     """What training sees of each image."""
-    return [(i.file_name, i.height, i.width, i.boxes.tolist(), i.crowds.tolist()) for i in found.images]
+    return [(i.file_name, i.height, i.width, i.boxes.tolist(), i.crowds.tolist()) for i in CocoImages(found)]
 
 
 def measured(file: Path) -> list[Any]:
     """What evaluation sees of each box, images by their place."""
     truth = read_truth(file)
-    return [
-        (truth.images.index(b.image), truth.names[b.category], b.bbox, b.area, b.crowd) for b in truth.boxes
-    ]
+    names = list(truth.names.values())
+    categories = [names[place] for place in truth.box_categories]
+    columns = (truth.box_images, truth.bboxes, truth.areas, truth.crowds)
+    return list(zip(categories, *(column.tolist() for column in columns), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ def test_ids_in_other_forms_are_the_same_file(tmp_path: Path, form: Any, told: s
     assert found.notice == told.format(file)
     if form is words:
         assert found.ids.tolist() == [1, 2] and found.written_images == {1: "n_003", 2: "n_017"}
-        assert found.categories == (1, 2) and found.class_names == ("airplane", "toothbrush")
+        assert tuple(found.names) == (1, 2) and found.class_names == ("airplane", "toothbrush")
     else:
-        assert found.ids.tolist() == [3, 17] and found.categories == (5, 90)
+        assert found.ids.tolist() == [3, 17] and tuple(found.names) == (5, 90)
 
 
 def test_words_among_numbers_take_free_numbers_by_order_of_appearance(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_one_wrong_place_is_read_or_one_error(
     coco_json._held.clear()
     try:
         read_truth(file)
-        images = list(read_coco(file).images)
+        images = list(CocoImages(read_coco(file)))
     except KdError as error:
         assert len(error.diagnostics) == 1 and len(error.diagnostics[0].message) < 400
         str(error).encode()

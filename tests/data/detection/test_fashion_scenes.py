@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcli.data.detection.coco_json import read_coco
+from kdcli.data.detection.coco_json import CocoImages, read_coco
 from kdcli.data.detection.fashion_scenes import CANVAS, LARGEST, MOST_OVERLAP, SMALLEST, make_scenes, overlap
 
 
@@ -53,9 +53,9 @@ def test_scenes_are_what_they_should_be(tmp_path: Path, root: Path) -> None:
     written = scenes(tmp_path, root)
     for side, count in (("train", 12), ("test", 6)):
         found = read_coco(written[side])
-        assert len(found.images) == count and found.dropped == 0
-        assert found.categories == tuple(range(1, 11)) and found.class_names[0] == "T-shirt/top"
-        for image in found.images:
+        assert len(CocoImages(found)) == count and found.dropped == 0
+        assert tuple(found.names) == tuple(range(1, 11)) and found.class_names[0] == "T-shirt/top"
+        for image in CocoImages(found):
             with Image.open(tmp_path / side / image.file_name) as pixels:
                 assert pixels.size == (CANVAS, CANVAS) and pixels.mode == "RGB"
             assert 1 <= len(image.boxes) <= 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcli.tasks.classification.metrics import ClassificationMeter, agreement_sums
-from kdcli.tasks.classification.report import Answers
+from kdcli.tasks.classification.report import Predictions
 
 NAN, INF = float("nan"), float("inf")
 
@@ -62,7 +62,7 @@ def test_agreement_is_of_what_both_answer() -> None:
 
 
 def test_the_report_counts_it_as_wrong_too() -> None:
-    answers = Answers(["student", "teacher0"], 2)
+    answers = Predictions(["student", "teacher0"], 2)
     logits = {
         "student": torch.tensor([[NAN, 0.0], [2.0, 0.0]]),
         "teacher0": torch.tensor([[1.0, 0.0], [1.0, 0.0]]),

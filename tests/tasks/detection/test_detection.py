@@ -156,15 +156,15 @@ def test_what_the_data_leaves_out_is_not_missed(truth: Path, box: list[float], c
 def test_the_truth_is_cut_as_in_training(truth: Path, box: list[float], inside: list[float]) -> None:
     rows = rewritten(truth, bbox=box, found=inside)
     assert average_precision(truth, rows)["AP"] == pytest.approx(100)
-    (first, *_) = read_truth(truth).boxes
-    assert list(first.bbox) == inside and first.area == inside[2] * inside[3]
+    found = read_truth(truth)
+    assert found.bboxes[0].tolist() == inside and found.areas[0] == inside[2] * inside[3]
 
 
 def test_other_boxes_are_as_written(truth: Path) -> None:
     rewritten(truth, bbox=[0.1, 0.7, 99.91, 50.3], area=12.5)  # reaches over by rounding alone
-    first, second, _ = read_truth(truth).boxes
-    assert first.bbox == (0.1, 0.7, 99.91, 50.3) and first.area == 12.5
-    assert second.bbox == tuple(TRUTH[12][0]) and second.area == 400
+    found = read_truth(truth)
+    assert found.bboxes[0].tolist() == [0.1, 0.7, 99.91, 50.3] and found.areas[0] == 12.5
+    assert found.bboxes[1].tolist() == list(TRUTH[12][0]) and found.areas[1] == 400
 
 
 def test_the_figures_of_a_clean_file_are_the_packages_own(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Detectors as they are taken away: fixed sizes, no loop over images, no branch on values."""
+"""Detectors in a form for export: fixed sizes, no loop over images, no branch on values."""

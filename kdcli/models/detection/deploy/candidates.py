@@ -1,4 +1,4 @@
-"""Boxes in tensors of a fixed size: what is absent has a score below zero."""
+"""Boxes in tensors of a fixed size, absent ones with a score below zero, and their non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class Candidates:
         )
 
     def rois(self) -> Tensor:
-        """Every place as a region to be pooled, [B·G·m, 5] (image, x1, y1, x2, y2), image by image."""
+        """One RoI per candidate, [B·G·m, 5] (image, x1, y1, x2, y2), image by image."""
         boxes = self.boxes.flatten(1, 2)
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], dim=2).flatten(0, 1)
 
     def where(self, kept: Tensor) -> Candidates:
-        """Without those that are not kept, bool [B, G, m]."""
+        """The candidates of which those outside `kept`, bool [B, G, m], are absent."""
         scores = torch.where(kept, self.scores, ABSENT)
         return Candidates(boxes=self.boxes, scores=scores, labels=self.labels, classes=self.classes)
 
     def thinned(self, threshold: float, offset: int) -> Candidates:
-        """After NMS within each class of each group."""
+        """The candidates after NMS within each class of each group; suppressed ones are absent."""
         boxes = self.boxes + self.boxes.new_tensor([0.0, 0.0, offset, offset]) if offset else self.boxes
         mixed = self.scores.shape[1] == 1 and self.classes > 1
         kept = suppress(
