@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import Interrupted, KdError
@@ -60,43 +59,6 @@ def _print(error: KdError) -> None:
     text = render(error.diagnostics, colour=wants_colour(sys.stderr))
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):
         sys.stderr.write(text)
-
-
-def evaluate(
-    spec: str,
-    changes: Sequence[str],
-    *,
-    weights: Path | None,
-    device: str | None,
-    plugins: Sequence[str],
-    as_json: bool,
-    save_predictions: Path | None = None,
-    show: Path | None = None,
-) -> None:
-    """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.commands.reading import run_or_spec
-
-    opened = run_or_spec(spec, changes, plugins, device)
-    parsed = opened.parsed
-    from kdcli.engine.compare import compare
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.memory import memory_told
-    from kdcli.engine.sides import Sides
-    from kdcli.report.comparison import comparison_text
-    from kdcli.tasks.keep import Keep
-
-    with (
-        located(parsed),
-        memory_told(parsed.spec, "test"),
-        processes(device or parsed.spec.runtime.device) as here,
-    ):
-        sides = Sides(parsed.spec, opened.options.places)
-        keep = Keep(predictions=save_predictions, pictures=show)
-        rows, notices = compare(parsed, opened.options, here, weights, keep, sides)
-    if here.speaks:
-        for notice in notices:
-            sys.stderr.write(f"{notice.message}\n")
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
 
 
 @contextmanager

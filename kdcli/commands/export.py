@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcli.commands.options import ExportOptions
     from kdcli.engine.exports.export import Exported
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportArguments:
-    """The command line of `kdcli export`. source: a run folder or a spec."""
-
-    source: str
-    changes: Sequence[str]
-    format: str
-    output: Path | None
-    weights: Path | None
-    tolerance: float
-    size: str | None
-    plugins: Sequence[str]
-
-
-def export(arguments: ExportArguments) -> None:
+def export(options: ExportOptions) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
@@ -37,16 +21,16 @@ def export(arguments: ExportArguments) -> None:
     from kdcli.engine.exports.export import export as run
     from kdcli.report.console import write
 
-    size = _size(arguments.size)
-    opened = run_or_spec(arguments.source, arguments.changes, arguments.plugins)
+    size = _size(options.input_size)
+    opened = run_or_spec(options)
     with located(opened.parsed):
         done = run(
             opened.parsed,
             opened.options,
-            arguments.format,
-            arguments.output,
-            weights=arguments.weights,
-            tolerance=arguments.tolerance,
+            options.format,
+            options.output,
+            weights=options.weights,
+            tolerance=options.tolerance,
             spec_hash=opened.spec_hash,
             size=size,
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcli.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
+    from kdcli.commands.options import EvalOptions, ExportOptions
     from kdcli.engine.run import RunOptions
     from kdcli.spec.parse import ParsedSpec
 
@@ -24,21 +27,27 @@ class Opened:
     spec_hash: str
 
 
-def run_or_spec(
-    source: str, changes: Sequence[str], plugins: Sequence[str], device: str | None = None
-) -> Opened:
-    """A run folder's spec, or a spec file's."""
+def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
+    """The spec of a run folder, or a spec file's, whichever `RUN|SPEC` names."""
     from kdcli.engine.reopen import reopen
+
+    if Path(options.spec).is_dir():
+        if options.changes:
+            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
+        device = getattr(options, "device", None)
+        run = reopen(Path(options.spec), device=device, plugins=options.plugins)
+        return Opened(parsed=run.parsed, options=run.options, spec_hash=run.spec_hash)
+    parsed = read_checked(options.spec, options.changes, options.plugins)
+    return Opened(parsed=parsed, options=run_options(options, parsed), spec_hash=parsed.hash())
+
+
+def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:
+    """What a command's options add to the spec: the fields that both dataclasses have, and `more`."""
     from kdcli.engine.run import RunOptions
 
-    if Path(source).is_dir():
-        if changes:
-            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
-        run = reopen(Path(source), device=device, plugins=plugins)
-        return Opened(parsed=run.parsed, options=run.options, spec_hash=run.spec_hash)
-    parsed = read_checked(source, changes, plugins)
-    options = RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)
-    return Opened(parsed=parsed, options=options, spec_hash=parsed.hash())
+    known = {field.name for field in fields(RunOptions)}
+    shared = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
+    return RunOptions(**{**shared, "places": parsed.places, **more})
 
 
 def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> ParsedSpec:
@@ -60,3 +69,15 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     if found and is_first():
         write(render(found, colour=wants_colour(sys.stderr)), sys.stderr)
     return parsed
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No collection of cycles inside: torch's modules are a great many objects to look at, for nothing."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.validate import examine
 from kdcli.engine.check import Checked, CheckOptions, check
 from kdcli.errors import Diagnostic
 from tests.engine.runs import SPEC, spec_of
@@ -45,4 +45,4 @@ def examined(path: str, text: str, **options: object) -> list[Diagnostic]:
     """Every stage over a text, written to a file first."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(textwrap.dedent(text))
-    return examine(path, [], ValidateOptions(**options))[0]  # type: ignore[arg-type]
+    return examine(path, **options)[0]  # type: ignore[arg-type]
