@@ -122,7 +122,7 @@ def test_a_command_takes_its_own_options(name: str) -> None:
 
 
 def test_what_the_engine_shares_with_a_command_is_of_one_type() -> None:
-    from kdcli.engine.run import RunOptions
+    from kdcli.training.run import RunOptions
 
     engine = get_type_hints(RunOptions)
     made_anew = {"resume"}

@@ -1,4 +1,4 @@
-"""What each command does, between the doorway and the engine: read, run, render."""
+"""What each command does, between the command line and the core: read, run, render."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def guarded(action: Callable[[], object]) -> int:
     except Exception:
         import traceback
 
-        from kdcli.engine.launch import finish_telling, tell_launcher
+        from kdcli.parallel.launch import finish_telling, tell_launcher
 
         finish_telling()
         told = (
@@ -45,8 +45,8 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _print(error: KdError) -> None:
-    from kdcli.engine.interrupts import is_first
-    from kdcli.engine.launch import finish_telling, tell_launcher
+    from kdcli.parallel.interrupts import is_first
+    from kdcli.parallel.launch import finish_telling, tell_launcher
 
     finish_telling()
     from kdcli.report.console import wants_colour

@@ -10,16 +10,16 @@ from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from kdcli.commands.options import ExportOptions
-    from kdcli.engine.exports.export import Exported
+    from kdcli.exports.export import Exported
 
 
 def export(options: ExportOptions) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
-    from kdcli.engine.build import file_notices
-    from kdcli.engine.exports.export import export as run
+    from kdcli.exports.export import export as run
     from kdcli.report.console import write
+    from kdcli.training.build import file_notices
 
     size = _size(options.input_size)
     opened = run_or_spec(options)

@@ -32,7 +32,7 @@ def inspect_features(options: InspectOptions) -> None:
     parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
     try:
         with uncollected():
-            from kdcli.engine.features import chosen, filtered, input_size, inspect
+            from kdcli.analysis.layers import chosen, filtered, input_size, inspect
 
             size = None if options.input is None else input_size(options.input)
             networks = inspect(parsed, size=size, plugins=options.plugins)
@@ -40,7 +40,7 @@ def inspect_features(options: InspectOptions) -> None:
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)
     if options.pairs:
-        from kdcli.engine.pairs import fitting_pairs, mimic_block
+        from kdcli.analysis.pairs import fitting_pairs, mimic_block
         from kdcli.report.pairs import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}

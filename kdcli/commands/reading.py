@@ -14,8 +14,8 @@ from kdcli.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
     from kdcli.commands.options import EvalOptions, ExportOptions
-    from kdcli.engine.run import RunOptions
     from kdcli.spec.parse import ParsedSpec
+    from kdcli.training.run import RunOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Opened:
 
 def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
     """The spec of a run folder, or a spec file's, whichever `RUN|SPEC` names."""
-    from kdcli.engine.reopen import reopen
+    from kdcli.training.reopen import reopen
 
     if Path(options.spec).is_dir():
         if options.changes:
@@ -43,7 +43,7 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
 
 def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:
     """What a command's options add to the spec: the fields that both dataclasses have, and `more`."""
-    from kdcli.engine.run import RunOptions
+    from kdcli.training.run import RunOptions
 
     known = {field.name for field in fields(RunOptions)}
     shared = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
@@ -55,8 +55,8 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
     Raises SpecError with every finding where one of them is an error.
     """
-    from kdcli.engine.interrupts import is_first
-    from kdcli.engine.tables import tables
+    from kdcli.parallel.interrupts import is_first
+    from kdcli.reference.tables import tables
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.spec.parse import read

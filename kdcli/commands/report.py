@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from kdcli.commands.options import CompareOptions, EvalOptions, ReportOptions
-    from kdcli.engine.records import Notice
-    from kdcli.engine.run import RunOptions
+    from kdcli.records import Notice
     from kdcli.spec.parse import ParsedSpec
+    from kdcli.training.run import RunOptions
 
 
 def evaluate(options: EvalOptions) -> None:
@@ -25,12 +25,12 @@ def evaluate(options: EvalOptions) -> None:
 
     opened = run_or_spec(options)
     parsed = opened.parsed
-    from kdcli.engine.compare import compare
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.memory import memory_told
-    from kdcli.engine.sides import Sides
+    from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
     from kdcli.report.comparison import comparison_text
     from kdcli.tasks.keep import Keep
+    from kdcli.training.sides import Sides
 
     with (
         located(parsed),
@@ -57,10 +57,10 @@ def report(options: ReportOptions) -> None:
     need_matplotlib()
     read_run(options.run)
     if not options.quick:
-        from kdcli.engine.build import file_notices
-        from kdcli.engine.distributed import choose_device
-        from kdcli.engine.reopen import reopen
-        from kdcli.engine.report_data import write_report_data
+        from kdcli.analysis.collected import write_report_data
+        from kdcli.parallel.devices import choose_device
+        from kdcli.training.build import file_notices
+        from kdcli.training.reopen import reopen
 
         try:
             run = reopen(options.run, device=options.device, plugins=options.plugins)
@@ -79,8 +79,8 @@ def write_up(
     parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
     """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
-    from kdcli.engine.records import Notice
-    from kdcli.engine.report_data import write_report_data
+    from kdcli.analysis.collected import write_report_data
+    from kdcli.records import Notice
     from kdcli.report.album import report_pictures
     from kdcli.report.drawing import need_matplotlib
     from kdcli.report.html import write_report

@@ -12,7 +12,7 @@ from kdcli.errors import Diagnostic, KdError
 
 if TYPE_CHECKING:
     from kdcli.commands.options import ValidateOptions
-    from kdcli.engine.records import Plan
+    from kdcli.records import Plan
 
 
 def validate(options: ValidateOptions) -> int:
@@ -64,7 +64,7 @@ def examine(
 
     files: look at the files it names, quick: of the data's at names and labels alone.
     """
-    from kdcli.engine.tables import tables
+    from kdcli.reference.tables import tables
     from kdcli.report.loggers.loggers import check_loggers
     from kdcli.spec.parse import read
     from kdcli.spec.resolve import check_references
@@ -82,8 +82,8 @@ def examine(
         found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
+    from kdcli.check.check import CheckOptions, check
     from kdcli.data.check import Look
-    from kdcli.engine.check import CheckOptions, check
     from kdcli.report.progress import progress
 
     look: Look = "nothing" if files is None else "quick" if files == "quick" else "whole"

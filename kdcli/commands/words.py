@@ -28,9 +28,9 @@ def explain(options: ExplainOptions) -> None:
 def methods(options: MethodsOptions) -> None:
     """All losses and mimic methods, or one of them with its arguments and a fragment to paste."""
     from kdcli.distill.mimickers import MIMICKERS
-    from kdcli.engine.methods import fragment, method_fragment, method_of
     from kdcli.losses import KINDS, LOSSES
     from kdcli.losses.describe import describe
+    from kdcli.reference.methods import fragment, method_fragment, method_of
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import loss_text, losses_text, method_text
 
@@ -50,7 +50,7 @@ def methods(options: MethodsOptions) -> None:
 
 def schema(_: SchemaOptions) -> None:
     """The JSON Schema of the spec language, for editors."""
-    from kdcli.engine.schema_json import schema_text
+    from kdcli.reference.schema_json import schema_text
     from kdcli.report.console import write
 
     write(schema_text())
@@ -58,7 +58,7 @@ def schema(_: SchemaOptions) -> None:
 
 def doctor(options: DoctorOptions) -> None:
     """Print what is installed, on what machine."""
-    from kdcli.engine.doctor import diagnose
+    from kdcli.reference.doctor import diagnose
     from kdcli.report.console import write
 
     facts = diagnose(Path())
