@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kdcli import __version__
 from kdcli.cli import COMMANDS, app
 from kdcli.commands import guarded
-from kdcli.commands.completion import complete_key, complete_run, complete_spec
+from kdcli.commands.completion import complete_key, complete_spec
 from kdcli.commands.init import copy_sample, sample_specs
 from kdcli.commands.options import CompareOptions, ReportOptions
 from kdcli.commands.report import compare, report
@@ -49,7 +49,7 @@ def test_specs_folders_and_keys_are_completed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "notes.txt").touch()
     assert complete_spec("") == ["my/"]
     assert complete_spec("my/d") == ["my/digits_kd.yaml"]
-    assert complete_run("my/") == ["my/weights/"]
+    assert complete_spec("my/w") == ["my/weights/"]
     assert complete_key(str(spec), "net.") == ["net.model."]
     assert "net.model.kwargs.widths." in complete_key(str(spec), "net.model.kwargs.w")
     assert complete_key(str(spec), "trainer.max_e") == ["trainer.max_epoch="]

@@ -61,7 +61,7 @@ for name, (fields, target) in COMMANDS.items():
 
 
 def main() -> None:
-    """The console script: one clear message and an exit code for everything that can go wrong."""
+    """Run `kdcli` with the arguments of this process and exit; every error is one message and an exit code."""
     from kdcli.commands import guarded
 
     words = sys.argv[1:]

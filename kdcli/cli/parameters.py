@@ -1,4 +1,4 @@
-"""A command of Typer, made from the dataclass of its options."""
+"""Makes the function that Typer registers as a command from the dataclass of the command's options."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _option_name(parameter: Parameter) -> str:
 
 
 def _value(parameter: Parameter, given: dict[str, Any]) -> Any:
-    """What the command line gave a field."""
+    """The value of a field from what Typer parsed, words and option together."""
     if not parameter.repeated:
         return given[parameter.name]
     names = dict.fromkeys([parameter.name, _option_name(parameter)])

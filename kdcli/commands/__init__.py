@@ -17,7 +17,7 @@ OWN_FAULT = 3
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Run a command; its exit code. Users' errors become diagnostics, our own a traceback and exit 3."""
+    """Run a command and return its exit code. Print a user's error as diagnostics, a fault of kdcli as a traceback."""
     try:
         action()
     except KdError as error:
@@ -63,7 +63,7 @@ def _print(error: KdError) -> None:
 
 @contextmanager
 def located(parsed: ParsedSpec) -> Iterator[None]:
-    """Errors inside the block get their places in the spec."""
+    """Add file, line and column of the spec to the errors that are raised inside the block."""
     try:
         yield
     except KdError as error:

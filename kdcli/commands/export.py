@@ -1,4 +1,4 @@
-"""`kdcli export`: the student of a run, or of a spec, as a file that runs elsewhere."""
+"""`kdcli export`: write the student of a run, or of a spec, as an ONNX, torch-export or safetensors file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(options: ExportOptions) -> None:
-    """Write the file, and say what it is worth."""
+    """Export the student, and print the file's inputs, outputs, accuracy and latency."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
     from kdcli.exports.export import export as run
@@ -42,7 +42,7 @@ def export(options: ExportOptions) -> None:
 
 
 def exported_text(done: Exported) -> str:
-    """What an export came to."""
+    """The lines that are printed after an export: weights, input, outputs, size, difference, latency."""
     import json
 
     from kdcli.report.quantities import size
@@ -73,7 +73,7 @@ def exported_text(done: Exported) -> str:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """Height and width out of `800x1344`."""
+    """Height and width of `--input-size 800x1344`; None where it isn't given."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)

@@ -23,7 +23,7 @@ _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 
 
 def init(options: InitOptions) -> None:
-    """List the samples, or copy one into a folder (the working directory) with the files it names."""
+    """Print the names of the samples, or copy one, with the files it names, and print where to."""
     from kdcli.report.console import write
 
     samples = sample_specs()
@@ -41,7 +41,7 @@ def init(options: InitOptions) -> None:
 
 
 def sample_specs() -> dict[str, Path]:
-    """The samples by name: of a checkout, else of the installed package."""
+    """Paths of the sample specs by name: those of a checkout, else of the installed package."""
     beside = Path(__file__).resolve().parents[2] / FOLDER
     found = sorted(beside.glob("*.yaml")) if beside.is_dir() else _installed()
     if not found:
@@ -94,7 +94,7 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
 
 
 def _installed() -> list[Path]:
-    """The samples that the wheel brought, wherever the installer put its data."""
+    """Paths of the sample specs that the wheel brought, wherever the installer put its data."""
     try:
         known = files("kdcli") or []
     except PackageNotFoundError:
@@ -104,7 +104,7 @@ def _installed() -> list[Path]:
 
 
 def make_data(options: MakeDataOptions) -> None:
-    """Compose scenes of garments from Fashion-MNIST into a folder, and tell what to do with them.
+    """Compose scenes of garments from Fashion-MNIST into a folder, and print the paths and counts.
 
     Raises UsageError where the folder holds scenes already (unless force) or can't be written, RunError
     KD506 where Fashion-MNIST is missing.

@@ -1,4 +1,4 @@
-"""`kdcli inspect-features`: the layers of the networks in a file, or the pairs that fit."""
+"""`kdcli inspect-features`: print the layers of the networks in a file, or the pairs of layers that fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTHING_FITS = (
 
 
 def inspect_features(options: InspectOptions) -> None:
-    """Show the layers of every network in a file; with `pairs`, which of them fit."""
+    """Print the layers of every network in a file; with --pairs, those of student and teacher that fit."""
     from kdcli.report.console import wants_colour, write
     from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
@@ -64,7 +64,7 @@ def inspect_features(options: InspectOptions) -> None:
 
 
 def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
-    """What the spec says of its teachers already, if it is a whole spec that can be read."""
+    """Settings of each teacher in the spec's mimic jobs; empty where the text is no whole, valid spec."""
     from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import parse
 

@@ -156,7 +156,7 @@ RunOrSpec = Annotated[str, Argument("A run folder, or the spec of a run.", "RUN|
 Changes = Annotated[
     tuple[str, ...],
     Argument("Values to set in the spec.", "[KEY=VALUE]...", "key"),
-    Option("The same, as an option.", ("--set",), "KEY=VALUE"),
+    Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE"),
 ]
 Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.")]
 Plugins = Annotated[
@@ -168,7 +168,7 @@ Plugins = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, Option("The student's weights; else its run's best, else its last.", metavar="FILE")
+    Path | None, Option("The student's weights; else the best of its run, else the last.", metavar="FILE")
 ]
 
 
@@ -185,11 +185,11 @@ class TrainOptions:
     nproc: Annotated[
         int | None, Option("Processes on this machine, e.g. with --device cpu.", worker=False)
     ] = None
-    nnodes: Annotated[int, Option("Machines, as torchrun means it.", worker=False)] = 1
+    nnodes: Annotated[int, Option("Number of machines, as in torchrun.", worker=False)] = 1
     node_rank: Annotated[int | None, Option("This machine's number, from 0.", worker=False)] = None
     rdzv_endpoint: Annotated[
         str | None,
-        Option("Where the machines meet, the same on each.", metavar="HOST:PORT", worker=False),
+        Option("Address at which the machines meet, the same on each.", metavar="HOST:PORT", worker=False),
     ] = None
     max_restarts: Annotated[
         int,
@@ -205,7 +205,9 @@ class TrainOptions:
             again=False,
         ),
     ] = None
-    overwrite: Annotated[bool, Option("Start over where a run lies already.", again=False)] = False
+    overwrite: Annotated[bool, Option("Start over in a folder that holds a run already.", again=False)] = (
+        False
+    )
     allow_changed: Annotated[
         tuple[str, ...],
         Option(
@@ -213,11 +215,16 @@ class TrainOptions:
         ),
     ] = ()
     plugins: Plugins = ()
-    quiet: Annotated[bool, Option("Warnings and the last line only.")] = False
+    quiet: Annotated[bool, Option("Print warnings and the last line only.")] = False
     report: Annotated[bool, Option("Write report.html at the end.")] = True
     profile: Annotated[
         int | None,
-        Option("Look at N steps: where their time goes, and a trace.", metavar="N", minimum=1, again=False),
+        Option(
+            "Profile N steps instead of training: where their time goes, and a trace.",
+            metavar="N",
+            minimum=1,
+            again=False,
+        ),
     ] = None
     check: Annotated[bool, Option("Prove the spec before the start, as `kdcli validate` does.")] = True
 
@@ -242,16 +249,17 @@ class EvalOptions:
     plugins: Plugins = ()
     format: Annotated[str, Option("table or json.")] = "table"
     save_predictions: Annotated[
-        Path | None, Option("Of detectors: write their boxes as COCO json.", metavar="FILE")
+        Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
     ] = None
-    show: Annotated[Path | None, Option("Of detectors: draw student, teachers and truth.", metavar="DIR")] = (
-        None
-    )
+    show: Annotated[
+        Path | None,
+        Option("Detectors only: draw the boxes of student, teachers and ground truth.", metavar="DIR"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
-    """Store what the teachers of SPEC show (`cache` beside mimic_name), before any training."""
+    """Store the teachers' outputs that SPEC caches (`cache` beside mimic_name), before any training."""
 
     spec: Spec
     changes: Changes = ()
@@ -266,21 +274,23 @@ class ValidateOptions:
     specs: Annotated[
         tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC... [KEY=VALUE]...")
     ]
-    changes: Annotated[tuple[str, ...], Option("The same, as an option.", ("--set",), "KEY=VALUE")] = ()
+    changes: Annotated[
+        tuple[str, ...], Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE")
+    ] = ()
     files: Annotated[
         Literal["full", "quick"] | None,
         Option(
-            "Look at data and weight files too; --files=quick: of the data at names and labels alone.",
+            "Check data and weight files too; --files=quick reads names and labels of the data, no images.",
             metavar="[=quick]",
             bare="full",
         ),
     ] = None
     format: Annotated[
-        Literal["text", "concise", "json", "github", "sarif"], Option("How findings are written.")
+        Literal["text", "concise", "json", "github", "sarif"], Option("Format of the findings.")
     ] = "text"
     strict: Annotated[bool, Option("Warnings count as errors.", ("--strict",))] = False
     plugins: Plugins = ()
-    quiet: Annotated[bool, Option("Findings alone, no summary.", ("--quiet", "-q"))] = False
+    quiet: Annotated[bool, Option("Print the findings only, no summary.", ("--quiet", "-q"))] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,15 +299,19 @@ class InspectOptions:
 
     spec: Annotated[str, Argument("A spec, a file with networks alone, or a list of modules.", "FILE")]
     changes: Changes = ()
-    depth: Annotated[int | None, Option("The deepest layers shown; 0: modules alone.")] = None
-    filter: Annotated[str | None, Option("Layers whose path matches: 'layer3*'.", metavar="PATTERN")] = None
-    type: Annotated[str | None, Option("Layers of a type: Conv2d.", metavar="TYPE")] = None
-    net: Annotated[str | None, Option("One network: net, teacher0.", metavar="NAME")] = None
-    input: Annotated[str | None, Option("Size of the images; else what the data says.", metavar="CxHxW")] = (
+    depth: Annotated[int | None, Option("Show layers down to this depth; 0: the outermost only.")] = None
+    filter: Annotated[str | None, Option("Show layers whose path matches: 'layer3*'.", metavar="PATTERN")] = (
         None
     )
-    pairs: Annotated[bool, Option("Pairs that fit, and a mimic block to paste.", ("--pairs",))] = False
-    format: Annotated[Literal["table", "json", "yaml"], Option()] = "table"
+    type: Annotated[str | None, Option("Show layers of a type: Conv2d.", metavar="TYPE")] = None
+    net: Annotated[str | None, Option("Show one network: net, teacher0.", metavar="NAME")] = None
+    input: Annotated[
+        str | None, Option("Size of the input images; else the size that the data has.", metavar="CxHxW")
+    ] = None
+    pairs: Annotated[
+        bool, Option("Show pairs of layers that fit, and a mimic block to paste.", ("--pairs",))
+    ] = False
+    format: Annotated[Literal["table", "json", "yaml"], Option("Format of the output.")] = "table"
     plugins: Plugins = ()
 
 
@@ -305,7 +319,7 @@ class InspectOptions:
 class MethodsOptions:
     """List every loss and mimic method, or explain one, with a block to paste."""
 
-    name: Annotated[str | None, Argument("A loss or a mimic method; all of them without.")] = None
+    name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,14 +338,15 @@ class SchemaOptions:
 class MakeDataOptions:
     """Compose a small detection set in COCO's format: garments of Fashion-MNIST on cluttered canvases."""
 
-    kind: Annotated[Literal["fashion-scenes"], Argument("fashion-scenes.", "KIND")]
-    folder: Annotated[Path, Argument("Where to: annotations and images.", "DIR")]
+    kind: Annotated[Literal["fashion-scenes"], Argument("The data set to make: fashion-scenes.", "KIND")]
+    folder: Annotated[Path, Argument("Folder to write annotations and images into.", "DIR")]
     seed: Annotated[int, Option("The same seed gives the same bytes.", minimum=0)] = 0
     root: Annotated[
-        Path | None, Option("Fashion-MNIST's idx files; else Debian's package.", metavar="DIR")
+        Path | None,
+        Option("Folder with Fashion-MNIST's idx files; else where Debian's package has them.", metavar="DIR"),
     ] = None
-    num_train: Annotated[int, Option("Scenes to train on.", minimum=1)] = 1500
-    num_test: Annotated[int, Option("Scenes to test on.", minimum=1)] = 300
+    num_train: Annotated[int, Option("Number of scenes to train on.", minimum=1)] = 1500
+    num_test: Annotated[int, Option("Number of scenes to test on.", minimum=1)] = 300
     force: Annotated[bool, Option("Overwrite scenes that are there already.", ("--force",))] = False
 
 
@@ -341,7 +356,7 @@ class ReportOptions:
 
     run: Annotated[Path, Argument("A run folder, finished or not.", "RUN")]
     quick: Annotated[
-        bool, Option("Curves and what was collected before; no network is run.", ("--quick",))
+        bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
     ] = False
     device: Device = None
     plugins: Plugins = ()
@@ -352,7 +367,7 @@ class CompareOptions:
     """Put runs side by side; runs that differ by seed alone become mean and spread."""
 
     runs: Annotated[tuple[Path, ...], Argument("Run folders.", "RUN...")]
-    format: Annotated[Literal["text", "json", "csv", "md"], Option("How it is written.")] = "text"
+    format: Annotated[Literal["text", "json", "csv", "md"], Option("Format of the output.")] = "text"
     picture: Annotated[
         Path | None, Option("Draw all runs into FILE: .svg, .png or .pdf.", metavar="FILE")
     ] = None
@@ -360,18 +375,24 @@ class CompareOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """Export the student alone, and prove that the file answers as the student does."""
+    """Export the student alone, and prove that the file gives the student's outputs."""
 
     spec: RunOrSpec
-    format: Annotated[Literal["safetensors", "onnx", "torch-export"], Option("What kind of file.")] = "onnx"
-    output: Annotated[Path | None, Option("Else in the run folder.", ("--output", "-o"), metavar="FILE")] = (
-        None
-    )
+    format: Annotated[Literal["safetensors", "onnx", "torch-export"], Option("Format of the file.")] = "onnx"
+    output: Annotated[
+        Path | None, Option("File to write; else one in the run folder.", ("--output", "-o"), metavar="FILE")
+    ] = None
     changes: Changes = ()
     weights: Weights = None
-    tolerance: Annotated[float, Option("Largest difference of a value, relative where it is above 1.")] = 1e-4
+    tolerance: Annotated[
+        float,
+        Option(
+            "Largest difference allowed between the file's outputs and the student's; relative for values above 1."
+        ),
+    ] = 1e-4
     input_size: Annotated[
-        str | None, Option("A detector's input; else what holds the first test images.", metavar="HxW")
+        str | None,
+        Option("A detector's input size; else one that holds the first test images.", metavar="HxW"),
     ] = None
     plugins: Plugins = ()
 
@@ -381,12 +402,14 @@ class InitOptions:
     """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
 
     name: Annotated[str | None, Argument("A sample; without it all are listed.")] = None
-    folder: Annotated[Path | None, Argument("Where to; else here.", "[DIR]")] = None
+    folder: Annotated[Path | None, Argument("Folder to copy into; else the working directory.", "[DIR]")] = (
+        None
+    )
     force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
-    """Say what is installed on what machine, for a bug report."""
+    """Print versions, hardware and what is installed, for a bug report."""
 
-    format: Annotated[Literal["text", "json"], Option("How it is written.")] = "text"
+    format: Annotated[Literal["text", "json"], Option("Format of the output.")] = "text"

@@ -1,4 +1,4 @@
-"""A spec read, with every name and argument in it checked: how each command that runs something begins."""
+"""Reading the spec or run folder that a command is given, with every name and argument in it checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """What `RUN|SPEC` named. spec_hash: of the spec as it ran, or as it lies there."""
+    """The spec and options that `RUN|SPEC` names. spec_hash: of the run's spec as it ran, or of the spec file."""
 
     parsed: ParsedSpec
     options: RunOptions
@@ -28,7 +28,7 @@ class Opened:
 
 
 def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
-    """The spec of a run folder, or a spec file's, whichever `RUN|SPEC` names."""
+    """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.reopen import reopen
 
     if Path(options.spec).is_dir():
@@ -42,7 +42,7 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
 
 
 def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:
-    """What a command's options add to the spec: the fields that both dataclasses have, and `more`."""
+    """RunOptions of a command's options: the fields that both have, the spec's places, and `more`."""
     from kdcli.training.run import RunOptions
 
     known = {field.name for field in fields(RunOptions)}
@@ -51,7 +51,7 @@ def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:
 
 
 def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> ParsedSpec:
-    """The parsed spec; its warnings go to standard error, once for all processes of a run.
+    """Parse and check a spec; print its warnings to standard error, once for all processes of a run.
 
     Raises SpecError with every finding where one of them is an error.
     """
@@ -73,7 +73,7 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No collection of cycles inside: torch's modules are a great many objects to look at, for nothing."""
+    """Switch Python's garbage collector off inside the block: with torch loaded it is slow and frees little."""
     before = gc.isenabled()
     gc.disable()
     try:

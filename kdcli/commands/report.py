@@ -1,4 +1,4 @@
-"""`kdcli eval`, `kdcli report`, `kdcli compare`: what runs came to, as a table, a page, a picture."""
+"""`kdcli eval`, `kdcli report`, `kdcli compare`: results of runs as a table, a page, a picture."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def report(options: ReportOptions) -> None:
 def write_up(
     parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
-    """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
+    """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises."""
     from kdcli.analysis.collected import write_report_data
     from kdcli.records import Notice
     from kdcli.report.album import report_pictures

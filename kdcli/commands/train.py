@@ -1,4 +1,4 @@
-"""`kdcli train`, `kdcli cache`: launch where several processes are wanted, else run, show and write down."""
+"""`kdcli train`: start the processes of a run, or train in this one. `kdcli cache`: store teachers' outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: TrainOptions) -> None:
-    """The whole command; errors are raised, signals too."""
+    """Run the whole command `kdcli train`. Raises KdError, and Interrupted for a signal."""
     from kdcli.commands import located
     from kdcli.commands.reading import read_checked
     from kdcli.report.loggers.loggers import check_loggers
@@ -61,7 +61,7 @@ def train(arguments: TrainOptions) -> None:
 
 
 def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> RunOptions:
-    """What the command line adds to the spec. again: the launcher has started the processes once more."""
+    """RunOptions of the command line. again: the launcher has restarted the processes after one died."""
     from kdcli.commands.reading import run_options
 
     resume = arguments.resume
@@ -86,12 +86,12 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
     from kdcli.parallel.distributed import Processes
 
     here = Processes(device=torch.device("cpu"))
-    prove_told(parsed, options_of(arguments, parsed, again=False), here)
+    prove_and_warn(parsed, options_of(arguments, parsed, again=False), here)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
-    """The options of a run that has been proved, its warnings told, and the data that was opened for it."""
+def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
+    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
     from kdcli.check.proof import proved
     from kdcli.commands import located
     from kdcli.report.console import wants_colour, write
@@ -111,7 +111,7 @@ def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tupl
 
 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
-    """This process's part of the run: all of it, or as one of many."""
+    """Train in this process, alone or as one of several."""
     from kdcli.commands import located
     from kdcli.commands.report import write_up
     from kdcli.parallel.devices import memory_told
@@ -129,7 +129,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         stack.enter_context(located(parsed))
         stack.enter_context(memory_told(parsed.spec))
         here = stack.enter_context(processes(device))
-        options, sides = prove_told(parsed, options, here)
+        options, sides = prove_and_warn(parsed, options, here)
         run = stack.enter_context(built(parsed, options, here, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
@@ -162,7 +162,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
 
 
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
-    """Some steps under the profiler, as text on the screen and in the run folder."""
+    """Profile some steps; print the result, and write it to profile.txt in the run folder."""
     from kdcli.report.console import write
     from kdcli.report.profile import profile_text
     from kdcli.training.profile import profile
@@ -175,7 +175,7 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
 
 
 def cache(options: CacheOptions) -> None:
-    """`kdcli cache`: store what the teachers of a spec show, before any training, and say where."""
+    """`kdcli cache`: store the teachers' outputs that a spec caches, and print where they lie."""
     from kdcli.commands.reading import read_checked, run_options
 
     parsed = read_checked(options.spec, options.changes, options.plugins)

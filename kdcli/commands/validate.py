@@ -1,4 +1,4 @@
-"""`kdcli validate`: every stage of the check, for every file, then findings and what would run."""
+"""`kdcli validate`: check specs in all stages, print the findings and a summary of what would run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def examine(
     files: Literal["full", "quick"] | None = None,
     plugins: Sequence[str] = (),
 ) -> tuple[list[Diagnostic], Plan | None]:
-    """All findings about one spec, each stage as far as the ones before allow; the plan where it is right.
+    """Findings of all stages about one spec, up to the first stage with errors; the plan where there are none.
 
     files: look at the files it names, quick: of the data's at names and labels alone.
     """

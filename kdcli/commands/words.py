@@ -1,4 +1,4 @@
-"""`kdcli explain`, `methods`, `schema`, `doctor`: what kdcli knows of itself and the machine, in words."""
+"""`kdcli explain`, `methods`, `schema`, `doctor`: print what kdcli knows about codes, losses, the spec, the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def explain(options: ExplainOptions) -> None:
-    """What a code means, why it matters, an example."""
+    """Print what a code means, why it matters, an example."""
     from kdcli.codes import CODES
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import explanation_text
@@ -26,7 +26,7 @@ def explain(options: ExplainOptions) -> None:
 
 
 def methods(options: MethodsOptions) -> None:
-    """All losses and mimic methods, or one of them with its arguments and a fragment to paste."""
+    """Print all losses and mimic methods, or one of them with its arguments and a block to paste."""
     from kdcli.distill.mimickers import MIMICKERS
     from kdcli.losses import KINDS, LOSSES
     from kdcli.losses.describe import describe
@@ -49,7 +49,7 @@ def methods(options: MethodsOptions) -> None:
 
 
 def schema(_: SchemaOptions) -> None:
-    """The JSON Schema of the spec language, for editors."""
+    """Print the JSON Schema of the spec language, for editors."""
     from kdcli.reference.schema_json import schema_text
     from kdcli.report.console import write
 
@@ -57,7 +57,7 @@ def schema(_: SchemaOptions) -> None:
 
 
 def doctor(options: DoctorOptions) -> None:
-    """Print what is installed, on what machine."""
+    """Print versions, hardware and installed extras, as text or JSON."""
     from kdcli.reference.doctor import diagnose
     from kdcli.report.console import write
 
@@ -66,7 +66,7 @@ def doctor(options: DoctorOptions) -> None:
 
 
 def doctor_text(facts: dict[str, Any]) -> str:
-    """One fact a line, extras with what is missing."""
+    """Facts of `diagnose` as text, one a line; for an extra, what is missing."""
     from kdcli.report.quantities import size
 
     cpu = facts["cpu"]
