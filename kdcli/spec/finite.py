@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from kdcli.errors import Diagnostic, Span
-
-from .nodes import Mapping, Node, Scalar, Sequence, describe
+from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, describe
 
 MOST = 2**63 - 1
 CODE = "KD223"

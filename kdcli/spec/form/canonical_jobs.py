@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.errors import did_you_mean
-
-from . import schema
-from .findings import Findings
-from .nodes import Entry, Mapping, Node, Scalar, kind
+from kdcli.spec import schema
+from kdcli.spec.form.findings import Findings
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
 
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
 # Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdcli.errors import Diagnostic, SpecPath
-
-from .schema import Cache, Spec
+from kdcli.spec.schema import Cache, Spec
 
 
 def caches_of(spec: Spec) -> dict[str, tuple[SpecPath, Cache]]:

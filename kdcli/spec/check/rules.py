@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-
-from .cache_rules import check_caches
-from .schema import Job, JobTeacher, Spec, Temperature
+from kdcli.spec.check.cache_rules import check_caches
+from kdcli.spec.schema import Job, JobTeacher, Spec, Temperature
 
 _NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
 

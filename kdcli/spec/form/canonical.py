@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
-
-from .canonical_ema import canonical_ema
-from .canonical_jobs import canonical_mimic
-from .findings import Findings
-from .finite import check_finite
-from .nodes import Entry, Mapping, Node, Scalar, Sequence
-from .source import repeated_key
+from kdcli.spec.finite import check_finite
+from kdcli.spec.form.canonical_ema import canonical_ema
+from kdcli.spec.form.canonical_jobs import canonical_mimic
+from kdcli.spec.form.findings import Findings
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence
+from kdcli.spec.text.source import repeated_key
 
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
 SHARED_DATA = ("batch_sampler", "dataloader")

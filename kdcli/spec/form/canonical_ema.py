@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .findings import Findings
-from .nodes import Entry, Mapping, Node, Plain, Scalar, to_data
+from kdcli.spec.form.findings import Findings
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, to_data
 
 COUNTS = ("inner_T", "warmup")
 
