@@ -10,11 +10,11 @@ from pathlib import Path
 
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
 from kdcli.spec.check.rules import check_rules
-from kdcli.spec.finite import told_once
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
 from kdcli.spec.form.written import resolved_yaml, spec_hash
 from kdcli.spec.places import Places, places_of
+from kdcli.spec.ranges import told_once
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.include import Includer
 from kdcli.spec.text.lines import decode

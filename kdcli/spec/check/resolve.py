@@ -7,10 +7,10 @@ from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.check.arguments import check_arguments
-from kdcli.spec.check.cache_rules import caches_of, unfit
 from kdcli.spec.check.cautions import check_cautions
 from kdcli.spec.check.components import Tables, check_against, check_component, suggest
 from kdcli.spec.check.resolve_jobs import check_jobs
+from kdcli.spec.check.rules import caches_of, unfit
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
