@@ -24,8 +24,8 @@ def inspect_features(options: InspectOptions) -> None:
     from kdcli.report.console import wants_colour, write
     from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import read_text
+    from kdcli.spec.text.overrides import parse_assignment
 
     text, source, folder = read_text(options.spec)
     overrides = [parse_assignment(one, number) for number, one in enumerate(options.changes, 1)]
@@ -65,8 +65,8 @@ def inspect_features(options: InspectOptions) -> None:
 
 def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
     """Settings of each teacher in the spec's mimic jobs; empty where the text is no whole, valid spec."""
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import parse
+    from kdcli.spec.text.overrides import parse_assignment
 
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     try:

@@ -66,8 +66,8 @@ def examine(
     """
     from kdcli.reference.tables import tables
     from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read
-    from kdcli.spec.resolve import check_references
 
     try:
         parsed = read(spec, changes)
