@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.engine.schema_kwargs import annotation_schema
+from kdcli.engine.schema_json import annotation_schema
 from kdcli.engine.tables import tables
 from kdcli.losses import LOSSES
 from kdcli.spec.arguments import check_type, fits, wording
