@@ -62,6 +62,7 @@ def test_a_recipe_works_as_written(title: str, tmp_path: Path) -> None:
 
 def test_the_map_names_every_folder() -> None:
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", (PACKAGE / "README.md").read_text(), re.M))
+    assert [room for room in rows if not (PACKAGE / room).is_dir()] == []
     folders = [path for path in PACKAGE.rglob("*/") if path.is_dir() and list(path.glob("*.py"))]
     assert len(folders) > 20
     for folder in folders:
