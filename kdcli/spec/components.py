@@ -11,7 +11,7 @@ from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from .arguments import check_arguments
 from .schema import Component
 from .signatures import signature
-from .tables import Table, Target, TaskRecord
+from .tables import Method, Table, Target, TaskRecord
 from .torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 
 
@@ -23,7 +23,7 @@ class Tables:
     """
 
     losses: Table = field(default_factory=dict)
-    mimickers: Table = field(default_factory=dict)
+    mimickers: Mapping[str, Method] = field(default_factory=dict)
     modules: Table = field(default_factory=dict)
     adapters: Table = field(default_factory=dict)
     datasets: Table = field(default_factory=dict)
