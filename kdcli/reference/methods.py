@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.losses.describe import describe
-from kdcli.spec.definitions import source_file
-from kdcli.spec.signatures import Option, options_of, signature
+from kdcli.spec.check.definitions import source_file
+from kdcli.spec.check.signatures import Option, options_of, signature
 from kdcli.spec.tables import Method
 
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"

@@ -11,13 +11,13 @@ import pytest
 
 from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
 from kdcli.losses import LOSSES
-from kdcli.spec.arguments import fits
-from kdcli.spec.overrides import parse_assignment
+from kdcli.spec.check.arguments import fits
+from kdcli.spec.check.resolve import check_references
+from kdcli.spec.check.signatures import options_of
+from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
 from kdcli.spec.parse import parse
-from kdcli.spec.resolve import check_references
-from kdcli.spec.signatures import options_of
 from kdcli.spec.tables import Method
-from kdcli.spec.torch_names import OPTIMIZERS, SCHEDULERS
+from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import BASE, TABLES, changed, findings
 
 

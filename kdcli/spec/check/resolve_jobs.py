@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
-
-from .arguments import check_arguments, check_type, choices_of
-from .components import Tables, check_component, suggest
-from .schema import Job, LossSpec, Spec
-from .signatures import options_of, signature
-from .tables import Method
+from kdcli.spec.check.arguments import check_arguments, check_type, choices_of
+from kdcli.spec.check.components import Tables, check_component, suggest
+from kdcli.spec.check.signatures import options_of, signature
+from kdcli.spec.schema import Job, LossSpec, Spec
+from kdcli.spec.tables import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-
-from .arguments import check_arguments
-from .schema import Component
-from .signatures import signature
-from .tables import Method, Table, Target, TaskRecord
-from .torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
+from kdcli.spec.check.arguments import check_arguments
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
+from kdcli.spec.schema import Component
+from kdcli.spec.tables import Method, Table, Target, TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache, cached_property
 from typing import Any, Literal, get_type_hints
 
-from .definitions import (
+from kdcli.spec.check.definitions import (
     KDCLI,
     MOST_STEPS,
     Definition,
@@ -19,8 +19,8 @@ from .definitions import (
     names_of,
     source_file,
 )
-from .ranges import shown
-from .tables import Target
+from kdcli.spec.ranges import shown
+from kdcli.spec.tables import Target
 
 __all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
 
