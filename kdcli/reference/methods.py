@@ -17,6 +17,9 @@ STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 STAGES = ("model.layer1", "model.layer2", "model.layer3")
 POOLED = "model.fc:in"
 
+ON_LOGITS = {"bce_loss": "kwargs: {from_logits: true}"}
+"""Losses that are shown on logits though they take any feature, and what that asks of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodDescription:
@@ -47,13 +50,13 @@ def method_of(name: str) -> MethodDescription:
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
     told = describe(loss)
-    student, teacher = _taps(told.taps, told.kind)
+    student, teacher = _taps("logits" if loss in ON_LOGITS else told.taps, told.kind)
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
         *(["  task_loss: false"] if _replaces_classifier(loss) else []),
         "  cfgs:",
-        f"    loss: {{type: {loss}}}",
+        f"    loss: {{type: {loss}{f', {ON_LOGITS[loss]}' if loss in ON_LOGITS else ''}}}",
     ]
     if "a teacher" in told.needs or "the teacher's logits" in told.needs:
         lines += [
