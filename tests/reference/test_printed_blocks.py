@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import save_file
 
 from kdcli.commands import words
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.options import MethodsOptions
+from kdcli.commands.validate import examine
 from kdcli.data.fake import fake
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
@@ -48,7 +49,7 @@ trainer: {{max_epoch: 1, optimizer: {{type: SGD, kwargs: {{lr: 0.01}}}}}}
 
 def printed(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The block that the command prints, from its comment on."""
-    words.methods(name)
+    words.methods(MethodsOptions(name=name))
     text = capsys.readouterr().out
     return text[text.index("# for net") :]
 
@@ -128,7 +129,7 @@ def test_a_printed_block_validates_and_trains(
         text, changes = on_scenes(block, request.getfixturevalue("scenes"))
     changes.append(f"trainer.max_iter={STEPS}")
     Path("pasted.yaml").write_text(text)
-    found, plan = examine("pasted.yaml", changes, ValidateOptions())
+    found, plan = examine("pasted.yaml", changes)
     assert [f"{one.code}: {one.message}" for one in found if one.severity == "error"] == []
     assert plan is not None
     parsed = spec_of(text, *changes)
