@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
 from kdcli.spec.check.resolve import Tables
-from kdcli.spec.check.signatures import Parameter, Signature, signature
-from kdcli.spec.form.canonical_jobs import JOB_KEYS
+from kdcli.spec.check.signatures import Option, Parameter, Signature, options_of, signature
+from kdcli.spec.form.canonical_jobs import JOB_KEYS, LEFTOVERS
 from kdcli.spec.ranges import range_of
-from kdcli.spec.tables import Table
+from kdcli.spec.tables import Method, Table
 
 Json = dict[str, Any]
 
@@ -89,7 +89,8 @@ def json_schema(known: Tables | None = None) -> Json:
         else _ref("Component"),
         "OptimizerSpec": _named(definitions["OptimizerSpec"], known.optimizers),
         "SchedulerSpec": _named(definitions["SchedulerSpec"], known.schedulers),
-        "Job": _job(definitions),
+        "Cfgs": _cfgs(known.mimickers),
+        "Job": _job(definitions, known.mimickers),
     }
     definitions["Mimic"] = _mimic(definitions)
     definitions["LossSpec"], definitions["AdapterSpec"] = _ref("Loss"), _ref("Adapter")
@@ -237,7 +238,7 @@ def _named(model: Json, names: Iterable[str]) -> Json:
     return {**model, "properties": {**model["properties"], "type": {"enum": sorted(names)}}}
 
 
-def _job(models: Mapping[str, Json]) -> Json:
+def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
     """A job as it is written: losses under `cfgs`, teachers by their names."""
     told = models["Job"]["properties"]
     properties = {key: told[key] for key in JOB_KEYS if key in told}
@@ -245,18 +246,33 @@ def _job(models: Mapping[str, Json]) -> Json:
     properties["cfgs"] = {
         "description": "The losses by name, and the method's own options.",
         "type": "object",
-        "additionalProperties": {
-            "if": {"type": "object", "required": ["type"]},
-            "then": _ref("Loss"),
-        },
     }
+    properties["mimic_ins_type"] = {**_type_names(methods), "default": told["mimic_ins_type"]["default"]}
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",
         "properties": properties,
         "patternProperties": {"^teacher": _ref("JobTeacher")},
         "additionalProperties": False,
+        "allOf": [_ref("Cfgs")],
     }
+
+
+def _cfgs(methods: Mapping[str, Method]) -> Json:
+    """What may stand under `cfgs`, as the job's `mimic_ins_type` says; of a job that names none, `base`."""
+    rules = []
+    for name, method in sorted(methods.items()):
+        known = {loss: _ref("Loss") for loss in method.losses}
+        known |= {option.name: option_schema(option) for option in options_of(method.options).values()}
+        known |= {key: {"description": f"no effect: {help}"} for key, help in LEFTOVERS.get(name, {}).items()}
+        given: Json = {"properties": known, "additionalProperties": False}
+        if method.extra_losses:
+            given["additionalProperties"] = _ref("Loss")
+        named = {"properties": {"mimic_ins_type": {"const": name}}, "required": ["mimic_ins_type"]}
+        if name == schema.Job.model_fields["mimic_ins_type"].default:
+            named.pop("required")
+        rules.append({"if": named, "then": {"properties": {"cfgs": given}}})
+    return {"description": "What stands under `cfgs` of each mimic method.", "allOf": rules}
 
 
 def _mimic(models: Mapping[str, Json]) -> Json:
@@ -343,6 +359,11 @@ def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature
 def summary_of(doc: str | None) -> str:
     """The first paragraph of a docstring."""
     return " ".join((doc or "").partition("\n\n")[0].split())
+
+
+def option_schema(option: Option) -> Json:
+    """The schema of one option of a mimic method."""
+    return {**_argument(option), "description": option.meaning}
 
 
 def _argument(parameter: Parameter) -> Json:
