@@ -20,7 +20,6 @@ from kdcli.engine.records import Notice
 from kdcli.engine.run import Run
 from kdcli.engine.wiring import small
 from kdcli.errors import Diagnostic, SpecPath
-from kdcli.losses import LOGIT
 
 SAMPLES = 64
 TOLERANCE = 1e-3
@@ -64,7 +63,7 @@ def _taken(
             if not isinstance(term, Term):
                 continue
             sides: list[tuple[str | None, View, tuple[str, ...], SpecPath]] = []
-            if term.loss_type in LOGIT:
+            if term.record.kind == "logit":
                 path: SpecPath = ("mimic", "jobs", job)
                 sides.append((None, student, term.student_taps, (*path, "student", "mimic_name")))
                 if term.teacher is not None:

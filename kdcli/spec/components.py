@@ -11,7 +11,7 @@ from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from .arguments import check_arguments
 from .schema import Component
 from .signatures import signature
-from .tables import Table, Target, TaskRecord
+from .tables import LossTable, Table, Target, TaskRecord
 from .torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 
 
@@ -22,7 +22,7 @@ class Tables:
     evaluators: a table, or names alone. plugins: packages whose code the command line allows.
     """
 
-    losses: Table = field(default_factory=dict)
+    losses: LossTable = field(default_factory=dict)
     mimickers: Table = field(default_factory=dict)
     modules: Table = field(default_factory=dict)
     adapters: Table = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from .definitions import (
     source_file,
 )
 from .ranges import shown
-from .tables import Target
+from .tables import Loss, Target
 
 __all__ = ["Parameter", "Signature", "signature", "source_file"]
 
@@ -74,21 +74,26 @@ class Signature:
 
 
 def signature(target: Target) -> Signature | None:
-    """The signature of a target less its preset arguments; None where no source can be read."""
+    """The signature of a target less its preset arguments; None where no source can be read.
+
+    A loss takes `loss_weight` too, which is multiplied outside it unless its code declares the argument.
+    """
     made = _signature(target.path)
-    if made is None or not target.preset:
+    if made is None or not (target.preset or isinstance(target, Loss)):
         return made
     kwargs = {name: p for name, p in made.kwargs.items() if name not in target.preset}
+    if isinstance(target, Loss):
+        kwargs.setdefault(
+            "loss_weight",
+            Parameter(
+                name="loss_weight",
+                annotation=ast.Name("float", ctx=ast.Load()),
+                required=False,
+                default=target.weight,
+            ),
+        )
     facts = tuple(name for name in made.facts if name not in target.preset)
-    return Signature(
-        kind=made.kind,
-        kwargs=kwargs,
-        facts=facts,
-        forward=made.forward,
-        opened=made.opened,
-        doc=made.doc,
-        constants=made.constants,
-    )
+    return replace(made, kwargs=kwargs, facts=facts)
 
 
 @cache

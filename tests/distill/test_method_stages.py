@@ -10,6 +10,7 @@ import torch
 from kdcli.engine.records import Notice, Saved, Step
 from kdcli.engine.run import Run
 from kdcli.engine.train import train
+from kdcli.losses import LOSSES
 from kdcli.spec.cautions import check_cautions
 from kdcli.spec.parse import ParsedSpec
 from tests.distill.methods import mimic_of
@@ -112,7 +113,7 @@ def test_a_first_stage_trains_the_named_part_of_the_student_alone(name: str) -> 
 
 def test_validate_warns_of_an_untrained_paraphraser() -> None:
     def codes(parsed: ParsedSpec) -> set[str]:
-        return {found.code for found in check_cautions(parsed.spec, [])}
+        return {found.code for found in check_cautions(parsed.spec, LOSSES, [])}
 
     assert "KD616" in codes(spec_with(job("ft")))
     assert "KD616" not in codes(two_stages("ft_paraphrase", "ft"))

@@ -9,7 +9,7 @@ from kdcli.errors import Diagnostic, KdError
 from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.resolve import Tables, check_references
-from kdcli.spec.tables import Target
+from kdcli.spec.tables import Loss, Target
 
 BASE = """\
 x-note: anything at all
@@ -92,8 +92,14 @@ hooks:
 """
 
 TABLES = Tables(
-    losses={name: Target(f"tests.spec.fakes:{name}") for name in ("l2_loss", "kl_loss", "kd_loss", "dkd")}
-    | {"bank": Target("tests.spec.fakes:Bank")},
+    losses={
+        "l2_loss": Loss("tests.spec.fakes:l2_loss", kind="feature"),
+        "kl_loss": Loss("tests.spec.fakes:kl_loss", kind="feature", rectifies=True),
+        "kd_loss": Loss("tests.spec.fakes:kd_loss", kind="logit", softened=True),
+        "dkd": Loss("tests.spec.fakes:dkd", kind="logit"),
+        "ft": Loss("tests.spec.fakes:l2_loss", kind="feature", takes_over="ft_paraphrase"),
+        "bank": Loss("tests.spec.fakes:Bank", kind="relational"),
+    },
     mimickers={
         "base": Target("tests.spec.fakes:Base"),
         "FRS": Target("tests.spec.fakes:Frs"),

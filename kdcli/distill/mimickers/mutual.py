@@ -34,13 +34,13 @@ class MutualMimicker(Mimicker):
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type].load()).needs.batch)
+        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
         self.names = tuple(setting.job.student.mimic_name)
-        self.binding = binding_of(LOSSES[loss.type].load())
+        self.binding = binding_of(LOSSES[loss.type])
         self.kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
         path = (*setting.path, "student", "mimic_name")
         if setting.job.teachers or self.binding.stateful or "teacher" not in self.binding.inputs:
