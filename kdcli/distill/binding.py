@@ -54,6 +54,31 @@ class Binding:
         """Whether the loss is made with both shapes, and so joins unlike ones by itself."""
         return any(fact.startswith("student_shape") for fact in self.facts)
 
+    @property
+    def weighs_itself(self) -> bool:
+        """Whether the loss takes `loss_weight` and multiplies by it; kdcli's own leave that to `compute`."""
+        return "loss_weight" in self.keywords
+
+    def weight_of(self, kwargs: Mapping[str, Any]) -> float:
+        """`loss_weight` of the spec's kwargs; where they give none the loss's default."""
+        given = default_of(self.target, "loss_weight", self.record.weight)
+        return float(kwargs.get("loss_weight", given))
+
+    def own(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The kwargs that the loss itself takes: without a `loss_weight` that is multiplied outside."""
+        return {name: value for name, value in kwargs.items() if name != "loss_weight" or self.weighs_itself}
+
+    def compute(
+        self,
+        call: Callable[..., Tensor],
+        available: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        weight: float,
+    ) -> Tensor:
+        """The loss of one call, times its weight: the only place where `loss_weight` is multiplied."""
+        loss = call(**bind(self, available), **kwargs)
+        return loss if self.weighs_itself else loss * weight
+
     def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:
         """The callable loss: the function itself, or an instance made from the facts it asks for."""
         if not self.stateful:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
-from kdcli.distill.binding import Binding, bind, binding_of, default_of
+from kdcli.distill.binding import Binding, binding_of
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps, joinable
@@ -21,6 +21,7 @@ from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOSSES
 from kdcli.losses.standardize import standardize
+from kdcli.losses.stateful import StatefulLoss
 from kdcli.losses.temperature import LearnedTemperature
 from kdcli.spec.schema import Job, LossSpec, Temperature
 
@@ -80,12 +81,11 @@ class Term(nn.Module):
             check_taps(setting, self.loss_type, self.student_taps, teacher, self.teacher_taps)
         self._compare_outputs(setting)
         self.adapters = self._adapters(setting, loss)
+        self.loss_weight = self.binding.weight_of(kwargs)
+        kwargs = self.binding.own(kwargs)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
         self.modules_of_loss = nn.ModuleList(call for call in self.calls if isinstance(call, nn.Module))
-        self.loss_weight = float(
-            kwargs.get("loss_weight", default_of(self.binding.target, "loss_weight", 1.0))
-        )
         self.rows = self._rows(setting)
 
     def forward(
@@ -122,7 +122,7 @@ class Term(nn.Module):
         if self.temperature is not None:
             extra["T"] = self.temperature(clock.epoch)
         if not self.binding.uses_features:
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         if teachers is None and teacher is not None:
             teachers = [teacher.features[tap] for tap in self.teacher_taps]
         if students is None:
@@ -139,12 +139,13 @@ class Term(nn.Module):
         if self.record.whole_list:
             given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
             given["mask"] = masks
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         losses = []
         for index, (s, t) in enumerate(ready):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
-            loss = self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra)
+            call = self.calls[min(index, len(self.calls) - 1)]
+            loss = self.binding.compute(call, given, extra, self.loss_weight)
             losses.append(loss if factors is None else loss * factors[index])
         total = torch.stack(losses).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
@@ -169,6 +170,11 @@ class Term(nn.Module):
                 )
             )
         return tuple(rows)
+
+    @property
+    def stateful(self) -> list[StatefulLoss]:
+        """Its losses that are modules with hooks, one for each pair, or one for all of them."""
+        return [call for call in self.calls if isinstance(call, StatefulLoss)]
 
     def call_on(self, other: Term, index: int) -> nn.Module | None:
         """The module of this loss that reads the same teacher layer as another term's number `index`."""

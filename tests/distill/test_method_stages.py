@@ -90,7 +90,9 @@ def test_ft_alone_warns_that_its_paraphraser_is_random() -> None:
     warned = [
         r.message for r in train_all(spec_with(job("ft"))) if isinstance(r, Notice) and r.level == "warning"
     ]
-    assert any("no trained paraphraser for `model.layer3` of teacher0" in message for message in warned)
+    assert any(
+        "nothing that `ft_paraphrase` trained on `model.layer3` of teacher0" in message for message in warned
+    )
     records = train_all(two_stages("ft_paraphrase", "ft", "saver.save_dir=b"))
     assert not any(isinstance(r, Notice) and "paraphraser" in r.message for r in records)
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
+from kdcli.losses.stateful import StatefulLoss
 
 CLASSES = 5
 SAMPLES = 12
@@ -213,6 +214,7 @@ def _made(
         if kept is not None:
             kept.to(torch.float32 if low else dtype).requires_grad_(False)
     if record.prepares:
-        made.prepare(apply(Tensor.detach, inputs["teacher"]), inputs["labels"])  # type: ignore[operator]
-        made.prepared()  # type: ignore[operator]
+        assert isinstance(made, StatefulLoss)
+        made.prepare(apply(Tensor.detach, inputs["teacher"]), inputs["labels"])
+        made.prepared()
     return made

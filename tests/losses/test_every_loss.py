@@ -170,15 +170,6 @@ def test_inputs_are_not_changed_in_place(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_loss_weight_multiplies(name: str) -> None:
-    weight = keyword_only(LOSSES[name].load())["loss_weight"].default
-    assert isinstance(weight, float)
-    whole = make_case(name, dtype=torch.float64).call()
-    double = make_case(name, dtype=torch.float64, kwargs={"loss_weight": 2 * weight}).call()
-    torch.testing.assert_close(double, 2 * whole)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_the_signature_keeps_to_the_vocabulary(name: str) -> None:
     target = LOSSES[name].load()
     bound = positional(forward_of(target))

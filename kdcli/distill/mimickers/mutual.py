@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.binding import bind, binding_of
+from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
@@ -41,7 +41,8 @@ class MutualMimicker(Mimicker):
         loss = self.losses_of(setting.job)["loss"]
         self.names = tuple(setting.job.student.mimic_name)
         self.binding = binding_of(LOSSES[loss.type])
-        self.kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        self.loss_weight, self.kwargs = self.binding.weight_of(kwargs), self.binding.own(kwargs)
         path = (*setting.path, "student", "mimic_name")
         if setting.job.teachers or self.binding.stateful or "teacher" not in self.binding.inputs:
             raise SpecError.at(
@@ -80,5 +81,6 @@ class MutualMimicker(Mimicker):
                     assert isinstance(theirs, Tensor)
                     given = {"student": mine, "teacher": theirs.detach(), "labels": batch.get("labels")}
                     given |= {"step": clock.stage_step, "epoch": int(clock.epoch)}
-                    losses.append(self.binding.target(**bind(self.binding, given), **self.kwargs))
+                    loss = self.binding.compute(self.binding.target, given, self.kwargs, self.loss_weight)
+                    losses.append(loss)
         return {"loss": torch.stack(losses).sum() / (len(logits) - 1)}
