@@ -24,7 +24,7 @@ def methods(name: str | None) -> None:
     from kdcli.distill.mimickers import MIMICKERS
     from kdcli.engine.methods import fragment, method_fragment, method_of
     from kdcli.losses import LOSSES
-    from kdcli.losses.describe import Description, describe
+    from kdcli.losses.parts.describe import Description, describe
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import loss_text, losses_text, method_text
 

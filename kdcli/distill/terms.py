@@ -20,9 +20,9 @@ from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import LOSSES
-from kdcli.losses.standardize import standardize
-from kdcli.losses.stateful import StatefulLoss
-from kdcli.losses.temperature import LearnedTemperature
+from kdcli.losses.parts.logits import standardize
+from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.temperature import LearnedTemperature
 from kdcli.spec.schema import Job, LossSpec, Temperature
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
-from kdcli.losses.describe import describe
+from kdcli.losses.parts.describe import describe
 from kdcli.spec.resolve_jobs import method_of as read_method
 from kdcli.spec.signatures import signature
 from kdcli.spec.tables import Kind, Place

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, map_shape
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import as_map, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
 class ActivationBoundaries(StatefulLoss):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.masks import broadcast_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.masks import broadcast_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import per_count
 from kdcli.spec.ranges import Positive
 
 

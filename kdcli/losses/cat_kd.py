@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import only_maps, shown
-from kdcli.losses.precision import full_precision
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 

@@ -10,11 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.draws import drawn_integers, new_salt
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import distributed, global_mean
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.draws import drawn_integers, new_salt
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import distributed, global_mean
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive, Share
 
 EPS = 1e-7

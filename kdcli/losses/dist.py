@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths, rounding
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.directions import heard, lengths, rounding
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-8

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import only_maps, shown
-from kdcli.losses.precision import full_precision
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 

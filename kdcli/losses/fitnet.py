@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.layout import as_map
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import as_map
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
 class FitNet(StatefulLoss):

@@ -8,8 +8,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import only_maps, same_size, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import only_maps, same_size, shown
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import only_maps, same_size
-from kdcli.losses.precision import full_precision
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import only_maps, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths, normalized, rounding
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.layout import as_vectors, enough_values, map_shape
-from kdcli.losses.precision import full_precision
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.directions import heard, lengths, normalized, rounding
+from kdcli.losses.parts.layout import as_vectors, enough_values, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.logits import kl_rows
+from kdcli.losses.parts.precision import full_precision
 
 EPSILON = 1e-6
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdcli.losses.divergence import tempered_kl_rows
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_logits
-from kdcli.losses.standardize import standardize as standardized
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import standardize as standardized
+from kdcli.losses.parts.logits import tempered_kl_rows
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 

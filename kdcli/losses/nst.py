@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import with_positions
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import with_positions
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.errors import RunError
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.layout import as_map, enough_values, same_places, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.layout import as_map, enough_values, same_places, shown
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision

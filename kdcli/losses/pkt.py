@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 

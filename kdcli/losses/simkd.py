@@ -8,10 +8,9 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import enough_values, only_maps, pooled, same_size
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_classifier
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import check_classifier, enough_values, only_maps, pooled, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 

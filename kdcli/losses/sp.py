@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 
 
 @full_precision

@@ -9,10 +9,9 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, as_vectors, enough_values, map_shape
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_classifier
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import as_map, as_vectors, check_classifier, enough_values, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
 class SoftmaxRegression(StatefulLoss):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcli.losses.divergence import label_log_probability, log_softmax_without, one_hot_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import global_mean
-from kdcli.losses.shapes import check_labels
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import check_labels
+from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import global_mean
+from kdcli.losses.parts.stateful import StatefulLoss
 
 SMOOTHING = 0.1
 EPSILON = 1e-6

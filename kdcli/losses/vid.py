@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, map_shape, same_places, same_size
-from kdcli.losses.precision import full_precision
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import as_map, map_shape, same_places, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import enough_values, only_maps, shown
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.layout import enough_values, only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import distributed
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import distributed
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 

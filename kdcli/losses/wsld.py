@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import label_log_probability
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import label_log_probability
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-7

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.stateful import StatefulLoss
 
 CLASSES = 5
 SAMPLES = 12

@@ -18,8 +18,8 @@ from kdcli.losses.l2 import l2_loss
 from kdcli.losses.logit_mse import logit_mse
 from kdcli.losses.mlkd import mlkd
 from kdcli.losses.nkd import nkd
+from kdcli.losses.parts.logits import standardize
 from kdcli.losses.rld import rld
-from kdcli.losses.standardize import standardize
 from kdcli.losses.tfkd import tfkd_reg, tfkd_self
 from kdcli.losses.ttm import ttm, wttm
 from kdcli.losses.uskd import USKD

@@ -10,7 +10,7 @@ import pytest
 from kdcli.distill.binding import binding_of
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
-from kdcli.losses.stateful import StatefulLoss
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.signatures import signature
 from kdcli.spec.tables import Kind, Layout, Place
 

@@ -14,7 +14,8 @@ from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
 from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
-from kdcli.losses import LOSSES, teacher_weights
+from kdcli.losses import LOSSES
+from kdcli.losses.parts import teacher_weights
 from kdcli.spec.schema import Job, LossSpec
 
 

@@ -15,18 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kdcli.losses.at import attention_transfer
 from kdcli.losses.cat_kd import ClassAttention
 from kdcli.losses.crd import ContrastiveRepresentation
-from kdcli.losses.directions import FAINT, lengths, normalized
 from kdcli.losses.dist import dist
 from kdcli.losses.ft import FactorTransfer
 from kdcli.losses.itrd import InformationTheoretic
 from kdcli.losses.kd import kd_loss
 from kdcli.losses.l2 import l2_loss
 from kdcli.losses.nst import neuron_selectivity
+from kdcli.losses.parts.directions import FAINT, lengths, normalized
+from kdcli.losses.parts.logits import standardize
 from kdcli.losses.pkd import pearson
 from kdcli.losses.pkt import probabilistic_transfer
 from kdcli.losses.rkd import relational
 from kdcli.losses.sp import similarity_preserving
-from kdcli.losses.standardize import standardize
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from kdcli.losses import LOSSES
-from kdcli.losses.describe import describe
-
-from .cases import keyword_only
+from kdcli.losses.parts.describe import describe
+from tests.losses.cases import keyword_only
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -37,7 +36,7 @@ def test_one_description() -> None:
 
 def test_the_table_and_its_descriptions_do_without_torch() -> None:
     code = (
-        "import sys; from kdcli.losses import LOSSES; from kdcli.losses.describe import describe; "
+        "import sys; from kdcli.losses import LOSSES; from kdcli.losses.parts.describe import describe; "
         "[describe(n) for n in LOSSES]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
