@@ -38,15 +38,15 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
     from kdcli.report.console import wants_colour, write
     from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import read_text
+    from kdcli.spec.text.overrides import parse_assignment
 
     text, source, folder = read_text(spec)
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
     try:
         with uncollected():
-            from kdcli.engine.features import chosen, filtered, input_size, inspect
+            from kdcli.analysis.layers import chosen, filtered, input_size, inspect
 
             size = None if options.size is None else input_size(options.size)
             networks = inspect(parsed, size=size, plugins=options.plugins)
@@ -54,7 +54,7 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)
     if options.pairs:
-        from kdcli.engine.pairs import fitting_pairs, mimic_block
+        from kdcli.analysis.pairs import fitting_pairs, mimic_block
         from kdcli.report.pairs import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}
@@ -79,8 +79,8 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
 
 def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
     """What the spec says of its teachers already, if it is a whole spec that can be read."""
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import parse
+    from kdcli.spec.text.overrides import parse_assignment
 
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     try:

@@ -39,13 +39,15 @@ def normkd(student: Tensor, teacher: Tensor, *, T: Positive = 1.0) -> Tensor:
 '''
 LINE = '    "normkd": Loss("kdcli.losses.normkd:normkd", kind="logit", takes="logits", softened=True),\n'
 
+CLI = "from kdcli.cli import main; main()"
+
 TRAINS = """
-from kdcli.engine.records import Step
-from kdcli.engine.train import train
+from kdcli.records import Step
+from kdcli.training.train import train
 from kdcli.losses import LOSSES
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
-from tests.engine.runs import run_of
+from tests.training.runs import run_of
 from tests.losses.cases import make_case
 
 parsed = spec_with({**mimic_of("normkd", TEACHER), "temperature": 3.0}, "trainer.log_freq=1")
@@ -86,11 +88,11 @@ def said(folder: Path, *command: str) -> str:
 
 
 def test_methods_and_schema_know_it(extended: Path) -> None:
-    shown = said(extended, "-m", "kdcli", "methods", "normkd")
+    shown = said(extended, "-c", CLI, "methods", "normkd")
     assert "normkd · logit" in shown and "arXiv:2308.00520" in shown
     assert "loss: {type: normkd}" in shown and "mimic_name: [logits]" in shown
     assert [line.split()[0] for line in shown.splitlines() if "float" in line] == ["T", "loss_weight"]
-    assert '"normkd"' in said(extended, "-m", "kdcli", "schema")
+    assert '"normkd"' in said(extended, "-c", CLI, "schema")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from kdcli.distill.binding import binding_of
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.signatures import signature
+from kdcli.spec.check.signatures import signature
 from kdcli.spec.tables import Kind, Layout, Place
 
 from .cases import forward_of, keyword_only, make_case, positional

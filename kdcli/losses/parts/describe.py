@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kdcli.losses import LOSSES
-from kdcli.spec.signatures import signature
+from kdcli.spec.check.signatures import signature
 
 NEEDS = {
     "teacher": "a teacher",
