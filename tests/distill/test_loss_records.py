@@ -1,7 +1,8 @@
-"""`loss_weight` of a loss: multiplied once, by what the spec gives or else its record."""
+"""What a term does with a loss's record: its weight, which the spec may give and which is multiplied once; its layout."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.distill.terms import Term
+from kdcli.errors import SpecError
 from kdcli.losses import LOSSES, Loss
 from kdcli.records import Step
 from kdcli.training.train import train
@@ -57,6 +59,16 @@ def test_a_weight_in_the_spec_stands_in_place_of_the_records(name: str) -> None:
     loss, given, term = first_loss(name, loss_weight=0.3)
     assert loss == float(torch.stack([one * 0.3 for one in given]).sum())
     assert term.loss_weight == 0.3
+
+
+def test_a_loss_of_tokens_refuses_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "l2_loss", replace(LOSSES["l2_loss"], takes="tokens"))
+    with (
+        pytest.raises(SpecError, match="takes tokens") as caught,
+        run_of(spec_with(mimic_of("l2_loss", TEACHER))),
+    ):
+        pass
+    assert caught.value.diagnostics[0].code == "KD451"
 
 
 @pytest.mark.parametrize(("kwargs", "weight"), [({}, 0.5), ({"loss_weight": 4.0}, 4.0)])
