@@ -1,4 +1,4 @@
-"""What a term does with a loss's record: its weight, which the spec may give and which is multiplied once; its layout."""
+"""What a term does with a loss's record: its weight, which a spec may replace, is multiplied once; its layout is held."""
 
 from __future__ import annotations
 

@@ -87,11 +87,15 @@ def said(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_methods_and_schema_know_it(extended: Path) -> None:
+def test_methods_knows_it(extended: Path) -> None:
     shown = said(extended, "-c", CLI, "methods", "normkd")
     assert "normkd · logit" in shown and "arXiv:2308.00520" in shown
     assert "loss: {type: normkd}" in shown and "mimic_name: [logits]" in shown
     assert [line.split()[0] for line in shown.splitlines() if "float" in line] == ["T", "loss_weight"]
+
+
+@pytest.mark.slow
+def test_the_schema_knows_it(extended: Path) -> None:
     assert '"normkd"' in said(extended, "-c", CLI, "schema")
 
 
