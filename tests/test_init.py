@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.commands.init import copy_sample, init, sample_specs, summary_of
+from kdcli.commands.options import InitOptions
 from kdcli.errors import UsageError
 from kdcli.spec.parse import read
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_sample_is_listed_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    init(None, None, force=False)
+    init(InitOptions())
     printed = capsys.readouterr().out
     for name, path in sample_specs().items():
         (line,) = [line for line in printed.splitlines() if line.split(" ")[0] == name]
@@ -50,7 +51,7 @@ def test_a_copy_overwrites_nothing_unasked(tmp_path: Path) -> None:
 
 def test_an_unknown_sample_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError) as caught:
-        init("digit_kd", None, force=False)
+        init(InitOptions(name="digit_kd"))
     assert "`digits_kd`" in (caught.value.diagnostics[0].help or "")
 
 
@@ -75,7 +76,7 @@ def test_a_copy_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("kdcli", "sample_configs"):
@@ -91,6 +92,7 @@ def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
+    assert "kdcli/py.typed" in names
     assert any(
         name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
     )
@@ -100,7 +102,7 @@ def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
     code = "from kdcli.commands.init import sample_specs; print(sample_specs()['digits_kd'])"
     paths = ":".join(path for path in sys.path if path.endswith("site-packages"))
     ran = subprocess.run(
-        [python, "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],
+        [python, "-I", "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

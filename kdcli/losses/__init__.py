@@ -45,7 +45,13 @@ LOSSES: dict[str, Loss] = {
         example=("stages",),
     ),
     "bce_loss": Loss(
-        "kdcli.losses.bce:bce_loss", kind="feature", softened=True, mean_over_pairs=True, divides_by_mask=True
+        "kdcli.losses.bce:bce_loss",
+        kind="feature",
+        softened=True,
+        mean_over_pairs=True,
+        divides_by_mask=True,
+        example=("logits",),
+        example_kwargs="{from_logits: true}",
     ),
     "cat_kd": Loss("kdcli.losses.cat_kd:ClassAttention", kind="feature", weight=400.0, takes="map"),
     "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),

@@ -1,4 +1,4 @@
-"""What a term does with a loss's record: its weight, which a spec may replace, is multiplied once; its layout is held."""
+"""What a term does with a loss's record: its weight is multiplied once, unless the spec gives another."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from kdcli.spec.check.resolve import Tables, check_references
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.tables import Loss, Target
 from kdcli.spec.text.overrides import parse_assignment
+from tests.spec import fakes
 
 BASE = """\
 x-note: anything at all
@@ -100,11 +101,7 @@ TABLES = Tables(
         "ft": Loss("tests.spec.fakes:l2_loss", kind="feature", takes_over="ft_paraphrase"),
         "bank": Loss("tests.spec.fakes:Bank", kind="relational"),
     },
-    mimickers={
-        "base": Target("tests.spec.fakes:Base"),
-        "FRS": Target("tests.spec.fakes:Frs"),
-        "unpaired": Target("tests.spec.fakes:Unpaired"),
-    },
+    mimickers={"base": fakes.ANY, "FRS": fakes.FRS, "unpaired": fakes.UNPAIRED, "needy": fakes.NEEDY},
     modules={f"resnet{depth}": Target("tests.spec.fakes:ResNet", {"depth": depth}) for depth in (18, 50)}
     | {"head": Target("tests.spec.fakes:Head")},
     adapters={"auto": Target("tests.spec.fakes:Auto")},
