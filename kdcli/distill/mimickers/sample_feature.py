@@ -16,7 +16,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.reduce import per_count
 from kdcli.models.detection.boxes import by_level, offset_of
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.spec.schema import Job
