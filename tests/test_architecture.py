@@ -45,7 +45,7 @@ TORCH_FREE = (
     "kdcli.engine.records",
     "kdcli.engine.tables",
     "kdcli.report.diagnostics",
-    "kdcli.report.terminal",
+    "kdcli.report.live.terminal",
     "kdcli.commands",
     "kdcli.cli",
 )

@@ -35,8 +35,8 @@ class InspectOptions:
 
 def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions) -> None:
     """Show the layers of every network in a file; with `pairs`, which of them fit."""
+    from kdcli.report.analysis_text import layers_text, networks_text
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
     from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import read_text

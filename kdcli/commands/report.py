@@ -21,7 +21,7 @@ def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: boo
     """Write report.html into a run folder; quick: with what lies there, no network is run."""
     from kdcli.report.console import write
     from kdcli.report.drawing import need_matplotlib
-    from kdcli.report.html import write_report
+    from kdcli.report.page.report_page import write_report
     from kdcli.report.recorded_run import read_run
 
     need_matplotlib()
@@ -51,9 +51,9 @@ def write_up(
     """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
     from kdcli.engine.records import Notice
     from kdcli.engine.report_data import write_report_data
-    from kdcli.report.album import report_pictures
     from kdcli.report.drawing import need_matplotlib
-    from kdcli.report.html import write_report
+    from kdcli.report.page.logger_pictures import report_pictures
+    from kdcli.report.page.report_page import write_report
 
     try:
         need_matplotlib()
@@ -80,10 +80,10 @@ def compare(
     folders: Sequence[Path], *, format: Literal["text", "json", "csv", "md"], picture: Path | None
 ) -> None:
     """One table of several runs, and one picture."""
-    from kdcli.report.compare import compare_runs
-    from kdcli.report.compare_text import compare_text
+    from kdcli.report.compare.compare_plot import write_overlay
+    from kdcli.report.compare.compare_runs import compare_runs
+    from kdcli.report.compare.compare_text import compare_text
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.overlay import write_overlay
 
     compared = compare_runs(folders)
     if picture is not None:

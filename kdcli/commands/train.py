@@ -184,9 +184,9 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     from kdcli.engine.distributed import processes
     from kdcli.engine.memory import memory_told
     from kdcli.engine.train import train as records_of
+    from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun
     from kdcli.report.loggers.loggers import Loggers
-    from kdcli.report.recorder import Recorder
     from kdcli.spec.written import resolved_data
 
     options = options_of(arguments, parsed, again=started_again())

@@ -50,7 +50,7 @@ def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOpti
     write(render(found, options.format, colour=colour))
     wrong = any(d.severity == "error" or options.strict for d in found)
     if options.format == "text" and not options.quiet:
-        from kdcli.report.plan import plan_text
+        from kdcli.report.live.plan import plan_text
 
         for plan in plans:
             write(("\n" if found or plan is not plans[0] else "") + plan_text(plan, colour=colour))
@@ -83,7 +83,7 @@ def examine(
         return found, None
     from kdcli.data.check import Look
     from kdcli.engine.check import CheckOptions, check
-    from kdcli.report.progress import progress
+    from kdcli.report.live.progress import progress
 
     look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"
     with progress("looking at images") as told:

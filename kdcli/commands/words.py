@@ -11,7 +11,7 @@ def explain(code: str) -> None:
     """What a code means, why it matters, an example."""
     from kdcli.codes import CODES
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.words import explanation_text
+    from kdcli.report.reference_text import explanation_text
 
     name = code.upper()
     if name not in CODES:
@@ -26,7 +26,7 @@ def methods(name: str | None) -> None:
     from kdcli.losses import KINDS, LOSSES
     from kdcli.losses.describe import describe
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.words import loss_text, losses_text, method_text
+    from kdcli.report.reference_text import loss_text, losses_text, method_text
 
     colour = wants_colour(sys.stdout)
     known = [method_of(one) for one in MIMICKERS]

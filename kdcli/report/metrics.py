@@ -19,7 +19,7 @@ from typing import Any, Self, TextIO
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.errors import RunError
-from kdcli.report.disk import writing
+from kdcli.report.run_files import writing
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
 _KINDS: dict[type, str] = {

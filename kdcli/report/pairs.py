@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from kdcli.report.analysis_text import LayerRow
 from kdcli.report.console import as_text, printable
-from kdcli.report.layers import LayerRow
 from kdcli.report.quantities import MISSING
 from kdcli.report.tables import table
 

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from kdcli.engine.records import Record, Step
-from kdcli.report.disk import writing
-from kdcli.report.lines import Lines
+from kdcli.report.live.plain_text import Lines
+from kdcli.report.run_files import writing
 
 
 class TrainLog:

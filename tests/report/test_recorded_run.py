@@ -9,7 +9,7 @@ import pytest
 
 from kdcli.errors import RunError
 from kdcli.report.recorded_run import read_run
-from kdcli.report.report_data import read_report_data
+from kdcli.report.report_sections import read_report_data
 
 from .run_folders import make_run, report_data
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.errors import Findings, SpecError, did_you_mean
-from kdcli.report.disk import replace_file
 from kdcli.report.loggers import LOGGERS
 from kdcli.report.loggers.logger import LoggedRun, Logger
+from kdcli.report.run_files import replace_file
 
 IDENTITIES = "loggers.json"
 

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.report.live.terminal import Terminal
 from kdcli.report.loggers.loggers import Loggers
 from kdcli.report.metrics import MetricsWriter
-from kdcli.report.terminal import Terminal
 from kdcli.report.train_log import TrainLog
 
 WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]

@@ -9,10 +9,10 @@ from io import StringIO
 from typing import Any, Literal
 
 from kdcli import __version__
-from kdcli.report.compare import Group, RunComparison, Spread, Verdict
+from kdcli.report.compare.compare_runs import Group, RunComparison, Spread, Verdict
 from kdcli.report.console import as_text
 from kdcli.report.quantities import MISSING, measure
-from kdcli.report.standings import metric_names
+from kdcli.report.results_table import metric_names
 from kdcli.report.tables import table
 
 CompareFormat = Literal["text", "json", "csv", "md"]

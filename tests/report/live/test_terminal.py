@@ -10,11 +10,10 @@ from itertools import count
 import pytest
 
 from kdcli.engine.records import Finished, Notice, Record
-from kdcli.report.lines import Lines
-from kdcli.report.plan import plan_text
-from kdcli.report.terminal import Terminal, farewell
-
-from .samples import RUN, evaluation, finished, plan, records, step
+from kdcli.report.live.plain_text import Lines
+from kdcli.report.live.plan import plan_text
+from kdcli.report.live.terminal import Terminal, farewell
+from tests.report.samples import RUN, evaluation, finished, plan, records, step
 
 
 def shown(

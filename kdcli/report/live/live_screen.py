@@ -14,10 +14,10 @@ from rich.text import Text
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import console_for, printable
-from kdcli.report.epoch import EpochSoFar
-from kdcli.report.plan import plan_summary
+from kdcli.report.live.epoch_summary import EpochSoFar
+from kdcli.report.live.plan import plan_summary
 from kdcli.report.quantities import duration, measure, rate
-from kdcli.report.standings import Standings, finished_table
+from kdcli.report.results_table import Standings, finished_table
 
 DRAW_SECONDS = 0.1
 

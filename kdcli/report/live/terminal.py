@@ -16,8 +16,8 @@ from typing import Self, TextIO
 
 from kdcli.engine.records import Finished, Record
 from kdcli.report.console import is_terminal, write
-from kdcli.report.lines import Lines
-from kdcli.report.screen import Screen
+from kdcli.report.live.live_screen import Screen
+from kdcli.report.live.plain_text import Lines
 
 
 class Terminal:

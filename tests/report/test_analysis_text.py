@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from kdcli.report.layers import layers_text
+from kdcli.report.analysis_text import layers_text
 
 
 @dataclass(frozen=True)

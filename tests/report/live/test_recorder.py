@@ -15,14 +15,13 @@ from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError
 from kdcli.report import drawing
-from kdcli.report.album import report_pictures
+from kdcli.report.live.recorder import Recorder
 from kdcli.report.loggers.loggers import Loggers
-from kdcli.report.recorder import Recorder
+from kdcli.report.page.logger_pictures import report_pictures
 from kdcli.spec.parse import ParsedSpec
-
-from .run_folders import make_run, report_data
-from .samples import plan
-from .test_loggers import MADE, Listening, evaluation, finished, logged, own, step
+from tests.report.run_folders import make_run, report_data
+from tests.report.samples import plan
+from tests.report.test_loggers import MADE, Listening, evaluation, finished, logged, own, step
 
 __all__ = ["own"]
 

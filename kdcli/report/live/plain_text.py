@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import as_text, printable
-from kdcli.report.epoch import EpochSoFar
-from kdcli.report.plan import plan_summary
+from kdcli.report.live.epoch_summary import EpochSoFar
+from kdcli.report.live.plan import plan_summary
 from kdcli.report.quantities import duration, measure
-from kdcli.report.standings import Standings, finished_table
+from kdcli.report.results_table import Standings, finished_table
 
 LINES_AN_EPOCH = 20
 SPACING_SECONDS = 5.0

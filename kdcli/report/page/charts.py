@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdcli.report.drawing import INK, Axes, Chart, legend_above, line_look
-from kdcli.report.report_data import Bin, ClassAccuracy, Similarity
+from kdcli.report.report_sections import Bin, ClassAccuracy, Similarity
 
 CLASSES = 30
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcli.report.drawing import Axes, legend_above, line_look, svg
 from kdcli.report.recorded_run import RecordedRun
-from kdcli.report.standings import metric_names
+from kdcli.report.results_table import metric_names
 
 POINTS = 300
 LINES = 8

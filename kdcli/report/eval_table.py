@@ -15,7 +15,7 @@ from kdcli import __version__
 from kdcli.engine.records import Comparison
 from kdcli.report.console import as_text
 from kdcli.report.quantities import MISSING, count, flops, measure, size
-from kdcli.report.standings import metric_names
+from kdcli.report.results_table import metric_names
 from kdcli.report.tables import table
 
 

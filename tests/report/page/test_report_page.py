@@ -14,9 +14,8 @@ import pytest
 
 from kdcli.errors import RunError
 from kdcli.report import drawing
-from kdcli.report.html import write_report
-
-from .run_folders import make_run, report_data
+from kdcli.report.page.report_page import write_report
+from tests.report.run_folders import make_run, report_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -156,7 +155,8 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
 
 
 def test_matplotlib_is_imported_late() -> None:
-    code = "import sys, kdcli.report.html, kdcli.report.overlay; sys.exit('matplotlib' in sys.modules)"
+    modules = "kdcli.report.page.report_page, kdcli.report.compare.compare_plot"
+    code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     import sys
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
