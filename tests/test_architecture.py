@@ -45,7 +45,7 @@ TORCH_FREE = (
     "kdcli.engine.records",
     "kdcli.engine.tables",
     "kdcli.report.diagnostics",
-    "kdcli.report.live.terminal",
+    "kdcli.report.live.recorder",
     "kdcli.commands",
     "kdcli.cli",
 )

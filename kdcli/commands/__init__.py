@@ -82,7 +82,7 @@ def evaluate(
     from kdcli.engine.distributed import processes
     from kdcli.engine.memory import memory_told
     from kdcli.engine.sides import Sides
-    from kdcli.report.eval_table import comparison_text
+    from kdcli.report.results_table import comparison_text
     from kdcli.tasks.keep import Keep
 
     with (

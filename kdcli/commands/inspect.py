@@ -55,7 +55,7 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
     colour = wants_colour(sys.stdout)
     if options.pairs:
         from kdcli.engine.pairs import fitting_pairs, mimic_block
-        from kdcli.report.pairs import pairs_text
+        from kdcli.report.analysis_text import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}
         if "net" not in networks or not teachers:

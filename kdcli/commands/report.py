@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: bool) -> None:
     """Write report.html into a run folder; quick: with what lies there, no network is run."""
+    from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
-    from kdcli.report.drawing import need_matplotlib
     from kdcli.report.page.report_page import write_report
     from kdcli.report.recorded_run import read_run
 
@@ -51,7 +51,7 @@ def write_up(
     """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
     from kdcli.engine.records import Notice
     from kdcli.engine.report_data import write_report_data
-    from kdcli.report.drawing import need_matplotlib
+    from kdcli.report.charts import need_matplotlib
     from kdcli.report.page.logger_pictures import report_pictures
     from kdcli.report.page.report_page import write_report
 
@@ -81,8 +81,7 @@ def compare(
 ) -> None:
     """One table of several runs, and one picture."""
     from kdcli.report.compare.compare_plot import write_overlay
-    from kdcli.report.compare.compare_runs import compare_runs
-    from kdcli.report.compare.compare_text import compare_text
+    from kdcli.report.compare.compare_runs import compare_runs, compare_text
     from kdcli.report.console import wants_colour, write
 
     compared = compare_runs(folders)

@@ -95,7 +95,7 @@ def train(arguments: TrainArguments) -> None:
     """The whole command; errors are raised, signals too."""
     from kdcli.commands import located
     from kdcli.commands.reading import read_checked
-    from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.report.loggers.logger import check_loggers
 
     follow_launcher()
     expose_gpus(arguments.gpus)
@@ -185,8 +185,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     from kdcli.engine.memory import memory_told
     from kdcli.engine.train import train as records_of
     from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.report.loggers.loggers import Loggers
+    from kdcli.report.loggers.logger import LoggedRun, Loggers
     from kdcli.spec.written import resolved_data
 
     options = options_of(arguments, parsed, again=started_again())
@@ -230,8 +229,8 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     """Some steps under the profiler, as text on the screen and in the run folder."""
     from kdcli.engine.profile import profile
+    from kdcli.report.analysis_text import profile_text
     from kdcli.report.console import write
-    from kdcli.report.profile import profile_text
 
     found = profile(run, steps, interrupts)
     if run.processes.speaks:

@@ -64,7 +64,7 @@ def examine(
 ) -> tuple[list[Diagnostic], Plan | None]:
     """All findings about one spec, each stage as far as the ones before allow; the plan where it is right."""
     from kdcli.engine.tables import tables
-    from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.report.loggers.logger import check_loggers
     from kdcli.spec.parse import read
     from kdcli.spec.resolve import check_references
 
@@ -83,7 +83,7 @@ def examine(
         return found, None
     from kdcli.data.check import Look
     from kdcli.engine.check import CheckOptions, check
-    from kdcli.report.live.progress import progress
+    from kdcli.report.live.live_screen import progress
 
     look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"
     with progress("looking at images") as told:

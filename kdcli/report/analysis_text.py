@@ -1,4 +1,4 @@
-"""The layers of a network as `inspect-features` shows them: a tree, JSON or YAML."""
+"""What was measured of networks, as text: their layers, pairs of layers that fit, a profile of training steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
-from kdcli.report.console import as_text, printable
+from kdcli.engine.profile import Profile
+from kdcli.report.console import Cell, as_text, printable, table
 from kdcli.report.quantities import MISSING, count
-from kdcli.report.tables import Cell, table
 
 STATUS_STYLES = {"once": "green", "several": "yellow", "changed in place": "yellow"}
 
@@ -145,3 +145,60 @@ def _plain(row: LayerRow) -> dict[str, Any]:
         "depth": row.depth,
         "taps": _taps(row),
     }
+
+
+class PairRow(Protocol):
+    """A student layer, a teacher layer and what joins them."""
+
+    @property
+    def student(self) -> LayerRow: ...
+    @property
+    def teacher(self) -> LayerRow: ...
+    @property
+    def adapter(self) -> str | None: ...
+
+
+def pairs_text(
+    pairs: Mapping[str, Sequence[PairRow]], block: str, *, colour: bool = False, width: int | None = None
+) -> str:
+    """A table a teacher, then the YAML to paste."""
+    parts = []
+    for teacher, found in pairs.items():
+        rows = [
+            [
+                pair.student.path,
+                _shape(pair.student),
+                pair.adapter or MISSING,
+                pair.teacher.path,
+                _shape(pair.teacher),
+            ]
+            for pair in found
+        ]
+        columns = ["student layer", "shape", "adapter", f"{printable(teacher)} layer", "shape"]
+        drawn = table(columns, rows)
+        parts.append(
+            as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+        )
+    return "\n".join([*parts, block])
+
+
+def _shape(row: LayerRow) -> str:
+    return row.shape if isinstance(row.shape, str) else MISSING
+
+
+def profile_text(profile: Profile, processes: int = 1) -> str:
+    """Two tables and where the trace lies."""
+    rate = profile.images * processes / profile.seconds
+    step = 1e3 * profile.seconds / profile.steps
+    lines = [f"{profile.steps} steps, {step:.1f} ms each, {rate:,.0f} images/s", ""]
+    lines.append(f"{'part':<18}{'ms a step':>10}{'share':>8}")
+    for name, seconds in profile.parts.items():
+        lines.append(
+            f"{name:<18}{1e3 * seconds / profile.steps:>10.2f}{100 * seconds / profile.seconds:>7.1f}%"
+        )
+    lines += ["", f"{'operator':<44}{'calls a step':>13}{'ms a step':>11}"]
+    for name, calls, seconds in profile.operators:
+        short = name if len(name) <= 43 else name[:40] + "..."
+        lines.append(f"{short:<44}{calls / profile.steps:>13.1f}{1e3 * seconds / profile.steps:>11.2f}")
+    lines += ["", f"trace: {profile.trace} (open it in https://ui.perfetto.dev or chrome://tracing)"]
+    return "\n".join(lines) + "\n"

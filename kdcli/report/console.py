@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from typing import TextIO
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 UNBOUNDED = 100_000
@@ -100,3 +103,31 @@ def _visible(char: str) -> str:
     if category == "Cc":
         return chr(0x2400 + ord(char)) if ord(char) < 0x20 else "\ufffd"
     return "\ufffd" if category in ("Cf", "Cs", "Zl", "Zp") else char
+
+
+Cell = str | Text
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """A table; a column named `>...` holds numbers and goes to the right. Cells fold, never truncate."""
+    drawn = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
+    for name in columns:
+        right = name.startswith(">")
+        drawn.add_column(
+            printable(name.removeprefix(">")),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*map(_drawable, row))
+    return drawn
+
+
+def _drawable(cell: Cell) -> Text:
+    return Text("\n".join(map(printable, cell.split("\n")))) if isinstance(cell, str) else cell

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from kdcli.codes import Explanation
 from kdcli.losses.describe import Description
-from kdcli.report.console import as_text
+from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING
-from kdcli.report.tables import table
 
 
 class MethodRow(Protocol):

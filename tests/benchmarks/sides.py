@@ -22,8 +22,7 @@ from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.train import train
 from kdcli.models.network import build_network
 from kdcli.report.live.recorder import Recorder
-from kdcli.report.loggers.logger import LoggedRun
-from kdcli.report.loggers.loggers import Loggers
+from kdcli.report.loggers.logger import LoggedRun, Loggers
 from kdcli.spec.parse import parse
 from kdcli.spec.schema import ModuleSpec
 

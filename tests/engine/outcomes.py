@@ -10,7 +10,7 @@ import torch
 
 from kdcli.engine.checkpoint import checkpoints, load_checkpoint
 from kdcli.models.weights import read_weights
-from kdcli.report.metrics import CLOCK_FIELDS, read_metrics
+from kdcli.report.run_files import CLOCK_FIELDS, read_metrics
 from tests.engine.processes import screen
 
 

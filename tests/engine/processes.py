@@ -130,7 +130,7 @@ def _run(
     torch.set_num_threads(1)
     from kdcli.commands import guarded
     from kdcli.commands.train import TrainArguments, train
-    from kdcli.report.live.terminal import Terminal
+    from kdcli.report.live.recorder import Terminal
 
     if told is not None:
         show = Terminal.show

@@ -22,7 +22,7 @@ from kdcli.engine.run import Run, RunOptions
 from kdcli.engine.train import train
 from kdcli.errors import RunError, SpecError
 from kdcli.models.weights import read_weights, save_safetensors
-from kdcli.report.report_sections import read_report_data
+from kdcli.report.recorded_run import read_report_data
 from kdcli.spec.parse import ParsedSpec
 from tests.engine.runs import SPEC, run_of, spec_of, train_all
 from tests.engine.test_classes import GREY, lay

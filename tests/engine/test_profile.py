@@ -9,7 +9,7 @@ import pytest
 
 from kdcli.engine.interrupts import listening
 from kdcli.engine.profile import profile
-from kdcli.report.profile import profile_text
+from kdcli.report.analysis_text import profile_text
 from tests.engine.runs import SPEC, run_of, spec_of, train_all
 
 

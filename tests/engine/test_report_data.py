@@ -16,7 +16,7 @@ from kdcli.engine.reopen import reopen
 from kdcli.engine.report_data import write_report_data
 from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
-from kdcli.report.report_sections import ReportData, read_report_data
+from kdcli.report.recorded_run import ReportData, read_report_data
 from kdcli.tasks.classification.answers import Answers
 from kdcli.tasks.detection.scenes import scenes
 from kdcli.tasks.pictures import image_uri, map_uri

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 
 from kdcli.errors import UsageError
+from kdcli.report.charts import Axes, line_look, picture
 from kdcli.report.compare.compare_runs import Group, RunComparison
-from kdcli.report.drawing import Axes, line_look, picture
 from kdcli.report.run_files import replace_file
 
 FORMATS = ("svg", "png", "pdf")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from kdcli.errors import Diagnostic
-from kdcli.report.diagnostics.order import ordered
 
 DiagnosticFormat = Literal["text", "concise", "json", "github", "sarif"]
 FORMATS: tuple[DiagnosticFormat, ...] = get_args(DiagnosticFormat)
@@ -23,26 +22,16 @@ def render(
 
     colour and width matter to `text` only. Only `json` and `sarif` say something about no findings.
     """
+    from kdcli.report.diagnostics.text import concise, ordered, text
+
     found = ordered(diagnostics)
     if format == "text":
-        from kdcli.report.diagnostics.text import text
-
         return text(found, colour=colour, width=width)
     if format == "concise":
-        from kdcli.report.diagnostics.concise import concise
-
         return concise(found)
-    if format == "json":
-        from kdcli.report.diagnostics.json_format import as_json
+    from kdcli.report.diagnostics.machine_formats import as_json, github, sarif
 
-        return as_json(found)
-    if format == "github":
-        from kdcli.report.diagnostics.github import github
-
-        return github(found)
-    from kdcli.report.diagnostics.sarif import sarif
-
-    return sarif(found)
+    return {"json": as_json, "github": github, "sarif": sarif}[format](found)
 
 
 __all__ = ["FORMATS", "DiagnosticFormat", "render"]

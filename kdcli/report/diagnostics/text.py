@@ -2,14 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.text import Text
 
-from kdcli.errors import Diagnostic, Span
+from kdcli.errors import Diagnostic, Span, SpecPath
 from kdcli.report.console import as_text, display_width, printable
-from kdcli.report.diagnostics.concise import place, tail
-from kdcli.report.diagnostics.order import count_line
+
+
+def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Without repetitions; files as they came, within a file by line; findings without a place stay first."""
+    unique = list(dict.fromkeys(diagnostics))
+    sources: dict[str, int] = {}
+    for found in unique:
+        sources.setdefault(_source(found), len(sources))
+
+    def key(found: Diagnostic) -> tuple[int, int, int]:
+        span = found.span
+        return sources[_source(found)], span.line if span else 0, span.column if span else 0
+
+    return sorted(unique, key=key)
+
+
+def count_line(diagnostics: Sequence[Diagnostic]) -> str:
+    """`2 errors, 1 warning`."""
+    counts = Counter(found.severity for found in diagnostics)
+    return ", ".join(
+        f"{counts[severity]} {severity}{'' if counts[severity] == 1 else 's'}"
+        for severity in ("error", "warning")
+        if counts[severity]
+    )
+
+
+def dotted(path: SpecPath) -> str:
+    """`mimic.jobs.job0.student.mimic_name[1]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def file_of(span: Span) -> str | None:
+    """The file a span lies in, relative to the working directory where it is inside; None for standard input
+    and arguments."""
+    if not os.path.isfile(span.source):
+        return None
+    path = Path(span.source)
+    if path.is_absolute():
+        try:
+            path = path.relative_to(Path.cwd())
+        except ValueError:
+            return path.as_posix()
+    return path.as_posix()
+
+
+def _source(found: Diagnostic) -> str:
+    return found.span.source if found.span else ""
+
+
+def concise(diagnostics: Sequence[Diagnostic]) -> str:
+    """`path:line:col: error KD203: message` for each."""
+    return "".join(f"{headline(found)}\n" for found in diagnostics)
+
+
+def headline(found: Diagnostic) -> str:
+    """The one line that says what and where."""
+    return f"{place(found)}{found.severity} {found.code}: {tail(found)}"
+
+
+def place(found: Diagnostic) -> str:
+    """`path:line:col: `, or nothing."""
+    span = found.span
+    return f"{printable(span.source)}:{span.line}:{span.column}: " if span else ""
+
+
+def tail(found: Diagnostic) -> str:
+    """The message, with the path into the spec where no line is known."""
+    message = printable(" ".join(found.message.split("\n")))
+    unplaced = found.span is None and found.path
+    return f"{message} (at {printable(dotted(found.path))})" if unplaced and found.path else message
+
 
 TAB_STOP = 4
 CUT = "…"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
-from kdcli.report.console import console_for, printable
-from kdcli.report.live.epoch_summary import EpochSoFar
+from kdcli.report.console import console_for, is_terminal, printable
+from kdcli.report.live.plain_text import EpochSoFar
 from kdcli.report.live.plan import plan_summary
 from kdcli.report.quantities import duration, measure, rate
 from kdcli.report.results_table import Standings, finished_table
@@ -119,3 +122,25 @@ class Screen:
         self.close()
         self._console.print(Text(""), finished_table(finished, student=self._standings.student))
         self._console.print(Text(f"finished {finished.step} steps in {duration(finished.seconds)}"))
+
+
+@contextmanager
+def progress(what: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None] | None]:
+    """A function that is told (done, of how many) and draws it from its first call on; None without a terminal."""
+    stream = sys.stderr if stream is None else stream
+    if not is_terminal(stream):
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console_for(stream), transient=True)
+    task = bar.add_task(what, total=None)
+
+    def told(done: int, total: int) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield told
+    finally:
+        bar.stop()

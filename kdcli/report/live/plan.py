@@ -6,9 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.engine.records import Plan
-from kdcli.report.console import as_text, printable
+from kdcli.report.console import as_text, printable, table
 from kdcli.report.quantities import MISSING, count, flops, rate
-from kdcli.report.tables import table
 
 
 def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
-from kdcli.report.live.terminal import Terminal
-from kdcli.report.loggers.loggers import Loggers
-from kdcli.report.metrics import MetricsWriter
-from kdcli.report.train_log import TrainLog
+from kdcli.report.console import is_terminal, write
+from kdcli.report.live.live_screen import Screen
+from kdcli.report.live.plain_text import Lines
+from kdcli.report.loggers.logger import Loggers
+from kdcli.report.run_files import MetricsWriter, TrainLog
 
 WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
 """Makes the report of a run that has just finished: what to tell; with True, pictures for the loggers too."""
@@ -77,3 +81,71 @@ class Recorder:
     def _show(self, record: Record) -> None:
         self._terminal.show(record)
         self._log.show(record)
+
+
+class Terminal:
+    """Consumes records: `with Terminal(spec="cfg.yaml") as terminal: for r in records: terminal.show(r)`.
+
+    spec: how the user named the spec (a path, or a list with its overrides), for the command to go on with;
+    quiet: only warnings and the last line.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        spec: str | Sequence[str] | None = None,
+        quiet: bool = False,
+        width: int | None = None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._spec = spec
+        self._quiet = quiet
+        self._lines = Lines(clock)
+        live = is_terminal(self._stream) if live is None else live
+        self._screen = Screen(self._stream, width=width, clock=clock) if live and not quiet else None
+        self._gone = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guarded(lambda: self._screen.close() if self._screen else None)
+
+    def show(self, record: Record) -> None:
+        """Draw or print one record."""
+        self._guarded(lambda: self._show(record))
+
+    def _show(self, record: Record) -> None:
+        if self._screen is not None:
+            self._screen.show(record)
+        elif not self._quiet or getattr(record, "level", None) == "warning":
+            text = self._lines.of(record)
+            if text:
+                write(text, self._stream)
+        if isinstance(record, Finished):
+            write(farewell(record, self._spec) + "\n", self._stream)
+
+    def _guarded(self, draw: Callable[[], object]) -> None:
+        if self._gone:
+            return
+        try:
+            draw()
+        except (OSError, ValueError):  # BrokenPipeError, EIO after a hang-up, a closed file
+            self._gone = True
+            if self._screen is not None:
+                with suppress(OSError, ValueError):
+                    self._screen.abandon()
+
+
+def farewell(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
+    """Where the student lies and the next command, in one line."""
+    named = spec or str(finished.run_dir / "spec.resolved.yaml")
+    command = shlex.join(["kdcli", "eval", *([named] if isinstance(named, str) else named)])
+    student = finished.student_path
+    where = f"run: {finished.run_dir}" if student is None else f"student: {student}"
+    return f"{where} · next: {command}"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdcli.report.page.charts import class_chart, reliability_chart, similarity_chart
+from kdcli.report.charts import class_chart, reliability_chart, similarity_chart
 from kdcli.report.page.report_page import REPORT_DATA
-from kdcli.report.report_sections import read_report_data
+from kdcli.report.recorded_run import read_report_data
 
 TILE, GAP = 96, 8
 

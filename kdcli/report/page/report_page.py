@@ -7,15 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcli.report.drawing import PALETTE, need_matplotlib
-from kdcli.report.eval_table import comparison_lines, saving
+from kdcli.report.charts import (
+    PALETTE,
+    class_chart,
+    need_matplotlib,
+    reliability_chart,
+    run_curves,
+    similarity_chart,
+)
 from kdcli.report.page import elements as page
-from kdcli.report.page.charts import class_chart, reliability_chart, similarity_chart
-from kdcli.report.page.curves import run_curves
 from kdcli.report.quantities import MISSING, difference, duration, measure, speed
-from kdcli.report.recorded_run import RecordedRun, read_run
-from kdcli.report.report_sections import Detection, Disagreement, FeatureMaps, ReportData, read_report_data
-from kdcli.report.results_table import metric_names
+from kdcli.report.recorded_run import (
+    Detection,
+    Disagreement,
+    FeatureMaps,
+    RecordedRun,
+    ReportData,
+    read_report_data,
+    read_run,
+)
+from kdcli.report.results_table import comparison_lines, metric_names, saving
 from kdcli.report.run_files import replace_file
 
 REPORT = "report.html"

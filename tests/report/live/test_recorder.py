@@ -14,9 +14,9 @@ from kdcli.commands import report as command
 from kdcli.engine.records import Notice
 from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError
-from kdcli.report import drawing
+from kdcli.report import charts
 from kdcli.report.live.recorder import Recorder
-from kdcli.report.loggers.loggers import Loggers
+from kdcli.report.loggers.logger import Loggers
 from kdcli.report.page.logger_pictures import report_pictures
 from kdcli.spec.parse import ParsedSpec
 from tests.report.run_folders import make_run, report_data
@@ -92,7 +92,7 @@ def test_without_the_plotting_library_a_notice_says_how_to_get_it(
             "KD755", "drawing curves needs matplotlib", "install it with `pip install 'kdcli[report]'`"
         )
 
-    monkeypatch.setattr(drawing, "need_matplotlib", missing)
+    monkeypatch.setattr(charts, "need_matplotlib", missing)
     (notice,) = written_up(tmp_path)
     assert notice.level == "info" and "kdcli[report]" in notice.message
 

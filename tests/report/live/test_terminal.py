@@ -12,7 +12,7 @@ import pytest
 from kdcli.engine.records import Finished, Notice, Record
 from kdcli.report.live.plain_text import Lines
 from kdcli.report.live.plan import plan_text
-from kdcli.report.live.terminal import Terminal, farewell
+from kdcli.report.live.recorder import Terminal, farewell
 from tests.report.samples import RUN, evaluation, finished, plan, records, step
 
 

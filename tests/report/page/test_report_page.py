@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kdcli.errors import RunError
-from kdcli.report import drawing
+from kdcli.report import charts
 from kdcli.report.page.report_page import write_report
 from tests.report.run_folders import make_run, report_data
 
@@ -88,7 +88,7 @@ def test_nothing_is_fetched(full: Path) -> None:
 def test_light_dark_and_phone(full: Path) -> None:
     text = full.read_text()
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
-    assert drawing.INK not in text and drawing.GRID not in text, "figures follow the page's colours"
+    assert charts.INK not in text and charts.GRID not in text, "figures follow the page's colours"
 
 
 def test_curves_show_the_teacher(full: Path) -> None:
@@ -145,7 +145,7 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
     def refuse(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(drawing, "import_module", refuse)
+    monkeypatch.setattr(charts, "import_module", refuse)
     run = make_run(tmp_path / "run")
     with pytest.raises(RunError) as caught:
         write_report(run)

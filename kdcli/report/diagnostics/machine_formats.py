@@ -1,4 +1,15 @@
-"""Findings as SARIF 2.1.0, for code scanning.
+"""Diagnostics for programs: JSON, GitHub workflow commands, SARIF.
+
+Findings as one JSON object.
+
+    {"kdcli": "0.1.0", "errors": 1, "warnings": 0, "diagnostics": [
+        {"code": "KD203", "severity": "error", "message": ..., "help": ... | null, "path": ["net", 0] | null,
+         "span": {"source", "line", "column", "end_column", "excerpt", "written": span | null} | null}]}
+
+Lines and columns count from 1 in code points; end_column is one past the end.
+
+
+Findings as SARIF 2.1.0, for code scanning.
 
 Columns are code points from 1, the end column one past the end (SARIF 3.30). Files in the working directory
 are relative to it; findings from standard input or arguments carry their path into the spec as a logical
@@ -16,7 +27,80 @@ from urllib.parse import quote
 from kdcli import __version__
 from kdcli.codes import CODES
 from kdcli.errors import Diagnostic, Span
-from kdcli.report.diagnostics.order import dotted, file_of
+from kdcli.report.diagnostics.text import dotted, file_of, headline
+
+
+def as_json(diagnostics: Sequence[Diagnostic]) -> str:
+    """The object, indented, ASCII only."""
+    errors = sum(found.severity == "error" for found in diagnostics)
+    document = {
+        "kdcli": __version__,
+        "errors": errors,
+        "warnings": len(diagnostics) - errors,
+        "diagnostics": [_finding(found) for found in diagnostics],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _finding(found: Diagnostic) -> dict[str, Any]:
+    return {
+        "code": found.code,
+        "severity": found.severity,
+        "message": found.message,
+        "help": found.help,
+        "path": None if found.path is None else list(found.path),
+        "span": _span(found.span),
+    }
+
+
+def _span(span: Span | None) -> dict[str, Any] | None:
+    if span is None:
+        return None
+    return {
+        "source": span.source,
+        "line": span.line,
+        "column": span.column,
+        "end_column": span.end_column,
+        "excerpt": span.excerpt,
+        "written": _span(span.written),
+    }
+
+
+def github(diagnostics: Sequence[Diagnostic]) -> str:
+    """`::error file=...,line=...,col=...,endColumn=...,title=KD203::message` for each."""
+    return "".join(_command(found) for found in diagnostics)
+
+
+def _command(found: Diagnostic) -> str:
+    properties: dict[str, str | int] = {}
+    message = headline(found)
+    span = found.span
+    file = file_of(span) if span else None
+    if span and file is not None:
+        properties = {
+            "file": file,
+            "line": span.line,
+            "endLine": span.line,
+            "col": span.column,
+            "endColumn": max(span.column, span.end_column - 1),
+        }
+        message = found.message
+    if span and span.written:
+        message += f"\nwritten here: {span.written.source}:{span.written.line}:{span.written.column}"
+    if found.help:
+        message += f"\nhelp: {found.help}"
+    properties["title"] = f"kdcli {found.code}"
+    listed = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items())
+    return f"::{found.severity} {listed}::{_data(message)}\n"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

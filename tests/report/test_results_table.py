@@ -6,7 +6,7 @@ import json
 import math
 
 from kdcli.engine.records import Comparison
-from kdcli.report.eval_table import comparison_text
+from kdcli.report.results_table import comparison_text
 
 ROWS = (
     Comparison(

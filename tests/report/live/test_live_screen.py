@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from kdcli.report.live.progress import progress
+from kdcli.report.live.live_screen import progress
 
 
 class Terminal(io.StringIO):

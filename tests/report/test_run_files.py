@@ -11,8 +11,7 @@ import pytest
 
 from kdcli.engine.records import Step
 from kdcli.errors import RunError
-from kdcli.report.metrics import CLOCK_FIELDS, MetricsWriter, read_metrics
-from kdcli.report.train_log import TrainLog
+from kdcli.report.run_files import CLOCK_FIELDS, MetricsWriter, TrainLog, read_metrics
 
 from .samples import evaluation, finished, plan, records, step
 
