@@ -82,7 +82,7 @@ def evaluate(
     from kdcli.engine.distributed import processes
     from kdcli.engine.memory import memory_told
     from kdcli.engine.sides import Sides
-    from kdcli.report.results_table import comparison_text
+    from kdcli.report.results_table import eval_text
     from kdcli.tasks.keep import Keep
 
     with (
@@ -96,7 +96,7 @@ def evaluate(
     if here.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
+        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=sides.task.primary))
 
 
 @contextmanager

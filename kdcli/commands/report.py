@@ -80,13 +80,13 @@ def compare(
     folders: Sequence[Path], *, format: Literal["text", "json", "csv", "md"], picture: Path | None
 ) -> None:
     """One table of several runs, and one picture."""
-    from kdcli.report.compare.compare_plot import write_overlay
+    from kdcli.report.compare.compare_plot import write_plot
     from kdcli.report.compare.compare_runs import compare_runs, compare_text
     from kdcli.report.console import wants_colour, write
 
     compared = compare_runs(folders)
     if picture is not None:
-        write_overlay(compared, picture)
+        write_plot(compared, picture)
     write(compare_text(compared, format, colour=format == "text" and wants_colour(sys.stdout)))
 
 

@@ -1,60 +1,35 @@
-"""What was measured of networks, as text: their layers, pairs of layers that fit, a profile of training steps."""
+"""Text of `inspect-features` (layers, pairs of layers that fit) and of `train --profile`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
-from kdcli.engine.profile import Profile
 from kdcli.report.console import Cell, as_text, printable, table
 from kdcli.report.quantities import MISSING, count
+
+if TYPE_CHECKING:  # these import torch
+    from kdcli.engine.features import Layer
+    from kdcli.engine.pairs import FittingPair
+    from kdcli.engine.profile import Profile
 
 STATUS_STYLES = {"once": "green", "several": "yellow", "changed in place": "yellow"}
 
 
-class LayerRow(Protocol):
-    """One layer.
-
-    path: as `mimic_name` wants it; shape: with B for the batch, a list of shapes for a layer that gives
-    several levels, None where there is no tensor; stride: of the input's height, None where it has none;
-    flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
-    container, never runs, changed in place, channels last (which can't be mimicked); depth: of the path, from 0.
-    A row may have `taps` too, a sequence: what `mimic_name` may say to get one feature, `path[i]` where the
-    layer gives several.
-    """
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def shape(self) -> str | Sequence[str] | None: ...
-    @property
-    def stride(self) -> float | int | str | None: ...
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def flops_share(self) -> float | None: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def depth(self) -> int: ...
-
-
 def layers_text(
-    rows: Sequence[LayerRow],
+    rows: Sequence[Layer],
     format: Literal["table", "json", "yaml"] = "table",
     *,
     depth: int | None = None,
     colour: bool = False,
     width: int | None = None,
 ) -> str:
-    """The rows down to `depth` (0: the outermost layers only). Without a width nothing is cut or wrapped."""
+    """The layers of one network down to `depth` (0: the outermost only); without a width nothing wraps."""
     shown = [row for row in rows if depth is None or row.depth <= depth]
     if format == "json":
         return json.dumps({"layers": [_plain(row) for row in shown]}, indent=2) + "\n"
@@ -62,21 +37,21 @@ def layers_text(
         plain = {"layers": [_plain(row) for row in shown]}
         text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
         return text
-    drawn = layers_table(shown)
-    text = as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+    drawn = _layers_table(shown)
+    text = as_text(drawn, colour=colour, width=width)
     hidden = len(rows) - len(shown)
     return text + (f"\n{hidden} deeper layers not shown: raise --depth\n" if hidden else "")
 
 
 def networks_text(
-    networks: Mapping[str, Sequence[LayerRow]],
+    networks: Mapping[str, Sequence[Layer]],
     format: Literal["table", "json", "yaml"] = "table",
     *,
     depth: int | None = None,
     colour: bool = False,
     width: int | None = None,
 ) -> str:
-    """Several networks by name; json and yaml are one mapping of the name to what layers_text gives."""
+    """The layers of several networks; JSON and YAML map each name to what `layers_text` gives."""
     if format == "table":
         texts = [
             f"{printable(name)}\n{layers_text(rows, depth=depth, colour=colour, width=width)}"
@@ -93,8 +68,8 @@ def networks_text(
     return text
 
 
-def layers_table(rows: Sequence[LayerRow]) -> RenderableType:
-    """One line a layer; paths are whole, so that they can be copied, and indented by depth."""
+def _layers_table(rows: Sequence[Layer]) -> RenderableType:
+    """A table with a row for each layer; paths are whole, so that they can be copied, and indented by depth."""
     lines: list[list[Cell]] = []
     for row in rows:
         lines.append(
@@ -112,27 +87,23 @@ def layers_table(rows: Sequence[LayerRow]) -> RenderableType:
     return table(columns, lines)
 
 
-def _tappable(row: LayerRow) -> bool:
+def _tappable(row: Layer) -> bool:
     return row.status in STATUS_STYLES
 
 
-def _taps(row: LayerRow) -> list[str]:
-    return list(getattr(row, "taps", ()))
-
-
-def _elements(row: LayerRow) -> list[str]:
-    """A line with the first and the last name where there are several."""
-    taps = [printable(tap) for tap in _taps(row)]
+def _elements(row: Layer) -> list[str]:
+    """The first and the last tap of a layer that gives several features, in one line."""
+    taps = [printable(tap) for tap in row.taps]
     return [f"{taps[0]}{' ...' if len(taps) > 2 else ','} {taps[-1]}"] if len(taps) > 1 else []
 
 
-def _shapes(row: LayerRow) -> list[str]:
+def _shapes(row: Layer) -> list[str]:
     if row.shape is None:
         return []
     return [row.shape] if isinstance(row.shape, str) else list(row.shape)
 
 
-def _plain(row: LayerRow) -> dict[str, Any]:
+def _plain(row: Layer) -> dict[str, Any]:
     shape = row.shape if row.shape is None or isinstance(row.shape, str) else list(row.shape)
     return {
         "path": row.path,
@@ -143,27 +114,16 @@ def _plain(row: LayerRow) -> dict[str, Any]:
         "flops_share": row.flops_share,
         "status": row.status,
         "depth": row.depth,
-        "taps": _taps(row),
+        "taps": list(row.taps),
     }
 
 
-class PairRow(Protocol):
-    """A student layer, a teacher layer and what joins them."""
-
-    @property
-    def student(self) -> LayerRow: ...
-    @property
-    def teacher(self) -> LayerRow: ...
-    @property
-    def adapter(self) -> str | None: ...
-
-
 def pairs_text(
-    pairs: Mapping[str, Sequence[PairRow]], block: str, *, colour: bool = False, width: int | None = None
+    pairs: Mapping[str, Sequence[FittingPair]], block: str, *, colour: bool = False, width: int | None = None
 ) -> str:
-    """A table a teacher, then the YAML to paste."""
+    """For each teacher a table of layers that fit the student's, then the YAML block that joins them."""
     parts = []
-    for teacher, found in pairs.items():
+    for teacher, fitting in pairs.items():
         rows = [
             [
                 pair.student.path,
@@ -172,22 +132,19 @@ def pairs_text(
                 pair.teacher.path,
                 _shape(pair.teacher),
             ]
-            for pair in found
+            for pair in fitting
         ]
         columns = ["student layer", "shape", "adapter", f"{printable(teacher)} layer", "shape"]
-        drawn = table(columns, rows)
-        parts.append(
-            as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
-        )
+        parts.append(as_text(table(columns, rows), colour=colour, width=width))
     return "\n".join([*parts, block])
 
 
-def _shape(row: LayerRow) -> str:
+def _shape(row: Layer) -> str:
     return row.shape if isinstance(row.shape, str) else MISSING
 
 
 def profile_text(profile: Profile, processes: int = 1) -> str:
-    """Two tables and where the trace lies."""
+    """Time of a training step by part and by operator, in two tables, and the trace's path."""
     rate = profile.images * processes / profile.seconds
     step = 1e3 * profile.seconds / profile.steps
     lines = [f"{profile.steps} steps, {step:.1f} ms each, {rate:,.0f} images/s", ""]

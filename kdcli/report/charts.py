@@ -1,7 +1,8 @@
-"""Figures as SVG that follows the page: light or dark, and readable on a phone.
+"""Charts drawn with matplotlib, as SVG for report.html or as image files: curves, classes, reliability, CKA.
 
-Ink and grid are sentinel colours while matplotlib draws and CSS variables afterwards; the lines' colours
-are of a middle tone that shows on both backgrounds, and lines differ in their dashes too.
+SVG follows the page, light or dark: ink and grid are sentinel colours while matplotlib draws and CSS variables
+afterwards; the lines' colours are of a middle tone that shows on both backgrounds, and lines differ in their
+dashes too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _STYLE: dict[str, Any] = {
 
 
 def need_matplotlib() -> None:
-    """RunError KD755 where the plotting library is not installed."""
+    """Raise RunError KD755 if matplotlib is not installed."""
     try:
         import_module("matplotlib")
     except ImportError as error:
@@ -65,7 +66,7 @@ def need_matplotlib() -> None:
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th line."""
+    """matplotlib's arguments for colour and dashes of the index-th line."""
     return {
         "color": PALETTE[index % len(PALETTE)],
         "linestyle": DASHES[(index // 2) % len(DASHES)],
@@ -74,7 +75,7 @@ def line_look(index: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Something to draw, in a page or into a file. draw fills the axes; width and height in inches."""
+    """A chart, as SVG or PNG. draw fills matplotlib's axes; width and height in inches."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -82,16 +83,16 @@ class Chart:
     height: float = 2.9
 
     def svg(self) -> str:
-        """An <svg> element for a page."""
+        """An <svg> element for report.html."""
         return svg(self.draw, title=self.title, width=self.width, height=self.height)
 
     def png(self) -> bytes:
-        """A picture of its own."""
+        """The content of a PNG file, dark on white."""
         return picture(self.draw, "png", width=1.2 * self.width, height=1.2 * self.height, dpi=120)
 
 
 def svg(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height: float = 2.9) -> str:
-    """An <svg> element; draw fills the axes; inches of width and height set how large text is beside it."""
+    """An <svg> element. draw fills the axes; the fewer inches of width and height, the larger the text."""
     need_matplotlib()
     drawn = _drawn({**_STYLE, "svg.hashsalt": title}, draw, "svg", width, height, 72).decode()
     drawn = drawn.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
@@ -103,7 +104,7 @@ def svg(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height:
 def picture(
     draw: Callable[[Axes], None], format: str, *, width: float = 8.0, height: float = 4.5, dpi: int = 150
 ) -> bytes:
-    """A file of its own, dark on white: format svg, png or pdf."""
+    """The content of an image file, dark on white; format is svg, png or pdf."""
     need_matplotlib()
     colours = {INK: "#222222", GRID: "#dddddd"}
     plain = {
@@ -135,7 +136,7 @@ def legend_above(axes: Axes, labels: Sequence[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A glyph the layout font lacks (a Chinese class name) is no matter: the browser brings its own fonts."""
+    """Silence warnings of missing glyphs (a Chinese class name): the browser brings its own fonts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -148,7 +149,7 @@ Series = tuple[list[float], list[float]]
 
 
 def run_curves(run: RecordedRun) -> dict[str, str]:
-    """Title to <svg>, in the order they should be shown."""
+    """The curves of a run as <svg> by title: each metric, losses, learning rate."""
     charts: dict[str, str] = {}
     series = [record["metrics"] for record in run.evaluations.get(run.student, ())]
     for name in metric_names(series, run.primary):
@@ -162,19 +163,19 @@ def run_curves(run: RecordedRun) -> dict[str, str]:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Series:
-    """At most `most` points: means of equal stretches; what is not finite leaves a gap."""
+    """The points as at most `most`: means over equal intervals, NaN where an interval has no finite value."""
     every = max(1, math.ceil(len(points) / most))
     xs, ys = [], []
     for start in range(0, len(points), every):
-        stretch = points[start : start + every]
-        xs.append(sum(x for x, _ in stretch) / len(stretch))
-        finite = [y for _, y in stretch if math.isfinite(y)]
+        interval = points[start : start + every]
+        xs.append(sum(x for x, _ in interval) / len(interval))
+        finite = [y for _, y in interval if math.isfinite(y)]
         ys.append(sum(finite) / len(finite) if finite else math.nan)
     return xs, ys
 
 
 def _losses(steps: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
-    """Charts of at most eight lines: the total with the task's losses, then one for each job."""
+    """Lines by chart, at most eight each: the total with the task's losses, then a chart for each job."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in steps:
         at = float(record["step"])
@@ -236,7 +237,7 @@ CLASSES = 30
 
 
 def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
-    """A dot for each network on each class, those where they differ most; and a remark."""
+    """Chart of accuracy on the classes where networks differ most, and a sentence on how many are left out."""
     names = list(data.networks)
 
     def gap(index: int) -> float:
@@ -270,7 +271,7 @@ def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
 
 
 def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
-    """How often an answer is right against how sure it was said to be."""
+    """Reliability diagram: share of right answers against confidence, a line for each network."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")
@@ -288,7 +289,7 @@ def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
 
 
 def similarity_chart(data: Similarity) -> Chart:
-    """Student layers down, teacher layers across; the lighter the more alike."""
+    """Heat map of linear CKA: student layers down, teacher layers across; the lighter the more alike."""
     rows, columns = len(data.student_layers), len(data.teacher_layers)
 
     def draw(axes: Axes) -> None:

@@ -1,37 +1,7 @@
-"""A run folder as report and compare read it: what was asked for, what was said, how far it came.
+"""What `report` and `compare` read from a run folder: spec, environment, records, and report_data.json.
 
-Bad folders are one line each: KD750 no run there, KD751 nothing to show yet, KD752 a file is broken or
+A folder that can't be read is a RunError: KD750 no run there, KD751 nothing to show yet, KD752 a file is broken or
 half-written, KD753 written by a kdcli with another run format.
-
-
-report_data.json: what a report shows beyond the records of the run; every section may be missing.
-
-    {
-      "version": 1,
-      "primary": "top1",
-      "comparison": [                                     # the rows of `kdcli eval`, the student's first
-        {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
-         "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null}],
-      "class_accuracy": {                               # shares from 0 to 1; null: no samples
-        "classes": [name, ...], "support": [samples of each class, ...],
-        "networks": {"student": [share | null, ...], "teacher0": [...]}},
-      "reliability": {                                  # a list of bins for each network
-        "student": [{"confidence": 0.95, "accuracy": 0.9, "count": 312}, ...], "teacher0": [...]},
-      "disagreements": [                                  # the worst first
-        {"image": data URI, "label": name | null,
-         "answers": {"student": {"answer": name, "confidence": 0.7}, "teacher0": {...}}}],
-      "features": [                                       # one for each pair, its maps beside the image
-        {"term", "student_layer", "teacher", "teacher_layer",
-         "rows": [{"image": data URI, "student": data URI, "teacher": data URI}]}],
-      "cka": [                                          # values[i][j]: student layer i, teacher layer j
-        {"teacher", "student_layers": [path, ...], "teacher_layers": [path, ...], "values": [[...], ...]}],
-      "detections": [                                     # boxes in pixels of the image
-        {"image": data URI, "width": 640, "height": 480,
-         "boxes": {"truth": [[x1, y1, x2, y2, label, score | null], ...], "student": [...]}}]
-    }
-
-Images are PNG or JPEG as `data:image/png;base64,...`. A file of another shape is KD752, of another version
-KD753.
 """
 
 from __future__ import annotations
@@ -43,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcli.engine.records import RUN_FORMAT, Comparison
+from kdcli.engine.records import Comparison
 from kdcli.engine.reopen import SPEC, env_of_run, mapping_in, text_of
 from kdcli.errors import RunError
 from kdcli.report.run_files import read_metrics
 
-__all__ = ["RUN_FORMAT", "RecordedRun", "read_run"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
-    """One run. evaluations: by network, each in order of steps, the latest said of a step."""
+    """A run's spec, environment and records, read from its folder.
+
+    evaluations: by network, in order of steps; of several records of one step, the last.
+    """
 
     path: Path
     spec: Mapping[str, Any]
@@ -70,14 +41,14 @@ class RecordedRun:
 
     @property
     def primary(self) -> str:
-        """The metric that decides."""
-        said = [self.finished] if self.finished else []
-        said += [evaluation for series in self.evaluations.values() for evaluation in series]
-        return next((str(record["primary"]) for record in said if record.get("primary")), "")
+        """The metric that decides which evaluation is best; "" where no record names one."""
+        records = [self.finished] if self.finished else []
+        records += [evaluation for series in self.evaluations.values() for evaluation in series]
+        return next((str(record["primary"]) for record in records if record.get("primary")), "")
 
     @property
     def student(self) -> str:
-        """The name of the student's evaluations."""
+        """The network that is trained, by the name of its evaluations."""
         return "student" if "student" in self.evaluations else next(iter(self.evaluations), "student")
 
     @property
@@ -90,7 +61,7 @@ class RecordedRun:
 
     @property
     def best(self) -> Mapping[str, float]:
-        """The student's best metrics by the primary one, as the run itself judged."""
+        """The student's metrics at its best evaluation by the primary metric, as the run recorded it."""
         if self.finished and self.finished.get("best"):
             return dict(self.finished["best"])
         marked = [record for record in self.evaluations.get(self.student, ()) if record.get("best")]
@@ -104,8 +75,8 @@ class RecordedRun:
             for name, series in self.evaluations.items()
             if name != self.student
         }
-        said = self.finished.get("teachers", {}) if self.finished else {}
-        return {**others, **said}
+        at_the_end = self.finished.get("teachers", {}) if self.finished else {}
+        return {**others, **at_the_end}
 
     @property
     def progress(self) -> str:
@@ -119,15 +90,15 @@ class RecordedRun:
 
 
 def read_run(path: Path) -> RecordedRun:
-    """Read a run folder; RunError where there is none or it cannot be understood."""
+    """Read a run folder; raises RunError KD750 to KD753 where there is no run that can be shown."""
     env = env_of_run(path)
     resolved, metrics = path / SPEC, path / "metrics.jsonl"
     text = text_of(resolved)
     spec = mapping_in(text, resolved)
-    said = read_metrics(metrics) if metrics.exists() else []
-    if not any(record["kind"] in ("step", "evaluation") for record in said):
+    records = read_metrics(metrics) if metrics.exists() else []
+    if not any(record["kind"] in ("step", "evaluation") for record in records):
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
-    return _assemble(path, spec, text, env, said)
+    return _assemble(path, spec, text, env, records)
 
 
 def _assemble(
@@ -135,13 +106,13 @@ def _assemble(
     spec: Mapping[str, Any],
     spec_text: str,
     env: Mapping[str, Any],
-    said: list[dict[str, Any]],
+    records: list[dict[str, Any]],
 ) -> RecordedRun:
     steps: dict[int, Mapping[str, Any]] = {}
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
     try:
-        for record in said:
+        for record in records:
             if record["kind"] == "step":
                 steps[record["step"]] = {**record, "losses": dict(record["losses"])}
             elif record["kind"] == "evaluation":
@@ -171,7 +142,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """Shares of right answers by class and network."""
+    """Share of right answers by class, for each network; support: samples of each class."""
 
     classes: tuple[str, ...]
     support: tuple[int, ...]
@@ -180,7 +151,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One bin of a reliability diagram."""
+    """One bin of a reliability diagram: mean confidence, share of right answers, number of samples."""
 
     confidence: float
     accuracy: float
@@ -189,7 +160,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """One image with each network's answer and how sure it was."""
+    """One image on which the networks differ: each network's answer and its confidence."""
 
     image: str
     label: str | None
@@ -198,7 +169,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class FeatureMaps:
-    """The maps of one pair on a few images: (image, student, teacher)."""
+    """Feature maps of one pair of layers on a few images: rows of (image, student, teacher) as data URIs."""
 
     title: str
     rows: tuple[tuple[str, str, str], ...]
@@ -226,7 +197,35 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """All sections; empty ones are not shown."""
+    """Content of report_data.json: what a report shows beyond the run's records. Every section may be missing.
+
+        {
+          "version": 1,
+          "primary": "top1",
+          "comparison": [                                     # the rows of `kdcli eval`, the student's first
+            {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
+             "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null}],
+          "class_accuracy": {                               # shares from 0 to 1; null: no samples
+            "classes": [name, ...], "support": [samples of each class, ...],
+            "networks": {"student": [share | null, ...], "teacher0": [...]}},
+          "reliability": {                                  # a list of bins for each network
+            "student": [{"confidence": 0.95, "accuracy": 0.9, "count": 312}, ...], "teacher0": [...]},
+          "disagreements": [                                  # the worst first
+            {"image": data URI, "label": name | null,
+             "answers": {"student": {"answer": name, "confidence": 0.7}, "teacher0": {...}}}],
+          "features": [                                       # one for each pair, its maps beside the image
+            {"term", "student_layer", "teacher", "teacher_layer",
+             "rows": [{"image": data URI, "student": data URI, "teacher": data URI}]}],
+          "cka": [                                          # values[i][j]: student layer i, teacher layer j
+            {"teacher", "student_layers": [path, ...], "teacher_layers": [path, ...], "values": [[...], ...]}],
+          "detections": [                                     # boxes in pixels of the image
+            {"image": data URI, "width": 640, "height": 480,
+             "boxes": {"truth": [[x1, y1, x2, y2, label, score | null], ...], "student": [...]}}]
+        }
+
+    Images are PNG or JPEG as `data:image/png;base64,...`. A file of another shape is KD752, of another version
+    KD753.
+    """
 
     primary: str = ""
     comparison: tuple[Comparison, ...] = ()
@@ -239,7 +238,7 @@ class ReportData:
 
 
 def read_report_data(path: Path) -> ReportData:
-    """Read the file; a missing one is a report without these sections."""
+    """Read report_data.json; where there is no such file every section is empty."""
     if not path.exists():
         return ReportData()
     try:
@@ -251,8 +250,8 @@ def read_report_data(path: Path) -> ReportData:
             "KD752", f"{path} is broken or half-written", "remove it or make it anew"
         ) from error
     if not isinstance(value, dict) or value.get("version") != VERSION:
-        found = value.get("version") if isinstance(value, dict) else None
-        raise RunError.of("KD753", f"{path} has version {found}; this kdcli reads version {VERSION}")
+        version = value.get("version") if isinstance(value, dict) else None
+        raise RunError.of("KD753", f"{path} has version {version}; this kdcli reads version {VERSION}")
 
     def section(name: str, read: Callable[[Any], T], default: T) -> T:
         if not value.get(name):
@@ -324,9 +323,9 @@ def _detection(value: Any) -> Detection:
     boxes = {
         str(name): tuple(
             (float(x1), float(y1), float(x2), float(y2), str(label), None if score is None else float(score))
-            for x1, y1, x2, y2, label, score in found
+            for x1, y1, x2, y2, label, score in listed
         )
-        for name, found in value["boxes"].items()
+        for name, listed in value["boxes"].items()
     }
     return Detection(_image(value["image"]), float(value["width"]), float(value["height"]), boxes)
 

@@ -1,48 +1,31 @@
-"""Codes, losses and methods in words, as `kdcli explain` and `kdcli methods` print them."""
+"""Text of `kdcli explain` (a code) and `kdcli methods` (losses and mimic methods)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.codes import Explanation
+from kdcli.engine.methods import Method
 from kdcli.losses.describe import Description
 from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING
 
 
-class MethodRow(Protocol):
-    """One mimic method."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def details(self) -> str: ...
-    @property
-    def losses(self) -> Sequence[tuple[str, str]]: ...
-    @property
-    def options(self) -> Sequence[str]: ...
-    @property
-    def extra(self) -> bool: ...
-
-
 def explanation_text(code: str, explanation: Explanation, *, colour: bool = False) -> str:
-    """Title, reason, example."""
+    """What a code means: its title, the reason, an example."""
     head = Text.assemble((code, "bold"), f": {explanation.title}")
     example = "\n".join(f"  {line}" for line in explanation.example.split("\n"))
     return as_text(Text("\n\n").join([head, Text(explanation.why), Text(example)]), colour=colour)
 
 
 def losses_text(
-    kinds: Mapping[str, Sequence[Description]], methods: Sequence[MethodRow], *, colour: bool = False
+    kinds: Mapping[str, Sequence[Description]], methods: Sequence[Method], *, colour: bool = False
 ) -> str:
-    """Every loss by kind and every method, a line each."""
+    """Tables of all losses by kind and of all mimic methods, a row each."""
     parts: list[RenderableType] = []
     for kind, losses in kinds.items():
         rows = [[one.name, one.summary, _source(one)] for one in losses]
@@ -53,29 +36,29 @@ def losses_text(
     return as_text(Group(*parts), colour=colour)
 
 
-def loss_text(told: Description, fragment: str, *, colour: bool = False) -> str:
+def loss_text(loss: Description, fragment: str, *, colour: bool = False) -> str:
     """One loss: what it computes, its arguments, what it needs, a block to paste."""
     parts: list[RenderableType] = [
-        Text.assemble((told.name, "bold"), f" · {told.kind}"),
+        Text.assemble((loss.name, "bold"), f" · {loss.kind}"),
         Text(""),
-        Text(told.summary),
+        Text(loss.summary),
     ]
-    if told.details:
-        parts += [Text(""), Text(told.details)]
+    if loss.details:
+        parts += [Text(""), Text(loss.details)]
     parts.append(Text(""))
-    if told.needs:
-        parts.append(Text(f"needs   {', '.join(told.needs)}"))
-    if told.taps:
-        parts.append(Text(f"layers  {told.taps}"))
-    parts.append(Text(f"source  {_source(told, whole=True)}"))
-    if told.options:
-        rows = [[option.name, option.annotation, _value(option.default)] for option in told.options]
+    if loss.needs:
+        parts.append(Text(f"needs   {', '.join(loss.needs)}"))
+    if loss.taps:
+        parts.append(Text(f"layers  {loss.taps}"))
+    parts.append(Text(f"source  {_source(loss, whole=True)}"))
+    if loss.options:
+        rows = [[option.name, option.annotation, _value(option.default)] for option in loss.options]
         parts += [Text(""), table(["kwargs", "type", "default"], rows)]
     parts += [Text(""), Text(fragment.rstrip())]
     return as_text(Group(*parts), colour=colour)
 
 
-def method_text(method: MethodRow, fragment: str, *, colour: bool = False) -> str:
+def method_text(method: Method, fragment: str, *, colour: bool = False) -> str:
     """One mimic method: what it does, its losses and options, a block to paste."""
     parts: list[RenderableType] = [Text(method.name, style="bold"), Text(""), Text(method.summary)]
     if method.details:
@@ -92,10 +75,10 @@ def method_text(method: MethodRow, fragment: str, *, colour: bool = False) -> st
 
 
 def _value(value: object) -> str:
-    """A default as YAML writes it."""
+    """A default value as YAML writes it."""
     return json.dumps(value) if value is None or isinstance(value, (bool, list, dict)) else str(value)
 
 
-def _source(told: Description, *, whole: bool = False) -> str:
-    where = f"arXiv:{told.arxiv}" if told.arxiv else ""
-    return ", ".join(part for part in (told.paper, where) if part) if whole or not where else where
+def _source(loss: Description, *, whole: bool = False) -> str:
+    arxiv = f"arXiv:{loss.arxiv}" if loss.arxiv else ""
+    return ", ".join(part for part in (loss.paper, arxiv) if part) if whole or not arxiv else arxiv

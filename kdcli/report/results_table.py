@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -14,12 +13,12 @@ from rich.text import Text
 from kdcli import __version__
 from kdcli.engine.records import Comparison, Evaluation, Finished
 from kdcli.report.console import Cell, as_text, table
-from kdcli.report.quantities import MISSING, count, difference, flops, measure, size
+from kdcli.report.quantities import MISSING, count, difference, flops, json_value, measure, size
 
 
 @dataclass(slots=True)
-class Standings:
-    """The evaluations of a run so far, by network."""
+class ResultsSoFar:
+    """Last and best metrics of the student, and last metrics of every other network, during a training."""
 
     student: str = "student"
     primary: str = ""
@@ -27,8 +26,8 @@ class Standings:
     best: dict[str, float] = field(default_factory=dict)
     others: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def take(self, evaluation: Evaluation) -> None:
-        """Remember one evaluation."""
+    def add(self, evaluation: Evaluation) -> None:
+        """Add one evaluation of one network."""
         self.primary = evaluation.primary
         if evaluation.network != self.student:
             self.others[evaluation.network] = evaluation.metrics
@@ -38,19 +37,40 @@ class Standings:
             self.best = evaluation.metrics
 
     def draw(self) -> RenderableType:
-        """One row each for the student now, its best, and every other network."""
+        """Table of the metrics: a row for the student now, for its best, and for every other network."""
         return _draw(self.student, self.primary, self.last, self.best, self.others, "now")
 
 
 def finished_table(finished: Finished, *, student: str = "student") -> RenderableType:
-    """The last table of a run, with what the student still lacks or already has over each teacher."""
+    """Table at the end of a training: the student's last and best metrics, and its gain over each teacher."""
     return _draw(student, finished.primary, finished.last, finished.best, finished.teachers, "last")
 
 
 def metric_names(rows: Sequence[Mapping[str, float]], primary: str) -> list[str]:
-    """Every metric of the rows in order of appearance, the primary one first."""
+    """Names of all metrics in the rows: the primary one first, the others in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
     return sorted(names, key=lambda name: name != primary)
+
+
+def result_rows(
+    rows: Sequence[tuple[str, Mapping[str, float]]], primary: str
+) -> tuple[list[str], list[list[str]]]:
+    """Names of the number columns and cells of a results table, with the student's gain over the others.
+
+    rows: labels with metrics: the student's last ones, its best ones, then the other networks'. The gain compares
+    the student's best with each of the others, in the primary metric.
+    """
+    names = metric_names([metrics for _, metrics in rows], primary)
+    best = rows[1][1]
+    gains = len(rows) > 2 and primary in best
+    cells = []
+    for index, (label, metrics) in enumerate(rows):
+        row = [label, *(measure(metrics[name]) if name in metrics else MISSING for name in names)]
+        if gains:
+            has_gain = index > 1 and primary in metrics
+            row.append(difference(best[primary], metrics[primary]) if has_gain else "")
+        cells.append(row)
+    return [*names, f"gain ({primary})"] if gains else names, cells
 
 
 def _draw(
@@ -59,29 +79,19 @@ def _draw(
     last: Mapping[str, float],
     best: Mapping[str, float],
     others: Mapping[str, Mapping[str, float]],
-    now: str,
+    latest: str,
 ) -> RenderableType:
-    named = [(f"{student} {now}", last), (f"{student} best", best), *others.items()]
-    names = metric_names([metrics for _, metrics in named], primary)
-    # The gain column compares the student's best with each of the others, in the metric that decides.
-    gains = bool(others) and primary in best
-    rows: list[list[Cell]] = []
-    for index, (label, metrics) in enumerate(named):
-        row: list[Cell] = [Text(label, style="bold") if index == 0 else label]
-        row += [measure(metrics[name]) if name in metrics else MISSING for name in names]
-        if gains:
-            is_other = index > 1 and primary in metrics
-            row.append(_gain(best[primary], metrics[primary]) if is_other else "")
-        rows.append(row)
-    header = ["network", *(f">{name}" for name in names)]
-    return table([*header, f">gain ({primary})"] if gains else header, rows)
+    named = [(f"{student} {latest}", last), (f"{student} best", best), *others.items()]
+    columns, cells = result_rows(named, primary)
+    rows: list[list[Cell]] = [list(row) for row in cells]
+    rows[0][0] = Text(named[0][0], style="bold")
+    for row, (_, metrics) in zip(rows[2:], named[2:], strict=True):
+        if primary in best and primary in metrics:
+            row[-1] = Text(str(row[-1]), style="green" if best[primary] >= metrics[primary] else "yellow")
+    return table(["network", *(f">{name}" for name in columns)], rows)
 
 
-def _gain(student: float, other: float) -> Text:
-    return Text(difference(student, other), style="green" if student >= other else "yellow")
-
-
-def comparison_text(
+def eval_text(
     rows: Sequence[Comparison],
     format: Literal["text", "json"] = "text",
     *,
@@ -89,23 +99,22 @@ def comparison_text(
     colour: bool = False,
     width: int | None = None,
 ) -> str:
-    """The rows, the student's first, in one format; JSON numbers that are not finite become null."""
+    """The result of `kdcli eval` as a table or as JSON. rows: the student's first, then each teacher's."""
     if format == "json":
-        document = {"kdcli": __version__, "primary": primary or None, "networks": [_plain(r) for r in rows]}
+        document = {
+            "kdcli": __version__,
+            "primary": primary or None,
+            "networks": [json_value(asdict(row)) for row in rows],
+        }
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
-    drawn = comparison_table(rows, primary=primary)
-    return as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+    drawn = table(["", *(f">{row.network}" for row in rows)], eval_rows(rows, primary=primary))
+    sentence = cost_sentence(rows)
+    both = Group(drawn, Text(""), Text(sentence)) if sentence else drawn
+    return as_text(both, colour=colour, width=width)
 
 
-def comparison_table(rows: Sequence[Comparison], *, primary: str = "") -> RenderableType:
-    """The lines as a table, and what the student saves in words."""
-    drawn = table(["", *(f">{row.network}" for row in rows)], comparison_lines(rows, primary=primary))
-    remark = saving(rows)
-    return Group(drawn, Text(""), Text(remark)) if remark else drawn
-
-
-def comparison_lines(rows: Sequence[Comparison], *, primary: str = "") -> list[list[str]]:
-    """Quality, cost, and how far each teacher and the student agree: a line a number, a column a network."""
+def eval_rows(rows: Sequence[Comparison], *, primary: str = "") -> list[list[str]]:
+    """Cells of the table of `kdcli eval`: metrics, cost, agreement with the student; one column a network."""
     lines = [
         [name, *(_measure(row.metrics.get(name)) for row in rows)]
         for name in metric_names([row.metrics for row in rows], primary)
@@ -125,8 +134,8 @@ def comparison_lines(rows: Sequence[Comparison], *, primary: str = "") -> list[l
     return lines
 
 
-def saving(rows: Sequence[Comparison]) -> str:
-    """`student is 4.2 times smaller and 3.1 times faster (batch 1) than teacher0`, for the first teacher."""
+def cost_sentence(rows: Sequence[Comparison]) -> str:
+    """`student has 4.20x fewer parameters and is 3.10x faster at batch 1 than teacher0`, the first teacher."""
     if len(rows) < 2:
         return ""
     student, teacher = rows[0], rows[1]
@@ -148,13 +157,3 @@ def _times(ratio: float, more: str, less: str) -> str:
 
 def _measure(value: float | None) -> str:
     return MISSING if value is None else measure(value)
-
-
-def _plain(row: Comparison) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in asdict(row).items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

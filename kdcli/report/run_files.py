@@ -1,8 +1,7 @@
-"""Files that a training writes into its run folder: metrics.jsonl, train.log.
+"""Files that a training appends to in its run folder: metrics.jsonl and train.log.
 
-metrics.jsonl: what a run said, one JSON object a line, complete again after any kill.
-
-Every line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
+metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
+line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
 clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
 Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
 """
@@ -22,31 +21,7 @@ from typing import Any, Self, TextIO
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.errors import RunError
-from kdcli.report.live.plain_text import Lines
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says no to into a RunError (KD740) that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError.of(
-            "KD740",
-            f"cannot write {path}: {error.strerror or error}",
-            "free some space or choose another folder; what was saved before is whole",
-        ) from error
-
-
-def replace_file(path: Path, content: str | bytes) -> Path:
-    """Write a whole file at once: whoever reads it sees the old content or the new, never half of it."""
-    beside = path.with_name(path.name + ".new")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
-    return path
-
+from kdcli.report.live.plain_text import PlainText
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
 _KINDS: dict[type, str] = {
@@ -59,8 +34,31 @@ _KINDS: dict[type, str] = {
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Convert OSError into RunError KD740 that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError.of(
+            "KD740",
+            f"cannot write {path}: {error.strerror or error}",
+            "free some space or choose another folder; what was saved before is whole",
+        ) from error
+
+
+def replace_file(path: Path, content: str | bytes) -> Path:
+    """Replace a file's content in one step: whoever reads it sees the old content or the new. Returns path."""
+    temporary = path.with_name(path.name + ".new")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    return path
+
+
 class MetricsWriter:
-    """Appends records, each at once: no checkpoint of a killed run knows more than metrics.jsonl."""
+    """Appends records to metrics.jsonl, each at once: no checkpoint of a killed run is ahead of the file."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
@@ -69,7 +67,7 @@ class MetricsWriter:
         self._processes = 1
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_torn_line(path)
+            _drop_incomplete_line(path)
             self._file: TextIO = path.open("a", encoding="utf-8", buffering=1 << 16)
 
     def __enter__(self) -> Self:
@@ -81,7 +79,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, record: Record) -> None:
-        """Append one record; a Plan is not written, it only tells how many processes there are."""
+        """Append one record; a Plan is not written, it gives the number of processes and the step."""
         if isinstance(record, Plan):
             self._processes, self._step = record.processes, record.resumed_step
             return
@@ -96,7 +94,7 @@ class MetricsWriter:
             self._file.flush()
 
     def truncate_after(self, step: int, *, before_evaluation: bool = False) -> None:
-        """Forget what came after a checkpoint: later steps, torn lines, and that the run had finished.
+        """Remove what came after a checkpoint: later steps, incomplete lines, and that the run finished.
 
         before_evaluation: the checkpoint was taken between the step and its evaluation.
         """
@@ -109,20 +107,20 @@ class MetricsWriter:
                 and record["kind"] != "finished"
                 and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
             ]
-            beside = self.path.with_name(self.path.name + ".new")
-            beside.write_text("".join(kept), encoding="utf-8")
-            os.replace(beside, self.path)
+            temporary = self.path.with_name(self.path.name + ".new")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.path)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
         self._step = step
 
     def close(self) -> None:
-        """Put everything on disk."""
+        """Close the file."""
         with writing(self.path):
             self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl as dicts, in order; lines that are torn or not ours are left out."""
+    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
     try:
         return [record for _, record in _lines(path)]
     except OSError as error:
@@ -142,8 +140,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield line, _readable(record)
 
 
-def _drop_torn_line(path: Path) -> None:
-    """A killed run may leave half a line; appending to it would spoil the next one as well."""
+def _drop_incomplete_line(path: Path) -> None:
+    """Remove half a line that a killed run left: a record appended to it would be lost too."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
@@ -180,11 +178,11 @@ def _readable(value: Any) -> Any:
 
 
 class TrainLog:
-    """Appends the lines of each record; a resumed run goes on in the same file."""
+    """Appends a training's plain lines to train.log, whatever the screen shows; a resumed run goes on there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines = Lines()
+        self._lines = PlainText()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
@@ -199,7 +197,7 @@ class TrainLog:
             self._file.close()
 
     def show(self, record: Record) -> None:
-        """Write what the record is worth; RunError KD740 where the disk says no."""
+        """Append the record's lines, if it has any; raises RunError KD740 if the file can't be written."""
         text = self._lines.of(record)
         if text:
             with writing(self._path):

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import yaml
 
+from kdcli.engine.features import Layer
 from kdcli.report.analysis_text import layers_text
 
 
-@dataclass(frozen=True)
-class Row:
-    path: str
-    type: str
-    shape: str | Sequence[str] | None
-    stride: int | None
-    parameters: int
-    flops_share: float | None
-    status: str
-    depth: int
+def layer(
+    path: str,
+    type: str,
+    shape: str | tuple[str, ...] | None,
+    stride: int | None,
+    parameters: int,
+    flops_share: float | None,
+    status: str,
+    depth: int,
+) -> Layer:
+    return Layer(
+        path=path,
+        type=type,
+        shape=shape,
+        stride=stride,
+        parameters=parameters,
+        flops_share=flops_share,
+        status=status,
+        depth=depth,
+    )
 
 
 ROWS = (
-    Row("model", "ResNet", "[B, 10]", None, 11_689_512, 1.0, "once", 0),
-    Row("model.layers", "ModuleList", None, None, 11_689_512, None, "container", 1),
-    Row("model.layers.0", "Conv2d", "[B, 64, 112, 112]", 2, 9_408, 0.064, "changed in place", 2),
-    Row("model.fpn", "FPN", ["[B, 256, 32, 32]", "[B, 256, 16, 16]"], None, 0, 0.5, "several", 1),
+    layer("model", "ResNet", "[B, 10]", None, 11_689_512, 1.0, "once", 0),
+    layer("model.layers", "ModuleList", None, None, 11_689_512, None, "container", 1),
+    layer("model.layers.0", "Conv2d", "[B, 64, 112, 112]", 2, 9_408, 0.064, "changed in place", 2),
+    layer("model.fpn", "FPN", ("[B, 256, 32, 32]", "[B, 256, 16, 16]"), None, 0, 0.5, "several", 1),
 )
 
 
@@ -52,7 +61,7 @@ def test_depth_tells_what_it_hides() -> None:
 
 
 def test_long_paths_are_whole_when_piped_and_fold_on_a_terminal() -> None:
-    long = Row("a." * 150 + "z", "Conv2d", "[B]", 1, 1, 0.1, "once", 3)
+    long = layer("a." * 150 + "z", "Conv2d", "[B]", 1, 1, 0.1, "once", 3)
     assert long.path in layers_text([long])
     assert "…" not in layers_text([long], width=60)
 

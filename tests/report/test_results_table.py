@@ -6,7 +6,7 @@ import json
 import math
 
 from kdcli.engine.records import Comparison
-from kdcli.report.results_table import comparison_text
+from kdcli.report.results_table import eval_text
 
 ROWS = (
     Comparison(
@@ -34,7 +34,7 @@ ROWS = (
 
 
 def test_golden() -> None:
-    assert comparison_text(ROWS, primary="top1") == (
+    assert eval_text(ROWS, primary="top1") == (
         "                              student   teacher0\n"
         "────────────────────────────────────────────────\n"
         "top1                            97.50      99.00\n"
@@ -52,7 +52,7 @@ def test_golden() -> None:
 
 
 def test_one_network_alone() -> None:
-    text = comparison_text(ROWS[:1])
+    text = eval_text(ROWS[:1])
     assert "with student" not in text and "than" not in text
 
 
@@ -60,7 +60,7 @@ def test_json_is_strict() -> None:
     from dataclasses import replace
 
     rows = (replace(ROWS[0], metrics={"top1": math.nan}), ROWS[1])
-    document = json.loads(comparison_text(rows, "json", primary="top1"))
+    document = json.loads(eval_text(rows, "json", primary="top1"))
     student, teacher = document["networks"]
     assert student["metrics"] == {"top1": None} and teacher["agreement"]["kl"] == 0.08
     assert (student["parameters"], student["file_bytes"], document["primary"]) == (9_999, 41_300, "top1")

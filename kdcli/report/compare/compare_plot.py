@@ -1,4 +1,4 @@
-"""One picture of several runs: the primary metric over the steps, seeds as a band."""
+"""`kdcli compare --picture`: the primary metric of several runs over the steps, their spread as a band."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kdcli.report.run_files import replace_file
 FORMATS = ("svg", "png", "pdf")
 
 
-def write_overlay(compared: RunComparison, path: Path) -> Path:
-    """Draw the groups into a file whose ending says the format: svg, png or pdf."""
+def write_plot(compared: RunComparison, path: Path) -> Path:
+    """Draw the groups' primary metric into a file that ends in .svg, .png or .pdf; returns its path."""
     format = path.suffix.lstrip(".").lower()
     if format not in FORMATS:
         raise UsageError.of(f"cannot draw into `{path.name}`", "name a file that ends in .svg, .png or .pdf")

@@ -1,4 +1,4 @@
-"""`kdcli compare RUN...`: runs side by side, seeds folded into mean and spread.
+"""`kdcli compare RUN...`: runs side by side, with mean and spread over runs that differ only by seed.
 
 Runs whose specs differ only in runtime.random_seed and in `saver` are one group, finished ones apart from
 unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from kdcli import __version__
 from kdcli.errors import Diagnostic, KdError
 from kdcli.report.console import as_text, table
-from kdcli.report.quantities import MISSING, measure
+from kdcli.report.quantities import MISSING, json_value, measure
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
 
@@ -31,7 +31,7 @@ _SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The mean over runs and its sample standard deviation, None for a single run."""
+    """Mean of a metric over runs; std is the sample standard deviation, None for a single run."""
 
     mean: float
     std: float | None
@@ -52,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A group against the first one, by the mean of the primary metric's best."""
+    """How a group compares with the first one, by the mean of the primary metric's best."""
 
     name: str
     baseline: str
@@ -61,13 +61,13 @@ class Verdict:
 
     @property
     def within_spread(self) -> bool | None:
-        """None where no spread is known."""
+        """Whether the difference is at most the spread; None where no spread is known."""
         return None if self.spread is None else abs(self.difference) <= self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunComparison:
-    """All groups in the order they were named, and each against the first."""
+    """All groups in the order in which their runs were named, and each compared with the first."""
 
     primary: str
     groups: tuple[Group, ...]
@@ -75,7 +75,7 @@ class RunComparison:
 
 
 def compare_runs(folders: Sequence[Path]) -> RunComparison:
-    """Read and fold the runs; every bad folder is told, in one KdError."""
+    """Read the runs and group them by seed; raises one KdError with a diagnostic for every bad folder."""
     runs: list[RecordedRun] = []
     bad: list[Diagnostic] = []
     named: dict[Path, Path] = {}
@@ -101,14 +101,14 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation of the values."""
     finite = all(math.isfinite(value) for value in values)
     std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
     return Spread(sum(values) / len(values), std, tuple(values))
 
 
 def seed_of(spec: Mapping[str, Any]) -> int | None:
-    """runtime.random_seed, where the spec says it."""
+    """The `runtime.random_seed` of a spec, None where it has none."""
     runtime = spec.get("runtime")
     seed = runtime.get("random_seed") if isinstance(runtime, Mapping) else None
     return seed if isinstance(seed, int) else None
@@ -175,10 +175,12 @@ def _path(run: RecordedRun, depth: int) -> str:
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
     if primary not in baseline.best or primary not in group.best:
         return None
-    ours, theirs = group.best[primary], baseline.best[primary]
-    known = [spread.std for spread in (ours, theirs) if spread.std is not None]
+    compared, first = group.best[primary], baseline.best[primary]
+    known = [spread.std for spread in (compared, first) if spread.std is not None]
     spread = math.sqrt(sum(std * std for std in known)) if known else None
-    return Verdict(name=group.name, baseline=baseline.name, difference=ours.mean - theirs.mean, spread=spread)
+    return Verdict(
+        name=group.name, baseline=baseline.name, difference=compared.mean - first.mean, spread=spread
+    )
 
 
 CompareFormat = Literal["text", "json", "csv", "md"]
@@ -187,7 +189,7 @@ CompareFormat = Literal["text", "json", "csv", "md"]
 def compare_text(
     compared: RunComparison, format: CompareFormat = "text", *, colour: bool = False, width: int | None = None
 ) -> str:
-    """The comparison in one format."""
+    """The comparison as a table, JSON, CSV or Markdown."""
     if format == "json":
         return json.dumps(_plain(compared), indent=2, allow_nan=False) + "\n"
     if format == "csv":
@@ -202,12 +204,12 @@ def compare_text(
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         return "\n".join([*head, *body, *(f"\n{sentence}" for sentence in sentences)]) + "\n"
     drawn = table([columns[0], *(f">{name}" for name in columns[1:])], rows)
-    text = as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+    text = as_text(drawn, colour=colour, width=width)
     return text + "".join(f"\n{sentence}" for sentence in sentences) + ("\n" if sentences else "")
 
 
 def verdict_sentence(verdict: Verdict, primary: str) -> str:
-    """What the difference to the first group is worth."""
+    """A sentence on the difference to the first group: its size, and whether it exceeds the spread."""
     size = f"{verdict.name} against {verdict.baseline}: best {primary} {verdict.difference:+.4g}"
     if verdict.spread is None:
         return f"{size}; one run each, so nobody knows whether it is luck"
@@ -248,7 +250,7 @@ def _shown(spread: Spread | None) -> str:
 
 
 def _csv(compared: RunComparison) -> str:
-    """A row for each group, metric and moment, with numbers in full."""
+    """CSV with a row for each group, metric and moment (best or last), numbers in full."""
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["run", "metric", "moment", "runs", "mean", "std", "finished"])
@@ -282,8 +284,8 @@ def _plain(compared: RunComparison) -> dict[str, Any]:
             {
                 "name": verdict.name,
                 "baseline": verdict.baseline,
-                "difference": _finite(verdict.difference),
-                "spread": _finite(verdict.spread),
+                "difference": json_value(verdict.difference),
+                "spread": json_value(verdict.spread),
                 "within_spread": verdict.within_spread,
             }
             for verdict in compared.verdicts
@@ -292,9 +294,5 @@ def _plain(compared: RunComparison) -> dict[str, Any]:
 
 
 def _plain_spread(spread: Spread) -> dict[str, Any]:
-    values = [_finite(value) for value in spread.values]
-    return {"mean": _finite(spread.mean), "std": _finite(spread.std), "values": values}
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
+    values = [json_value(value) for value in spread.values]
+    return {"mean": json_value(spread.mean), "std": json_value(spread.std), "values": values}

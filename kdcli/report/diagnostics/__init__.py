@@ -1,4 +1,4 @@
-"""Findings as people and machines read them: text, concise, json, github, sarif."""
+"""Diagnostics in the formats of `validate --format`: text, concise, json, github, sarif."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def render(
     colour: bool = False,
     width: int = 100,
 ) -> str:
-    """The findings in one format, each file's by line, repetitions dropped; ends in a newline if not empty.
+    """The diagnostics in one format, each file's by line, without repetitions; ends in a newline if not empty.
 
-    colour and width matter to `text` only. Only `json` and `sarif` say something about no findings.
+    colour and width matter to `text` only. Without diagnostics only `json` and `sarif` give text.
     """
     from kdcli.report.diagnostics.text import concise, ordered, text
 
-    found = ordered(diagnostics)
+    listed = ordered(diagnostics)
     if format == "text":
-        return text(found, colour=colour, width=width)
+        return text(listed, colour=colour, width=width)
     if format == "concise":
-        return concise(found)
+        return concise(listed)
     from kdcli.report.diagnostics.machine_formats import as_json, github, sarif
 
-    return {"json": as_json, "github": github, "sarif": sarif}[format](found)
+    return {"json": as_json, "github": github, "sarif": sarif}[format](listed)
 
 
 __all__ = ["FORMATS", "DiagnosticFormat", "render"]

@@ -1,20 +1,4 @@
-"""Diagnostics for programs: JSON, GitHub workflow commands, SARIF.
-
-Findings as one JSON object.
-
-    {"kdcli": "0.1.0", "errors": 1, "warnings": 0, "diagnostics": [
-        {"code": "KD203", "severity": "error", "message": ..., "help": ... | null, "path": ["net", 0] | null,
-         "span": {"source", "line", "column", "end_column", "excerpt", "written": span | null} | null}]}
-
-Lines and columns count from 1 in code points; end_column is one past the end.
-
-
-Findings as SARIF 2.1.0, for code scanning.
-
-Columns are code points from 1, the end column one past the end (SARIF 3.30). Files in the working directory
-are relative to it; findings from standard input or arguments carry their path into the spec as a logical
-location.
-"""
+"""Diagnostics for programs: JSON, GitHub workflow commands, SARIF."""
 
 from __future__ import annotations
 
@@ -31,25 +15,32 @@ from kdcli.report.diagnostics.text import dotted, file_of, headline
 
 
 def as_json(diagnostics: Sequence[Diagnostic]) -> str:
-    """The object, indented, ASCII only."""
-    errors = sum(found.severity == "error" for found in diagnostics)
+    """One JSON object, indented, ASCII only.
+
+        {"kdcli": "0.1.0", "errors": 1, "warnings": 0, "diagnostics": [
+            {"code": "KD203", "severity": "error", "message": ..., "help": ... | null, "path": ["net", 0] | null,
+             "span": {"source", "line", "column", "end_column", "excerpt", "written": span | null} | null}]}
+
+    Lines and columns count from 1 in code points; end_column is one past the end.
+    """
+    errors = sum(diagnostic.severity == "error" for diagnostic in diagnostics)
     document = {
         "kdcli": __version__,
         "errors": errors,
         "warnings": len(diagnostics) - errors,
-        "diagnostics": [_finding(found) for found in diagnostics],
+        "diagnostics": [_json_object(diagnostic) for diagnostic in diagnostics],
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def _finding(found: Diagnostic) -> dict[str, Any]:
+def _json_object(diagnostic: Diagnostic) -> dict[str, Any]:
     return {
-        "code": found.code,
-        "severity": found.severity,
-        "message": found.message,
-        "help": found.help,
-        "path": None if found.path is None else list(found.path),
-        "span": _span(found.span),
+        "code": diagnostic.code,
+        "severity": diagnostic.severity,
+        "message": diagnostic.message,
+        "help": diagnostic.help,
+        "path": None if diagnostic.path is None else list(diagnostic.path),
+        "span": _span(diagnostic.span),
     }
 
 
@@ -67,14 +58,17 @@ def _span(span: Span | None) -> dict[str, Any] | None:
 
 
 def github(diagnostics: Sequence[Diagnostic]) -> str:
-    """`::error file=...,line=...,col=...,endColumn=...,title=KD203::message` for each."""
-    return "".join(_command(found) for found in diagnostics)
+    """GitHub workflow commands, which annotate the lines of a pull request.
+
+    `::error file=...,line=...,col=...,endColumn=...,title=KD203::message` for each diagnostic.
+    """
+    return "".join(_command(diagnostic) for diagnostic in diagnostics)
 
 
-def _command(found: Diagnostic) -> str:
+def _command(diagnostic: Diagnostic) -> str:
     properties: dict[str, str | int] = {}
-    message = headline(found)
-    span = found.span
+    message = headline(diagnostic)
+    span = diagnostic.span
     file = file_of(span) if span else None
     if span and file is not None:
         properties = {
@@ -84,14 +78,14 @@ def _command(found: Diagnostic) -> str:
             "col": span.column,
             "endColumn": max(span.column, span.end_column - 1),
         }
-        message = found.message
+        message = diagnostic.message
     if span and span.written:
         message += f"\nwritten here: {span.written.source}:{span.written.line}:{span.written.column}"
-    if found.help:
-        message += f"\nhelp: {found.help}"
-    properties["title"] = f"kdcli {found.code}"
+    if diagnostic.help:
+        message += f"\nhelp: {diagnostic.help}"
+    properties["title"] = f"kdcli {diagnostic.code}"
     listed = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items())
-    return f"::{found.severity} {listed}::{_data(message)}\n"
+    return f"::{diagnostic.severity} {listed}::{_data(message)}\n"
 
 
 def _data(text: str) -> str:
@@ -106,13 +100,18 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 
 
 def sarif(diagnostics: Sequence[Diagnostic]) -> str:
-    """One log with one run; its rules are the codes that were found, with their explanations."""
-    codes = list(dict.fromkeys(found.code for found in diagnostics))
+    """A SARIF 2.1.0 log for code scanning; its rules are the codes that occur, with their explanations.
+
+    Columns are code points from 1, the end column one past the end (SARIF 3.30). Files in the working directory
+    are relative to it; diagnostics from standard input or arguments carry their path into the spec as a logical
+    location.
+    """
+    codes = list(dict.fromkeys(diagnostic.code for diagnostic in diagnostics))
     driver = {"name": "kdcli", "version": __version__, "rules": [_rule(code) for code in codes]}
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(found, codes.index(found.code)) for found in diagnostics],
+        "results": [_result(diagnostic, codes.index(diagnostic.code)) for diagnostic in diagnostics],
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=2) + "\n"
@@ -130,26 +129,26 @@ def _rule(code: str) -> dict[str, Any]:
     }
 
 
-def _result(found: Diagnostic, rule: int) -> dict[str, Any]:
-    message = f"{found.message}\nhelp: {found.help}" if found.help else found.message
+def _result(diagnostic: Diagnostic, rule: int) -> dict[str, Any]:
+    message = f"{diagnostic.message}\nhelp: {diagnostic.help}" if diagnostic.help else diagnostic.message
     result: dict[str, Any] = {
-        "ruleId": found.code,
+        "ruleId": diagnostic.code,
         "ruleIndex": rule,
-        "level": found.severity,
+        "level": diagnostic.severity,
         "message": {"text": message},
     }
     location: dict[str, Any] = {}
-    if found.span is not None:
-        physical = _physical(found.span)
+    if diagnostic.span is not None:
+        physical = _physical(diagnostic.span)
         if physical:
             location["physicalLocation"] = physical
-        if found.span.written is not None:
-            written = _physical(found.span.written)
+        if diagnostic.span.written is not None:
+            written = _physical(diagnostic.span.written)
             if written:
                 note = {"message": {"text": "written here"}, "physicalLocation": written}
                 result["relatedLocations"] = [note]
-    if found.path:
-        location["logicalLocations"] = [{"fullyQualifiedName": dotted(found.path)}]
+    if diagnostic.path:
+        location["logicalLocations"] = [{"fullyQualifiedName": dotted(diagnostic.path)}]
     if location:
         result["locations"] = [location]
     return result

@@ -1,1 +1,1 @@
-"""A training as the user sees it: the terminal, plain lines, the plan, progress."""
+"""A training while it runs: the live screen, plain lines, the plan, and what records them."""

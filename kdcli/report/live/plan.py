@@ -1,4 +1,4 @@
-"""What would run: the summary of a plan, for `validate` on success and at the top of a training."""
+"""Summary of what will be trained: networks, pairs, steps; shown by `validate` and when a training starts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from kdcli.report.quantities import MISSING, count, flops, rate
 
 
 def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> str:
-    """The summary as text; complete and unwrapped when no width is given."""
-    drawn = plan_summary(plan)
-    return as_text(drawn, colour=colour) if width is None else as_text(drawn, colour=colour, width=width)
+    """The plan's summary as text; nothing wraps where there is no width."""
+    return as_text(plan_summary(plan), colour=colour, width=width)
 
 
 def plan_summary(plan: Plan) -> RenderableType:
-    """Networks, pairs, and what the steps come to."""
+    """The plan's summary for a console: networks, pairs of layers, data, steps, learning rate."""
     parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
     if plan.pairs:
         parts += [Text(""), _pairs(plan)]
     if plan.pulls:
         parts.append(Text("pull: how hard a term's gradient is on the student, to the task loss's 1"))
-    parts += [Text(""), *map(Text, schedule_lines(plan))]
+    parts += [Text(""), *map(Text, _schedule_lines(plan))]
     return Group(*parts)
 
 
-def schedule_lines(plan: Plan) -> list[str]:
-    """Data, steps, learning rate, a line each."""
+def _schedule_lines(plan: Plan) -> list[str]:
+    """A line each for data, steps, learning rate, and where a resumed run goes on."""
     global_batch = plan.batch_size * plan.processes
     batch = f"batch {plan.batch_size}"
     if plan.processes > 1:

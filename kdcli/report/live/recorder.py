@@ -1,4 +1,4 @@
-"""Everything that listens to a training: terminal, metrics.jsonl, train.log, loggers."""
+"""Hands every record of a training to the terminal, metrics.jsonl, train.log and the loggers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Self, TextIO
 
 from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
-from kdcli.report.live.live_screen import Screen
-from kdcli.report.live.plain_text import Lines
+from kdcli.report.live.live_screen import LiveScreen
+from kdcli.report.live.plain_text import PlainText
 from kdcli.report.loggers.logger import Loggers
 from kdcli.report.run_files import MetricsWriter, TrainLog
 
 WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
-"""Makes the report of a run that has just finished: what to tell; with True, pictures for the loggers too."""
+"""Writes the report of a run that has just finished. Returns notices and, if called with True, PNG by name."""
 
 
 class Recorder:
-    """`with Recorder(...) as recorder: for record in train(run): recorder.take(record)`.
+    """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
     spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
-    on disk, before the last line is shown.
+    on disk, before the training's last line is shown.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Recorder:
             stack.enter_context(self._terminal)
             self._metrics = stack.enter_context(MetricsWriter(self._paths[0]))
             self._log = stack.enter_context(TrainLog(self._paths[1]))
-            stack.callback(lambda: self._tell(self._loggers.close()))
-            self._tell(self._loggers.load())
+            stack.callback(lambda: self._show_all(self._loggers.close()))
+            self._show_all(self._loggers.load())
             self._stack = stack.pop_all()
         return self
 
@@ -61,20 +61,20 @@ class Recorder:
         self._stack.__exit__(kind, error, trace)
 
     def take(self, record: Record) -> None:
-        """Show one record and write it down."""
+        """Show one record, write it to the run's files and hand it to the loggers."""
         if isinstance(record, Plan):
             self._metrics.truncate_after(
                 record.resumed_step, before_evaluation=record.resumed_before_evaluation
             )
         if isinstance(record, (Plan, Step, Evaluation, Finished)):
             self._metrics.write(record)
-        self._tell(self._loggers.take(record))
+        self._show_all(self._loggers.take(record))
         if isinstance(record, Finished) and self._write_up is not None:
             notices, pictures = self._write_up(bool(self._loggers))
-            self._tell([*notices, *self._loggers.pictures(record.step, pictures)])
+            self._show_all([*notices, *self._loggers.pictures(record.step, pictures)])
         self._show(record)
 
-    def _tell(self, notices: Sequence[Notice]) -> None:
+    def _show_all(self, notices: Sequence[Notice]) -> None:
         for notice in notices:
             self._show(notice)
 
@@ -84,9 +84,11 @@ class Recorder:
 
 
 class Terminal:
-    """Consumes records: `with Terminal(spec="cfg.yaml") as terminal: for r in records: terminal.show(r)`.
+    """Shows a training's records on standard error: live on a terminal, else as plain lines.
 
-    spec: how the user named the spec (a path, or a list with its overrides), for the command to go on with;
+    A terminal that goes away (a closed pipe, a hung-up line) ends the drawing, never the training.
+
+    spec: how the user named the spec (a path, or a list with its overrides), for the command shown at the end;
     quiet: only warnings and the last line.
     """
 
@@ -103,9 +105,9 @@ class Terminal:
         self._stream = sys.stderr if stream is None else stream
         self._spec = spec
         self._quiet = quiet
-        self._lines = Lines(clock)
+        self._lines = PlainText(clock)
         live = is_terminal(self._stream) if live is None else live
-        self._screen = Screen(self._stream, width=width, clock=clock) if live and not quiet else None
+        self._screen = LiveScreen(self._stream, width=width, clock=clock) if live and not quiet else None
         self._gone = False
 
     def __enter__(self) -> Self:
@@ -117,7 +119,7 @@ class Terminal:
         self._guarded(lambda: self._screen.close() if self._screen else None)
 
     def show(self, record: Record) -> None:
-        """Draw or print one record."""
+        """Show one record."""
         self._guarded(lambda: self._show(record))
 
     def _show(self, record: Record) -> None:
@@ -128,7 +130,7 @@ class Terminal:
             if text:
                 write(text, self._stream)
         if isinstance(record, Finished):
-            write(farewell(record, self._spec) + "\n", self._stream)
+            write(last_line(record, self._spec) + "\n", self._stream)
 
     def _guarded(self, draw: Callable[[], object]) -> None:
         if self._gone:
@@ -142,10 +144,10 @@ class Terminal:
                     self._screen.abandon()
 
 
-def farewell(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
-    """Where the student lies and the next command, in one line."""
+def last_line(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
+    """Last line of a training: the student's file and the command that evaluates it."""
     named = spec or str(finished.run_dir / "spec.resolved.yaml")
     command = shlex.join(["kdcli", "eval", *([named] if isinstance(named, str) else named)])
     student = finished.student_path
-    where = f"run: {finished.run_dir}" if student is None else f"student: {student}"
-    return f"{where} · next: {command}"
+    result = f"run: {finished.run_dir}" if student is None else f"student: {student}"
+    return f"{result} · next: {command}"

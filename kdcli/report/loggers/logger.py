@@ -1,4 +1,4 @@
-"""What a logger is: five calls, numbers by name."""
+"""The Logger protocol, and Loggers, which hands a run's records to the loggers that the spec names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kdcli.report.run_files import replace_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedRun:
-    """A run as loggers see it.
+    """What a logger gets to know of the run.
 
     spec: with all defaults, plain values; spec_text: the same as YAML. resumed_step: steps after it will
-    be said again. identity: what `begin` returned when the run began, None for a new one.
+    be logged again. identity: what `begin` returned when the run began, None for a new one.
     """
 
     name: str
@@ -32,10 +32,13 @@ class LoggedRun:
 
 
 class Logger(Protocol):
-    """Made without arguments, called on rank 0 alone. Whatever it raises ends the logger, never the run."""
+    """What a logger implements. It is made without arguments and called on rank 0 alone.
+
+    Whatever it raises ends the logger, never the run.
+    """
 
     def begin(self, run: LoggedRun) -> str | None:
-        """Open the run, or the one of `run.identity` again; returns the identity to continue with."""
+        """Begin the run, or continue the one of `run.identity`; returns the identity for a later resume."""
         ...
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,7 +46,7 @@ class Logger(Protocol):
         ...
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """PNG files by name, at the end of the run."""
+        """The report's pictures, PNG by name, at the end of the run."""
         ...
 
     def summary(self, values: Mapping[str, float]) -> None:
@@ -51,12 +54,12 @@ class Logger(Protocol):
         ...
 
     def end(self, *, finished: bool) -> None:
-        """Put everything in its place; finished: False where the run stopped early."""
+        """Close the logger; finished is False where the run stopped early."""
         ...
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The leaves of a spec as `trainer.optimizer.kwargs.lr` and their values."""
+    """The values of a spec by their paths, such as `trainer.optimizer.kwargs.lr`."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flat(item, f"{name}.{key}" if name else str(key))
@@ -92,7 +95,10 @@ def check_loggers(names: Sequence[str], plugins: Sequence[str]) -> None:
 
 
 class Loggers:
-    """`load`, `take` every record, `close`; each returns what the user should be told."""
+    """Hands a run's records to its loggers, and leaves out those that fail.
+
+    Call `load`, `take` with every record, `close`; each returns notices for the user.
+    """
 
     def __init__(self, names: Sequence[str], run: LoggedRun) -> None:
         self._names = tuple(dict.fromkeys(names))
@@ -100,7 +106,7 @@ class Loggers:
         self._made: dict[str, Logger] = {}
         self._open: dict[str, Logger] | None = None
         self._processes = 1
-        self._failed: list[Notice] = []
+        self._notices: list[Notice] = []
         self._finished = False
 
     def load(self) -> list[Notice]:
@@ -110,7 +116,7 @@ class Loggers:
                 self._made[name] = _load(name)
             except Exception as error:
                 self._leave_out(name, error)
-        return self._told()
+        return self._new_notices()
 
     def take(self, record: Record) -> list[Notice]:
         """Hand one record to every logger."""
@@ -127,19 +133,19 @@ class Loggers:
             self._finished = True
             best = {f"best/{name}": value for name, value in record.best.items()}
             self._each(lambda logger: logger.summary(best))
-        return self._told()
+        return self._new_notices()
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> list[Notice]:
         """Hand the report's pictures to every logger."""
         if pictures:
             self._each(lambda logger: logger.pictures(step, pictures))
-        return self._told()
+        return self._new_notices()
 
     def close(self) -> list[Notice]:
         """End every logger."""
         self._each(lambda logger: logger.end(finished=self._finished))
         self._open = {}
-        return self._told()
+        return self._new_notices()
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -177,11 +183,11 @@ class Loggers:
         else:
             what = ": ".join(part for part in (type(error).__name__, reason) if part)
             message = f"logger `{name}` failed and is left out, training goes on: {what}"
-        self._failed.append(Notice(message=message, level="warning"))
+        self._notices.append(Notice(message=message, level="warning"))
 
-    def _told(self) -> list[Notice]:
-        told, self._failed = self._failed, []
-        return told
+    def _new_notices(self) -> list[Notice]:
+        notices, self._notices = self._notices, []
+        return notices
 
     def _scalars(self, record: Step | Evaluation | Finished) -> Iterator[tuple[str, float]]:
         if isinstance(record, Step):
@@ -213,7 +219,7 @@ def _load(name: str) -> Logger:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        said: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): str(identity) for name, identity in said.items()}
+        identities: Any = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(identity) for name, identity in identities.items()}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -1,4 +1,4 @@
-"""The pieces of an HTML page: everything that comes from a user is escaped here."""
+"""HTML elements of report.html; all text that comes from a user is escaped here."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def text(value: object) -> str:
-    """A user's text as HTML."""
+    """The value as text, escaped for HTML, control characters made visible."""
     return "\n".join(escape(printable(line)) for line in str(value).split("\n"))
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document."""
+    """A whole HTML document."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -65,7 +65,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading with what belongs to it; nothing where there is nothing."""
+    """A section with a heading; "" if no part has content."""
     content = [part for part in parts if part]
     anchor = re.sub(r"\W+", "-", title.lower())
     return (
@@ -76,12 +76,12 @@ def section(title: str, *parts: str) -> str:
 
 
 def paragraph(words: str) -> str:
-    """A soft-spoken line."""
+    """A paragraph in a soft colour; "" without words."""
     return f'<p class="soft">{text(words)}</p>' if words else ""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that scrolls sideways on its own; the first column is names, the others numbers."""
+    """A table that scrolls sideways; the first column holds names, the others numbers."""
     head = "".join(_cell("th", index, name) for index, name in enumerate(columns))
     body = "\n".join(
         "<tr>" + "".join(_cell("td", index, value) for index, value in enumerate(row)) + "</tr>"
@@ -92,7 +92,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and what they are, in long lines that wrap."""
+    """A list of names with their values; long values wrap."""
     rows = "\n".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs)
     return f"<dl>\n{rows}\n</dl>" if rows else ""
 
@@ -109,12 +109,12 @@ def cards(parts: Iterable[str]) -> str:
 
 
 def folded(title: str, words: str) -> str:
-    """Text that opens on demand."""
+    """Preformatted text that is hidden until its title is clicked."""
     return f"<details><summary>{text(title)}</summary><pre>{text(words)}</pre></details>"
 
 
 def image(uri: str, alternative: str) -> str:
-    """A picture from a data URI that was checked when it was read."""
+    """An image from a data URI, which was checked when it was read."""
     return f'<img src="{escape(uri)}" alt="{text(alternative)}" loading="lazy">'
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a report as PNG files by name, for loggers."""
+"""The pictures of report_data.json as PNG, for loggers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TILE, GAP = 96, 8
 
 
 def report_pictures(run_dir: Path) -> dict[str, bytes]:
-    """Everything of report_data.json that can be drawn; empty where there is no such file."""
+    """Charts and image sheets of a run's report_data.json as PNG by name; empty without such a file."""
     data = read_report_data(run_dir / REPORT_DATA)
     pictures: dict[str, bytes] = {}
     if data.class_accuracy is not None and data.class_accuracy.classes:
@@ -34,7 +34,7 @@ def report_pictures(run_dir: Path) -> dict[str, bytes]:
 
 
 def _sheet(rows: list[list[str]]) -> bytes:
-    """Data URIs as tiles in rows."""
+    """A PNG that shows images, given as data URIs, as tiles in rows."""
     width = max(len(row) for row in rows) * (TILE + GAP) + GAP
     sheet = Image.new("RGB", (width, len(rows) * (TILE + GAP) + GAP), "white")
     for y, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run."""
+"""report.html: one self-contained page about a run, section by section."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcli.report.charts import (
     similarity_chart,
 )
 from kdcli.report.page import elements as page
-from kdcli.report.quantities import MISSING, difference, duration, measure, speed
+from kdcli.report.quantities import duration, speed
 from kdcli.report.recorded_run import (
     Detection,
     Disagreement,
@@ -26,7 +26,7 @@ from kdcli.report.recorded_run import (
     read_report_data,
     read_run,
 )
-from kdcli.report.results_table import comparison_lines, metric_names, saving
+from kdcli.report.results_table import cost_sentence, eval_rows, result_rows
 from kdcli.report.run_files import replace_file
 
 REPORT = "report.html"
@@ -34,7 +34,7 @@ REPORT_DATA = "report_data.json"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html into a run folder from what lies there; returns its path.
+    """Write report.html into a run folder from its records and report_data.json; returns its path.
 
     Needs the extra `report` (RunError KD755 without it); sections without data are left out.
     """
@@ -44,7 +44,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def report_page(run: RecordedRun, data: ReportData) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     return page.page(f"{run.name} · kdcli", filter(None, _sections(run, data)))
 
 
@@ -55,7 +55,7 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
     ]
     return [
         _head(run),
-        page.section("Result", _standings(run)),
+        page.section("Result", _results(run)),
         page.section("Quality and cost", *_comparison(data)),
         page.section("Curves", page.cards(curves)),
         page.section("Accuracy by class", *_classes(data)),
@@ -78,28 +78,20 @@ def _head(run: RecordedRun) -> str:
     return f"<header><h1>{page.text(run.name)}</h1>{page.paragraph(' · '.join(facts))}</header>"
 
 
-def _standings(run: RecordedRun) -> str:
-    rows = {f"{run.student}, last": run.last, f"{run.student}, best": run.best, **run.teachers}
+def _results(run: RecordedRun) -> str:
     if not run.last:
         return page.paragraph("Not evaluated yet.")
-    names = metric_names(list(rows.values()), run.primary)
-    gains = bool(run.teachers) and run.primary in run.best
-    lines = []
-    for index, (label, metrics) in enumerate(rows.items()):
-        line = [label, *(measure(metrics[name]) if name in metrics else MISSING for name in names)]
-        if gains:
-            other = index > 1 and run.primary in metrics
-            line.append(difference(run.best[run.primary], metrics[run.primary]) if other else "")
-        lines.append(line)
-    return page.table(["", *names, *([f"gain ({run.primary})"] if gains else [])], lines)
+    rows = {f"{run.student}, last": run.last, f"{run.student}, best": run.best, **run.teachers}
+    columns, cells = result_rows(list(rows.items()), run.primary)
+    return page.table(["", *columns], cells)
 
 
 def _comparison(data: ReportData) -> list[str]:
     if not data.comparison:
         return []
     columns = ["", *(row.network for row in data.comparison)]
-    lines = comparison_lines(data.comparison, primary=data.primary)
-    return [page.table(columns, lines), page.paragraph(saving(data.comparison))]
+    lines = eval_rows(data.comparison, primary=data.primary)
+    return [page.table(columns, lines), page.paragraph(cost_sentence(data.comparison))]
 
 
 def _classes(data: ReportData) -> list[str]:
@@ -119,9 +111,9 @@ def _reliability(data: ReportData) -> list[str]:
     ]
 
 
-def _disagreements(found: tuple[Disagreement, ...]) -> str:
+def _disagreements(disagreements: tuple[Disagreement, ...]) -> str:
     figures = []
-    for one in found:
+    for one in disagreements:
         lines = [f"<b>{page.text(one.label)}</b>"] if one.label is not None else []
         lines += [
             f"{page.text(name)}: {page.text(answer)} ({100 * confidence:.0f}&nbsp;%)"
@@ -141,15 +133,15 @@ def _maps(pair: FeatureMaps) -> str:
     return page.card(pair.title, page.paragraph("input, student, teacher") + rows)
 
 
-def _detections(found: tuple[Detection, ...]) -> list[str]:
-    if not found:
+def _detections(detections: tuple[Detection, ...]) -> list[str]:
+    if not detections:
         return []
-    networks = list(dict.fromkeys(name for one in found for name in one.boxes))
+    networks = list(dict.fromkeys(name for one in detections for name in one.boxes))
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(networks)}
     legend = " · ".join(
         f'<b style="color:{colour}">{page.text(name)}</b>' for name, colour in colours.items()
     )
-    return [f"<p>{legend}</p>", page.cards(_boxes(one, colours) for one in found)]
+    return [f"<p>{legend}</p>", page.cards(_boxes(one, colours) for one in detections)]
 
 
 def _boxes(one: Detection, colours: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import KdError, UsageError
-from kdcli.report.compare.compare_plot import write_overlay
+from kdcli.report.compare.compare_plot import write_plot
 from kdcli.report.compare.compare_runs import RunComparison, compare_runs, compare_text, spread_of
 from tests.report.run_folders import make_run
 
@@ -142,11 +142,11 @@ def test_runs_without_evaluation(tmp_path: Path) -> None:
     assert "unfinished" in compare_text(compare_runs([path]))
 
 
-def test_overlay(folders: list[Path], tmp_path: Path) -> None:
+def test_plot(folders: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     compared: RunComparison = compare_runs(folders)
-    text = write_overlay(compared, tmp_path / "all.svg").read_text()
+    text = write_plot(compared, tmp_path / "all.svg").read_text()
     assert "alone (3 runs)" in text and "near" in text
-    assert write_overlay(compared, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert write_plot(compared, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match=r"cannot draw into `all\.doc`"):
-        write_overlay(compared, tmp_path / "all.doc")
+        write_plot(compared, tmp_path / "all.doc")

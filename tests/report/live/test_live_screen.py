@@ -18,18 +18,18 @@ class Terminal(io.StringIO):
 
 def test_a_pipe_is_told_nothing() -> None:
     stream = io.StringIO()
-    with progress("looking at images", stream) as told:
-        assert told is None
+    with progress("looking at images", stream) as update:
+        assert update is None
     assert stream.getvalue() == ""
 
 
 def test_a_terminal_sees_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with progress("looking at images", stream) as told:
-        assert told is not None and stream.getvalue() == ""
-        told(256, 1000)
-        told(1000, 1000)
+    with progress("looking at images", stream) as update:
+        assert update is not None and stream.getvalue() == ""
+        update(256, 1000)
+        update(1000, 1000)
     assert "looking at images" in stream.getvalue() and "1000/1000" in stream.getvalue()
 
 

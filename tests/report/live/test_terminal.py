@@ -10,9 +10,9 @@ from itertools import count
 import pytest
 
 from kdcli.engine.records import Finished, Notice, Record
-from kdcli.report.live.plain_text import Lines
+from kdcli.report.live.plain_text import PlainText
 from kdcli.report.live.plan import plan_text
-from kdcli.report.live.recorder import Terminal, farewell
+from kdcli.report.live.recorder import Terminal, last_line
 from tests.report.samples import RUN, evaluation, finished, plan, records, step
 
 
@@ -91,20 +91,20 @@ def test_lines_golden() -> None:
 def test_lines_are_at_most_twenty_an_epoch_however_slow() -> None:
     text = shown(StringIO(), [step(n, 1000, 1, seconds=7.0) for n in range(1, 1001)], tick=7.0)
     assert len(text.splitlines()) <= 20 + 7 * 1000 // 60
-    lines = Lines(clock=lambda: 0.0)
+    lines = PlainText(clock=lambda: 0.0)
     assert sum(bool(lines.of(step(n, 1000, 1))) for n in range(1, 1001)) == 2
 
 
 def test_lines_break_a_long_silence() -> None:
     now = count(step=13)
-    lines = Lines(clock=lambda: float(next(now)))
+    lines = PlainText(clock=lambda: float(next(now)))
     assert sum(bool(lines.of(step(n, 100_000, 1))) for n in range(1, 100)) > 5
 
 
 def test_losses_are_means_over_the_steps_that_had_them() -> None:
     from dataclasses import replace
 
-    lines = Lines(clock=lambda: 0.0)
+    lines = PlainText(clock=lambda: 0.0)
     lines.of(replace(step(1, 2, 1), losses={"task.ce": 1.0}, total=1.0))
     text = lines.of(replace(step(2, 2, 1), losses={"task.ce": 3.0, "job.t.kd": 7.0}, total=10.0))
     assert "loss 5.5000  (task.ce 2.0000  job.t.kd 7.0000)" in text
@@ -202,12 +202,12 @@ def test_quiet_shows_warnings_and_the_last_line() -> None:
     )
 
 
-def test_farewell_quotes_and_does_without_a_student() -> None:
+def test_last_line_quotes_and_does_without_a_student() -> None:
     done = finished()
-    assert farewell(done, "my cfg.yaml").endswith("kdcli eval 'my cfg.yaml'")
-    assert farewell(done, ["c.yaml", "trainer.max_epoch=2"]).endswith("eval c.yaml trainer.max_epoch=2")
+    assert last_line(done, "my cfg.yaml").endswith("kdcli eval 'my cfg.yaml'")
+    assert last_line(done, ["c.yaml", "trainer.max_epoch=2"]).endswith("eval c.yaml trainer.max_epoch=2")
     bare = Finished(step=1, seconds=1.0, run_dir=RUN, student_path=None, primary="top1")
-    assert farewell(bare, "c.yaml") == "run: runs/digits_kd · next: kdcli eval c.yaml"
+    assert last_line(bare, "c.yaml") == "run: runs/digits_kd · next: kdcli eval c.yaml"
 
 
 def test_a_run_without_teachers_has_no_gain_column() -> None:
