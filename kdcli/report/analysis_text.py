@@ -14,9 +14,9 @@ from kdcli.report.console import Cell, as_text, printable, table
 from kdcli.report.quantities import MISSING, count
 
 if TYPE_CHECKING:  # these import torch
-    from kdcli.engine.features import Layer
-    from kdcli.engine.pairs import FittingPair
-    from kdcli.engine.profile import Profile
+    from kdcli.analysis.layers import Layer
+    from kdcli.analysis.pairs import FittingPair
+    from kdcli.training.profile import Profile
 
 STATUS_STYLES = {"once": "green", "several": "yellow", "changed in place": "yellow"}
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcli.engine.records import Comparison
-from kdcli.engine.reopen import SPEC, env_of_run, mapping_in, text_of
 from kdcli.errors import RunError
+from kdcli.records import Comparison
 from kdcli.report.run_files import read_metrics
+from kdcli.training.reopen import SPEC, env_of_run, mapping_in, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

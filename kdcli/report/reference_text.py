@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.codes import Explanation
-from kdcli.engine.methods import Method
 from kdcli.losses.describe import Description
+from kdcli.reference.methods import Method
 from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli import __version__
-from kdcli.engine.records import Comparison, Evaluation, Finished
+from kdcli.records import Comparison, Evaluation, Finished
 from kdcli.report.console import Cell, as_text, table
 from kdcli.report.quantities import MISSING, count, difference, flops, json_value, measure, size
 

@@ -6,7 +6,7 @@ import json
 
 import yaml
 
-from kdcli.engine.features import Layer
+from kdcli.analysis.layers import Layer
 from kdcli.report.analysis_text import layers_text
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.engine.records import Step
 from kdcli.errors import RunError
+from kdcli.records import Step
 from kdcli.report.run_files import CLOCK_FIELDS, MetricsWriter, TrainLog, read_metrics
 
 from .samples import evaluation, finished, plan, records, step

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import console_for, is_terminal, printable
 from kdcli.report.live.plain_text import EpochSoFar
 from kdcli.report.live.plan import plan_summary

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import as_text, printable
 from kdcli.report.live.plan import plan_summary
 from kdcli.report.quantities import duration, measure, rate, speed

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from kdcli.commands import report as command
-from kdcli.engine.records import Notice
-from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError
+from kdcli.records import Notice
 from kdcli.report import charts
 from kdcli.report.live.recorder import Recorder
 from kdcli.report.loggers.logger import Loggers
 from kdcli.report.page.logger_pictures import report_pictures
 from kdcli.spec.parse import ParsedSpec
+from kdcli.training.run import RunOptions
 from tests.report.run_folders import make_run, report_data
 from tests.report.samples import plan
 from tests.report.test_loggers import MADE, Listening, evaluation, finished, logged, own, step

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from kdcli.engine.records import Finished, Notice, Record
+from kdcli.records import Finished, Notice, Record
 from kdcli.report.live.plain_text import PlainText
 from kdcli.report.live.plan import plan_text
 from kdcli.report.live.recorder import Terminal, last_line
