@@ -60,7 +60,7 @@ def write_report_data(
 def collect(
     parsed: ParsedSpec, options: RunOptions, device: torch.device
 ) -> tuple[dict[str, Any], list[Notice]]:
-    """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
+    """What kdcli/report/recorded_run.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
     sides = Sides(spec, options.places)
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))

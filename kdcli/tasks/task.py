@@ -150,7 +150,7 @@ class Deployment(Protocol):
 class Answered:
     """What networks answered on test images, for a report.
 
-    sections: of report_data.json (kdcli.report.report_data). metrics, agreement: by network. whole: whether
+    sections: of report_data.json (kdcli.report.recorded_run). metrics, agreement: by network. whole: whether
     all of the test data was answered; else what the run recorded stands before these metrics.
     """
 
