@@ -47,8 +47,10 @@ REFERENCES: dict[str, Explanation] = {
         "wrong: type: resnet81\nright: type: resnet18",
     ),
     "KD309": Explanation(
-        "own code not allowed",
-        "A spec is data: code outside kdcli runs only when the command line says so.",
+        "own code of a package that is no plugin of this run",
+        "A spec is data: code of your own, `package.module:attribute`, is imported only where the command line names"
+        " its package. A run folder records the packages it was started with (env.json), and they have to be named"
+        " again by each command that opens it.",
         "kdcli train cfg.yaml --plugin my_package",
     ),
     "KD310": Explanation(

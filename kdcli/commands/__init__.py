@@ -90,7 +90,7 @@ def evaluate(
         memory_told(parsed.spec, "test"),
         processes(device or parsed.spec.runtime.device) as here,
     ):
-        sides = Sides(parsed.spec, opened.options.places)
+        sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
         keep = Keep(predictions=save_predictions, pictures=show)
         rows, notices = compare(parsed, opened.options, here, weights, keep, sides)
     if here.speaks:

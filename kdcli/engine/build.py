@@ -75,7 +75,7 @@ def built(
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        sides = sides or Sides(spec, options.places)
+        sides = sides or Sides(spec, options.places, plugins=options.plugins)
         train_loader = build_data(sides.train, spec, processes)
         stack.callback(train_loader.close)
         test_loader = build_data(sides.test, spec, processes)

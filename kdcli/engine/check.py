@@ -48,7 +48,7 @@ from kdcli.engine.wiring import (
     student_taps,
     teacher_taps,
 )
-from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
+from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath
 from kdcli.models.network import Network, build_network
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
@@ -86,7 +86,10 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
     On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
     goes on with the data.
     """
-    sides = sides or Sides(parsed.spec, options.places)
+    try:
+        sides = sides or Sides(parsed.spec, options.places, plugins=options.plugins)
+    except SpecError as error:
+        return Checked(tuple(map(parsed.locate, error.diagnostics)), None)
     mode = None if sides.task.rehearses == "real" else fake_mode()
     data = data_facts(parsed.spec, options, sides)
     rehearsal = _Rehearsal(parsed, options, sides.task, data, mode)

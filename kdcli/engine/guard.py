@@ -162,7 +162,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
             problems.append(
                 Diagnostic(
                     code="KD703",
-                    message=f"{name} scores {run.task.primary} {metrics[run.task.primary]:.1f} on this data; "
+                    message=f"{name} scores {run.task.by_chance} {metrics[run.task.by_chance]:.1f} on this data; "
                     f"guessing scores {run.task.chance(classes):.1f}",
                     help="check its weights, normalisation and the order of the classes, "
                     "or say `allow_weak_teacher: true` beside its mimic_name",

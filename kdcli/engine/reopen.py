@@ -15,9 +15,10 @@ from kdcli.engine.distributed import Processes
 from kdcli.engine.folder import RunFolder
 from kdcli.engine.records import RUN_FORMAT
 from kdcli.engine.run import RunOptions
-from kdcli.errors import RunError, SpecPath
+from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.places import Taken, taken_from
+from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 
 SPEC = "spec.resolved.yaml"
@@ -44,12 +45,27 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     said = env.get("spec_dir")
     parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
     places = replace(parsed.places, taken=taken)
+    _require_plugins(parsed, env, plugins)
     return Reopened(
         parsed=at_root(parsed, root),
         options=RunOptions(device=device, plugins=tuple(plugins), places=places),
         folder=RunFolder(root),
         spec_hash=parsed.hash(),
     )
+
+
+def _require_plugins(parsed: ParsedSpec, env: Mapping[str, Any], plugins: Sequence[str]) -> None:
+    """Raise SpecError KD309 where the run's spec names code of packages that the command line does not allow."""
+    missing: dict[str, Diagnostic] = {}
+    recorded = env.get("plugins")
+    started = [str(package) for package in recorded] if isinstance(recorded, list) else []
+    for path, name in own_code(parsed.spec):
+        if not may_import(name, plugins):
+            missing.setdefault(package_of(name), not_a_plugin(name, "KD309", path))
+    if missing:
+        words = " ".join(f"`--plugin {package}`" for package in started)
+        help = f"the run was started with {words}" if started else next(iter(missing.values())).help
+        raise SpecError(parsed.locate(replace(found, help=help)) for found in missing.values())
 
 
 def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +26,7 @@ def write_facts(run: Run) -> None:
     spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
     """
     here = run.processes
-    where = environment(str(here.device), here.world_size, run.options.places, run.spec)
+    where = environment(str(here.device), here.world_size, run.options.places, run.spec, run.options.plugins)
     data = {
         side: {"samples": facts.num_samples, "classes": facts.class_names}
         for side, facts in (("train", run.facts), ("test", run.test_loader.facts))
@@ -46,11 +47,14 @@ def write_facts(run: Run) -> None:
             write_whole(path, lambda file, digest=digest: file.write(digest.packed))  # type: ignore[misc]
 
 
-def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
+def environment(
+    device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """Versions, device, threads, and the state of the working directory's git repository if there is one.
 
     `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
-    opened again.
+    opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
+    lacks one.
     """
     import torch
 
@@ -66,6 +70,7 @@ def environment(device: str, processes: int, places: Places, spec: Spec) -> dict
         "device": device,
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
         "processes": processes,
+        "plugins": list(plugins),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
         "git": _git_state(),

@@ -18,10 +18,12 @@ from kdcli.spec.tables import Table
 Json = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-ANY_MODEL = r"^(torchvision|timm)\..+|^[\w.]+:[\w.]+$"
+OWN = r"^[\w.]+:[\w.]+$"
+"""Own code, behind `--plugin`: what every table takes beside its names."""
+ANY_MODEL = rf"^(torchvision|timm)\..+|{OWN}"
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 """Bounds that pydantic leaves in its own words where a validator stands before them."""
-ANY_TORCHVISION = r"^torchvision\..+"
+ANY_TORCHVISION = rf"^torchvision\..+|{OWN}"
 
 
 def schema_text() -> str:
@@ -126,7 +128,7 @@ def _component(
     table: Table,
     others: Json,
     model: type[BaseModel],
-    pattern: str | None = None,
+    pattern: str = OWN,
     *,
     hidden: Collection[str] = (),
     temperature: bool = False,
@@ -143,9 +145,7 @@ def _component(
             rules.append(
                 {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then}
             )
-    names: Json = _type_names(table)
-    if pattern is not None:
-        names = {"anyOf": [names, {"type": "string", "pattern": pattern}]}
+    names: Json = {"anyOf": [_type_names(table), {"type": "string", "pattern": pattern}]}
     return {
         "description": summary_of(model.__doc__),
         "type": "object",
@@ -192,7 +192,11 @@ def _dataset(table: Table) -> Json:
 
 
 def _named(model: Json, names: Iterable[str]) -> Json:
-    return {**model, "properties": {**model["properties"], "type": {"enum": sorted(names)}}}
+    return {**model, "properties": {**model["properties"], "type": _names_or_own(names)}}
+
+
+def _names_or_own(names: Iterable[str]) -> Json:
+    return {"anyOf": [{"enum": sorted(names)}, {"type": "string", "pattern": OWN}]}
 
 
 def _job(models: Mapping[str, Json]) -> Json:

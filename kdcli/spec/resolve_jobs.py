@@ -62,7 +62,9 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
                 what = f"`{job.mimic_ins_type}`"
                 yield from check_type(name, value, method.types[name], (*path, "options"), what)
     if job.adapter is not None:
-        yield from check_component(job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter")
+        yield from check_component(
+            job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter", tables.plugins
+        )
     for loss in _losses(job, method, path):
         yield from _loss(spec, job, loss, tables, peers=method is not None and method.peers)
     if method is None or method.paired:
@@ -158,7 +160,9 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
     name = loss.spec.type
     if loss.spec.adapter is not None:
         where = (*loss.path, "adapter")
-        yield from check_component(loss.spec.adapter, where, tables.adapters, "KD318", "adapter")
+        yield from check_component(
+            loss.spec.adapter, where, tables.adapters, "KD318", "adapter", tables.plugins
+        )
     if name not in tables.losses:
         help = suggest(name, list(tables.losses)) or "`kdcli methods` lists them all"
         yield Diagnostic(

@@ -24,6 +24,9 @@ from .tables import Target
 
 __all__ = ["Parameter", "Signature", "signature", "source_file"]
 
+NO_ARGUMENTS = frozenset({"ABC", "Dataset", "Generic", "Module", "Protocol", "object"})
+"""Bases whose constructors take nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
@@ -46,18 +49,24 @@ class Parameter:
 class Signature:
     """What a target takes.
 
-    kwargs: what a spec may give. facts: positional parameters, bound by name by kdcli. forward: the
+    kwargs: what a spec may give. positional: the positional parameters, which kdcli binds by name; of own code a
+    spec may give those that kdcli does not know. forward: the
     positional parameters of a class's `forward`. opened: takes further keyword arguments that
     cannot be known. constants: class attributes as expressions, inherited ones included.
     """
 
     kind: Literal["function", "class"]
     kwargs: Mapping[str, Parameter]
-    facts: tuple[str, ...]
+    positional: Mapping[str, Parameter]
     forward: tuple[str, ...] = ()
     opened: bool = False
     doc: str | None = None
     constants: Mapping[str, ast.expr] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The names of the positional parameters."""
+        return tuple(self.positional)
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -79,11 +88,11 @@ def signature(target: Target) -> Signature | None:
     if made is None or not target.preset:
         return made
     kwargs = {name: p for name, p in made.kwargs.items() if name not in target.preset}
-    facts = tuple(name for name in made.facts if name not in target.preset)
+    positional = {name: p for name, p in made.positional.items() if name not in target.preset}
     return Signature(
         kind=made.kind,
         kwargs=kwargs,
-        facts=facts,
+        positional=positional,
         forward=made.forward,
         opened=made.opened,
         doc=made.doc,
@@ -113,7 +122,8 @@ def _signature(path: str) -> Signature | None:
     if constructor is None and any(_is_dataclass(one.node) for one in lineage):
         parameters, opened = _fields(lineage), False
     elif constructor is None:
-        parameters, opened = [], False
+        # What a base class of another package takes can't be known.
+        parameters, opened = [], found.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
     else:
         parameters, opened = _parameters(*constructor, bound=True)
     return _made("class", parameters, opened, found.node, forward, constants)
@@ -131,7 +141,7 @@ def _made(
     return Signature(
         kind=kind,
         kwargs={p.name: p for p in parameters if p.keyword_only},
-        facts=tuple(p.name for p in parameters if not p.keyword_only),
+        positional={p.name: p for p in parameters if not p.keyword_only},
         forward=forward,
         opened=opened,
         doc=None if doc is None else inspect.cleandoc(doc),
@@ -238,7 +248,19 @@ def _value(default: ast.expr | None) -> Any:
 def _is_dataclass(node: ast.stmt) -> bool:
     assert isinstance(node, ast.ClassDef)
     names = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
-    return any(isinstance(name, ast.Name) and name.id == "dataclass" for name in names)
+    return any(ast.unparse(name).split(".")[-1] == "dataclass" for name in names)
+
+
+def _has_unread_base(lineage: list[Definition]) -> bool:
+    """Whether a class inherits from one that could not be read, and that may have a constructor of its own."""
+    read = {one.node.name for one in lineage}
+    for one in lineage:
+        assert isinstance(one.node, ast.ClassDef)
+        for base in one.node.bases:
+            name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")[-1]
+            if name not in read and name not in NO_ARGUMENTS:
+                return True
+    return False
 
 
 def _fields(lineage: list[Definition]) -> list[Parameter]:

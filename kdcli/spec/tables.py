@@ -16,16 +16,20 @@ class Target:
     """What one name of a table stands for.
 
     path: 'package.module:attribute'. preset: keyword arguments that the name itself fixes
-    (resnet18 is ResNet with depth 18); the user cannot give them.
+    (resnet18 is ResNet with depth 18); the user cannot give them. own: whether it is a plugin's.
     """
 
     path: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
 
     def load(self) -> Any:
         """Import the module and return the attribute."""
         module, _, attribute = self.path.partition(":")
-        return getattr(import_module(module), attribute)
+        found = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
 
 
 Table = Mapping[str, Target]

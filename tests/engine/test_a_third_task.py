@@ -110,7 +110,7 @@ class Squares:
 
 
 class Regression:
-    name, primary = "regression", "minus_mse"
+    name, primary, by_chance = "regression", "minus_mse", "minus_mse"
     rehearses, own_size = "fake", False
     why_zero = "every number is right already"
     agreement = matching = kept = deploy = report = None
