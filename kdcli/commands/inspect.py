@@ -38,8 +38,8 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
     from kdcli.report.console import wants_colour, write
     from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import read_text
+    from kdcli.spec.text.overrides import parse_assignment
 
     text, source, folder = read_text(spec)
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
@@ -79,8 +79,8 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
 
 def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
     """What the spec says of its teachers already, if it is a whole spec that can be read."""
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import parse
+    from kdcli.spec.text.overrides import parse_assignment
 
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     try:

@@ -50,8 +50,8 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     from kdcli.reference.tables import tables
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
+    from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read
-    from kdcli.spec.resolve import check_references
 
     parsed = read(spec, changes)
     found = [*parsed.warnings, *check_references(parsed, tables(plugins))]

@@ -185,7 +185,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     from kdcli.report.loggers.logger import LoggedRun
     from kdcli.report.loggers.loggers import Loggers
     from kdcli.report.recorder import Recorder
-    from kdcli.spec.written import resolved_data
+    from kdcli.spec.form.written import resolved_data
     from kdcli.training.build import built
     from kdcli.training.train import train as records_of
 

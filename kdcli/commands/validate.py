@@ -65,8 +65,8 @@ def examine(
     """All findings about one spec, each stage as far as the ones before allow; the plan where it is right."""
     from kdcli.reference.tables import tables
     from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read
-    from kdcli.spec.resolve import check_references
 
     try:
         parsed = read(spec, changes)

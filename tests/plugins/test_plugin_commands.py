@@ -12,7 +12,7 @@ import pytest
 
 from kdcli.report.metrics import read_metrics
 from tests.plugins.specs import MINE
-from tests.training.outcomes import assert_same, outcome
+from tests.training.outcomes import outcome
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +55,17 @@ def test_own_code_in_spawned_workers_on_resume_and_in_the_other_commands(mine: P
     stop = "trainer.max_epoch=1"
     run(mine, "train", "cfg.yaml", *changes, stop, *PLUGIN, "--no-report")
     screen = run(
-        mine, "train", "cfg.yaml", *workers, *PLUGIN, "--no-report", "--resume", "--allow-changed", "trainer",
-        "--allow-changed", "saver",
+        mine,
+        "train",
+        "cfg.yaml",
+        *workers,
+        *PLUGIN,
+        "--no-report",
+        "--resume",
+        "--allow-changed",
+        "trainer",
+        "--allow-changed",
+        "saver",
     )
     assert whole["metrics"][-1]["best"] == outcome(parts, screen)["metrics"][-1]["best"]
     rows = json.loads(run(mine, "eval", "out", *PLUGIN, "--format", "json").partition("\n[")[2] or "[]")

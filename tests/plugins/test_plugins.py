@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from kdcli.spec.resolve import check_references
 
 from kdcli.check.check import CheckOptions, check
 from kdcli.errors import Diagnostic, SpecError
 from kdcli.records import Evaluation, Finished
 from kdcli.reference.tables import tables
 from kdcli.spec.plugins import import_plugins, own_code
-from kdcli.spec.resolve import check_references
 from tests.plugins.specs import MINE
 from tests.training.conftest import Kdcli
 from tests.training.runs import spec_of, train_all
@@ -106,9 +106,7 @@ def test_nothing_is_imported_from_a_spec_alone(mine: Path) -> None:
     assert not Path("imported").exists()
 
 
-def test_a_package_that_can_t_be_imported_is_one_message_with_its_own_error(
-    mine: Path, kdcli: Kdcli
-) -> None:
+def test_a_package_that_can_t_be_imported_is_one_message_with_its_own_error(mine: Path, kdcli: Kdcli) -> None:
     (mine / "kd_broken.py").write_text('"""Broken."""\n\nSIZE = tiny + 1\n')
     (mine / "kd_unclear.py").write_text("def f(:\n    pass\n")
     for name, place in (("kd_broken", "kd_broken.py:3"), ("kd_unclear", "kd_unclear.py:1")):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.parallel.devices import memory_told
 from kdcli.records import Finished, Notice, Step
-from kdcli.spec.rules import check_rules
+from kdcli.spec.check.rules import check_rules
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 NET = "{name: model, type: '%s', kwargs: {num_classes: 4}}"

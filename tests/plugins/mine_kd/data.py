@@ -80,13 +80,22 @@ class Backwards:
     """A sampler: the last sample first."""
 
     def __init__(
-        self, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, *, shuffled: bool = False
+        self,
+        num_samples: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        *,
+        shuffled: bool = False,
     ) -> None:
         self.count, self.size, self.rank, self.world = num_samples, batch_size, rank, world_size
         self.seed, self.shuffled = seed, shuffled
 
     def batches(self, epoch: int) -> list[Ids]:
-        ids = permutation(self.seed, epoch, self.count) if self.shuffled else np.arange(self.count)[::-1].copy()
+        ids = (
+            permutation(self.seed, epoch, self.count) if self.shuffled else np.arange(self.count)[::-1].copy()
+        )
         whole = self.size * self.world
         parts = [ids[start : start + whole] for start in range(0, self.count, whole)]
         shares = (np.array_split(part, self.world)[self.rank] for part in parts)

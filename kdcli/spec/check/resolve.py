@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
-
-from .cache_rules import caches_of, unfit
-from .cautions import check_cautions
-from .components import BOUND, Tables, check_component, suggest
-from .parse import ParsedSpec, once
-from .resolve_jobs import check_jobs
-from .schema import DataPart, ModuleSpec, Spec
-from .tables import task_of
+from kdcli.spec.check.cautions import check_cautions
+from kdcli.spec.check.components import BOUND, Tables, check_component, suggest
+from kdcli.spec.check.resolve_jobs import check_jobs
+from kdcli.spec.check.rules import caches_of, unfit
+from kdcli.spec.parse import ParsedSpec, once
+from kdcli.spec.schema import DataPart, ModuleSpec, Spec
+from kdcli.spec.tables import task_of
 
 __all__ = ["Tables", "check_network", "check_part", "check_references"]
 

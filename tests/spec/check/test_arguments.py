@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.spec.arguments import fits, type_of, wording
+from kdcli.spec.check.arguments import fits, type_of, wording
 
 
 def parsed(text: str) -> ast.expr:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .schema import Spec
+from kdcli.spec.schema import Spec
 
 
 class Dumper(yaml.SafeDumper):

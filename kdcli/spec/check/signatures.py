@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
-from .definitions import (
+from kdcli.spec.check.definitions import (
     KDCLI,
     MOST_STEPS,
     Definition,
@@ -19,8 +19,8 @@ from .definitions import (
     names_of,
     source_file,
 )
-from .ranges import shown
-from .tables import Target
+from kdcli.spec.ranges import shown
+from kdcli.spec.tables import Target
 
 __all__ = ["Parameter", "Signature", "signature", "source_file"]
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath
-
-from .arguments import check_arguments
-from .plugins import is_own, lookup, suggest
-from .schema import Component
-from .signatures import signature
-from .tables import Table, Target, TaskRecord
-from .torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
+from kdcli.spec.check.arguments import check_arguments
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
+from kdcli.spec.plugins import is_own, lookup, suggest
+from kdcli.spec.schema import Component
+from kdcli.spec.tables import Table, Target, TaskRecord
 
 __all__ = ["BOUND", "Tables", "check_against", "check_component", "suggest"]
 

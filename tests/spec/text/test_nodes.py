@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from kdcli.spec.nodes import NumberTooLong, Scalar, describe, kind, plain_value, to_data
-from kdcli.spec.source import compose
+from kdcli.spec.text.nodes import NumberTooLong, Scalar, describe, kind, plain_value, to_data
+from kdcli.spec.text.source import compose
 
 
 @pytest.mark.parametrize(

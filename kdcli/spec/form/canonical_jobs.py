@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from kdcli.errors import did_you_mean
+from kdcli.errors import Diagnostic, Span, did_you_mean
+from kdcli.spec import schema
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
 
-from . import schema
-from .findings import Findings
-from .nodes import Entry, Mapping, Node, Scalar, kind
+
+@dataclass(slots=True)
+class DiagnosticList:
+    """Errors and warnings collected on the way through a text."""
+
+    findings: list[Diagnostic] = field(default_factory=list)
+
+    def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        """Add an error."""
+        self.findings.append(Diagnostic(code=code, message=message, span=span, help=help))
+
+    def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        """Add a warning."""
+        finding = Diagnostic(code=code, message=message, span=span, help=help, severity="warning")
+        self.findings.append(finding)
+
 
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
 # Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.
@@ -29,7 +44,7 @@ LEFTOVERS = {
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 
 
-def canonical_mimic(mimic: Mapping, top: Entry, found: Findings) -> Mapping:
+def canonical_mimic(mimic: Mapping, top: Entry, found: DiagnosticList) -> Mapping:
     """`mimic` as {jobs, stages, task_loss}; top: its entry in the spec."""
     as_jobs = mimic.find("mimic_as_jobs")
     if as_jobs is not None and not (
@@ -67,7 +82,7 @@ def canonical_mimic(mimic: Mapping, top: Entry, found: Findings) -> Mapping:
     return replace(mimic, entries=(Entry(key="jobs", key_span=key_span, value=made), *kept))
 
 
-def _job(job: Node, found: Findings) -> Node:
+def _job(job: Node, found: DiagnosticList) -> Node:
     if not isinstance(job, Mapping):
         return job
     entries: list[Entry] = []
@@ -91,7 +106,7 @@ def _job(job: Node, found: Findings) -> Node:
     return replace(job, entries=tuple(entries))
 
 
-def _less_leftovers(cfgs: Entry, job: Mapping, found: Findings) -> Entry:
+def _less_leftovers(cfgs: Entry, job: Mapping, found: DiagnosticList) -> Entry:
     named = job.get("mimic_ins_type")
     method = str(named.value) if isinstance(named, Scalar) else ""
     if method not in LEFTOVERS or not isinstance(cfgs.value, Mapping):
@@ -103,7 +118,7 @@ def _less_leftovers(cfgs: Entry, job: Mapping, found: Findings) -> Entry:
     return replace(cfgs, value=cfgs.value.without(*LEFTOVERS[method]))
 
 
-def _cfgs(cfgs: Entry, found: Findings) -> list[Entry]:
+def _cfgs(cfgs: Entry, found: DiagnosticList) -> list[Entry]:
     if not isinstance(cfgs.value, Mapping):
         message = f"`cfgs` must be a mapping, got {kind(cfgs.value)}"
         found.error("KD204", message, cfgs.value.span)
@@ -124,7 +139,7 @@ def _cfgs(cfgs: Entry, found: Findings) -> list[Entry]:
     ]
 
 
-def _loss(loss: Mapping, found: Findings) -> Mapping:
+def _loss(loss: Mapping, found: DiagnosticList) -> Mapping:
     """A loss with its adapter as a mapping, and its temperature called `T`."""
     adapter = loss.find("adapter")
     if adapter is not None:

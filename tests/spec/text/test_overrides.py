@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdcli.errors import KdError, UsageError
-from kdcli.spec.overrides import parse_assignment
+from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import changed, findings, good
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-KDCLI = Path(__file__).parent.parent
+KDCLI = Path(__file__).parents[2]
 MOST_STEPS = 20
 """How many imports, aliases or base classes are followed."""
 

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.spec.nodes import to_data
-from kdcli.spec.source import compose
-from kdcli.spec.written import Dumper
+from kdcli.spec.form.written import Dumper
+from kdcli.spec.text.nodes import to_data
+from kdcli.spec.text.source import compose
 from tests.spec.cases import TWO_JOBS
 from tests.spec.specs import BASE, changed, good
 

@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
-
-from .canonical_ema import canonical_ema
-from .canonical_jobs import canonical_mimic
-from .findings import Findings
-from .finite import check_finite
-from .nodes import Entry, Mapping, Node, Scalar, Sequence
-from .source import repeated_key
+from kdcli.spec.form.canonical_jobs import DiagnosticList, canonical_mimic
+from kdcli.spec.ranges import check_finite
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, Sequence, to_data
+from kdcli.spec.text.source import repeated_key
 
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
 SHARED_DATA = ("batch_sampler", "dataloader")
@@ -74,7 +71,7 @@ def _text_entry(key: str, value: str, span: Span) -> Entry:
 
 
 @dataclass(slots=True)
-class _Maker(Findings):
+class _Maker(DiagnosticList):
     # the top level
 
     def spec(self, root: Mapping) -> Mapping:
@@ -284,3 +281,55 @@ def _laid_over(shared: Node, own: Node) -> Node:
         value = entry.value if below is None else _laid_over(below, entry.value)
         made = made.with_entry(replace(entry, value=value))
     return made
+
+
+COUNTS = ("inner_T", "warmup")
+
+
+def canonical_ema(spec: Mapping, found: DiagnosticList) -> Mapping:
+    """The spec with the `ema` of its top level, where United-Perception has it, under `trainer`."""
+    top, trainer = spec.find("ema"), spec.find("trainer")
+    spec = spec.without("ema")
+    if trainer is None or not isinstance(trainer.value, Mapping):
+        return spec
+    own = trainer.value.find("ema")
+    if top is not None and own is not None and to_data(top.value) != to_data(own.value):
+        first, second = sorted((top, own), key=_order)
+        here, there = second.key_span, first.key_span
+        where = (
+            f"in line {there.line}"
+            if here.source == there.source
+            else f"in {there.source}, line {there.line}"
+        )
+        message = "`ema` is given twice, at the top level and under `trainer`, with different values"
+        found.error("KD225", message, here, f"keep one of them; the other is {where}")
+    entry = top or own
+    if entry is None:
+        return spec
+    settled = replace(entry, value=_from_one(entry.value, found))
+    return spec.with_entry(replace(trainer, value=trainer.value.with_entry(settled)))
+
+
+def _from_one(ema: Node, found: DiagnosticList) -> Node:
+    """The average with its counts from 1."""
+    kwargs = ema.find("kwargs") if isinstance(ema, Mapping) else None
+    if not isinstance(ema, Mapping) or kwargs is None or not isinstance(kwargs.value, Mapping):
+        return ema
+    made = kwargs.value
+    for key in COUNTS:
+        entry = made.find(key)
+        if entry is not None and isinstance(entry.value, Scalar) and _is_zero(entry.value.value):
+            found.warn("KD619", f"`{key}: 0` is read as 1", entry.value.span, f"write `{key}: 1`")
+            made = made.with_entry(replace(entry, value=replace(entry.value, value=1, text="1")))
+    return ema.with_entry(replace(kwargs, value=made))
+
+
+def _is_zero(value: Plain) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
+
+
+def _order(entry: Entry) -> tuple[bool, str, int, int]:
+    """Where an entry stands: the text in its order, then the arguments of the command line."""
+    span = entry.key_span
+    argument = span.source.startswith("argument ")
+    return (argument, span.source if argument else "", span.line, span.column)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
-
-from .nodes import Mapping, Node, Sequence, used_at
-from .source import Budget, compose, repeated_key
-from .text import MAX_CHARACTERS, decode
+from kdcli.spec.text.lines import MAX_CHARACTERS, decode
+from kdcli.spec.text.nodes import Mapping, Node, Sequence, used_at
+from kdcli.spec.text.source import Budget, compose, repeated_key
 
 
 @dataclass(frozen=True, slots=True)

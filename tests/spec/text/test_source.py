@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdcli.errors import KdError, Span, SpecError
-from kdcli.spec.nodes import Mapping, Node, Scalar, Sequence, to_data
 from kdcli.spec.parse import parse
-from kdcli.spec.source import compose
-from kdcli.spec.text import MAX_DEPTH, decode
+from kdcli.spec.text.lines import MAX_DEPTH, decode
+from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, to_data
+from kdcli.spec.text.source import compose
 
 
 def mapping(text: str) -> Mapping:
@@ -189,7 +189,7 @@ def test_without_the_c_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = compose(text, "f")
     wrong = ["a: [1\nb: 2\n", "a: 'x", "a:\n\t- 1\n", "a: @x", "a: b: c", "a: !<x", "&", "? "]
     places = [compose(one, "f").findings[0].span for one in wrong[:5]]
-    monkeypatch.setattr("kdcli.spec.source._LOADER", yaml.SafeLoader)
+    monkeypatch.setattr("kdcli.spec.text.source._LOADER", yaml.SafeLoader)
     assert compose(text, "f") == fast
     assert codes("[" * 5000) == ["KD108"]
     for one in wrong:

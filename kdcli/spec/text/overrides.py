@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass, replace
 
 from kdcli.errors import Diagnostic, Span, SpecError, UsageError, did_you_mean
-
-from .nodes import Entry, Mapping, Node, Scalar, Sequence
-from .source import compose
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence
+from kdcli.spec.text.source import compose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.spec.arguments import fits
-from kdcli.spec.resolve_jobs import method_of
-from kdcli.spec.signatures import signature
-from kdcli.spec.torch_names import OPTIMIZERS, SCHEDULERS
+from kdcli.spec.check.arguments import fits
+from kdcli.spec.check.resolve_jobs import method_of
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
 from tests.spec.specs import BASE, TABLES, changed, findings
 
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
-
-from .arguments import check_arguments, check_type, type_of
-from .components import Tables, check_component, suggest
-from .schema import Job, LossSpec, Spec
-from .signatures import Signature, signature
+from kdcli.spec.check.arguments import check_arguments, check_type, type_of
+from kdcli.spec.check.components import Tables, check_component, suggest
+from kdcli.spec.check.signatures import Signature, signature
+from kdcli.spec.schema import Job, LossSpec, Spec
 
 
 @dataclass(frozen=True, slots=True)

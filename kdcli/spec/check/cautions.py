@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-
-from .schema import Job, SchedulerSpec, Spec
+from kdcli.spec.schema import Job, SchedulerSpec, Spec
 
 _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",

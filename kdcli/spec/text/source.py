@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from kdcli.errors import Diagnostic, Span, SpecError
-
-from .nodes import Entry, Mapping, Node, NumberTooLong, Scalar, Sequence, plain_value, used_at
-from .text import MAX_DEPTH, Text
+from kdcli.spec.text.lines import MAX_DEPTH, Text
+from kdcli.spec.text.nodes import Entry, Mapping, Node, NumberTooLong, Scalar, Sequence, plain_value, used_at
 
 MAX_NODES = 100_000
 _LOADER: Any = getattr(yaml, "CLoader", yaml.SafeLoader)

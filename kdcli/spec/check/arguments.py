@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-
-from .nodes import describe
-from .ranges import Range, range_of, ranged
-from .signatures import Parameter, Signature
+from kdcli.spec.check.signatures import Parameter, Signature
+from kdcli.spec.ranges import Range, range_of, ranged
+from kdcli.spec.text.nodes import describe
 
 _SIMPLE = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "bool": "true or false"}
