@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdcli.reference.schema_kwargs import kwargs_schema, summary_of
+from kdcli.reference.schema_kwargs import kwargs_schema, option_schema, summary_of
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
-from kdcli.spec.check.signatures import signature
-from kdcli.spec.form.canonical_jobs import JOB_KEYS
-from kdcli.spec.tables import Table
+from kdcli.spec.check.signatures import options_of, signature
+from kdcli.spec.form.canonical_jobs import JOB_KEYS, LEFTOVERS
+from kdcli.spec.tables import Method, Table
 
 Json = dict[str, Any]
 
@@ -56,7 +56,8 @@ def json_schema() -> Json:
         else _ref("Component"),
         "OptimizerSpec": _named(definitions["OptimizerSpec"], known.optimizers),
         "SchedulerSpec": _named(definitions["SchedulerSpec"], known.schedulers),
-        "Job": _job(definitions),
+        "Cfgs": _cfgs(known.mimickers),
+        "Job": _job(definitions, known.mimickers),
     }
     definitions["Mimic"] = _mimic(definitions)
     definitions["LossSpec"], definitions["AdapterSpec"] = _ref("Loss"), _ref("Adapter")
@@ -199,7 +200,7 @@ def _names_or_own(names: Iterable[str]) -> Json:
     return {"anyOf": [{"enum": sorted(names)}, {"type": "string", "pattern": OWN}]}
 
 
-def _job(models: Mapping[str, Json]) -> Json:
+def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
     """A job as it is written: losses under `cfgs`, teachers by their names."""
     told = models["Job"]["properties"]
     properties = {key: told[key] for key in JOB_KEYS if key in told}
@@ -207,18 +208,33 @@ def _job(models: Mapping[str, Json]) -> Json:
     properties["cfgs"] = {
         "description": "The losses by name, and the method's own options.",
         "type": "object",
-        "additionalProperties": {
-            "if": {"type": "object", "required": ["type"]},
-            "then": _ref("Loss"),
-        },
     }
+    properties["mimic_ins_type"] = {**_type_names(methods), "default": told["mimic_ins_type"]["default"]}
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",
         "properties": properties,
         "patternProperties": {"^teacher": _ref("JobTeacher")},
         "additionalProperties": False,
+        "allOf": [_ref("Cfgs")],
     }
+
+
+def _cfgs(methods: Mapping[str, Method]) -> Json:
+    """What may stand under `cfgs`, as the job's `mimic_ins_type` says; of a job that names none, `base`."""
+    rules = []
+    for name, method in sorted(methods.items()):
+        known = {loss: _ref("Loss") for loss in method.losses}
+        known |= {option.name: option_schema(option) for option in options_of(method.options).values()}
+        known |= {key: {"description": f"no effect: {help}"} for key, help in LEFTOVERS.get(name, {}).items()}
+        given: Json = {"properties": known, "additionalProperties": False}
+        if method.extra_losses:
+            given["additionalProperties"] = _ref("Loss")
+        named = {"properties": {"mimic_ins_type": {"const": name}}, "required": ["mimic_ins_type"]}
+        if name == schema.Job.model_fields["mimic_ins_type"].default:
+            named.pop("required")
+        rules.append({"if": named, "then": {"properties": {"cfgs": given}}})
+    return {"description": "What stands under `cfgs` of each mimic method.", "allOf": rules}
 
 
 def _mimic(models: Mapping[str, Json]) -> Json:

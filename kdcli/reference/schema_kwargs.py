@@ -6,7 +6,7 @@ import ast
 from collections.abc import Collection
 from typing import Any
 
-from kdcli.spec.check.signatures import Parameter, Signature
+from kdcli.spec.check.signatures import Option, Parameter, Signature
 from kdcli.spec.ranges import range_of
 
 Json = dict[str, Any]
@@ -40,6 +40,11 @@ def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature
 def summary_of(doc: str | None) -> str:
     """The first paragraph of a docstring."""
     return " ".join((doc or "").partition("\n\n")[0].split())
+
+
+def option_schema(option: Option) -> Json:
+    """One option of a mimic method."""
+    return {**_argument(option), "description": option.meaning}
 
 
 def _argument(parameter: Parameter) -> Json:

@@ -108,6 +108,35 @@ def test_freedoms(path: tuple[str | int, ...], value: object, validator: jsonsch
     assert validator.is_valid(changed(*path, value=value))
 
 
+FRS = {"mimic_ins_type": "FRS", "teacher0": {"mimic_name": "a"}, "student": {"mimic_name": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "right"),
+    [
+        ({"mask_count": "elements", "neck_loss": {"type": "l2_loss"}}, True),
+        ({"pred_gradient": None, "rpn_loss": {"type": "l2_loss"}}, True),
+        ({"mask_count": "channels"}, False),
+        ({"pred_gradient": "no"}, False),
+        ({"maskcount": "elements"}, False),
+        ({"neck_loss": "l2_loss"}, False),
+        ({"loss": {"type": "l2_loss"}}, False),
+    ],
+)
+@pytest.mark.parametrize("as_jobs", [False, True])
+def test_options_of_a_method(
+    cfgs: dict[str, Any], right: bool, as_jobs: bool, validator: jsonschema.Draft7Validator
+) -> None:
+    job = {**FRS, "cfgs": cfgs}
+    mimic = {"mimic_as_jobs": True, "mimic_job0": job} if as_jobs else job
+    assert validator.is_valid(changed("mimic", value=mimic)) is right
+
+
+def test_an_option_is_none_of_a_method_without_options(validator: jsonschema.Draft7Validator) -> None:
+    assert not validator.is_valid(changed("mimic", "cfgs", "mask_count", value="elements"))
+    assert not validator.is_valid(changed("mimic", "mimic_ins_type", value="Frs"))
+
+
 def test_the_command_writes_it() -> None:
     done = subprocess.run(
         [

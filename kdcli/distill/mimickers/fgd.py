@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.detectors import tapped, term_over
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
 from kdcli.models.detection.area_masks import area_masks
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 
 class FgdMimicker(Mimicker):
@@ -21,8 +23,7 @@ class FgdMimicker(Mimicker):
     Source: "Focal and Global Knowledge Distillation for Detectors", arXiv:2111.11837.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {"loss": LossSpec(type="fgd", kwargs={})}
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    kdcli_record: ClassVar[Method] = MIMICKERS["FGD"]
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import score_maps, tapped, term_over
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
-from kdcli.errors import SpecError, did_you_mean
+from kdcli.errors import SpecError
 from kdcli.spec.schema import Job, LossSpec
-
-MASK_COUNTS = ("positions", "elements")
-"""What of a mask is counted: its positions once, or once for each channel that it is broadcast to."""
+from kdcli.spec.tables import Method
 
 
 class FrsMimicker(Mimicker):
@@ -30,11 +29,8 @@ class FrsMimicker(Mimicker):
     Source: "Distilling Object Detectors with Feature Richness", arXiv:2111.00674.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "neck_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
-        "pred_loss": LossSpec(type="bce_loss", kwargs={"T": 1.0, "batch_mean": False}),
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"mask_count": "positions", "pred_gradient": True}
+    kdcli_record: ClassVar[Method] = MIMICKERS["FRS"]
+    options: FrsOptions
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
@@ -43,18 +39,9 @@ class FrsMimicker(Mimicker):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        options = {**self.OPTIONS, **setting.job.options}
-        if options["mask_count"] not in MASK_COUNTS:
-            raise SpecError.at(
-                (*setting.path, "options", "mask_count"),
-                "KD465",
-                f"`mask_count` is `positions` or `elements`, not `{options['mask_count']}`",
-                did_you_mean(str(options["mask_count"]), MASK_COUNTS),
-            )
-        self.pred_gradient = options["pred_gradient"] is not False
         losses = self.losses_of(setting.job)
         self.by_positions = {
-            name: options["mask_count"] == "positions" and _divides_by_mask(loss)
+            name: self.options.mask_count == "positions" and _divides_by_mask(loss)
             for name, loss in losses.items()
         }
         own = score_maps(setting, setting.student, "the student")
@@ -120,7 +107,7 @@ class FrsMimicker(Mimicker):
                 )
             if "pred_loss" in wanted:
                 own = score_maps(None, student, "the student")[:count]
-                if not self.pred_gradient:
+                if not self.options.pred_gradient:
                     own = [level.detach() for level in own]
                 losses[f"{teacher}.pred_loss"] = self._term(teacher, "pred_loss")(
                     student,
@@ -138,7 +125,7 @@ class FrsMimicker(Mimicker):
     @property
     def logged_only(self) -> Mapping[str, str]:
         """pred_loss with `pred_gradient: false`."""
-        return {} if self.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
+        return {} if self.options.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
 
     def _scores(self, logits: list[Tensor]) -> list[Tensor]:
         return logits if self.compares_logits else [level.sigmoid() for level in logits]

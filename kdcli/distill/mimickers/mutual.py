@@ -10,11 +10,13 @@ from torch import Tensor
 
 from kdcli.distill.adapters import shown
 from kdcli.distill.binding import bind, binding_of
+from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 
 class MutualMimicker(Mimicker):
@@ -27,9 +29,7 @@ class MutualMimicker(Mimicker):
     Source: "Deep Mutual Learning", arXiv:1706.00384.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {"loss": LossSpec(type="kd_loss", kwargs={"T": 1.0})}
-    PAIRED: ClassVar[bool] = False
-    PEERS: ClassVar[bool] = True
+    kdcli_record: ClassVar[Method] = MIMICKERS["Mutual"]
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:

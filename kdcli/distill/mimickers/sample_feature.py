@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
 from kdcli.distill.mimickers.detectors import proposals, tapped, term_over
-from kdcli.distill.mimickers.levels import read_levels
+from kdcli.distill.mimickers.levels import check_levels
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
@@ -19,7 +20,11 @@ from kdcli.losses.reduce import per_count
 from kdcli.models.detection.boxes import offset_of
 from kdcli.models.detection.levels import by_level
 from kdcli.models.detection.roi_pool import RoiAlign
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
+
+POOLER = "bbox_head_pre_process.roipool"
+"""Where a two-stage detector of United-Perception has its pooling layer."""
 
 POOL_SIZE = 7
 """Cells a side of what is pooled where neither network has a pooling layer."""
@@ -38,45 +43,37 @@ class SampleFeatureMimicker(Mimicker):
     Source: "Mimicking Very Efficient Network for Object Detection", CVPR 2017.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "feature_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False})
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {
-        "rcnn_fpn_levels": [0, 1, 2, 3],
-        "rcnn_fpn_strides": [4, 8, 16, 32],
-        "rcnn_fpn_base_scale": 56.0,
-        "teacher_proposal": True,
-        "student_roipooler": "bbox_head_pre_process.roipool",
-        "teacher_roipooler": None,
-    }
+    kdcli_record: ClassVar[Method] = MIMICKERS["SampleFeature"]
+    options: SampleFeatureOptions
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """Proposals of one side."""
         boxes = frozenset({"rpn_dt_bboxes"})
-        if {**cls.OPTIONS, **job.options}["teacher_proposal"]:
+        options: SampleFeatureOptions = cls.kdcli_record.options_of(job.options)
+        if options.teacher_proposal:
             return Needs(teacher_outputs=boxes)
         return Needs(student_outputs=boxes)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        options = {**self.OPTIONS, **setting.job.options}
+        options = self.options
         shown = [(setting.student, setting.job.student.mimic_name)]
         shown += [(view, setting.job.teachers[name].mimic_name) for name, view in setting.teachers.items()]
         count = min(len(list(tensors_in([view.features[tap] for tap in taps]))) for view, taps in shown)
-        given, wanted = (len(options[f"rcnn_fpn_{what}"]) for what in ("strides", "levels"))
+        where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
+        given, wanted = len(options.rcnn_fpn_strides), len(options.rcnn_fpn_levels)
         if given != wanted:
-            where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
             raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
-        found = read_levels(setting, options, "rcnn_fpn", count, "tapped maps")
-        self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
-        self.teacher_proposal = bool(options["teacher_proposal"])
+        self.levels, self.strides = list(options.rcnn_fpn_levels), list(options.rcnn_fpn_strides)
+        self.base_scale = float(options.rcnn_fpn_base_scale)
+        check_levels(self.levels, count, "tapped maps", where)
         # Kept from being children: they are the networks', and hold no parameters.
-        self.poolers: dict[str, Poolers | None] = _poolers(setting)
+        self.poolers: dict[str, Poolers | None] = _poolers(setting, options)
         loss = self.losses_of(setting.job)["feature_loss"]
         self.terms = nn.ModuleDict()
         for teacher, view in setting.teachers.items():
-            if self.teacher_proposal:
+            if options.teacher_proposal:
                 proposals(setting, view, teacher)
             else:
                 proposals(setting, setting.student, "the student")
@@ -110,7 +107,7 @@ class SampleFeatureMimicker(Mimicker):
             view = teachers[teacher]
             rois = (
                 proposals(None, view, teacher)
-                if self.teacher_proposal
+                if self.options.teacher_proposal
                 else proposals(None, student, "the student")
             ).detach()
             offset = self._offset(teacher, batch)
@@ -152,25 +149,24 @@ class SampleFeatureMimicker(Mimicker):
         return torch.cat(rows)
 
 
-def _poolers(setting: Setting) -> dict[str, Poolers | None]:
+def _poolers(setting: Setting, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
     """For each teacher its pooling layer and the student's; None where neither has one.
 
     Raises SpecError KD462 and KD464 where the paths that the spec gives lead to none.
     """
-    options, where = setting.job.options, (*setting.path, "options")
-    paths = options.get("teacher_roipooler") or [None] * len(setting.teachers)
-    if not isinstance(paths, (list, tuple)) or len(paths) != len(setting.teachers):
-        given = f"{len(paths)} poolers" if isinstance(paths, (list, tuple)) else "no list of poolers"
+    where = (*setting.path, "options")
+    paths = options.teacher_roipooler or (None,) * len(setting.teachers)
+    if len(paths) != len(setting.teachers):
         raise SpecError.at(
             (*where, "teacher_roipooler"),
             "KD462",
-            f"{given} for {len(setting.teachers)} teachers",
+            f"{len(paths)} poolers for {len(setting.teachers)} teachers",
             "`teacher_roipooler` is a list with a layer path for each teacher of the job",
         )
     wrong = Findings()
     own: RoiAlign | None = None
     with wrong.part():
-        path = options.get("student_roipooler")
+        path = options.student_roipooler
         own = _pooler(setting.student_module, path, "the student", (*where, "student_roipooler"))
     found: dict[str, Poolers | None] = {}
     for index, (teacher, path) in enumerate(zip(setting.teachers, paths, strict=True)):
@@ -190,9 +186,8 @@ def _pooler(
 
     None where there is no usual one. where: of the given path, which has to lead to a layer (KD464).
     """
-    usual: str = SampleFeatureMimicker.OPTIONS["student_roipooler"]
     try:
-        named = module(usual if path is None else str(path))
+        named = module(POOLER if path is None else path)
     except AttributeError:
         named = None
     found = _pooling(named)
@@ -205,7 +200,7 @@ def _pooler(
         f"{whose} has no layer `{path}`"
         if named is None
         else f"`{path}` of {whose} is a {type(named).__name__}, not a RoI pooling layer of kdcli",
-        did_you_mean(str(path), known)
+        did_you_mean(path, known)
         if known
         else f"{whose} has no such layer at all: leave the path out, and the other network's is used",
     )
