@@ -10,7 +10,7 @@ from kdcli.distill.adapters import shown
 from kdcli.distill.mimickers.mimicker import Setting
 from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
-from kdcli.losses import LOGITS_ONLY, MAPS, POOLED, PRE_ACTIVATIONS
+from kdcli.losses import LOSSES
 
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -59,16 +59,17 @@ def _check(
     path: SpecPath,
 ) -> None:
     whose = "the student" if teacher is None else teacher
+    takes = LOSSES[loss].takes
     found = f"`{tap}` of {whose} is {shown(feature.shape)}"
-    if loss in LOGITS_ONLY and feature.dim() != 2:
+    if takes == "logits" and feature.dim() != 2:
         raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {found}", "name `logits`")
-    if loss in POOLED and feature.dim() > 2 and feature[0].numel() != feature.shape[1]:
+    if takes == "vector" and feature.dim() > 2 and feature[0].numel() != feature.shape[1]:
         raise SpecError.at(
             path, "KD451", f"`{loss}` takes a pooled vector [B, D]; {found}", _pooled_vector(net)
         )
-    if loss in MAPS and feature.dim() != 4:
+    if takes == "map" and feature.dim() != 4:
         raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {found}", _last_map(net))
-    if loss in PRE_ACTIVATIONS:
+    if LOSSES[loss].before_relu:
         relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:
             raise SpecError.at(

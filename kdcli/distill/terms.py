@@ -12,20 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
-from kdcli.distill.binding import Binding, bind, binding_of, default_of, keyword_names
+from kdcli.distill.binding import Binding, binding_of
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Clock, Setting, flat_pairs
 from kdcli.distill.tapping import check_taps, joinable
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
+from kdcli.losses import LOSSES
 from kdcli.losses.standardize import standardize
+from kdcli.losses.stateful import StatefulLoss
 from kdcli.losses.temperature import LearnedTemperature
 from kdcli.spec.schema import Job, LossSpec, Temperature
-
-SPEC_LOSSES = frozenset({"l2_loss", "kl_loss", "kd_loss", "gkd_loss", "ce_loss", "bce_loss"})
-"""United-Perception's own: under `base` they are summed over the pairs and divided by their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +54,14 @@ class Term(nn.Module):
         self.student_taps = tuple(job.student.mimic_name)
         self.teacher_taps = tuple(job.teachers[teacher].mimic_name) if teacher is not None else ()
         self.loss_type = loss.type
-        target = LOSSES[loss.type].load()
-        self.binding: Binding = binding_of(target)
+        self.record = LOSSES[loss.type]
+        self.binding: Binding = binding_of(self.record)
         self.standardize = self._standardizes(job, loss)
         self.mean_over_pairs = (
-            loss.type in SPEC_LOSSES if loss.over_pairs is None else loss.over_pairs == "mean"
+            self.record.mean_over_pairs if loss.over_pairs is None else loss.over_pairs == "mean"
         )
-        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
-        keywords = keyword_names(target)
+        kwargs = {**self.record.preset, **loss.kwargs}
+        keywords = self.binding.keywords
         temperature = self._temperature_of(job, loss, "T" in keywords)
         self.temperature: LearnedTemperature | None = None
         if isinstance(temperature, Temperature):
@@ -83,10 +81,11 @@ class Term(nn.Module):
             check_taps(setting, self.loss_type, self.student_taps, teacher, self.teacher_taps)
         self._compare_outputs(setting)
         self.adapters = self._adapters(setting, loss)
+        self.loss_weight = self.binding.weight_of(kwargs)
+        kwargs = self.binding.own(kwargs)
         self.kwargs = {} if self.binding.stateful else kwargs
         self.calls: list[Callable[..., Tensor]] = self._calls(setting, kwargs)
         self.modules_of_loss = nn.ModuleList(call for call in self.calls if isinstance(call, nn.Module))
-        self.loss_weight = float(kwargs.get("loss_weight", default_of(target, "loss_weight", 1.0)))
         self.rows = self._rows(setting)
 
     def forward(
@@ -123,7 +122,7 @@ class Term(nn.Module):
         if self.temperature is not None:
             extra["T"] = self.temperature(clock.epoch)
         if not self.binding.uses_features:
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         if teachers is None and teacher is not None:
             teachers = [teacher.features[tap] for tap in self.teacher_taps]
         if students is None:
@@ -137,15 +136,16 @@ class Term(nn.Module):
             else [(s, s) for s in tensors_in(list(students))]
         )
         ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
-        if self.binding.whole_list:
+        if self.record.whole_list:
             given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
             given["mask"] = masks
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         losses = []
         for index, (s, t) in enumerate(ready):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
-            loss = self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra)
+            call = self.calls[min(index, len(self.calls) - 1)]
+            loss = self.binding.compute(call, given, extra, self.loss_weight)
             losses.append(loss if factors is None else loss * factors[index])
         total = torch.stack(losses).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
@@ -171,6 +171,11 @@ class Term(nn.Module):
             )
         return tuple(rows)
 
+    @property
+    def stateful(self) -> list[StatefulLoss]:
+        """Its losses that are modules with hooks, one for each pair, or one for all of them."""
+        return [call for call in self.calls if isinstance(call, StatefulLoss)]
+
     def call_on(self, other: Term, index: int) -> nn.Module | None:
         """The module of this loss that reads the same teacher layer as another term's number `index`."""
         tap = other.teacher_taps[index]
@@ -188,9 +193,9 @@ class Term(nn.Module):
             if not has_one:
                 raise self._no_option(job, True, "temperature", "has no temperature")
             return loss.temperature
-        if job.temperature is None or self.loss_type in TEMPERED:
+        if job.temperature is None or self.record.softened:
             return job.temperature
-        if not any(other.type in TEMPERED for other in job.losses.values()):
+        if not any(LOSSES[other.type].softened for other in job.losses.values()):
             why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
             raise self._no_option(job, False, "temperature", why)
         return None
@@ -201,10 +206,10 @@ class Term(nn.Module):
         Raises SpecError KD452 where no loss compares logits.
         """
         asked = job.standardize if loss.standardize is None else loss.standardize
-        if not asked or self.loss_type in LOGIT:
+        if not asked or self.record.kind == "logit":
             return asked
         on_loss = loss.standardize is not None
-        if on_loss or not any(other.type in LOGIT for other in job.losses.values()):
+        if on_loss or not any(LOSSES[other.type].kind == "logit" for other in job.losses.values()):
             raise self._no_option(job, on_loss, "standardize", "compares no logits")
         return False
 
@@ -242,7 +247,7 @@ class Term(nn.Module):
                     )
             wrong.raise_errors()
             return nn.ModuleList(built)
-        if self.binding.sizes_itself or self.loss_type in UNLIKE_SHAPES:
+        if self.binding.sizes_itself or self.record.unlike_shapes:
             return None
         for index, (s, t) in enumerate(pairs):
             with wrong.part():
@@ -263,7 +268,7 @@ class Term(nn.Module):
             help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
         else:
             help = f"no adapter joins them: {why}\n{joinable(setting, self.teacher)}"
-        if self.loss_type in LOGIT and student.dim() == teacher.dim() == 2:
+        if self.record.kind == "logit" and student.dim() == teacher.dim() == 2:
             help = "logits are compared class by class: name `logits` of both networks"
         return SpecError.at(
             (*setting.path, "student", "mimic_name", which),
@@ -276,7 +281,9 @@ class Term(nn.Module):
 
     def _on_logits(self, setting: Setting, student: Tensor, teacher: Tensor) -> bool:
         assert self.teacher is not None
-        return both_logits(setting, self.teacher, student, teacher, read_as_logits=self.loss_type in LOGIT)
+        return both_logits(
+            setting, self.teacher, student, teacher, read_as_logits=self.record.kind == "logit"
+        )
 
     def _compare_outputs(self, setting: Setting) -> None:
         """Raise SpecError KD470 where the loss reads both networks' logits beside the features, of two widths."""
@@ -333,7 +340,7 @@ class Term(nn.Module):
         if self.adapters is not None:
             pairs = [(t, t) for _, t in pairs]
         names: SpecPath = (*setting.path, "student", "mimic_name")
-        if self.binding.whole_list:
+        if self.record.whole_list:
             facts["student_shape"] = [s.shape for s, _ in pairs]
             facts["teacher_shape"] = [t.shape for _, t in pairs]
             with placed(names):

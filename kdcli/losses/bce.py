@@ -21,7 +21,6 @@ def bce_loss(
     T: Positive = 1.0,
     batch_mean: bool = False,
     from_logits: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Binary cross entropy of student against teacher, divided by the number of unmasked elements, or by B.
 
@@ -44,4 +43,4 @@ def bce_loss(
         loss = total / entropy.numel()
     else:
         loss = per_count(total, weights.sum())
-    return loss * loss_weight
+    return loss

@@ -17,7 +17,6 @@ def ce_loss(
     teacher_weights: Tensor | None = None,
     *,
     T: Positive = 1.0,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """−sum(softmax(teacher/T)·log softmax(student/T)) over axis 1, mean over rows, in nats, without T².
 
@@ -27,4 +26,4 @@ def ce_loss(
     """
     equal_shapes(student, teacher, "ce_loss")
     rows = -((teacher / T).softmax(1) * (student / T).log_softmax(1)).sum(1)
-    return row_mean(rows, teacher_weights) * loss_weight
+    return row_mean(rows, teacher_weights)

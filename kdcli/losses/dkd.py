@@ -24,7 +24,6 @@ def dkd(
     beta: float = 8.0,
     T: Positive = 4.0,
     warmup_epochs: int = 20,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """T²·(alpha·TCKD + beta·NCKD), mean over rows, in nats.
 
@@ -41,4 +40,4 @@ def dkd(
     target = kl_rows(two_way(student.log_softmax(1), chosen), two_way(teacher.log_softmax(1), chosen))
     others = kl_rows(log_softmax_without(student, chosen), log_softmax_without(teacher, chosen))
     loss = row_mean(alpha * target + beta * others, teacher_weights) * T**2
-    return loss * (epoch_share(epoch, warmup_epochs) * loss_weight)
+    return loss * epoch_share(epoch, warmup_epochs)

@@ -20,7 +20,6 @@ def kl_loss(
     teacher: Tensor,
     *,
     norm: Literal["softmax", "l2"] = "softmax",
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """KL(teacher ‖ student) of the features after ReLU, in nats.
 
@@ -38,7 +37,7 @@ def kl_loss(
         assert norm == "l2", norm
         s, t = _share(student), _share(teacher)
         loss = (t * ((t + EPSILON) / (s + EPSILON)).log()).sum()
-    return loss * loss_weight
+    return loss
 
 
 def _share(feature: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ def l2_loss(
     *,
     feat_norm: bool = False,
     batch_mean: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Sum of squared differences divided by the number of unmasked elements, or by B.
 
@@ -46,4 +45,4 @@ def l2_loss(
         loss = squares.sum() / squares.numel()
     else:
         loss = per_count(squares.sum(), weights.sum())
-    return loss * loss_weight
+    return loss

@@ -22,7 +22,6 @@ def relational(
     squared: bool = False,
     eps: Positive = 1e-12,
     gather: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Smooth-L1 of pairwise distances and of angles of triples (RKD), each averaged over all entries.
 
@@ -41,7 +40,7 @@ def relational(
     )
     s, t = normalized(_differences(student), _differences(teacher), 2)
     angle = F.smooth_l1_loss(_angles(s), _angles(t))
-    return loss_weight * (distance_weight * distance + angle_weight * angle)
+    return distance_weight * distance + angle_weight * angle
 
 
 def _relative_distances(rows: Tensor, squared: bool, eps: float) -> Tensor:

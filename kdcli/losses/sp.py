@@ -11,9 +11,7 @@ from kdcli.losses.precision import full_precision
 
 
 @full_precision
-def similarity_preserving(
-    student: Tensor, teacher: Tensor, *, gather: bool = False, loss_weight: float = 3000.0
-) -> Tensor:
+def similarity_preserving(student: Tensor, teacher: Tensor, *, gather: bool = False) -> Tensor:
     """Squared Frobenius distance of the two row-normalised Gram matrices of the batch (SP), ÷ B².
 
     student, teacher: features of any shape [B, ...], flattened; their sizes may differ. A sample of zeros
@@ -33,4 +31,4 @@ def similarity_preserving(
         .expand_as(grams[name])
         for name, rows, other in (("teacher", teacher, "student"), ("student", student, "teacher"))
     }
-    return loss_weight * (similar["teacher"] - similar["student"]).pow(2).mean()
+    return (similar["teacher"] - similar["student"]).pow(2).mean()

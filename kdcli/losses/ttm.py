@@ -19,7 +19,6 @@ def ttm(
     teacher_weights: Tensor | None = None,
     *,
     gamma: Positive = 0.1,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """KL(q ‖ softmax(student)), q = softmax(teacher)^gamma renormalised, mean over rows, in nats.
 
@@ -28,7 +27,7 @@ def ttm(
     Source: "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148.
     """
     rows, _ = _rows(student, teacher, gamma)
-    return row_mean(rows, teacher_weights) * loss_weight
+    return row_mean(rows, teacher_weights)
 
 
 @full_precision
@@ -38,7 +37,6 @@ def wttm(
     teacher_weights: Tensor | None = None,
     *,
     gamma: Positive = 0.1,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """`ttm` with each row multiplied by sum(softmax(teacher)^gamma), mean over rows, in nats.
 
@@ -47,7 +45,7 @@ def wttm(
     Source: "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148.
     """
     rows, log_power = _rows(student, teacher, gamma)
-    return row_mean(rows * log_power.exp(), teacher_weights) * loss_weight
+    return row_mean(rows * log_power.exp(), teacher_weights)
 
 
 def _rows(student: Tensor, teacher: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
 from kdcli.errors import Diagnostic, SpecPath
-from kdcli.losses import LOGIT
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
 from kdcli.training.run import Run
@@ -64,7 +63,7 @@ def _taken(
             if not isinstance(term, Term):
                 continue
             sides: list[tuple[str | None, View, tuple[str, ...], SpecPath]] = []
-            if term.loss_type in LOGIT:
+            if term.record.kind == "logit":
                 path: SpecPath = ("mimic", "jobs", job)
                 sides.append((None, student, term.student_taps, (*path, "student", "mimic_name")))
                 if term.teacher is not None:

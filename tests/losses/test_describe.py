@@ -19,8 +19,9 @@ def test_every_loss_is_described_as_it_is(name: str) -> None:
     assert description.summary and description.paper.startswith('"')
     assert description.arxiv is not None or any(c.isdigit() for c in description.paper)
     assert "\n" not in description.summary + description.paper
-    options = keyword_only(LOSSES[name].load())
+    options = [*keyword_only(LOSSES[name].load()), "loss_weight"]
     assert [o.name for o in description.options] == [n for n in options if n not in LOSSES[name].preset]
+    assert description.options[-1].default == LOSSES[name].weight
 
 
 def test_one_description() -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from kdcli.spec.resolve import check_references
 
 from kdcli.check.check import CheckOptions, check
 from kdcli.errors import Diagnostic, SpecError
 from kdcli.records import Evaluation, Finished
 from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.plugins import import_plugins, own_code
 from tests.plugins.specs import MINE
 from tests.training.conftest import Kdcli

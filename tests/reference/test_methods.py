@@ -7,8 +7,6 @@ import inspect
 from pathlib import Path
 
 import pytest
-from kdcli.spec.arguments import check_arguments, check_type
-from kdcli.spec.signatures import options_of, signature
 
 from kdcli.codes import CODES
 from kdcli.commands import words
@@ -17,6 +15,8 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
 from kdcli.reference.methods import fragment, method_fragment, method_of
+from kdcli.spec.check.arguments import check_arguments, check_type
+from kdcli.spec.check.signatures import options_of, signature
 from tests.check.check_cases import CIFAR, examined
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.binding import bind, binding_of
+from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
@@ -34,14 +34,15 @@ class MutualMimicker(Mimicker):
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type].load()).needs.batch)
+        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
         self.names = tuple(setting.job.student.mimic_name)
-        self.binding = binding_of(LOSSES[loss.type].load())
-        self.kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        self.binding = binding_of(LOSSES[loss.type])
+        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        self.loss_weight, self.kwargs = self.binding.weight_of(kwargs), self.binding.own(kwargs)
         path = (*setting.path, "student", "mimic_name")
         if setting.job.teachers or self.binding.stateful or "teacher" not in self.binding.inputs:
             raise SpecError.at(
@@ -80,5 +81,6 @@ class MutualMimicker(Mimicker):
                     assert isinstance(theirs, Tensor)
                     given = {"student": mine, "teacher": theirs.detach(), "labels": batch.get("labels")}
                     given |= {"step": clock.stage_step, "epoch": int(clock.epoch)}
-                    losses.append(self.binding.target(**bind(self.binding, given), **self.kwargs))
+                    loss = self.binding.compute(self.binding.target, given, self.kwargs, self.loss_weight)
+                    losses.append(loss)
         return {"loss": torch.stack(losses).sum() / (len(logits) - 1)}

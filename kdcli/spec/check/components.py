@@ -12,7 +12,7 @@ from kdcli.spec.check.signatures import signature
 from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.schema import Component
-from kdcli.spec.tables import Method, Table, Target, TaskRecord
+from kdcli.spec.tables import LossTable, Method, Table, Target, TaskRecord
 
 __all__ = ["BOUND", "Tables", "check_against", "check_component", "suggest"]
 
@@ -36,7 +36,7 @@ class Tables:
     evaluators: a table, or names alone. plugins: packages whose code the command line allows.
     """
 
-    losses: Table = field(default_factory=dict)
+    losses: LossTable = field(default_factory=dict)
     mimickers: Mapping[str, Method] = field(default_factory=dict)
     modules: Table = field(default_factory=dict)
     adapters: Table = field(default_factory=dict)
