@@ -240,11 +240,13 @@ def inspect_features(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="A loss or a mimic method; all of them without.")] = None,
+    *,
+    plugin: Plugin = None,
 ) -> None:
     """List every loss and mimic method, or explain one, with a block to paste."""
     from kdcli.commands import words
 
-    words.methods(name)
+    words.methods(name, plugin or [])
 
 
 @app.command()

@@ -158,4 +158,22 @@ REFERENCES: dict[str, Explanation] = {
         " package.module:Logger, which the command line must allow.",
         "right: loggers: [tensorboard]\nright: loggers: [mylab.logs:Logger], with --plugin mylab",
     ),
+    "KD350": Explanation(
+        "own loss or mimic method that is none",
+        "A loss of your own is a function or an nn.Module class, a mimic method a subclass of `Mimicker`. What they"
+        " may say of themselves in `kdcli_record` are the fields of `Loss` and `Method` in kdcli/spec/tables.py.",
+        "right: huber.kdcli_record = {'kind': 'feature', 'takes': 'map'}",
+    ),
+    "KD351": Explanation(
+        "own loss or mimic method without a record",
+        "What is true of a loss beside its signature (what it compares, which features it takes) is said in its"
+        " `kdcli_record`. Without one it is derived from the signature: a loss with `teacher` compares features.",
+        "right: huber.kdcli_record = {'kind': 'logit', 'takes': 'logits'}",
+    ),
+    "KD352": Explanation(
+        "positional parameter of an own loss that nothing is bound to",
+        "Positional parameters of a loss are bound by their names (student, teacher, labels ...), keyword-only ones"
+        " are the options of the spec.",
+        "wrong: def huber(x, y, beta=1.0)\nright: def huber(student, teacher, *, beta=1.0)",
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from kdcli.errors import UsageError, did_you_mean
 
@@ -19,14 +20,18 @@ def explain(code: str) -> None:
     write(explanation_text(name, CODES[name], colour=wants_colour(sys.stdout)))
 
 
-def methods(name: str | None) -> None:
-    """All losses and mimic methods, or one of them with its arguments and a fragment to paste."""
+def methods(name: str | None, plugins: Sequence[str] = ()) -> None:
+    """All losses and mimic methods, or one of them with its arguments and a fragment to paste.
+
+    name: of the tables, or own code of a package among plugins.
+    """
     from kdcli.distill.mimickers import MIMICKERS
     from kdcli.losses import LOSSES
     from kdcli.losses.describe import Description, describe
     from kdcli.reference.methods import fragment, method_fragment, method_of
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import loss_text, losses_text, method_text
+    from kdcli.spec.plugins import admit, is_own, load_own
 
     colour = wants_colour(sys.stdout)
     known = [method_of(one) for one in MIMICKERS]
@@ -39,6 +44,13 @@ def methods(name: str | None) -> None:
         write(loss_text(describe(name), fragment(name), colour=colour))
     elif name in MIMICKERS:
         write(method_text(method_of(name), method_fragment(name), colour=colour))
+    elif is_own(name):
+        made = load_own(name, plugins, ())
+        admit(name)
+        if hasattr(made, "losses_of"):
+            write(method_text(method_of(name), method_fragment(name), colour=colour))
+        else:
+            write(loss_text(describe(name), fragment(name), colour=colour))
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)

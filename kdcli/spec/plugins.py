@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -135,6 +136,38 @@ def import_plugins(spec: BaseModel, plugins: Sequence[str]) -> None:
             if "has no" not in error.diagnostics[0].message:
                 failed.add(module)
     found.raise_errors()
+
+
+def admit(name: str) -> None:
+    """Let a name be looked up that own code, which has been imported, itself names."""
+    if is_own(name):
+        _imported.add(name)
+
+
+def recorded(name: str, kind: type[T]) -> T | None:
+    """What own code that has been imported says of itself in its attribute `kdcli_record`; None where it has none.
+
+    kind: of the record, a Target: one of these, or a mapping of its fields. Raises SpecError KD350.
+    """
+    said = getattr(_own_target(name).load(), "kdcli_record", None)
+    if said is None:
+        return None
+    if isinstance(said, kind):
+        return replace(said, path=name, own=True)  # type: ignore[type-var]
+    known = [one.name for one in fields(kind) if one.name not in ("path", "own")]  # type: ignore[arg-type]
+    if not isinstance(said, Mapping):
+        message = f"`kdcli_record` of `{name}` is a `{type(said).__name__}`, not a `{kind.__name__}`"
+        raise SpecError([Diagnostic(code="KD350", message=message, help=f"it may say: {', '.join(known)}")])
+    for key in said:
+        if key not in known:
+            help = did_you_mean(str(key), known) or f"it may say: {', '.join(known)}"
+            message = f"`kdcli_record` of `{name}` has no field `{key}`"
+            raise SpecError([Diagnostic(code="KD350", message=message, help=help)])
+    try:
+        return kind(name, own=True, **said)  # type: ignore[call-arg]
+    except TypeError as error:
+        message = f"`kdcli_record` of `{name}`: {error}"
+        raise SpecError([Diagnostic(code="KD350", message=message)]) from error
 
 
 def own_code(part: Any, path: SpecPath = ()) -> Iterator[tuple[SpecPath, str]]:

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from kdcli.engine.records import Step
-from kdcli.engine.train import train
 from torch import Tensor
 
 from kdcli.distill.terms import Term
 from kdcli.losses import LOSSES, Loss
+from kdcli.records import Step
+from kdcli.training.train import train
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
-from tests.engine.runs import run_of
+from tests.training.runs import run_of
 
 WEIGHTED = sorted(name for name, record in LOSSES.items() if record.weight != 1)
 

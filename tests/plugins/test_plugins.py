@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from kdcli.check.check import CheckOptions, check
 from kdcli.errors import Diagnostic, SpecError
-from kdcli.records import Evaluation, Finished
+from kdcli.losses import loss_of
+from kdcli.records import Evaluation, Finished, Step
 from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.plugins import import_plugins, own_code
@@ -171,3 +173,121 @@ def test_a_run_folder_names_the_packages_that_a_command_lacks(kdcli: Kdcli) -> N
     for command in ("train", "validate", "eval", "export", "cache"):
         code, out, err = kdcli(command, "cfg.yaml", *(["--resume"] if command == "train" else []))
         assert code == 1 and "error KD309" in out + err and told in out + err, (command, out, err)
+
+
+# losses and mimic methods
+
+FEATURES = ("mimic.student.mimic_name=[model.layer3]", "mimic.teacher0.mimic_name=[model.layer3]")
+SAME = "net.model.kwargs.widths=[4, 4, 4, 8]"
+
+
+def cfgs(*losses: str) -> tuple[str, ...]:
+    named = ", ".join(f"loss{number}: {{type: 'mine_kd.losses:{loss}" for number, loss in enumerate(losses))
+    return (f"mimic.cfgs={{{named}}}", *FEATURES, SAME)
+
+
+HUBER = cfgs("huber', kwargs: {beta: 0.5}}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (cfgs("huber', kwargs: {bta: 0.5}}"), "KD320", "did you mean `beta`"),
+        (cfgs("huber', kwargs: {beta: wide}}"), "KD322", "must be a number"),
+        (cfgs("unbound'}"), "KD352", "takes `x` by position, which kdcli has nothing for"),
+        (("mimic.mimic_ins_type=theirs:Method",), "KD309", "`theirs` is not a plugin of this run"),
+        (("mimic.cfgs={loss: {type: 'theirs:huber'}}",), "KD309", "`theirs` is not a plugin of this run"),
+    ],
+)
+def test_an_own_loss_is_checked_at_its_line(changes: tuple[str, ...], code: str, words: str) -> None:
+    (one,) = references(*changes)
+    assert one.code == code and words in f"{one.message} {one.help}" and one.span is not None
+
+
+def test_a_loss_without_a_record_is_taken_as_its_signature_says_and_told_once() -> None:
+    (one,) = build(*cfgs("huber', kwargs: {beta: 0.5}}", "huber'}"))
+    assert (one.code, one.severity) == ("KD351", "warning") and one.span is not None
+    assert one.message == (
+        "`mine_kd.losses:huber` says no `kdcli_record`: it is taken as a feature loss over features of any layout"
+    )
+    assert build("mimic.cfgs={loss: {type: 'mine_kd.losses:softened'}}", "mimic.temperature=3.0") == []
+    record = loss_of("mine_kd.losses:softened")
+    assert (record.kind, record.weight, record.softened) == ("logit", 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (cfgs("misspelt'}"), "KD350", "has no field `wieght`"),
+        (("mimic.mimic_ins_type=mine_kd.losses:huber",), "KD350", "is no subclass of `Mimicker`"),
+        (
+            ("mimic.mimic_ins_type=mine_kd.methods:SignMatching", "mimic.cfgs={powr: 3.0}", *FEATURES, SAME),
+            "KD319",
+            "did you mean `power`",
+        ),
+        (
+            (
+                "mimic.mimic_ins_type=mine_kd.methods:SignMatching",
+                "mimic.cfgs={power: high}",
+                *FEATURES,
+                SAME,
+            ),
+            "KD322",
+            "must be a number",
+        ),
+    ],
+)
+def test_a_record_or_an_option_that_is_wrong_is_told(changes: tuple[str, ...], code: str, words: str) -> None:
+    (one,) = build(*changes)
+    assert one.code == code and words in f"{one.message} {one.help}" and one.span is not None
+    with pytest.raises(SpecError) as caught:
+        train_all(spec_of(MINE, *changes), plugins=PLUGINS)
+    assert [finding.code for finding in caught.value.diagnostics] == [code]
+
+
+def losses_of(*changes: str) -> dict[str, float]:
+    records = train_all(spec_of(MINE, *changes, "trainer.max_epoch=1"), plugins=PLUGINS, overwrite=True)
+    return dict(next(one for one in records if isinstance(one, Step)).losses)
+
+
+def test_own_losses_and_methods_train_and_are_weighted_once() -> None:
+    losses = losses_of(
+        *cfgs("huber'}", "huber', kwargs: {loss_weight: 3.0}}", "Scaled', kwargs: {start: 0.5}}")
+    )
+    one, three, scaled = (losses[f"mimic_job0.teacher0.loss{number}"] for number in range(3))
+    assert 0 < one and three == pytest.approx(3 * one) and scaled > 0
+    logits = "mimic.cfgs={loss: {type: 'mine_kd.losses:softened'%s}}"
+    half = losses_of(logits % "")["mimic_job0.teacher0.loss"]
+    assert half == pytest.approx(
+        losses_of(logits % ", kwargs: {loss_weight: 1.0}")["mimic_job0.teacher0.loss"] / 2
+    )
+    method = ("mimic.mimic_ins_type=mine_kd.methods:SignMatching", *FEATURES, SAME)
+    square = losses_of(*method, "mimic.cfgs={power: 2.0}")["mimic_job0.teacher0.signs"]
+    assert square == pytest.approx(
+        losses_of(*method, "mimic.cfgs={power: 1.0}")["mimic_job0.teacher0.signs"] ** 2
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["mine_kd.losses:huber", "mine_kd.losses:softened", "mine_kd.methods:SignMatching"]
+)
+def test_the_block_that_is_printed_validates(name: str, kdcli: Kdcli) -> None:
+    code, out, err = kdcli("methods", name, "--plugin", "mine_kd")
+    assert code == 0, err
+    lines = out.splitlines()
+    block = textwrap.dedent(
+        "\n".join(lines[next(n for n, one in enumerate(lines) if one.strip() == "mimic:") :])
+    )
+    text = MINE[: MINE.index("mimic:")] + block + "\n" + MINE[MINE.index("dataset:") :]
+    for side, size in (("net", "8x4"), ("teacher0", "32x4")):
+        before, _, after = text.partition(f"{side}:\n  name: model\n")
+        text = f"{before}{side}:\n  name: model\n  type: cifar_resnet{size}\n" + after.partition("\n")[2]
+    text = text.replace(", widths: [2, 2, 4, 4]", "").replace(", widths: [4, 4, 4, 8]", "")
+    assert check_references(spec_of(text), tables(PLUGINS)) == []
+    found = check(spec_of(text), CheckOptions(plugins=PLUGINS)).findings
+    assert [one for one in found if one.severity == "error"] == []
+
+
+def test_methods_of_a_package_that_is_no_plugin(kdcli: Kdcli) -> None:
+    code, _, err = kdcli("methods", "theirs:huber")
+    assert code == 1 and "`theirs` is not a plugin of this run: add `--plugin theirs`" in err

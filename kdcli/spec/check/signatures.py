@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, Literal, get_type_hints
 
@@ -50,17 +50,21 @@ class Signature:
     """What a target takes.
 
     kwargs: what a spec may give. positional: the positional parameters, which kdcli binds by name; of own code a
-    spec may give those that kdcli does not know. forward: the
-    positional parameters of a class's `forward`. opened: takes further keyword arguments that
-    cannot be known.
+    spec may give those that kdcli does not know. called: of a function the same, of a class the positional
+    parameters of its `forward`. opened: takes further keyword arguments that cannot be known.
     """
 
     kind: Literal["function", "class"]
     kwargs: Mapping[str, Parameter]
     positional: Mapping[str, Parameter]
-    forward: tuple[str, ...] = ()
+    called: Mapping[str, Parameter] = field(default_factory=dict)
     opened: bool = False
     doc: str | None = None
+
+    @property
+    def forward(self) -> tuple[str, ...]:
+        """The names of the positional parameters of a class's `forward`."""
+        return tuple(self.called) if self.kind == "class" else ()
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -133,11 +137,11 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = _parameters(found.node, found.module, bound=False)
         return _made("function", parameters, opened, found.node)
     lineage = lineage_of(found)
-    forward: tuple[str, ...] = ()
+    called: dict[str, Parameter] = {}
     method = _method(lineage, "forward")
     if method is not None:
         parameters, _ = _parameters(*method, bound=True)
-        forward = tuple(p.name for p in parameters if not p.keyword_only)
+        called = {p.name: p for p in parameters if not p.keyword_only}
     constructor = _method(lineage, "__init__")
     if constructor is None and any(_is_dataclass(one.node) for one in lineage):
         parameters, opened = _fields(lineage), False
@@ -146,7 +150,7 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = [], found.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
     else:
         parameters, opened = _parameters(*constructor, bound=True)
-    return _made("class", parameters, opened, found.node, forward)
+    return _made("class", parameters, opened, found.node, called)
 
 
 def _made(
@@ -154,14 +158,15 @@ def _made(
     parameters: list[Parameter],
     opened: bool,
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
-    forward: tuple[str, ...] = (),
+    called: Mapping[str, Parameter] | None = None,
 ) -> Signature:
+    positional = {p.name: p for p in parameters if not p.keyword_only}
     doc = ast.get_docstring(node)
     return Signature(
         kind=kind,
         kwargs={p.name: p for p in parameters if p.keyword_only},
-        positional={p.name: p for p in parameters if not p.keyword_only},
-        forward=forward,
+        positional=positional,
+        called=positional if called is None else called,
         opened=opened,
         doc=None if doc is None else inspect.cleandoc(doc),
     )
