@@ -55,7 +55,8 @@ REFERENCES: dict[str, Explanation] = {
     ),
     "KD310": Explanation(
         "unknown dataset",
-        "`dataset.type` names a dataset of kdcli or `torchvision.<Dataset>`.",
+        "`dataset.type` names a dataset of kdcli, `torchvision.<Dataset>`, or own code as"
+        " `package.module:attribute` with `--plugin package`.",
         "wrong: type: clss\nright: type: cls",
     ),
     "KD311": Explanation(

@@ -25,7 +25,7 @@ from kdcli.data.transforms.foreign import Foreign
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.plugins import constructed, is_own, lookup
+from kdcli.spec.plugins import constructed, is_own, lookup, mixes_labels
 from kdcli.spec.schema import Component, DataPart
 from kdcli.spec.tables import Table, Target
 
@@ -247,7 +247,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
 
 def _check_labels(source: Images, part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
-    if component is None:
+    if component is None or not mixes_labels(component):
         return
     told = component.kwargs.get("num_classes", 1000)
     if source.labels.max(initial=0) >= told:

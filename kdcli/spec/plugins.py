@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath, did_you_mean
-
-from .tables import Target
+from kdcli.spec.schema import Component
+from kdcli.spec.tables import Target
 
 T = TypeVar("T")
 
@@ -88,6 +88,11 @@ def suggest(word: str, known: Sequence[str]) -> str | None:
     """The name that differs in case alone, else the nearest ones."""
     same = [name for name in known if name.casefold() == word.casefold()]
     return f"did you mean `{same[0]}`?" if same else did_you_mean(word, known)
+
+
+def mixes_labels(batch_fn: Component | None) -> bool:
+    """Whether a batch function gives `mixed_labels`: kdcli's do, a plugin's where the spec gives it `num_classes`."""
+    return batch_fn is not None and (not is_own(batch_fn.type) or "num_classes" in batch_fn.kwargs)
 
 
 # imports

@@ -15,6 +15,7 @@ from kdcli.records import Evaluation, Finished, Step
 from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.plugins import import_plugins, own_code
+from kdcli.training.reopen import reopen
 from tests.plugins.specs import MINE
 from tests.training.conftest import Kdcli
 from tests.training.runs import spec_of, train_all
@@ -159,6 +160,16 @@ def test_it_trains_and_the_best_is_the_metric_s() -> None:
     assert json.loads(Path("out/env.json").read_text())["plugins"] == ["mine_kd"]
 
 
+def test_a_run_is_reopened_with_the_packages_that_it_was_started_with() -> None:
+    train_all(spec_of(MINE, "trainer.max_iter=1", "trainer.max_epoch=null"), plugins=PLUGINS)
+    assert reopen(Path("out"), plugins=PLUGINS).options.plugins == PLUGINS
+    with pytest.raises(SpecError) as caught:
+        reopen(Path("out"))
+    (one,) = caught.value.diagnostics
+    assert one.code == "KD309" and one.help == "the run was started with `--plugin mine_kd`"
+
+
+@pytest.mark.slow
 def test_a_run_folder_names_the_packages_that_a_command_lacks(kdcli: Kdcli) -> None:
     Path("cfg.yaml").write_text(MINE, encoding="utf-8")
     assert kdcli("train", "cfg.yaml", "trainer.max_epoch=1", "--no-check", "--plugin", "mine_kd")[0] == 0

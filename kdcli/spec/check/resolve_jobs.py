@@ -10,7 +10,7 @@ from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.check.arguments import check_arguments, check_type, choices_of
 from kdcli.spec.check.components import Tables, check_component, suggest
 from kdcli.spec.check.signatures import Signature, options_of, signature
-from kdcli.spec.plugins import is_own, lookup
+from kdcli.spec.plugins import is_own, lookup, mixes_labels
 from kdcli.spec.schema import Job, LossSpec, Spec
 from kdcli.spec.tables import Loss, Method
 
@@ -184,7 +184,7 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    if "labels" in takes.needs and batch_fn is not None:
+    if "labels" in takes.needs and batch_fn is not None and mixes_labels(batch_fn):
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
         help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
