@@ -172,7 +172,7 @@ REFERENCES: dict[str, Explanation] = {
         "right: huber.kdcli_record = {'kind': 'logit', 'takes': 'logits'}",
     ),
     "KD352": Explanation(
-        "positional parameter of an own loss that nothing is bound to",
+        "parameter of an own loss that nothing is bound to",
         "Positional parameters of a loss are bound by their names (student, teacher, labels ...), keyword-only ones"
         " are the options of the spec.",
         "wrong: def huber(x, y, beta=1.0)\nright: def huber(student, teacher, *, beta=1.0)",

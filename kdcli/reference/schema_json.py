@@ -209,7 +209,10 @@ def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
         "description": "The losses by name, and the method's own options.",
         "type": "object",
     }
-    properties["mimic_ins_type"] = {**_type_names(methods), "default": told["mimic_ins_type"]["default"]}
+    properties["mimic_ins_type"] = {
+        "anyOf": [_type_names(methods), {"type": "string", "pattern": OWN}],
+        "default": told["mimic_ins_type"]["default"],
+    }
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",
