@@ -6,12 +6,12 @@ import inspect
 from typing import get_args, get_type_hints
 
 import pytest
-from kdcli.spec.signatures import signature
 
 from kdcli.distill.binding import binding_of
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
 from kdcli.losses.stateful import StatefulLoss
+from kdcli.spec.check.signatures import signature
 from kdcli.spec.tables import Kind, Layout, Place
 
 from .cases import forward_of, keyword_only, make_case, positional

@@ -94,7 +94,7 @@ def test_the_base_method() -> None:
 
 
 def test_options_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods("FRS")
+    words.methods(MethodsOptions(name="FRS"))
     text = capsys.readouterr().out
     for option in options_of(MIMICKERS["FRS"].options).values():
         assert option.name in text and option.meaning in text
