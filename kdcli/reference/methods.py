@@ -24,6 +24,9 @@ DEFAULT_EXAMPLE: Mapping[Kind, tuple[Place, ...]] = {
     "teacher-free": ("logits",),
 }
 
+ON_LOGITS = {"bce_loss": "kwargs: {from_logits: true}"}
+"""Losses that are shown on logits though they take any feature, and what that asks of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodDescription:
@@ -54,14 +57,16 @@ def method_of(name: str) -> MethodDescription:
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
     told, record = describe(loss), loss_of(loss)
-    student = record.example or DEFAULT_EXAMPLE[record.kind]
+    student: Sequence[Place] = record.example or DEFAULT_EXAMPLE[record.kind]
+    if loss in ON_LOGITS:
+        student = ("logits",)
     teacher = record.teacher_example or student
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
         *(["  task_loss: false"] if record.replaces_end else []),
         "  cfgs:",
-        f"    loss: {{type: {loss}}}",
+        f"    loss: {{type: {loss}{f', {ON_LOGITS[loss]}' if loss in ON_LOGITS else ''}}}",
     ]
     if "a teacher" in told.needs or "the teacher's logits" in told.needs:
         lines += [

@@ -125,7 +125,7 @@ class Method(Target):
     """
 
     path: str = ""
-    losses: Mapping[str, OwnLoss] = field(default_factory=dict, kw_only=True)
+    losses: Mapping[str, OwnLoss] = field(default_factory=dict, kw_only=True, hash=False)
     options: type[Any] = field(default=NoOptions, kw_only=True)
     extra_losses: bool = field(default=False, kw_only=True)
     paired: bool = field(default=True, kw_only=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ import yaml
 
 from kdcli.commands.init import MODELINE, SCHEMA
 from kdcli.reference.schema_json import json_schema, schema_text
+from kdcli.reference.tables import tables
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.tables import Target
 from tests.plugins.specs import MINE
 from tests.training.runs import SPEC
 
@@ -56,6 +62,33 @@ def test_editors_find_the_schema_of_a_sample(path: Path) -> None:
 def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
     """`kdcli schema > sample_configs/kdcli.schema.json` makes it so again."""
     assert (SAMPLES[0].parent / SCHEMA).read_text() == schema_text()
+
+
+def test_it_is_small_and_shown_as_generated() -> None:
+    """A diff of it can be read: about 90 kB, which a host of the repository folds up."""
+    assert (SAMPLES[0].parent / SCHEMA).stat().st_size < 120_000
+    assert f"{SCHEMA} linguist-generated=true" in (SAMPLES[0].parent / ".gitattributes").read_text()
+    assert json.loads(schema_text()) == json_schema()
+
+
+@pytest.mark.parametrize("like", ["kd_loss", "mgd"])
+def test_another_loss_is_few_lines(like: str) -> None:
+    """Its name in the list, and its arguments: beside those of others that take the same, or a line of their own."""
+    known = tables()
+    path = known.losses[like].path
+    # The same arguments as another, and (a preset takes one away) arguments that no other has.
+    for added in (Target(path), Target(path, {next(iter(_arguments(path))): 1})):
+        text = schema_text(replace(known, losses={**known.losses, "a_new_one": added}))
+        diff = difflib.unified_diff(schema_text().splitlines(), text.splitlines(), n=0, lineterm="")
+        changed_lines = [line for line in list(diff)[2:] if line[0] in "+-"]
+        assert 2 <= len(changed_lines) <= 4, changed_lines
+        assert any('"const": "a_new_one"' in line for line in changed_lines)
+
+
+def _arguments(path: str) -> Iterable[str]:
+    found = signature(Target(path))
+    assert found is not None
+    return found.kwargs
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def _options(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
         if value is None:
             if option.required:
                 message = f"{what} needs the option `{option.name}`"
-                help = f"add `{option.name}` to `cfgs`: {option.meaning}"
+                help = f"add `{option.name}` to `cfgs`" + (f": {option.meaning}" if option.meaning else "")
                 yield Diagnostic(code="KD321", message=message, help=help, path=path, on_key=True)
             continue
         for found in check_type(option.name, value, option.annotation, (*path, "options"), what):
@@ -98,7 +98,7 @@ def _options(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
             if option.code is not None and (of_choices or found.code == "KD328"):
                 found = replace(found, code=option.code)
             near = suggest(value, of_choices) if of_choices and isinstance(value, str) else None
-            yield replace(found, help=found.help or near or option.meaning)
+            yield replace(found, help=found.help or near or option.meaning or None)
 
 
 def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
