@@ -37,7 +37,7 @@ def evaluate(options: EvalOptions) -> None:
         memory_told(parsed.spec, "test"),
         processes(options.device or parsed.spec.runtime.device) as here,
     ):
-        sides = Sides(parsed.spec, opened.options.places)
+        sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
         keep = Keep(predictions=options.save_predictions, pictures=options.show)
         rows, notices = compare(parsed, opened.options, here, options.weights, keep, sides)
     if here.speaks:

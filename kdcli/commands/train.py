@@ -103,7 +103,7 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
 
     with located(parsed):
         options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
-        sides = Sides(parsed.spec, options.places)
+        sides = Sides(parsed.spec, options.places, plugins=options.plugins)
         options, warnings = proved(parsed, options, sides, here)
     if warnings and here.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)

@@ -10,7 +10,7 @@ from kdcli.distill.adapters import shown
 from kdcli.distill.mimickers.mimicker import Setting
 from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -59,7 +59,7 @@ def _check(
     path: SpecPath,
 ) -> None:
     whose = "the student" if teacher is None else teacher
-    takes = LOSSES[loss].takes
+    takes = loss_of(loss).takes
     found = f"`{tap}` of {whose} is {shown(feature.shape)}"
     if takes == "logits" and feature.dim() != 2:
         raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {found}", "name `logits`")
@@ -73,7 +73,7 @@ def _check(
         raise SpecError.at(
             path, "KD451", f"`{loss}` takes tokens [B, N, D]; {found}", "name a block of a transformer"
         )
-    if LOSSES[loss].before_relu:
+    if loss_of(loss).before_relu:
         relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:
             raise SpecError.at(

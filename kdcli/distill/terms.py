@@ -19,7 +19,7 @@ from kdcli.distill.tapping import check_taps, joinable
 from kdcli.distill.taps import Feature, View, elements_of, tensors_in
 from kdcli.distill.unlike_classes import both_logits, unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.losses.parts.logits import standardize
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.losses.parts.temperature import LearnedTemperature
@@ -54,7 +54,7 @@ class Term(nn.Module):
         self.student_taps = tuple(job.student.mimic_name)
         self.teacher_taps = tuple(job.teachers[teacher].mimic_name) if teacher is not None else ()
         self.loss_type = loss.type
-        self.record = LOSSES[loss.type]
+        self.record = loss_of(loss.type)
         self.binding: Binding = binding_of(self.record)
         self.standardize = self._standardizes(job, loss)
         self.mean_over_pairs = (
@@ -195,7 +195,7 @@ class Term(nn.Module):
             return loss.temperature
         if job.temperature is None or self.record.softened:
             return job.temperature
-        if not any(LOSSES[other.type].softened for other in job.losses.values()):
+        if not any(loss_of(other.type).softened for other in job.losses.values()):
             why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
             raise self._no_option(job, False, "temperature", why)
         return None
@@ -209,7 +209,7 @@ class Term(nn.Module):
         if not asked or self.record.kind == "logit":
             return asked
         on_loss = loss.standardize is not None
-        if on_loss or not any(LOSSES[other.type].kind == "logit" for other in job.losses.values()):
+        if on_loss or not any(loss_of(other.type).kind == "logit" for other in job.losses.values()):
             raise self._no_option(job, on_loss, "standardize", "compares no logits")
         return False
 

@@ -12,7 +12,6 @@ from kdcli.codes import Explanation
 from kdcli.losses.parts.describe import Description
 from kdcli.reference.methods import MethodDescription
 from kdcli.report.console import as_text, table
-from kdcli.report.quantities import MISSING
 
 
 def explanation_text(code: str, explanation: Explanation, *, colour: bool = False) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import deployed_student
-from kdcli.distill.mimickers import MIMICKERS
+from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.distill.preserve import preserved
@@ -25,7 +25,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.models.norms import synchronise, synchronises
 from kdcli.records import Pair
 from kdcli.spec.schema import Job, Spec
@@ -55,7 +55,7 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
 
 def needs_of(job: Job) -> Needs:
     """What a job reads beside its taps."""
-    method = MIMICKERS[job.mimic_ins_type].load()
+    method = method_of(job.mimic_ins_type).load()
     needs: Needs = method.needs_of(job)
     return needs
 
@@ -120,7 +120,7 @@ def _require_no_count(spec: Spec) -> None:
     """Raises SpecError KD544 for a loss that needs the number of samples."""
     for name, job in jobs_of(spec).items():
         for key, loss in job.losses.items():
-            if loss.type in LOSSES and "num_samples" in signature(LOSSES[loss.type].load()).parameters:
+            if "num_samples" in signature(loss_of(loss.type).load()).parameters:
                 raise SpecError.at(
                     ("mimic", "jobs", name, "losses", key),
                     "KD544",
@@ -208,7 +208,7 @@ def join(
 
 def build_mimicker(setting: Setting) -> Mimicker:
     """One job's method; whatever its losses refuse is told at the job."""
-    method = MIMICKERS[setting.job.mimic_ins_type].load()
+    method = method_of(setting.job.mimic_ins_type).load()
     try:
         mimicker = method(setting)
     except KdError as error:

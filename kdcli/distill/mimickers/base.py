@@ -15,7 +15,7 @@ from kdcli.distill.taps import View
 from kdcli.distill.terms import Term
 from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
@@ -31,7 +31,7 @@ class BaseMimicker(Mimicker):
         """What the losses' signatures ask for."""
         needs = Needs()
         for loss in cls.losses_of(job).values():
-            needs |= binding_of(LOSSES[loss.type]).needs
+            needs |= binding_of(loss_of(loss.type)).needs
         if job.teacher_weighting != "average":
             needs |= Needs(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return needs
@@ -42,7 +42,7 @@ class BaseMimicker(Mimicker):
         self.terms = nn.ModuleDict()
         wrong = Findings()
         for name, loss in self.losses_of(setting.job).items():
-            if binding_of(LOSSES[loss.type]).uses_teacher:
+            if binding_of(loss_of(loss.type)).uses_teacher:
                 for teacher in setting.job.teachers:
                     with wrong.part():
                         self.terms[f"{teacher}:{name}"] = Term(setting, name, loss, teacher)
@@ -151,7 +151,7 @@ def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tenso
     if name == "average" or len(setting.job.teachers) < 2:
         return None
     for loss in BaseMimicker.losses_of(setting.job).values():
-        if "teacher_weights" not in binding_of(LOSSES[loss.type]).inputs:
+        if "teacher_weights" not in binding_of(loss_of(loss.type)).inputs:
             raise SpecError.at(
                 (*setting.path, "teacher_weighting"),
                 "KD453",

@@ -14,7 +14,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.terms import Term
 from kdcli.errors import SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
@@ -77,7 +77,7 @@ class FrsMimicker(Mimicker):
                 {f"preds[{level}]": scores for level, scores in enumerate(theirs[:count])},
                 adapted=False,
             )
-        self.compares_logits = "from_logits" in binding_of(LOSSES[losses["pred_loss"].type]).keywords
+        self.compares_logits = "from_logits" in binding_of(loss_of(losses["pred_loss"].type)).keywords
         # Probabilities that are compared know no temperature, and as logits they are compared at 1.
         given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
         self.pred_kwargs = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
@@ -146,4 +146,4 @@ class FrsMimicker(Mimicker):
 
 
 def _divides_by_mask(loss: LossSpec) -> bool:
-    return LOSSES[loss.type].divides_by_mask and not loss.kwargs.get("batch_mean", False)
+    return loss_of(loss.type).divides_by_mask and not loss.kwargs.get("batch_mean", False)

@@ -14,7 +14,7 @@ from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
 
@@ -34,14 +34,14 @@ class MutualMimicker(Mimicker):
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
+        return Needs(batch=binding_of(loss_of(cls.losses_of(job)["loss"].type)).needs.batch)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
         self.names = tuple(setting.job.student.mimic_name)
-        self.binding = binding_of(LOSSES[loss.type])
-        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+        self.binding = binding_of(loss_of(loss.type))
+        kwargs = {**loss_of(loss.type).preset, **loss.kwargs}
         self.loss_weight, self.kwargs = self.binding.weight_of(kwargs), self.binding.own(kwargs)
         path = (*setting.path, "student", "mimic_name")
         if setting.job.teachers or self.binding.stateful or "teacher" not in self.binding.inputs:

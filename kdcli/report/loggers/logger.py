@@ -13,6 +13,7 @@ from kdcli.errors import Findings, SpecError, did_you_mean
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
 from kdcli.report.run_files import replace_file
+from kdcli.spec.plugins import may_import, not_a_plugin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +81,15 @@ def check_loggers(names: Sequence[str], plugins: Sequence[str]) -> None:
     wrong = Findings()
     for index, name in enumerate(names):
         with wrong.part():
-            module, colon, attribute = name.partition(":")
+            _, colon, attribute = name.partition(":")
             place = ("trainer", "loggers", index)
             if name in LOGGERS:
                 continue
             if not colon:
                 help = did_you_mean(name, sorted(LOGGERS))
                 raise SpecError.at(place, "KD390", f"there is no logger `{name}`", help)
-            package = module.split(".")[0]
-            if not attribute or not any(module == p or module.startswith(f"{p}.") for p in plugins):
-                help = f"if you trust it, add `--plugin {package}`"
-                raise SpecError.at(place, "KD390", f"`{name}` is code outside kdcli", help)
+            if not attribute or not may_import(name, plugins):
+                raise SpecError([not_a_plugin(name, "KD390", place)])
     wrong.raise_errors()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kdcli.data.facts import DataFacts
+from kdcli.spec.plugins import mixes_labels
 from kdcli.spec.schema import DataPart
 
 BATCH = 2
@@ -27,7 +28,7 @@ def classification_sample(part: DataPart | None, facts: DataFacts, channels: int
         "indices": torch.zeros(BATCH, dtype=torch.int64),
     }
     mixing = None if part is None else part.dataloader.kwargs.batch_fn
-    if mixing is not None:
+    if mixing is not None and mixes_labels(mixing):
         classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)
         batch["mixed_labels"] = torch.full((BATCH, int(classes)), 1.0 / int(classes))
     return batch

@@ -27,7 +27,7 @@ class Classification:
     """Measures `logits` against `labels`."""
 
     name = "classification"
-    primary = "top1"
+    primary = by_chance = "top1"
     rehearses: Literal["fake", "real"] = "fake"
     own_size = False
     why_zero = "its own `loss_weight` is 0, or a ReLU of the student cuts everything off"

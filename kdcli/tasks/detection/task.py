@@ -28,7 +28,7 @@ class Detection:
     """Measures `dt_bboxes`."""
 
     name = "detection"
-    primary = "AP"
+    primary = by_chance = "AP"
     # Boxes decide what a detector computes.
     rehearses: Literal["fake", "real"] = "real"
     own_size = True
