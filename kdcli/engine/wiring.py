@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kdcli.data.facts import DataFacts
+from kdcli.distill.adapters import shown
 from kdcli.distill.deployed import deployed_student
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
@@ -223,22 +224,22 @@ def build_mimicker(setting: Setting) -> Mimicker:
 
 
 def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
-    """The table of what mimics what in one job."""
+    """The table of what mimics what in one job, with the shapes that its losses are given on the sample."""
     return [
         Pair(
             term=".".join(part for part in (name, term.teacher, term.name) if part),
-            student_layer=row.student_layer,
-            student_shape=row.student_shape,
-            adapter=row.adapter,
+            student_layer=pair.student.name,
+            student_shape=shown(pair.student.shape),
+            adapter=term.adapter_shown(index),
             teacher=term.teacher or "",
-            teacher_layer=row.teacher_layer,
-            teacher_shape=row.teacher_shape,
+            teacher_layer=pair.teacher.name if pair.teacher is not None else "",
+            teacher_shape=shown(pair.teacher.shape) if pair.teacher is not None else "",
             loss=term.loss_type,
             weight=job.loss_weight * term.loss_weight,
         )
         for term in mimicker.modules()
         if isinstance(term, Term)
-        for row in term.rows
+        for index, pair in enumerate(term.pairs)
     ]
 
 

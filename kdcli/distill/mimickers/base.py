@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from kdcli.distill.binding import binding_of
+from kdcli.distill.build_terms import build_term
 from kdcli.distill.labels import is_logits
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View
-from kdcli.distill.terms import Term
+from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
+from kdcli.distill.taps import Feature, View, tapped
+from kdcli.distill.terms import Term, sides_of
 from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import LOSSES, teacher_weights
@@ -41,40 +42,41 @@ class BaseMimicker(Mimicker):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.weighting = weighting_of(setting)
-        self.terms = nn.ModuleDict()
+        own = sides_of(setting.student, self.student_taps)
         wrong = Findings()
         for name, loss in self.losses_of(setting.job).items():
             if binding_of(LOSSES[loss.type].load()).uses_teacher:
-                for teacher in setting.job.teachers:
+                for teacher, view in setting.teachers.items():
                     with wrong.part():
-                        self.terms[f"{teacher}:{name}"] = Term(setting, name, loss, teacher)
+                        theirs = sides_of(view, self.teacher_taps[teacher])
+                        self.terms[f"{teacher}:{name}"] = build_term(
+                            setting, name, loss, teacher, own, theirs
+                        )
             else:
                 with wrong.part():
-                    self.terms[name] = Term(setting, name, loss, None)
+                    self.terms[name] = build_term(setting, name, loss, None, own)
         wrong.raise_errors()
         self.ends = ends_of(setting, self.terms)
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`<teacher>.<loss>` for each teacher and loss; `<loss>` for a teacher-free one."""
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The tapped features of each teacher and loss; of a loss that reads no feature none."""
         weights: dict[str, Tensor] = {}
         if self.weighting is not None:
             logits = [view.outputs["logits"] for view in teachers.values()]
             weights = dict(zip(teachers, self.weighting(logits, batch["labels"]), strict=True))
-        losses = {}
         for key, term in self.terms.items():
             assert isinstance(term, Term)
-            if term.name in wanted:
-                view = None if term.teacher is None else teachers[term.teacher]
-                share = None if term.teacher is None else weights.get(term.teacher)
-                losses[key.replace(":", ".")] = term(student, view, batch, clock, teacher_weights=share)
-        return losses
+            ours: list[Feature] = []
+            theirs: list[Feature] = []
+            if term.binding.uses_features and term.teacher is not None:
+                theirs = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
+            # A loss that reads the teacher alone is in force where no student runs.
+            if "student" in term.binding.inputs:
+                ours = tapped(student, self.student_taps)
+            share = None if term.teacher is None else weights.get(term.teacher)
+            yield key, Compared(students=ours, teachers=theirs, teacher_weights=share)
 
     @property
     def reads_student(self) -> bool:
@@ -92,12 +94,13 @@ class BaseMimicker(Mimicker):
         for term in self.terms.values():
             assert isinstance(term, Term)
             for index, call in enumerate(term.calls):
-                if isinstance(call, FactorTransfer):
+                theirs = term.pairs[index].teacher if index < len(term.pairs) else None
+                if isinstance(call, FactorTransfer) and theirs is not None:
                     same = [found for other in before if (found := other.call_on(term, index)) is not None]
                     if not call.inherit(same):
                         warnings.append(
                             f"{self.job_name}: `ft` has no trained paraphraser for "
-                            f"`{term.teacher_taps[index]}` of {term.teacher}, and keeps its random one: "
+                            f"`{theirs.name}` of {term.teacher}, and keeps its random one: "
                             f"let a stage with `ft_paraphrase` on the same layer come first"
                         )
         return warnings
@@ -106,10 +109,10 @@ class BaseMimicker(Mimicker):
         """Hand one batch to every loss that prepares itself."""
         for term in self.terms.values():
             assert isinstance(term, Term)
-            for index, call in enumerate(term.calls):
+            for pair, call in zip(term.pairs, term.calls, strict=False):
                 if hasattr(call, "prepare"):
-                    assert term.teacher is not None
-                    call.prepare(teachers[term.teacher].features[term.teacher_taps[index]], batch["labels"])
+                    assert term.teacher is not None and pair.teacher is not None
+                    call.prepare(pair.teacher.of(teachers[term.teacher]), batch["labels"])
 
     def prepared(self) -> None:
         """Close the pass for every loss that prepares itself."""
@@ -128,9 +131,9 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
     found = []
     for term in terms.values():
         assert isinstance(term, Term)
-        for index, call in enumerate(term.calls):
+        for pair, call in zip(term.pairs, term.calls, strict=False):
             if isinstance(call, SimKD):
-                found.append((term.student_taps[index], call.student_classifier()))
+                found.append((pair.student.name, call.student_classifier()))
                 if len(found) > 1:
                     raise SpecError.at(
                         (*setting.path, "student", "mimic_name"),

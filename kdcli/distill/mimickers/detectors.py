@@ -1,53 +1,44 @@
-"""Terms over features that a detector's mimicker picks or makes, in place of all tapped ones."""
+"""What the methods for detectors have in common: a term for each teacher and loss, and what heads give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Setting
-from kdcli.distill.taps import Feature, View
-from kdcli.distill.terms import Term
+from kdcli.distill.build_terms import build_term
+from kdcli.distill.mimickers.mimicker import Mimicker, Setting
+from kdcli.distill.taps import View
+from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError
-from kdcli.spec.schema import Job, JobStudent, LossSpec
 
 
-def term_over(
-    setting: Setting,
-    name: str,
-    loss: LossSpec,
-    teacher: str,
-    students: Mapping[str, Feature],
-    teachers: Mapping[str, Feature],
-    *,
-    adapted: bool = True,
-) -> Term:
-    """A term that reads these features, in pairs; their losses are added up unless over_pairs says other.
+class DetectorMimicker(Mimicker):
+    """A method whose own losses are each compared with every teacher, over features that it picks or makes."""
 
-    students, teachers: by the name that the user is shown. adapted: whether the job's adapter is for them.
+    def add(
+        self,
+        setting: Setting,
+        name: str,
+        teacher: str,
+        students: Sequence[TapSide],
+        teachers: Sequence[TapSide],
+        **more: Any,
+    ) -> None:
+        """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it."""
+        loss = self.losses_of(setting.job)[name]
+        term = build_term(setting, name, loss, teacher, students, teachers, over_pairs="sum", **more)
+        self.terms[f"{teacher}:{name}"] = term
+
+
+def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[TapSide]:
+    """Features that a method picks from an output or makes, as sides `name[0]`, `name[1]`, ...
+
+    first: the place in `mimic_name` of the tap that the first of them stands beside, for errors.
     """
-    job = setting.job
-    theirs = job.teachers[teacher].model_copy(update={"mimic_name": tuple(teachers)})
-    changes: dict[str, Any] = {
-        "student": JobStudent(mimic_name=tuple(students)),
-        "teachers": {**job.teachers, teacher: theirs},
-    }
-    if not adapted:
-        changes["adapter"] = None
-    narrowed: Job = job.model_copy(update=changes)
-    views = {**setting.teachers, teacher: View(dict(teachers), setting.teachers[teacher].outputs)}
-    own = replace(
-        setting, job=narrowed, student=View(dict(students), setting.student.outputs), teachers=views
-    )
-    return Term(own, name, loss.model_copy(update={"over_pairs": loss.over_pairs or "sum"}), teacher)
-
-
-def tapped(view: View, names: Sequence[str]) -> dict[str, Feature]:
-    """The tapped features of some names, in order."""
-    return {name: view.features[name] for name in names}
+    found = {f"{name}[{level}]": feature for level, feature in enumerate(features)}
+    return sides_of(View(found), found, first)
 
 
 def score_maps(setting: Setting | None, view: View, whose: str) -> list[Tensor]:
@@ -55,28 +46,23 @@ def score_maps(setting: Setting | None, view: View, whose: str) -> list[Tensor]:
 
     setting: for the error's place, while the method is built. Raises SpecError KD460 without a dense head.
     """
+    help = "this method compares class scores of every position; give the network its head"
+    gives = "`preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)"
     preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
-    if preds is None:
-        path = ("mimic",) if setting is None else setting.path
-        raise SpecError.at(
-            (*path, "mimic_ins_type"),
-            "KD460",
-            f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)",
-            "this method compares class scores of every position; give the network its head",
-        )
-    return [level[0] for level in preds]
+    return [level[0] for level in _given(preds, setting, "KD460", f"{whose} gives no {gives}", help)]
 
 
 def proposals(setting: Setting | None, view: View, whose: str) -> Tensor:
     """The proposals [N, 7] of a two-stage detector; raises SpecError KD461 where there are none."""
-    boxes = view.outputs.get("rpn_dt_bboxes")
-    if boxes is None:
-        path = ("mimic",) if setting is None else setting.path
-        raise SpecError.at(
-            (*path, "mimic_ins_type"),
-            "KD461",
-            f"{whose} gives no `rpn_dt_bboxes`: it proposes no boxes",
-            "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes",
-        )
+    help = "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes"
+    gives = "`rpn_dt_bboxes`: it proposes no boxes"
+    boxes = _given(view.outputs.get("rpn_dt_bboxes"), setting, "KD461", f"{whose} gives no {gives}", help)
     assert isinstance(boxes, Tensor)
     return boxes
+
+
+def _given(output: Any, setting: Setting | None, code: str, message: str, help: str) -> Any:
+    if output is not None:
+        return output
+    path = ("mimic",) if setting is None else setting.path
+    raise SpecError.at((*path, "mimic_ins_type"), code, message, help)

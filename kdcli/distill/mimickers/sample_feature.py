@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.mimickers.detectors import proposals, tapped, term_over
+from kdcli.distill.channels import Layout
+from kdcli.distill.mimickers.detectors import DetectorMimicker, proposals
 from kdcli.distill.mimickers.levels import read_levels
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View, tensors_in
-from kdcli.distill.terms import Term
+from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
+from kdcli.distill.taps import View, tapped, tensors_in
+from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
 from kdcli.losses.reduce import per_count
 from kdcli.models.detection.boxes import offset_of
@@ -28,7 +30,7 @@ Poolers: TypeAlias = tuple[RoiAlign, RoiAlign]
 """The student's pooling layer and a teacher's."""
 
 
-class SampleFeatureMimicker(Mimicker):
+class SampleFeatureMimicker(DetectorMimicker):
     """`feature_loss` (l2) between student and teacher maps pooled on proposals, divided by 2.
 
     The proposals are the teacher's, or the student's with `teacher_proposal: false`. Each is pooled on the
@@ -61,58 +63,31 @@ class SampleFeatureMimicker(Mimicker):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options = {**self.OPTIONS, **setting.job.options}
-        shown = [(setting.student, setting.job.student.mimic_name)]
-        shown += [(view, setting.job.teachers[name].mimic_name) for name, view in setting.teachers.items()]
-        count = min(len(list(tensors_in([view.features[tap] for tap in taps]))) for view, taps in shown)
+        own = sides_of(setting.student, self.student_taps)
+        theirs = {name: sides_of(view, self.teacher_taps[name]) for name, view in setting.teachers.items()}
         given, wanted = (len(options[f"rcnn_fpn_{what}"]) for what in ("strides", "levels"))
         if given != wanted:
             where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
             raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
+        count = min(len(sides) for sides in (own, *theirs.values()))
         found = read_levels(setting, options, "rcnn_fpn", count, "tapped maps")
         self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
         self.teacher_proposal = bool(options["teacher_proposal"])
         # Kept from being children: they are the networks', and hold no parameters.
         self.poolers: dict[str, Poolers | None] = _poolers(setting)
-        loss = self.losses_of(setting.job)["feature_loss"]
-        self.terms = nn.ModuleDict()
         for teacher, view in setting.teachers.items():
-            if self.teacher_proposal:
-                proposals(setting, view, teacher)
-            else:
-                proposals(setting, setting.student, "the student")
+            self._proposals(setting, setting.student, view, teacher)
             sizes = [pool.pool_size for pool in self.poolers[teacher] or ()] or [POOL_SIZE] * 2
-            students, teachers = (
-                _pooled_shapes(tapped(shown, names), size)
-                for shown, names, size in (
-                    (setting.student, setting.job.student.mimic_name, sizes[0]),
-                    (view, setting.job.teachers[teacher].mimic_name, sizes[1]),
-                )
-            )
-            self.terms[f"{teacher}:feature_loss"] = term_over(
-                setting, "feature_loss", loss, teacher, students, teachers
-            )
-        self.student_taps = tuple(setting.job.student.mimic_name)
-        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}
+            pairs = [self._pooled_side(*side) for side in zip((own, theirs[teacher]), sizes, strict=True)]
+            self.add(setting, "feature_loss", teacher, pairs[:1], pairs[1:])
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`<teacher>.feature_loss`."""
-        losses = {}
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The maps of both networks pooled on the proposals [R, C, p, p]."""
         for teacher, taps in self.teacher_taps.items():
-            if "feature_loss" not in wanted:
-                continue
             view = teachers[teacher]
-            rois = (
-                proposals(None, view, teacher)
-                if self.teacher_proposal
-                else proposals(None, student, "the student")
-            ).detach()
+            rois = self._proposals(None, student, view, teacher).detach()
             offset = self._offset(teacher, batch)
             # Once for both networks: row i of the student and of the teacher are the same roi.
             groups = by_level(rois, self.levels, self.base_scale, offset)
@@ -126,13 +101,23 @@ class SampleFeatureMimicker(Mimicker):
             pool, their_pool = self.poolers[teacher] or (spare, spare)
             own = self._pooled(pool, student, self.student_taps, rois, groups)
             theirs = self._pooled(their_pool, view, taps, rois, groups)
-            term = self.terms[f"{teacher}:feature_loss"]
-            assert isinstance(term, Term)
-            loss = term(student, view, batch, clock, students=[own], teachers=[theirs])
             # The mean over this process's rois counts by how many of all rois they are: a weight, not a mask
             # of ones, since it fits losses without a mask too, and those divided by the number of rows.
-            losses[f"{teacher}.feature_loss"] = loss / 2.0 * per_count(count, count)
-        return losses
+            share = per_count(count, count)
+            yield (
+                f"{teacher}:feature_loss",
+                Compared(students=[own], teachers=[theirs], divisor=2.0, share=share),
+            )
+
+    def _proposals(self, setting: Setting | None, student: View, view: View, teacher: str) -> Tensor:
+        whose = (view, teacher) if self.teacher_proposal else (student, "the student")
+        return proposals(setting, *whose)
+
+    def _pooled_side(self, sides: Sequence[TapSide], size: int) -> TapSide:
+        """What pooling gives, under the first layer's name: rows of `size` by `size` cells, for one box."""
+        shape = torch.Size([1, sides[self.levels[0]].shape[1], size, size])
+        layout = Layout(kind="map", channel_axis=1)
+        return replace(sides[0], name=sides[0].tap, shape=shape, layout=layout)
 
     def _offset(self, teacher: str, batch: Mapping[str, Any]) -> int:
         """0 or 1, the geometry of the proposals: as the data says, else as the pooling layers do."""
@@ -144,7 +129,7 @@ class SampleFeatureMimicker(Mimicker):
         self, pool: RoiAlign, view: View, taps: Sequence[str], rois: Tensor, groups: Sequence[Tensor]
     ) -> Tensor:
         """[R, C, p, p], by level and in the order of the groups; a level without rois stays attached."""
-        features = list(tensors_in([view.features[tap] for tap in taps]))
+        features = list(tensors_in(tapped(view, taps)))
         rows = [
             pool(rois[indices], features[level], int(stride))
             for level, stride, indices in zip(self.levels, self.strides, groups, strict=True)
@@ -216,9 +201,3 @@ def _pooling(layer: nn.Module | None) -> RoiAlign | None:
     if isinstance(layer, nn.ModuleList) and len(layer):
         layer = layer[0]
     return layer if isinstance(layer, RoiAlign) else None
-
-
-def _pooled_shapes(features: Mapping[str, Any], size: int) -> dict[str, Tensor]:
-    """What pooling gives, as zeros for one box, under the first layer's name."""
-    first = next(tensors_in(list(features.values())))
-    return {next(iter(features)): first.new_zeros(1, first.shape[1], size, size)}
