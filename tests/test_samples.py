@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from kdcli.data.fashion_scenes import make_scenes
-from kdcli.engine.build import built
-from kdcli.engine.distributed import Processes
-from kdcli.engine.records import Finished, Step
-from kdcli.engine.run import RunOptions
-from kdcli.engine.train import train
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Finished, Step
 from kdcli.spec.parse import ParsedSpec, read
+from kdcli.training.build import built
+from kdcli.training.run import RunOptions
+from kdcli.training.train import train
 
 FOLDER = Path(__file__).parent.parent / "sample_configs"
 SAMPLES = sorted(path.name for path in FOLDER.glob("*.yaml"))

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from kdcli.commands.validate import ValidateOptions, examine
-from kdcli.engine.records import Finished, Step
 from kdcli.models.network import build_network
 from kdcli.models.weights import read_weights
+from kdcli.records import Finished, Step
 from kdcli.spec.parse import read
-from tests.engine.runs import train_all
+from tests.training.runs import train_all
 
 CLASSES = 6
 

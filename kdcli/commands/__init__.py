@@ -1,4 +1,4 @@
-"""What each command does, between the doorway and the engine: read, run, render."""
+"""What each command does, between the command line and the core: read, run, render."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def guarded(action: Callable[[], object]) -> int:
     except Exception:
         import traceback
 
-        from kdcli.engine.launch import finish_telling, tell_launcher
+        from kdcli.parallel.launch import finish_telling, tell_launcher
 
         finish_telling()
         told = (
@@ -46,8 +46,8 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _print(error: KdError) -> None:
-    from kdcli.engine.interrupts import is_first
-    from kdcli.engine.launch import finish_telling, tell_launcher
+    from kdcli.parallel.interrupts import is_first
+    from kdcli.parallel.launch import finish_telling, tell_launcher
 
     finish_telling()
     from kdcli.report.console import wants_colour
@@ -78,12 +78,12 @@ def evaluate(
 
     opened = run_or_spec(spec, changes, plugins, device)
     parsed = opened.parsed
-    from kdcli.engine.compare import compare
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.memory import memory_told
-    from kdcli.engine.sides import Sides
+    from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
     from kdcli.report.comparison import comparison_text
     from kdcli.tasks.keep import Keep
+    from kdcli.training.sides import Sides
 
     with (
         located(parsed),

@@ -12,11 +12,11 @@ def cache(spec: str, changes: Sequence[str], *, device: str | None, plugins: Seq
 
     parsed = read_checked(spec, changes, plugins)
     from kdcli.commands import located
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.make_caches import make_caches
-    from kdcli.engine.memory import memory_told
-    from kdcli.engine.run import RunOptions
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
     from kdcli.report.console import write
+    from kdcli.training.make_caches import make_caches
+    from kdcli.training.run import RunOptions
 
     options = RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)
     with (

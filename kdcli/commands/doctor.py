@@ -9,7 +9,7 @@ from typing import Any
 
 def doctor(*, as_json: bool) -> None:
     """Print what is installed, on what machine."""
-    from kdcli.engine.doctor import diagnose
+    from kdcli.reference.doctor import diagnose
     from kdcli.report.console import write
 
     facts = diagnose(Path())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.engine.exports.export import Exported
+    from kdcli.exports.export import Exported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ def export(arguments: ExportArguments) -> None:
     """Write the file, and say what it is worth."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
-    from kdcli.engine.build import file_notices
-    from kdcli.engine.exports.export import export as run
+    from kdcli.exports.export import export as run
     from kdcli.report.console import write
+    from kdcli.training.build import file_notices
 
     size = _size(arguments.size)
     opened = run_or_spec(arguments.source, arguments.changes, arguments.plugins)

@@ -63,7 +63,7 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
 
     Raises UsageError where a file lies there already, unless `force`.
     """
-    from kdcli.engine.schema_json import schema_text
+    from kdcli.reference.schema_json import schema_text
 
     target = folder / path.name
     text = path.read_text(encoding="utf-8")

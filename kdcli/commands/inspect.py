@@ -46,7 +46,7 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
     parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
     try:
         with uncollected():
-            from kdcli.engine.features import chosen, filtered, input_size, inspect
+            from kdcli.analysis.layers import chosen, filtered, input_size, inspect
 
             size = None if options.size is None else input_size(options.size)
             networks = inspect(parsed, size=size, plugins=options.plugins)
@@ -54,7 +54,7 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)
     if options.pairs:
-        from kdcli.engine.pairs import fitting_pairs, mimic_block
+        from kdcli.analysis.pairs import fitting_pairs, mimic_block
         from kdcli.report.pairs import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}

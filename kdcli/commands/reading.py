@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from kdcli.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from kdcli.engine.run import RunOptions
     from kdcli.spec.parse import ParsedSpec
+    from kdcli.training.run import RunOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,8 @@ def run_or_spec(
     source: str, changes: Sequence[str], plugins: Sequence[str], device: str | None = None
 ) -> Opened:
     """A run folder's spec, or a spec file's."""
-    from kdcli.engine.reopen import reopen
-    from kdcli.engine.run import RunOptions
+    from kdcli.training.reopen import reopen
+    from kdcli.training.run import RunOptions
 
     if Path(source).is_dir():
         if changes:
@@ -46,8 +46,8 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
     Raises SpecError with every finding where one of them is an error.
     """
-    from kdcli.engine.interrupts import is_first
-    from kdcli.engine.tables import tables
+    from kdcli.parallel.interrupts import is_first
+    from kdcli.reference.tables import tables
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.spec.parse import read

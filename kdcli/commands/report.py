@@ -12,9 +12,9 @@ from kdcli.errors import KdError, RunError
 if TYPE_CHECKING:
     import torch
 
-    from kdcli.engine.records import Notice
-    from kdcli.engine.run import RunOptions
+    from kdcli.records import Notice
     from kdcli.spec.parse import ParsedSpec
+    from kdcli.training.run import RunOptions
 
 
 def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: bool) -> None:
@@ -27,10 +27,10 @@ def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: boo
     need_matplotlib()
     read_run(root)
     if not quick:
-        from kdcli.engine.build import file_notices
-        from kdcli.engine.distributed import choose_device
-        from kdcli.engine.reopen import reopen
-        from kdcli.engine.report_data import write_report_data
+        from kdcli.analysis.collected import write_report_data
+        from kdcli.parallel.devices import choose_device
+        from kdcli.training.build import file_notices
+        from kdcli.training.reopen import reopen
 
         try:
             run = reopen(root, device=device, plugins=plugins)
@@ -49,8 +49,8 @@ def write_up(
     parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
     """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
-    from kdcli.engine.records import Notice
-    from kdcli.engine.report_data import write_report_data
+    from kdcli.analysis.collected import write_report_data
+    from kdcli.records import Notice
     from kdcli.report.album import report_pictures
     from kdcli.report.drawing import need_matplotlib
     from kdcli.report.html import write_report

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands.arguments import AUTO
-from kdcli.engine.interrupts import Interrupts, listening
-from kdcli.engine.launch import (
+from kdcli.errors import UsageError
+from kdcli.parallel.interrupts import Interrupts, listening
+from kdcli.parallel.launch import (
     expose_gpus,
     follow_launcher,
     launch,
@@ -22,13 +23,12 @@ from kdcli.engine.launch import (
     started_again,
     told_by_launcher,
 )
-from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.engine.distributed import Processes
-    from kdcli.engine.run import Run, RunOptions
-    from kdcli.engine.sides import Sides
+    from kdcli.parallel.distributed import Processes
     from kdcli.spec.parse import ParsedSpec
+    from kdcli.training.run import Run, RunOptions
+    from kdcli.training.sides import Sides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def train(arguments: TrainArguments) -> None:
 
 def options_of(arguments: TrainArguments, parsed: ParsedSpec, *, again: bool) -> RunOptions:
     """What the command line adds to the spec. again: the launcher has started the processes once more."""
-    from kdcli.engine.run import RunOptions
+    from kdcli.training.run import RunOptions
 
     resume = arguments.resume
     return RunOptions(
@@ -148,8 +148,8 @@ def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
         return
     import torch
 
-    from kdcli.engine.distributed import Processes
-    from kdcli.engine.proof import LAUNCHER_PROVED
+    from kdcli.check.proof import LAUNCHER_PROVED
+    from kdcli.parallel.distributed import Processes
 
     here = Processes(device=torch.device("cpu"))
     prove_told(parsed, options_of(arguments, parsed, again=False), here)
@@ -158,14 +158,14 @@ def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
 
 def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
     """The options of a run that has been proved, its warnings told, and the data that was opened for it."""
+    from kdcli.check.proof import proved
     from kdcli.commands import located
-    from kdcli.engine.build import run_root
-    from kdcli.engine.folder import RunFolder
-    from kdcli.engine.proof import proved
-    from kdcli.engine.reopen import with_own_files
-    from kdcli.engine.sides import Sides
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
+    from kdcli.training.build import run_root
+    from kdcli.training.reopen import with_own_files
+    from kdcli.training.run_folder import RunFolder
+    from kdcli.training.sides import Sides
 
     with located(parsed):
         options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
@@ -180,14 +180,14 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     """This process's part of the run: all of it, or as one of many."""
     from kdcli.commands import located
     from kdcli.commands.report import write_up
-    from kdcli.engine.build import built
-    from kdcli.engine.distributed import processes
-    from kdcli.engine.memory import memory_told
-    from kdcli.engine.train import train as records_of
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
     from kdcli.report.loggers.logger import LoggedRun
     from kdcli.report.loggers.loggers import Loggers
     from kdcli.report.recorder import Recorder
     from kdcli.spec.written import resolved_data
+    from kdcli.training.build import built
+    from kdcli.training.train import train as records_of
 
     options = options_of(arguments, parsed, again=started_again())
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
@@ -229,9 +229,9 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
 
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     """Some steps under the profiler, as text on the screen and in the run folder."""
-    from kdcli.engine.profile import profile
     from kdcli.report.console import write
     from kdcli.report.profile import profile_text
+    from kdcli.training.profile import profile
 
     found = profile(run, steps, interrupts)
     if run.processes.speaks:

@@ -12,7 +12,7 @@ from kdcli.errors import Diagnostic, KdError
 from kdcli.report.diagnostics import DiagnosticFormat
 
 if TYPE_CHECKING:
-    from kdcli.engine.records import Plan
+    from kdcli.records import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def examine(
     spec: str, changes: Sequence[str], options: ValidateOptions
 ) -> tuple[list[Diagnostic], Plan | None]:
     """All findings about one spec, each stage as far as the ones before allow; the plan where it is right."""
-    from kdcli.engine.tables import tables
+    from kdcli.reference.tables import tables
     from kdcli.report.loggers.loggers import check_loggers
     from kdcli.spec.parse import read
     from kdcli.spec.resolve import check_references
@@ -81,8 +81,8 @@ def examine(
         found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
         return found, None
+    from kdcli.check.check import CheckOptions, check
     from kdcli.data.check import Look
-    from kdcli.engine.check import CheckOptions, check
     from kdcli.report.progress import progress
 
     look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"

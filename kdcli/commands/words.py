@@ -22,9 +22,9 @@ def explain(code: str) -> None:
 def methods(name: str | None) -> None:
     """All losses and mimic methods, or one of them with its arguments and a fragment to paste."""
     from kdcli.distill.mimickers import MIMICKERS
-    from kdcli.engine.methods import fragment, method_fragment, method_of
     from kdcli.losses import KINDS, LOSSES
     from kdcli.losses.describe import describe
+    from kdcli.reference.methods import fragment, method_fragment, method_of
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import loss_text, losses_text, method_text
 
@@ -44,7 +44,7 @@ def methods(name: str | None) -> None:
 
 def schema() -> None:
     """The JSON Schema of the spec language, for editors."""
-    from kdcli.engine.schema_json import schema_text
+    from kdcli.reference.schema_json import schema_text
     from kdcli.report.console import write
 
     write(schema_text())

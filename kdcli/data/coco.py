@@ -175,7 +175,7 @@ def coco(
     outside, or has no width or height, is dropped with a notice. Crowds are not trained on; use_ignore makes
     them regions that count for nothing. aligned: boxes as edges; else x2 and y2 are last pixels. classes: the
     names that were trained on, by ascending id, which number the categories; without them, or where the file
-    has others (which the engine tells), these are numbered by their own ids. source and clip_box are accepted
+    has others (which the build tells), these are numbered by their own ids. source and clip_box are accepted
     for United-Perception's sake. Raises RunError KD560 to KD562, SpecError KD518, KD564, and KD509 where no
     image can be trained on.
     """

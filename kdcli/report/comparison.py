@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli import __version__
-from kdcli.engine.records import Comparison
+from kdcli.records import Comparison
 from kdcli.report.console import as_text
 from kdcli.report.quantities import MISSING, count, flops, measure, size
 from kdcli.report.standings import metric_names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kdcli.engine.records import Step
+from kdcli.records import Step
 from kdcli.report.quantities import duration, measure, rate, speed
 
 RECENT_SECONDS = 30.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import as_text, printable
 from kdcli.report.epoch import EpochSoFar
 from kdcli.report.plan import plan_summary

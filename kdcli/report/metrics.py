@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.errors import RunError
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.disk import writing
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kdcli.engine.records import Plan
+from kdcli.records import Plan
 from kdcli.report.console import as_text, printable
 from kdcli.report.quantities import MISSING, count, flops, rate
 from kdcli.report.tables import table

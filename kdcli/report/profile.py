@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdcli.engine.profile import Profile
+from kdcli.training.profile import Profile
 
 
 def profile_text(profile: Profile, processes: int = 1) -> str:

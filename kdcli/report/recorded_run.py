@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.engine.records import RUN_FORMAT
-from kdcli.engine.reopen import SPEC, env_of_run, mapping_in, text_of
 from kdcli.errors import RunError
+from kdcli.records import RUN_FORMAT
 from kdcli.report.metrics import read_metrics
+from kdcli.training.reopen import SPEC, env_of_run, mapping_in, text_of
 
 __all__ = ["RUN_FORMAT", "RecordedRun", "read_run"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers.loggers import Loggers
 from kdcli.report.metrics import MetricsWriter
 from kdcli.report.terminal import Terminal

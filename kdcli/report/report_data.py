@@ -37,8 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcli.engine.records import Comparison
 from kdcli.errors import RunError
+from kdcli.records import Comparison
 
 VERSION = 1
 _DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")

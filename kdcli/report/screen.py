@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import console_for, printable
 from kdcli.report.epoch import EpochSoFar
 from kdcli.report.plan import plan_summary

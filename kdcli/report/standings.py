@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rich.console import RenderableType
 from rich.text import Text
 
-from kdcli.engine.records import Evaluation, Finished
+from kdcli.records import Evaluation, Finished
 from kdcli.report.quantities import MISSING, difference, measure
 from kdcli.report.tables import Cell, table
 

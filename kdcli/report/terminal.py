@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.engine.records import Finished, Record
+from kdcli.records import Finished, Record
 from kdcli.report.console import is_terminal, write
 from kdcli.report.lines import Lines
 from kdcli.report.screen import Screen

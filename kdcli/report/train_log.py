@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kdcli.engine.records import Record, Step
+from kdcli.records import Record, Step
 from kdcli.report.disk import writing
 from kdcli.report.lines import Lines
 

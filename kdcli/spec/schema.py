@@ -140,7 +140,7 @@ class TeacherInput(Model):
 
 
 class Cache(Model):
-    """A disk cache of what the jobs need of a teacher (kdcli.engine.caches).
+    """A disk cache of what the jobs need of a teacher (kdcli.training.caches).
 
     dir: by default `cache` in the run folder. views: after so many epochs the augmentations come again.
     dtype: of what is stored. topk: of the logits, only so many of the largest are stored.

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from kdcli.engine.distributed import Processes
-from kdcli.engine.make_caches import make_caches
-from kdcli.engine.run import RunOptions
+from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import parse
+from kdcli.training.make_caches import make_caches
+from kdcli.training.run import RunOptions
 from tests.benchmarks.measure import THREADS, Row, machine, median_ratio, table
 from tests.benchmarks.sides import BATCH, hand_side, kdcli_side, spec_text
 

@@ -136,13 +136,13 @@ def run_one(row: str, seed: int, root: Path, budget: Budget) -> str:
     """One run on one thread, unless it lies there finished; what happened, in a line."""
     import torch
 
-    from kdcli.engine.build import built
-    from kdcli.engine.distributed import Processes
-    from kdcli.engine.records import Finished, Step
-    from kdcli.engine.run import RunOptions
-    from kdcli.engine.train import train
     from kdcli.errors import KdError
+    from kdcli.parallel.distributed import Processes
+    from kdcli.records import Finished, Step
     from kdcli.spec.parse import parse
+    from kdcli.training.build import built
+    from kdcli.training.run import RunOptions
+    from kdcli.training.train import train
 
     out = folder_of(root, row, seed)
     result = out / "result.json"

@@ -15,17 +15,17 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcli.engine.build import built
-from kdcli.engine.distributed import Processes
-from kdcli.engine.records import Step
-from kdcli.engine.run import Run, RunOptions
-from kdcli.engine.train import train
 from kdcli.models.network import build_network
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Step
 from kdcli.report.loggers.logger import LoggedRun
 from kdcli.report.loggers.loggers import Loggers
 from kdcli.report.recorder import Recorder
 from kdcli.spec.parse import parse
 from kdcli.spec.schema import ModuleSpec
+from kdcli.training.build import built
+from kdcli.training.run import Run, RunOptions
+from kdcli.training.train import train
 
 BATCH, CLASSES, SIZE = 128, 100, 32
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]

@@ -58,7 +58,7 @@ def rows(rounds: int) -> list[Row]:
 def first_step(folder: str) -> None:
     """`kdcli train` as it is, ended at its first step."""
     from kdcli import cli
-    from kdcli.engine.records import Record, Step
+    from kdcli.records import Record, Step
     from kdcli.report.recorder import Recorder
 
     def take(_self: Recorder, record: Record) -> None:

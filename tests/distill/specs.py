@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from kdcli.spec.parse import ParsedSpec
-from tests.engine.runs import spec_of
+from tests.training.runs import spec_of
 
 TEACHER = {"allow_random": True, "allow_weak_teacher": True}
 STEPS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdcli.engine.tables import tables
 from kdcli.losses import LOSSES
+from kdcli.reference.tables import tables
 from kdcli.spec.parse import parse
 from kdcli.spec.resolve import check_references
 from tests.benchmarks.methods import ALONE, LEFT_OUT, MUTUAL, VARIANTS, Budget, folder_of, spec_of

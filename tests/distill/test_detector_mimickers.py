@@ -23,7 +23,7 @@ from kdcli.models.detection.area_masks import area_masks
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.models.detection.truth_masks import truth_masks
 from kdcli.spec.schema import AdapterSpec, Job, JobStudent, JobTeacher, LossSpec
-from tests.engine.processes import serve
+from tests.training.processes import serve
 
 
 class Net(nn.Module):

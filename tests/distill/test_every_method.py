@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.engine.checkpoint import checkpoints, load_checkpoint
-from kdcli.engine.records import Saved, Step
-from kdcli.engine.train import train
 from kdcli.losses import LOSSES
 from kdcli.models.weights import read_weights
+from kdcli.records import Saved, Step
 from kdcli.spec.parse import ParsedSpec
+from kdcli.training.checkpoint import checkpoints, load_checkpoint
+from kdcli.training.train import train
 from tests.distill.methods import METHODS, mimic_of
 from tests.distill.specs import STEPS, TEACHER, spec_with
-from tests.engine.runs import run_of, train_all
+from tests.training.runs import run_of, train_all
 
 UNMOVED = {
     "ab": "conv.bias",

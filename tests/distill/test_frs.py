@@ -17,7 +17,7 @@ from kdcli.distill.taps import View
 from kdcli.errors import SpecError
 from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
 from tests.distill.test_detector_mimickers import constant, run, setting
-from tests.engine.processes import serve
+from tests.training.processes import serve
 
 
 def views() -> tuple[View, dict[str, View]]:

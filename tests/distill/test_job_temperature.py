@@ -10,15 +10,15 @@ import torch
 from kdcli.distill.binding import keyword_names
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.distill.terms import Term
-from kdcli.engine.guard import prove_losses
-from kdcli.engine.records import Step
-from kdcli.engine.train import train
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES, TEMPERED
 from kdcli.losses.crd import ContrastiveRepresentation
+from kdcli.records import Step
+from kdcli.training.guard import prove_losses
+from kdcli.training.train import train
 from tests.distill.methods import METHODS, mimic_of
 from tests.distill.specs import TEACHER, spec_with
-from tests.engine.runs import run_of
+from tests.training.runs import run_of
 
 LEARNED = {"learned": True}
 

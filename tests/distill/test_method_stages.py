@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.engine.records import Notice, Saved, Step
-from kdcli.engine.run import Run
-from kdcli.engine.train import train
+from kdcli.records import Notice, Saved, Step
 from kdcli.spec.cautions import check_cautions
 from kdcli.spec.parse import ParsedSpec
+from kdcli.training.run import Run
+from kdcli.training.train import train
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
-from tests.engine.runs import run_of, train_all
+from tests.training.runs import run_of, train_all
 
 
 def job(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdcli.check.check import CheckOptions, check
 from kdcli.distill.mimickers.mimicker import Clock
-from kdcli.engine.check import CheckOptions, check
-from kdcli.engine.guard import prove_losses
-from kdcli.engine.records import Saved, Step
-from kdcli.engine.tables import tables
-from kdcli.engine.train import train
 from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights
+from kdcli.records import Saved, Step
+from kdcli.reference.tables import tables
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.resolve import check_references
+from kdcli.training.guard import prove_losses
+from kdcli.training.train import train
 from tests.distill.specs import network, spec_with
-from tests.engine.runs import run_of, train_all
+from tests.training.runs import run_of, train_all
 
 PEER = {
     "name": "peer",

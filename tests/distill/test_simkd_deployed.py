@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from kdcli.analysis.evaluated_networks import compare
 from kdcli.distill.deployed import DeployedStudent
-from kdcli.engine.checkpoint import checkpoints
-from kdcli.engine.compare import compare
-from kdcli.engine.distributed import Processes
-from kdcli.engine.evaluate import evaluate, evaluation_mode
-from kdcli.engine.records import Evaluation, Finished
-from kdcli.engine.run import RunOptions
-from kdcli.engine.train import train
 from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Evaluation, Finished
+from kdcli.training.checkpoint import checkpoints
+from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.run import RunOptions
+from kdcli.training.train import train
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
-from tests.engine.runs import run_of, train_all
+from tests.training.runs import run_of, train_all
 
 HERE = Processes(device=torch.device("cpu"))
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kdcli.engine.check import CheckOptions, check
+from kdcli.check.check import CheckOptions, check
 from kdcli.errors import Diagnostic, SpecError
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, network, spec_with
-from tests.engine.runs import run_of
+from tests.training.runs import run_of
 
 STUDENT = ("mimic", "jobs", "mimic_job0", "student", "mimic_name", 0)
 THEIRS = ("mimic", "jobs", "mimic_job0", "teachers", "teacher0", "mimic_name", 0)

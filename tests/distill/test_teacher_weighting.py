@@ -13,7 +13,7 @@ from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.errors import SpecError
 from kdcli.spec.parse import ParsedSpec
 from tests.distill.specs import TEACHER, network, spec_with
-from tests.engine.runs import run_of
+from tests.training.runs import run_of
 
 T = 2.0
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcli.engine.records import Step
-from kdcli.engine.train import train
 from kdcli.losses import LOSSES
 from kdcli.models.weights import read_weights
+from kdcli.records import Step
 from kdcli.spec.parse import read
-from tests.engine.runs import run_of
+from kdcli.training.train import train
 from tests.golden.recorded import hash_of
 from tests.losses.cases import make_case
 from tests.scenes import write_scenes
+from tests.training.runs import run_of
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
 STEPS = 20

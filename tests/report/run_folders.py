@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.engine.records import Evaluation, Step
+from kdcli.records import Evaluation, Step
 from kdcli.report.metrics import MetricsWriter
 
 from .samples import finished, plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdcli.engine.records import Evaluation, Finished, NetworkFacts, Notice, Pair, Plan, Record, Saved, Step
 from kdcli.errors import Diagnostic, Span
+from kdcli.records import Evaluation, Finished, NetworkFacts, Notice, Pair, Plan, Record, Saved, Step
 
 RUN = Path("runs/digits_kd")
 

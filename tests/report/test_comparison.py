@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from kdcli.engine.records import Comparison
+from kdcli.records import Comparison
 from kdcli.report.comparison import comparison_text
 
 ROWS = (

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from kdcli.engine.records import Evaluation, Finished, Step
 from kdcli.errors import SpecError
+from kdcli.records import Evaluation, Finished, Step
 from kdcli.report.loggers.logger import LoggedRun, flat
 from kdcli.report.loggers.loggers import IDENTITIES, Loggers, check_loggers
 

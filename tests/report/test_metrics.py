@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.engine.records import Step
 from kdcli.errors import RunError
+from kdcli.records import Step
 from kdcli.report.metrics import CLOCK_FIELDS, MetricsWriter, read_metrics
 from kdcli.report.train_log import TrainLog
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from kdcli.commands import report as command
-from kdcli.engine.records import Notice
-from kdcli.engine.run import RunOptions
 from kdcli.errors import RunError
+from kdcli.records import Notice
 from kdcli.report import drawing
 from kdcli.report.album import report_pictures
 from kdcli.report.loggers.loggers import Loggers
 from kdcli.report.recorder import Recorder
 from kdcli.spec.parse import ParsedSpec
+from kdcli.training.run import RunOptions
 
 from .run_folders import make_run, report_data
 from .samples import plan

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from kdcli.engine.records import Finished, Notice, Record
+from kdcli.records import Finished, Notice, Record
 from kdcli.report.lines import Lines
 from kdcli.report.plan import plan_text
 from kdcli.report.terminal import Terminal, farewell

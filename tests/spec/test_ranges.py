@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kdcli.engine.schema_kwargs import annotation_schema
-from kdcli.engine.tables import tables
 from kdcli.losses import LOSSES
+from kdcli.reference.schema_kwargs import annotation_schema
+from kdcli.reference.tables import tables
 from kdcli.spec.arguments import check_type, fits, wording
 from kdcli.spec.ranges import Range, range_of, shown
 from kdcli.spec.signatures import Parameter, signature

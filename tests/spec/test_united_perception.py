@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcli.engine.tables import tables
+from kdcli.reference.tables import tables
 from kdcli.spec.parse import parse
 from kdcli.spec.resolve import check_references
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kdcli.engine.tables import tables
+from kdcli.reference.tables import tables
 from kdcli.spec.resolve import check_references
 from kdcli.spec.tables import Target, TaskRecord, task_of
 from kdcli.tasks import TASKS
 from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.detection.task import Detection
 from kdcli.tasks.task import Task
-from tests.engine.runs import SPEC, spec_of
+from tests.training.runs import SPEC, spec_of
 
 DETECTS = "runtime.task_names=kd_det"
 NOT_COMPILED = "a detector can't be compiled: how much it computes depends on the boxes it finds"

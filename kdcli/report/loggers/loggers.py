@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kdcli.engine.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.errors import Findings, SpecError, did_you_mean
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.disk import replace_file
 from kdcli.report.loggers import LOGGERS
 from kdcli.report.loggers.logger import LoggedRun, Logger

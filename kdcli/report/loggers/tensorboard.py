@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from kdcli.engine.folder import TENSORBOARD
 from kdcli.report.loggers.logger import LoggedRun, flat
+from kdcli.training.run_folder import TENSORBOARD
 
 
 class TensorBoardLogger:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.engine.exports import EXPORTS
-from kdcli.engine.exports.proof import prove
+from kdcli.exports import EXPORTS
+from kdcli.exports.proof import prove
 from kdcli.models.network import Network
 from kdcli.tasks.detection.portable import Detector
 from tests.models.detection.test_whole import build

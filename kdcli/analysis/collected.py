@@ -1,0 +1,191 @@
+"""report_data.json collected: networks of a run side by side, on a bounded part of its test data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.analysis.evaluated_networks import (
+    Contender,
+    row_of,
+    stated_by_student,
+    student_of,
+    teacher_of,
+    used_teachers,
+)
+from kdcli.analysis.feature_maps import feature_maps
+from kdcli.analysis.layers import layers_of
+from kdcli.analysis.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
+from kdcli.data.loaders import Loader
+from kdcli.errors import KdError
+from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Notice
+from kdcli.spec.parse import ParsedSpec
+from kdcli.tasks.task import Answered, Forward
+from kdcli.training.build import build_data, run_root
+from kdcli.training.checkpoint import write_whole
+from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import RunFolder
+from kdcli.training.sides import Sides
+from kdcli.training.teacher_labels import learnt_classes
+from kdcli.training.wiring import small
+
+VERSION = 1
+IMAGES, SECONDS = 2000, 30.0
+"""How many test images are answered, and how long that may take."""
+CKA_IMAGES, CKA_SECONDS, CKA_BATCH = 512, 20.0, 64
+LATENCY_SECONDS = 0.2
+
+
+def write_report_data(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device
+) -> tuple[Path, list[Notice]]:
+    """Collect and write report_data.json into the run's folder; raises KdError where that can't be."""
+    data, notices = collect(parsed, options, device)
+    path = RunFolder(run_root(parsed)).root / "report_data.json"
+    text = json.dumps(data, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+    return path, notices
+
+
+def collect(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device
+) -> tuple[dict[str, Any], list[Notice]]:
+    """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
+    spec = parsed.spec
+    sides = Sides(spec, options.places)
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))
+    loader = build_data(opened, spec, Processes(device=device))
+    try:
+        return _collect(parsed, options, device, loader, sides)
+    finally:
+        loader.close()
+
+
+def _collect(
+    parsed: ParsedSpec, options: RunOptions, device: torch.device, loader: Loader, sides: Sides
+) -> tuple[dict[str, Any], list[Notice]]:
+    spec, facts, task = parsed.spec, loader.facts, sides.task
+    sample = dict(next(loader.batches(0)))
+    student, notices = student_of(task, parsed, options, None, sample, facts)
+    notices = [notice for notice in notices if notice.level == "warning"]
+    contenders = [student]
+    for name in used_teachers(spec):
+        try:
+            contenders.append(teacher_of(task, name, spec, options, learnt_classes(sides, facts)))
+        except KdError as error:
+            message = f"the report leaves out {name}: {error.diagnostics[0].message}"
+            notices.append(Notice(message=message, level="warning"))
+    for contender in contenders:
+        contender.net.to(device).eval()
+    cast = autocast_for(student_precision(spec.runtime), device)
+    data: dict[str, Any] = {"version": VERSION, "primary": task.primary}
+    networks = {contender.name: _forward(contender, cast) for contender in contenders}
+    batches = _first(loader, device, IMAGES, SECONDS)
+    shown = Answered(sections={}) if task.report is None else task.report.answered(networks, batches, facts)
+    if shown is not None:
+        recorded = _recorded(run_root(parsed))
+        data |= {"comparison": _rows(contenders, shown, recorded, sample), **shown.sections}
+    if task.report is None or not task.report.layers:
+        return data, notices
+    for contender in contenders:
+        contender.net.to(device)
+    batch = to_device(small(sample, CKA_BATCH), device)
+    data["features"] = feature_maps(contenders, spec, batch, facts)
+    data["cka"] = _similarities(contenders, loader, device, batch)
+    return data, notices
+
+
+def _forward(contender: Contender, cast: torch.autocast | None) -> Forward:
+    """From a batch to the network's outputs, in its precision, without gradients."""
+
+    def forward(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        with torch.no_grad(), cast or nullcontext():
+            return contender.outputs(batch)
+
+    return forward
+
+
+def _rows(
+    contenders: list[Contender],
+    shown: Answered,
+    recorded: Mapping[str, dict[str, float]],
+    sample: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The comparison. recorded: metrics of the whole test data, which stand where a part has been answered."""
+    rows = []
+    for contender in contenders:
+        name = contender.name
+        metrics = shown.metrics.get(name, {})
+        if not shown.whole:
+            metrics = recorded.get(name, metrics)
+        row = row_of(contender, metrics, shown.agreement.get(name), sample, seconds=LATENCY_SECONDS)
+        rows.append(asdict(row))
+    return rows
+
+
+def _first(loader: Loader, device: torch.device, images: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """The first batches, until there are so many images or so much time is gone."""
+    began, seen = time.perf_counter(), 0
+    for batch in loader.batches(0):
+        yield to_device(dict(batch), device)
+        seen += len(batch["image"])
+        if seen >= images or time.perf_counter() - began >= seconds:
+            return
+
+
+def _similarities(
+    contenders: list[Contender], loader: Loader, device: torch.device, sample: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Linear CKA of the student's stages with each teacher's, on the first images."""
+    student, *teachers = contenders
+    if not teachers or len(sample["image"]) < SMALLEST_BATCH:
+        return []
+    probe = small(sample)
+    paths = {
+        contender.name: stage_layers(layers_of(contender.net, _pixels(contender, probe)))
+        for contender in contenders
+    }
+    compared = [teacher for teacher in teachers if paths[teacher.name] and paths["student"]]
+    sums = {t.name: LayerSimilarity(len(paths["student"]), len(paths[t.name])) for t in compared}
+    for batch in _first(loader, device, CKA_IMAGES, CKA_SECONDS):
+        for start in range(0, len(batch["image"]), CKA_BATCH):
+            part = {k: v[start : start + CKA_BATCH] if isinstance(v, Tensor) else v for k, v in batch.items()}
+            if len(part["image"]) < SMALLEST_BATCH:
+                continue
+            ours = grams_of(student.outputs, student.net, paths["student"], part)
+            for teacher in compared:
+                sums[teacher.name].update(
+                    ours, grams_of(teacher.outputs, teacher.net, paths[teacher.name], part)
+                )
+    return [
+        {
+            "teacher": teacher.name,
+            "student_layers": paths["student"],
+            "teacher_layers": paths[teacher.name],
+            "values": [[round(value, 4) for value in row] for row in sums[teacher.name].values().tolist()],
+        }
+        for teacher in compared
+    ]
+
+
+def _pixels(contender: Contender, batch: dict[str, Any]) -> dict[str, Any]:
+    return batch if contender.pixels is None else {**batch, "image": contender.pixels(batch["image"])}
+
+
+def _recorded(root: Path) -> dict[str, dict[str, float]]:
+    """The metrics that a finished run measured on all of its test data, by network."""
+    try:
+        said = json.loads(RunFolder(root).finished.read_text(encoding="utf-8"))
+        return {"student": dict(said["best"]), **{name: dict(m) for name, m in said["teachers"].items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

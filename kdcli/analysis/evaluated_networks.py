@@ -1,0 +1,313 @@
+"""Student and teachers side by side: what was gained, and what each costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.analysis.rebuild_student import deployed_state, rebuild
+from kdcli.data.facts import DataFacts
+from kdcli.distill.deployed import DeployedStudent
+from kdcli.distill.module_search import find_classifier
+from kdcli.errors import KdError, RunError, SpecError
+from kdcli.models.flops import flops_of
+from kdcli.models.network import Network, build_network
+from kdcli.models.weight_files import find_file, stated_classes
+from kdcli.models.weights import fit_weights, load_weights
+from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Comparison, Notice
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.tasks.keep import Keep
+from kdcli.tasks.task import Drawing, Meter, Task
+from kdcli.training.build import (
+    build_data,
+    file_notices,
+    pixel_change,
+    run_root,
+    teacher_settings,
+    weight_path,
+)
+from kdcli.training.checkpoint import checkpoints, newest_valid
+from kdcli.training.evaluate import unanswered
+from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import RunFolder
+from kdcli.training.sides import Sides
+from kdcli.training.teacher_labels import Scoring, labels_of, learnt_classes
+from kdcli.training.wiring import jobs_of, small
+
+LATENCY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
+    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
+
+    name: str
+    net: Network | DeployedStudent
+    file_bytes: int | None
+    pixels: Any = None
+    left_out: tuple[str, ...] = ()
+    scoring: Scoring | None = None
+
+    @property
+    def told(self) -> list[str]:
+        """What the user should know of its classes, once it has answered."""
+        known = () if self.scoring is None else (self.scoring.labels.notice, self.scoring.why)
+        return [one for one in known if one is not None]
+
+    def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its named outputs on a batch of the student's pixels."""
+        if self.pixels is not None:
+            batch = {**batch, "image": self.pixels(batch["image"])}
+        result: Mapping[str, Any] = self.net(batch)
+        return result if self.scoring is None else self.scoring(result)
+
+
+def compare(
+    parsed: ParsedSpec,
+    options: RunOptions,
+    processes: Processes,
+    weights: Path | None,
+    keep: Keep | None = None,
+    sides: Sides | None = None,
+) -> tuple[list[Comparison], list[Notice]]:
+    """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
+
+    weights: a file for the student in place of the run's own. keep: what to leave on disk. sides: of a caller
+    that asks for the task too. Raises RunError KD719 where there are no weights for the student, SpecError
+    where the test data is none to measure by (Task.check_truth).
+    """
+    spec = parsed.spec
+    keep = keep or Keep()
+    sides = sides or Sides(spec, options.places)
+    task = sides.task
+    keep.require(task)
+    require_weights(parsed, weights)
+    told = file_notices(spec, options.places, "mimic", "dataset")
+    if processes.speaks:
+        keep.try_out(["student", *used_teachers(spec)])
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
+    loader = build_data(opened, spec, processes)
+    findings = task.check_truth(spec, loader.facts, options.places)
+    if any(finding.severity == "error" for finding in findings):
+        loader.close()
+        raise SpecError(findings)
+    student, notices = student_of(task, parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    told += [*loader.notices, *(finding.message for finding in findings)]
+    notices = [*(Notice(message=message, level="warning") for message in told), *notices]
+    contenders = [student]
+    for name in used_teachers(spec):
+        try:
+            teacher = teacher_of(task, name, spec, options, learnt_classes(sides, loader.facts))
+            contenders.append(teacher)
+            notices += [Notice(message=f"{name}: {one}") for one in teacher.left_out]
+        except KdError as error:
+            reason = error.diagnostics[0].message
+            notices.append(Notice(message=f"{name} is left out: {reason}", level="warning"))
+    for contender in contenders:
+        contender.net.to(processes.device).eval()
+    drawing: Drawing | None = None
+    if task.kept is not None and keep.pictures is not None and processes.speaks:
+        drawing = task.kept.drawing(keep.pictures, loader.facts)
+    cast = autocast_for(student_precision(spec.runtime), processes.device)
+    meters = {contender.name: task.meter(loader.facts) for contender in contenders}
+    sums, agreement = _measure(task, contenders, loader.batches(0), meters, processes, cast, drawing)
+    metrics = {name: meters[name].result(found) for name, found in sums.items()}
+    notices += [Notice(message=one) for contender in contenders for one in contender.told]
+    for name, found in sums.items():
+        told = unanswered(name, meters[name], found, processes, loader)
+        notices += [Notice(message=message, level="warning") for message in told]
+    if task.kept is not None and keep.predictions is not None and processes.speaks:
+        predictions = {name: task.kept.rows(meters[name], found) for name, found in sums.items()}
+        notices += [Notice(message=f"predictions: {path}") for path in keep.save(task.kept, predictions)]
+    if drawing is not None and drawing.drawn:
+        notices.append(Notice(message=f"{drawing.drawn} pictures: {keep.pictures}"))
+    sample = dict(next(loader.batches(0)))
+    loader.close()
+    rows = [
+        row_of(contender, metrics.get(contender.name, {}), agreement.get(contender.name), sample)
+        for contender in contenders
+    ]
+    return rows, notices
+
+
+def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ...] | None:
+    """The classes that the student's file states, the one that `student_of` measures; None where it states none."""
+    folder = RunFolder(run_root(parsed))
+    candidates = [weights] if weights is not None else [folder.best_student, folder.student]
+    file = next((path for path in candidates if path.is_file()), None)
+    return None if file is None else stated_classes(file)
+
+
+def used_teachers(spec: Spec) -> list[str]:
+    """The teachers that a job uses."""
+    jobs = jobs_of(spec).values()
+    return [name for name in spec.teachers if any(name in job.teachers for job in jobs)]
+
+
+def student_of(
+    task: Task,
+    parsed: ParsedSpec,
+    options: RunOptions,
+    weights: Path | None,
+    sample: Mapping[str, Any],
+    facts: DataFacts,
+) -> tuple[Contender, list[Notice]]:
+    """The student with `weights`, else the best it was in its run, else the last."""
+    net, trainee = rebuild(task, parsed.spec, options, small(sample), facts)
+    folder = RunFolder(run_root(parsed))
+    candidates = [weights] if weights is not None else [folder.best_student, folder.student]
+    for path in candidates:
+        if path is not None and (weights is not None or path.exists()):
+            found = find_file(path)
+            load_weights(net, found)
+            size = found.stat().st_size if found.is_file() else None
+            return Contender("student", net, size), [Notice(message=f"student: {path}")]
+    notices: list[Notice] = []
+    for path, state in newest_valid(folder.checkpoints):
+        if isinstance(state, dict):
+            fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
+            return Contender("student", net, None), [*notices, Notice(message=f"student: {path}")]
+        notices.append(Notice(message=str(state), level="warning"))
+    raise _without_weights(folder)
+
+
+def require_weights(parsed: ParsedSpec, weights: Path | None) -> None:
+    """RunError KD719 where a look into the run folder shows that there are none for the student."""
+    folder = RunFolder(run_root(parsed))
+    if weights is None and not (
+        folder.best_student.exists() or folder.student.exists() or checkpoints(folder.checkpoints)
+    ):
+        raise _without_weights(folder)
+
+
+def _without_weights(folder: RunFolder) -> RunError:
+    return RunError.of(
+        "KD719",
+        f"there are no weights for the student in {folder.root}",
+        "train it first (`kdcli train`), or name a file with `--weights`",
+    )
+
+
+def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
+    """A teacher with its weights; raises KdError where there are none."""
+    settings = teacher_settings(spec, name)
+    if settings.teacher_weight is None:
+        raise RunError.of("KD719", "it has no `teacher_weight`")
+    where = weight_path(spec, name)
+    path = find_file(settings.teacher_weight, options.places, where)
+    net = build_network(
+        spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
+    )
+    left_out = tuple(load_weights(net, path, where=where))
+    size = path.stat().st_size if path.is_file() else None
+    labels = labels_of(task, spec, name, settings, facts, options.places)
+    scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
+    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
+
+
+@torch.no_grad()
+def _measure(
+    task: Task,
+    contenders: list[Contender],
+    batches: Any,
+    meters: Mapping[str, Meter],
+    processes: Processes,
+    cast: torch.autocast | None,
+    drawing: Drawing | None,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Each network's summed measures, and each teacher's agreement with the student, in one pass.
+
+    A network without a head (a teacher whose list ends early) has none.
+    """
+    sums: dict[str, Tensor] = {}
+    headed: set[str] = set()
+    for batch in batches:
+        batch = to_device(dict(batch), processes.device)
+        answers: dict[str, Mapping[str, Any]] = {}
+        for contender in contenders:
+            if cast is None:
+                outputs = contender.outputs(batch)
+            else:
+                with cast:
+                    outputs = contender.outputs(batch)
+            answers[contender.name] = outputs
+            if task.answers(outputs):
+                meters[contender.name].update(outputs, batch)
+                headed.add(contender.name)
+        if drawing is not None:
+            drawing.draw(answers, batch)
+        for name in [contender.name for contender in contenders[1:]]:
+            found = None if task.agreement is None else task.agreement.sums(answers["student"], answers[name])
+            if found is not None:
+                sums[name] = sums[name] + found if name in sums else found
+    total = {
+        name: processes.sum(meter.sums()) for name, meter in meters.items() if processes.any(name in headed)
+    }
+    agreement = {}
+    for name, found in sums.items():
+        figures = task.agreement.result(processes.sum(found)) if task.agreement is not None else None
+        if figures is not None:
+            agreement[name] = figures
+    return total, agreement
+
+
+def row_of(
+    contender: Contender,
+    metrics: dict[str, float],
+    agreement: dict[str, float] | None,
+    sample: dict[str, Any],
+    *,
+    seconds: float = LATENCY_SECONDS,
+) -> Comparison:
+    """One network's row; its latencies are taken over about so many seconds each. Moves it to the CPU."""
+    net = contender.net.cpu()
+    if contender.pixels is not None:
+        sample = {**sample, "image": contender.pixels(sample["image"])}
+    return Comparison(
+        network=contender.name,
+        metrics=metrics,
+        parameters=_parameters(net, small(sample, 1)),
+        flops=flops_of(net, small(sample, 1)),
+        file_bytes=contender.file_bytes,
+        latency_ms_batch_1=latency_ms(net, small(sample, 1), seconds),
+        latency_ms_batch=latency_ms(net, sample, seconds),
+        batch_size=len(sample["image"]),
+        agreement=agreement,
+    )
+
+
+def _parameters(net: Network | DeployedStudent, sample: Mapping[str, Any]) -> int:
+    """Of what is run after training: without a classifier that another one has replaced."""
+    dropped = net.training_only()
+    replaced: set[int] = set()
+    if isinstance(net, DeployedStudent):
+        replaced = {id(p) for p in find_classifier(net.taps.net, sample).parameters()}
+    return sum(
+        p.numel()
+        for name, p in net.named_parameters()
+        if name.split(".", 1)[0] not in dropped and id(p) not in replaced
+    )
+
+
+@torch.inference_mode()
+def latency_ms(net: Callable[[Any], Any], batch: Any, seconds: float = LATENCY_SECONDS) -> float:
+    """Median milliseconds of a forward on the CPU, after one warm-up, over about so many seconds."""
+    net(batch)
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 200):
+        start = time.perf_counter()
+        net(batch)
+        times.append(time.perf_counter() - start)
+    return 1000.0 * statistics.median(times)

@@ -1,0 +1,275 @@
+"""The layers of a network as one forward pass shows them: which can be mimicked, with shape and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.check.sample import channels_of
+from kdcli.data.describe import describe
+from kdcli.data.facts import DataFacts
+from kdcli.distill.adapters import shown
+from kdcli.distill.channels import ChannelTrace, image_size
+from kdcli.distill.dry_run import rehearse
+from kdcli.distill.taps import CONTAINERS, tensors_in
+from kdcli.errors import UsageError, did_you_mean
+from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
+from kdcli.models.flops import FlopCount, TooMuch, every_layer_runs
+from kdcli.models.network import build_network
+from kdcli.spec.networks import ParsedNetworks
+from kdcli.tasks.build import task_for
+from kdcli.tasks.task import Task
+from kdcli.training.wiring import small
+
+Size = tuple[int, int, int]
+
+QUICK = 40 * 10**9
+"""Floating point operations that take less time than the import of what fake tensors need."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One row; see LayerRow of report/layers.py for the fields that are shown.
+
+    sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
+    tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.
+    taps: what `mimic_name` may say to get one feature: the path, or `path[i]` where there are several.
+    """
+
+    path: str
+    type: str
+    shape: str | tuple[str, ...] | None
+    stride: float | int | str | None
+    parameters: int
+    flops_share: float | None
+    status: str
+    depth: int
+    sizes: tuple[tuple[int, ...], ...] = ()
+    order: int = -1
+    made: int = -1
+    leaf: bool = True
+    taps: tuple[str, ...] = ()
+
+
+def inspect(
+    parsed: ParsedNetworks, *, size: Size | None = None, plugins: Sequence[str] = ()
+) -> dict[str, tuple[Layer, ...]]:
+    """Every network's layers, by the network's name.
+
+    size: channels, height and width of the images; else what the data of the spec says, else 3x224x224.
+    `net` runs in training mode as it would be trained, teachers in evaluation mode; on real images
+    where that is quick, else on fake ones unless its code needs values.
+    """
+    task = task_for(parsed.runtime, parsed.train)
+    if task.rehearses == "real":
+        return _inspect(task, parsed, size, plugins, fake=False)
+    try:
+        return _inspect(task, parsed, size, plugins, fake=False, most=QUICK)
+    except (TooMuch, MemoryError):
+        pass
+    try:
+        return _inspect(task, parsed, size, plugins, fake=True)
+    except NOT_FAKE:
+        return _inspect(task, parsed, size, plugins, fake=False)
+
+
+def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[str, Sequence[Layer]]:
+    """All networks, or the one of that name."""
+    if name is None:
+        return dict(networks)
+    if name not in networks:
+        raise UsageError.of(f"there is no network `{name}` in the file", did_you_mean(name, list(networks)))
+    return {name: networks[name]}
+
+
+def filtered(layers: Sequence[Layer], pattern: str | None, kind: str | None) -> list[Layer]:
+    """The layers whose path, or its end after a dot, matches the pattern, of a type."""
+    return [
+        layer
+        for layer in layers
+        if (kind is None or layer.type == kind)
+        and (pattern is None or any(fnmatchcase(end, pattern) for end in _ends(layer.path)))
+    ]
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _inspect(
+    task: Task,
+    parsed: ParsedNetworks,
+    size: Size | None,
+    plugins: Sequence[str],
+    *,
+    fake: bool,
+    most: int | None = None,
+) -> dict[str, tuple[Layer, ...]]:
+    facts = DataFacts() if parsed.train is None else describe(parsed.train)
+    if size is not None:
+        facts = DataFacts(shape=size)
+    mode = fake_mode() if fake else None
+    real = task.rehearses == "real"
+    found = {}
+    for name, modules in parsed.networks.items():
+        path = parsed.path(name)
+        with nullcontext() if real else Unfilled():
+            net = build_network(modules, path=path, plugins=plugins, aligned=parsed.runtime.aligned)
+        if mode is not None:
+            to_fake(net, mode)
+        elif not real:
+            to_zero(net)
+        net.train(name == "net")
+        with mode or nullcontext():
+            batch = task.sample(
+                parsed.train,
+                facts,
+                channels=channels_of(net),
+                modules=modules,
+                aligned=parsed.runtime.aligned,
+            )
+            if most is not None and not net.training:
+                batch = small(batch, 1)
+            found[name] = rehearse(lambda: layers_of(net, batch, most), net, batch, modules, path)  # noqa: B023
+    return found
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one layer did: the tensors it gave with their counts of changes, the work done by then."""
+
+    tensors: list[tuple[Tensor, int]] = field(default_factory=list)
+    calls: int = 0
+    flops: int = 0
+    order: int = -1
+
+
+def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None) -> tuple[Layer, ...]:
+    """Run the network once on the batch, in the mode it is in, and say what every layer did.
+
+    Raises TooMuch where that takes more operations than `most`.
+    """
+    seen = {name: _Seen() for name, _ in net.named_modules() if name}
+    finished = 0
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(every_layer_runs())
+        counter = stack.enter_context(FlopCount(most))
+        trace = stack.enter_context(ChannelTrace())
+        for name, module in net.named_modules():
+            if not name:
+                continue
+
+            def note(_module: nn.Module, _args: Any, output: Any, entry: _Seen = seen[name]) -> None:
+                nonlocal finished
+                entry.calls += 1
+                entry.tensors += [(tensor, tensor._version) for tensor in tensors_in(output)]
+                entry.flops, entry.order = counter.total, finished
+                finished += 1
+
+            stack.callback(module.register_forward_hook(note).remove)
+        net(batch)
+    total, size = counter.total, image_size(batch)
+    assert size is not None
+    modules = dict(net.named_modules())
+    numbers: dict[int, int] = {}
+    above = {part for name, entry in seen.items() if entry.calls for part in _parents(name)}
+    return tuple(
+        _layer(
+            name,
+            modules[name],
+            entry,
+            [trace.channels_last(tensor, size) for tensor, _ in entry.tensors],
+            name in above,
+            total,
+            size[0],
+            numbers,
+        )
+        for name, entry in seen.items()
+    )
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _layer(
+    path: str,
+    module: nn.Module,
+    seen: _Seen,
+    last: Sequence[bool],
+    ran_below: bool,
+    total: int,
+    height: int,
+    numbers: dict[int, int],
+) -> Layer:
+    tensors = [tensor for tensor, _ in seen.tensors]
+    sizes = tuple(tuple(tensor.shape) for tensor in tensors)
+    shapes = tuple(dict.fromkeys(shown(size) if size else "scalar" for size in sizes))
+    strides = list(
+        dict.fromkeys(
+            _stride(height, size[1 if channels_last else 2])
+            for size, channels_last in zip(sizes, last, strict=True)
+            if len(size) == 4
+        )
+    )
+    stride: float | int | str | None = None
+    if len(strides) == 1:
+        stride = strides[0]
+    elif strides:
+        stride = ", ".join(str(one) for one in strides)
+    return Layer(
+        path=path,
+        type=type(module).__name__,
+        shape=None if not shapes else shapes[0] if len(shapes) == 1 else shapes,
+        stride=stride,
+        parameters=sum(p.numel() for p in module.parameters()),
+        flops_share=seen.flops / total if seen.calls and total else None,
+        status=_status(module, seen, ran_below, any(last)),
+        depth=path.count("."),
+        sizes=sizes,
+        order=seen.order,
+        made=numbers.setdefault(id(tensors[-1]), len(numbers)) if tensors else -1,
+        leaf=not ran_below,
+        taps=_taps(path, tensors),
+    )
+
+
+def _taps(path: str, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    # What is empty is no feature to kdcli.distill.taps either: torch's fused attention gives such.
+    count = sum(1 for tensor in tensors if tensor.numel())
+    return (path,) if count == 1 else tuple(f"{path}[{index}]" for index in range(count))
+
+
+def _stride(height: int, rows: int) -> float | int:
+    ratio = height / rows
+    return int(ratio) if ratio.is_integer() else round(ratio, 2)
+
+
+def _status(module: nn.Module, seen: _Seen, ran_below: bool, channels_last: bool) -> str:
+    if not seen.calls:
+        return "container" if ran_below or isinstance(module, CONTAINERS) else "never runs"
+    if not seen.tensors:
+        return "gives no tensor"
+    if channels_last:
+        return "channels last"
+    if any(tensor._version != version for tensor, version in seen.tensors):
+        return "changed in place"
+    return "once" if len(seen.tensors) == 1 else "several"
+
+
+def input_size(text: str) -> Size:
+    """`3x224x224` as (channels, height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError.of(f"`{text}` is no input size", "write channels x height x width: 3x224x224")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width

@@ -1,0 +1,135 @@
+"""Layers of a student and a teacher that fit each other, and the `mimic` block that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdcli.analysis.layers import Layer
+from kdcli.distill.adapters import unjoinable, what_joins
+from kdcli.spec.schema import JobTeacher
+
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+"""Where layers are taken in a network whose features all have one size."""
+
+MANY = 4
+"""So many blocks of one size are a network of one size rather than a stage."""
+
+FAR = 0.5
+"""Layers whose shares of the work differ by more are no pair: a patch embedding and the last stage."""
+
+Grid = tuple[str, tuple[int, ...]]
+"""Maps by height and width, or tokens by their number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittingPair:
+    """A student layer and a teacher layer at the same relative depth.
+
+    adapter: what joins them, None where the shapes are equal.
+    """
+
+    student: Layer
+    teacher: Layer
+    adapter: str | None
+
+
+def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[FittingPair]:
+    """The ends of stages that have one spatial size in both networks, in order of depth.
+
+    Maps of networks without a common size are joined by relative depth alone. Tokens are paired with equally
+    many tokens only, and maps that keep their channels last with nothing.
+    """
+    ours, theirs = _candidates(student), _candidates(teacher)
+    common = [grid for grid in ours if grid in theirs]
+    pairs: list[FittingPair] = []
+    for grid in common:
+        even = min(len(ours[grid]), len(theirs[grid])) >= MANY and grid[0] == "tokens"
+        for share in QUARTERS if even else (1.0,):
+            pairs.append(_pair(_at(ours[grid], share), _at(theirs[grid], share)))
+    if not common:
+        every_one = [layer for grid, layers in ours.items() if grid[0] == "map" for layer in layers]
+        others = [layer for grid, layers in theirs.items() if grid[0] == "map" for layer in layers]
+        if len(every_one) > 1 and len(others) > 1:
+            pairs = [_pair(_at(every_one, share), _at(others, share)) for share in QUARTERS[1:]]
+    unique = {(pair.student.path, pair.teacher.path): pair for pair in pairs if _apart(pair) <= FAR}
+    return sorted(unique.values(), key=lambda pair: pair.student.order)
+
+
+def mimic_block(
+    pairs: Mapping[str, Sequence[FittingPair]], settings: Mapping[str, JobTeacher] | None = None
+) -> str:
+    """The YAML of `mimic` for these pairs, a job a teacher.
+
+    settings: what the spec says of a teacher already; else its weights are named `<teacher>.safetensors`.
+    """
+    lines = ["mimic:"]
+    several = len(pairs) > 1
+    if several:
+        lines.append("  mimic_as_jobs: true")
+    for index, (teacher, found) in enumerate(pairs.items()):
+        margin = "  "
+        if several:
+            lines.append(f"  mimic_job{index}:")
+            margin = "    "
+        told = (settings or {}).get(teacher)
+        weights = [f"teacher_weight: {teacher}.safetensors"]
+        if told is not None:
+            weights = [f"teacher_weight: {told.teacher_weight}"] if told.teacher_weight is not None else []
+            weights += ["allow_random: true"] if told.allow_random else []
+        job = [
+            "mimic_ins_type: base",
+            *(["adapter: auto"] if any(pair.adapter for pair in found) else []),
+            "cfgs:",
+            "  loss: {type: l2_loss, kwargs: {feat_norm: true, batch_mean: true, loss_weight: 1.0}}",
+            f"{teacher}:",
+            f"  mimic_name: [{', '.join(pair.teacher.path for pair in found)}]",
+            *(f"  {line}" for line in weights),
+            "student:",
+            f"  mimic_name: [{', '.join(pair.student.path for pair in found)}]",
+        ]
+        lines += [margin + line for line in job]
+    return "\n".join(lines) + "\n"
+
+
+def _pair(student: Layer, teacher: Layer) -> FittingPair:
+    ours, theirs = student.sizes[0], teacher.sizes[0]
+    assert unjoinable(ours, theirs) is None, "only grids of one kind and size, or two maps, are paired"
+    joined = what_joins(ours, theirs) if ours[1:] != theirs[1:] else None
+    return FittingPair(student=student, teacher=teacher, adapter=joined)
+
+
+def _apart(pair: FittingPair) -> float:
+    return abs((pair.student.flops_share or 0.0) - (pair.teacher.flops_share or 0.0))
+
+
+def _at(layers: Sequence[Layer], share: float) -> Layer:
+    """The layer whose end is nearest to a share of the work between the first and the last of them."""
+    first, last = layers[0].flops_share or 0.0, layers[-1].flops_share or 0.0
+    wanted = first + share * (last - first) if share < 1.0 else last
+    return min(reversed(layers), key=lambda layer: abs((layer.flops_share or 0.0) - wanted))
+
+
+def _candidates(layers: Sequence[Layer]) -> dict[Grid, list[Layer]]:
+    """Layers by the grid of their feature, each tensor by the shortest path that gives it, in order.
+
+    Blocks where the network has any: their single operations are not meant to be mimicked.
+    """
+    named: dict[int, Layer] = {}
+    for layer in sorted(layers, key=lambda layer: (layer.path.count("."), layer.order)):
+        whole = layer.depth == 0 and not layer.leaf
+        if layer.status == "once" and not whole and _grid(layer.sizes[0]) is not None:
+            named.setdefault(layer.made, layer)
+    grids: dict[Grid, list[Layer]] = {}
+    for layer in sorted(named.values(), key=lambda layer: layer.order):
+        grid = _grid(layer.sizes[0])
+        assert grid is not None
+        grids.setdefault(grid, []).append(layer)
+    blocks = {grid: [layer for layer in found if not layer.leaf] for grid, found in grids.items()}
+    return {grid: found for grid, found in blocks.items() if found} or grids
+
+
+def _grid(size: tuple[int, ...]) -> Grid | None:
+    if len(size) == 4 and size[2] * size[3] > 1:
+        return "map", size[2:]
+    return ("tokens", (size[1],)) if len(size) == 3 else None

@@ -1,0 +1,372 @@
+"""The build stage of `validate`: the run rehearsed on fake tensors, all that is wrong told at once.
+
+Networks are made for real and turned into shapes (fake.py); then the code that wires and trains a run
+is used as it is. Parts that do not depend on each other are all looked at before anything is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kdcli.check.files import check_data as check_data_files
+from kdcli.check.files import check_weights
+from kdcli.check.losses import check_losses
+from kdcli.check.sample import channels_of, sample_of
+from kdcli.check.training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
+from kdcli.data.check import Look
+from kdcli.data.describe import describe
+from kdcli.data.facts import DataFacts
+from kdcli.distill.dry_run import rehearse
+from kdcli.distill.taps import Taps, View
+from kdcli.distill.teacher import Teacher
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
+from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
+from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
+from kdcli.models.network import Network, build_network
+from kdcli.parallel.devices import student_precision
+from kdcli.records import NetworkFacts, Plan
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.schema import ModuleSpec, Spec
+from kdcli.tasks.task import Task
+from kdcli.training.build import (
+    pixel_change,
+    run_name,
+    run_root,
+    teacher_settings,
+)
+from kdcli.training.sides import Sides
+from kdcli.training.stages import StagePlan
+from kdcli.training.teacher_labels import labels_of
+from kdcli.training.wiring import (
+    Wiring,
+    jobs_of,
+    join,
+    show_student,
+    show_teacher,
+    student_taps,
+    teacher_taps,
+)
+
+TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
+"""torch's words where a map has become smaller than what a layer reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
+    weights. told: hears how far the look at files is. plan: whether to work out what would run, with its cost.
+    """
+
+    plugins: tuple[str, ...] = ()
+    places: Places = HERE
+    look: Look = "nothing"
+    told: Callable[[int, int], None] | None = None
+    plan: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Findings with their places, and what would run; no plan where there are errors."""
+
+    findings: tuple[Diagnostic, ...]
+    plan: Plan | None
+
+
+def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None) -> Checked:
+    """Rehearse the run of a spec whose names have been checked: what `validate` and `train` call alike.
+
+    On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
+    goes on with the data.
+    """
+    sides = sides or Sides(parsed.spec, options.places)
+    mode = None if sides.task.rehearses == "real" else fake_mode()
+    data = data_facts(parsed.spec, options, sides)
+    rehearsal = _Rehearsal(parsed, options, sides.task, data, mode)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            plan = rehearsal.run()
+        except NOT_FAKE:
+            rehearsal = _Rehearsal(parsed, options, sides.task, data, None)
+            plan = rehearsal.run()
+    found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
+    return Checked(found, None if any(d.severity == "error" for d in found) else plan)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSeen:
+    """What is known of both sides: from the spec, or from the data as far as it was looked at; and what is wrong."""
+
+    train: DataFacts
+    test: DataFacts
+    findings: tuple[Diagnostic, ...]
+
+
+def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
+    """The facts that a check goes by; each file is looked at once."""
+    train, test = describe(spec.dataset.train), describe(spec.dataset.test, train=False)
+    if train.shape is not None and min(train.shape) < 1:
+        train = replace(train, shape=None)
+    if options.look == "nothing":
+        return DataSeen(train, test, ())
+    found = Findings()
+    found.found += check_data_files(sides, look=options.look, told=options.told)
+    told = {(finding.code, finding.message) for finding in found.found}
+    own: tuple[str, ...] = ()
+    for side in (True, False):
+        try:
+            opened = sides.opened(side)
+        except KdError:
+            continue  # told by the look at its files
+        if side:
+            train = opened.facts
+        else:
+            test, own = opened.facts, opened.notices
+    try:
+        numbered = sides.test
+        test = numbered.facts
+        if options.look != "start":  # the run tells it as a notice
+            found.found += [_without_images(text) for text in numbered.notices if text not in own]
+    except KdError as error:
+        found.found += [one for one in error.diagnostics if (one.code, one.message) not in told]
+    return DataSeen(train, test, tuple(found.found))
+
+
+class _Rehearsal:
+    """One pass over a spec; `findings` grow from part to part.
+
+    mode: None works on real tensors.
+    """
+
+    def __init__(
+        self,
+        parsed: ParsedSpec,
+        options: CheckOptions,
+        task: Task,
+        data: DataSeen,
+        mode: FakeTensorMode | None,
+    ) -> None:
+        self.parsed, self.spec, self.options, self.mode = parsed, parsed.spec, options, mode
+        self.task = task
+        self.findings = Findings()
+        self.flops: dict[str, int] = {}
+        self.data = data
+        self.facts = data.train
+        self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": task.modules(self.spec)}
+        used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
+        self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
+
+    def run(self) -> Plan | None:
+        """All parts in turn, each as far as the ones before allow."""
+        check_data(self.spec, self.findings)
+        self.findings.found += self.options.places.findings(self.spec)
+        nets = self.networks()
+        self.findings.found += self.data.findings
+        samples = self.facts.num_samples
+        with self.mode or nullcontext(), ExitStack() as stack:
+            if self.options.look != "nothing":
+                check_weights(self.spec, nets, self.options.places, self.findings)
+            per_epoch = steps_per_epoch_of(self.spec, samples)
+            stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
+            if per_epoch is not None:
+                self.findings.found += check_warm_ups(self.spec, stages)
+            if len(nets) < len(self.lists):
+                return None
+            batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
+            wired = self.wire(nets, batch, stack)
+            if wired is None:
+                self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
+                return None
+            wiring, teachers = wired
+            self.findings.found += check_losses(
+                wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
+            )
+            if not self.options.plan:
+                return None
+            return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
+
+    def networks(self) -> dict[str, Network]:
+        """Every network that can be built, as shapes."""
+        nets = {}
+        for name, modules in self.lists.items():
+            with self.findings.part():
+                torch.manual_seed(0)
+                with nullcontext() if self.mode is None else Unfilled():
+                    net = build_network(
+                        modules,
+                        path=_path(name),
+                        plugins=self.options.plugins,
+                        aligned=self.spec.runtime.aligned,
+                    )
+                if self.mode is not None:
+                    to_fake(net, self.mode)
+                nets[name] = net
+        return nets
+
+    def wire(
+        self, nets: Mapping[str, Network], batch: Mapping[str, Any], stack: ExitStack
+    ) -> tuple[Wiring, dict[str, Teacher]] | None:
+        """Every network shown, then joined; None where something was wrong."""
+        before = len(self.findings.found)
+        student = nets["net"]
+        views: dict[str, View] = {}
+        teachers: dict[str, Teacher] = {}
+        for name, net in nets.items():
+            if name == "net":
+                continue
+            with self.findings.part():
+                teacher = self.teacher(name, teacher_taps(self.spec, {name: net}, self.findings)[name])
+                pixels = teacher.pixels_of(batch)
+                with every_layer_runs(), FlopCount() as counter:
+                    views[name] = rehearse(
+                        lambda teacher=teacher: show_teacher(teacher, batch, stack),  # type: ignore[misc]
+                        net,
+                        pixels,
+                        self.lists[name],
+                        _path(name),
+                    )
+                self.flops[name] = int(counter.total) // len(batch["image"])
+                teachers[name] = teacher
+        taps: Taps | None = None
+        view = View({})
+        with self.findings.part():
+            own = taps = student_taps(self.spec, student, self.findings)
+            view = rehearse(
+                lambda: (
+                    View({}, student(batch))
+                    if own is None
+                    else show_student(own, batch, stack, gradients=True)
+                ),
+                student,
+                batch,
+                self.lists["net"],
+                _path("net"),
+            )
+        if len(self.findings.found) > before:
+            return None
+        self.check_classes(view)
+        with self.findings.part():
+            facts = self.facts
+            wiring = join(
+                self.spec,
+                student,
+                taps,
+                teachers,
+                view,
+                views,
+                batch,
+                facts,
+                epochs=self.spec.trainer.max_epoch or 1,
+            )
+            if self.mode is not None:
+                to_fake(wiring.trainee, self.mode)
+            return wiring, teachers
+        return None
+
+    def teacher(self, name: str, taps: Taps) -> Teacher:
+        """A frozen teacher with its own pixels, in full precision."""
+        settings = teacher_settings(self.spec, name)
+        return Teacher(
+            name,
+            taps,
+            batch_statistics=settings.teacher_bn_mode == "train",
+            pixels=pixel_change(name, settings, self.spec, self.facts),
+            labels=labels_of(
+                self.task,
+                self.spec,
+                name,
+                settings,
+                self.facts,
+                self.options.places,
+                files=self.options.look != "nothing",
+            ),
+        )
+
+    def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:
+        """A network that can't run, with the images' size in its help where its layers ran out of pixels."""
+        if found.code != "KD418" or not any(words in found.message for words in TOO_SMALL):
+            return found
+        height, width = batch["image"].shape[-2:]
+        what, then = "", "let the transforms make them larger, or choose another network"
+        if self.task.own_size:
+            what = ", at which it is checked,"
+            then = "on larger ones `kdcli train` may still run it"
+        help = f"images of {height}x{width}{what} may be too small for the network: {then}"
+        return replace(found, help=help)
+
+    def check_classes(self, view: View) -> None:
+        """The student's outputs against the data; an unknown number of classes is taken from the logits."""
+        self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
+        logits = view.outputs.get("logits")
+        if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+            self.facts = replace(self.facts, num_classes=logits.shape[1])
+
+    def plan(
+        self,
+        nets: Mapping[str, Network],
+        wiring: Wiring,
+        teachers: Mapping[str, Teacher],
+        batch: Mapping[str, Any],
+        stages: tuple[StagePlan, ...],
+        per_epoch: int | None,
+        lr: float,
+    ) -> Plan | None:
+        """What would run on one process."""
+        networks = []
+        with self.findings.part():
+            student = nets["net"].eval()
+            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
+            self.flops["net"] = work
+        for name, net in nets.items():
+            networks.append(
+                NetworkFacts(
+                    name="student" if name == "net" else name,
+                    parameters=sum(p.numel() for p in net.parameters()),
+                    flops=self.flops.get(name),
+                    runs_until=teachers[name].taps.stopped_at if name in teachers else None,
+                )
+            )
+        if self.facts.shape is None and not self.task.own_size:
+            self.findings.found.append(_unknown_size(*batch["image"].shape[-2:]))
+        runtime, trainer = self.spec.runtime, self.spec.trainer
+        in_steps = trainer.max_iter is not None or (stages and self.spec.mimic and self.spec.mimic.stages)
+        total = sum(stage.steps for stage in stages)
+        return Plan(
+            name=run_name(self.parsed),
+            run_dir=run_root(self.parsed),
+            device=runtime.device,
+            processes=1,
+            precision=student_precision(runtime),
+            networks=tuple(networks),
+            pairs=wiring.pairs,
+            samples=self.facts.num_samples,
+            batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
+            steps_per_epoch=per_epoch,
+            total_steps=total if per_epoch is not None or in_steps else None,
+            effective_lr=lr,
+        )
+
+
+def _path(name: str) -> SpecPath:
+    return ("net",) if name == "net" else ("teachers", name)
+
+
+def _without_images(text: str) -> Diagnostic:
+    return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
+
+
+def _unknown_size(height: int, width: int) -> Diagnostic:
+    return Diagnostic(
+        code="KD620",
+        severity="warning",
+        message=f"the size of the images can't be told from the spec: checked at {height}x{width}",
+        help="end the transformer with a crop or a resize to (height, width)",
+        path=("dataset", "train", "dataset"),
+    )

@@ -1,0 +1,123 @@
+"""Every loss computed once on the sample, as the first training step would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.taps import View, tensors_in
+from kdcli.distill.teacher import Teacher
+from kdcli.distill.trainee import Trainee, is_task_loss
+from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.models.fake import NOT_FAKE
+from kdcli.training.wiring import Wiring, require
+
+
+def check_losses(
+    wiring: Wiring, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
+) -> list[Diagnostic]:
+    """What is wrong with the losses: KD437 not computable, KD438 no path to the student, KD439 no scalar.
+
+    What the student showed must have its gradients. Teachers run as far as training needs them; afterwards
+    their `stopped_at` says how far.
+    """
+    trainee = wiring.trainee
+    trainee.train()
+    running = require(wiring, teachers, None, task_loss)
+    views = {name: teachers[name].view(batch) for name in running}
+    student = wiring.student_view
+    found = list(_prepared(wiring, views, batch))
+    if found:
+        return found
+    if task_loss and not any(is_task_loss(name) for name in student.outputs):
+        found.append(_no_task_loss(bool(wiring.jobs)))
+    for job in wiring.jobs:
+        found += _job(trainee, job, student, views, batch)
+    return found
+
+
+def _prepared(wiring: Wiring, views: Mapping[str, View], batch: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    for job, needs in wiring.needs.items():
+        if needs.prepare:
+            mimicker = wiring.trainee.mimickers[job]
+            assert isinstance(mimicker, Mimicker)
+            try:
+                mimicker.prepare(views, batch)
+                mimicker.prepared()
+            except NOT_FAKE:
+                raise
+            except Exception as error:
+                yield from _told(error, ("mimic", "jobs", job), f"the preparation of `{job}`")
+
+
+def _job(
+    trainee: Trainee, job: str, student: View, views: Mapping[str, View], batch: Mapping[str, Any]
+) -> Iterator[Diagnostic]:
+    mimicker, spec = trainee.mimickers[job], trainee.specs[job]
+    assert isinstance(mimicker, Mimicker)
+    moves = any(
+        tensor.requires_grad
+        for shown in (student.features, {"logits": student.outputs.get("logits")})
+        for tensor in tensors_in(shown)
+    )
+    for name in mimicker.losses_of(spec):
+        path: SpecPath = ("mimic", "jobs", job, "losses", name)
+        try:
+            losses = mimicker(student, views, batch, Clock(), [name])
+        except NOT_FAKE:
+            raise
+        except Exception as error:
+            yield from _told(error, path, f"the loss `{job}.{name}`")
+            continue
+        for key, loss in losses.items():
+            what = f"the loss `{job}.{key}`"
+            if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+                shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                yield Diagnostic(code="KD439", message=f"{what} is no scalar: {shape}", path=path)
+            elif not (moves and loss.requires_grad) and _trains_student(mimicker, key):
+                yield Diagnostic(
+                    code="KD438",
+                    message=f"{what} gives the student no gradient: all it reads is frozen",
+                    help="name later layers of the student, or unfreeze these",
+                    path=path,
+                )
+
+
+def _trains_student(mimicker: Mimicker, key: str) -> bool:
+    if key.rpartition(".")[2] in mimicker.logged_only:
+        return False
+    term = mimicker.term_of(key)
+    return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
+
+
+def _told(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:
+    if isinstance(error, KdError):
+        for found in error.diagnostics:
+            place = found.path or path
+            yield Diagnostic(code=found.code, message=found.message, help=found.help, path=place)
+        return
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"it reads {error.args[0]!r}, which is not there"
+    yield Diagnostic(
+        code="KD437",
+        message=f"{what} can't be computed: {reason}",
+        help="do the tapped layers have the shapes that the method asks for? `kdcli methods` tells",
+        path=path,
+    )
+
+
+def _no_task_loss(distils: bool) -> Diagnostic:
+    return Diagnostic(
+        code="KD446",
+        severity="warning" if distils else "error",
+        message="`net` has no loss of its own: none of its modules gives one in training",
+        help="say `task_loss: false` under `mimic` where that is meant"
+        if distils
+        else "add a module that does (`base_cls_postprocess`)",
+        path=("net",),
+        on_key=True,
+    )

@@ -1,0 +1,77 @@
+"""What `validate --files` proves, proved by `train` before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcli import __version__
+from kdcli.check.check import CheckOptions, check
+from kdcli.errors import Diagnostic, KdError, SpecError
+from kdcli.parallel.distributed import Processes
+from kdcli.spec.parse import ParsedSpec
+from kdcli.training.build import run_root
+from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import PROVED
+from kdcli.training.sides import Sides
+
+LAUNCHER_PROVED = "KDCLI_PROVED"
+"""Set for workers: their launcher has proved the spec."""
+
+
+def proved(
+    parsed: ParsedSpec, options: RunOptions, sides: Sides, processes: Processes
+) -> tuple[RunOptions, list[Diagnostic]]:
+    """The options of a run that has been proved, and what else is to be known before it starts.
+
+    Rank 0 looks and tells the others: lists and labels are read, 64 images of each side decoded, and the run is
+    rehearsed as `validate` does it. Raises SpecError with every finding where one is an error. Nothing is done
+    where a launcher has, the user says `--no-check`, or a run goes on that was proved: the same spec, data and
+    version.
+    """
+    if not options.prove:
+        return options, []
+    found: tuple[Diagnostic, ...] = ()
+    done = bool(os.environ.get(LAUNCHER_PROVED)) or _was_proved(parsed, options, sides)
+    if processes.speaks and not done:
+        look = CheckOptions(plugins=options.plugins, places=options.places, look="start", plan=False)
+        try:
+            found = check(parsed, look, sides).findings
+        except KdError as error:  # the others wait for what is found
+            found = error.diagnostics
+    found = processes.broadcast(found)
+    if any(finding.severity == "error" for finding in found):
+        raise SpecError(found)
+    return replace(options, proof=proof_of(parsed, sides)), list(found)
+
+
+def proof_of(parsed: ParsedSpec, sides: Sides) -> dict[str, Any]:
+    """What a proof is of: what a run folder keeps of it."""
+    return {
+        "spec": parsed.hash(),
+        "kdcli": __version__,
+        "torch": torch.__version__,
+        "samples": {side: len(sides.source(side == "train")) for side in ("train", "test")},
+        "classes": {side: _names(sides, side == "train") for side in ("train", "test")},
+    }
+
+
+def _names(sides: Sides, train: bool) -> list[str] | None:
+    names = sides.opened(train).facts.class_names
+    return None if names is None else list(names)
+
+
+def _was_proved(parsed: ParsedSpec, options: RunOptions, sides: Sides) -> bool:
+    """Whether the run that goes on has been proved before."""
+    if not (options.resume or parsed.spec.saver.auto_resume):
+        return False
+    try:
+        said = json.loads(Path(run_root(parsed), PROVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(said == proof_of(parsed, sides))

@@ -1,0 +1,210 @@
+"""Optimizers, schedulers and transforms, built as the run would build them, with every argument checked."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcli.data import BATCH_FNS
+from kdcli.data.build import TORCHVISION
+from kdcli.data.transforms.pipeline import build_transform
+from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.spec.arguments import check_arguments
+from kdcli.spec.schema import DataPart, Spec
+from kdcli.spec.signatures import Parameter, Signature
+from kdcli.training.optim import LearningRate, build_optimizer, scheduler_class
+from kdcli.training.stages import StagePlan, matches, plan_stages
+
+ENDLESS = 10**9
+"""Steps in an epoch of unknown length: whatever counts epochs ends after whatever counts steps."""
+
+
+def check_stages(
+    spec: Spec, student: nn.Module | None, steps_per_epoch: int | None, found: Findings
+) -> tuple[tuple[StagePlan, ...], float]:
+    """The stages, and the lr that the first one's warm-up reaches (nan where it can't be told).
+
+    steps_per_epoch: None where the number of samples is unknown.
+    """
+    stages: tuple[StagePlan, ...] = ()
+    effective = float("nan")
+    with found.part():
+        stages = plan_stages(spec, steps_per_epoch or 1)
+    names = [] if student is None else [name for name, _ in student.named_parameters()]
+    parameters = [nn.Parameter(torch.zeros(1, 1))] if student is None else list(student.parameters())
+    checked: set[SpecPath] = set()
+    for index, stage in enumerate(stages):
+        for pattern_index, pattern in enumerate(stage.train or ()):
+            with found.part():
+                _check_pattern(pattern, names, ("mimic", "stages", index, "train", pattern_index))
+        if {stage.optimizer_path, stage.lr_path} <= checked:
+            continue
+        checked |= {stage.optimizer_path, stage.lr_path}
+        wrong = [
+            *_arguments(_optimizer_class, stage.optimizer, stage.optimizer_path, "optimizer"),
+            *_arguments(scheduler_class, stage.lr_scheduler, stage.lr_path, "scheduler"),
+        ]
+        found.found += wrong
+        if wrong:
+            continue
+        with found.part():
+            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path)
+            rate = LearningRate(
+                optimizer,
+                stage.lr_scheduler,
+                batch_size=spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps,
+                world_size=1,
+                steps_per_epoch=steps_per_epoch or ENDLESS,
+                path=stage.lr_path,
+            )
+            effective = rate.target if index == 0 else effective
+    return stages, effective
+
+
+def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:
+    """KD608 where a warm-up outlasts what is trained; stages of `max_iter` are told of without the data."""
+    mimic = spec.mimic if spec.distils else None
+    told: set[SpecPath] = set()
+    for index, stage in enumerate(stages):
+        whole = mimic is None or not mimic.stages
+        if (spec.trainer if mimic is None or whole else mimic.stages[index]).max_iter is not None:
+            continue
+        warm_up = 0 if stage.lr_scheduler is None else stage.lr_scheduler.warmup_iter
+        if warm_up >= stage.steps and stage.lr_path not in told:
+            told.add(stage.lr_path)
+            yield _long_warm_up((*stage.lr_path, "warmup_iter"), warm_up, stage.steps)
+        for name, job in mimic.jobs.items() if mimic is not None and whole else ():
+            if job.start_iter + job.warm_up_iters >= stage.steps:
+                end = job.start_iter + job.warm_up_iters
+                yield _long_warm_up(("mimic", "jobs", name, "warm_up_iters"), end, stage.steps)
+
+
+def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
+    return Diagnostic(
+        code="KD608",
+        severity="warning",
+        message=f"the warm-up ends at iteration {end}, the training at {steps}",
+        help=f"lower `{path[-1]}`",
+        path=path,
+    )
+
+
+def check_data(spec: Spec, found: Findings) -> None:
+    """Every transform and the mixing of both sides, built; no file is read."""
+    for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
+        path: SpecPath = ("dataset", side)
+        if part.dataset.type.startswith(TORCHVISION):
+            from kdcli.data.torchvision_datasets import checked
+
+            with found.part():
+                own = part.dataset.kwargs.model_extra or {}
+                checked(part.dataset.type.removeprefix(TORCHVISION), own, (*path, "dataset"))
+        for index, component in enumerate(part.dataset.kwargs.transformer):
+            with found.part():
+                build_transform(component, (*path, "dataset", "kwargs", "transformer", index))
+        with found.part():
+            _check_mixing(part, (*path, "dataloader", "kwargs", "batch_fn"))
+
+
+def _check_mixing(part: DataPart, path: SpecPath) -> None:
+    component = part.dataloader.kwargs.batch_fn
+    if component is None or component.type not in BATCH_FNS:
+        return
+    try:
+        BATCH_FNS[component.type].load()(**component.kwargs)
+    except (TypeError, ValueError) as error:
+        raise SpecError.at(path, "KD505", f"`{component.type}`: {error}") from error
+
+
+def _check_pattern(pattern: str, names: list[str], path: SpecPath) -> None:
+    if names and not any(matches(name, [pattern]) for name in names):
+        raise SpecError.at(
+            path,
+            "KD447",
+            f"`{pattern}` matches no parameter of the student",
+            "a pattern is the beginning of a layer path, or `r:` and a regex",
+        )
+
+
+def _optimizer_class(name: str) -> Any:
+    return getattr(torch.optim, name, None)
+
+
+def _arguments(
+    class_of: Callable[[str], Any], component: Any, path: SpecPath, what: str
+) -> Iterator[Diagnostic]:
+    target = None if component is None else class_of(component.type)
+    if target is None:
+        return
+    takes = signature_of(target, ("params", "optimizer", "last_epoch"))
+    yield from check_arguments(component.kwargs, takes, (*path, "kwargs"), f"{what} `{component.type}`")
+
+
+def signature_of(target: Any, given: Iterable[str] = ()) -> Signature:
+    """The signature of code outside kdcli as the spec may use it; `given` comes from elsewhere."""
+    kwargs: dict[str, Parameter] = {}
+    opened = False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            opened = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL and name not in given:
+            required = parameter.default is parameter.empty
+            kwargs[name] = Parameter(
+                name=name,
+                annotation=_annotation(parameter),
+                required=required,
+                default=None if required else parameter.default,
+            )
+    return Signature(kind="class", kwargs=kwargs, facts=(), opened=opened)
+
+
+def _annotation(parameter: inspect.Parameter) -> ast.expr | None:
+    """What YAML may give: tensors are left out; an unannotated number takes numbers."""
+    written: Any = parameter.annotation
+    if written is parameter.empty:
+        default = parameter.default
+        written = "float" if type(default) in (int, float) else type(default).__name__
+        if type(default) not in (int, float, bool, str):
+            return None
+    text = written if isinstance(written, str) else inspect.formatannotation(written)
+    try:
+        parsed = ast.parse(text.replace("torch.Tensor", "Tensor"), mode="eval").body
+    except SyntaxError:
+        return None
+    return _without_tensors(parsed)
+
+
+def _without_tensors(node: ast.expr) -> ast.expr | None:
+    if isinstance(node, ast.Name):
+        return None if node.id == "Tensor" else node
+    if isinstance(node, ast.Attribute):
+        return None if node.attr == "Tensor" else node
+    if isinstance(node, ast.BinOp):
+        left, right = _without_tensors(node.left), _without_tensors(node.right)
+        if left is None or right is None:
+            return left or right
+        return ast.BinOp(left=left, op=node.op, right=right)
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Union"):
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        kept = [part for part in map(_without_tensors, parts) if part is not None]
+        if not kept:
+            return None
+        joined = kept[0]
+        for part in kept[1:]:
+            joined = ast.BinOp(left=joined, op=ast.BitOr(), right=part)
+        return joined
+    return node
+
+
+def steps_per_epoch_of(spec: Spec, samples: int | None) -> int | None:
+    """Optimizer steps in an epoch of one process; None where the number of samples is unknown."""
+    if samples is None:
+        return None
+    kwargs = spec.dataset.train.batch_sampler.kwargs
+    batches = samples // kwargs.batch_size if kwargs.drop_last else -(-samples // kwargs.batch_size)
+    return max(1, -(-batches // spec.trainer.accumulate_steps))

@@ -1,0 +1,105 @@
+"""A network's first run, and which layer it fails in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from kdcli.distill.adapters import shown
+from kdcli.distill.preserve import preserved
+from kdcli.distill.taps import tensors_in
+from kdcli.errors import KdError, SpecError, SpecPath
+from kdcli.models.fake import NOT_FAKE
+from kdcli.models.flops import TooMuch
+from kdcli.spec.schema import ModuleSpec
+
+T = TypeVar("T")
+
+
+def rehearse(
+    action: Callable[[], T],
+    net: nn.Module,
+    batch: Mapping[str, Any],
+    modules: Sequence[ModuleSpec],
+    path: SpecPath,
+) -> T:
+    """Do something that runs the network on the batch; raises SpecError KD418 at the module that fails.
+
+    modules, path: the network's list in the spec, and its place. What needs values and finds none
+    (NOT_FAKE) passes, and so does TooMuch.
+    """
+    try:
+        return action()
+    except (*NOT_FAKE, TooMuch):
+        raise
+    except KdError as error:
+        if all(found.path is not None for found in error.diagnostics):
+            raise
+        place = _place(_where(net, batch)[0], modules, path)
+        raise SpecError([replace(found, path=found.path or place) for found in error.diagnostics]) from error
+    except Exception as error:
+        raise _failure(net, batch, modules, path, error) from error
+
+
+def _failure(
+    net: nn.Module,
+    batch: Mapping[str, Any],
+    modules: Sequence[ModuleSpec],
+    path: SpecPath,
+    error: Exception,
+) -> SpecError:
+    layer, given = _where(net, batch)
+    message = f"`{layer}`{given} fails: {_reason(error)}" if layer else f"it fails: {_reason(error)}"
+    image = batch.get("image")
+    seen = f" on images {shown(image.shape)}" if isinstance(image, torch.Tensor) else ""
+    return SpecError.at(
+        _place(layer, modules, path),
+        "KD418",
+        f"`{path[-1]}` can't run{seen}: {message}",
+        "do the module's widths, strides and number of classes fit what comes before it and the data?",
+    )
+
+
+def _place(layer: str, modules: Sequence[ModuleSpec], path: SpecPath) -> SpecPath:
+    """Where in the spec the module stands that a layer belongs to."""
+    name = layer.partition(".")[0]
+    index = next((i for i, module in enumerate(modules) if module.name == name), None)
+    return path if index is None else (*path, index)
+
+
+def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:
+    """The deepest layer that begins and does not end, and what it is given."""
+    begun: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if not name:
+                continue
+
+            def begin(module: nn.Module, args: Any, name: str = name) -> None:
+                given = ", ".join(shown(t.shape) for t in tensors_in(list(args)))
+                kind = type(module).__name__
+                begun.append((name, f" ({kind} on {given})" if given else f" ({kind})"))
+
+            def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+                begun.pop()
+
+            stack.callback(module.register_forward_pre_hook(begin).remove)
+            stack.callback(module.register_forward_hook(end).remove)
+        try:
+            with torch.no_grad(), preserved(net):
+                net(batch)
+        except Exception:
+            return begun[-1] if begun else ("", "")
+    return "", ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it reads `{error.args[0]}`, which nothing before it gives"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

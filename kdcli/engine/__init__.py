@@ -1,1 +1,0 @@
-"""The run: build, train, evaluate, save; the only layer that knows every package."""

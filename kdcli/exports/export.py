@@ -1,0 +1,172 @@
+"""A student taken away: written in one format, read back, proved equal, measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcli import __version__
+from kdcli.analysis.evaluated_networks import latency_ms, require_weights, student_of
+from kdcli.analysis.rebuild_student import rebuild
+from kdcli.errors import KdError, RunError, UsageError, did_you_mean
+from kdcli.exports import EXPORTS
+from kdcli.exports.format import Format
+from kdcli.exports.proof import Proof, prove
+from kdcli.exports.sample import Sample, said, sample_for
+from kdcli.spec.parse import ParsedSpec
+from kdcli.tasks.portable import Portable
+from kdcli.tasks.task import Deployment, Task
+from kdcli.training.build import run_root
+from kdcli.training.checkpoint import disk_error
+from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import RunFolder
+from kdcli.training.sides import Sides
+from kdcli.training.wiring import small
+
+TOLERANCE = 1e-4
+OF_TRAINING = ("step", "metrics", "ema")
+"""What the run's own file tells, carried over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was made. proof: over `images`, between the file and the eager student.
+
+    latencies: milliseconds of one image on the CPU, of the file (in `runner`) and of the eager student.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    images: int
+    real: bool
+    proof: Proof
+    runner: str
+    latency_ms: float
+    eager_latency_ms: float
+    metadata: Mapping[str, str]
+    source: str
+
+
+def export(
+    parsed: ParsedSpec,
+    options: RunOptions,
+    format: str,
+    output: Path | None = None,
+    *,
+    weights: Path | None = None,
+    tolerance: float = TOLERANCE,
+    spec_hash: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Exported:
+    """Write the student of a run; nothing lies at `output` unless the file was proved to answer alike.
+
+    output: else <run folder>/<name><suffix>. weights: else the run's best, else its last. tolerance: of
+    |difference| / max(1, |value|). size: height and width of a detector's input, else what holds the first
+    test images. Raises UsageError for an unknown format or a wrong size, RunError KD760 (a library is
+    missing), KD761 (it answers otherwise), KD762 (it can't be exported), KD763 (a detector that no graph
+    can be made of).
+    """
+    if format not in EXPORTS:
+        raise UsageError.of(f"there is no export format `{format}`", did_you_mean(format, list(EXPORTS)))
+    maker: Format = EXPORTS[format].load()()
+    maker.check()
+    sides = Sides(parsed.spec, options.places)
+    deploy = deployment_of(sides.task, size)
+    require_weights(parsed, weights)
+    sample = sample_for(sides, deploy, parsed, weights, size)
+    contender, notices = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts)
+    source = notices[-1].message.removeprefix("student: ")
+    student = deploy.portable(parsed.spec, contender.net)
+    if maker.is_graph and not student.followed:
+        raise RunError.of(
+            "KD763",
+            f"no graph is known for the modules that make this detector's boxes, so it has no {format} file",
+            "take `--format safetensors`",
+        )
+    student.warm_up(*sample.inputs)
+    metadata = metadata_of(student, sample, Path(source), spec_hash or parsed.hash())
+    chosen = output or run_root(parsed) / f"{run_root(parsed).resolve().name}{maker.suffix}"
+    beside = chosen.with_name(f".{chosen.stem}.{os.getpid()}{maker.suffix}")
+    try:
+        with _telling(chosen, format):
+            chosen.parent.mkdir(parents=True, exist_ok=True)
+            maker.write(student, sample.inputs, beside, metadata)
+            fresh, _ = rebuild(sides.task, parsed.spec, options, small(sample.batch), sample.facts)
+            answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
+            proof = prove(student, answer, sample.inputs, tolerance)
+            one = tuple(value[:1].clone() for value in sample.inputs)
+            latencies = (
+                latency_ms(lambda given: answer(*given), one),
+                latency_ms(lambda given: student.eager(*given), one),
+            )
+            os.replace(beside, chosen)
+            RunFolder(run_root(parsed)).remember_export(chosen)
+    finally:
+        beside.unlink(missing_ok=True)
+    return Exported(
+        path=chosen,
+        format=format,
+        bytes=chosen.stat().st_size,
+        images=len(sample.inputs[0]),
+        real=sample.real,
+        proof=proof,
+        runner=maker.runner,
+        latency_ms=latencies[0],
+        eager_latency_ms=latencies[1],
+        metadata=metadata,
+        source=source,
+    )
+
+
+def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
+    """How the task's students are exported; UsageError where they are not, or where the input has no free size."""
+    if task.deploy is None:
+        raise UsageError.of(
+            f"students of the task {task.name} can't be exported",
+            "take the run's own student.safetensors, which holds the weights",
+        )
+    if size is not None and not task.deploy.sized:
+        raise UsageError.of(
+            "`--input-size` is for detectors", "a classifier's input has the size that its spec gives"
+        )
+    return task.deploy
+
+
+def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str) -> dict[str, str]:
+    """What whoever runs the file must know; every value but text is JSON."""
+    facts = sample.facts
+    metadata = {
+        "kdcli": __version__,
+        "spec_hash": spec_hash,
+        "inputs": json.dumps(student.inputs),
+        "outputs": json.dumps(student.outputs),
+        "input_shape": json.dumps(list(sample.inputs[0].shape[1:])),
+        "mean": json.dumps(facts.mean),
+        "std": json.dumps(facts.std),
+        "class_names": json.dumps(student.class_names(facts)),
+    }
+    known = said(source)
+    return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
+
+
+@contextmanager
+def _telling(path: Path, format: str) -> Iterator[None]:
+    """What goes wrong while exporting, in one line."""
+    try:
+        yield
+    except KdError:
+        raise
+    except OSError as error:
+        raise disk_error(path, error) from error
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise RunError.of(
+            "KD762",
+            f"the student can't be exported to {format}: {type(error).__name__}: {reason[:300]}",
+            "its forward must be traceable: no branch on values, no Python number made of a tensor",
+        ) from error

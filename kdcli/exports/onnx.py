@@ -1,0 +1,84 @@
+"""ONNX: a graph that runs without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kdcli.errors import RunError
+from kdcli.exports.format import Answer
+from kdcli.exports.onnx_suppression import translations
+from kdcli.exports.torch_export import free_batch
+from kdcli.tasks.portable import Portable, Tensors
+
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Onnx:
+    """One file, weights inside, whose inputs and outputs have the names that the student gives them."""
+
+    suffix: ClassVar[str] = ".onnx"
+    runner: ClassVar[str] = "onnxruntime, CPU"
+    is_graph: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """RunError KD760 without onnx, onnxscript and onnxruntime."""
+        for name in LIBRARIES:
+            try:
+                import_module(name)
+            except ImportError:
+                raise RunError.of(
+                    "KD760", f"export to ONNX needs {name}", "install it with `pip install 'kdcli[onnx]'`"
+                ) from None
+
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+        """Export with a free batch size, metadata among the model's properties."""
+        with _quiet():
+            program: Any = torch.onnx.export(
+                student,
+                example,
+                dynamo=True,
+                input_names=list(student.inputs),
+                output_names=list(student.outputs),
+                dynamic_shapes=free_batch(student),
+                custom_translation_table=translations(),
+                verbose=False,
+            )
+            program.model.metadata_props.update(metadata)
+            program.save(str(path), external_data=False)
+
+    def read(self, path: Path, student: Portable) -> Answer:
+        """A session of onnxruntime on the CPU, with as many threads as torch has."""
+        runtime: Any = import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def answer(*inputs: Tensor) -> Tensors:
+            given = {name: value.numpy() for name, value in zip(student.inputs, inputs, strict=True)}
+            return tuple(torch.from_numpy(value) for value in session.run(list(student.outputs), given))
+
+        return answer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells its progress on standard output, and its own deprecations as warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

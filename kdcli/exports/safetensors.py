@@ -1,0 +1,39 @@
+"""safetensors: weights and metadata, for whoever has the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdcli.exports.format import Answer
+from kdcli.models.weights import load_weights, save_safetensors
+from kdcli.tasks.portable import Portable, Tensors
+
+
+class Safetensors:
+    """One file under the names that the network's parameters have."""
+
+    suffix: ClassVar[str] = ".safetensors"
+    runner: ClassVar[str] = "torch"
+    is_graph: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Nothing is missing."""
+
+    def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the student's own weights."""
+        save_safetensors(student.net.exported_state(), path, {"format": "kdcli-student", **metadata})
+
+    def read(self, path: Path, student: Portable) -> Answer:
+        """A freshly built student with the weights of the file."""
+        load_weights(student.net, path)
+
+        def answer(*inputs: Tensor) -> Tensors:
+            with torch.inference_mode():
+                return student.eager(*inputs)
+
+        return answer

@@ -1,0 +1,1 @@
+"""Several processes: starting them, signals, collective operations, sharding."""

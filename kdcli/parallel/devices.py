@@ -1,0 +1,90 @@
+"""The device of a process: which it is, moving a batch to it, number formats, a full memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdcli.errors import RunError
+from kdcli.spec.schema import Runtime, Spec
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means on this machine."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    visible = visible_gpus()
+    if visible <= local_rank:
+        raise no_such_gpus(local_rank + 1, visible)
+    return torch.device("cuda", local_rank)
+
+
+def visible_gpus() -> int:
+    """CUDA devices that this process may use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def no_such_gpus(wanted: int, visible: int) -> RunError:
+    """CUDA was asked for where there is none, or not enough of it."""
+    return RunError.of(
+        "KD720",
+        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
+        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
+    )
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on the device; copies overlap with computing where memory is pinned."""
+    if device.type == "cpu":
+        return batch
+    return {name: _moved(value, device) for name, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(item, device) for item in value)
+    return value
+
+
+def student_precision(runtime: Runtime) -> str:
+    """`precision` where given, else what `fp16` says."""
+    if runtime.precision is not None:
+        return runtime.precision
+    return "fp16" if runtime.fp16 else "fp32"
+
+
+def autocast_for(precision: str, device: torch.device) -> torch.autocast | None:
+    """The context in which a network computes; None for fp32."""
+    if precision == "fp32":
+        return None
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def scaler_for(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
+    """The gradient scaler that fp16 needs."""
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
+@contextmanager
+def memory_told(spec: Spec, side: Literal["train", "test"] = "train") -> Iterator[None]:
+    """An out-of-memory of torch inside the block becomes RunError KD724; side: of the data that is run."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        part = spec.dataset.train if side == "train" else spec.dataset.test
+        size = part.batch_sampler.kwargs.batch_size
+        less = " (beside a higher `trainer.accumulate_steps`)" if side == "train" else ""
+        raise RunError.of(
+            "KD724",
+            f"the device ran out of memory (batch_size {size} per process)",
+            f"lower `dataset.{side}.batch_sampler.kwargs.batch_size`{less} or the size of the images, "
+            "or say `runtime.precision: bf16`",
+        ) from error

@@ -1,0 +1,303 @@
+"""Several processes on this machine, started and watched by torch's own elastic launcher."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcli.errors import RunError, UsageError
+from kdcli.parallel.interrupts import heeded
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+SHUTDOWN_SECONDS = 600
+"""How long a signal lets the workers finish their step and save, before they are killed."""
+
+LAUNCHER = "KDCLI_LAUNCHER"
+"""Set for workers: the launcher's process id."""
+
+AGAIN = "KDCLI_AGAIN"
+"""Set for workers: the command line that continues the run."""
+
+MARKS = "KDCLI_MARKS"
+"""Set for workers: a folder of their launcher, where they leave marks for each other and for those after them."""
+
+PEER_DIED = "KD722"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What is to be started. processes: on this machine; the others have torchrun's meaning."""
+
+    processes: int
+    nnodes: int = 1
+    node_rank: int | None = None
+    rdzv_endpoint: str | None = None
+    max_restarts: int = 0
+
+
+def is_worker() -> bool:
+    """Whether something else (torchrun, Slurm, kdcli's own launcher) has started this process as one of many."""
+    environment = os.environ
+    return ("RANK" in environment and "WORLD_SIZE" in environment) or in_slurm_step()
+
+
+def in_slurm_step() -> bool:
+    """Whether `srun` has started several tasks, this being one; a batch script itself is none."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return "SLURM_PROCID" in os.environ and tasks.isdigit() and int(tasks) > 1
+
+
+def plan_launch(
+    *,
+    gpus: str | None = None,
+    device: str | None = None,
+    nproc: int | None = None,
+    nnodes: int = 1,
+    node_rank: int | None = None,
+    rdzv_endpoint: str | None = None,
+    max_restarts: int = 0,
+) -> Launch | None:
+    """What these options ask to be started; None where this process does it all, or is a worker itself.
+
+    gpus: a number, or device numbers with commas (`2,` is device 2), which expose_gpus has made the only visible ones.
+    Raises UsageError for options that contradict each other, RunError KD720 for GPUs that are not there.
+    """
+    if is_worker():
+        return None
+    if gpus is not None and (device == "cpu" or nproc is not None):
+        raise UsageError.of(
+            "`--gpus` and " + ("`--device cpu`" if device == "cpu" else "`--nproc`") + " exclude each other"
+        )
+    if nnodes > 1 and rdzv_endpoint is None:
+        raise UsageError.of("`--nnodes` needs `--rdzv-endpoint HOST:PORT`, the same on every machine")
+    if nnodes < 1 or max_restarts < 0 or (nproc is not None and nproc < 1):
+        raise UsageError.of("`--nnodes` and `--nproc` count from 1, `--max-restarts` from 0")
+    if node_rank is not None and not 0 <= node_rank < nnodes:
+        raise UsageError.of(f"`--node-rank` is a number from 0 to {nnodes - 1}")
+    if gpus is not None:
+        processes = _count_gpus(gpus)
+    else:
+        processes = nproc or 1
+        if device == "cuda":
+            _gpus_are_there(processes)
+    if processes == 1 and nnodes == 1 and max_restarts == 0:
+        return None
+    return Launch(
+        processes=processes,
+        nnodes=nnodes,
+        node_rank=node_rank,
+        rdzv_endpoint=rdzv_endpoint,
+        max_restarts=max_restarts,
+    )
+
+
+def expose_gpus(text: str | None) -> None:
+    """Make the GPUs of `--gpus 0,2` the only visible ones; a number, or nothing, leaves all of them.
+
+    CUDA reads CUDA_VISIBLE_DEVICES once, when it is first asked anything: to be called before that. A worker's
+    launcher has done it. Raises UsageError for a text that is neither a number nor a list, RunError KD720 for
+    a place in the list of visible devices that there is not.
+    """
+    if text is None or is_worker():
+        return
+    chosen = _listed(text)
+    if chosen is None:
+        return
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    missing = [number for number in chosen if visible and number >= len(visible)]
+    if missing:
+        raise _no_such_gpu(missing[0])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[n] if visible else str(n) for n in chosen)
+
+
+def _listed(text: str) -> list[int] | None:
+    """The device numbers of a list with commas; None for a plain number of devices."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts if part.strip()) or not parts[0].strip():
+        raise UsageError.of(f"`--gpus {text}` is neither a number nor a list of devices", "say 8, or 0,2")
+    chosen = [int(part) for part in parts if part.strip()]
+    if len(parts) == 1:
+        if chosen[0] < 1:
+            raise UsageError.of("`--gpus` counts from 1", "for no GPU at all: `--device cpu`")
+        return None
+    if len(set(chosen)) < len(chosen):
+        raise UsageError.of(f"`--gpus {text}` names a device twice")
+    return chosen
+
+
+def _count_gpus(text: str) -> int:
+    """How many processes `--gpus` asks for; raises RunError KD720 where the GPUs are not there."""
+    from kdcli.parallel.devices import visible_gpus
+
+    chosen = _listed(text)
+    if chosen is None:
+        return _gpus_are_there(int(text))
+    # Those listed are the visible ones now; CUDA counts them up to the first that it does not find.
+    visible = visible_gpus()
+    if visible < len(chosen):
+        raise _no_such_gpu(chosen[visible])
+    return len(chosen)
+
+
+def _gpus_are_there(count: int) -> int:
+    from kdcli.parallel.devices import no_such_gpus, visible_gpus
+
+    visible = visible_gpus()
+    if count > visible:
+        raise no_such_gpus(count, visible)
+    return count
+
+
+def _no_such_gpu(number: int) -> RunError:
+    return RunError.of(
+        "KD720",
+        f"there is no CUDA device {number} on this machine",
+        "`--gpus` counts from 0, among those of CUDA_VISIBLE_DEVICES where it is set; on the CPU: `--device cpu`",
+    )
+
+
+def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
+    """Run `kdcli <arguments>` in every process and wait for all of them; again: the command to continue with.
+
+    Leaves by SystemExit: with a worker's exit code where one failed (its error is printed), with 128 + the
+    signal's number after a signal, when the workers have saved.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ |= {LAUNCHER: str(os.getpid()), AGAIN: again}
+    # The launcher's own store outlives the workers: after a restart they would meet the dead ones in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // plan.processes)))
+    alone = plan.nnodes == 1 and plan.rdzv_endpoint is None
+    static = plan.node_rank is not None
+    with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
+        config = LaunchConfig(
+            min_nodes=plan.nnodes,
+            max_nodes=plan.nnodes,
+            nproc_per_node=plan.processes,
+            run_id=str(uuid.uuid4()) if alone else "kdcli",
+            rdzv_backend="static" if static else "c10d",
+            rdzv_endpoint="localhost:0" if alone and not static else plan.rdzv_endpoint or "localhost:29400",
+            rdzv_configs={"rank": plan.node_rank} if static else {},
+            local_addr="localhost" if alone else None,
+            max_restarts=plan.max_restarts,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle=",".join(number.name for number in heeded()),
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        os.environ[MARKS] = folder
+        try:
+            elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
+        except ChildFailedError as failed:
+            raise SystemExit(_tell(list(failed.failures.values()))) from None
+        except SignalException as stopped:
+            raise SystemExit(128 + stopped.sigval) from None
+
+
+def _python_flags() -> list[str]:
+    """`-m` puts the working directory first on the path; a console script does not."""
+    return [] if sys.path and sys.path[0] in ("", os.getcwd()) else ["-P"]
+
+
+def _tell(failures: Sequence[ProcessFailure]) -> int:
+    """Print why the first of the workers failed; its exit code. Raises RunError KD723 where it was killed."""
+    # One that the launcher stopped fell to SIGTERM; one that lost another tells so, where nobody tells more.
+    told = [failure for failure in failures if Path(failure.error_file).is_file()]
+    first = [failure for failure in told if not failure.error_file_data["lost_another"]]
+    killed = [failure for failure in failures if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+    failure = min(first or killed or told or failures, key=lambda f: f.timestamp)
+    if failure in told:
+        sys.stderr.write(str(failure.error_file_data["message"]))
+    elif failure.exitcode < 0:
+        why = " (often too little memory)" if failure.exitcode == -signal.SIGKILL else ""
+        raise RunError.of(
+            "KD723",
+            f"process {failure.local_rank} of this machine was killed by {failure.signal_name()}{why}",
+            "continue with `--resume`; `--max-restarts N` does so by itself",
+        )
+    # One that had told its error may have been stopped on its way out.
+    return max(failure.exitcode, 1)
+
+
+def finish_telling() -> None:
+    """In a worker that fails: its launcher, which stops all when one is gone, waits until this one has said why."""
+    if LAUNCHER in os.environ and is_worker():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def tell_launcher(text: str, codes: Sequence[str] = ()) -> bool:
+    """Leave an error to the launcher, which prints one of all; False where this process has to print it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if LAUNCHER not in os.environ or path is None:
+        return False
+    lost_another = PEER_DIED in codes
+    if restarts() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        # The launcher will not ask for the reason, it starts all again.
+        return lost_another or not _first_to_leave(f"told_{restarts()}")
+    content = {"message": text, "timestamp": int(time.time()), "lost_another": lost_another}
+    try:
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def restarts() -> int:
+    """How often the launcher has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def started_again() -> bool:
+    """Whether a process of this place has run under the same launcher before; ask once.
+
+    torch's own count leaves out restarts that another machine has asked for.
+    """
+    if MARKS not in os.environ or not is_worker():
+        return restarts() > 0
+    return not _first_to_leave(f"started_{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def _first_to_leave(mark: str) -> bool:
+    try:
+        Path(os.environ[MARKS], mark).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def told_by_launcher() -> str | None:
+    """In a worker: the command that its launcher was given, so as to continue."""
+    return os.environ.get(AGAIN) if LAUNCHER in os.environ and is_worker() else None
+
+
+def follow_launcher() -> None:
+    """In a worker: stop, as after SIGTERM, when the launcher is gone."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or not is_worker():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="kdcli-launcher", daemon=True).start()

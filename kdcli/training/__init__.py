@@ -1,0 +1,1 @@
+"""A run: built from a spec, trained, evaluated, saved and resumed."""

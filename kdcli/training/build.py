@@ -1,0 +1,329 @@
+"""From a checked spec to a built run; the only file that knows every package.
+
+Order matters: the student is made first, from the seed alone, so that a baseline and every distilled
+run of the same seed start from the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcli.data.build import build_loader
+from kdcli.data.digest import digest_of
+from kdcli.data.facts import DataFacts
+from kdcli.data.loaders import Loader
+from kdcli.data.opened import OpenedData
+from kdcli.distill.dry_run import rehearse
+from kdcli.distill.folding import fold
+from kdcli.distill.preserve import preserved
+from kdcli.distill.taps import Taps
+from kdcli.distill.teacher import PixelChange, Teacher
+from kdcli.errors import Diagnostic, SpecError, SpecPath
+from kdcli.models.network import Network, build_network
+from kdcli.models.weights import find_file, load_weights, weights_hash
+from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
+from kdcli.parallel.distributed import Processes
+from kdcli.records import NetworkFacts
+from kdcli.spec.cache_rules import views_of
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.places import Places
+from kdcli.spec.schema import JobTeacher, Spec
+from kdcli.tasks.task import Task
+from kdcli.training.caches import sources_of
+from kdcli.training.checkpoint import checkpoints
+from kdcli.training.ema import MovingAverage, average_of
+from kdcli.training.reopen import with_own_files
+from kdcli.training.run import Run, RunOptions
+from kdcli.training.run_folder import RunFolder, make_ready, open_folder
+from kdcli.training.same_data import truth_file
+from kdcli.training.sides import Sides
+from kdcli.training.stages import plan_stages
+from kdcli.training.teacher_labels import labels_of
+from kdcli.training.wiring import jobs_of, small, teacher_taps, wire
+
+
+def run_name(parsed: ParsedSpec) -> str:
+    """The spec's file name without its ending; `stdin` for a spec from standard input."""
+    return "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
+
+
+def run_root(parsed: ParsedSpec) -> Path:
+    """`saver.save_dir`, else runs/<spec name>."""
+    return Path(parsed.spec.saver.save_dir or Path("runs") / run_name(parsed))
+
+
+@contextmanager
+def built(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, sides: Sides | None = None
+) -> Iterator[Run]:
+    """The run of a spec; its taps and loaders are closed at the end of the block.
+
+    sides: of a caller that has opened the data.
+    """
+    # It imports FSDP, which commands that only build a network don't wait for.
+    from kdcli.training.resume import Asked, find_checkpoint
+
+    spec = parsed.spec
+    folder = build_folder(parsed, options, processes)
+    options = with_own_files(options, spec, folder, processes)
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
+    with ExitStack() as stack:
+        sides = sides or Sides(spec, options.places)
+        train_loader = build_data(sides.train, spec, processes)
+        stack.callback(train_loader.close)
+        test_loader = build_data(sides.test, spec, processes)
+        stack.callback(test_loader.close)
+        digests = {}
+        if processes.speaks and options.profile is None:  # a profile saves nothing
+            truth = truth_file(spec, options.places)
+            digests["train"] = digest_of(sides.train, train_loader)
+            digests["test"] = digest_of(sides.test, test_loader, truth)
+        # Before anything is written: a run that is refused leaves the folder as it was.
+        found = find_checkpoint(Asked(parsed, options, folder, processes, digests))
+        if processes.speaks and options.profile is None:
+            make_ready(folder)
+        facts = train_loader.facts
+        known = [*file_notices(spec, options.places)]
+        task = sides.task
+        known += told_or_raised(task.agree(spec, facts, test_loader.facts, options.places))
+        notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
+        student = build_student(task, spec, options)
+        notices += load_pretrained(student, spec, options, folder)
+        place(student, spec, processes)
+        nets, hashes = build_teachers(spec, options, told=notices)
+        teachers = {
+            name: build_teacher(task, name, taps, spec, facts, processes, options.places)
+            for name, taps in teacher_taps(spec, nets).items()
+        }
+        notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
+        stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        sample = to_device(small(next(train_loader.batches(0))), processes.device)
+        outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
+        known += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
+        # The proof has told these already.
+        notices += known if options.proof is None else []
+        epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
+        wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
+        wiring.trainee.to(processes.device)
+        if spec.runtime.fold_bn:
+            notices += [folded(name, fold(teacher, sample)) for name, teacher in teachers.items()]
+        sources, told = sources_of(
+            spec,
+            teachers,
+            wiring.teacher_views,
+            len(sample["image"]),
+            hashes,
+            train_loader,
+            processes,
+            run_root(parsed) / "cache",
+        )
+        notices += told
+        average = average_of(spec)
+        precision = student_precision(spec.runtime)
+        yield Run(
+            name=run_name(parsed),
+            parsed=parsed,
+            options=options,
+            processes=processes,
+            folder=folder,
+            task=task,
+            facts=facts,
+            train_loader=train_loader,
+            test_loader=test_loader,
+            wiring=wiring,
+            teachers=teachers,
+            sources=sources,
+            teacher_hashes=hashes,
+            weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
+            stages=stages,
+            ema=None if average is None else MovingAverage(wiring.deployed, average),
+            precision=precision,
+            autocast=autocast_for(precision, processes.device),
+            scaler=scaler_for(precision, processes.device),
+            digests=digests,
+            found=found,
+            networks=tuple(
+                NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
+                for name, net in [("student", student), *nets.items()]
+            ),
+            notices=tuple(notices),
+        )
+
+
+def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
+    """What the user should know of where the files were found; raises SpecError KD304 (`Places.findings`).
+
+    sections: top-level keys whose files are read, all where none is given.
+    """
+    found = [one for one in places.findings(spec) if not sections or (one.path and one.path[0] in sections)]
+    errors = [one for one in found if one.severity == "error"]
+    if errors:
+        raise SpecError(errors)
+    return list(dict.fromkeys(f"{one.message}; {one.help}" for one in found))
+
+
+def told_or_raised(findings: list[Diagnostic]) -> list[str]:
+    """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
+    if any(finding.severity == "error" for finding in findings):
+        raise SpecError(findings)
+    # Both sides may read one file.
+    return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
+
+
+def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
+    """Bring a network to its device, its maps laid out channels last where the spec says so."""
+    net.to(processes.device)
+    if spec.runtime.channels_last:
+        net.to(memory_format=torch.channels_last)
+
+
+def folded(name: str, count: int) -> str:
+    """What the user should know of `fold_bn`."""
+    if count:
+        return f"{count} BatchNorms of {name} are folded into the convolutions before them"
+    return f"no BatchNorm of {name} can be folded into a convolution"
+
+
+def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
+    """The run folder, which rank 0 has found free, or cleared; `make_ready` comes once the run may go on."""
+    root = run_root(parsed)
+    if options.profile is not None:
+        # A run that lies there is none of its business.
+        root = root / "profile"
+        root.mkdir(parents=True, exist_ok=True)
+    elif processes.speaks:
+        resume = bool(options.resume) or parsed.spec.saver.auto_resume
+        open_folder(root, overwrite=options.overwrite, resume=resume)
+    processes.wait()
+    results = parsed.spec.saver.results_dir
+    return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
+
+
+def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a network gives in evaluation; its buffers and the random state stay as they were."""
+    with preserved(net), torch.no_grad():
+        outputs: Mapping[str, Any] = net.eval()(sample)
+        return outputs
+
+
+def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
+    """The loader of one side of the data for this process."""
+    return build_loader(
+        opened,
+        seed=spec.runtime.random_seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        views=views_of(spec) if opened.train else None,
+    )
+
+
+def build_student(task: Task, spec: Spec, options: RunOptions) -> Network:
+    """The student from the seed alone; leaves the main generator seeded for adapters and methods."""
+    torch.manual_seed(spec.runtime.random_seed)
+    return build_network(
+        task.modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
+    )
+
+
+def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFolder) -> list[str]:
+    """`saver.pretrain_model` into the student, unless a checkpoint will be resumed; returns notices."""
+    resume = bool(options.resume) or spec.saver.auto_resume
+    resumed = spec.saver.resume_model is not None or (resume and bool(checkpoints(folder.checkpoints)))
+    if spec.saver.pretrain_model is None or resumed:
+        return []
+    where = ("saver", "pretrain_model")
+    path = find_file(spec.saver.pretrain_model, options.places, where)
+    return list(load_weights(net, path, where=where, mode="pretrain"))
+
+
+def teacher_settings(spec: Spec, name: str) -> JobTeacher:
+    """How the jobs treat one teacher: what any of them says; the parser has checked that they agree."""
+    parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
+    said = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
+    return parts[0].model_copy(update=said)
+
+
+def weight_path(spec: Spec, name: str) -> SpecPath:
+    """Where the spec says the weights of a teacher."""
+    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    saying = [job for job in users if jobs_of(spec)[job].teachers[name].teacher_weight is not None]
+    return ("mimic", "jobs", (saying or users)[0], "teachers", name, "teacher_weight")
+
+
+def build_teachers(
+    spec: Spec, options: RunOptions, *, load: bool = True, told: list[str] | None = None
+) -> tuple[dict[str, Network], dict[str, str]]:
+    """Every teacher that a job uses, and the hash of each one's weights; without load these are random.
+
+    told: takes the notices of what was left out of the weights.
+    """
+    nets, hashes = {}, {}
+    jobs = jobs_of(spec)
+    for name, modules in spec.teachers.items():
+        if not any(name in job.teachers for job in jobs.values()):
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.runtime.random_seed)
+            net = build_network(
+                modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
+            )
+        settings = teacher_settings(spec, name)
+        if load and settings.teacher_weight is not None:
+            where = weight_path(spec, name)
+            file = find_file(settings.teacher_weight, options.places, where)
+            left_out = load_weights(net, file, where=where)
+            if told is not None:
+                told += [f"{name}: {notice}" for notice in left_out]
+        nets[name] = net
+        hashes[name] = weights_hash(net.state_dict())
+    return nets, hashes
+
+
+def build_teacher(
+    task: Task,
+    name: str,
+    taps: Taps,
+    spec: Spec,
+    facts: DataFacts,
+    processes: Processes,
+    places: Places,
+) -> Teacher:
+    """A frozen teacher on its device, with its own pixels, precision and classes."""
+    settings = teacher_settings(spec, name)
+    place(taps.net, spec, processes)
+    precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
+    return Teacher(
+        name,
+        taps,
+        batch_statistics=settings.teacher_bn_mode == "train",
+        pixels=pixel_change(name, settings, spec, facts),
+        autocast=autocast_for(precision, processes.device),
+        labels=labels_of(task, spec, name, settings, facts, places),
+    )
+
+
+def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:
+    """What turns the student's pixels into this teacher's; None where they are the same."""
+    wanted = settings.input
+    if wanted is None:
+        return None
+    mean, std = facts.mean, facts.std
+    if (wanted.mean or wanted.std) and (mean is None or std is None):
+        job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
+        raise SpecError.at(
+            ("mimic", "jobs", job, "teachers", name, "input"),
+            "KD436",
+            f"{name} expects its own mean and std, but the data is not normalised by a `normalize` transform",
+            "add `normalize` to the transformer of dataset.train",
+        )
+    ones = tuple(1.0 for _ in wanted.mean or mean or (0.0,))
+    mean, std = mean or tuple(0.0 for _ in ones), std or ones
+    size: Any = (wanted.size, wanted.size) if isinstance(wanted.size, int) else wanted.size
+    return PixelChange(mean, std, wanted.mean or mean, wanted.std or std, size)

@@ -1,0 +1,261 @@
+"""The caches of a run: which store belongs to which teacher, data and taps.
+
+A store lies in `<cache.dir>/<teacher>-<key>`. The key is a hash of everything that decides what the teacher
+shows: its weights and modules, its pixels and precision, the data's spec and seed, the taps. Beside it
+the store keeps a few samples' pixels; where the data no longer gives these, all is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcli.data.loaders import Loader
+from kdcli.data.probe import other_pixels, probe_of
+from kdcli.distill.cached import CachedTeacher, Layout, layout_of
+from kdcli.distill.store import Store, bytes_of, read_meta
+from kdcli.distill.taps import View
+from kdcli.distill.teacher import Teacher, ViewSource
+from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.parallel.devices import student_precision
+from kdcli.parallel.distributed import Processes
+from kdcli.spec.cache_rules import caches_of
+from kdcli.spec.schema import Cache, ModuleSpec, Spec
+
+FORMAT = 1
+WHAT = {
+    "weights": "its weights",
+    "modules": "its modules",
+    "input": "its `input`",
+    "precision": "its precision",
+    "data": "the data",
+    "seed": "the seed",
+    "samples": "the number of samples",
+    "views": "`views`",
+    "columns": "what the jobs read of it",
+    "classes": "`classes`",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One teacher's store, before it is opened."""
+
+    name: str
+    path: SpecPath
+    cache: Cache
+    layout: Layout
+    rows: int
+    facts: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return bytes_of(self.layout.columns, self.rows)
+
+
+def sources_of(
+    spec: Spec,
+    teachers: Mapping[str, Teacher],
+    shown: Mapping[str, View],
+    shown_samples: int,
+    hashes: Mapping[str, str],
+    loader: Loader,
+    processes: Processes,
+    default: Path,
+) -> tuple[dict[str, ViewSource], list[str]]:
+    """Where each teacher's views come from, itself or its cache; and what the user should know.
+
+    shown: what each teacher showed of `shown_samples` samples. default: where caches lie that name no `dir`.
+    Raises SpecError KD553 and RunError KD552, KD554.
+    """
+    sources: dict[str, ViewSource] = dict(teachers)
+    notices = []
+    for name in caches_of(spec):
+        if name in teachers:
+            cache = caches_of(spec)[name][1]
+            layout = layout_of(
+                teachers[name], shown[name], shown_samples, half=cache.dtype == "float16", topk=cache.topk
+            )
+            samples = loader.facts.num_samples or 0
+            plan = plan_of(spec, name, layout, hashes[name], samples, default, teachers[name].labels.numbers)
+            sources[name], told = opened(plan, teachers[name], loader, processes)
+            notices += told
+    return sources, notices
+
+
+def plan_of(
+    spec: Spec,
+    name: str,
+    layout: Layout,
+    weights: str,
+    samples: int,
+    default: Path,
+    classes: tuple[int, ...] | None = None,
+) -> Plan:
+    """The store that one teacher's views belong to. weights: their hash; classes: which of its logits it shows."""
+    path, cache = caches_of(spec)[name]
+    data = spec.dataset.train.dataset.model_dump(mode="json")
+    data["kwargs"].pop("evaluator", None)
+    facts = {
+        "format": FORMAT,
+        "weights": weights,
+        "modules": [_module(module) for module in spec.teachers[name]],
+        "input": _input_of(spec, name),
+        "precision": [
+            spec.runtime.teacher_precision or student_precision(spec.runtime),
+            spec.runtime.fold_bn,
+            spec.runtime.aligned,
+        ],
+        "data": data,
+        "seed": spec.runtime.random_seed,
+        "samples": samples,
+        "views": cache.views,
+        "columns": [column.facts() for column in layout.columns],
+    }
+    if classes is not None:
+        facts["classes"] = list(classes)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = (default if cache.dir is None else Path(cache.dir)) / f"{name}-{key}"
+    return Plan(
+        name=name,
+        path=path,
+        cache=cache,
+        layout=layout,
+        rows=samples * cache.views,
+        facts=facts,
+        folder=folder,
+    )
+
+
+def opened(
+    plan: Plan, teacher: Teacher, loader: Loader, processes: Processes
+) -> tuple[CachedTeacher, list[str]]:
+    """The cached teacher; the store is made by the first process where there is none that fits."""
+    notices: list[str] = []
+    if processes.speaks:
+        notices = _made_ready(plan, loader)
+    processes.wait()
+    try:
+        store = Store(plan.folder, plan.layout.columns, plan.rows)
+    except (OSError, RuntimeError) as error:
+        raise _refused(plan, error) from error
+    if processes.speaks:
+        there = store.count()
+        share = "" if there == 0 else f", {there:,} of {plan.rows:,} rows are there"
+        views = f"{plan.cache.views} view{'s' if plan.cache.views > 1 else ''}"
+        notices.append(
+            f"{plan.name} is cached in {plan.folder} ({gigabytes(plan.size)}: "
+            f"{plan.facts['samples']:,} samples x {views}{share})"
+        )
+    return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
+
+
+def _made_ready(plan: Plan, loader: Loader) -> list[str]:
+    meta = read_meta(plan.folder)
+    probe = probe_of(loader)
+    notices = []
+    if meta is not None and (
+        meta.get("facts") != _plain(plan.facts) or other_pixels(meta.get("probe"), probe) != []
+    ):
+        notices.append(f"the data has changed since {plan.folder} was made: {plan.name} is cached anew")
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        meta = None
+    if meta is None:
+        notices += _others(plan)
+        _check_size(plan)
+        try:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            content = {"facts": plan.facts, "probe": None if probe is None else probe.tolist()}
+            Store.create(plan.folder, plan.layout.columns, plan.rows, content)
+        except OSError as error:
+            raise _refused(plan, error) from error
+    return notices
+
+
+def _others(plan: Plan) -> list[str]:
+    """Stores of the same teacher that belong to something else: what differs, and what they take."""
+    notices = []
+    for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
+        meta = read_meta(folder)
+        if meta is None or folder == plan.folder:
+            continue
+        before, now = meta.get("facts", {}), _plain(plan.facts)
+        differs = [words for key, words in WHAT.items() if before.get(key) != now.get(key)]
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        notices.append(
+            f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: "
+            f"{', '.join(differs) or 'its format'} changed; delete it if nothing else needs it"
+        )
+    return notices
+
+
+def _check_size(plan: Plan) -> None:
+    limit = plan.cache.limit_gb * 1e9
+    nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    if plan.size <= min(limit, free):
+        return
+    largest = max(plan.layout.columns, key=lambda column: column.bytes_per_row)
+    bound = (
+        f"`limit_gb` allows {plan.cache.limit_gb:g} GB" if limit <= free else f"{gigabytes(free)} are free"
+    )
+    raise SpecError.at(
+        plan.path,
+        "KD552",
+        f"the cache of {plan.name} would take {gigabytes(plan.size)}, and {bound} "
+        f"(most of it for `{largest.name}`, [{', '.join(map(str, largest.shape))}] a sample)",
+        "name smaller layers, lower `views`, say `dtype: float16` or `topk: 20`, or raise `limit_gb`",
+        on_key=True,
+    )
+
+
+def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
+    """Put on the disk what the caches took in; every process takes part and then sees the others' rows."""
+    cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
+    for source in cached:
+        try:
+            source.flush()
+        except OSError as error:
+            raise RunError.of(
+                "KD554", f"the cache {source.store.folder} can't be written: {error.strerror or error}"
+            ) from error
+    if cached:
+        processes.wait()
+
+
+def gigabytes(size: float) -> str:
+    """12.3 MB or 4.56 GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _input_of(spec: Spec, name: str) -> Any:
+    assert spec.mimic is not None
+    parts = [job.teachers[name] for job in spec.mimic.jobs.values() if name in job.teachers]
+    given = next((part.input for part in parts if part.input is not None), None)
+    return None if given is None else given.model_dump(mode="json")
+
+
+def _module(module: ModuleSpec) -> dict[str, Any]:
+    """A module as the key sees it: caches made before `outputs` was a key stay good."""
+    said = module.model_dump(mode="json")
+    return {key: value for key, value in said.items() if key != "outputs" or value is not None}
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _refused(plan: Plan, error: Exception) -> RunError:
+    return RunError.of(
+        "KD554",
+        f"the cache {plan.folder} can't be made: {getattr(error, 'strerror', None) or error}",
+        "choose another `cache.dir`",
+    )

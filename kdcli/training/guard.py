@@ -1,0 +1,299 @@
+"""The guard against silence: before the first step, every loss must move the student.
+
+Each declared loss is differentiated alone and unweighted on real batches, so that a warm-up weight of
+0 can't hide one that is dead. Random state and buffers are restored afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.preserve import preserved
+from kdcli.distill.trainee import Force, total_of
+from kdcli.errors import Diagnostic, RunError, SpecPath
+from kdcli.parallel.devices import to_device
+from kdcli.records import Notice, warnings
+from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.run import Run
+from kdcli.training.wiring import require
+
+BATCHES = 20
+TEACHER_SAMPLES = 512
+
+FAINT = 0.01
+"""Below this share of the task's gradient a loss is hardly felt."""
+
+Reach = Mapping[str, frozenset[str]]
+"""For each loss the names of the trainee's parameters that its gradient reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Losses that move the student, and how.
+
+    pulls: for each loss of a job the norm of its gradient on the student, at the job's full weight, over
+    that of the task's losses together, on this process's first batch; empty without a task loss.
+    logged_only: losses that are meant to move nothing, with the option that says so.
+    """
+
+    reach: Reach
+    pulls: Mapping[str, float]
+    logged_only: Mapping[str, str]
+
+    def notices(self) -> list[Notice]:
+        """A warning for each loss that is hardly felt, a word on each that is logged alone."""
+        return [
+            Notice(message=f"`{name}` is logged and moves nothing: {why}")
+            for name, why in self.logged_only.items()
+        ] + [
+            Notice(
+                message=f"`{name}` pulls the student {pull:.1g} times as hard as the task's loss, on the first "
+                "batch: raise its `loss_weight` if it is to be felt",
+                level="warning",
+            )
+            for name, pull in self.pulls.items()
+            if pull < FAINT
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one loss did on one batch: the parameters reached, and whether anything was wrong.
+
+    pull: the norm of its gradient on the student.
+    """
+
+    reached: frozenset[str]
+    value: float
+    finite: bool
+    moves_student: bool
+    has_path: bool
+    pull: float = 0.0
+
+
+def prove_losses(run: Run) -> Proven:
+    """Differentiate every loss alone; the parameters that each reaches, and how hard it pulls.
+
+    Raises RunError: KD700 where a loss has no path to the student, KD701 where a loss or its gradient
+    is not finite, KD702 where the gradient stays zero on 20 batches. A loss that is logged only has to be
+    finite and no more.
+    """
+    trainee, before = run.trainee, run.trainee.force
+    task_loss = any(stage.force.task_loss for stage in run.stages)
+    findings: dict[str, Finding] = {}
+    problems: list[Diagnostic] = []
+    of_task: float | None = None
+    trainee.train()
+    trainee.force = Force(task_loss=task_loss)
+    running = require(run.wiring, run.teachers, None, task_loss)
+    try:
+        with preserved(trainee):
+            for batch in islice(run.train_loader.batches(0), BATCHES):
+                batch = to_device(dict(batch), run.processes.device)
+                views = {name: run.teachers[name].view(batch) for name in running}
+                losses = trainee(batch, views, Clock(), weighted=False)
+                for name, loss in losses.items():
+                    if name not in findings or not findings[name].moves_student:
+                        findings[name] = _differentiate(run, name, loss)
+                if of_task is None:
+                    of_task = _pull_of_task(run, losses, findings)
+                problems = [p for name, finding in findings.items() if (p := _problem(run, name, finding))]
+                fatal = any(problem.code != "KD702" for problem in problems)
+                if run.processes.any(fatal) or not run.processes.any(bool(problems)):
+                    break
+    finally:
+        trainee.force = before
+    told = [problem for found in run.processes.gather(problems) for problem in found]
+    if told:
+        unique = {(problem.code, problem.message): problem for problem in told}
+        raise RunError(unique.values())
+    return Proven(
+        {name: finding.reached for name, finding in findings.items()},
+        {
+            name: trainee.specs[job].loss_weight * finding.pull / of_task
+            for name, finding in findings.items()
+            if (job := name.partition(".")[0]) in trainee.specs and of_task and finding.pull
+        },
+        {name: why for name in findings if (why := _logged_only(run, name)) is not None},
+    )
+
+
+def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
+    """The metrics of each teacher that has a head on up to 512 test samples, and what is to be told of it.
+
+    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance.
+    """
+    measured = {}
+    notices: list[Notice] = []
+    told: list[str] = []
+    problems = []
+    classes = run.facts.num_classes or 0
+    for name, teacher in run.teachers.items():
+        with evaluation_mode(teacher.net):
+            probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
+            with torch.no_grad():
+                outputs = teacher.outputs(probe)
+            if not run.task.judges(outputs, run.facts, weights=_has_weights(run, name)):
+                continue
+            matching = run.task.matching
+            why = None if matching is None else matching.not_scored(name, teacher.labels, outputs, run.facts)
+            if why is not None:
+                notices.append(Notice(message=why))
+                continue
+            metrics = evaluate(
+                teacher.outputs,
+                run.test_loader,
+                run.task,
+                run.processes,
+                autocast=teacher.autocast,
+                most_samples=TEACHER_SAMPLES,
+                name=name,
+                told=told,
+            )
+        measured[name] = metrics
+        samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)
+        if name not in run.weak_ok and run.task.near_chance(metrics, classes, samples):
+            problems.append(
+                Diagnostic(
+                    code="KD703",
+                    message=f"{name} scores {run.task.primary} {metrics[run.task.primary]:.1f} on this data; "
+                    f"guessing scores {run.task.chance(classes):.1f}",
+                    help="check its weights, normalisation and the order of the classes, "
+                    "or say `allow_weak_teacher: true` beside its mimic_name",
+                )
+            )
+    if problems:
+        raise RunError(problems)
+    return measured, [*notices, *warnings(told)]
+
+
+def _has_weights(run: Run, name: str) -> bool:
+    """Whether a job says where the teacher's weights are."""
+    jobs = run.wiring.jobs.values()
+    return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
+
+
+def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
+    named = [(n, p) for n, p in run.trainee.named_parameters() if p.requires_grad]
+    if not loss.requires_grad:
+        return Finding(frozenset(), float(loss.detach()), bool(loss.isfinite()), False, False)
+    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+    reached = {n: g for (n, _), g in zip(named, gradients, strict=True) if g is not None}
+    finite = bool(loss.isfinite()) and all(bool(g.isfinite().all()) for g in reached.values())
+    wanted = (
+        {n: g for n, g in reached.items() if n.startswith("student.")}
+        if _trains_student(run, name)
+        else reached
+    )
+    moves = any(bool(g.any()) for g in wanted.values())
+    pull = _norm(g for n, g in reached.items() if n.startswith("student."))
+    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(wanted), pull)
+
+
+def _pull_of_task(run: Run, losses: Mapping[str, Tensor], findings: Mapping[str, Finding]) -> float:
+    """The norm of the gradient of the task's losses together on the student; 0 where there is none."""
+    own = {name: loss for name, loss in losses.items() if name.startswith("task.") and loss.requires_grad}
+    if len(own) < 2:
+        return sum(findings[name].pull for name in own)
+    student = [p for p in run.trainee.student.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total_of(own), student, retain_graph=True, allow_unused=True)
+    return _norm(g for g in gradients if g is not None)
+
+
+def _norm(gradients: Iterable[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def _trains_student(run: Run, name: str) -> bool:
+    """Whether a loss is meant to move the student: FT's paraphraser learns from the teacher alone."""
+    job = name.partition(".")[0]
+    if job == "task":
+        return True
+    term = run.trainee.mimickers[job].term_of(name.removeprefix(f"{job}."))  # type: ignore[operator]
+    return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
+
+
+def _logged_only(run: Run, name: str) -> str | None:
+    """The option that keeps a loss from moving anything; None where it is meant to."""
+    job, _, rest = name.partition(".")
+    if job == "task":
+        return None
+    mimicker = run.trainee.mimickers[job]
+    assert isinstance(mimicker, Mimicker)
+    return mimicker.logged_only.get(rest.rpartition(".")[2])
+
+
+def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
+    if not finding.finite:
+        return _told(
+            run,
+            name,
+            "KD701",
+            f"has a value ({finding.value:g}) or a gradient that is not finite",
+            _why_not_finite(),
+        )
+    if _logged_only(run, name) is not None:
+        return None
+    if not finding.has_path:
+        return _told(
+            run,
+            name,
+            "KD700",
+            "gives the student no gradient: nothing it reads depends on a weight that trains",
+            "the student's tapped layers, or all before them, are frozen; name later layers or unfreeze them",
+        )
+    if not finding.moves_student:
+        return _told(
+            run,
+            name,
+            "KD702",
+            f"has a gradient of exactly zero on {BATCHES} batches (value {finding.value:g})",
+            _why_zero(run, name),
+        )
+    return None
+
+
+def _told(run: Run, name: str, code: str, what: str, help: str) -> Diagnostic:
+    job_name, _, rest = name.partition(".")
+    path: SpecPath | None = None
+    layers = ""
+    if job_name in run.wiring.jobs:
+        job = run.wiring.jobs[job_name]
+        path = ("mimic", "jobs", job_name, "losses", rest.rpartition(".")[2])
+        teacher = rest.rpartition(".")[0]
+        theirs = job.teachers[teacher].mimic_name if teacher in job.teachers else ()
+        layers = f" (student {_names(job.student.mimic_name)}" + (
+            f", {teacher} {_names(theirs)})" if theirs else ")"
+        )
+    return Diagnostic(code=code, message=f"the loss `{name}`{layers} {what}", help=help, path=path)
+
+
+def _names(taps: tuple[str, ...]) -> str:
+    return ", ".join(f"`{tap}`" for tap in taps[:4]) + (" ..." if len(taps) > 4 else "")
+
+
+def _why_not_finite() -> str:
+    return "look at the teacher's weights and the data's normalisation; lower T's inverse or the loss's own exponents"
+
+
+def _why_zero(run: Run, name: str) -> str:
+    job_name, _, rest = name.partition(".")
+    if job_name == "task":
+        return run.task.why_zero
+    if job_name in run.wiring.jobs:
+        job = run.wiring.jobs[job_name]
+        method = run.trainee.mimickers[job_name]
+        losses = method.losses_of(job)  # type: ignore[operator]
+        loss = losses.get(rest.rpartition(".")[2])
+        if loss is not None and loss.type == "kl_loss":
+            return "kl_loss passes both sides through a ReLU, and nothing positive is left; for logits use kd_loss"
+        if loss is not None and loss.kwargs.get("loss_weight") == 0:
+            return "its own `loss_weight` is 0: leave the loss out instead"
+    return "student and teacher show the same values, or a ReLU cuts all of them off; look at the two layers"

@@ -1,0 +1,79 @@
+"""`kdcli cache`: the caches of a spec filled before any training, by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+
+from kdcli.distill.cached import CachedTeacher
+from kdcli.distill.folding import fold
+from kdcli.errors import RunError
+from kdcli.parallel.devices import to_device
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Notice
+from kdcli.spec.cache_rules import caches_of
+from kdcli.spec.parse import ParsedSpec
+from kdcli.training.build import build_data, build_teacher, build_teachers, file_notices, run_root
+from kdcli.training.caches import flush_all, gigabytes, sources_of
+from kdcli.training.run import RunOptions
+from kdcli.training.sides import Sides
+from kdcli.training.wiring import show_teacher, small, teacher_taps
+
+TOLD = 10
+"""How often a pass is told."""
+
+
+def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Notice]:
+    """Show every training sample once per view to each teacher that is cached; rows that are there stay.
+
+    Raises RunError KD555 where the spec caches nothing, KD552 to KD554 as in training.
+    """
+    spec = parsed.spec
+    caches = caches_of(spec)
+    if not caches:
+        raise RunError.of(
+            "KD555", "no teacher of this spec is cached", "say `cache: {}` beside its `mimic_name`"
+        )
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
+    with ExitStack() as stack:
+        sides = Sides(spec, options.places)
+        loader = build_data(sides.train, spec, processes)
+        stack.callback(loader.close)
+        sample = to_device(small(next(loader.batches(0))), processes.device)
+        left_out = file_notices(spec, options.places, "mimic", "dataset")
+        nets, hashes = build_teachers(spec, options, told=left_out)
+        taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
+        teachers = {
+            name: build_teacher(sides.task, name, tap, spec, loader.facts, processes, options.places)
+            for name, tap in taps.items()
+        }
+        shown = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
+        if spec.runtime.fold_bn:
+            for teacher in teachers.values():
+                fold(teacher, sample)
+        root = run_root(parsed) / "cache"
+        sources, notices = sources_of(
+            spec, teachers, shown, len(sample["image"]), hashes, loader, processes, root
+        )
+        for notice in (*left_out, *notices):
+            yield Notice(message=notice)
+        cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
+        views = next(iter(caches.values()))[1].views
+        due = views * len(loader)
+        for view in range(views):
+            for number, batch in enumerate(loader.batches(view), start=view * len(loader) + 1):
+                moved = to_device(dict(batch), processes.device)
+                for source in cached:
+                    source.view(moved)
+                if number * TOLD // due > (number - 1) * TOLD // due and number < due:
+                    yield Notice(message=f"{100 * number // due} % of {due:,} batches")
+            flush_all(sources, processes)
+        for source in cached:
+            size = sum(file.stat().st_size for file in source.store.folder.iterdir())
+            yield Notice(
+                message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows "
+                f"are in {source.store.folder} ({gigabytes(size)})"
+            )

@@ -1,0 +1,212 @@
+"""Numbers gone wrong: a NaN or Inf in a loss or a gradient never reaches the weights unseen."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.data.batches import BadRecord
+from kdcli.errors import RunError
+from kdcli.parallel.sharding import total_norm
+from kdcli.records import Notice
+from kdcli.training.checkpoint import write_whole
+from kdcli.training.run import Run
+from kdcli.training.state import Progress, generator_state
+
+SHOWN_IDS = 8
+NEVER = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """What is needed to do one step again: its number, its samples, the generators before it."""
+
+    step: int
+    epoch: int
+    indices: tuple[Tensor, ...]
+    generators: dict[str, Any]
+
+
+class FiniteCheck:
+    """Looks at the losses and gradients of every step before the optimizer uses them.
+
+    On the CPU, and where bad steps are to be skipped, each step is looked at before it is taken. On CUDA
+    that would make every step wait for the device: a flag stays there and is read at log points and
+    before each save, and the steps since then are remembered. To skip on the device alone, every optimizer
+    would have to leave its state as it is by a flag (torch's fused ones can, the others can't) and EMA and
+    buffers too; so skipping waits, as torch's gradient scaler does at each step.
+    A gradient scaler looks after gradients itself; then losses alone are looked at.
+    """
+
+    def __init__(self, run: Run, *, deferred: bool | None = None) -> None:
+        self.run = run
+        self.skips = run.spec.trainer.on_nonfinite == "skip"
+        on_cuda = run.processes.device.type == "cuda"
+        self.deferred = on_cuda and not self.skips if deferred is None else deferred
+        self.recent: deque[Recent] = deque(maxlen=run.spec.trainer.log_freq + 1)
+        self.notices: list[Notice] = []
+        self._first_bad = torch.full((), NEVER, device=run.processes.device)
+        self._losses: dict[int, list[dict[str, Tensor]]] = {}
+        self._buffers: list[Tensor] = []
+
+    def begin(self, progress: Progress, group: Sequence[Mapping[str, Any]]) -> None:
+        """A step is about to be computed from these batches."""
+        indices = tuple(batch["indices"] for batch in group)
+        self.recent.append(Recent(progress.step + 1, progress.epoch, indices, generator_state()))
+        if self.skips:
+            self._buffers = [buffer.detach().clone() for buffer in self.run.trainee.buffers()]
+
+    def passes(
+        self, progress: Progress, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]
+    ) -> bool:
+        """Whether the step may be taken; raises RunError KD730 where it may not and the run has to stop."""
+        good = self._good(parts, parameters)
+        if self.deferred:
+            step = torch.where(good, NEVER, progress.step + 1)
+            self._first_bad = torch.minimum(self._first_bad, step)
+            self._losses[progress.step + 1] = parts
+            return True
+        if not self.run.processes.any(not bool(good)):
+            return True
+        trainer = self.run.spec.trainer
+        what = self._what(parts, parameters)
+        if self.skips and progress.skipped < trainer.nonfinite_budget:
+            progress.skipped += 1
+            self._put_buffers_back()
+            self.notices.append(
+                Notice(
+                    message=f"step {progress.step + 1} skipped: {what} is not finite "
+                    f"({progress.skipped} of at most {trainer.nonfinite_budget})",
+                    level="warning",
+                )
+            )
+            return False
+        raise self._stop(self.recent[-1], parts, what)
+
+    def read(self) -> None:
+        """Raise RunError KD730 where a step since the last reading was bad; every process takes part."""
+        if not self.deferred:
+            return
+        bad = int(self._first_bad)
+        losses, self._losses = self._losses, {}
+        if not self.run.processes.any(bad != NEVER):
+            return
+        bad = min(self.run.processes.gather(bad))
+        again = next((recent for recent in self.recent if recent.step == bad), self.recent[-1])
+        parts = losses.get(again.step, [])
+        raise self._stop(again, parts, self._what(parts, ()))
+
+    def told(self) -> Iterator[Notice]:
+        """What the user should know since the last call."""
+        notices, self.notices = self.notices, []
+        yield from notices
+
+    def _good(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> Tensor:
+        looked_at = torch.stack([value.float() for part in parts for value in part.values()]).sum()
+        if self.run.scaler is None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:
+                looked_at = looked_at + total_norm(gradients)
+        return torch.isfinite(looked_at)
+
+    def _what(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> str:
+        names = [name for part in parts for name, value in part.items() if not bool(value.isfinite())]
+        if not names:
+            wrong = {id(p) for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())}
+            found = [name for name, p in self.run.trainee.named_parameters() if id(p) in wrong]
+            names = [f"gradient {found[0]}"] if found else []
+        told = [name for theirs in self.run.processes.gather(names[:1]) for name in theirs]
+        if not told:
+            return "a gradient"
+        if told[0].startswith("gradient "):
+            return f"the gradient of `{told[0].removeprefix('gradient ')}`"
+        return f"the loss `{told[0]}`"
+
+    def _stop(self, again: Recent, parts: list[dict[str, Tensor]], what: str) -> RunError:
+        own = {
+            "indices": [ids.tolist() for ids in again.indices],
+            "generators": again.generators,
+            "losses": [{name: float(value) for name, value in part.items()} for part in parts],
+        }
+        everyone = self.run.processes.gather(own)
+        path = self.run.folder.root / f"replay_{again.step:08d}.pt"
+        if self.run.processes.speaks:
+            write_replay(path, {"step": again.step, "epoch": again.epoch, "processes": everyone})
+        ids = [i for theirs in everyone for batch in theirs["indices"] for i in batch]
+        more = ", ..." if len(ids) > SHOWN_IDS else ""
+        return RunError.of(
+            "KD730",
+            f"{what} is not finite at step {again.step} "
+            f"(samples {', '.join(str(i) for i in ids[:SHOWN_IDS])}{more}; all of it in {path})",
+            "the last checkpoint is whole; lower the lr, clip gradients (`trainer.clip_grad_norm`), look at "
+            "these samples, or say `trainer.on_nonfinite: skip`",
+        )
+
+    def _put_buffers_back(self) -> None:
+        with torch.no_grad():
+            for buffer, before in zip(self.run.trainee.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
+
+
+def write_replay(path: Path, content: dict[str, Any]) -> None:
+    """What happened at a bad step: step, epoch, and of each process sample ids, generators, loss parts."""
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+class BadSamples:
+    """Takes over what the loaders of all processes have noted, each sample once."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        for side, sample, name, reason in progress.bad_samples:
+            loader = run.train_loader if side == "train" else run.test_loader
+            if all(known.sample != sample for known in loader.bad_samples):
+                loader.bad_samples.append(BadRecord(sample, name, reason))
+
+    def take(self) -> Iterator[Notice]:
+        """Bring list and count up to date; every process takes part.
+
+        Raises RunError KD512 where all processes together found more than the budget allows.
+        """
+        run, progress = self.run, self.progress
+        own = [
+            (side, bad.sample, bad.name, bad.reason)
+            for side, loader in (("train", run.train_loader), ("test", run.test_loader))
+            for bad in loader.bad_samples
+        ]
+        known = {(side, sample) for side, sample, _, _ in progress.bad_samples}
+        new = {}
+        for theirs in run.processes.gather(own):
+            for side, sample, name, reason in theirs:
+                if (side, sample) not in known:
+                    new[side, sample] = (side, sample, name, reason)
+        if not new:
+            return
+        progress.bad_samples = [*progress.bad_samples, *new.values()]
+        path = run.folder.root / "bad_samples.jsonl"
+        if run.processes.speaks:
+            lines = [
+                json.dumps(
+                    dict(zip(("side", "sample", "name", "reason"), row, strict=True)), ensure_ascii=False
+                )
+                for row in progress.bad_samples
+            ]
+            write_whole(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+        yield Notice(
+            message=f"{len(progress.bad_samples)} sample(s) can't be read and are left out; they are listed in {path}",
+            level="warning",
+        )
+        budget = run.spec.dataset.train.dataloader.kwargs.bad_sample_budget
+        if len(progress.bad_samples) > budget:
+            raise RunError.of(
+                "KD512",
+                f"{len(progress.bad_samples)} samples can't be read, more than `bad_sample_budget` allows ({budget})",
+                f"they are listed in {path}; mend the data, or raise `bad_sample_budget`",
+            )

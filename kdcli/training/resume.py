@@ -1,0 +1,301 @@
+"""Continuing a run where its newest valid checkpoint was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdcli.data.digest import Digest
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Notice
+from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.training.checkpoint import checkpoints, load_checkpoint, newest_valid
+from kdcli.training.ema import average_of, same_meaning
+from kdcli.training.run import Found, Run, RunOptions
+from kdcli.training.run_folder import RunFolder
+from kdcli.training.same_data import differences
+from kdcli.training.state import Progress, fitting
+from kdcli.training.wiring import jobs_of, needs_of
+
+MAY_DIFFER = (
+    "saver",
+    "hooks",
+    "runtime.threads",
+    "trainer.log_freq",
+    "trainer.keep_checkpoints",
+    "trainer.save_freq",
+    "trainer.save_every_minutes",
+    "trainer.only_save_latest",
+    "trainer.test_freq",
+    "trainer.loggers",
+    "trainer.on_nonfinite",
+    "trainer.nonfinite_budget",
+    *(
+        f"dataset.{side}.dataloader.kwargs.{key}"
+        for side in ("train", "test")
+        for key in ("num_workers", "pin_memory", "bad_sample_budget")
+    ),
+)
+"""Keys that decide nothing about the next step."""
+
+AVERAGE = "trainer.ema"
+"""The key of the moving average; it decides nothing where neither side keeps one."""
+
+SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
+"""Keys whose change asks for the schedule to be worked out anew."""
+
+
+RESUME_MODEL: SpecPath = ("saver", "resume_model")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A checkpoint to continue from. new_schedule: the user lets optimizer or schedule differ."""
+
+    path: Path
+    state: dict[str, Any]
+    progress: Progress
+    new_schedule: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run is before it is built: enough to say whether a checkpoint is one of it.
+
+    data: the digest of each side, on rank 0; empty where the data is not to be compared.
+    """
+
+    parsed: ParsedSpec
+    options: RunOptions
+    folder: RunFolder
+    processes: Processes
+    data: Mapping[str, Digest]
+
+    @property
+    def spec(self) -> Spec:
+        """The spec as parsed."""
+        return self.parsed.spec
+
+
+def find_checkpoint(run: Asked) -> Found | None:
+    """What to continue from, if anything; rank 0 decides for all, and nothing is written.
+
+    Raises RunError KD715 where the checkpoint belongs to another spec, KD717 to another number of processes,
+    KD725 to a moving average of another meaning, KD733 and KD734 to other data, KD718 where there is none.
+    """
+    if not (run.options.resume or run.spec.saver.auto_resume or run.spec.saver.resume_model):
+        return None
+    path: Path | None = None
+    notices: list[Notice] = []
+    failure: KdError | None = None
+    if run.processes.speaks:
+        try:
+            state, path, notices = _read(run)
+            if state is not None and path is not None:
+                with fitting(path):
+                    notices += _check(run, state, path)
+        except KdError as error:
+            failure = error
+    told = (path, notices, None if failure is None else failure.diagnostics)
+    path, notices, diagnostics = run.processes.broadcast(told)
+    if diagnostics is not None:
+        raise failure or RunError(diagnostics)
+    return None if path is None else Found(path, tuple(notices))
+
+
+def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
+    """The checkpoint that was found, and what the user should know.
+
+    Raises RunError KD716 where it belongs to another teacher, KD721 where it does not fit.
+    """
+    if run.found is None:
+        return None, []
+    # Read again on rank 0, where it was looked at before the build: kept since then it would double the memory.
+    path, state = run.found.path, load_checkpoint(run.found.path)
+    with fitting(path):
+        _check_teachers(run, state)
+        progress = _progress(run, state)
+        differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
+    resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
+    why = "a process died and all are started again: " if run.options.restarted else ""
+    return resumed, [*run.found.notices, Notice(message=f"{why}continuing at step {progress.step}")]
+
+
+def _read(run: Asked) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
+    own, named = run.folder.checkpoints, _named(run)
+    # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
+    own_first = run.options.restarted or run.spec.saver.auto_resume
+    if named is not None and not (own_first and checkpoints(own)):
+        if named.is_file():
+            return load_checkpoint(named), named, []
+        if not named.exists() and not isinstance(run.options.resume, Path):
+            raise _no_resume_model(run)
+        own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
+    notices: list[Notice] = []
+    for path, found in newest_valid(own):
+        if isinstance(found, dict):
+            return found, path, notices
+        notices.append(Notice(message=f"{found}; trying the one before", level="warning"))
+    if own_first and named is None and not notices:
+        return None, None, notices
+    raise RunError.of(
+        "KD718",
+        f"there is no valid checkpoint in {own}"
+        + (f"; the newest: {notices[0].message.removesuffix('; trying the one before')}" if notices else ""),
+        "start without `--resume`, or over with `--overwrite`",
+    )
+
+
+def _named(run: Asked) -> Path | None:
+    """The checkpoint, or the folder of one, that the user named."""
+    if isinstance(run.options.resume, Path):
+        return run.options.resume
+    if run.options.resume or run.spec.saver.resume_model is None:
+        return None
+    return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
+
+
+def _no_resume_model(run: Asked) -> SpecError:
+    name = run.spec.saver.resume_model or ""
+    message = f"there is no checkpoint `{name}`"
+    return SpecError.at(RESUME_MODEL, "KD718", message, run.options.places.missing(name, RESUME_MODEL))
+
+
+def _progress(run: Run, state: dict[str, Any]) -> Progress:
+    """The counters; with another number of processes the place in the epoch is the same share of it."""
+    if not 0 <= state["progress"]["stage"] < len(run.stages):
+        raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
+    if len(state["processes"]) != state["world_size"]:
+        raise ValueError("it does not hold the state of every process")
+    progress = Progress(**{**state["progress"], "bad_samples": _rows(state["progress"])})
+    before, now = state["batches"], len(run.train_loader)
+    if before != now:
+        progress.batch = progress.batch * now // before
+    if run.processes.broadcast(_tests_otherwise(run, state)):
+        # Figures on other data can't be compared: the next evaluation is the best so far.
+        progress.best, progress.best_step = {}, 0
+    # A finished run goes on where the user lets it be longer now.
+    progress.over = progress.over and progress.stage_step >= run.stages[progress.stage].steps
+    return progress
+
+
+def _tests_otherwise(run: Run, state: dict[str, Any]) -> bool:
+    """Whether the test data is another one than the checkpoint's, as far as this process knows."""
+    kept = (state.get("data") or {}).get("test") or {}
+    return "listing" in kept and "test" in run.digests and kept["listing"] != run.digests["test"].listing
+
+
+def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
+    return [tuple(row) for row in progress["bad_samples"]]
+
+
+def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
+    """Raises RunError with all that is in the way; returns what the user should know."""
+    allowed = (*MAY_DIFFER, *run.options.allow_changed)
+    averaged = average_of(run.spec) is not None
+    if not averaged and state["ema"] is None:
+        allowed = (*allowed, AVERAGE)
+    elif averaged and state["ema"] is not None:
+        # First, since what this asks to allow covers every key of the average that differs besides.
+        if not same_meaning(state["ema"]) and not _among(AVERAGE, allowed):
+            raise RunError.of(
+                "KD725",
+                f"the checkpoint's moving average was kept by another formula than `{AVERAGE}` has now",
+                f"start over with `--overwrite`, or go on with today's by `--allow-changed {AVERAGE}`",
+            )
+    keys = differing_keys(state["spec"], run.parsed.resolved_yaml())
+    found: list[Diagnostic] = []
+    differing = [key for key in keys if not _among(key, allowed)]
+    if differing:
+        found += RunError.of(
+            "KD715",
+            f"the checkpoint was made by another spec; these keys differ: {', '.join(differing)}",
+            "put them back, start over with `--overwrite`, or accept each with `--allow-changed KEY`",
+        ).diagnostics
+    if state["world_size"] != run.processes.world_size and "world_size" not in run.options.allow_changed:
+        found += RunError.of(
+            "KD717",
+            f"the checkpoint was made by {state['world_size']} process(es), this run has {run.processes.world_size}",
+            f"use {state['world_size']}, or accept it with `--allow-changed world_size`",
+        ).diagnostics
+    others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
+    if found or others:
+        raise RunError([*found, *others])
+    return notices
+
+
+def _compare_data(
+    run: Asked, state: dict[str, Any], path: Path, keys: Sequence[str]
+) -> tuple[list[Diagnostic], list[Notice]]:
+    """KD733 for a side that has changed, KD734 where that can't be accepted; a notice where it was accepted."""
+    if not run.data:
+        return [], []
+    if not state.get("data"):
+        message = "the checkpoint has no digest of its data: whether that has changed since can't be told"
+        return [], [Notice(message=message, level="warning")]
+    root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    found, notices = [], []
+    for other in differences(state["data"], run.data, RunFolder(root), keys):
+        key = f"data.{other.side}"
+        keeping = _keep_rows(run.spec) if other.side == "train" and len(set(other.samples)) > 1 else []
+        if keeping:
+            code, many = "KD734", len(keeping) > 1
+            help = (
+                "put the data back, or start over with `--overwrite`; to go on is no choice, since "
+                f"{', '.join(keeping)} {'keep' if many else 'keeps'} a row for each of the {other.samples[0]:,} samples"
+            )
+        elif _among(key, run.options.allow_changed):
+            best = "; the next evaluation counts as the best so far" if other.side == "test" else ""
+            notices.append(Notice(message=f"{other.message}; it was accepted{best}", level="warning"))
+            continue
+        else:
+            code = "KD733"
+            help = (
+                f"put the data back, start over with `--overwrite`, or accept it with `--allow-changed {key}`"
+            )
+        where: SpecPath = ("dataset", other.side)
+        found.append(Diagnostic(code=code, message=other.message, help=help, path=where, on_key=True))
+    return found, notices
+
+
+def _keep_rows(spec: Spec) -> list[str]:
+    """The jobs whose losses keep something for each training sample."""
+    return [name for name, job in jobs_of(spec).items() if "num_samples" in needs_of(job).facts]
+
+
+def _check_teachers(run: Run, state: dict[str, Any]) -> None:
+    for name, digest in run.teacher_hashes.items():
+        if state["teachers"].get(name) != digest and f"teachers.{name}" not in run.options.allow_changed:
+            raise RunError.of(
+                "KD716",
+                f"the checkpoint was made with other weights of {name}",
+                f"put them back, or accept it with `--allow-changed teachers.{name}`",
+            )
+
+
+def _among(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+def differing_keys(before: str, now: str) -> list[str]:
+    """The dotted keys at which two resolved specs differ."""
+    try:
+        old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    except yaml.YAMLError as error:
+        raise ValueError("its spec is no YAML") from error
+    absent = object()
+    return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}{name}.").items()}
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): value}

@@ -1,0 +1,178 @@
+"""Where a run is, and everything that decides its next step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli import __version__
+from kdcli.errors import RunError
+from kdcli.models.weights import save_safetensors
+from kdcli.parallel.sharding import distributed_like, whole
+from kdcli.training.checkpoint import FORMAT
+from kdcli.training.optim import LearningRate
+from kdcli.training.run import Run
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of a run. step: finished optimizer steps; stage_step: of these, in this stage.
+
+    epoch is the pass over the data that comes next or is under way; batch counts its batches that are
+    done. over: the last evaluation is done. best and last: metrics of evaluations. skipped: steps
+    that were not taken for numbers gone wrong. bad_samples: side, sample, name and reason of each.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    over: bool = False
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: int = 0
+    bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
+
+
+def run_state(
+    run: Run, progress: Progress, optimizer: torch.optim.Optimizer, rate: LearningRate
+) -> dict[str, Any]:
+    """The state of a run after a whole step; every process takes part."""
+    return {
+        "format": FORMAT,
+        "kdcli": __version__,
+        "progress": asdict(progress),
+        "trainee": whole(run.trainee.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
+        "rate": rate.state_dict(),
+        "scaler": None if run.scaler is None else run.scaler.state_dict(),
+        "ema": None if run.ema is None else whole(run.ema.state_dict()),
+        "processes": run.processes.gather({"generators": generator_state(), "buffers": own_buffers(run)}),
+        "world_size": run.processes.world_size,
+        "batches": len(run.train_loader),
+        "spec": run.parsed.resolved_yaml(),
+        "teachers": dict(run.teacher_hashes),
+        "data": {side: digest.state() for side, digest in run.digests.items()},
+    }
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What a checkpoint holds is put to use inside; RunError KD721 where it is not what it should be."""
+    try:
+        yield
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError.of(
+            "KD721", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
+        ) from error
+
+
+def restore_trainee(run: Run, state: dict[str, Any]) -> None:
+    """The networks and losses as they were; before anything is sharded."""
+    run.trainee.load_state_dict(state["trainee"])
+    buffers = dict(run.trainee.named_buffers())
+    if run.processes.rank < len(state["processes"]):
+        for name, value in state["processes"][run.processes.rank]["buffers"].items():
+            buffers[name].copy_(value)
+
+
+def restore_average(run: Run, state: dict[str, Any] | None) -> None:
+    """The moving average as it was, or at the weights as they are now; after sharding."""
+    if run.ema is None:
+        return
+    run.ema.restart()
+    if state is not None and state["ema"] is not None:
+        run.ema.load_state_dict(distributed_like(state["ema"], run.ema.state_dict()))
+
+
+def restore_optimizer(
+    run: Run,
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    rate: LearningRate,
+    *,
+    changed: bool = False,
+) -> None:
+    """Optimizer, learning rate, scaler and this process's generators as they were.
+
+    changed: the spec asks for other settings of optimizer or schedule than the checkpoint's, which the
+    user has allowed: these hold from here on, the schedule as if it had always been so.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = distributed_like(value, parameter)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    if changed:
+        for _ in range(state["rate"]["step_count"]):
+            rate.advance()
+    else:
+        rate.load_state_dict(state["rate"])
+    if run.scaler is not None and state["scaler"] is not None:
+        run.scaler.load_state_dict(state["scaler"])
+    if run.processes.rank < len(state["processes"]):
+        restore_generators(state["processes"][run.processes.rank]["generators"])
+
+
+def generator_state() -> dict[str, Any]:
+    """This process's main generators."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    """Put this process's main generators back."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def own_buffers(run: Run) -> dict[str, Tensor]:
+    """Buffers of the methods in which this process differs from the first; DDP leaves those alone."""
+    if run.processes.world_size == 1:
+        return {}
+    buffers = {f"mimickers.{name}": b.detach().cpu() for name, b in run.trainee.mimickers.named_buffers()}
+    digests = {name: _digest(buffer) for name, buffer in buffers.items()}
+    first = run.processes.broadcast(digests)
+    return {name: buffer for name, buffer in buffers.items() if digests[name] != first[name]}
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
+
+
+def save_student(
+    run: Run, path: Path, state: dict[str, Tensor], progress: Progress, metrics: dict[str, float]
+) -> None:
+    """The student's weights without what serves training alone; input size, normalisation and classes as metadata."""
+    facts = run.facts
+    metadata = {
+        "format": "kdcli-student",
+        "kdcli": __version__,
+        "spec_hash": run.parsed.hash(),
+        "step": str(progress.step),
+        "metrics": json.dumps(metrics),
+        "input_shape": json.dumps(facts.shape),
+        "mean": json.dumps(facts.mean),
+        "std": json.dumps(facts.std),
+        "class_names": json.dumps(facts.class_names),
+        "ema": str(run.ema is not None),
+    }
+    save_safetensors(state, path, metadata)

@@ -1,0 +1,481 @@
+"""The loop: from a built run to records, step by step; it prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.trainee import total_of
+from kdcli.parallel.devices import to_device
+from kdcli.parallel.distributed import Consensus
+from kdcli.parallel.interrupts import Interrupts, listening, saved_at
+from kdcli.parallel.sharding import whole
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
+from kdcli.training.caches import flush_all
+from kdcli.training.checkpoint import save_checkpoint, to_disk
+from kdcli.training.ddp import Wrapping
+from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.guard import Proven, prove_losses, prove_teachers
+from kdcli.training.nonfinite import BadSamples, FiniteCheck
+from kdcli.training.optim import LearningRate, build_optimizer
+from kdcli.training.probabilities import doubtful_logits
+from kdcli.training.reopen import write_facts
+from kdcli.training.resume import Resumed, resume
+from kdcli.training.run import Run
+from kdcli.training.stages import StagePlan, train_only
+from kdcli.training.state import (
+    Progress,
+    fitting,
+    restore_average,
+    restore_optimizer,
+    restore_trainee,
+    run_state,
+    save_student,
+)
+from kdcli.training.wiring import require
+
+
+def train(
+    run: Run, interrupts: Interrupts | None = None, loop_type: LoopType | None = None
+) -> Iterator[Record]:
+    """Everything that happens in a run, in order; ends with Finished.
+
+    interrupts: of a caller that listens already. loop_type: makes the loop, TrainLoop by default. Raises
+    RunError where the run has to stop, Interrupted after a signal (its state is saved then).
+    """
+    started = time.perf_counter()
+    with nullcontext(interrupts) if interrupts is not None else listening() as heard:
+        for message in run.notices:
+            yield Notice(message=message)
+        resumed, notices = resume(run)
+        yield from notices
+        teacher_metrics, notices = prove_teachers(run)
+        yield from (*notices, *doubtful_logits(run))
+        guard = prove_losses(run)
+        yield from guard.notices()
+        yield from prepare(run)
+        yield from compile_networks(run)
+        torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
+        progress = Progress() if resumed is None else resumed.progress
+        progress.teachers = teacher_metrics
+        if resumed is not None:
+            with fitting(resumed.path):
+                restore_trainee(run, resumed.state)  # before the loop shards it; its average after
+        loop = (loop_type or TrainLoop)(run, heard, guard, progress)
+        with nullcontext() if resumed is None else fitting(resumed.path):
+            restore_average(run, None if resumed is None else resumed.state)
+        if run.processes.speaks:
+            write_facts(run)
+        with heard.noting():
+            for index in range(progress.stage, len(run.stages)):
+                yield from loop.stage(index, resumed)
+                resumed = None
+        yield from loop.finish(started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The stage under way: its plan, the teachers that run in it, its optimizer and learning rate."""
+
+    plan: StagePlan
+    teachers: Sequence[str]
+    optimizer: torch.optim.Optimizer
+    rate: LearningRate
+
+
+class TrainLoop:
+    """One process's steps: what trains, measures and saves, stage by stage."""
+
+    def __init__(self, run: Run, interrupts: Interrupts, guard: Proven, progress: Progress) -> None:
+        self.run, self.interrupts, self.guard, self.progress = run, interrupts, guard, progress
+        self.trainable = {name: p.requires_grad for name, p in run.trainee.named_parameters()}
+        self.ddp = Wrapping(run, guard.reach)
+        self.consensus = Consensus(run.processes)
+        self.finite = FiniteCheck(run)
+        self.bad_samples = BadSamples(run, progress)
+        self.losses = LossRecords(run)
+        self.saved_at = time.perf_counter()
+
+    def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
+        """One stage from its first step, or from where the state was taken."""
+        run, progress, plan = self.run, self.progress, self.run.stages[index]
+        run.trainee.force = plan.force
+        if resumed is None:
+            yield from inherited(run, index)
+        teachers = require(run.wiring, run.teachers, plan.force.jobs, plan.force.task_loss)
+        parameters = train_only(run.trainee, plan, self.trainable, self.guard.reach)
+        optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path)
+        rate = LearningRate(
+            optimizer,
+            plan.lr_scheduler,
+            batch_size=run.train_loader.batch_size * run.accumulate,
+            world_size=run.processes.world_size,
+            steps_per_epoch=run.steps_per_epoch,
+            path=plan.lr_path,
+        )
+        stage = Stage(plan=plan, teachers=teachers, optimizer=optimizer, rate=rate)
+        if resumed is not None:
+            with fitting(resumed.path):
+                restore_optimizer(run, resumed.state, optimizer, rate, changed=resumed.new_schedule)
+        else:
+            progress.stage, progress.stage_step = index, 0
+        if index == 0 or resumed is not None:
+            at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
+            before_evaluation = resumed is not None and at_end and not progress.over
+            yield self.plan(rate, before_evaluation=before_evaluation)
+        self.ddp.new_stage()
+        while progress.stage == index and not progress.over:
+            yield from self.epoch(stage)
+
+    def epoch(self, stage: Stage) -> Iterator[Record]:
+        """The rest of the epoch under way, or of the stage if that ends first."""
+        run, progress, steps = self.run, self.progress, stage.plan.steps
+        run.trainee.train()
+        batches_due = len(run.train_loader)
+        group: list[Mapping[str, Any]] = []
+        # Resumed after the last step of an epoch or stage: only what follows it is left to do.
+        first = progress.batch if progress.stage_step < steps else batches_due
+        with closing(run.train_loader.batches(progress.epoch, first)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                group.append(batch)
+                if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
+                    continue
+                self.step(stage, group)
+                group = []
+                yield from self.finite.told()
+                if progress.step % run.spec.trainer.log_freq == 0:
+                    yield from self.flush()
+                stop, save = self.consensus.settle(self.interrupts.signal_number or 0, self.save_is_due())
+                if stop:
+                    yield from self.leave(stage, stop)
+                if progress.stage_step >= steps:
+                    break
+                if save:
+                    yield from self.flush()
+                    yield self.save(stage)
+        yield from self.flush()
+        flush_all(run.sources, run.processes)
+        yield from self.after_epoch(stage)
+
+    def flush(self) -> Iterator[Record]:
+        """Read from the device what waits there: the losses so far, and whether all of them were finite."""
+        yield from self.losses.flush()
+        self.finite.read()
+
+    def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
+        """One optimizer step over a group of batches."""
+        run, progress = self.run, self.progress
+        clock = Clock(
+            step=progress.step,
+            stage_step=progress.stage_step,
+            epoch=progress.epoch + progress.batch / len(run.train_loader),
+        )
+        self.ddp.follow(clock, stage.optimizer)
+        self.finite.begin(progress, group)
+        stage.optimizer.zero_grad(set_to_none=True)
+        parts: list[dict[str, Tensor]] = []
+        images = 0
+        for number, batch in enumerate(group):
+            batch = to_device(dict(batch), run.processes.device)
+            images += len(batch["image"])
+            last = number == len(group) - 1
+            parts.append(self.backward(stage, batch, clock, last=last, share=1.0 / len(group)))
+        self.update(stage.optimizer, parts)
+        progress.step += 1
+        progress.stage_step += 1
+        progress.batch += len(group)
+        self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
+        stage.rate.advance(progress.last.get(run.task.primary))
+
+    def backward(
+        self, stage: Stage, batch: dict[str, Any], clock: Clock, *, last: bool, share: float
+    ) -> dict[str, Tensor]:
+        """Forward and backward of one batch; returns the detached parts."""
+        run = self.run
+        # Teachers first: their transient peak must not stack on the student's saved activations.
+        views = {name: run.sources[name].view(batch) for name in stage.teachers}
+        with self.ddp.gradients(last=last):
+            with run.autocast or nullcontext():
+                losses = self.ddp.model(batch, views, clock)
+            total = total_of(losses) * share
+            (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
+        """Clip, check, step, average."""
+        run = self.run
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if run.scaler is not None:
+            run.scaler.unscale_(optimizer)
+        if run.spec.trainer.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
+        if not self.finite.passes(self.progress, parts, parameters):
+            return
+        if run.scaler is not None:
+            run.scaler.step(optimizer)
+            run.scaler.update()
+        else:
+            optimizer.step()
+        if run.ema is not None:
+            run.ema.update()
+
+    def after_epoch(self, stage: Stage) -> Iterator[Record]:
+        """Evaluate and save where the spec says so, and at the very end."""
+        run, progress, trainer = self.run, self.progress, self.run.spec.trainer
+        yield from self.bad_samples.take()
+        ended = progress.stage_step >= stage.plan.steps
+        whole_epoch = progress.batch >= len(run.train_loader)
+        over = ended and progress.stage == len(run.stages) - 1
+        number = progress.epoch + 1
+        if over or (whole_epoch and number % trainer.test_freq == 0):
+            yield from self.evaluate(stage)
+        if whole_epoch or ended:
+            progress.epoch, progress.batch = number, 0
+        progress.over = over
+        if ended and not over:
+            # No stop here: a state between two stages would have the optimizer of the old one.
+            progress.stage, progress.stage_step = progress.stage + 1, 0
+            return
+        if over or (whole_epoch and number % trainer.save_freq == 0):
+            yield self.save(stage)
+        if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
+            yield from self.leave(stage, stop)
+
+    def evaluate(self, stage: Stage) -> Iterator[Record]:
+        """Measure the student (its average where there is one), keep it where it is the best so far."""
+        run, progress = self.run, self.progress
+        began = time.perf_counter()
+        told: list[str] = []
+        # Each process has normalised by its own batches; what is measured and kept is the first's.
+        run.processes.share(run.deployed.buffers())
+        if run.ema is not None:
+            run.processes.share(run.ema.buffers.values())
+        with run.ema.in_place() if run.ema is not None else nullcontext():
+            with evaluation_mode(run.deployed):
+                metrics = evaluate(
+                    run.deployed,
+                    run.test_loader,
+                    run.task,
+                    run.processes,
+                    autocast=run.autocast,
+                    stop=lambda: self.interrupts.signal_number is not None,
+                    name="the student",
+                    told=told,
+                )
+            stop = self.consensus.agreed(self.interrupts.signal_number or 0)
+            primary = run.task.primary
+            best = not stop and (not progress.best or metrics[primary] > progress.best[primary])
+            exported = self.exported() if best else None
+        if stop:
+            yield from self.leave(stage, stop)
+        yield from warnings(told)
+        progress.last = metrics
+        if exported is not None:
+            progress.best, progress.best_step = metrics, progress.step
+            if run.processes.speaks:
+                save_student(run, run.folder.best_student, exported, progress, metrics)
+        yield Evaluation(
+            step=progress.step,
+            epoch=progress.epoch + (progress.batch >= len(run.train_loader)),
+            network="student",
+            metrics=metrics,
+            primary=primary,
+            best=best,
+            seconds=time.perf_counter() - began,
+        )
+
+    def exported(self) -> dict[str, Tensor]:
+        """What the student's file holds: copies, since an average is in place only for a while."""
+        state = self.run.deployed.exported_state()
+        copies: dict[str, Tensor] = whole({name: value.detach().clone() for name, value in state.items()})
+        return copies
+
+    def save(self, stage: Stage) -> Saved:
+        """A checkpoint on disk; every process waits for it."""
+        run, progress = self.run, self.progress
+        flush_all(run.sources, run.processes)
+        state = run_state(run, progress, stage.optimizer, stage.rate)
+        path = run.folder.checkpoints
+        if run.processes.speaks:
+            # What has been told by now must not be missing after a power cut that the checkpoint outlives.
+            to_disk(run.folder.metrics)
+            keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
+            path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
+        self.saved_at = time.perf_counter()
+        run.processes.wait()
+        return Saved(step=progress.step, path=path)
+
+    def save_is_due(self) -> bool:
+        """Whether `save_every_minutes` have passed on this process; the first one's clock decides."""
+        minutes, freq = self.run.spec.trainer.save_every_minutes, self.run.spec.trainer.log_freq
+        if minutes is None or self.progress.step % freq or not self.run.processes.speaks:
+            return False
+        return time.perf_counter() - self.saved_at >= 60.0 * minutes
+
+    def leave(self, stage: Stage, number: int) -> Iterator[Record]:
+        """Save, and stop for a signal that came to any process."""
+        self.interrupts.signal_number = number
+        yield from self.flush()
+        yield from self.bad_samples.take()
+        yield self.save(stage)
+        command = self.run.options.again or f"kdcli train {self.run.parsed.source} --resume"
+        raise saved_at(number, self.progress.step, command)
+
+    def plan(self, rate: LearningRate, *, before_evaluation: bool) -> Plan:
+        """The first record."""
+        run = self.run
+        return Plan(
+            name=run.name,
+            run_dir=run.folder.root,
+            device=str(run.processes.device),
+            processes=run.processes.world_size,
+            precision=run.precision,
+            networks=run.networks,
+            pairs=run.wiring.pairs,
+            pulls=self.guard.pulls,
+            samples=run.facts.num_samples or 0,
+            batch_size=run.train_loader.batch_size,
+            steps_per_epoch=run.steps_per_epoch,
+            total_steps=run.total_steps,
+            effective_lr=rate.target,
+            resumed_step=self.progress.step,
+            resumed_before_evaluation=before_evaluation,
+        )
+
+    def finish(self, started: float) -> Iterator[Record]:
+        """Measure the teachers, write the student, close the run."""
+        run, progress = self.run, self.progress
+        for name, teacher in run.teachers.items():
+            if name in progress.teachers:
+                with evaluation_mode(teacher.net):
+                    progress.teachers[name] = evaluate(
+                        teacher.outputs,
+                        run.test_loader,
+                        run.task,
+                        run.processes,
+                        autocast=teacher.autocast,
+                    )
+        finished = Finished(
+            step=progress.step,
+            seconds=time.perf_counter() - started,
+            run_dir=run.folder.root,
+            student_path=run.folder.student,
+            primary=run.task.primary,
+            last=progress.last,
+            best=progress.best,
+            teachers=progress.teachers,
+        )
+        with run.ema.in_place() if run.ema is not None else nullcontext():
+            exported = self.exported()
+        if run.processes.speaks:
+            save_student(run, run.folder.student, exported, progress, progress.last)
+            run.folder.close(finished)
+        yield finished
+
+
+LoopType = Callable[[Run, Interrupts, Proven, Progress], TrainLoop]
+
+
+def compile_networks(run: Run) -> Iterator[Notice]:
+    """Compile what `runtime.compile` names: the student, the teachers, or (true) all of them."""
+    which = run.spec.runtime.compile
+    names = []
+    if which in (True, "student") and run.trainee.taps is not None:
+        run.trainee.taps.compile()
+        names.append("the student")
+    if which in (True, "teachers"):
+        for name, teacher in run.teachers.items():
+            teacher.taps.compile()
+            names.append(name)
+    if names:
+        yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")
+
+
+def prepare(run: Run) -> Iterator[Notice]:
+    """Show every training batch once to the methods that prepare themselves; also in a resumed run.
+
+    What they make of it is a function of the data alone; a checkpoint holds only what training changes.
+    """
+    asking = {name: run.trainee.mimickers[name] for name, needs in run.wiring.needs.items() if needs.prepare}
+    if not asking:
+        return
+    yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
+    running = require(run.wiring, run.teachers, frozenset(asking), False)
+    methods = [method for method in asking.values() if isinstance(method, Mimicker)]
+    for batch in run.train_loader.batches(0):
+        batch = to_device(dict(batch), run.processes.device)
+        views = {name: run.sources[name].view(batch) for name in running}
+        for method in methods:
+            method.prepare(views, batch)
+    for method in methods:
+        method.prepared()
+
+
+def inherited(run: Run, index: int) -> Iterator[Notice]:
+    """Hand a beginning stage's jobs those of the stages before; warn of what finds no ancestor."""
+    mimickers = run.trainee.mimickers
+
+    def jobs_of(number: int) -> list[str]:
+        wanted = run.stages[number].force.jobs
+        return [name for name in mimickers if wanted is None or name in wanted]
+
+    earlier = [mimickers[name] for number in range(index) for name in jobs_of(number)]
+    ancestors = [mimicker for mimicker in earlier if isinstance(mimicker, Mimicker)]
+    for name in jobs_of(index):
+        mimicker = mimickers[name]
+        assert isinstance(mimicker, Mimicker)
+        mine = [ancestor for ancestor in ancestors if ancestor is not mimicker]
+        for message in mimicker.inherit(mine):
+            yield Notice(message=message, level="warning")
+
+
+class LossRecords:
+    """Keeps the parts of each step on the device and turns them into Step records every `log_freq` steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
+        self.last = time.perf_counter()
+
+    def add(
+        self, progress: Progress, parts: list[dict[str, Tensor]], lr: float, images: int, stage: str | None
+    ) -> None:
+        """Take in one step: its parts, one mapping a batch, are averaged."""
+        names = tuple(parts[0])
+        stacked = [torch.stack([part[name] for name in names]) for part in parts]
+        values = stacked[0] if len(stacked) == 1 else torch.stack(stacked).mean(0)
+        now = time.perf_counter()
+        facts: dict[str, object] = {
+            "step": progress.step,
+            "total_steps": self.run.total_steps,
+            "epoch": progress.epoch,
+            "step_in_epoch": -(-progress.batch // self.run.accumulate),
+            "steps_per_epoch": self.run.steps_per_epoch,
+            "lr": lr,
+            "images": images,
+            "seconds": now - self.last,
+            "stage": stage,
+        }
+        self.last = now
+        self.waiting.append((facts, names, values))
+
+    def flush(self) -> Iterator[Record]:
+        """The records of every step that waits, after one read; losses are means over processes."""
+        if not self.waiting:
+            return
+        values = torch.cat([values for _, _, values in self.waiting])
+        flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
+        waiting, self.waiting = self.waiting, []
+        position = 0
+        for facts, names, _ in waiting:
+            losses = dict(zip(names, flat[position : position + len(names)], strict=True))
+            position += len(names)
+            yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
+        self.last = time.perf_counter()

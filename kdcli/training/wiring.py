@@ -1,0 +1,277 @@
+"""Networks joined by the jobs: taps on both sides, mimickers sized from real features, the trainee.
+
+The same code wires a run and the shape check on fake tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcli.data.facts import DataFacts
+from kdcli.distill.adapters import shown
+from kdcli.distill.deployed import deployed_student
+from kdcli.distill.mimickers import MIMICKERS
+from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
+from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
+from kdcli.distill.preserve import preserved
+from kdcli.distill.taps import Taps, View
+from kdcli.distill.teacher import Teacher
+from kdcli.distill.terms import Term
+from kdcli.distill.trainee import Trainee
+from kdcli.errors import Findings, KdError, SpecError, SpecPath
+from kdcli.losses import LOSSES
+from kdcli.models.norms import synchronise, synchronises
+from kdcli.records import Pair
+from kdcli.spec.schema import Job, Spec
+from kdcli.training.channels import refuse_channels_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """What the jobs join: the trainee, and for each job its teachers and what it needs.
+
+    deployed: what is measured and exported: the student, with another end where a method gives it one.
+    """
+
+    trainee: Trainee
+    deployed: nn.Module
+    jobs: Mapping[str, Job]
+    needs: Mapping[str, Needs]
+    student_view: View
+    teacher_views: Mapping[str, View]
+    pairs: tuple[Pair, ...]
+
+
+def jobs_of(spec: Spec) -> dict[str, Job]:
+    """The mimic jobs in force; a `base` runner has none."""
+    return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
+
+
+def needs_of(job: Job) -> Needs:
+    """What a job reads beside its taps."""
+    method = MIMICKERS[job.mimic_ins_type].load()
+    needs: Needs = method.needs_of(job)
+    return needs
+
+
+def teacher_taps(
+    spec: Spec, nets: Mapping[str, nn.Module], findings: Findings | None = None
+) -> dict[str, Taps]:
+    """The taps of every teacher that a job uses, over all its jobs; findings: as Taps takes them."""
+    taps = {}
+    for name, net in nets.items():
+        where: dict[str, SpecPath] = {}
+        outputs: frozenset[str] = frozenset()
+        for job_name, job in jobs_of(spec).items():
+            if name not in job.teachers:
+                continue
+            path = ("mimic", "jobs", job_name, "teachers", name, "mimic_name")
+            for index, tap in enumerate(job.teachers[name].mimic_name):
+                where.setdefault(tap, (*path, index))
+            outputs |= needs_of(job).teacher_outputs
+        taps[name] = Taps(net, where, outputs, where, findings)
+    return taps
+
+
+def student_taps(spec: Spec, student: nn.Module, findings: Findings | None = None) -> Taps | None:
+    """The taps of the student over all jobs; None without jobs. findings: as Taps takes them."""
+    jobs = jobs_of(spec)
+    if not jobs:
+        return None
+    where: dict[str, SpecPath] = {}
+    for job_name, job in jobs.items():
+        path = ("mimic", "jobs", job_name, "student", "mimic_name")
+        for index, tap in enumerate(job.student.mimic_name):
+            where.setdefault(tap, (*path, index))
+    return Taps(student, where, None, where, findings)
+
+
+def wire(
+    spec: Spec,
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    sample: Mapping[str, Any],
+    facts: DataFacts,
+    stack: ExitStack,
+    *,
+    epochs: int,
+) -> Wiring:
+    """Let every network show itself once, then build the mimickers from what it showed.
+
+    sample: a small batch of the training data. The hooks stay until the stack is closed.
+    """
+    if facts.num_samples is None:
+        _require_no_count(spec)
+    taps = student_taps(spec, student)
+    if taps is None and spec.runtime.compile in (True, "student"):
+        taps = Taps(student, ())
+    views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
+    student_view = View({}) if taps is None else show_student(taps, sample, stack)
+    return join(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
+
+
+def _require_no_count(spec: Spec) -> None:
+    """Raises SpecError KD544 for a loss that needs the number of samples."""
+    for name, job in jobs_of(spec).items():
+        for key, loss in job.losses.items():
+            if loss.type in LOSSES and "num_samples" in signature(LOSSES[loss.type].load()).parameters:
+                raise SpecError.at(
+                    ("mimic", "jobs", name, "losses", key),
+                    "KD544",
+                    f"`{loss.type}` keeps something of every sample, and this data does not say how many there are",
+                    "say `num_samples` of the batches, or take another loss",
+                )
+
+
+def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) -> View:
+    """What a teacher shows on the sample, its whole network run; its hooks stay until the stack is closed."""
+    stack.enter_context(teacher.taps)
+    return teacher.learn(sample)
+
+
+def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack, *, gradients: bool = False) -> View:
+    """What the student shows on the sample; its hooks stay until the stack is closed."""
+    stack.enter_context(taps)
+    with preserved(taps.net):
+        return taps.learn(sample, gradients=gradients)
+
+
+def join(
+    spec: Spec,
+    student: nn.Module,
+    taps: Taps | None,
+    teachers: Mapping[str, Teacher],
+    student_view: View,
+    views: Mapping[str, View],
+    sample: Mapping[str, Any],
+    facts: DataFacts,
+    *,
+    epochs: int,
+) -> Wiring:
+    """Build every job's mimicker from what the networks showed; raises all that is wrong with the jobs."""
+    jobs = jobs_of(spec)
+    wrong = Findings()
+    mimickers: dict[str, Mimicker] = {}
+    for name, job in jobs.items():
+        path: SpecPath = ("mimic", "jobs", name)
+        setting = Setting(
+            job=job,
+            name=name,
+            path=path,
+            student=student_view,
+            teachers={teacher: views[teacher] for teacher in job.teachers},
+            num_samples=facts.num_samples or len(sample["image"]),
+            num_classes=facts.num_classes or 0,
+            epochs=epochs,
+            teacher_classifier=lambda t: teachers[t].labels.classifier(
+                frozen_copy(find_classifier(teachers[t].net, teachers[t].pixels_of(sample)))
+            ),
+            teacher_norm=lambda t, tap: frozen_copy(
+                find_norm(teachers[t].net, teachers[t].pixels_of(sample), tap)
+            ),
+            teacher_module=lambda t, p: teachers[t].net.get_submodule(p),
+            student_module=student.get_submodule,
+            maker=lambda t, tap, kinds: maker_of(
+                student if t is None else teachers[t].net,
+                sample if t is None else teachers[t].pixels_of(sample),
+                tap,
+                kinds,
+            ),
+            labels={teacher: teachers[teacher].labels for teacher in job.teachers},
+        )
+        with wrong.part():
+            refuse_channels_last(setting, lambda t: sample if t is None else teachers[t].pixels_of(sample))
+            mimickers[name] = build_mimicker(setting)
+    wrong.raise_errors()
+    if synchronises(student):
+        for mimicker in mimickers.values():
+            synchronise(mimicker, but=[student, *(teacher.net for teacher in teachers.values())])
+    trainee = Trainee(student, taps, jobs, mimickers)
+    return Wiring(
+        trainee=trainee,
+        deployed=deployed_student(student, mimickers, spec.mimic),
+        jobs=jobs,
+        needs={name: needs_of(job) for name, job in jobs.items()},
+        student_view=student_view,
+        teacher_views=views,
+        pairs=tuple(
+            row for name, mimicker in mimickers.items() for row in rows_of(name, jobs[name], mimicker)
+        ),
+    )
+
+
+def build_mimicker(setting: Setting) -> Mimicker:
+    """One job's method; whatever its losses refuse is told at the job."""
+    method = MIMICKERS[setting.job.mimic_ins_type].load()
+    try:
+        mimicker = method(setting)
+    except KdError as error:
+        placed = [d if d.path is not None else replace(d, path=setting.path) for d in error.diagnostics]
+        raise SpecError(placed) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SpecError.at(
+            setting.path, "KD435", f"job `{setting.name}` can't be built: {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(mimicker, Mimicker)
+    return mimicker
+
+
+def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
+    """The table of what mimics what in one job, with the shapes that its losses are given on the sample."""
+    return [
+        Pair(
+            term=".".join(part for part in (name, term.teacher, term.name) if part),
+            student_layer=pair.student.name,
+            student_shape=shown(pair.student.shape),
+            adapter=term.adapter_shown(index),
+            teacher=term.teacher or "",
+            teacher_layer=pair.teacher.name if pair.teacher is not None else "",
+            teacher_shape=shown(pair.teacher.shape) if pair.teacher is not None else "",
+            loss=term.loss_type,
+            weight=job.loss_weight * term.loss_weight,
+        )
+        for term in mimicker.modules()
+        if isinstance(term, Term)
+        for index, pair in enumerate(term.pairs)
+    ]
+
+
+def require(
+    wiring: Wiring, teachers: Mapping[str, Teacher], jobs: frozenset[str] | None, task_loss: bool
+) -> list[str]:
+    """Narrow every network to what these jobs need; returns the teachers that must run.
+
+    A network then stops after the deepest layer that is needed; a student whose task loss counts runs
+    to its end.
+    """
+    active = [name for name in wiring.jobs if jobs is None or name in jobs]
+    taps = wiring.trainee.taps
+    if taps is not None:
+        names = {tap for name in active for tap in wiring.jobs[name].student.mimic_name}
+        outputs = {output for name in active for output in wiring.needs[name].student_outputs}
+        taps.require(names, None if task_loss else outputs)
+    running = []
+    for teacher_name, teacher in teachers.items():
+        users = [name for name in active if teacher_name in wiring.jobs[name].teachers]
+        if users:
+            running.append(teacher_name)
+            teacher.taps.require(
+                {tap for name in users for tap in wiring.jobs[name].teachers[teacher_name].mimic_name},
+                {output for name in users for output in wiring.needs[name].teacher_outputs},
+            )
+    return running
+
+
+def small(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
+    """The first samples of a batch."""
+    return {
+        name: value[:most] if isinstance(value, (torch.Tensor, list, tuple)) else value
+        for name, value in batch.items()
+    }

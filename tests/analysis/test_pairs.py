@@ -1,0 +1,61 @@
+"""Pairs that fit, and the block that validate accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdcli.analysis.layers import inspect
+from kdcli.analysis.pairs import fitting_pairs, mimic_block
+from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.spec.networks import parse_networks
+from tests.check.check_cases import CIFAR, examined
+
+OTHER_WIDTHS = CIFAR.replace("cifar_resnet8x4", "cifar_resnet8")
+SECOND = CIFAR + "teacher1: {name: model, type: wrn_16_2, kwargs: {num_classes: 10}}\n"
+SWIN = (
+    CIFAR.replace("cifar_resnet32x4", "torchvision.swin_t")
+    .replace("cifar_resnet8x4", "torchvision.resnet18")
+    .replace("kwargs: {num_samples: 640,", "kwargs: {num_samples: 640, shape: [3, 64, 64],")
+)
+
+
+def pasted(text: str) -> str:
+    """A spec with the block that is proposed for it."""
+    found = inspect(parse_networks(text, "n.yaml"))
+    pairs = {n: fitting_pairs(found["net"], layers) for n, layers in found.items() if n != "net"}
+    return text + mimic_block(pairs)
+
+
+@pytest.mark.parametrize("text", [CIFAR, OTHER_WIDTHS, SECOND, SWIN], ids=["same", "other", "two", "swin"])
+def test_validate_accepts_the_block(text: str) -> None:
+    assert [one for one in examined("pasted.yaml", pasted(text)) if one.severity == "error"] == []
+
+
+def test_stages_are_paired_by_size() -> None:
+    found = inspect(parse_networks(OTHER_WIDTHS, "n.yaml"))
+    pairs = fitting_pairs(found["net"], found["teacher0"])
+    assert [(pair.student.path, pair.teacher.path) for pair in pairs] == [
+        (f"model.layer{i}", f"model.layer{i}") for i in (1, 2, 3)
+    ]
+    assert pairs[0].adapter == "a 1x1 convolution 16 to 64"
+
+
+def test_two_transformers_are_paired_by_depth() -> None:
+    text = "net: {type: torchvision.vit_b_32}\nteacher0: {type: torchvision.vit_b_32}"
+    found = inspect(parse_networks(text, "n.yaml"))
+    pairs = fitting_pairs(found["net"], found["teacher0"])
+    assert len(pairs) == 4
+    assert all(pair.adapter is None and pair.student.path == pair.teacher.path for pair in pairs)
+
+
+def test_the_command_keeps_what_the_spec_says_of_the_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("n.yaml").write_text(
+        CIFAR
+        + "mimic: {teacher0: {mimic_name: [logits], allow_random: true}, student: {mimic_name: [logits]}}\n"
+    )
+    inspect_features("n.yaml", [], InspectOptions(pairs=True))
+    text = capsys.readouterr().out
+    assert "allow_random: true" in text and "teacher_weight" not in text
+    assert "mimic_name: [model.layer1, model.layer2, model.layer3]" in text

@@ -1,0 +1,71 @@
+"""Every code that a spec can cause once its words are right, as the user reads it, word by word."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdcli
+from kdcli.codes import CODES
+from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.words import explain
+from kdcli.report.diagnostics import render
+from tests.check.wrong_specs import CASES, ELSEWHERE, PLUGIN, lay
+
+GOLDEN = Path(__file__).with_name("golden.txt")
+EARLIER = Path(__file__).parents[1] / "spec/golden.txt"
+MODULES = (
+    *("models", "distill", "losses", "data", "tasks", "report"),
+    *("parallel", "training", "check", "analysis", "exports", "reference"),
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the cases name."""
+    folder = tmp_path_factory.mktemp("wrong")
+    lay(folder)
+    return folder
+
+
+def said(code: str, folder: Path) -> str:
+    """What validate prints about the case of a code, wherever its files lie."""
+    case = CASES[code]
+    Path("cfg.yaml").write_text(case.text)
+    options = ValidateOptions(files=case.files, plugins=(PLUGIN,))
+    text = render(examine("cfg.yaml", case.changes, options)[0], "text", colour=False, width=110)
+    text = text.replace(f"{folder}/", "").replace(f"{folder}", ".")
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def sections(file: Path) -> dict[str, str]:
+    parts = re.split(r"^== (KD\d{3})\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {code: text.strip("\n") for code, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("code", sorted(CASES))
+def test_what_is_said(
+    code: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.syspath_prepend(str(files))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    found = said(code, files)
+    assert f" {code}: " in found
+    assert found.strip("\n") == sections(GOLDEN)[code]
+    explain(code)
+    assert CODES[code].title in capsys.readouterr().out
+
+
+def test_every_code_has_its_text() -> None:
+    """KD3xx to KD6xx; KD7xx tell of a run, what spec/ says is in its own golden file."""
+    package = Path(kdcli.__file__).parent
+    files = [file for part in MODULES for file in (package / part).rglob("*.py")]
+    used = {
+        code for file in files for code in re.findall(r"\bKD[3-6]\d{2}\b", file.read_text(encoding="utf-8"))
+    }
+    assert used - set(CASES) - ELSEWHERE - set(sections(EARLIER)) == set()
+    assert set(sections(GOLDEN)) == set(CASES)

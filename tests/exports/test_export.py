@@ -1,0 +1,185 @@
+"""Exports: read back and proved equal, told apart when they are not, and never half there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from kdcli.errors import RunError, UsageError
+from kdcli.exports.export import Exported, export
+from kdcli.exports.safetensors import Safetensors
+from kdcli.training.reopen import reopen
+from kdcli.training.run import RunOptions
+from tests.distill.methods import mimic_of
+from tests.distill.specs import TEACHER, spec_with
+from tests.training.runs import SPEC, spec_of, train_all
+
+CHANGES = ("trainer.max_epoch=1", "trainer.test_freq=1", "saver.save_dir=run")
+
+
+@pytest.fixture
+def run() -> Path:
+    train_all(spec_of(SPEC, *CHANGES))
+    return Path("run")
+
+
+def exported(root: Path, format: str, output: Path | None = None, **kwargs: Any) -> Exported:
+    opened = reopen(root)
+    return export(opened.parsed, opened.options, format, output, spec_hash=opened.spec_hash, **kwargs)
+
+
+def test_safetensors_hold_the_student_and_what_it_expects(run: Path) -> None:
+    done = exported(run, "safetensors")
+    assert done.path == run / "run.safetensors" and done.proof.difference == 0.0 and done.real
+    with safe_open(done.path, framework="pt") as file:
+        metadata = file.metadata()
+        assert not any("mimic" in name for name in file.keys())
+    assert metadata["spec_hash"] == spec_of(SPEC, *CHANGES).hash()
+    assert json.loads(metadata["input_shape"]) == [1, 8, 8]
+    assert {"mean", "std", "class_names", "step", "metrics", "ema"} <= set(metadata)
+
+
+def test_torch_export_runs_any_batch(run: Path) -> None:
+    done = exported(run, "torch-export", Path("out/student.pt2"))
+    assert done.proof.difference < 1e-5
+    extra = {"kdcli.json": ""}
+    program: Any = torch.export.load(done.path, extra_files=extra).module()
+    assert program(torch.rand(5, 1, 8, 8)).shape == (5, 4)
+    assert json.loads(extra["kdcli.json"])["input_shape"] == "[1, 8, 8]"
+
+
+def test_onnx_runs_without_torch(run: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    done = exported(run, "onnx")
+    assert done.proof.difference < 1e-4 and done.latency_ms > 0
+    session = runtime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        (logits,) = session.run(None, {"image": torch.rand(batch, 1, 8, 8).numpy()})
+        assert logits.shape == (batch, 4)
+    assert session.get_modelmeta().custom_metadata_map["spec_hash"] == done.metadata["spec_hash"]
+    assert [path.name for path in run.glob("*.onnx*")] == ["run.onnx"]
+
+
+def test_a_spec_is_exported_from_its_run(run: Path) -> None:
+    parsed = spec_of(SPEC, *CHANGES)
+    done = export(parsed, RunOptions(), "safetensors", Path("student.safetensors"))
+    assert done.source == "run/student_best.safetensors"
+    assert done.path.exists()
+
+
+class Wrong(Safetensors):
+    """Answers with noise."""
+
+    def read(self, path: Path, student: Any) -> Any:
+        return lambda image: (student.eager(image)[0].detach() + 1.0,)
+
+
+class Torn(Safetensors):
+    """Dies while it writes."""
+
+    def write(self, student: Any, example: Any, path: Path, metadata: Mapping[str, str]) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("data-dependent branch\nmore")
+
+
+@pytest.mark.parametrize(("maker", "code"), [("Wrong", "KD761"), ("Torn", "KD762")])
+def test_what_goes_wrong_leaves_no_file(
+    run: Path, maker: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcli import exports
+    from kdcli.spec.tables import Target
+
+    monkeypatch.setitem(exports.EXPORTS, "safetensors", Target(f"{__name__}:{maker}"))
+    kept = Path("out/student.safetensors")
+    kept.parent.mkdir()
+    kept.write_bytes(b"an older one")
+    with pytest.raises(RunError) as caught:
+        exported(run, "safetensors", kept)
+    assert [found.code for found in caught.value.diagnostics] == [code]
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert kept.read_bytes() == b"an older one"
+
+
+def test_a_forward_that_cannot_be_followed_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdcli.models.network import Network
+
+    class Branching(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.flatten(1) if float(image.sum()) > 0 else image.flatten(1) * 2
+
+    opened = reopen(run)
+    net = Network({"model": Branching()}).eval()
+    from kdcli.analysis.evaluated_networks import Contender
+    from kdcli.exports import export as module
+    from kdcli.records import Notice
+
+    found = (Contender("student", net, None), [Notice(message="student: nowhere")])
+    monkeypatch.setattr(module, "student_of", lambda *_: found)
+    with pytest.raises(RunError) as caught:
+        export(opened.parsed, opened.options, "torch-export", Path("student.pt2"))
+    assert [found.code for found in caught.value.diagnostics] == ["KD762"]
+    assert not Path("student.pt2").exists()
+
+
+def test_bad_arguments(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="onxx"):
+        exported(run, "onxx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(RunError) as caught:
+        exported(run, "onnx")
+    assert caught.value.diagnostics[0].code == "KD760"
+    (run / "student.safetensors").unlink()
+    (run / "student_best.safetensors").unlink()
+    for checkpoint in (run / "checkpoints").iterdir():
+        checkpoint.unlink()
+    with pytest.raises(RunError) as caught:
+        exported(run, "safetensors")
+    assert caught.value.diagnostics[0].code == "KD719"
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch-export"])
+def test_a_student_with_another_end_is_exported_with_it(format: str) -> None:
+    """SimKD: the teacher's classifier goes along."""
+    parsed = spec_with(mimic_of("simkd", TEACHER), "trainer.max_iter=2", "trainer.test_freq=1")
+    train_all(parsed)
+    done = exported(Path("runs/small"), format)
+    assert done.proof.difference < 1e-5
+
+
+def test_an_overwritten_run_keeps_no_export_and_every_other_file(run: Path) -> None:
+    exported(run, "safetensors")
+    exported(run, "safetensors", run / "other.safetensors")
+    exported(run, "safetensors", Path("elsewhere.safetensors"))
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / "events.out.tfevents.1").write_bytes(b"former")
+    mine = [run / name for name in ("mine.onnx", "run.onnx", "notes.txt", "tensorboard/mine.txt")]
+    for path in [*mine, Path("outside.onnx")]:
+        path.write_text("mine")
+    said = json.loads((run / "exports.json").read_text())
+    assert said == ["other.safetensors", "run.safetensors"]
+    (run / "exports.json").write_text(json.dumps([*said, "../outside.onnx", "..", "tensorboard", 3]))
+    train_all(spec_of(SPEC, *CHANGES), overwrite=True)
+    left = {path.name for path in run.iterdir()}
+    assert not left & {"run.safetensors", "other.safetensors", "exports.json"}
+    assert all(path.read_text() == "mine" for path in [*mine, Path("outside.onnx")])
+    assert Path("elsewhere.safetensors").exists() and "student.safetensors" in left
+    assert [path.name for path in (run / "tensorboard").iterdir()] == ["mine.txt"]
+
+
+def test_without_the_data_made_up_images_do(run: Path) -> None:
+    opened = reopen(run)
+    spec = opened.parsed.spec
+    kwargs = spec.dataset.test.dataset.model_copy(update={"type": "image_folder"})
+    part = spec.dataset.test.model_copy(update={"dataset": kwargs})
+    missing = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"test": part})})
+    done = export(replace(opened.parsed, spec=missing), opened.options, "safetensors")
+    assert not done.real and done.proof.difference == 0.0

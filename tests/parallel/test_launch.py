@@ -1,0 +1,256 @@
+"""What is to be started, who is a worker already, and which of many failures is told."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdcli.commands.arguments import with_optional_values
+from kdcli.commands.train import TrainArguments, train
+from kdcli.errors import KdError, RunError
+from kdcli.parallel.distributed import first_host, slurm_environment
+from kdcli.parallel.launch import (
+    LAUNCHER,
+    MARKS,
+    Launch,
+    _tell,
+    expose_gpus,
+    is_worker,
+    plan_launch,
+    started_again,
+    tell_launcher,
+)
+from tests.training.runs import SPEC
+
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER, MARKS)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher of any kind around this process."""
+    for name in [*PLACES, *(n for n in os.environ if n.startswith(("SLURM", "TORCHELASTIC")))]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """As if this machine had eight, the last four visible; what CUDA_VISIBLE_DEVICES was each time CUDA was asked.
+
+    As in CUDA itself, what is set when it is first asked holds for the whole process.
+    """
+    asked: list[str | None] = []
+
+    def count() -> int:
+        asked.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        numbers = [int(number) for number in (asked[0] or "0,1,2,3,4,5,6,7").split(",")]
+        return len(list(itertools.takewhile(lambda number: number < 8, numbers)))
+
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count() > 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    return asked
+
+
+def planned(**options: Any) -> Launch | None:
+    """As `kdcli train` does it."""
+    expose_gpus(options.get("gpus"))
+    return plan_launch(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "visible"),
+    [
+        ({"gpus": "3"}, 3, "4,5,6,7"),
+        ({"gpus": "0,2"}, 2, "4,6"),
+        ({"device": "cuda", "nproc": 4}, 4, "4,5,6,7"),
+    ],
+)
+def test_gpus_by_number_or_by_name(
+    gpus: list[str | None], options: dict[str, Any], processes: int, visible: str
+) -> None:
+    assert planned(**options) == Launch(processes=processes)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize("options", [{}, {"gpus": "1"}, {"gpus": "2,"}, {"nproc": 1, "device": "cpu"}])
+def test_one_process_is_no_launch(gpus: list[str | None], options: dict[str, Any]) -> None:
+    assert planned(**options) is None
+
+
+@pytest.mark.parametrize(("before", "seen"), [("4,5,6,7", "6"), (None, "2")])
+def test_a_single_gpu_is_chosen_before_cuda_is_asked(
+    gpus: list[str | None], before: str | None, seen: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--gpus 2,` trained on GPU 0: CUDA had been asked how many there are, and kept what it saw then."""
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append(str(device)))
+    used: list[str] = []
+    Path("cfg.yaml").write_text(SPEC)
+    with pytest.raises((AssertionError, RuntimeError)):  # no CUDA in this build, or no driver
+        train(TrainArguments(spec="cfg.yaml", gpus="2,"))
+    assert used == ["cuda:0"], "the first of those visible"
+    assert gpus and set(gpus) == {seen}
+
+
+def test_one_process_that_is_to_be_restarted_is_one() -> None:
+    assert plan_launch(device="cpu", max_restarts=2) == Launch(processes=1, max_restarts=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpus": "2", "device": "cpu"}, "exclude each other"),
+        ({"gpus": "2", "nproc": 2}, "exclude each other"),
+        ({"gpus": "two"}, "neither a number nor a list"),
+        ({"gpus": "1,1"}, "twice"),
+        ({"gpus": "0"}, "counts from 1"),
+        ({"gpus": "5"}, "5 CUDA device"),
+        ({"gpus": "0,7"}, "no CUDA device 7"),
+        ({"nnodes": 2}, "--rdzv-endpoint"),
+        ({"nnodes": 2, "node_rank": 2, "rdzv_endpoint": "a:1"}, "from 0 to 1"),
+        ({"nproc": 0}, "count from 1"),
+    ],
+)
+def test_options_that_cannot_be(gpus: list[str | None], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(KdError, match=said):
+        planned(**options)
+
+
+def test_a_listed_gpu_that_is_not_there(gpus: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(RunError, match="no CUDA device 9"):
+        planned(gpus="0,9,1")
+
+
+@pytest.mark.parametrize(
+    ("places", "worker"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, False),  # the batch script, not a task of srun's
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+    ],
+)
+def test_under_another_launcher_nothing_is_launched(
+    places: dict[str, str], worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    assert is_worker() is worker
+    assert (plan_launch(device="cpu", nproc=2) is None) is worker
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("gpu[07-09,12],login", "gpu07"), ("a,b", "a"), ("n3", "n3"), ("x[1,3]", "x1")]
+)
+def test_the_processes_meet_on_slurms_first_host(
+    nodes: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first_host(nodes) == host
+    for name, value in {
+        "PROCID": "3",
+        "LOCALID": "1",
+        "STEP_NUM_TASKS": "4",
+        "JOB_ID": "12",
+        "NODELIST": nodes,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    assert slurm_environment() == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": "29511",
+    }
+
+
+def failure(path: Path, rank: int, exitcode: int, **told: Any) -> Any:
+    """What the launcher learns of a worker: its exit code, and what it has left in a file."""
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    file = path / f"error_{rank}.json"
+    if told:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(LAUNCHER, "1")
+            patch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+            assert tell_launcher(told["text"], told.get("codes", ()))
+    return ProcessFailure(local_rank=rank, pid=1, exitcode=exitcode, error_file=str(file))
+
+
+def test_the_reason_is_told_and_what_follows_from_it_is_not(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = failure(folder, 0, 1, text="lost another", codes=["KD722"])
+    reason = failure(folder, 1, 3, text="the reason")
+    stopped, killed = failure(folder, 2, -signal.SIGTERM), failure(folder, 3, -signal.SIGKILL)
+    assert _tell([lost, reason, stopped]) == 3
+    assert capsys.readouterr().err == "the reason"
+    with pytest.raises(RunError, match="KD723: process 3 of this machine was killed by SIGKILL"):
+        _tell([lost, stopped, killed])
+    assert capsys.readouterr().err == ""
+    assert _tell([lost, failure(folder, 4, -signal.SIGTERM, text="told in time")]) == 1
+    assert capsys.readouterr().err == "told in time"
+    assert _tell([stopped, lost]) == 1
+    assert capsys.readouterr().err == "lost another"
+
+
+def test_before_a_restart_one_process_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not tell_launcher("said by itself")
+    monkeypatch.setenv(LAUNCHER, "1")
+    monkeypatch.setenv(MARKS, str(folder))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    assert [tell_launcher("the reason"), tell_launcher("the reason")] == [False, True]
+    assert tell_launcher("lost another", ["KD722"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert tell_launcher("the reason") and (folder / "error.json").exists()
+
+
+def test_a_process_knows_that_one_was_there_before_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not started_again()
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert started_again(), "torchrun's own count"
+    # Restarts that another machine asks for are not counted.
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv(MARKS, str(folder))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [started_again(), started_again()] == [False, True]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not started_again()
+
+
+def test_the_command_that_continues_is_the_same_one_with_resume() -> None:
+    arguments = TrainArguments(
+        spec="a b.yaml",
+        changes=["trainer.max_epoch=3"],
+        device="cpu",
+        nproc=2,
+        max_restarts=1,
+        overwrite=True,
+        allow_changed=["saver"],
+        plugins=["own"],
+    )
+    assert arguments.again() == (
+        "kdcli train 'a b.yaml' trainer.max_epoch=3 --device cpu --nproc 2 --max-restarts 1 --plugin own --resume"
+    )
+    assert TrainArguments(spec="a.yaml", gpus="8").again() == "kdcli train a.yaml --gpus 8 --resume"
+
+
+def test_resume_takes_a_checkpoint_or_nothing(folder: Path) -> None:
+    Path("a=b.pt").touch()
+    for following in (["a.yaml"], ["--quiet"], ["trainer.max_epoch=2"], []):
+        assert with_optional_values(["--resume", *following]) == ["--resume", "auto", *following]
+    for following in (["auto"], ["run/checkpoints"], ["missing.pt"], ["a=b.pt"]):
+        assert with_optional_values(["--resume", *following]) == ["--resume", *following]
+    worker = TrainArguments(spec="a.yaml", resume="auto", overwrite=True).for_worker()
+    assert with_optional_values(worker) == worker
