@@ -31,6 +31,27 @@ class DetectorMimicker(Mimicker):
         term = build_term(setting, name, loss, teacher, students, teachers, over_pairs="sum", **more)
         self.terms[f"{teacher}:{name}"] = term
 
+    def score_maps(self, view: View, whose: str) -> list[Tensor]:
+        """The class logits [B, A·C, H, W] of each level, of an RPN where there is one.
+
+        Raises SpecError KD460 without a dense head.
+        """
+        preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
+        if preds is not None:
+            return [level[0] for level in preds]
+        message = f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)"
+        help = "this method compares class scores of every position; give the network its head"
+        raise SpecError.at((*self.job_path, "mimic_ins_type"), "KD460", message, help)
+
+    def proposals(self, view: View, whose: str) -> Tensor:
+        """The proposals [N, 7] of a two-stage detector; raises SpecError KD461 where there are none."""
+        boxes = view.outputs.get("rpn_dt_bboxes")
+        if isinstance(boxes, Tensor):
+            return boxes
+        message = f"{whose} gives no `rpn_dt_bboxes`: it proposes no boxes"
+        help = "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes"
+        raise SpecError.at((*self.job_path, "mimic_ins_type"), "KD461", message, help)
+
 
 def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[TapSide]:
     """Features that a method picks from an output or makes, as sides `name[0]`, `name[1]`, ...
@@ -39,30 +60,3 @@ def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[Ta
     """
     found = {f"{name}[{level}]": feature for level, feature in enumerate(features)}
     return sides_of(View(found), found, first)
-
-
-def score_maps(setting: Setting | None, view: View, whose: str) -> list[Tensor]:
-    """The class logits [B, A·C, H, W] of each level, of an RPN where there is one.
-
-    setting: for the error's place, while the method is built. Raises SpecError KD460 without a dense head.
-    """
-    help = "this method compares class scores of every position; give the network its head"
-    gives = "`preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)"
-    preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
-    return [level[0] for level in _given(preds, setting, "KD460", f"{whose} gives no {gives}", help)]
-
-
-def proposals(setting: Setting | None, view: View, whose: str) -> Tensor:
-    """The proposals [N, 7] of a two-stage detector; raises SpecError KD461 where there are none."""
-    help = "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes"
-    gives = "`rpn_dt_bboxes`: it proposes no boxes"
-    boxes = _given(view.outputs.get("rpn_dt_bboxes"), setting, "KD461", f"{whose} gives no {gives}", help)
-    assert isinstance(boxes, Tensor)
-    return boxes
-
-
-def _given(output: Any, setting: Setting | None, code: str, message: str, help: str) -> Any:
-    if output is not None:
-        return output
-    path = ("mimic",) if setting is None else setting.path
-    raise SpecError.at((*path, "mimic_ins_type"), code, message, help)

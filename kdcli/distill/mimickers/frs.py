@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides, score_maps
+from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import View, tapped
 from kdcli.distill.terms import TapSide, sides_of
@@ -52,17 +52,17 @@ class FrsMimicker(DetectorMimicker):
         self.pred_gradient = options["pred_gradient"] is not False
         losses = self.losses_of(setting.job)
         self.by_positions = options["mask_count"] == "positions"
-        own, neck = (
-            score_maps(setting, setting.student, "the student"),
-            sides_of(setting.student, self.student_taps),
-        )
         # Probabilities that are compared know no temperature, and as logits they are compared at 1.
         self.compares_logits = losses["pred_loss"].type == "bce_loss"
         given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
         as_logits = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
+        own, neck = (
+            self.score_maps(setting.student, "the student"),
+            sides_of(setting.student, self.student_taps),
+        )
         self.counts: dict[str, int] = {}
         for teacher, view in setting.teachers.items():
-            maps, scores = sides_of(view, self.teacher_taps[teacher]), score_maps(setting, view, teacher)
+            maps, scores = sides_of(view, self.teacher_taps[teacher]), self.score_maps(view, teacher)
             self.counts[teacher] = count = len(maps)
             if not count <= min(len(own), len(scores)):
                 raise SpecError.at(
@@ -81,15 +81,15 @@ class FrsMimicker(DetectorMimicker):
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
     ) -> Iterator[tuple[str, Compared]]:
         """The tapped maps and the score maps of each level, under the teacher's best score there."""
+        neck, levels = tapped(student, self.student_taps), self.score_maps(student, "the student")
+        if not self.pred_gradient:
+            levels = [level.detach() for level in levels]
         for teacher, count in self.counts.items():
-            view = teachers[teacher]
-            scores = [level.detach() for level in score_maps(None, view, teacher)[:count]]
+            view, own = teachers[teacher], levels[:count]
+            scores = [level.detach() for level in self.score_maps(view, teacher)[:count]]
             masks = [level.sigmoid().amax(dim=1, keepdim=True) for level in scores]
-            ours, theirs = tapped(student, self.student_taps), tapped(view, self.teacher_taps[teacher])
-            yield f"{teacher}:neck_loss", Compared(students=ours, teachers=theirs, masks=masks)
-            own = score_maps(None, student, "the student")[:count]
-            if not self.pred_gradient:
-                own = [level.detach() for level in own]
+            maps = tapped(view, self.teacher_taps[teacher])
+            yield f"{teacher}:neck_loss", Compared(students=neck, teachers=maps, masks=masks)
             if not self.compares_logits:
                 own, scores = ([level.sigmoid() for level in side] for side in (own, scores))
             yield f"{teacher}:pred_loss", Compared(students=own, teachers=scores, masks=masks)
@@ -104,9 +104,5 @@ class FrsMimicker(DetectorMimicker):
 
         sides: of the teacher; those of an adapted student have as many channels.
         """
-        by_positions = self.by_positions and _divides_by_mask(loss)
-        return [float(side.shape[1]) for side in sides] if by_positions else None
-
-
-def _divides_by_mask(loss: LossSpec) -> bool:
-    return loss.type in ("l2_loss", "bce_loss") and not loss.kwargs.get("batch_mean", False)
+        divides_by_mask = loss.type in ("l2_loss", "bce_loss") and not loss.kwargs.get("batch_mean", False)
+        return [float(side.shape[1]) for side in sides] if self.by_positions and divides_by_mask else None

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kdcli.distill.channels import Layout
-from kdcli.distill.mimickers.detectors import DetectorMimicker, proposals
+from kdcli.distill.mimickers.detectors import DetectorMimicker
 from kdcli.distill.mimickers.levels import read_levels
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
-from kdcli.distill.taps import View, tapped, tensors_in
+from kdcli.distill.taps import Feature, View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
 from kdcli.losses.reduce import per_count
@@ -76,19 +75,21 @@ class SampleFeatureMimicker(DetectorMimicker):
         # Kept from being children: they are the networks', and hold no parameters.
         self.poolers: dict[str, Poolers | None] = _poolers(setting)
         for teacher, view in setting.teachers.items():
-            self._proposals(setting, setting.student, view, teacher)
+            self._rois(setting.student, view, teacher)
             sizes = [pool.pool_size for pool in self.poolers[teacher] or ()] or [POOL_SIZE] * 2
-            pairs = [self._pooled_side(*side) for side in zip((own, theirs[teacher]), sizes, strict=True)]
-            self.add(setting, "feature_loss", teacher, pairs[:1], pairs[1:])
+            pair = [self._pooled_side(*side) for side in zip((own, theirs[teacher]), sizes, strict=True)]
+            self.add(setting, "feature_loss", teacher, pair[:1], pair[1:])
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
     ) -> Iterator[tuple[str, Compared]]:
         """The maps of both networks pooled on the proposals [R, C, p, p]."""
         for teacher, taps in self.teacher_taps.items():
-            view = teachers[teacher]
-            rois = self._proposals(None, student, view, teacher).detach()
-            offset = self._offset(teacher, batch)
+            rois = self._rois(student, teachers[teacher], teacher).detach()
+            pools = self.poolers[teacher]
+            # The geometry of the proposals: as the data says, else as the pooling layers do.
+            known = 0 if pools is None else offset_of(pools[0].aligned)
+            offset = int(batch.get("annotations", {}).get("box_offset", known))
             # Once for both networks: row i of the student and of the teacher are the same roi.
             groups = by_level(rois, self.levels, self.base_scale, offset)
             count = torch.tensor(float(sum(len(indices) for indices in groups)), device=rois.device)
@@ -97,21 +98,17 @@ class SampleFeatureMimicker(DetectorMimicker):
                 # with a stand-in, which counts for nothing below.
                 rois = rois.new_tensor([[0.0, 0.0, 0.0, self.base_scale, self.base_scale]])
                 groups = by_level(rois, self.levels, self.base_scale, offset)
-            spare = RoiAlign(POOL_SIZE, 0, aligned=offset == 0)
-            pool, their_pool = self.poolers[teacher] or (spare, spare)
-            own = self._pooled(pool, student, self.student_taps, rois, groups)
-            theirs = self._pooled(their_pool, view, taps, rois, groups)
+            pool, their_pool = pools or (RoiAlign(POOL_SIZE, 0, aligned=offset == 0),) * 2
+            own = self._pooled(pool, tapped(student, self.student_taps), rois, groups)
+            theirs = self._pooled(their_pool, tapped(teachers[teacher], taps), rois, groups)
             # The mean over this process's rois counts by how many of all rois they are: a weight, not a mask
             # of ones, since it fits losses without a mask too, and those divided by the number of rows.
             share = per_count(count, count)
-            yield (
-                f"{teacher}:feature_loss",
-                Compared(students=[own], teachers=[theirs], divisor=2.0, share=share),
-            )
+            compared = Compared(students=[own], teachers=[theirs], divisor=2.0, share=share)
+            yield f"{teacher}:feature_loss", compared
 
-    def _proposals(self, setting: Setting | None, student: View, view: View, teacher: str) -> Tensor:
-        whose = (view, teacher) if self.teacher_proposal else (student, "the student")
-        return proposals(setting, *whose)
+    def _rois(self, student: View, view: View, teacher: str) -> Tensor:
+        return self.proposals(*((view, teacher) if self.teacher_proposal else (student, "the student")))
 
     def _pooled_side(self, sides: Sequence[TapSide], size: int) -> TapSide:
         """What pooling gives, under the first layer's name: rows of `size` by `size` cells, for one box."""
@@ -119,22 +116,13 @@ class SampleFeatureMimicker(DetectorMimicker):
         layout = Layout(kind="map", channel_axis=1)
         return replace(sides[0], name=sides[0].tap, shape=shape, layout=layout)
 
-    def _offset(self, teacher: str, batch: Mapping[str, Any]) -> int:
-        """0 or 1, the geometry of the proposals: as the data says, else as the pooling layers do."""
-        poolers = self.poolers[teacher]
-        known = 0 if poolers is None else offset_of(poolers[0].aligned)
-        return int(batch.get("annotations", {}).get("box_offset", known))
-
     def _pooled(
-        self, pool: RoiAlign, view: View, taps: Sequence[str], rois: Tensor, groups: Sequence[Tensor]
+        self, pool: RoiAlign, maps: Sequence[Feature], rois: Tensor, groups: Sequence[Tensor]
     ) -> Tensor:
         """[R, C, p, p], by level and in the order of the groups; a level without rois stays attached."""
-        features = list(tensors_in(tapped(view, taps)))
-        rows = [
-            pool(rois[indices], features[level], int(stride))
-            for level, stride, indices in zip(self.levels, self.strides, groups, strict=True)
-        ]
-        return torch.cat(rows)
+        features = list(tensors_in(maps))
+        levels = zip(self.levels, self.strides, groups, strict=True)
+        return torch.cat([pool(rois[at], features[level], int(stride)) for level, stride, at in levels])
 
 
 def _poolers(setting: Setting) -> dict[str, Poolers | None]:
@@ -155,48 +143,36 @@ def _poolers(setting: Setting) -> dict[str, Poolers | None]:
     wrong = Findings()
     own: RoiAlign | None = None
     with wrong.part():
-        path = options.get("student_roipooler")
-        own = _pooler(setting.student_module, path, "the student", (*where, "student_roipooler"))
+        path = (*where, "student_roipooler")
+        own = _pooler(setting.student_module(""), options.get("student_roipooler"), "the student", path)
     found: dict[str, Poolers | None] = {}
-    for index, (teacher, path) in enumerate(zip(setting.teachers, paths, strict=True)):
+    for index, (teacher, given) in enumerate(zip(setting.teachers, paths, strict=True)):
         with wrong.part():
-            module = partial(setting.teacher_module, teacher)
-            theirs = _pooler(module, path, teacher, (*where, "teacher_roipooler", index))
+            path = (*where, "teacher_roipooler", index)
+            theirs = _pooler(setting.teacher_module(teacher, ""), given, teacher, path)
             student, other = own or theirs, theirs or own
             found[teacher] = None if student is None or other is None else (student, other)
     wrong.raise_errors()
     return found
 
 
-def _pooler(
-    module: Callable[[str], nn.Module], path: str | None, whose: str, where: SpecPath
-) -> RoiAlign | None:
+def _pooler(net: nn.Module, path: str | None, whose: str, where: SpecPath) -> RoiAlign | None:
     """The layer at the path, at the usual one where the spec gives none.
 
     None where there is no usual one. where: of the given path, which has to lead to a layer (KD464).
     """
-    usual: str = SampleFeatureMimicker.OPTIONS["student_roipooler"]
-    try:
-        named = module(usual if path is None else str(path))
-    except AttributeError:
-        named = None
-    found = _pooling(named)
-    if found is not None or path is None:
-        return found
-    known = [name for name, layer in module("").named_modules() if _pooling(layer) is not None]
-    raise SpecError.at(
-        where,
-        "KD464",
-        f"{whose} has no layer `{path}`"
-        if named is None
-        else f"`{path}` of {whose} is a {type(named).__name__}, not a RoI pooling layer of kdcli",
-        did_you_mean(str(path), known)
-        if known
-        else f"{whose} has no such layer at all: leave the path out, and the other network's is used",
-    )
+    layers = dict(net.named_modules(remove_duplicate=False))
+    known = {name: pool for name, layer in layers.items() if (pool := _pooling(layer)) is not None}
+    if path is None or path in known:
+        return known.get(SampleFeatureMimicker.OPTIONS["student_roipooler"] if path is None else path)
+    message = f"{whose} has no layer `{path}`"
+    if path in layers:
+        message = f"`{path}` of {whose} is a {type(layers[path]).__name__}, not a RoI pooling layer of kdcli"
+    help = f"{whose} has no such layer at all: leave the path out, and the other network's is used"
+    raise SpecError.at(where, "KD464", message, did_you_mean(str(path), list(known)) if known else help)
 
 
-def _pooling(layer: nn.Module | None) -> RoiAlign | None:
+def _pooling(layer: nn.Module) -> RoiAlign | None:
     """The layer as one that pools boxes; of a list with one for each level (`with_drp`) the first."""
     if isinstance(layer, nn.ModuleList) and len(layer):
         layer = layer[0]
