@@ -40,7 +40,7 @@ TORCH_FREE = (
     "kdcli.errors",
     "kdcli.codes",
     "kdcli.spec.parse",
-    "kdcli.spec.resolve",
+    "kdcli.spec.check.resolve",
     "kdcli.losses",
     "kdcli.models",
     "kdcli.distill",

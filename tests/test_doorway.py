@@ -12,14 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from kdcli import __version__
-from kdcli.cli import app
+from kdcli.cli import COMMANDS, app
 from kdcli.commands import guarded
-from kdcli.commands.completion import complete_key, complete_run, complete_spec
+from kdcli.commands.completion import complete_key, complete_spec
 from kdcli.commands.init import copy_sample, sample_specs
+from kdcli.commands.options import CompareOptions, ReportOptions
 from kdcli.commands.report import compare, report
 from kdcli.errors import KdError
-
-COMMANDS = ("train", "eval", "validate", "inspect-features", "report", "compare", "export", "init", "doctor")
 
 
 def test_the_version() -> None:
@@ -31,7 +30,7 @@ def test_the_version() -> None:
 def test_every_command_helps(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
-    assert len(result.output.splitlines()) > 5
+    assert len(result.output.splitlines()) > 5 and (COMMANDS[command][0].__doc__ or "?")[:40] in result.output
 
 
 def test_doctor_tells_what_is_there_and_what_is_not() -> None:
@@ -50,7 +49,7 @@ def test_specs_folders_and_keys_are_completed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "notes.txt").touch()
     assert complete_spec("") == ["my/"]
     assert complete_spec("my/d") == ["my/digits_kd.yaml"]
-    assert complete_run("my/") == ["my/weights/"]
+    assert complete_spec("my/w") == ["my/weights/"]
     assert complete_key(str(spec), "net.") == ["net.model."]
     assert "net.model.kwargs.widths." in complete_key(str(spec), "net.model.kwargs.w")
     assert complete_key(str(spec), "trainer.max_e") == ["trainer.max_epoch="]
@@ -98,8 +97,8 @@ def test_a_bad_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
     }
     for code, folder in cases.items():
         for action in (
-            lambda folder=folder: report(folder, plugins=(), device="cpu", quick=True),
-            lambda folder=folder: compare([folder], format="text", picture=None),
+            lambda folder=folder: report(ReportOptions(run=folder, device="cpu", quick=True)),
+            lambda folder=folder: compare(CompareOptions(runs=(folder,))),
         ):
             with pytest.raises(KdError) as caught:
                 action()

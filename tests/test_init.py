@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.commands.init import copy_sample, init, sample_specs, summary_of
+from kdcli.commands.options import InitOptions
 from kdcli.errors import UsageError
 from kdcli.spec.parse import read
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_sample_is_listed_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    init(None, None, force=False)
+    init(InitOptions())
     printed = capsys.readouterr().out
     for name, path in sample_specs().items():
         (line,) = [line for line in printed.splitlines() if line.split(" ")[0] == name]
@@ -50,7 +51,7 @@ def test_a_copy_overwrites_nothing_unasked(tmp_path: Path) -> None:
 
 def test_an_unknown_sample_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError) as caught:
-        init("digit_kd", None, force=False)
+        init(InitOptions(name="digit_kd"))
     assert "`digits_kd`" in (caught.value.diagnostics[0].help or "")
 
 

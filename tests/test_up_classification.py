@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.validate import examine
 from kdcli.models.network import build_network
 from kdcli.models.weights import read_weights
 from kdcli.records import Finished, Step
@@ -154,7 +154,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_it_is_right_as_it_stands(text: str, codes: set[str], folder: Path) -> None:
     (folder / "spec.yaml").write_text(text)
-    found, plan = examine("spec.yaml", [], ValidateOptions())
+    found, plan = examine("spec.yaml")
     assert {d.severity for d in found} == {"warning"} and {d.code for d in found} == codes
     assert plan is not None and plan.effective_lr == pytest.approx(0.4)
 

@@ -14,9 +14,9 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
-from kdcli.spec.arguments import check_arguments
+from kdcli.spec.check.arguments import check_arguments
+from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.schema import DataPart, Spec
-from kdcli.spec.signatures import Parameter, Signature
 from kdcli.training.optim import LearningRate, build_optimizer, scheduler_class
 from kdcli.training.stages import StagePlan, matches, plan_stages
 

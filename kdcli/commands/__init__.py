@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import Interrupted, KdError
@@ -18,7 +17,7 @@ OWN_FAULT = 3
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Run a command; its exit code. Users' errors become diagnostics, our own a traceback and exit 3."""
+    """Run a command and return its exit code. Print a user's error as diagnostics, a fault of kdcli as a traceback."""
     try:
         action()
     except KdError as error:
@@ -62,46 +61,9 @@ def _print(error: KdError) -> None:
         sys.stderr.write(text)
 
 
-def evaluate(
-    spec: str,
-    changes: Sequence[str],
-    *,
-    weights: Path | None,
-    device: str | None,
-    plugins: Sequence[str],
-    as_json: bool,
-    save_predictions: Path | None = None,
-    show: Path | None = None,
-) -> None:
-    """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.commands.reading import run_or_spec
-
-    opened = run_or_spec(spec, changes, plugins, device)
-    parsed = opened.parsed
-    from kdcli.analysis.evaluated_networks import compare
-    from kdcli.parallel.devices import memory_told
-    from kdcli.parallel.distributed import processes
-    from kdcli.report.comparison import comparison_text
-    from kdcli.tasks.keep import Keep
-    from kdcli.training.sides import Sides
-
-    with (
-        located(parsed),
-        memory_told(parsed.spec, "test"),
-        processes(device or parsed.spec.runtime.device) as here,
-    ):
-        sides = Sides(parsed.spec, opened.options.places)
-        keep = Keep(predictions=save_predictions, pictures=show)
-        rows, notices = compare(parsed, opened.options, here, weights, keep, sides)
-    if here.speaks:
-        for notice in notices:
-            sys.stderr.write(f"{notice.message}\n")
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
-
-
 @contextmanager
 def located(parsed: ParsedSpec) -> Iterator[None]:
-    """Errors inside the block get their places in the spec."""
+    """Add file, line and column of the spec to the errors that are raised inside the block."""
     try:
         yield
     except KdError as error:

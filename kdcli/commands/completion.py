@@ -1,4 +1,4 @@
-"""What the shell may complete: spec files, run folders, keys of a spec; torch-free and quiet."""
+"""What a shell completes on the command line: spec files and keys of a spec. Torch-free, never an error."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from kdcli.errors import KdError
 
 
 def complete_spec(incomplete: str) -> list[str]:
-    """YAML files and the folders on the way to them."""
+    """Paths that begin with `incomplete`: YAML files, and folders (which may be runs)."""
     return _paths(incomplete, lambda path: path.is_dir() or path.suffix in (".yaml", ".yml"))
 
 
-def complete_run(incomplete: str) -> list[str]:
-    """Folders: runs, and those on the way to them."""
-    return _paths(incomplete, Path.is_dir)
-
-
 def complete_key(spec: str | None, incomplete: str) -> list[str]:
-    """The next part of `key.path=` as the spec has it: `net.` gives its modules."""
+    """Keys of the spec that continue `incomplete`: `net.` gives `net.model.`."""
     if "=" in incomplete or not spec:
         return []
     value = _tree(spec)
@@ -37,8 +32,8 @@ def complete_key(spec: str | None, incomplete: str) -> list[str]:
 
 
 def _tree(spec: str) -> Any:
+    from kdcli.spec.form.written import resolved_data
     from kdcli.spec.parse import read
-    from kdcli.spec.written import resolved_data
 
     try:
         return resolved_data(read(spec).spec)
@@ -55,7 +50,7 @@ def _children(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _element(child: Any) -> str | None:
-    """How an element of a list may be called: by its name, else its type."""
+    """The name of a list's element in a key: its `name`, else its `type`; None where it has neither."""
     keys = [key for key in ("name", "type") if isinstance(child, Mapping) and key in child]
     return str(child[keys[0]]) if keys else None
 

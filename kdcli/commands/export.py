@@ -1,52 +1,36 @@
-"""`kdcli export`: the student of a run, or of a spec, as a file that runs elsewhere."""
+"""`kdcli export`: write the student of a run, or of a spec, as an ONNX, torch-export or safetensors file."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcli.commands.options import ExportOptions
     from kdcli.exports.export import Exported
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportArguments:
-    """The command line of `kdcli export`. source: a run folder or a spec."""
-
-    source: str
-    changes: Sequence[str]
-    format: str
-    output: Path | None
-    weights: Path | None
-    tolerance: float
-    size: str | None
-    plugins: Sequence[str]
-
-
-def export(arguments: ExportArguments) -> None:
-    """Write the file, and say what it is worth."""
+def export(options: ExportOptions) -> None:
+    """Export the student, and print the file's inputs, outputs, accuracy and latency."""
     from kdcli.commands import located
     from kdcli.commands.reading import run_or_spec
     from kdcli.exports.export import export as run
     from kdcli.report.console import write
     from kdcli.training.build import file_notices
 
-    size = _size(arguments.size)
-    opened = run_or_spec(arguments.source, arguments.changes, arguments.plugins)
+    size = _size(options.input_size)
+    opened = run_or_spec(options)
     with located(opened.parsed):
         done = run(
             opened.parsed,
             opened.options,
-            arguments.format,
-            arguments.output,
-            weights=arguments.weights,
-            tolerance=arguments.tolerance,
+            options.format,
+            options.output,
+            weights=options.weights,
+            tolerance=options.tolerance,
             spec_hash=opened.spec_hash,
             size=size,
         )
@@ -58,7 +42,7 @@ def export(arguments: ExportArguments) -> None:
 
 
 def exported_text(done: Exported) -> str:
-    """What an export came to."""
+    """The lines that are printed after an export: weights, input, outputs, size, difference, latency."""
     import json
 
     from kdcli.report.quantities import size
@@ -89,7 +73,7 @@ def exported_text(done: Exported) -> str:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """Height and width out of `800x1344`."""
+    """Height and width of `--input-size 800x1344`; None where it isn't given."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)

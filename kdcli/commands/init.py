@@ -1,4 +1,4 @@
-"""`kdcli init`: the sample specs that come with kdcli, and a copy of one to start from."""
+"""`kdcli init`, `kdcli make-data`: a sample spec to start from, and a small data set that is composed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdcli.errors import UsageError, did_you_mean
+from kdcli.errors import KdError, RunError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdcli.commands.options import InitOptions, MakeDataOptions
 
 FOLDER = "sample_configs"
 SCHEMA = "kdcli.schema.json"
@@ -18,11 +22,12 @@ _WEIGHTS = re.compile(r"(?<![\w./-])weights/[\w.-]+")
 _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 
 
-def init(name: str | None, folder: Path | None, *, force: bool) -> None:
-    """List the samples, or copy one into a folder (the working directory) with the files it names."""
+def init(options: InitOptions) -> None:
+    """Print the names of the samples, or copy one, with the files it names, and print where to."""
     from kdcli.report.console import write
 
     samples = sample_specs()
+    name = options.name
     if name is None:
         width = max(len(sample) for sample in samples)
         lines = [f"{sample:<{width}}  {summary_of(path)}\n" for sample, path in samples.items()]
@@ -31,12 +36,12 @@ def init(name: str | None, folder: Path | None, *, force: bool) -> None:
     key = name.removesuffix(".yaml")
     if key not in samples:
         raise UsageError.of(f"there is no sample `{name}`", did_you_mean(key, list(samples)))
-    target = copy_sample(samples[key], folder or Path(), force=force)
+    target = copy_sample(samples[key], options.folder or Path(), force=options.force)
     write(f"{target}\nnext: kdcli validate {target} && kdcli train {target}\n")
 
 
 def sample_specs() -> dict[str, Path]:
-    """The samples by name: of a checkout, else of the installed package."""
+    """Paths of the sample specs by name: those of a checkout, else of the installed package."""
     beside = Path(__file__).resolve().parents[2] / FOLDER
     found = sorted(beside.glob("*.yaml")) if beside.is_dir() else _installed()
     if not found:
@@ -89,10 +94,48 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
 
 
 def _installed() -> list[Path]:
-    """The samples that the wheel brought, wherever the installer put its data."""
+    """Paths of the sample specs that the wheel brought, wherever the installer put its data."""
     try:
         known = files("kdcli") or []
     except PackageNotFoundError:
         return []
     places = [Path(str(file.locate())) for file in known if f"{FOLDER}/" in file.as_posix()]
     return sorted(place.resolve() for place in places if place.suffix == ".yaml" and place.is_file())
+
+
+def make_data(options: MakeDataOptions) -> None:
+    """Compose scenes of garments from Fashion-MNIST into a folder, and print the paths and counts.
+
+    Raises UsageError where the folder holds scenes already (unless force) or can't be written, RunError
+    KD506 where Fashion-MNIST is missing.
+    """
+    from kdcli.data.fashion_scenes import make_scenes
+    from kdcli.report.console import write
+
+    folder = options.folder
+    if not options.force and any((folder / f"{side}.json").exists() for side in ("train", "test")):
+        raise UsageError.of(
+            f"{folder} holds scenes already", "choose another folder, or overwrite them with `--force`"
+        )
+    try:
+        written = make_scenes(
+            folder,
+            options.seed,
+            root=None if options.root is None else str(options.root),
+            num_train=options.num_train,
+            num_test=options.num_test,
+        )
+    except OSError as error:
+        raise UsageError.of(f"cannot write into {folder}: {error.strerror or error}") from error
+    except KdError as error:
+        missing = error.diagnostics[0]
+        if missing.code != "KD506":
+            raise
+        raise RunError.of(
+            "KD506",
+            missing.message,
+            "install Debian's dataset-fashion-mnist, or name its folder: `--root DIR`",
+        ) from error
+    counts = {"train": options.num_train, "test": options.num_test}
+    lines = [f"{path}  {counts[side]:,} scenes in {folder / side}\n" for side, path in written.items()]
+    write("".join(lines))

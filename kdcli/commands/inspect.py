@@ -1,16 +1,16 @@
-"""`kdcli inspect-features`: the layers of the networks in a file, or the pairs that fit."""
+"""`kdcli inspect-features`: print the layers of the networks in a file, or the pairs of layers that fit."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from kdcli.commands.collection import uncollected
+from kdcli.commands.reading import uncollected
 from kdcli.errors import KdError, UsageError
 
 if TYPE_CHECKING:
+    from kdcli.commands.options import InspectOptions
     from kdcli.spec.schema import JobTeacher
 
 NOTHING_FITS = (
@@ -19,36 +19,22 @@ NOTHING_FITS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectOptions:
-    """depth: deepest layer shown, from 0. filter: of paths, kind: of layers. size: as `3x224x224`."""
-
-    depth: int | None = None
-    filter: str | None = None
-    kind: str | None = None
-    net: str | None = None
-    size: str | None = None
-    pairs: bool = False
-    format: Literal["table", "json", "yaml"] = "table"
-    plugins: tuple[str, ...] = ()
-
-
-def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions) -> None:
-    """Show the layers of every network in a file; with `pairs`, which of them fit."""
+def inspect_features(options: InspectOptions) -> None:
+    """Print the layers of every network in a file; with --pairs, those of student and teacher that fit."""
     from kdcli.report.console import wants_colour, write
     from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
-    from kdcli.spec.overrides import parse_assignment
     from kdcli.spec.parse import read_text
+    from kdcli.spec.text.overrides import parse_assignment
 
-    text, source, folder = read_text(spec)
-    overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
+    text, source, folder = read_text(options.spec)
+    overrides = [parse_assignment(one, number) for number, one in enumerate(options.changes, 1)]
     parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
     try:
         with uncollected():
             from kdcli.analysis.layers import chosen, filtered, input_size, inspect
 
-            size = None if options.size is None else input_size(options.size)
+            size = None if options.input is None else input_size(options.input)
             networks = inspect(parsed, size=size, plugins=options.plugins)
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__
@@ -61,13 +47,13 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
         if "net" not in networks or not teachers:
             raise UsageError.of("--pairs needs a student (`net`) and a teacher", "add the missing network")
         pairs = {n: fitting_pairs(networks["net"], t) for n, t in chosen(teachers, options.net).items()}
-        known = _settings(text, source, changes)
+        known = _settings(text, source, options.changes)
         fitting = {name: found for name, found in pairs.items() if found}
         block = mimic_block(fitting, known) if fitting else NOTHING_FITS
         write(pairs_text(pairs, block, colour=colour))
         return
     shown = {
-        name: filtered(layers, options.filter, options.kind)
+        name: filtered(layers, options.filter, options.type)
         for name, layers in chosen(networks, options.net).items()
     }
     if len(shown) == 1:
@@ -78,9 +64,9 @@ def inspect_features(spec: str, changes: Sequence[str], options: InspectOptions)
 
 
 def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
-    """What the spec says of its teachers already, if it is a whole spec that can be read."""
-    from kdcli.spec.overrides import parse_assignment
+    """Settings of each teacher in the spec's mimic jobs; empty where the text is no whole, valid spec."""
     from kdcli.spec.parse import parse
+    from kdcli.spec.text.overrides import parse_assignment
 
     overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     try:

@@ -1,54 +1,84 @@
-"""`kdcli report`, `kdcli compare`: run folders as a page, a table, a picture."""
+"""`kdcli eval`, `kdcli report`, `kdcli compare`: results of runs as a table, a page, a picture."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kdcli.errors import KdError, RunError
 
 if TYPE_CHECKING:
     import torch
 
+    from kdcli.commands.options import CompareOptions, EvalOptions, ReportOptions
     from kdcli.records import Notice
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import RunOptions
 
 
-def report(root: Path, *, plugins: Sequence[str], device: str | None, quick: bool) -> None:
-    """Write report.html into a run folder; quick: with what lies there, no network is run."""
+def evaluate(options: EvalOptions) -> None:
+    """`kdcli eval`: measure the student and its teachers side by side."""
+    from kdcli.commands import located
+    from kdcli.commands.reading import run_or_spec
+
+    opened = run_or_spec(options)
+    parsed = opened.parsed
+    from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
+    from kdcli.report.comparison import comparison_text
+    from kdcli.tasks.keep import Keep
+    from kdcli.training.sides import Sides
+
+    with (
+        located(parsed),
+        memory_told(parsed.spec, "test"),
+        processes(options.device or parsed.spec.runtime.device) as here,
+    ):
+        sides = Sides(parsed.spec, opened.options.places)
+        keep = Keep(predictions=options.save_predictions, pictures=options.show)
+        rows, notices = compare(parsed, opened.options, here, options.weights, keep, sides)
+    if here.speaks:
+        for notice in notices:
+            sys.stderr.write(f"{notice.message}\n")
+        as_json = options.format == "json"
+        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
+
+
+def report(options: ReportOptions) -> None:
+    """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
     from kdcli.report.console import write
     from kdcli.report.drawing import need_matplotlib
     from kdcli.report.html import write_report
     from kdcli.report.recorded_run import read_run
 
     need_matplotlib()
-    read_run(root)
-    if not quick:
+    read_run(options.run)
+    if not options.quick:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
         from kdcli.training.build import file_notices
         from kdcli.training.reopen import reopen
 
         try:
-            run = reopen(root, device=device, plugins=plugins)
+            run = reopen(options.run, device=options.device, plugins=options.plugins)
             _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
-            chosen = choose_device(device or run.parsed.spec.runtime.device)
+            chosen = choose_device(options.device or run.parsed.spec.runtime.device)
             _, notices = write_report_data(run.parsed, run.options, chosen)
             _warn(notice.message for notice in notices)
         except KdError as error:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
-    write(f"{write_report(root)}\n")
+    write(f"{write_report(options.run)}\n")
 
 
 def write_up(
     parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
-    """The report of a run that has just finished: what to tell, and pictures where `drawn`; never raises."""
+    """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises."""
     from kdcli.analysis.collected import write_report_data
     from kdcli.records import Notice
     from kdcli.report.album import report_pictures
@@ -76,19 +106,18 @@ def write_up(
     return [*notices, Notice(message=f"report: {page}")], pictures
 
 
-def compare(
-    folders: Sequence[Path], *, format: Literal["text", "json", "csv", "md"], picture: Path | None
-) -> None:
-    """One table of several runs, and one picture."""
+def compare(options: CompareOptions) -> None:
+    """`kdcli compare`: one table of several runs, and one picture."""
     from kdcli.report.compare import compare_runs
     from kdcli.report.compare_text import compare_text
     from kdcli.report.console import wants_colour, write
     from kdcli.report.overlay import write_overlay
 
-    compared = compare_runs(folders)
-    if picture is not None:
-        write_overlay(compared, picture)
-    write(compare_text(compared, format, colour=format == "text" and wants_colour(sys.stdout)))
+    compared = compare_runs(options.runs)
+    if options.picture is not None:
+        write_overlay(compared, options.picture)
+    colour = options.format == "text" and wants_colour(sys.stdout)
+    write(compare_text(compared, options.format, colour=colour))
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -1,18 +1,15 @@
-"""`kdcli train`: launch where several processes are wanted, else run, show and write down."""
+"""`kdcli train`: start the processes of a run, or train in this one. `kdcli cache`: store teachers' outputs."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.commands.arguments import AUTO
+from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.errors import UsageError
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
@@ -31,68 +28,8 @@ if TYPE_CHECKING:
     from kdcli.training.sides import Sides
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainArguments:
-    """The command line of `kdcli train`. resume: `auto` for the newest valid checkpoint, else a path."""
-
-    spec: str
-    changes: Sequence[str] = ()
-    gpus: str | None = None
-    device: str | None = None
-    nproc: int | None = None
-    nnodes: int = 1
-    node_rank: int | None = None
-    rdzv_endpoint: str | None = None
-    max_restarts: int = 0
-    resume: str | None = None
-    overwrite: bool = False
-    allow_changed: Sequence[str] = ()
-    plugins: Sequence[str] = ()
-    quiet: bool = False
-    report: bool = True
-    profile: int | None = None
-    check: bool = True
-
-    def for_worker(self) -> list[str]:
-        """The same command for one of several processes."""
-        device = "cuda" if self.gpus is not None else self.device
-        return [
-            "train",
-            self.spec,
-            *(word for change in self.changes for word in ("--set", change)),
-            *(("--device", device) if device is not None else ()),
-            *(("--resume", self.resume) if self.resume is not None else ()),
-            *(("--overwrite",) if self.overwrite else ()),
-            *(word for key in self.allow_changed for word in ("--allow-changed", key)),
-            *self._always(),
-            *(("--profile", str(self.profile)) if self.profile is not None else ()),
-        ]
-
-    def again(self) -> str:
-        """The command line that continues this run, for a shell."""
-        places = {
-            "--gpus": self.gpus,
-            "--device": self.device,
-            "--nproc": self.nproc,
-            "--nnodes": self.nnodes if self.nnodes > 1 else None,
-            "--node-rank": self.node_rank,
-            "--rdzv-endpoint": self.rdzv_endpoint,
-            "--max-restarts": self.max_restarts or None,
-        }
-        words = [word for name, value in places.items() if value is not None for word in (name, str(value))]
-        return shlex.join(["kdcli", "train", self.spec, *self.changes, *words, *self._always(), "--resume"])
-
-    def _always(self) -> list[str]:
-        return [
-            *(word for package in self.plugins for word in ("--plugin", package)),
-            *(("--quiet",) if self.quiet else ()),
-            *(() if self.report else ("--no-report",)),
-            *(() if self.check else ("--no-check",)),
-        ]
-
-
-def train(arguments: TrainArguments) -> None:
-    """The whole command; errors are raised, signals too."""
+def train(arguments: TrainOptions) -> None:
+    """Run the whole command `kdcli train`. Raises KdError, and Interrupted for a signal."""
     from kdcli.commands import located
     from kdcli.commands.reading import read_checked
     from kdcli.report.loggers.loggers import check_loggers
@@ -123,26 +60,23 @@ def train(arguments: TrainArguments) -> None:
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
-def options_of(arguments: TrainArguments, parsed: ParsedSpec, *, again: bool) -> RunOptions:
-    """What the command line adds to the spec. again: the launcher has started the processes once more."""
-    from kdcli.training.run import RunOptions
+def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> RunOptions:
+    """RunOptions of the command line. again: the launcher has restarted the processes after one died."""
+    from kdcli.commands.reading import run_options
 
     resume = arguments.resume
-    return RunOptions(
-        device=arguments.device,
+    return run_options(
+        arguments,
+        parsed,
         overwrite=arguments.overwrite and not again,
         resume=again if resume is None else True if resume == AUTO else Path(resume),
-        allow_changed=tuple(arguments.allow_changed),
-        plugins=tuple(arguments.plugins),
-        places=parsed.places,
         restarted=again,
         again=told_by_launcher() or arguments.again(),
-        profile=arguments.profile,
         prove=arguments.check,
     )
 
 
-def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
+def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
     """Prove the spec in the launching process, once for all that it starts."""
     if not arguments.check:
         return
@@ -152,12 +86,12 @@ def prove_for_workers(arguments: TrainArguments, parsed: ParsedSpec) -> None:
     from kdcli.parallel.distributed import Processes
 
     here = Processes(device=torch.device("cpu"))
-    prove_told(parsed, options_of(arguments, parsed, again=False), here)
+    prove_and_warn(parsed, options_of(arguments, parsed, again=False), here)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
-    """The options of a run that has been proved, its warnings told, and the data that was opened for it."""
+def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
+    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
     from kdcli.check.proof import proved
     from kdcli.commands import located
     from kdcli.report.console import wants_colour, write
@@ -176,8 +110,8 @@ def prove_told(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tupl
     return options, sides
 
 
-def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrupts) -> None:
-    """This process's part of the run: all of it, or as one of many."""
+def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
+    """Train in this process, alone or as one of several."""
     from kdcli.commands import located
     from kdcli.commands.report import write_up
     from kdcli.parallel.devices import memory_told
@@ -185,7 +119,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
     from kdcli.report.loggers.logger import LoggedRun
     from kdcli.report.loggers.loggers import Loggers
     from kdcli.report.recorder import Recorder
-    from kdcli.spec.written import resolved_data
+    from kdcli.spec.form.written import resolved_data
     from kdcli.training.build import built
     from kdcli.training.train import train as records_of
 
@@ -195,7 +129,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
         stack.enter_context(located(parsed))
         stack.enter_context(memory_told(parsed.spec))
         here = stack.enter_context(processes(device))
-        options, sides = prove_told(parsed, options, here)
+        options, sides = prove_and_warn(parsed, options, here)
         run = stack.enter_context(built(parsed, options, here, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
@@ -228,7 +162,7 @@ def run_here(arguments: TrainArguments, parsed: ParsedSpec, interrupts: Interrup
 
 
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
-    """Some steps under the profiler, as text on the screen and in the run folder."""
+    """Profile some steps; print the result, and write it to profile.txt in the run folder."""
     from kdcli.report.console import write
     from kdcli.report.profile import profile_text
     from kdcli.training.profile import profile
@@ -238,3 +172,23 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
         text = profile_text(found, run.processes.world_size)
         found.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
         write(text)
+
+
+def cache(options: CacheOptions) -> None:
+    """`kdcli cache`: store the teachers' outputs that a spec caches, and print where they lie."""
+    from kdcli.commands.reading import read_checked, run_options
+
+    parsed = read_checked(options.spec, options.changes, options.plugins)
+    from kdcli.commands import located
+    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.distributed import processes
+    from kdcli.report.console import write
+    from kdcli.training.make_caches import make_caches
+
+    with (
+        located(parsed),
+        memory_told(parsed.spec),
+        processes(options.device or parsed.spec.runtime.device) as here,
+    ):
+        for notice in make_caches(parsed, run_options(options, parsed), here):
+            write(notice.message + "\n", sys.stderr)

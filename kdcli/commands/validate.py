@@ -1,36 +1,21 @@
-"""`kdcli validate`: every stage of the check, for every file, then findings and what would run."""
+"""`kdcli validate`: check specs in all stages, print the findings and a summary of what would run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from kdcli.commands.collection import uncollected
+from kdcli.commands.reading import uncollected
 from kdcli.errors import Diagnostic, KdError
-from kdcli.report.diagnostics import DiagnosticFormat
 
 if TYPE_CHECKING:
+    from kdcli.commands.options import ValidateOptions
     from kdcli.records import Plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidateOptions:
-    """format: of the findings. strict: warnings count as errors. quiet: no summary. files: look at them.
-
-    quick: of the data's files look at names and labels alone.
-    """
-
-    format: DiagnosticFormat = "text"
-    strict: bool = False
-    quiet: bool = False
-    files: bool = False
-    quick: bool = False
-    plugins: tuple[str, ...] = ()
-
-
-def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOptions) -> int:
+def validate(options: ValidateOptions) -> int:
     """Check every spec with the same changes; 0 where all are right, 1 where one is wrong.
 
     Findings go to standard output; in the format for people the summary of what would run follows.
@@ -38,11 +23,14 @@ def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOpti
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
 
+    specs, changes = files_and_changes(options.specs)
     found: list[Diagnostic] = []
     plans: list[Plan] = []
     for spec in specs:
         with uncollected():
-            diagnostics, plan = examine(spec, changes, options)
+            diagnostics, plan = examine(
+                spec, [*changes, *options.changes], files=options.files, plugins=options.plugins
+            )
         found += diagnostics
         if plan is not None:
             plans.append(plan)
@@ -59,14 +47,27 @@ def validate(specs: Sequence[str], changes: Sequence[str], options: ValidateOpti
     return 1 if wrong else 0
 
 
+def files_and_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The specs and the `key=value` changes among the words of a command line; a word that is a file is a spec."""
+    changes = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in changes], changes
+
+
 def examine(
-    spec: str, changes: Sequence[str], options: ValidateOptions
+    spec: str,
+    changes: Sequence[str] = (),
+    *,
+    files: Literal["full", "quick"] | None = None,
+    plugins: Sequence[str] = (),
 ) -> tuple[list[Diagnostic], Plan | None]:
-    """All findings about one spec, each stage as far as the ones before allow; the plan where it is right."""
+    """Findings of all stages about one spec, up to the first stage with errors; the plan where there are none.
+
+    files: look at the files it names, quick: of the data's at names and labels alone.
+    """
     from kdcli.reference.tables import tables
     from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read
-    from kdcli.spec.resolve import check_references
 
     try:
         parsed = read(spec, changes)
@@ -74,9 +75,9 @@ def examine(
         if error.exit_code != 1:
             raise
         return list(error.diagnostics), None
-    found = [*parsed.warnings, *check_references(parsed, tables(options.plugins))]
+    found = [*parsed.warnings, *check_references(parsed, tables(plugins))]
     try:
-        check_loggers(parsed.spec.trainer.loggers, options.plugins)
+        check_loggers(parsed.spec.trainer.loggers, plugins)
     except KdError as error:
         found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     if any(diagnostic.severity == "error" for diagnostic in found):
@@ -85,12 +86,12 @@ def examine(
     from kdcli.data.check import Look
     from kdcli.report.progress import progress
 
-    look: Look = "nothing" if not options.files else "quick" if options.quick else "whole"
+    look: Look = "nothing" if files is None else "quick" if files == "quick" else "whole"
     with progress("looking at images") as told:
         checked = check(
             parsed,
             CheckOptions(
-                plugins=options.plugins,
+                plugins=tuple(plugins),
                 places=parsed.places,
                 look=look,
                 told=told,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kdcli.losses import KINDS, LOSSES
-from kdcli.spec.signatures import signature, source_file
+from kdcli.spec.check.signatures import signature, source_file
 
 NEEDS = {
     "teacher": "a teacher",

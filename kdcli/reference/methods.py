@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.losses.describe import describe
-from kdcli.spec.definitions import source_file
-from kdcli.spec.resolve_jobs import method_of as read_method
-from kdcli.spec.signatures import signature
+from kdcli.spec.check.definitions import source_file
+from kdcli.spec.check.resolve_jobs import method_of as read_method
+from kdcli.spec.check.signatures import signature
 
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 """The networks that the fragments are written for: blocks of the last stage's end are 0 and 4."""

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from kdcli.reference.schema_kwargs import kwargs_schema, summary_of
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
-from kdcli.spec.canonical_jobs import JOB_KEYS
-from kdcli.spec.signatures import signature
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.form.canonical_jobs import JOB_KEYS
 from kdcli.spec.tables import Table
 
 Json = dict[str, Any]

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Collection
 from typing import Any
 
+from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.ranges import range_of
-from kdcli.spec.signatures import Parameter, Signature
 
 Json = dict[str, Any]
 

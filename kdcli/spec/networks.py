@@ -10,14 +10,13 @@ from pathlib import Path
 from pydantic import Field
 
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath
-
-from .canonical import canonical, network
-from .nodes import Entry, Mapping, Node, Scalar, Sequence, kind
-from .overrides import Override, parse_assignment
-from .parse import compose_root, raise_errors, read_text
-from .schema import DataPart, Model, ModuleSpec, Network, Runtime
-from .source import compose
-from .typed import span_of, typed
+from kdcli.spec.form.canonical import canonical, network
+from kdcli.spec.form.typed import span_of, typed
+from kdcli.spec.parse import compose_root, raise_errors, read_text
+from kdcli.spec.schema import DataPart, Model, ModuleSpec, Network, Runtime
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence, kind
+from kdcli.spec.text.overrides import Override, parse_assignment
+from kdcli.spec.text.source import compose
 
 
 class Networks(Model):

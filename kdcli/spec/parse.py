@@ -9,19 +9,18 @@ from functools import cached_property
 from pathlib import Path
 
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
-
-from .canonical import TOP_KEYS, canonical
-from .finite import told_once
-from .include import Includer
-from .nodes import Entry, Mapping, Node, Scalar, kind
-from .overrides import Override, apply, is_argument, parse_assignment
-from .places import Places, places_of
-from .rules import check_rules
-from .schema import Spec
-from .source import Composed, compose
-from .text import decode
-from .typed import span_of, typed
-from .written import resolved_yaml, spec_hash
+from kdcli.spec.check.rules import check_rules
+from kdcli.spec.form.canonical import TOP_KEYS, canonical
+from kdcli.spec.form.typed import span_of, typed
+from kdcli.spec.form.written import resolved_yaml, spec_hash
+from kdcli.spec.places import Places, places_of
+from kdcli.spec.ranges import told_once
+from kdcli.spec.schema import Spec
+from kdcli.spec.text.include import Includer
+from kdcli.spec.text.lines import decode
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
+from kdcli.spec.text.overrides import Override, apply, is_argument, parse_assignment
+from kdcli.spec.text.source import Composed, compose
 
 
 @dataclass(frozen=True)

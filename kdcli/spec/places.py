@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import Diagnostic, Span, SpecPath, nearest
-
-from .overrides import is_argument
-from .schema import Spec
+from kdcli.spec.schema import Spec
+from kdcli.spec.text.overrides import is_argument
 
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 """Where a spec names the boxes to measure by."""

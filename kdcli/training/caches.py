@@ -24,7 +24,7 @@ from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.parallel.devices import student_precision
 from kdcli.parallel.distributed import Processes
-from kdcli.spec.cache_rules import caches_of
+from kdcli.spec.check.rules import caches_of
 from kdcli.spec.schema import Cache, ModuleSpec, Spec
 
 FORMAT = 1

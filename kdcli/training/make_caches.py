@@ -13,7 +13,7 @@ from kdcli.errors import RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
-from kdcli.spec.cache_rules import caches_of
+from kdcli.spec.check.rules import caches_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.build import build_data, build_teacher, build_teachers, file_notices, run_root
 from kdcli.training.caches import flush_all, gigabytes, sources_of

@@ -14,7 +14,8 @@ import torchvision
 
 from kdcli.analysis import layers as features
 from kdcli.analysis.layers import Layer, filtered, input_size, inspect
-from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.commands.inspect import inspect_features
+from kdcli.commands.options import InspectOptions
 from kdcli.distill.taps import Taps
 from kdcli.errors import SpecError, UsageError
 from kdcli.models.fake import fake_mode
@@ -79,8 +80,8 @@ def test_inspection_does_not_import_torchs_compiler(tmp_path: Path) -> None:
     spec = tmp_path / "teacher.yaml"
     spec.write_text("teacher0: [{name: backbone, type: resnet18, kwargs: {out_layers: [4]}}]")
     code = (
-        "import sys; from kdcli.commands.inspect import *; "
-        f"inspect_features({str(spec)!r}, [], InspectOptions()); "
+        "import sys; from kdcli.commands.inspect import *; from kdcli.commands.options import *; "
+        f"inspect_features(InspectOptions(spec={str(spec)!r})); "
         "print([n for n in ('torch._dynamo', 'torchvision', 'sympy') if n in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -155,16 +156,16 @@ def test_input_sizes() -> None:
 
 def test_the_command_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     Path("n.yaml").write_text(SPEC)
-    inspect_features("n.yaml", [], InspectOptions())
+    inspect_features(InspectOptions(spec="n.yaml"))
     text = capsys.readouterr().out
     assert "teacher0\n" in text and "model.layer3.0.downsample.0" in text and "…" not in text
-    inspect_features("n.yaml", [], InspectOptions(net="teacher0", format="json", depth=1))
+    inspect_features(InspectOptions(spec="n.yaml", net="teacher0", format="json", depth=1))
     rows = json.loads(capsys.readouterr().out)["layers"]
     assert max(row["depth"] for row in rows) == 1 and rows[0]["path"] == "model"
-    inspect_features("n.yaml", [], InspectOptions(format="json", depth=0))
+    inspect_features(InspectOptions(spec="n.yaml", format="json", depth=0))
     assert set(json.loads(capsys.readouterr().out)) == {"net", "teacher0"}
     with pytest.raises(UsageError):
-        inspect_features("n.yaml", [], InspectOptions(net="teacher1"))
+        inspect_features(InspectOptions(spec="n.yaml", net="teacher1"))
 
 
 DETECTOR = (
@@ -188,13 +189,13 @@ def test_the_levels_of_a_detector_are_named(capsys: pytest.CaptureFixture[str]) 
     several = view.features[fpn.path]
     assert isinstance(several, list) and len(several) == len(fpn.taps)
     Path("n.yaml").write_text(DETECTOR)
-    inspect_features("n.yaml", [], InspectOptions(filter="backbone.fpn"))
+    inspect_features(InspectOptions(spec="n.yaml", filter="backbone.fpn"))
     assert "several\n" in (text := capsys.readouterr().out)
     assert f"model.backbone.fpn[0] ... model.backbone.fpn[{len(fpn.taps) - 1}]" in text
-    inspect_features("n.yaml", [], InspectOptions(filter="backbone.body", format="json"))
+    inspect_features(InspectOptions(spec="n.yaml", filter="backbone.body", format="json"))
     (row,) = json.loads(capsys.readouterr().out)["layers"]
     assert row["taps"] == ["model.backbone.body[0]", "model.backbone.body[1]"]
-    inspect_features("n.yaml", [], InspectOptions(filter="backbone.body"))
+    inspect_features(InspectOptions(spec="n.yaml", filter="backbone.body"))
     assert "model.backbone.body[0], model.backbone.body[1]" in capsys.readouterr().out
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from kdcli.analysis.layers import inspect
 from kdcli.analysis.pairs import fitting_pairs, mimic_block
-from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.commands.inspect import inspect_features
+from kdcli.commands.options import InspectOptions
 from kdcli.spec.networks import parse_networks
 from tests.check.check_cases import CIFAR, examined
 
@@ -55,7 +56,7 @@ def test_the_command_keeps_what_the_spec_says_of_the_teacher(capsys: pytest.Capt
         CIFAR
         + "mimic: {teacher0: {mimic_name: [logits], allow_random: true}, student: {mimic_name: [logits]}}\n"
     )
-    inspect_features("n.yaml", [], InspectOptions(pairs=True))
+    inspect_features(InspectOptions(spec="n.yaml", pairs=True))
     text = capsys.readouterr().out
     assert "allow_random: true" in text and "teacher_weight" not in text
     assert "mimic_name: [model.layer1, model.layer2, model.layer3]" in text

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from kdcli.check.check import Checked, CheckOptions, check
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.validate import examine
 from kdcli.errors import Diagnostic
 from tests.training.runs import SPEC, spec_of
 
@@ -45,4 +45,4 @@ def examined(path: str, text: str, **options: object) -> list[Diagnostic]:
     """Every stage over a text, written to a file first."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(textwrap.dedent(text))
-    return examine(path, [], ValidateOptions(**options))[0]  # type: ignore[arg-type]
+    return examine(path, **options)[0]  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import pytest
 from PIL import Image
 
 from kdcli.cli import main
-from kdcli.commands.arguments import files_and_changes
-from kdcli.commands.validate import ValidateOptions, examine, validate
+from kdcli.commands.options import ValidateOptions
+from kdcli.commands.validate import examine, files_and_changes, validate
 from kdcli.models.network import build_network
 from kdcli.models.weights import save_safetensors
 from kdcli.spec.parse import read
@@ -34,7 +33,7 @@ def specs() -> None:
 
 
 def run(*names: str, **options: object) -> int:
-    return validate(names, [], ValidateOptions(**options))  # type: ignore[arg-type]
+    return validate(ValidateOptions(specs=names, **options))  # type: ignore[arg-type]
 
 
 def test_a_right_spec(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,25 +91,25 @@ def teacher(widths: list[int]) -> None:
 def test_weights_must_fit(widths: list[int], found: list[str]) -> None:
     teacher(widths)
     changes = ["mimic.teacher0.teacher_weight=t.safetensors"]
-    told = examine("right.yaml", changes, ValidateOptions(files=True))[0]
+    told = examine("right.yaml", changes, files="full")[0]
     assert [one.code for one in told] == found
     assert all(one.span and one.span.source == "argument 1" for one in told)
 
 
 def test_files_that_are_not_there() -> None:
     changes = ["mimic.teacher0.teacher_weight=nope.safetensors", "saver.pretrain_model=gone.pth"]
-    assert examine("right.yaml", changes, ValidateOptions())[0] == []
-    told = examine("right.yaml", changes, ValidateOptions(files=True))[0]
+    assert examine("right.yaml", changes)[0] == []
+    told = examine("right.yaml", changes, files="full")[0]
     assert [one.code for one in told] == ["KD530", "KD530"]
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], bool, bool]]:
-    """(specs, files, quick) of every `kdcli validate` of a test, none of which runs."""
-    seen: list[tuple[list[str], bool, bool]] = []
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str | None]]:
+    """(specs, files) of every `kdcli validate` of a test, none of which runs."""
+    seen: list[tuple[list[str], str | None]] = []
 
-    def note(specs: Sequence[str], changes: Sequence[str], options: ValidateOptions) -> int:
-        seen.append((list(specs), options.files, options.quick))
+    def note(options: ValidateOptions) -> int:
+        seen.append((list(options.specs), options.files))
         return 0
 
     monkeypatch.setattr("kdcli.commands.validate.validate", note)
@@ -118,23 +117,23 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], bool, bool]
 
 
 @pytest.mark.parametrize(
-    ("words", "files", "quick"),
+    ("words", "files"),
     [
-        (["right.yaml"], False, False),
-        (["--files", "right.yaml"], True, False),
-        (["right.yaml", "--files"], True, False),
-        (["--files=quick", "right.yaml"], True, True),
-        (["right.yaml", "--files=quick"], True, True),
-        (["right.yaml", "--files=full", "--quiet"], True, False),
+        (["right.yaml"], None),
+        (["--files", "right.yaml"], "full"),
+        (["right.yaml", "--files"], "full"),
+        (["--files=quick", "right.yaml"], "quick"),
+        (["right.yaml", "--files=quick"], "quick"),
+        (["right.yaml", "--files=full", "--quiet"], "full"),
     ],
 )
 def test_files_never_swallows_a_spec(
-    words: list[str], files: bool, quick: bool, looked: list[Any], monkeypatch: pytest.MonkeyPatch
+    words: list[str], files: str | None, looked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["kdcli", "validate", *words])
     with pytest.raises(SystemExit) as left:
         main()
-    assert left.value.code == 0 and looked == [(["right.yaml"], files, quick)]
+    assert left.value.code == 0 and looked == [(["right.yaml"], files)]
 
 
 def test_another_word_for_files_is_wrong_usage(
@@ -153,13 +152,11 @@ def test_quick_looks_at_no_image(tmp_path: Path) -> None:
         (tmp_path / name / "1.png").write_bytes(b"junk")
     data = f"{{type: image_folder, kwargs: {{root: {tmp_path}, color_mode: GRAY}}}}"
     told = {
-        quick: examine(
-            "right.yaml", [f"dataset.train.dataset={data}"], ValidateOptions(files=True, quick=quick)
-        )[0]
-        for quick in (False, True)
+        files: examine("right.yaml", [f"dataset.train.dataset={data}"], files=files)[0]
+        for files in ("full", "quick")
     }
-    assert [d.code for d in told[False] if d.severity == "error"] == ["KD511"] * 4
-    assert [d.code for d in told[True] if d.severity == "error"] == []
+    assert [d.code for d in told["full"] if d.severity == "error"] == ["KD511"] * 4
+    assert [d.code for d in told["quick"] if d.severity == "error"] == []
 
 
 def kdcli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -182,8 +179,8 @@ def test_exit_codes() -> None:
 
 def test_before_the_build_stage_torch_is_not_there() -> None:
     code = (
-        "import sys, time; from kdcli.commands.validate import *;"
-        "found = validate(['wrong.yaml'], [], ValidateOptions());"
+        "import sys, time; from kdcli.commands.options import *; from kdcli.commands.validate import *;"
+        "found = validate(ValidateOptions(specs=('wrong.yaml',)));"
         "assert 'torch' not in sys.modules and found == 1; print('\\n', time.process_time())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -203,4 +200,4 @@ def test_help_is_quick() -> None:
 
 def test_layers_of_both_networks_are_told_at_once() -> None:
     changes = ["mimic.student.mimic_name=[a, b]", "mimic.teacher0.mimic_name=[c, d]"]
-    assert [one.code for one in examine("right.yaml", changes, ValidateOptions())[0]] == ["KD422"] * 4
+    assert [one.code for one in examine("right.yaml", changes)[0]] == ["KD422"] * 4

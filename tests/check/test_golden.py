@@ -10,7 +10,8 @@ import pytest
 
 import kdcli
 from kdcli.codes import CODES
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.options import ExplainOptions
+from kdcli.commands.validate import examine
 from kdcli.commands.words import explain
 from kdcli.report.diagnostics import render
 from tests.check.wrong_specs import CASES, ELSEWHERE, PLUGIN, lay
@@ -35,8 +36,8 @@ def said(code: str, folder: Path) -> str:
     """What validate prints about the case of a code, wherever its files lie."""
     case = CASES[code]
     Path("cfg.yaml").write_text(case.text)
-    options = ValidateOptions(files=case.files, plugins=(PLUGIN,))
-    text = render(examine("cfg.yaml", case.changes, options)[0], "text", colour=False, width=110)
+    found = examine("cfg.yaml", case.changes, files="full" if case.files else None, plugins=(PLUGIN,))[0]
+    text = render(found, "text", colour=False, width=110)
     text = text.replace(f"{folder}/", "").replace(f"{folder}", ".")
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -56,7 +57,7 @@ def test_what_is_said(
     found = said(code, files)
     assert f" {code}: " in found
     assert found.strip("\n") == sections(GOLDEN)[code]
-    explain(code)
+    explain(ExplainOptions(code=code))
     assert CODES[code].title in capsys.readouterr().out
 
 

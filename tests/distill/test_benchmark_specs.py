@@ -9,8 +9,8 @@ import yaml
 
 from kdcli.losses import LOSSES
 from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.parse import parse
-from kdcli.spec.resolve import check_references
 from tests.benchmarks.methods import ALONE, LEFT_OUT, MUTUAL, VARIANTS, Budget, folder_of, spec_of
 
 BUDGET = Budget(steps=6, limit=128, test_limit=64, teacher=Path("teacher.safetensors"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcli.records import Notice, Saved, Step
-from kdcli.spec.cautions import check_cautions
+from kdcli.spec.check.cautions import check_cautions
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.run import Run
 from kdcli.training.train import train

@@ -15,8 +15,8 @@ from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights
 from kdcli.records import Saved, Step
 from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.resolve import check_references
 from kdcli.training.guard import prove_losses
 from kdcli.training.train import train
 from tests.distill.specs import network, spec_with

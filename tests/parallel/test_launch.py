@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.commands.arguments import with_optional_values
-from kdcli.commands.train import TrainArguments, train
+from kdcli.commands.options import TrainOptions, with_optional_values
+from kdcli.commands.train import train
 from kdcli.errors import KdError, RunError
 from kdcli.parallel.distributed import first_host, slurm_environment
 from kdcli.parallel.launch import (
@@ -94,7 +94,7 @@ def test_a_single_gpu_is_chosen_before_cuda_is_asked(
     used: list[str] = []
     Path("cfg.yaml").write_text(SPEC)
     with pytest.raises((AssertionError, RuntimeError)):  # no CUDA in this build, or no driver
-        train(TrainArguments(spec="cfg.yaml", gpus="2,"))
+        train(TrainOptions(spec="cfg.yaml", gpus="2,"))
     assert used == ["cuda:0"], "the first of those visible"
     assert gpus and set(gpus) == {seen}
 
@@ -230,27 +230,27 @@ def test_a_process_knows_that_one_was_there_before_it(folder: Path, monkeypatch:
 
 
 def test_the_command_that_continues_is_the_same_one_with_resume() -> None:
-    arguments = TrainArguments(
+    arguments = TrainOptions(
         spec="a b.yaml",
-        changes=["trainer.max_epoch=3"],
+        changes=("trainer.max_epoch=3",),
         device="cpu",
         nproc=2,
         max_restarts=1,
         overwrite=True,
-        allow_changed=["saver"],
-        plugins=["own"],
+        allow_changed=("saver",),
+        plugins=("own",),
     )
     assert arguments.again() == (
         "kdcli train 'a b.yaml' trainer.max_epoch=3 --device cpu --nproc 2 --max-restarts 1 --plugin own --resume"
     )
-    assert TrainArguments(spec="a.yaml", gpus="8").again() == "kdcli train a.yaml --gpus 8 --resume"
+    assert TrainOptions(spec="a.yaml", gpus="8").again() == "kdcli train a.yaml --gpus 8 --resume"
 
 
 def test_resume_takes_a_checkpoint_or_nothing(folder: Path) -> None:
     Path("a=b.pt").touch()
     for following in (["a.yaml"], ["--quiet"], ["trainer.max_epoch=2"], []):
-        assert with_optional_values(["--resume", *following]) == ["--resume", "auto", *following]
+        assert with_optional_values(["--resume", *following], TrainOptions) == ["--resume=auto", *following]
     for following in (["auto"], ["run/checkpoints"], ["missing.pt"], ["a=b.pt"]):
-        assert with_optional_values(["--resume", *following]) == ["--resume", *following]
-    worker = TrainArguments(spec="a.yaml", resume="auto", overwrite=True).for_worker()
-    assert with_optional_values(worker) == worker
+        assert with_optional_values(["--resume", *following], TrainOptions) == ["--resume", *following]
+    worker = TrainOptions(spec="a.yaml", resume="auto", overwrite=True).for_worker()
+    assert with_optional_values(worker, TrainOptions) == worker

@@ -6,6 +6,7 @@ import pytest
 
 from kdcli.codes import CODES
 from kdcli.commands import words
+from kdcli.commands.options import ExplainOptions, MethodsOptions
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
@@ -33,27 +34,27 @@ def test_validate_accepts_the_fragment_of_a_method(method: str, text: str) -> No
 
 @pytest.mark.parametrize("name", sorted([*LOSSES, *MIMICKERS]))
 def test_each_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods(name)
+    words.methods(MethodsOptions(name=name))
     assert capsys.readouterr().out.startswith(name)
 
 
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods(None)
+    words.methods(MethodsOptions(name=None))
     text = capsys.readouterr().out
     assert all(f"{name} " in text for name in [*LOSSES, *MIMICKERS])
 
 
 def test_codes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     code = next(iter(CODES))
-    words.explain(code.lower())
+    words.explain(ExplainOptions(code=code.lower()))
     assert CODES[code].title in capsys.readouterr().out
 
 
 def test_slips_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="kd_los"):
-        words.methods("kd_los")
+        words.methods(MethodsOptions(name="kd_los"))
     with pytest.raises(UsageError):
-        words.explain("KD999")
+        words.explain(ExplainOptions(code="KD999"))
 
 
 def test_the_base_method() -> None:

@@ -258,8 +258,8 @@ def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pyte
 
 def test_validate_finds_an_unknown_logger() -> None:
     from kdcli.commands.init import sample_specs
-    from kdcli.commands.validate import ValidateOptions, examine
+    from kdcli.commands.validate import examine
 
-    found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"], ValidateOptions())
+    found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"])
     assert [one.code for one in found] == ["KD390"] and plan is None
     assert found[0].span is not None and found[0].help == "did you mean `wandb`?"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli.errors import Diagnostic, KdError
-from kdcli.spec.overrides import parse_assignment
+from kdcli.spec.check.resolve import Tables, check_references
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.resolve import Tables, check_references
 from kdcli.spec.tables import Target
+from kdcli.spec.text.overrides import parse_assignment
 
 BASE = """\
 x-note: anything at all

@@ -10,9 +10,9 @@ import pytest
 
 from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.spec.networks import parse_networks
-from kdcli.spec.nodes import Mapping, Node, Scalar, Sequence
-from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import compose_root, parse
+from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence
+from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import BASE, changed, findings
 
 FOLDER = Path(__file__).parents[2] / "sample_configs"

@@ -33,7 +33,7 @@ def test_what_is_said(code: str) -> None:
 
 def test_every_code_of_the_layer_has_a_case() -> None:
     folder = Path(kdcli.__file__).parent / "spec"
-    used = {code for file in folder.glob("*.py") for code in re.findall(r"KD\d{3}", file.read_text())}
+    used = {code for file in folder.rglob("*.py") for code in re.findall(r"KD\d{3}", file.read_text())}
     assert used - ELSEWHERE == set(CASES)
 
 

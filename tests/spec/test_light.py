@@ -12,7 +12,7 @@ PROGRAM = """
 import sys, time
 started = time.process_time()
 from kdcli.spec.parse import read
-from kdcli.spec.resolve import Tables, check_references
+from kdcli.spec.check.resolve import Tables, check_references
 from kdcli.spec.networks import read_networks
 parsed = read(sys.argv[1])
 check_references(parsed, Tables())

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import SpecError
+from kdcli.spec.check.resolve import check_network
 from kdcli.spec.networks import parse_networks, read_networks
-from kdcli.spec.overrides import parse_assignment
-from kdcli.spec.resolve import check_network
+from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import BASE, TABLES
 
 MODULES = "- {name: backbone, type: resnet18}\n- {name: head, type: head, kwargs: {num_classes: 3}}\n"

@@ -11,9 +11,9 @@ import pytest
 from kdcli.losses import LOSSES
 from kdcli.reference.schema_kwargs import annotation_schema
 from kdcli.reference.tables import tables
-from kdcli.spec.arguments import check_type, fits, wording
+from kdcli.spec.check.arguments import check_type, fits, wording
+from kdcli.spec.check.signatures import Parameter, signature
 from kdcli.spec.ranges import Range, range_of, shown
-from kdcli.spec.signatures import Parameter, signature
 from kdcli.spec.tables import Target
 from tests.spec.specs import BASE, TABLES, changed, findings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.parse import parse
-from kdcli.spec.resolve import check_references
 
 TEXT = """\
 num_classes: &num_classes 20

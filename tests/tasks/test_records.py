@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdcli.reference.tables import tables
-from kdcli.spec.resolve import check_references
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.tables import Target, TaskRecord, task_of
 from kdcli.tasks import TASKS
 from kdcli.tasks.classification.task import Classification

@@ -14,8 +14,8 @@ from kdcli.losses import LOGIT, LOSSES, RELATIONAL
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Step
-from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import parse
+from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training.build import built
 from kdcli.training.run import RunOptions
 from kdcli.training.state import own_buffers

@@ -129,7 +129,8 @@ def _run(
     sys.stderr = open(f"screen_{environment.get('RANK', 0)}.txt", "w", buffering=1)
     torch.set_num_threads(1)
     from kdcli.commands import guarded
-    from kdcli.commands.train import TrainArguments, train
+    from kdcli.commands.options import TrainOptions
+    from kdcli.commands.train import train
     from kdcli.report.terminal import Terminal
 
     if told is not None:
@@ -142,7 +143,7 @@ def _run(
         Terminal.show = show_and_tell  # type: ignore[method-assign]
     if die_in_save is not None:
         _die_in_save(die_in_save)
-    os._exit(_flushed(guarded(lambda: train(TrainArguments(**arguments)))))
+    os._exit(_flushed(guarded(lambda: train(TrainOptions(**arguments)))))
 
 
 def _flushed(code: int) -> int:

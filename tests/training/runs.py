@@ -10,8 +10,8 @@ import torch
 
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Record
-from kdcli.spec.overrides import parse_assignment
 from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training.build import built
 from kdcli.training.run import Run, RunOptions
 from kdcli.training.train import train

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.commands.inspect import InspectOptions, inspect_features
+from kdcli.commands.inspect import inspect_features
+from kdcli.commands.options import InspectOptions
 from kdcli.errors import Diagnostic, SpecError
 from kdcli.spec.parse import parse
 from tests.check.check_cases import examined
@@ -174,13 +175,13 @@ def test_inspect_features_marks_channels_last_and_pairs_none_of_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("n.yaml").write_text(f"net: {{name: model, type: {CNN}}}\nteacher0: {{name: model, type: {SWIN}}}\n")
-    inspect_features("n.yaml", [], InspectOptions(net="teacher0", format="json", size="3x64x96"))
+    inspect_features(InspectOptions(spec="n.yaml", net="teacher0", format="json", input="3x64x96"))
     rows = {row["path"]: row for row in json.loads(capsys.readouterr().out)["layers"]}
     assert rows["model.features.3"]["shape"] == "[B, 8, 12, 192]"
     assert (rows["model.features.3"]["status"], rows["model.features.3"]["stride"]) == ("channels last", 8)
     assert (rows["model.permute"]["status"], rows["model.permute"]["stride"]) == ("once", 32)
     assert rows["model.features.0.0"]["status"] == "once"
-    inspect_features("n.yaml", [], InspectOptions(pairs=True, size="3x64x64"))
+    inspect_features(InspectOptions(spec="n.yaml", pairs=True, input="3x64x64"))
     text = capsys.readouterr().out
     assert "mimic_name: [model.features.0.0, model.permute]" in text
     assert "mimic_name: [model.layer1, model.layer4]" in text
@@ -188,5 +189,5 @@ def test_inspect_features_marks_channels_last_and_pairs_none_of_them(
 
 def test_a_vit_and_a_cnn_have_no_pair_of_maps(capsys: pytest.CaptureFixture[str]) -> None:
     Path("n.yaml").write_text(f"net: {{name: model, type: {CNN}}}\nteacher0: {{name: model, type: {VIT}}}\n")
-    inspect_features("n.yaml", [], InspectOptions(pairs=True, size="3x64x64"))
+    inspect_features(InspectOptions(spec="n.yaml", pairs=True, input="3x64x64"))
     assert "name vectors in both networks by hand" in capsys.readouterr().out

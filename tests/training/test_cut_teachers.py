@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from kdcli.analysis.evaluated_networks import compare
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.validate import examine
 from kdcli.models.network import build_network
 from kdcli.models.weights import save_safetensors
 from kdcli.parallel.distributed import Processes
@@ -80,7 +80,7 @@ def test_a_detector_that_ends_after_its_proposals_is_not_measured(folder: Path) 
 
 def test_validate_tells_it() -> None:
     Path("cfg.yaml").write_text(SPEC)
-    found, plan = examine("cfg.yaml", list(CHANGES), ValidateOptions(files=True))[:2]
+    found, plan = examine("cfg.yaml", list(CHANGES), files="full")[:2]
     assert [(one.code, one.severity, one.message) for one in found] == [("KD618", "warning", TOLD)]
     assert plan is not None
 

@@ -107,7 +107,7 @@ def test_a_teacher_stops_where_no_job_needs_more() -> None:
 
 def test_an_unused_teacher_is_a_warning() -> None:
     from kdcli.reference.tables import tables
-    from kdcli.spec.resolve import check_references
+    from kdcli.spec.check.resolve import check_references
 
     found = check_references(spec_of(TWO_JOBS), tables())
     assert [(d.code, d.path) for d in found if "teacher2" in d.message] == [

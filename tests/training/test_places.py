@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from kdcli.analysis.collected import write_report_data
-from kdcli.commands.validate import ValidateOptions, examine
+from kdcli.commands.validate import examine
 from kdcli.data.build import build_source
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.network import build_network
@@ -332,7 +332,7 @@ def test_the_truth_that_boxes_are_measured_by(folder: Path) -> None:
     assert getattr(task, "gt_file") == "specs/truth.json"  # noqa: B009
     Path("specs/truth.json").unlink()
     Path("truth.json").rename("trth.json")
-    found = examine("specs/spec.yaml", [], ValidateOptions(files=True))[0]
+    found = examine("specs/spec.yaml", files="full")[0]
     (missing,) = [one for one in found if "no file `truth.json`" in one.message]
     assert missing.code == "KD560" and "did you mean `trth.json`?" in (missing.help or "")
 

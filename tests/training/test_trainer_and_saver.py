@@ -13,7 +13,7 @@ from kdcli.errors import KdError
 from kdcli.models.weights import read_weights
 from kdcli.records import Evaluation, Finished, Plan, Record, Saved, Step
 from kdcli.reference.tables import tables
-from kdcli.spec.resolve import check_references
+from kdcli.spec.check.resolve import check_references
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.train import train

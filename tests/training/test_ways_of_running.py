@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.parallel.devices import memory_told
 from kdcli.records import Finished, Notice, Step
-from kdcli.spec.rules import check_rules
+from kdcli.spec.check.rules import check_rules
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 NET = "{name: model, type: '%s', kwargs: {num_classes: 4}}"
@@ -75,7 +75,8 @@ def test_a_full_device_is_one_line_that_says_what_to_lower() -> None:
 
 def test_the_command_tells_of_a_full_device(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from kdcli.commands import guarded
-    from kdcli.commands.train import TrainArguments, train
+    from kdcli.commands.options import TrainOptions
+    from kdcli.commands.train import train
     from kdcli.distill.trainee import Trainee
 
     def full(*_: Any, **__: Any) -> None:
@@ -83,7 +84,7 @@ def test_the_command_tells_of_a_full_device(monkeypatch: pytest.MonkeyPatch, cap
 
     Path("small.yaml").write_text(SPEC)
     monkeypatch.setattr(Trainee, "forward", full)
-    assert guarded(lambda: train(TrainArguments(spec="small.yaml", device="cpu"))) == 1
+    assert guarded(lambda: train(TrainOptions(spec="small.yaml", device="cpu"))) == 1
     told = capsys.readouterr().err
     assert "KD724" in told and "Traceback" not in told
 

@@ -1,0 +1,98 @@
+"""Makes the function that Typer registers as a command from the dataclass of the command's options."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from kdcli.commands.options import Completion, Parameter, parameters
+from kdcli.spec.tables import Target
+
+
+def command_of(options: type, target: Target) -> Callable[..., None]:
+    """The function that Typer registers: it makes `options` of the command line and gives them to the target.
+
+    What the target returns is the exit code. The first line of the dataclass's docstring is the command's help.
+    """
+    known = parameters(options)
+
+    def command(**given: Any) -> None:
+        made = options(**{parameter.name: _value(parameter, given) for parameter in known})
+        importable_from_here(getattr(made, "plugins", ()))
+        code = target.load()(made)
+        if code:
+            raise typer.Exit(code)
+
+    command.__signature__ = inspect.Signature([one for parameter in known for one in _typed(parameter)])  # type: ignore[attr-defined]
+    command.__doc__ = (options.__doc__ or "").splitlines()[0]
+    return command
+
+
+def importable_from_here(plugins: tuple[str, ...]) -> None:
+    """Let plugins lie in the working directory, as with `python -m`; what is installed goes first."""
+    here = str(Path.cwd())
+    if plugins and here not in sys.path:
+        sys.path.append(here)
+
+
+def _typed(parameter: Parameter) -> list[inspect.Parameter]:
+    """The parameters of Typer's function for one field: two where it may be given as a word or as an option."""
+    type_, default = parameter.type, parameter.default
+    if parameter.repeated:
+        # Typer knows no tuples of any length; a list's default is None, so that none is shown.
+        type_ = list[get_args(type_)[0]]  # type: ignore[misc]
+        if default is not MISSING:
+            type_, default = type_ | None, None
+    if default is MISSING:
+        default = inspect.Parameter.empty
+    made: dict[str, Any] = {}
+    if (argument := parameter.argument) is not None:
+        made[parameter.name] = typer.Argument(
+            metavar=argument.metavar,
+            help=argument.help,
+            autocompletion=None if argument.complete is None else COMPLETIONS[argument.complete],
+        )
+    if (option := parameter.option) is not None:
+        made[_option_name(parameter)] = typer.Option(
+            *option.flags, metavar=option.metavar, help=option.help, min=option.minimum
+        )
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[type_, mark]
+        )
+        for name, mark in made.items()
+    ]
+
+
+def _option_name(parameter: Parameter) -> str:
+    return parameter.name if parameter.argument is None else f"{parameter.name}_as_option"
+
+
+def _value(parameter: Parameter, given: dict[str, Any]) -> Any:
+    """The value of a field from what Typer parsed, words and option together."""
+    if not parameter.repeated:
+        return given[parameter.name]
+    names = dict.fromkeys([parameter.name, _option_name(parameter)])
+    return tuple(one for name in names for one in given.get(name) or ())
+
+
+def _specs(incomplete: str) -> list[str]:
+    from kdcli.commands.completion import complete_spec
+
+    return complete_spec(incomplete)
+
+
+def _keys(context: typer.Context, incomplete: str) -> list[str]:
+    from kdcli.commands.completion import complete_key
+
+    return complete_key(context.params.get("spec"), incomplete)
+
+
+COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {"spec": _specs, "key": _keys}
+"""What a shell offers for an argument: spec files, or `net.model.kwargs.` from the spec named before."""

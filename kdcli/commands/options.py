@@ -1,0 +1,415 @@
+"""The command line: one dataclass a command, a field for each argument and option.
+
+From a field come the option in `kdcli COMMAND --help`, the workers' command line and the command that continues
+a run. A new option is one line here, and what its command does with it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+Completion = Literal["spec", "key"]
+
+AUTO = "auto"
+"""`--resume` means the newest valid checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """Marks a field that is given by its place on the command line. complete: what a shell offers there."""
+
+    help: str
+    metavar: str | None = None
+    complete: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Marks a field that is given as `--name`; one that is marked as an Argument too may be given either way.
+
+    flags: its spellings; of the field's name where empty, a bool with `--no-name` beside it. minimum: of a number.
+    bare: its value where the option stands alone; the next word is its value only where `is_value` says so.
+    worker: whether each of several processes is given it. again: whether it is part of the command that continues
+    the run.
+    """
+
+    help: str | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    minimum: int | None = None
+    bare: str | None = None
+    is_value: Callable[[str], bool] | None = None
+    worker: bool = True
+    again: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A field of a command's dataclass. type: without its marks. default: MISSING where it must be given."""
+
+    name: str
+    type: Any
+    default: Any
+    argument: Argument | None
+    option: Option | None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The spellings of the option, the usual one first; a switch's opposite is not among them."""
+        assert self.option is not None
+        return self.option.flags or (f"--{self.name.replace('_', '-')}",)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it may be given several times."""
+        return get_origin(self.type) is tuple
+
+    def words(self, value: Any, *, joined: bool = False) -> list[str]:
+        """The words of a command line that give the option this value; none for its default.
+
+        joined: `--name=value`, one word, so that no value can be taken for an option.
+        """
+        assert self.option is not None
+        flag = self.flags[0]
+        if value == self.default:
+            return []
+        if isinstance(value, bool):
+            return [flag if value else f"--no-{flag.removeprefix('--')}"]
+        values = value if self.repeated else [value]
+        if joined or self.option.bare is not None:
+            return [f"{flag}={one}" for one in values]
+        return [word for one in values for word in (flag, str(one))]
+
+
+def parameters(options: type) -> list[Parameter]:
+    """The arguments and options of a command's dataclass, in the order of its fields."""
+    hints = get_type_hints(options, include_extras=True)
+    result = []
+    for field in fields(options):
+        assert get_origin(hints[field.name]) is Annotated, f"{field.name} is neither Argument nor Option"
+        type_, *marks = get_args(hints[field.name])
+        argument = next((mark for mark in marks if isinstance(mark, Argument)), None)
+        option = next((mark for mark in marks if isinstance(mark, Option)), None)
+        result.append(
+            Parameter(name=field.name, type=type_, default=field.default, argument=argument, option=option)
+        )
+    return result
+
+
+def words_for_worker(options: Any) -> list[str]:
+    """The words after `kdcli COMMAND` that give one of several processes the same options."""
+    placed, named = [], []
+    for parameter in parameters(type(options)):
+        value = getattr(options, parameter.name)
+        if parameter.option is None:
+            placed += _as_words(value)
+        elif parameter.option.worker:
+            named += parameter.words(value, joined=True)
+    return [*placed, *named]
+
+
+def words_to_continue(options: Any) -> list[str]:
+    """The words after `kdcli COMMAND` with which a user continues what these options began."""
+    placed, named = [], []
+    for parameter in parameters(type(options)):
+        value = getattr(options, parameter.name)
+        if parameter.argument is not None:
+            placed += _as_words(value)
+        elif parameter.option is not None and parameter.option.again:
+            named += parameter.words(value)
+    return [*placed, *named]
+
+
+def _as_words(value: Any) -> list[str]:
+    if isinstance(value, (tuple, list)):
+        return [str(one) for one in value]
+    return [] if value is None else [str(value)]
+
+
+def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
+    """The words of a command line; an option that may stand without a value (`--resume`) is given its value."""
+    bare = {p.flags[0]: p.option for p in parameters(options) if p.option and p.option.bare is not None}
+    result = []
+    for index, word in enumerate(arguments):
+        option = bare.get(word)
+        following = arguments[index + 1 : index + 2]
+        if option is None or (option.is_value is not None and following and option.is_value(following[0])):
+            result.append(word)
+        else:
+            result.append(f"{word}={option.bare}")
+    return result
+
+
+def is_checkpoint(word: str) -> bool:
+    """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
+    if word.startswith("-"):
+        return False
+    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or Path(word).exists())
+
+
+Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC", "spec")]
+RunOrSpec = Annotated[str, Argument("A run folder, or the spec of a run.", "RUN|SPEC", "spec")]
+Changes = Annotated[
+    tuple[str, ...],
+    Argument("Values to set in the spec.", "[KEY=VALUE]...", "key"),
+    Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE"),
+]
+Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.")]
+Plugins = Annotated[
+    tuple[str, ...],
+    Option(
+        "A package of your own that the spec may import: installed, or in the working directory.",
+        ("--plugin",),
+        "PACKAGE",
+    ),
+]
+Weights = Annotated[
+    Path | None, Option("The student's weights; else the best of its run, else the last.", metavar="FILE")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Train the student of SPEC: distil it (runner `kd`) or train `net` alone (runner `base`)."""
+
+    spec: Spec
+    changes: Changes = ()
+    gpus: Annotated[
+        str | None, Option("How many GPUs of this machine, or which: 8, or 0,2.", worker=False)
+    ] = None
+    device: Device = None
+    nproc: Annotated[
+        int | None, Option("Processes on this machine, e.g. with --device cpu.", worker=False)
+    ] = None
+    nnodes: Annotated[int, Option("Number of machines, as in torchrun.", worker=False)] = 1
+    node_rank: Annotated[int | None, Option("This machine's number, from 0.", worker=False)] = None
+    rdzv_endpoint: Annotated[
+        str | None,
+        Option("Address at which the machines meet, the same on each.", metavar="HOST:PORT", worker=False),
+    ] = None
+    max_restarts: Annotated[
+        int,
+        Option("How often all processes start again from the last checkpoint when one dies.", worker=False),
+    ] = 0
+    resume: Annotated[
+        str | None,
+        Option(
+            "Continue from the newest valid checkpoint, or from PATH.",
+            metavar="[PATH]",
+            bare=AUTO,
+            is_value=is_checkpoint,
+            again=False,
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option("Start over in a folder that holds a run already.", again=False)] = (
+        False
+    )
+    allow_changed: Annotated[
+        tuple[str, ...],
+        Option(
+            "What may differ from the checkpoint: a key of the spec, or `data`.", metavar="KEY", again=False
+        ),
+    ] = ()
+    plugins: Plugins = ()
+    quiet: Annotated[bool, Option("Print warnings and the last line only.")] = False
+    report: Annotated[bool, Option("Write report.html at the end.")] = True
+    profile: Annotated[
+        int | None,
+        Option(
+            "Profile N steps instead of training: where their time goes, and a trace.",
+            metavar="N",
+            minimum=1,
+            again=False,
+        ),
+    ] = None
+    check: Annotated[bool, Option("Prove the spec before the start, as `kdcli validate` does.")] = True
+
+    def for_worker(self) -> list[str]:
+        """The words after `kdcli` that start the same command in one of several processes."""
+        own = self if self.gpus is None else replace(self, device="cuda")
+        return ["train", *words_for_worker(own)]
+
+    def again(self) -> str:
+        """The command line that continues this run, for a shell."""
+        return shlex.join(["kdcli", "train", *words_to_continue(self), "--resume"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """Measure a run's student and its teachers side by side: quality, size, speed, agreement."""
+
+    spec: RunOrSpec
+    changes: Changes = ()
+    weights: Weights = None
+    device: Device = None
+    plugins: Plugins = ()
+    format: Annotated[str, Option("table or json.")] = "table"
+    save_predictions: Annotated[
+        Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
+    ] = None
+    show: Annotated[
+        Path | None,
+        Option("Detectors only: draw the boxes of student, teachers and ground truth.", metavar="DIR"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    """Store the teachers' outputs that SPEC caches (`cache` beside mimic_name), before any training."""
+
+    spec: Spec
+    changes: Changes = ()
+    device: Device = None
+    plugins: Plugins = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateOptions:
+    """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
+
+    specs: Annotated[
+        tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC... [KEY=VALUE]...")
+    ]
+    changes: Annotated[
+        tuple[str, ...], Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE")
+    ] = ()
+    files: Annotated[
+        Literal["full", "quick"] | None,
+        Option(
+            "Check data and weight files too; --files=quick reads names and labels of the data, no images.",
+            metavar="[=quick]",
+            bare="full",
+        ),
+    ] = None
+    format: Annotated[
+        Literal["text", "concise", "json", "github", "sarif"], Option("Format of the findings.")
+    ] = "text"
+    strict: Annotated[bool, Option("Warnings count as errors.", ("--strict",))] = False
+    plugins: Plugins = ()
+    quiet: Annotated[bool, Option("Print the findings only, no summary.", ("--quiet", "-q"))] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. No data, no weights."""
+
+    spec: Annotated[str, Argument("A spec, a file with networks alone, or a list of modules.", "FILE")]
+    changes: Changes = ()
+    depth: Annotated[int | None, Option("Show layers down to this depth; 0: the outermost only.")] = None
+    filter: Annotated[str | None, Option("Show layers whose path matches: 'layer3*'.", metavar="PATTERN")] = (
+        None
+    )
+    type: Annotated[str | None, Option("Show layers of a type: Conv2d.", metavar="TYPE")] = None
+    net: Annotated[str | None, Option("Show one network: net, teacher0.", metavar="NAME")] = None
+    input: Annotated[
+        str | None, Option("Size of the input images; else the size that the data has.", metavar="CxHxW")
+    ] = None
+    pairs: Annotated[
+        bool, Option("Show pairs of layers that fit, and a mimic block to paste.", ("--pairs",))
+    ] = False
+    format: Annotated[Literal["table", "json", "yaml"], Option("Format of the output.")] = "table"
+    plugins: Plugins = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodsOptions:
+    """List every loss and mimic method, or explain one, with a block to paste."""
+
+    name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainOptions:
+    """Explain a code: what it means, why it matters, an example."""
+
+    code: Annotated[str, Argument("A code such as KD203.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaOptions:
+    """Write the JSON Schema of the spec language, for editors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeDataOptions:
+    """Compose a small detection set in COCO's format: garments of Fashion-MNIST on cluttered canvases."""
+
+    kind: Annotated[Literal["fashion-scenes"], Argument("The data set to make: fashion-scenes.", "KIND")]
+    folder: Annotated[Path, Argument("Folder to write annotations and images into.", "DIR")]
+    seed: Annotated[int, Option("The same seed gives the same bytes.", minimum=0)] = 0
+    root: Annotated[
+        Path | None,
+        Option("Folder with Fashion-MNIST's idx files; else where Debian's package has them.", metavar="DIR"),
+    ] = None
+    num_train: Annotated[int, Option("Number of scenes to train on.", minimum=1)] = 1500
+    num_test: Annotated[int, Option("Number of scenes to test on.", minimum=1)] = 300
+    force: Annotated[bool, Option("Overwrite scenes that are there already.", ("--force",))] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Write report.html into RUN: curves, costs, classes, calibration, disagreements, feature maps."""
+
+    run: Annotated[Path, Argument("A run folder, finished or not.", "RUN")]
+    quick: Annotated[
+        bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
+    ] = False
+    device: Device = None
+    plugins: Plugins = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """Put runs side by side; runs that differ by seed alone become mean and spread."""
+
+    runs: Annotated[tuple[Path, ...], Argument("Run folders.", "RUN...")]
+    format: Annotated[Literal["text", "json", "csv", "md"], Option("Format of the output.")] = "text"
+    picture: Annotated[
+        Path | None, Option("Draw all runs into FILE: .svg, .png or .pdf.", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """Export the student alone, and prove that the file gives the student's outputs."""
+
+    spec: RunOrSpec
+    format: Annotated[Literal["safetensors", "onnx", "torch-export"], Option("Format of the file.")] = "onnx"
+    output: Annotated[
+        Path | None, Option("File to write; else one in the run folder.", ("--output", "-o"), metavar="FILE")
+    ] = None
+    changes: Changes = ()
+    weights: Weights = None
+    tolerance: Annotated[
+        float,
+        Option(
+            "Largest difference allowed between the file's outputs and the student's; relative for values above 1."
+        ),
+    ] = 1e-4
+    input_size: Annotated[
+        str | None,
+        Option("A detector's input size; else one that holds the first test images.", metavar="HxW"),
+    ] = None
+    plugins: Plugins = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitOptions:
+    """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
+
+    name: Annotated[str | None, Argument("A sample; without it all are listed.")] = None
+    folder: Annotated[Path | None, Argument("Folder to copy into; else the working directory.", "[DIR]")] = (
+        None
+    )
+    force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOptions:
+    """Print versions, hardware and what is installed, for a bug report."""
+
+    format: Annotated[Literal["text", "json"], Option("Format of the output.")] = "text"

@@ -1,0 +1,183 @@
+"""Resolving: every name a spec uses against the tables, every `kwargs` against its code's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kdcli.errors import Diagnostic, SpecPath
+from kdcli.spec.check.arguments import check_arguments
+from kdcli.spec.check.cautions import check_cautions
+from kdcli.spec.check.components import Tables, check_against, check_component, suggest
+from kdcli.spec.check.resolve_jobs import check_jobs
+from kdcli.spec.check.rules import caches_of, unfit
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.parse import ParsedSpec, once
+from kdcli.spec.schema import DataPart, ModuleSpec, Spec
+from kdcli.spec.tables import Target, task_of
+
+__all__ = ["Tables", "check_network", "check_part", "check_references"]
+
+BUILT_IN = frozenset(("inplanes", "aligned"))
+"""Arguments of modules that the build gives."""
+
+
+def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
+    """All findings about names and arguments, errors and warnings, with their places."""
+    spec = parsed.spec
+    found = [
+        *check_network(spec.net, ("net",), tables),
+        *(d for name, net in spec.teachers.items() for d in check_network(net, ("teachers", name), tables)),
+        *check_part(spec.dataset.train, ("dataset", "train"), tables),
+        *check_part(spec.dataset.test, ("dataset", "test"), tables),
+        *_training(spec, tables),
+        *_task(spec, tables),
+        *(check_jobs(spec, tables) if spec.distils else ()),
+        *check_cautions(spec, tables.hooks),
+    ]
+    return once(parsed.locate(diagnostic) for diagnostic in found)
+
+
+# networks
+
+
+def check_network(modules: Sequence[ModuleSpec], path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    """Types, arguments, names and `prev` of one network's modules."""
+    earlier: list[str] = []
+    for index, module in enumerate(modules):
+        here = (*path, index)
+        yield from _module(module, here, tables)
+        if module.type == "self":
+            continue
+        if module.name in earlier:
+            message = f"a second module is called `{module.name}`"
+            yield Diagnostic(code="KD325", message=message, help="rename one", path=(*here, "name"))
+        elif "." in module.name or not module.name:
+            message = f"`{module.name}` cannot name a module: a name has no dot and is not empty"
+            yield Diagnostic(code="KD325", message=message, path=(*here, "name"))
+        if module.prev is not None and module.prev not in earlier:
+            later = module.prev in [other.name for other in modules]
+            message = f"`prev` names `{module.prev}`, which {'comes later' if later else 'is no module here'}"
+            help = "modules run in list order" if later else suggest(module.prev, earlier)
+            yield Diagnostic(code="KD324", message=message, help=help, path=(*here, "prev"))
+        earlier.append(module.name)
+
+
+def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    name = module.type
+    if name == "self":
+        for key in module.kwargs:
+            if key != "freeze_patterns":
+                message = f"`self` has no argument `{key}`"
+                help = suggest(key, ["freeze_patterns"])
+                yield Diagnostic(
+                    code="KD320", message=message, help=help, path=(*path, "kwargs", key), on_key=True
+                )
+        return
+    if name in tables.modules:
+        yield from check_against(tables.modules[name], module.kwargs, path, f"`{name}`", BUILT_IN)
+        return
+    for prefix in ("torchvision.", "timm."):
+        if name.startswith(prefix) and len(name) > len(prefix) and ":" not in name:
+            return
+    if ":" in name:
+        yield from _own_code(module, path, tables)
+        return
+    help = suggest(name, [*tables.modules])
+    if help is None and "." in name:
+        package, _, attribute = name.rpartition(".")
+        help = f"own code is written `{package}:{attribute}`, with `--plugin {name.split('.')[0]}`"
+    help = help or "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
+    yield Diagnostic(
+        code="KD308", message=f"no module type is called `{name}`", help=help, path=(*path, "type")
+    )
+
+
+def _own_code(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    file, _, attribute = module.type.partition(":")
+    parts = file.split(".")
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in parts):
+        message = f"`{module.type}` is not `package.module:attribute`"
+        yield Diagnostic(code="KD308", message=message, path=(*path, "type"))
+        return
+    allowed = any(file == plugin or file.startswith(f"{plugin}.") for plugin in tables.plugins)
+    if not allowed and parts[0] != "kdcli":
+        message = f"`{module.type}` is code outside kdcli, which the command line has not allowed"
+        help = f"if you trust it, add `--plugin {parts[0]}`"
+        yield Diagnostic(code="KD309", message=message, help=help, path=(*path, "type"))
+        return
+    takes = signature(Target(module.type))
+    if takes is not None:
+        where = (*path, "kwargs")
+        what = f"`{module.type}`"
+        yield from check_arguments(module.kwargs, takes, where, what, hidden=BUILT_IN, positional=True)
+
+
+# data and training
+
+
+def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    """Dataset, reader, transforms, evaluator, sampler and batch function of one side of the data."""
+    kwargs = part.dataset.kwargs
+    here = (*path, "dataset")
+    name = part.dataset.type
+    own = dict(kwargs.model_extra or {})
+    if name in tables.datasets:
+        hidden = ("transformer", "evaluator", "image_reader")
+        yield from check_against(tables.datasets[name], own, here, f"`{name}`", hidden)
+    elif not (name.startswith("torchvision.") and len(name) > len("torchvision.")):
+        help = suggest(name, [*tables.datasets, "torchvision.<Dataset>"])
+        message = f"no dataset is called `{name}`"
+        yield Diagnostic(code="KD310", message=message, help=help, path=(*here, "type"))
+    for index, transform in enumerate(kwargs.transformer):
+        where = (*here, "kwargs", "transformer", index)
+        yield from check_component(
+            transform, where, tables.transforms, "KD311", "transform", prefixes=("torchvision.",)
+        )
+    for key, table, code, what in (
+        ("image_reader", tables.image_readers, "KD313", "image reader"),
+        ("evaluator", tables.evaluators, "KD315", "evaluator"),
+    ):
+        component = getattr(kwargs, key)
+        if component is not None:
+            yield from check_component(component, (*here, "kwargs", key), table, code, what)
+    sampler = part.batch_sampler.kwargs.sampler
+    where = (*path, "batch_sampler", "kwargs", "sampler")
+    if sampler.type not in tables.samplers:
+        help = suggest(sampler.type, list(tables.samplers))
+        message = f"no sampler is called `{sampler.type}`"
+        yield Diagnostic(code="KD314", message=message, help=help, path=(*where, "type"))
+    batch_fn = part.dataloader.kwargs.batch_fn
+    if batch_fn is not None:
+        where = (*path, "dataloader", "kwargs", "batch_fn")
+        yield from check_component(batch_fn, where, tables.batch_fns, "KD312", "batch function")
+
+
+def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
+    """What the task's networks can't: be compiled (KD222), have what they show cached (KD550)."""
+    if not tables.tasks:
+        return
+    record = tables.tasks[task_of(tables.tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]
+    if spec.runtime.compile and record.not_compiled is not None:
+        path: SpecPath = ("runtime", "compile")
+        yield Diagnostic(code="KD222", message=record.not_compiled, help="leave `compile` out", path=path)
+    if record.not_cached is not None:
+        for name, (path, _) in caches_of(spec).items():
+            yield unfit(name, path, record.not_cached, "leave `cache` out")
+
+
+def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
+    places: list[tuple[SpecPath, Any]] = [(("trainer",), spec.trainer)]
+    if spec.mimic is not None and spec.distils:
+        places += [(("mimic", "stages", i), stage) for i, stage in enumerate(spec.mimic.stages)]
+    for path, place in places:
+        for key, names, code in (
+            ("optimizer", tables.optimizers, "KD316"),
+            ("lr_scheduler", tables.schedulers, "KD317"),
+        ):
+            component = getattr(place, key)
+            if component is not None and component.type not in names:
+                help = suggest(component.type, list(names)) or f"known: {', '.join(sorted(names))}"
+                what = "optimizer" if key == "optimizer" else "scheduler"
+                message = f"no {what} is called `{component.type}`"
+                yield Diagnostic(code=code, message=message, help=help, path=(*path, key, "type"))

@@ -1,0 +1,253 @@
+"""Rules between fields: what each key alone allows, but the spec as a whole does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from kdcli.errors import Diagnostic, SpecPath, did_you_mean
+from kdcli.spec.schema import Cache, Job, JobTeacher, Spec, Temperature
+
+_NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
+
+
+def check_rules(spec: Spec) -> Iterator[Diagnostic]:
+    """Every rule of the language that needs no table, each finding with its path."""
+    yield from _runner(spec)
+    yield from _lengths(spec)
+    yield from _precision(spec)
+    yield from _compiling(spec)
+    yield from _networks(spec)
+    if spec.mimic is not None and spec.distils:
+        for name, job in spec.mimic.jobs.items():
+            yield from _job(spec, ("mimic", "jobs", name), job)
+        yield from _teacher_parts(spec)
+        yield from check_caches(spec)
+        yield from _stages(spec)
+
+
+def _error(
+    path: SpecPath, code: str, message: str, help: str | None = None, on_key: bool = False
+) -> Diagnostic:
+    return Diagnostic(code=code, message=message, help=help, path=path, on_key=on_key)
+
+
+def _runner(spec: Spec) -> Iterator[Diagnostic]:
+    if spec.distils and spec.mimic is None:
+        help = "add `mimic`, or say `type: base` to train without distilling"
+        yield _error(
+            ("runtime", "runner", "type"), "KD210", "runner `kd` distils, but there is no `mimic`", help
+        )
+    if not spec.distils and spec.mimic is not None:
+        yield Diagnostic(
+            code="KD602",
+            severity="warning",
+            message="runner `base` trains without distilling: `mimic` is ignored",
+            help="say `runtime.runner.type: kd` to distil",
+            path=("mimic",),
+            on_key=True,
+        )
+
+
+def _lengths(spec: Spec) -> Iterator[Diagnostic]:
+    trainer = spec.trainer
+    stages = spec.mimic.stages if spec.mimic is not None and spec.distils else ()
+    open_stages = [i for i, stage in enumerate(stages) if stage.max_iter is None and stage.max_epoch is None]
+    if stages:
+        for index in open_stages:
+            message = f"stage `{stages[index].name}` has neither `max_epoch` nor `max_iter`"
+            yield _error(("mimic", "stages", index), "KD212", message, "say how long it lasts")
+    elif trainer.max_epoch is None and trainer.max_iter is None:
+        help = "say how long to train, for example `max_epoch: 100`"
+        yield _error(
+            ("trainer",), "KD212", "`trainer` has neither `max_epoch` nor `max_iter`", help, on_key=True
+        )
+
+
+def _precision(spec: Spec) -> Iterator[Diagnostic]:
+    runtime = spec.runtime
+    if runtime.fp16 and runtime.precision not in (None, "fp16"):
+        message = f"`fp16: true` and `precision: {runtime.precision}` contradict each other"
+        yield _error(("runtime", "precision"), "KD216", message, "keep `precision` alone")
+
+
+def _compiling(spec: Spec) -> Iterator[Diagnostic]:
+    if not spec.runtime.compile:
+        return
+    path: SpecPath = ("runtime", "compile")
+    if spec.trainer.parallel == "fsdp":
+        yield _error(path, "KD222", "`compile` and `parallel: fsdp` don't go together", "leave one out")
+
+
+def _networks(spec: Spec) -> Iterator[Diagnostic]:
+    for path, modules in ((("net",), spec.net), *((("teachers", n), t) for n, t in spec.teachers.items())):
+        if not any(module.type != "self" for module in modules):
+            yield _error(path, "KD220", f"`{path[-1]}` has no modules", "list its modules", on_key=True)
+        for index, module in enumerate(modules):
+            yield from _outputs((*path, index, "outputs"), module.outputs or ())
+
+
+def _outputs(path: SpecPath, names: tuple[str, ...]) -> Iterator[Diagnostic]:
+    """Names that a tap and a loss can say, each once; `_` stands for what nobody needs."""
+    for place, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            message = f"`{name}` can't be the name of an output"
+            yield _error(
+                (*path, place), "KD227", message, "use letters, digits and `_`, or `_` alone to drop it"
+            )
+        elif name != "_" and name in names[:place]:
+            yield _error((*path, place), "KD227", f"a second output is called `{name}`", "rename one")
+    if names and set(names) == {"_"}:
+        yield _error(path, "KD227", "`outputs` drops everything", "name the logits: `outputs: [logits, _]`")
+
+
+def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
+    for name in job.teachers:
+        if name not in spec.teachers:
+            help = did_you_mean(name, list(spec.teachers))
+            help = help or f"add its network at top level: `{name}: [...]`"
+            message = f"no network `{name}` in this spec"
+            yield _error((*path, "teachers", name), "KD301", message, help, on_key=True)
+    for name, part in job.teachers.items():
+        yield from _classes((*path, "teachers", name, "classes"), part)
+    yield from _interval(path, job.start_iter, job.end_iter)
+    yield from _learned(path, job.temperature)
+    for name, loss in job.losses.items():
+        start = job.start_iter if loss.start_iter is None else loss.start_iter
+        yield from _interval((*path, "losses", name), start, loss.end_iter)
+        yield from _learned((*path, "losses", name), loss.temperature)
+
+
+def _classes(path: SpecPath, part: JobTeacher) -> Iterator[Diagnostic]:
+    """Each class of the data has a class of the teacher of its own."""
+    given = part.classes or ()
+    steps: list[str | int] = list(given) if isinstance(given, dict) else list(range(len(given)))
+    values = list(given.values()) if isinstance(given, dict) else list(given)
+    for place, (step, value) in enumerate(zip(steps, values, strict=True)):
+        if value in values[:place]:
+            message = f"`classes` names the teacher's class `{value}` twice"
+            help = "one class of the teacher can't stand for two of the data"
+            yield _error((*path, step), "KD226", message, help)
+    if part.classes is not None and not given:
+        yield _error(
+            path, "KD226", "`classes` is empty", "name one class of the teacher for each class of the data"
+        )
+
+
+def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnostic]:
+    if end is not None and end <= start:
+        message = f"`end_iter` must be more than `start_iter` ({start}), got {end}"
+        yield _error((*path, "end_iter"), "KD218", message, "the loss would never be in force")
+
+
+def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterator[Diagnostic]:
+    """A learned temperature lies between `start` and `start + range`: both are more than 0."""
+    if isinstance(temperature, Temperature) and temperature.start + temperature.range <= 0:
+        start = f"{temperature.start:g}"
+        message = f"`range` must be more than -{start}, got the number {temperature.range:g}"
+        help = f"the temperature is learned between `start` ({start}) and `start + range`"
+        yield _error((*path, "temperature", "range"), "KD206", message, help)
+
+
+def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
+    """One teacher, one checkpoint, one mode, however many jobs use it."""
+    assert spec.mimic is not None
+    path: SpecPath
+    parts: dict[str, list[tuple[str, JobTeacher]]] = {}
+    for job_name, job in spec.mimic.jobs.items():
+        for name, part in job.teachers.items():
+            parts.setdefault(name, []).append((job_name, part))
+    for name, uses in parts.items():
+        if name not in spec.teachers:
+            continue
+        if not any(part.teacher_weight is not None or part.allow_random for _, part in uses):
+            path = ("mimic", "jobs", uses[0][0], "teachers", name)
+            help = "give its checkpoint, or say `allow_random: true` beside `mimic_name`"
+            yield _error(path, "KD303", f"`{name}` has no `teacher_weight`", help, on_key=True)
+        if spec.runtime.fold_bn and any(part.teacher_bn_mode == "train" for _, part in uses):
+            message = f"`{name}` normalises by its batches (`teacher_bn_mode: train`): nothing can be folded"
+            yield _error(("runtime", "fold_bn"), "KD221", message, "leave `fold_bn` out")
+        for key in ("teacher_weight", "teacher_bn_mode", "classes", "input", "cache"):
+            given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
+            for job_name, value in given[1:]:
+                if value != given[0][1]:
+                    path = ("mimic", "jobs", job_name, "teachers", name, key)
+                    message = f"`{name}` is given another `{key}` than in `{given[0][0]}`"
+                    help = "a teacher is built once: use one value, or a second teacher"
+                    yield _error(path, "KD304", message, help)
+
+
+def _stages(spec: Spec) -> Iterator[Diagnostic]:
+    assert spec.mimic is not None
+    seen: set[str] = set()
+    for index, stage in enumerate(spec.mimic.stages):
+        path: SpecPath = ("mimic", "stages", index)
+        if stage.name in seen:
+            yield _error((*path, "name"), "KD219", f"a second stage is called `{stage.name}`", "rename one")
+        seen.add(stage.name)
+        for place, job in enumerate(stage.jobs or ()):
+            if job not in spec.mimic.jobs:
+                help = did_you_mean(job, list(spec.mimic.jobs))
+                yield _error((*path, "jobs", place), "KD305", f"no job `{job}` under `mimic`", help)
+
+
+def caches_of(spec: Spec) -> dict[str, tuple[SpecPath, Cache]]:
+    """The cache of each teacher that has one, with its place in the spec."""
+    found: dict[str, tuple[SpecPath, Cache]] = {}
+    if spec.mimic is None or not spec.distils:
+        return found
+    for job_name, job in spec.mimic.jobs.items():
+        for name, part in job.teachers.items():
+            if part.cache is not None and name not in found:
+                found[name] = (("mimic", "jobs", job_name, "teachers", name, "cache"), part.cache)
+    return found
+
+
+def views_of(spec: Spec) -> int | None:
+    """After how many epochs the augmentations come again; None without a cache."""
+    return next((cache.views for _, cache in caches_of(spec).values()), None)
+
+
+def check_caches(spec: Spec) -> Iterator[Diagnostic]:
+    """What a cache can't go with, each finding with its path."""
+    caches = caches_of(spec)
+    for name, (path, cache) in caches.items():
+        why = _unfit(spec, name)
+        if why is not None:
+            yield unfit(name, path, *why)
+        first = next(iter(caches.values()))[1]
+        if cache.views != first.views:
+            yield _error(
+                (*path, "views"),
+                "KD551",
+                f"`{name}` has {cache.views} views and another teacher's cache {first.views}",
+                "both see the pixels that the student sees: give every cache the same `views`",
+                on_key=True,
+            )
+
+
+def unfit(name: str, path: SpecPath, why: str, help: str) -> Diagnostic:
+    """KD550 for a teacher; path: of its cache."""
+    return _error(path, "KD550", f"`{name}` can't be cached: {why}", help, on_key=True)
+
+
+def _unfit(spec: Spec, name: str) -> tuple[str, str] | None:
+    assert spec.mimic is not None
+    uses = [job.teachers[name] for job in spec.mimic.jobs.values() if name in job.teachers]
+    if any(use.teacher_bn_mode == "train" for use in uses):
+        return (
+            "with `teacher_bn_mode: train` it shows a sample differently in every batch",
+            "use `teacher_bn_mode: eval`, or leave `cache` out",
+        )
+    mixing = spec.dataset.train.dataloader.kwargs.batch_fn
+    if mixing is not None:
+        return (
+            f"`{mixing.type}` mixes the samples of a batch, and batches are new in every epoch",
+            "leave `batch_fn` or `cache` out",
+        )
+    if spec.trainer.parallel == "fsdp":
+        return (
+            "with `parallel: fsdp` all processes run a teacher together, and each misses other samples",
+            "use `parallel: ddp`, or leave `cache` out",
+        )
+    return None

@@ -1,0 +1,260 @@
+"""Signatures: the parameters of code named in a table, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, Literal
+
+from kdcli.spec.check.definitions import (
+    KDCLI,
+    MOST_STEPS,
+    Definition,
+    find_definition,
+    imported_module,
+    lineage_of,
+    names_of,
+    source_file,
+)
+from kdcli.spec.ranges import shown
+from kdcli.spec.tables import Target
+
+__all__ = ["Parameter", "Signature", "signature", "source_file"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter. annotation: its expression, None where there is none. default: the value, or
+    the source text of one that is no literal; meaningless where required."""
+
+    name: str
+    annotation: ast.expr | None
+    required: bool
+    default: Any = None
+    keyword_only: bool = True
+
+    @property
+    def wanted(self) -> str | None:
+        """The annotation as written, its ranges in words."""
+        return None if self.annotation is None else shown(self.annotation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a target takes.
+
+    kwargs: what a spec may give. facts: positional parameters, bound by name by kdcli. forward: the
+    positional parameters of a class's `forward`. opened: takes further keyword arguments that
+    cannot be known. constants: class attributes as expressions, inherited ones included.
+    """
+
+    kind: Literal["function", "class"]
+    kwargs: Mapping[str, Parameter]
+    facts: tuple[str, ...]
+    forward: tuple[str, ...] = ()
+    opened: bool = False
+    doc: str | None = None
+    constants: Mapping[str, ast.expr] = field(default_factory=dict)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Every name that is bound rather than given."""
+        return frozenset((*self.facts, *self.forward))
+
+    def constant(self, name: str, default: Any) -> Any:
+        """A class attribute that is a literal."""
+        found = self.constants.get(name)
+        try:
+            return default if found is None else ast.literal_eval(found)
+        except ValueError:
+            return default
+
+
+def signature(target: Target) -> Signature | None:
+    """The signature of a target less its preset arguments; None where no source can be read."""
+    made = _signature(target.path)
+    if made is None or not target.preset:
+        return made
+    kwargs = {name: p for name, p in made.kwargs.items() if name not in target.preset}
+    facts = tuple(name for name in made.facts if name not in target.preset)
+    return Signature(
+        kind=made.kind,
+        kwargs=kwargs,
+        facts=facts,
+        forward=made.forward,
+        opened=made.opened,
+        doc=made.doc,
+        constants=made.constants,
+    )
+
+
+@cache
+def _signature(path: str) -> Signature | None:
+    module, _, attribute = path.partition(":")
+    found = find_definition(module, attribute)
+    if found is None:
+        return None
+    if not isinstance(found.node, ast.ClassDef):
+        parameters, opened = _parameters(found.node, found.module, bound=False)
+        return _made("function", parameters, opened, found.node)
+    lineage = lineage_of(found)
+    constants: dict[str, ast.expr] = {}
+    for one in reversed(lineage):
+        constants.update(_constants(one.node))
+    forward: tuple[str, ...] = ()
+    method = _method(lineage, "forward")
+    if method is not None:
+        parameters, _ = _parameters(*method, bound=True)
+        forward = tuple(p.name for p in parameters if not p.keyword_only)
+    constructor = _method(lineage, "__init__")
+    if constructor is None and any(_is_dataclass(one.node) for one in lineage):
+        parameters, opened = _fields(lineage), False
+    elif constructor is None:
+        parameters, opened = [], False
+    else:
+        parameters, opened = _parameters(*constructor, bound=True)
+    return _made("class", parameters, opened, found.node, forward, constants)
+
+
+def _made(
+    kind: Literal["function", "class"],
+    parameters: list[Parameter],
+    opened: bool,
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
+    forward: tuple[str, ...] = (),
+    constants: Mapping[str, ast.expr] | None = None,
+) -> Signature:
+    doc = ast.get_docstring(node)
+    return Signature(
+        kind=kind,
+        kwargs={p.name: p for p in parameters if p.keyword_only},
+        facts=tuple(p.name for p in parameters if not p.keyword_only),
+        forward=forward,
+        opened=opened,
+        doc=None if doc is None else inspect.cleandoc(doc),
+        constants=constants or {},
+    )
+
+
+def _method(lineage: list[Definition], name: str) -> tuple[ast.FunctionDef, str] | None:
+    for one in lineage:
+        assert isinstance(one.node, ast.ClassDef)
+        for statement in one.node.body:
+            if isinstance(statement, ast.FunctionDef) and statement.name == name:
+                return statement, one.module
+    return None
+
+
+def _constants(node: ast.stmt) -> dict[str, ast.expr]:
+    found: dict[str, ast.expr] = {}
+    assert isinstance(node, ast.ClassDef)
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            if statement.value is not None:
+                found[statement.target.id] = statement.value
+        elif isinstance(statement, ast.Assign):
+            for place in statement.targets:
+                if isinstance(place, ast.Name):
+                    found[place.id] = statement.value
+    return found
+
+
+def _parameters(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, *, bound: bool
+) -> tuple[list[Parameter], bool]:
+    """The parameters, and whether there is a `**kwargs`."""
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    defaults += arguments.defaults
+    pairs = list(zip(positional, defaults, strict=True))[1 if bound else 0 :]
+    found = [_parameter(argument, default, module, False) for argument, default in pairs]
+    found += [
+        _parameter(argument, default, module, True)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    ]
+    return found, arguments.kwarg is not None
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None, module: str, keyword_only: bool) -> Parameter:
+    return Parameter(
+        name=argument.arg,
+        annotation=None if argument.annotation is None else _expanded(argument.annotation, module),
+        required=default is None,
+        default=_value(default),
+        keyword_only=keyword_only,
+    )
+
+
+def _expanded(annotation: ast.expr, module: str, steps: int = 0) -> ast.expr:
+    """The annotation with the aliases of its own package (`Size = int | list[int]`) and kdcli's written out."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        try:
+            annotation = ast.parse(annotation.value, mode="eval").body
+        except SyntaxError:
+            return annotation
+    if isinstance(annotation, ast.BinOp):
+        left, right = (_expanded(side, module, steps) for side in (annotation.left, annotation.right))
+        return ast.BinOp(left=left, op=annotation.op, right=right)
+    if isinstance(annotation, ast.Subscript) and not _is_literal(annotation):
+        return ast.Subscript(
+            value=annotation.value, slice=_expanded(annotation.slice, module, steps), ctx=annotation.ctx
+        )
+    if isinstance(annotation, ast.Tuple):
+        parts = [_expanded(part, module, steps) for part in annotation.elts]
+        return ast.Tuple(elts=parts, ctx=annotation.ctx)
+    if not isinstance(annotation, ast.Name) or steps > MOST_STEPS:
+        return annotation
+    statement = (names_of(module) or {}).get(annotation.id)
+    aliased = statement.value if isinstance(statement, ast.Assign) else None
+    if isinstance(aliased, (ast.Subscript, ast.BinOp, ast.Name)):
+        return _expanded(aliased, module, steps + 1)
+    if isinstance(statement, ast.ImportFrom):
+        other = imported_module(module, statement)
+        if other.split(".")[0] in (module.split(".")[0], KDCLI.name):
+            original = next(a.name for a in statement.names if (a.asname or a.name) == annotation.id)
+            name = ast.Name(id=original, ctx=ast.Load())
+            found = _expanded(name, other, steps + 1)
+            return annotation if isinstance(found, ast.Name) else found
+    return annotation
+
+
+def _is_literal(annotation: ast.Subscript) -> bool:
+    return ast.unparse(annotation.value).split(".")[-1] == "Literal"
+
+
+def _value(default: ast.expr | None) -> Any:
+    if default is None:
+        return None
+    try:
+        return ast.literal_eval(default)
+    except ValueError:
+        return ast.unparse(default)
+
+
+def _is_dataclass(node: ast.stmt) -> bool:
+    assert isinstance(node, ast.ClassDef)
+    names = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(isinstance(name, ast.Name) and name.id == "dataclass" for name in names)
+
+
+def _fields(lineage: list[Definition]) -> list[Parameter]:
+    """The fields of a dataclass as keyword arguments."""
+    found: dict[str, Parameter] = {}
+    for one in reversed(lineage):
+        assert isinstance(one.node, ast.ClassDef)
+        for statement in one.node.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                if "ClassVar" in ast.unparse(statement.annotation):
+                    continue
+                name = statement.target.id
+                found[name] = Parameter(
+                    name=name,
+                    annotation=_expanded(statement.annotation, one.module),
+                    required=statement.value is None,
+                    default=_value(statement.value),
+                )
+    return list(found.values())

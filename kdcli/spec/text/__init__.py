@@ -1,0 +1,1 @@
+"""The text of a spec: its lines, nodes with positions, includes and overrides."""

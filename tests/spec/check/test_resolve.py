@@ -1,0 +1,190 @@
+"""References: what the golden cases do not show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcli.distill.mimickers import MIMICKERS
+from kdcli.spec.check.arguments import fits
+from kdcli.spec.check.resolve_jobs import method_of
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
+from tests.spec.specs import BASE, TABLES, changed, findings
+
+
+def codes(text: str, *assignments: str) -> list[str]:
+    return [one.code for one in findings(text, *assignments)]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "code"),
+    [
+        ("net.backbone.type=torchvision.resnet18", ""),
+        ("net.backbone.type=timm.resnet18", ""),
+        ("net.backbone.type=torchvision.", "KD308"),
+        ("net.backbone.type=my_pkg.nets.Tiny", "KD308"),
+        ("net.backbone.type=my_pkg:a b", "KD308"),
+        ("net.backbone.type=my_pkg:Tiny", "KD309"),
+        ("net.backbone.type=kdcli.models.nothing:Tiny", ""),
+        ("net.backbone.kwargs.aligned=true", "KD320"),
+        ("net.backbone.kwargs.depth=50", "KD320"),
+        ("net.head.kwargs.inplanes=50", "KD320"),
+        ("net.head.kwargs.num_classes=null", "KD321"),
+        ("net.head.kwargs.num_classes=1e1", "KD322"),
+        ("net.head.kwargs.num_classes=[1, 2]", ""),
+        ("net.head.name=a.b", "KD325"),
+        ("net.backbone.prev=head", "KD324"),
+        ("dataset.train.dataset.type=torchvision.CIFAR100", ""),
+        ("dataset.train.dataset.kwargs.num_sample=3", "KD320"),
+        ("dataset.train.dataset.kwargs.shape=[3, 8]", "KD322"),
+        ("dataset.train.dataset.kwargs.image_reader.kwargs.color_mode=BGR", "KD322"),
+        ("dataset.test.dataset.kwargs.evaluator.kwargs.topk=5", "KD322"),
+        ("dataset.train.dataset.kwargs.transformer.0.type=torchvision.RandAugment", ""),
+        ("dataset.train.dataset.kwargs.transformer.to_tensor.kwargs.x=1", "KD320"),
+        ("mimic.adapter={type: auto, kwargs: {nrm: true}}", "KD320"),
+        ("mimic.cfgs.loss.adapter=conv", "KD318"),
+        ("mimic.cfgs.loss={type: bank, kwargs: {dim: 8}}", ""),
+        ("mimic.cfgs.other={type: l2_loss}", ""),
+        ("mimic.cfgs.level=3", "KD319"),
+        ("mimic.cfgs.loss.temperature=2", "KD323"),
+        ("mimic.mimic_ins_type=unpaired", ""),
+        ("trainer.lr_scheduler.type=LambdaLR", "KD317"),
+    ],
+)
+def test_one_assignment(assignment: str, code: str) -> None:
+    found = codes(BASE, assignment)
+    assert (code in found) if code else (found == [])
+
+
+def test_a_methods_own_losses_need_not_be_repeated() -> None:
+    frs = changed(("mimic_ins_type: base", "mimic_ins_type: FRS"))
+    for given in ("{}", "{neck_loss: {type: kd_loss}}", "{bank_loss: {type: bank}}", "{levels: [3]}"):
+        assert codes(frs, f"mimic.cfgs={given}") == []
+    assert codes(frs, "mimic.cfgs={neck_loss: {type: bank}}") == ["KD321"]
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "words"),
+    [
+        ("abc", (), "must be a list of whole numbers, got the text 'abc'"),
+        ("[0, x]", (1,), "element 1 is the text 'x'"),
+        ("[0, 1.5]", (1,), "element 1 is the number 1.5"),
+        ("3", (), "got the number 3"),
+        ("null", None, ""),
+        ("[]", None, ""),
+    ],
+)
+def test_an_option_is_of_the_type_of_its_default(
+    value: str, path: tuple[int, ...] | None, words: str
+) -> None:
+    frs = changed(("mimic_ins_type: base", "mimic_ins_type: FRS"))
+    found = findings(frs, f"mimic.cfgs={{levels: {value}}}")
+    if path is None:
+        assert found == []
+        return
+    (one,) = found
+    assert one.code == "KD322" and words in one.message and "`levels` of `FRS`" in one.message
+    assert one.span is not None and one.span.source == "argument 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "wrong", "right"),
+    [
+        ("DeFeat", "rpn_fpn_base_scale", ["abc", True, [1]], [56, 0.5]),
+        ("DeFeat", "neck_feature_nums", [1.5, "3"], [3]),
+        ("SampleFeature", "rcnn_fpn_levels", ["abc", 3, [0, "x"]], [[0, 1]]),
+        ("SampleFeature", "teacher_proposal", ["yesplease", 1], [True, False]),
+        ("SampleFeature", "student_roipooler", [3], ["a.b"]),
+        ("SampleFeature", "teacher_roipooler", [], [["a.b"], "a.b"]),
+    ],
+)
+def test_types_of_kdclis_own_options(method: str, option: str, wrong: list[Any], right: list[Any]) -> None:
+    read = method_of(signature(MIMICKERS[method]))
+    assert read is not None and option in (read.options or ())
+    wanted = read.types.get(option)
+    assert [value for value in wrong if wanted is None or fits(wanted, value)] == []
+    assert [value for value in right if wanted is not None and not fits(wanted, value)] == []
+
+
+def test_labels_of_a_methods_default_loss_count() -> None:
+    text = changed(("type: kd_loss\n      kwargs: {T: 4.0, loss_weight: 1.0}", "type: dkd"))
+    mixed = "dataset.train.dataloader.kwargs.batch_fn={type: batch_mixup, kwargs: {alpha: 0.2}}"
+    assert codes(text) == []
+    assert codes(text, mixed) == ["KD326"]
+    assert codes(BASE, mixed) == []
+
+
+def test_unequal_numbers_where_the_method_pairs_nothing() -> None:
+    two = "mimic.teacher0.mimic_name=[a, head.classifier]"
+    assert codes(BASE, two, "mimic.mimic_ins_type=unpaired") == []
+    assert codes(BASE, two) == ["KD302"]
+
+
+def test_own_code_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "allowed_pkg.py").write_text(
+        "class Tiny:\n    def __init__(self, width: int, depth=3): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tables = replace(TABLES, plugins=("allowed_pkg",))
+    text = changed(
+        (
+            "type: resnet18\n    kwargs:\n      out_layers: [4]\n      normalize: {type: solo_bn}",
+            "type: allowed_pkg:Tiny\n    kwargs: {width: 3}",
+        )
+    )
+    assert findings(text, tables=tables) == []
+    assert [d.code for d in findings(text, "net.backbone.kwargs.wdth=3", tables=tables)] == ["KD320"]
+    assert [d.code for d in findings(text, tables=TABLES)] == ["KD309"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "code"),
+    [
+        (("mimic.teacher0.teacher_weight=runs/xxx/best.pth",), "KD609"),
+        (("mimic.teacher0.teacher_weight=runs/resnext/best.pth",), ""),
+        (("saver.pretrain_model=pretrain_path",), "KD609"),
+        (("net.backbone.kwargs.normalize.type=freeze_bn",), "KD610"),
+        (("net.backbone.kwargs.normalize.type=freeze_bn", "saver.pretrain_model=a.pth"), ""),
+        (("mimic.warm_up_iters=50", "trainer.max_iter=40"), "KD608"),
+        (("mimic.warm_up_iters=30", "trainer.max_iter=40"), ""),
+        (("mimic.cfgs.loss={type: kl_loss}", "mimic.student.mimic_name=['backbone.fc:in']"), "KD606"),
+        (("trainer.lr_scheduler.warmup_iter=0", "dataset.batch_sampler.kwargs.batch_size=16"), "KD611"),
+        (
+            (
+                "trainer.lr_scheduler.warmup_iter=0",
+                "trainer.lr_scheduler.warmup_register_type=no_scale_lr",
+                "dataset.batch_sampler.kwargs.batch_size=16",
+            ),
+            "",
+        ),
+        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9, warmup_iter: 5}}",), "KD603"),
+        (
+            (
+                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 4, kwargs: {T_max: 9, warmup_iter: 5}}",
+            ),
+            "KD603",
+        ),
+        (
+            (
+                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 5, kwargs: {T_max: 9, warmup_iter: 5}}",
+            ),
+            "",
+        ),
+        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9, warmup_iter: 0}}",), ""),
+    ],
+)
+def test_cautions(assignments: tuple[str, ...], code: str) -> None:
+    found = codes(BASE, *assignments)
+    assert (code in found) if code else (found == [])
+
+
+def test_torch_has_every_name_that_is_written_down() -> None:
+    from torch import optim
+    from torch.optim import lr_scheduler
+
+    assert [name for name in OPTIMIZERS if not hasattr(optim, name)] == []
+    assert [name for name in SCHEDULERS if not hasattr(lr_scheduler, name)] == []
