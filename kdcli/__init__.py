@@ -1,3 +1,3 @@
 """kdcli distils vision models from a YAML spec."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

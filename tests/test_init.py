@@ -76,7 +76,7 @@ def test_a_copy_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("kdcli", "sample_configs"):
@@ -92,6 +92,7 @@ def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
+    assert "kdcli/py.typed" in names
     assert any(
         name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
     )
@@ -101,7 +102,7 @@ def test_a_wheel_brings_the_samples(tmp_path: Path) -> None:
     code = "from kdcli.commands.init import sample_specs; print(sample_specs()['digits_kd'])"
     paths = ":".join(path for path in sys.path if path.endswith("site-packages"))
     ran = subprocess.run(
-        [python, "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],
+        [python, "-I", "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

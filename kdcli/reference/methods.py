@@ -8,64 +8,55 @@ from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.losses.describe import describe
 from kdcli.spec.check.definitions import source_file
-from kdcli.spec.check.resolve_jobs import method_of as read_method
-from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.signatures import Option, options_of, signature
+from kdcli.spec.tables import Method
 
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 """The networks that the fragments are written for: blocks of the last stage's end are 0 and 4."""
 
 STAGES = ("model.layer1", "model.layer2", "model.layer3")
 POOLED = "model.fc:in"
-NECK = ("neck.p2_conv", "neck.p3_conv", "neck.p4_conv", "neck.p5_conv", "neck.p6_pool")
 
-MUTUAL = f"""\
-# for net: [{{name: model, type: {STUDENT}}}, {{name: peer, type: peer, kwargs: {{network: {STUDENT}}}}}]
-mimic:
-  mimic_ins_type: Mutual
-  student:
-    mimic_name: [logits, peer_logits]
-"""
+ON_LOGITS = {"bce_loss": "kwargs: {from_logits: true}"}
+"""Losses that are shown on logits though they take any feature, and what that asks of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One `mimic_ins_type`: docstring, losses with their types, options, whether it takes any loss."""
+class MethodDescription:
+    """One mimic method in words: its record, and what its docstring says."""
 
     name: str
     summary: str
     details: str
-    losses: tuple[tuple[str, str], ...]
-    options: tuple[str, ...]
-    extra: bool
+    record: Method
+    options: tuple[Option, ...]
 
 
-def method_of(name: str) -> Method:
-    """The method of a name of MIMICKERS; KeyError for any other."""
-    source = signature(MIMICKERS[name])
-    found = read_method(source)
+def method_of(name: str) -> MethodDescription:
+    """The description of a name of MIMICKERS; KeyError for any other."""
+    record = MIMICKERS[name]
+    source = signature(record)
     doc = (source.doc if source is not None else None) or ""
     summary, _, details = doc.partition("\n\n")
-    losses = {} if found is None else found.losses or {}
-    return Method(
+    return MethodDescription(
         name=name,
         summary=" ".join(summary.split()),
         details=details.strip(),
-        losses=tuple((loss, kind or "") for loss, (kind, _) in losses.items()),
-        options=() if found is None else found.options or (),
-        extra=found is not None and found.extra,
+        record=record,
+        options=tuple(options_of(record.options).values()),
     )
 
 
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
     told = describe(loss)
-    student, teacher = _taps(told.taps, told.kind)
+    student, teacher = _taps("logits" if loss in ON_LOGITS else told.taps, told.kind)
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
         *(["  task_loss: false"] if _replaces_classifier(loss) else []),
         "  cfgs:",
-        f"    loss: {{type: {loss}}}",
+        f"    loss: {{type: {loss}{f', {ON_LOGITS[loss]}' if loss in ON_LOGITS else ''}}}",
     ]
     if "a teacher" in told.needs or "the teacher's logits" in told.needs:
         lines += [
@@ -78,25 +69,26 @@ def fragment(loss: str) -> str:
 
 
 def method_fragment(method: str) -> str:
-    """The `mimic` block that uses a mimic method: `base` on CIFAR networks, the others' on detectors."""
-    if method == "base":
-        return fragment("l2_loss")
-    if method == "Mutual":
-        return MUTUAL
-    cfgs = [f"{name}: {{type: {kind}}}" for name, kind in method_of(method).losses]
-    lines = [
-        "# for net and teacher0 of United-Perception's modules, each with `neck` (an FPN of 5 levels)",
-        "mimic:",
-        f"  mimic_ins_type: {method}",
-        "  adapter: auto",
-        "  cfgs:",
-        *(f"    {line}" for line in cfgs if not line.startswith("backbone")),
-        "  teacher0:",
-        f"    mimic_name: [{', '.join(NECK)}]",
-        "    teacher_weight: teacher0.safetensors",
-        "  student:",
-        f"    mimic_name: [{', '.join(NECK)}]",
-    ]
+    """The `mimic` block that uses a mimic method, as its record says; `base` is shown by its first loss."""
+    record = MIMICKERS[method]
+    example = record.example
+    if example is None:
+        return fragment(next(iter(record.losses.values())).type)
+    lines = [f"# {example.networks}", "mimic:", f"  mimic_ins_type: {method}"]
+    if example.adapter is not None:
+        lines.append(f"  adapter: {example.adapter}")
+    if example.losses:
+        lines += [
+            "  cfgs:",
+            *(f"    {name}: {{type: {record.losses[name].type}}}" for name in example.losses),
+        ]
+    if example.teacher:
+        lines += [
+            "  teacher0:",
+            f"    mimic_name: [{', '.join(example.teacher)}]",
+            "    teacher_weight: teacher0.safetensors",
+        ]
+    lines += ["  student:", f"    mimic_name: [{', '.join(example.student)}]"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from kdcli.reference.schema_kwargs import kwargs_schema, summary_of
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
-from kdcli.spec.check.signatures import signature
-from kdcli.spec.form.canonical_jobs import JOB_KEYS
-from kdcli.spec.tables import Table
+from kdcli.spec.check.resolve import Tables
+from kdcli.spec.check.signatures import Option, Parameter, Signature, options_of, signature
+from kdcli.spec.form.canonical_jobs import JOB_KEYS, LEFTOVERS
+from kdcli.spec.ranges import range_of
+from kdcli.spec.tables import Method, Table
 
 Json = dict[str, Any]
 
@@ -23,19 +25,52 @@ BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "
 """Bounds that pydantic leaves in its own words where a validator stands before them."""
 ANY_TORCHVISION = r"^torchvision\..+"
 
+SIMPLE = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Collection")
+MAPPINGS = ("dict", "Dict", "Mapping")
+RANGE_FIELDS = {
+    "exclusiveMinimum": "more_than",
+    "minimum": "at_least",
+    "exclusiveMaximum": "less_than",
+    "maximum": "at_most",
+}
+"""The field of kdcli.spec.ranges' Range behind each keyword of JSON Schema."""
 
-def schema_text() -> str:
-    """The schema as `kdcli schema` prints it and as it lies beside the samples."""
-    return json.dumps(json_schema(), indent=1) + "\n"
+NULL: Json = {"type": "null"}
+VERBATIM = ("const", "default", "enum", "if", "required")
+"""Keywords whose values name no property that may be null."""
+
+LINE_LENGTH = 110
+BRANCH = frozenset({"if", "then"})
 
 
-def json_schema() -> Json:
-    """The whole language as it is written, with the arguments of every type.
+def schema_text(known: Tables | None = None) -> str:
+    """The schema as `kdcli schema` prints it and as it lies beside the samples; known: by default kdcli's tables."""
+    return _lines(json_schema(known)) + "\n"
+
+
+def _lines(value: Any, indent: int = 0) -> str:
+    """The value as JSON: a name, a branch, and what is short are one line each, so that diffs stay small."""
+    text = json.dumps(value)
+    one_line = isinstance(value, dict) and ("const" in value or set(value) == BRANCH)
+    if one_line or indent + len(text) <= LINE_LENGTH or not isinstance(value, (dict, list)):
+        return text
+    if isinstance(value, list):
+        parts, (start, end) = [_lines(item, indent + 1) for item in value], "[]"
+    else:
+        parts = [f"{json.dumps(key)}: {_lines(item, indent + 1)}" for key, item in value.items()]
+        start, end = "{}"
+    inner = ",\n".join(" " * (indent + 1) + part for part in parts)
+    return f"{start}\n{inner}\n{' ' * indent}{end}"
+
+
+def json_schema(known: Tables | None = None) -> Json:
+    """The JSON Schema of a spec file, with the arguments of every type; known: by default kdcli's tables.
 
     Top-level keys that it does not know are let through: they may be anchored building blocks, which
     `kdcli validate` tells apart from slips.
     """
-    known = tables()
+    known = known or tables()
     definitions = _models()
     definitions |= {
         "Module": _module(known.modules),
@@ -54,7 +89,8 @@ def json_schema() -> Json:
         else _ref("Component"),
         "OptimizerSpec": _named(definitions["OptimizerSpec"], known.optimizers),
         "SchedulerSpec": _named(definitions["SchedulerSpec"], known.schedulers),
-        "Job": _job(definitions),
+        "Cfgs": _cfgs(known.mimickers),
+        "Job": _job(definitions, known.mimickers),
     }
     definitions["Mimic"] = _mimic(definitions)
     definitions["LossSpec"], definitions["AdapterSpec"] = _ref("Loss"), _ref("Adapter")
@@ -131,18 +167,25 @@ def _component(
     hidden: Collection[str] = (),
     temperature: bool = False,
 ) -> Json:
-    """`{type, kwargs}` where the kwargs follow from the type."""
-    rules = []
+    """An object `{type, kwargs}`; one branch for all types that take the same kwargs."""
+    branches: list[tuple[list[str], Json]] = []
     for name, target in sorted(table.items()):
         takes = signature(target)
-        if takes is not None:
-            given = kwargs_schema(takes, hidden=hidden, temperature=temperature)
-            then: Json = {"properties": {"kwargs": given}}
-            if given.get("required") and not temperature:
-                then["required"] = ["kwargs"]
-            rules.append(
-                {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then}
-            )
+        if takes is None:
+            continue
+        given = kwargs_schema(takes, hidden=hidden, temperature=temperature)
+        then: Json = {"properties": {"kwargs": given}}
+        if given.get("required") and not temperature:
+            then["required"] = ["kwargs"]
+        same = next((names for names, other in branches if other == then), None)
+        if same is None:
+            branches.append(([name], then))
+        else:
+            same.append(name)
+    rules = [
+        {"if": {"properties": {"type": {"enum": names}}, "required": ["type"]}, "then": then}
+        for names, then in branches
+    ]
     names: Json = _type_names(table)
     if pattern is not None:
         names = {"anyOf": [names, {"type": "string", "pattern": pattern}]}
@@ -195,7 +238,7 @@ def _named(model: Json, names: Iterable[str]) -> Json:
     return {**model, "properties": {**model["properties"], "type": {"enum": sorted(names)}}}
 
 
-def _job(models: Mapping[str, Json]) -> Json:
+def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
     """A job as it is written: losses under `cfgs`, teachers by their names."""
     told = models["Job"]["properties"]
     properties = {key: told[key] for key in JOB_KEYS if key in told}
@@ -203,18 +246,33 @@ def _job(models: Mapping[str, Json]) -> Json:
     properties["cfgs"] = {
         "description": "The losses by name, and the method's own options.",
         "type": "object",
-        "additionalProperties": {
-            "if": {"type": "object", "required": ["type"]},
-            "then": _ref("Loss"),
-        },
     }
+    properties["mimic_ins_type"] = {**_type_names(methods), "default": told["mimic_ins_type"]["default"]}
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",
         "properties": properties,
         "patternProperties": {"^teacher": _ref("JobTeacher")},
         "additionalProperties": False,
+        "allOf": [_ref("Cfgs")],
     }
+
+
+def _cfgs(methods: Mapping[str, Method]) -> Json:
+    """What may stand under `cfgs`, as the job's `mimic_ins_type` says; of a job that names none, `base`."""
+    rules = []
+    for name, method in sorted(methods.items()):
+        known = {loss: _ref("Loss") for loss in method.losses}
+        known |= {option.name: option_schema(option) for option in options_of(method.options).values()}
+        known |= {key: {"description": f"no effect: {help}"} for key, help in LEFTOVERS.get(name, {}).items()}
+        given: Json = {"properties": known, "additionalProperties": False}
+        if method.extra_losses:
+            given["additionalProperties"] = _ref("Loss")
+        named = {"properties": {"mimic_ins_type": {"const": name}}, "required": ["mimic_ins_type"]}
+        if name == schema.Job.model_fields["mimic_ins_type"].default:
+            named.pop("required")
+        rules.append({"if": named, "then": {"properties": {"cfgs": given}}})
+    return {"description": "What stands under `cfgs` of each mimic method.", "allOf": rules}
 
 
 def _mimic(models: Mapping[str, Json]) -> Json:
@@ -244,7 +302,7 @@ def _mimic(models: Mapping[str, Json]) -> Json:
 
 
 def _nullable(value: Any) -> Any:
-    """A key that is given nothing is a key that is not given."""
+    """The schema with null allowed for every property: a key that is given nothing is a key that is not given."""
     if isinstance(value, list):
         return [_nullable(item) for item in value]
     if not isinstance(value, dict):
@@ -254,13 +312,101 @@ def _nullable(value: Any) -> Any:
         if key in ("properties", "patternProperties") and isinstance(item, dict):
             made[key] = {name: _or_nothing(_nullable(part)) for name, part in item.items()}
         else:
-            made[key] = item if key in ("const", "enum", "default", "required") else _nullable(item)
+            made[key] = item if key in VERBATIM else _nullable(item)
     return made
 
 
 def _or_nothing(part: Any) -> Any:
+    """The schema of a property with null allowed beside what it takes, in as few words as JSON Schema has."""
     if not isinstance(part, dict) or set(part) == {"const"} or not part:
         return part
     described = {key: part[key] for key in ("description", "default") if key in part}
     rest = {key: item for key, item in part.items() if key not in described}
-    return {"anyOf": [rest, {"type": "null"}], **described} if rest else part
+    if set(rest) == {"anyOf"}:
+        flat = [one for one in _alternatives(rest) if one != NULL]
+        if len(flat) > 1:
+            return {"anyOf": [*flat, NULL], **described}
+        rest = flat[0]
+    if isinstance(rest.get("type"), str) and not {"enum", "const"} & set(rest):
+        return {**rest, "type": [rest["type"], "null"], **described}
+    return {"anyOf": [rest, NULL], **described} if rest else part
+
+
+def _alternatives(part: Json) -> Iterable[Json]:
+    """The members of nested `anyOf`s."""
+    if set(part) == {"anyOf"}:
+        for inner in part["anyOf"]:
+            yield from _alternatives(inner)
+    else:
+        yield part
+
+
+def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature: bool = False) -> Json:
+    """An object with every argument a spec may give; temperature: `T` has that second name."""
+    known = {name: p for name, p in takes.kwargs.items() if name not in hidden}
+    properties = {name: _argument(parameter) for name, parameter in known.items()}
+    if temperature and "T" in properties:
+        properties["temperature"] = properties["T"]
+    made: Json = {"type": "object", "properties": properties}
+    if not takes.opened:
+        made["additionalProperties"] = False
+    required = [name for name, parameter in known.items() if parameter.required]
+    if required:
+        made["required"] = required
+    return made
+
+
+def summary_of(doc: str | None) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((doc or "").partition("\n\n")[0].split())
+
+
+def option_schema(option: Option) -> Json:
+    """The schema of one option of a mimic method."""
+    return {**_argument(option), "description": option.meaning}
+
+
+def _argument(parameter: Parameter) -> Json:
+    made = {} if parameter.annotation is None else annotation_schema(parameter.annotation)
+    default = parameter.default
+    if not parameter.required and isinstance(default, (bool, int, float, str, list, dict)):
+        made = {**made, "default": default}
+    return made
+
+
+def annotation_schema(node: ast.expr) -> Json:
+    """What YAML values an annotation takes; one that is not understood takes all."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        parts = [annotation_schema(node.left), annotation_schema(node.right)]
+        return {} if {} in parts else {"anyOf": parts}
+    if isinstance(node, ast.Constant) and node.value is None:
+        return {"type": "null"}
+    if isinstance(node, ast.Subscript):
+        return _generic(node)
+    name = ast.unparse(node).rsplit(".", 1)[-1]
+    if name in SIMPLE:
+        return {"type": SIMPLE[name]}
+    if name in LISTS:
+        return {"type": "array"}
+    return {"type": "object"} if name in MAPPINGS else {}
+
+
+def _generic(node: ast.Subscript) -> Json:
+    name = ast.unparse(node.value).rsplit(".", 1)[-1]
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if name == "Literal":
+        return {"enum": [part.value for part in parts if isinstance(part, ast.Constant)]}
+    if name in LISTS:
+        return {"type": "array", "items": annotation_schema(parts[0])}
+    if name in MAPPINGS:
+        return {"type": "object"}
+    if name == "Optional":
+        return {"anyOf": [annotation_schema(parts[0]), {"type": "null"}]}
+    if name == "Union":
+        found = [annotation_schema(part) for part in parts]
+        return {} if {} in found else {"anyOf": found}
+    if name == "Annotated":
+        bounds = range_of(node)
+        told = {key: getattr(bounds, bound, None) for key, bound in RANGE_FIELDS.items()}
+        return {**annotation_schema(parts[0]), **{k: v for k, v in told.items() if v is not None}}
+    return {}

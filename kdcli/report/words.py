@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.codes import Explanation
 from kdcli.losses.describe import Description
+from kdcli.reference.methods import MethodDescription
 from kdcli.report.console import as_text
-from kdcli.report.quantities import MISSING
 from kdcli.report.tables import table
-
-
-class MethodRow(Protocol):
-    """One mimic method."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def details(self) -> str: ...
-    @property
-    def losses(self) -> Sequence[tuple[str, str]]: ...
-    @property
-    def options(self) -> Sequence[str]: ...
-    @property
-    def extra(self) -> bool: ...
 
 
 def explanation_text(code: str, explanation: Explanation, *, colour: bool = False) -> str:
@@ -41,7 +23,7 @@ def explanation_text(code: str, explanation: Explanation, *, colour: bool = Fals
 
 
 def losses_text(
-    kinds: Mapping[str, Sequence[Description]], methods: Sequence[MethodRow], *, colour: bool = False
+    kinds: Mapping[str, Sequence[Description]], methods: Sequence[MethodDescription], *, colour: bool = False
 ) -> str:
     """Every loss by kind and every method, a line each."""
     parts: list[RenderableType] = []
@@ -76,17 +58,18 @@ def loss_text(told: Description, fragment: str, *, colour: bool = False) -> str:
     return as_text(Group(*parts), colour=colour)
 
 
-def method_text(method: MethodRow, fragment: str, *, colour: bool = False) -> str:
+def method_text(method: MethodDescription, fragment: str, *, colour: bool = False) -> str:
     """One mimic method: what it does, its losses and options, a block to paste."""
     parts: list[RenderableType] = [Text(method.name, style="bold"), Text(""), Text(method.summary)]
     if method.details:
         parts += [Text(""), Text(method.details)]
-    if method.losses:
-        rows = [[name, kind or MISSING] for name, kind in method.losses]
+    if method.record.losses:
+        rows = [[name, loss.type] for name, loss in method.record.losses.items()]
         parts += [Text(""), table(["its losses (under `cfgs`)", "type"], rows)]
     if method.options:
-        parts += [Text(""), Text(f"options under `cfgs`: {', '.join(method.options)}")]
-    if method.extra:
+        rows = [[one.name, one.wanted or "", _value(one.default), one.meaning] for one in method.options]
+        parts += [Text(""), table(["its options (under `cfgs`)", "type", "default", "what it is"], rows)]
+    if method.record.extra_losses:
         parts += [Text(""), Text("any loss of `kdcli methods` may stand under `cfgs`")]
     parts += [Text(""), Text(fragment.rstrip())]
     return as_text(Group(*parts), colour=colour)

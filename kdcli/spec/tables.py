@@ -1,6 +1,6 @@
 """How a name in the spec maps to code: a 'module:attribute' string that nobody imports too early.
 
-A task has a record beside its code: what the rules of a spec ask of it.
+A task and a mimic method have a record beside their code: what the rules of a spec ask of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,88 @@ class Target:
 
 
 Table = Mapping[str, Target]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """The options of a mimic method that has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnLoss:
+    """A loss that a mimic method computes where the spec does not name another: its type, its kwargs."""
+
+    type: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodExample:
+    """What `kdcli methods` prints as the `mimic` block of a method.
+
+    networks: the comment above it: which networks the block is for. student, teacher: layers of each; no
+    layers of a teacher where the job has none. losses: names of those that stand under `cfgs`.
+    """
+
+    networks: str
+    student: tuple[str, ...]
+    teacher: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Target):
+    """One mimic method: what `cfgs` of its job may hold, and how its layers are named.
+
+    A method of a user's package is a class with such a record as its `kdcli_record`, without a path.
+
+    losses: its own, by name; United-Perception's rule holds: kwargs of the spec go over the defaults where the
+    type is the same, and stand alone where it is not. options: a frozen dataclass of what `cfgs` may hold
+    beside losses, each field made by `option`. extra_losses: whether `cfgs` may name further losses, and then
+    those alone count. paired: whether student and teachers name equally many layers. peers: whether networks
+    of `net` teach each other, so that no loss asks for a teacher. example: None for the one of its first loss.
+    """
+
+    path: str = ""
+    losses: Mapping[str, OwnLoss] = field(default_factory=dict, kw_only=True, hash=False)
+    options: type[Any] = field(default=NoOptions, kw_only=True)
+    extra_losses: bool = field(default=False, kw_only=True)
+    paired: bool = field(default=True, kw_only=True)
+    peers: bool = field(default=False, kw_only=True)
+    example: MethodExample | None = field(default=None, kw_only=True)
+
+    def options_of(self, given: Mapping[str, Any]) -> Any:
+        """The options of one job, as an object of the class `options`.
+
+        given: as the spec says them; an option that is given nothing has its default, a list becomes a tuple
+        where the field is one.
+        """
+        hints = get_type_hints(self.options, include_extras=True)
+        return self.options(
+            **{
+                name: tuple(value) if isinstance(value, list) and _is_tuple(hints.get(name)) else value
+                for name, value in given.items()
+                if value is not None
+            }
+        )
+
+
+def option(default: Any, meaning: str, code: str | None = None) -> Any:
+    """A field of a mimic method's options.
+
+    meaning: what `kdcli methods` and the schema say of it. code: of the error for a value that is none of its
+    choices or out of its range; None for the codes of arguments in general.
+    """
+    return field(default=default, metadata={"meaning": meaning, "code": code})
+
+
+def _is_tuple(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        return _is_tuple(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_tuple(part) for part in get_args(hint))
+    return hint is tuple or get_origin(hint) is tuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

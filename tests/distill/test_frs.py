@@ -122,15 +122,6 @@ def test_channels_are_those_that_are_compared() -> None:
     assert float(losses[0] / losses[1]) == pytest.approx(256, rel=1e-5)
 
 
-@pytest.mark.parametrize("given", ["channels", "position", None])
-def test_a_mask_is_counted_by_positions_or_by_elements(given: str | None) -> None:
-    student, teachers = views()
-    with pytest.raises(SpecError, match="KD465") as error:
-        FrsMimicker(setting(student, teachers, options={"mask_count": given}))
-    (found,) = error.value.diagnostics
-    assert found.path == ("mimic", "jobs", "mimic_job0", "options", "mask_count")
-
-
 def test_predictions_have_a_gradient_towards_the_teacher() -> None:
     student, teachers = views()
     found = run(FrsMimicker(setting(student, teachers)), student, teachers)

@@ -107,6 +107,7 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     torch.testing.assert_close(case.call(), case.call(**case.mapped(lambda x: x[order])))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_the_derivative_of_the_value(name: str) -> None:
     case = make_case(name, batch=3, dtype=torch.float64, requires_grad=True)

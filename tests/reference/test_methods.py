@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from pathlib import Path
+
 import pytest
 
 from kdcli.codes import CODES
 from kdcli.commands import words
 from kdcli.commands.options import ExplainOptions, MethodsOptions
 from kdcli.distill.mimickers import MIMICKERS
+from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
 from kdcli.reference.methods import fragment, method_fragment, method_of
+from kdcli.spec.check.arguments import check_arguments, check_type
+from kdcli.spec.check.signatures import options_of, signature
 from tests.check.check_cases import CIFAR, examined
 
 
@@ -57,6 +64,37 @@ def test_slips_are_usage_errors() -> None:
         words.explain(ExplainOptions(code="KD999"))
 
 
+@pytest.mark.parametrize("name", sorted(MIMICKERS))
+def test_a_methods_record_is_true_of_its_class(name: str) -> None:
+    """What each loss of it then does: test_printed_blocks.py."""
+    record = MIMICKERS[name]
+    method = record.load()
+    assert issubclass(method, Mimicker) and method.kdcli_record is record
+    assert record.options.__dataclass_params__.frozen and record.options() == record.options_of({})
+    options = options_of(record.options)
+    source = Path(inspect.getsourcefile(method) or "").read_text()
+    read = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    for option in options.values():
+        assert option.meaning and not option.required
+        assert not list(check_type(option.name, option.default, option.annotation, (), name)), option.name
+        assert option.name in read, f"{method.__name__} never reads `{option.name}`"
+    assert {name for name in read if name in options} == options.keys()
+    assert method.__annotations__.get("options", "NoOptions") == record.options.__name__
+    for loss in record.losses.values():
+        taken = signature(LOSSES[loss.type])
+        assert taken is not None and not list(check_arguments(loss.kwargs, taken, (), loss.type))
+    assert not options.keys() & record.losses.keys()
+    assert record.example is None or set(record.example.losses) <= record.losses.keys()
+    assert not record.peers or not record.paired
+
+
 def test_the_base_method() -> None:
     method = method_of("base")
-    assert method.extra and method.losses == (("loss", "l2_loss"),)
+    assert method.record.extra_losses and method.record.losses["loss"].type == "l2_loss"
+
+
+def test_options_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words.methods(MethodsOptions(name="FRS"))
+    text = capsys.readouterr().out
+    for option in options_of(MIMICKERS["FRS"].options).values():
+        assert option.name in text and option.meaning in text

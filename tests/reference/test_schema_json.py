@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ import yaml
 
 from kdcli.commands.init import MODELINE, SCHEMA
 from kdcli.reference.schema_json import json_schema, schema_text
+from kdcli.reference.tables import tables
+from kdcli.spec.check.signatures import signature
+from kdcli.spec.tables import Target
 from tests.training.runs import SPEC
 
 SAMPLES = sorted((Path(__file__).parents[2] / "sample_configs").glob("*.yaml"))
@@ -55,6 +61,33 @@ def test_editors_find_the_schema_of_a_sample(path: Path) -> None:
 def test_the_schema_beside_the_samples_is_the_one_of_this_version() -> None:
     """`kdcli schema > sample_configs/kdcli.schema.json` makes it so again."""
     assert (SAMPLES[0].parent / SCHEMA).read_text() == schema_text()
+
+
+def test_it_is_small_and_shown_as_generated() -> None:
+    """A diff of it can be read: about 90 kB, which a host of the repository folds up."""
+    assert (SAMPLES[0].parent / SCHEMA).stat().st_size < 120_000
+    assert f"{SCHEMA} linguist-generated=true" in (SAMPLES[0].parent / ".gitattributes").read_text()
+    assert json.loads(schema_text()) == json_schema()
+
+
+@pytest.mark.parametrize("like", ["kd_loss", "mgd"])
+def test_another_loss_is_few_lines(like: str) -> None:
+    """Its name in the list, and its arguments: beside those of others that take the same, or a line of their own."""
+    known = tables()
+    path = known.losses[like].path
+    # The same arguments as another, and (a preset takes one away) arguments that no other has.
+    for added in (Target(path), Target(path, {next(iter(_arguments(path))): 1})):
+        text = schema_text(replace(known, losses={**known.losses, "a_new_one": added}))
+        diff = difflib.unified_diff(schema_text().splitlines(), text.splitlines(), n=0, lineterm="")
+        changed_lines = [line for line in list(diff)[2:] if line[0] in "+-"]
+        assert 2 <= len(changed_lines) <= 4, changed_lines
+        assert any('"const": "a_new_one"' in line for line in changed_lines)
+
+
+def _arguments(path: str) -> Iterable[str]:
+    found = signature(Target(path))
+    assert found is not None
+    return found.kwargs
 
 
 @pytest.mark.parametrize(
@@ -106,6 +139,35 @@ def test_slips(path: tuple[str | int, ...], value: object, validator: jsonschema
 )
 def test_freedoms(path: tuple[str | int, ...], value: object, validator: jsonschema.Draft7Validator) -> None:
     assert validator.is_valid(changed(*path, value=value))
+
+
+FRS = {"mimic_ins_type": "FRS", "teacher0": {"mimic_name": "a"}, "student": {"mimic_name": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "right"),
+    [
+        ({"mask_count": "elements", "neck_loss": {"type": "l2_loss"}}, True),
+        ({"pred_gradient": None, "rpn_loss": {"type": "l2_loss"}}, True),
+        ({"mask_count": "channels"}, False),
+        ({"pred_gradient": "no"}, False),
+        ({"maskcount": "elements"}, False),
+        ({"neck_loss": "l2_loss"}, False),
+        ({"loss": {"type": "l2_loss"}}, False),
+    ],
+)
+@pytest.mark.parametrize("as_jobs", [False, True])
+def test_options_of_a_method(
+    cfgs: dict[str, Any], right: bool, as_jobs: bool, validator: jsonschema.Draft7Validator
+) -> None:
+    job = {**FRS, "cfgs": cfgs}
+    mimic = {"mimic_as_jobs": True, "mimic_job0": job} if as_jobs else job
+    assert validator.is_valid(changed("mimic", value=mimic)) is right
+
+
+def test_an_option_is_none_of_a_method_without_options(validator: jsonschema.Draft7Validator) -> None:
+    assert not validator.is_valid(changed("mimic", "cfgs", "mask_count", value="elements"))
+    assert not validator.is_valid(changed("mimic", "mimic_ins_type", value="Frs"))
 
 
 def test_the_command_writes_it() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Positive, Share
+from kdcli.spec.tables import Method, OwnLoss, option
 
 Size = int | list[int]
 Mode = Literal["RGB", "GRAY"]
@@ -47,44 +49,30 @@ class Bank:
         return student, teacher, indices
 
 
-class LossSpec:
-    """Stands for the schema's."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrsOptions:
+    """Options of a method."""
 
-    def __init__(self, **given: Any) -> None:
-        self.given = given
-
-
-class Mimicker:
-    """The base of methods."""
-
-    LOSSES: ClassVar[Mapping[str, Any]] = {}
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
-    EXTRA_LOSSES: ClassVar[bool] = False
-    PAIRED: ClassVar[bool] = True
+    levels: tuple[int, ...] = option((0, 1), "numbers of maps")
+    mode: Mode = option("RGB", "colours", "KD465")
+    scale: Positive = option(1.0, "of boxes", "KD462")
+    share: Share = option(0.5, "of pixels")
 
 
-class Base(Mimicker):
-    """Any losses over pairs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeededOptions:
+    """Options one of which has no default."""
 
-    LOSSES: ClassVar[Mapping[str, Any]] = {"loss": LossSpec(type="l2_loss", kwargs={"feat_norm": True})}
-    EXTRA_LOSSES = True
-
-
-class Frs(Mimicker):
-    """Its own losses, one option."""
-
-    LOSSES: ClassVar[Mapping[str, Any]] = {
-        "neck_loss": LossSpec(type="l2_loss", kwargs={}),
-        "bank_loss": LossSpec(type="bank", kwargs={"dim": 128}),
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"levels": [0, 1]}
+    path: str = field(metadata={"meaning": "where it lies"})
 
 
-class Unpaired(Mimicker):
-    """All layers with all layers."""
-
-    LOSSES: ClassVar[Mapping[str, Any]] = {"loss": LossSpec(type="l2_loss")}
-    PAIRED = False
+ANY = Method(losses={"loss": OwnLoss(type="l2_loss", kwargs={"feat_norm": True})}, extra_losses=True)
+FRS = Method(
+    losses={"neck_loss": OwnLoss(type="l2_loss"), "bank_loss": OwnLoss(type="bank", kwargs={"dim": 128})},
+    options=FrsOptions,
+)
+UNPAIRED = Method(losses={"loss": OwnLoss(type="l2_loss")}, paired=False)
+NEEDY = Method(options=NeededOptions)
 
 
 class ResNet:

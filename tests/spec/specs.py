@@ -10,6 +10,7 @@ from kdcli.spec.check.resolve import Tables, check_references
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.tables import Target
 from kdcli.spec.text.overrides import parse_assignment
+from tests.spec import fakes
 
 BASE = """\
 x-note: anything at all
@@ -94,11 +95,7 @@ hooks:
 TABLES = Tables(
     losses={name: Target(f"tests.spec.fakes:{name}") for name in ("l2_loss", "kl_loss", "kd_loss", "dkd")}
     | {"bank": Target("tests.spec.fakes:Bank")},
-    mimickers={
-        "base": Target("tests.spec.fakes:Base"),
-        "FRS": Target("tests.spec.fakes:Frs"),
-        "unpaired": Target("tests.spec.fakes:Unpaired"),
-    },
+    mimickers={"base": fakes.ANY, "FRS": fakes.FRS, "unpaired": fakes.UNPAIRED, "needy": fakes.NEEDY},
     modules={f"resnet{depth}": Target("tests.spec.fakes:ResNet", {"depth": depth}) for depth in (18, 50)}
     | {"head": Target("tests.spec.fakes:Head")},
     adapters={"auto": Target("tests.spec.fakes:Auto")},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdcli.losses import LOSSES
-from kdcli.reference.schema_kwargs import annotation_schema
+from kdcli.reference.schema_json import annotation_schema
 from kdcli.reference.tables import tables
 from kdcli.spec.check.arguments import check_type, fits, wording
 from kdcli.spec.check.signatures import Parameter, signature

@@ -13,160 +13,19 @@ from kdcli.data import DATASETS
 from kdcli.models import MODULES
 from kdcli.spec.tables import Target, TaskRecord
 from kdcli.tasks import TASKS
+from tests.recipes import text_of
 from tests.training.conftest import Kdcli
 
-DATA = '''
-"""Images whose mean brightness is to be told."""
-
-import numpy as np
-import torch
-
-from kdcli.data.facts import DataFacts
-
-
-class Levels:
-    """Grey images of one level each, with noise."""
-
-    def __init__(self, train, num_samples):
-        draws = torch.Generator().manual_seed(int(train))
-        self.values = torch.rand(num_samples, generator=draws)
-        self.noise = 0.1 * torch.randn(num_samples, 1, 8, 8, generator=draws)
-        self.facts = DataFacts(shape=(1, 8, 8), num_samples=num_samples)
-
-    def __len__(self):
-        return len(self.values)
-
-    def load(self, index, draws):
-        return {"image": self.values[index] + self.noise[index], "value": self.values[index]}
-
-    def collate(self, samples, indices):
-        batch = {key: torch.stack([sample[key] for sample in samples]) for key in ("image", "value")}
-        return {**batch, "indices": torch.from_numpy(indices)}
-
-    def name(self, index):
-        return f"sample {index}"
-
-    def aspect_ratios(self):
-        return np.ones(len(self))
-
-
-def levels(train: bool, *, num_samples: int = 32) -> Levels:
-    """So many images."""
-    return Levels(train, num_samples)
-'''
-
-MODULE = '''
-"""A network that tells one number, and its loss."""
-
-from torch import nn
-
-from kdcli.models.module import ViewModule
-
-
-class LevelNet(ViewModule):
-    """Reads `image` and, in training, `value`; gives `value_found` [B], in training `value_loss` too."""
-
-    def __init__(self, *, width: int = 4) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 4, 3))
-        self.head = nn.Linear(4, 1)
-
-    def forward(self, outputs):
-        found = self.head(self.body(outputs["image"]).mean((2, 3)))[:, 0]
-        if not self.training:
-            return {"value_found": found}
-        return {"value_found": found, "value_loss": ((found - outputs["value"]) ** 2).mean()}
-'''
-
-TASK = '''
-"""One number for each image; the mean squared error decides."""
-
-import torch
-
-
-class Squares:
-    """Counts samples and sums squared errors."""
-
-    unusable = "gives numbers that are not finite"
-
-    def __init__(self):
-        self.found = torch.zeros(2, dtype=torch.float64)
-
-    def update(self, outputs, batch):
-        gap = outputs["value_found"].double() - batch["value"]
-        self.found += torch.stack([torch.tensor(float(len(gap))), (gap**2).sum()])
-
-    def sums(self):
-        return self.found
-
-    def result(self, sums):
-        return {"minus_mse": -float(sums[1]) / max(float(sums[0]), 1.0)}
-
-    def unanswered(self, sums):
-        return 0
-
-    def unanswered_samples(self):
-        return []
-
-
-class Regression:
-    name, primary = "regression", "minus_mse"
-    rehearses, own_size = "fake", False
-    why_zero = "every number is right already"
-    agreement = matching = kept = deploy = report = None
-
-    def modules(self, spec):
-        return spec.net
-
-    def sample(self, part, facts, *, channels=3, modules=(), aligned=False):
-        shape = facts.shape or (channels, 32, 32)
-        return {"image": torch.zeros(2, *shape), "value": torch.zeros(2), "indices": torch.arange(2)}
-
-    def training_classes(self, spec, places):
-        return None
-
-    def agree(self, spec, train, test, places):
-        return []
-
-    def check_truth(self, spec, test, places):
-        return []
-
-    def fits(self, spec, outputs, train, test):
-        return []
-
-    def meter(self, facts=None):
-        return Squares()
-
-    def answers(self, outputs):
-        return "value_found" in outputs
-
-    def judges(self, outputs, facts, *, weights):
-        return weights and self.answers(outputs)
-
-    def chance(self, num_classes):
-        return -1.0 / 12
-
-    def near_chance(self, metrics, num_classes, samples):
-        return metrics["minus_mse"] <= -1.0 / 12
-'''
-
-SPEC = """
-runtime: {runner: {type: kd}, random_seed: 1}
-net: {name: model, type: level_net, kwargs: {width: 2}}
-teacher0: {name: model, type: level_net, kwargs: {width: 6}}
-mimic:
-  cfgs: {loss: {type: l2_loss}}
-  teacher0: {mimic_name: [model.body.2], allow_random: true, allow_weak_teacher: true}
-  student: {mimic_name: [model.body.2]}
-dataset:
-  train: {dataset: {type: levels, kwargs: {num_samples: 32}}}
-  test: {dataset: {type: levels, kwargs: {num_samples: 12}}}
-  batch_sampler: {type: base, kwargs: {batch_size: 4}}
-trainer:
-  max_epoch: 4
-  optimizer: {type: SGD, kwargs: {lr: 0.05}}
-  lr_scheduler: {type: CosineAnnealingLR, warmup_register_type: no_scale_lr, kwargs: {T_max: 4}}
-"""
+DATA, MODULE, TASK, SPEC = (
+    text_of("A task", file)
+    for file in (
+        "kdcli/data/levels.py",
+        "kdcli/models/level_net.py",
+        "kdcli/tasks/regression.py",
+        "levels.yaml",
+    )
+)
+"""The code of kdcli/CONTRIBUTING.md, here in a package of its own."""
 
 
 @pytest.fixture

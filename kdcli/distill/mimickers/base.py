@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdcli.distill.binding import binding_of
 from kdcli.distill.build_terms import build_term
 from kdcli.distill.labels import is_logits
+from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
 from kdcli.distill.taps import Feature, View, tapped
 from kdcli.distill.terms import Term, sides_of
@@ -18,16 +19,14 @@ from kdcli.errors import Findings, SpecError
 from kdcli.losses import LOSSES, teacher_weights
 from kdcli.losses.ft import FactorTransfer
 from kdcli.losses.simkd import SimKD
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 
 class BaseMimicker(Mimicker):
     """Any losses of the table over the tapped pairs; by default one, l2_loss of row-normalised features."""
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "loss": LossSpec(type="l2_loss", kwargs={"feat_norm": True, "batch_mean": True})
-    }
-    EXTRA_LOSSES: ClassVar[bool] = True
+    kdcli_record: ClassVar[Method] = MIMICKERS["base"]
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
-from kdcli.distill.mimickers.levels import read_levels
+from kdcli.distill.mimickers import MIMICKERS, DeFeatOptions
+from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.detection.truth_masks import truth_masks
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 ADAPTED = "adapt_neck_features"
 
@@ -27,17 +28,8 @@ class DeFeatMimicker(DetectorMimicker):
     Source: "Distilling Object Detectors via Decoupled Features", arXiv:2103.14475.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "backbone_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
-        "neck_fg_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
-        "neck_bg_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {
-        "rpn_fpn_levels": [0, 1, 2, 3, 4],
-        "rpn_fpn_strides": [4, 8, 16, 32, 64],
-        "rpn_fpn_base_scale": 56.0,
-        "neck_feature_nums": 5,
-    }
+    kdcli_record: ClassVar[Method] = MIMICKERS["DeFeat"]
+    options: DeFeatOptions
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
@@ -46,19 +38,19 @@ class DeFeatMimicker(DetectorMimicker):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        options = {**self.OPTIONS, **setting.job.options}
-        self.necks = int(options["neck_feature_nums"])
+        options = self.options
+        self.necks = options.neck_feature_nums
         taps = setting.job.student.mimic_name
         self.backbones = len(taps) - self.necks
         where: SpecPath = (*setting.path, "options")
-        if self.necks < 1 or self.backbones < 0:
+        if self.backbones < 0:
             raise SpecError.at(
                 (*where, "neck_feature_nums"),
                 "KD462",
                 f"{self.necks} neck layers of {len(taps)} tapped ones",
                 "`neck_feature_nums` counts the neck's layers at the end of `mimic_name`",
             )
-        counts = [len(options[f"rpn_fpn_{what}"]) for what in ("levels", "strides")]
+        counts = [len(options.rpn_fpn_levels), len(options.rpn_fpn_strides)]
         if counts != [self.necks] * 2:
             raise SpecError.at(
                 (*where, "rpn_fpn_levels"),
@@ -66,8 +58,9 @@ class DeFeatMimicker(DetectorMimicker):
                 f"{counts[0]} levels, {counts[1]} strides and {self.necks} neck layers",
                 "give as many of `rpn_fpn_levels` and `rpn_fpn_strides` as there are neck layers",
             )
-        found = read_levels(setting, options, "rpn_fpn", self.necks, "neck layers")
-        self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
+        self.levels, self.strides = list(options.rpn_fpn_levels), list(options.rpn_fpn_strides)
+        self.base_scale = float(options.rpn_fpn_base_scale)
+        check_levels(self.levels, self.necks, "neck layers", (*where, "rpn_fpn_levels"))
         bones, neck = self._parts(setting.student, self.student_taps)
         name = ADAPTED if ADAPTED in setting.student.outputs else "mimic_name"
         if name == ADAPTED:

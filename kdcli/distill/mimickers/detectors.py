@@ -11,7 +11,7 @@ from kdcli.distill.build_terms import build_term
 from kdcli.distill.mimickers.mimicker import Mimicker, Setting
 from kdcli.distill.taps import View
 from kdcli.distill.terms import TapSide, sides_of
-from kdcli.errors import SpecError
+from kdcli.errors import SpecError, SpecPath
 
 
 class DetectorMimicker(Mimicker):
@@ -60,3 +60,25 @@ def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[Ta
     """
     found = {f"{name}[{level}]": feature for level, feature in enumerate(features)}
     return sides_of(View(found), found, first)
+
+
+def check_levels(levels: Sequence[int], count: int, maps: str, where: SpecPath) -> None:
+    """Raises SpecError KD462 where levels are no indices into the maps, or leave a gap.
+
+    count: how many maps there are to number; maps: what the user calls them. where: of the option.
+    """
+    name = where[-1]
+    if not levels or max(levels) >= count or min(levels) < 0:
+        raise SpecError.at(
+            where, "KD462", f"levels {levels} of {count} {maps}", f"`{name}` are indices into them, from 0 on"
+        )
+    if levels != list(range(levels[0], levels[0] + len(levels))):
+        # A box of a level that is not there would be left out without a word.
+        first = min(levels)
+        last = min(count, max(max(levels) + 1, first + len(levels)))
+        raise SpecError.at(
+            where,
+            "KD462",
+            f"levels {levels} are not successive",
+            f"every size of box needs its map: write `{list(range(first, last))}`",
+        )

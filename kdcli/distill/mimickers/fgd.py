@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.detectors import DetectorMimicker
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import sides_of
 from kdcli.models.detection.area_masks import area_masks
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 
 class FgdMimicker(DetectorMimicker):
@@ -19,8 +21,7 @@ class FgdMimicker(DetectorMimicker):
     Source: "Focal and Global Knowledge Distillation for Detectors", arXiv:2111.11837.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {"loss": LossSpec(type="fgd", kwargs={})}
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    kdcli_record: ClassVar[Method] = MIMICKERS["FGD"]
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:

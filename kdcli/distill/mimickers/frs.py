@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import View, tapped
 from kdcli.distill.terms import TapSide, sides_of
-from kdcli.errors import SpecError, did_you_mean
+from kdcli.errors import SpecError
 from kdcli.spec.schema import Job, LossSpec
-
-MASK_COUNTS = ("positions", "elements")
-"""What of a mask is counted: its positions once, or once for each channel that it is broadcast to."""
+from kdcli.spec.tables import Method
 
 
 class FrsMimicker(DetectorMimicker):
@@ -28,11 +27,8 @@ class FrsMimicker(DetectorMimicker):
     Source: "Distilling Object Detectors with Feature Richness", arXiv:2111.00674.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "neck_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False}),
-        "pred_loss": LossSpec(type="bce_loss", kwargs={"T": 1.0, "batch_mean": False}),
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"mask_count": "positions", "pred_gradient": True}
+    kdcli_record: ClassVar[Method] = MIMICKERS["FRS"]
+    options: FrsOptions
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
@@ -41,17 +37,8 @@ class FrsMimicker(DetectorMimicker):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        options = {**self.OPTIONS, **setting.job.options}
-        if options["mask_count"] not in MASK_COUNTS:
-            raise SpecError.at(
-                (*setting.path, "options", "mask_count"),
-                "KD465",
-                f"`mask_count` is `positions` or `elements`, not `{options['mask_count']}`",
-                did_you_mean(str(options["mask_count"]), MASK_COUNTS),
-            )
-        self.pred_gradient = options["pred_gradient"] is not False
         losses = self.losses_of(setting.job)
-        self.by_positions = options["mask_count"] == "positions"
+        self.by_positions = self.options.mask_count == "positions"
         # Probabilities that are compared know no temperature, and as logits they are compared at 1.
         self.compares_logits = losses["pred_loss"].type == "bce_loss"
         given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
@@ -82,7 +69,7 @@ class FrsMimicker(DetectorMimicker):
     ) -> Iterator[tuple[str, Compared]]:
         """The tapped maps and the score maps of each level, under the teacher's best score there."""
         neck, levels = tapped(student, self.student_taps), self.score_maps(student, "the student")
-        if not self.pred_gradient:
+        if not self.options.pred_gradient:
             levels = [level.detach() for level in levels]
         for teacher, count in self.counts.items():
             view, own = teachers[teacher], levels[:count]
@@ -97,7 +84,7 @@ class FrsMimicker(DetectorMimicker):
     @property
     def logged_only(self) -> Mapping[str, str]:
         """pred_loss with `pred_gradient: false`."""
-        return {} if self.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
+        return {} if self.options.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
 
     def _factors(self, loss: LossSpec, sides: Sequence[TapSide]) -> list[float] | None:
         """What makes of a mean over elements one over positions: the channels of each level.

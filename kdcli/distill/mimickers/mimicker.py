@@ -12,6 +12,7 @@ from kdcli.distill.labels import Labels
 from kdcli.distill.taps import Feature, View
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.tables import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,25 +99,23 @@ class Compared:
 class Mimicker(nn.Module):
     """One method applied by one job.
 
-    LOSSES: the method's own losses with their defaults; United-Perception's rule holds: the spec's
-    kwargs go over the defaults where the type is the same, and stand alone where it is not.
-    OPTIONS: what `cfgs` may hold beside losses, with defaults. EXTRA_LOSSES: whether `cfgs` may name
-    further losses. PAIRED: whether student and teachers name equally many layers. PEERS: whether networks of
-    `net` teach each other, so that no loss asks for a teacher.
+    kdcli_record: what the method says of itself; of kdcli's own methods the record in MIMICKERS.
+    options: those of this job, of the class that the record names.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {}
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
-    EXTRA_LOSSES: ClassVar[bool] = False
-    PAIRED: ClassVar[bool] = True
-    PEERS: ClassVar[bool] = False
+    kdcli_record: ClassVar[Method] = Method()
+    options: Any
 
     @classmethod
     def losses_of(cls, job: Job) -> dict[str, LossSpec]:
         """Every loss of the job with its defaults filled in."""
-        merged: dict[str, LossSpec] = {} if cls.EXTRA_LOSSES and job.losses else dict(cls.LOSSES)
+        own = {
+            name: LossSpec(type=loss.type, kwargs=dict(loss.kwargs))
+            for name, loss in cls.kdcli_record.losses.items()
+        }
+        merged = {} if cls.kdcli_record.extra_losses and job.losses else dict(own)
         for name, given in job.losses.items():
-            default = cls.LOSSES.get(name)
+            default = own.get(name)
             same = default is not None and default.type == given.type
             kwargs = {**default.kwargs, **given.kwargs} if same and default is not None else given.kwargs
             merged[name] = LossSpec(**{**dict(given), "kwargs": kwargs})
@@ -131,6 +130,7 @@ class Mimicker(nn.Module):
         super().__init__()
         self.job_name = setting.name
         self.job_path = setting.path
+        self.options = self.kdcli_record.options_of(setting.job.options)
         self.terms = nn.ModuleDict()
         self.student_taps = tuple(setting.job.student.mimic_name)
         self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 from kdcli.distill.adapters import shown
 from kdcli.distill.binding import binding_of, default_of
+from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import TapPair, Term, sides_of
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
 
 
 class MutualMimicker(Mimicker):
@@ -26,9 +28,7 @@ class MutualMimicker(Mimicker):
     Source: "Deep Mutual Learning", arXiv:1706.00384.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {"loss": LossSpec(type="kd_loss", kwargs={"T": 1.0})}
-    PAIRED: ClassVar[bool] = False
-    PEERS: ClassVar[bool] = True
+    kdcli_record: ClassVar[Method] = MIMICKERS["Mutual"]
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:

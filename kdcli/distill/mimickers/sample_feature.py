@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.channels import Layout
-from kdcli.distill.mimickers.detectors import DetectorMimicker
-from kdcli.distill.mimickers.levels import read_levels
+from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
+from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import Feature, View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
@@ -20,7 +20,11 @@ from kdcli.losses.reduce import per_count
 from kdcli.models.detection.boxes import offset_of
 from kdcli.models.detection.levels import by_level
 from kdcli.models.detection.roi_pool import RoiAlign
-from kdcli.spec.schema import Job, LossSpec
+from kdcli.spec.schema import Job
+from kdcli.spec.tables import Method
+
+POOLER = "bbox_head_pre_process.roipool"
+"""Where a two-stage detector of United-Perception has its pooling layer."""
 
 POOL_SIZE = 7
 """Cells a side of what is pooled where neither network has a pooling layer."""
@@ -39,41 +43,32 @@ class SampleFeatureMimicker(DetectorMimicker):
     Source: "Mimicking Very Efficient Network for Object Detection", CVPR 2017.
     """
 
-    LOSSES: ClassVar[Mapping[str, LossSpec]] = {
-        "feature_loss": LossSpec(type="l2_loss", kwargs={"feat_norm": False, "batch_mean": False})
-    }
-    OPTIONS: ClassVar[Mapping[str, Any]] = {
-        "rcnn_fpn_levels": [0, 1, 2, 3],
-        "rcnn_fpn_strides": [4, 8, 16, 32],
-        "rcnn_fpn_base_scale": 56.0,
-        "teacher_proposal": True,
-        "student_roipooler": "bbox_head_pre_process.roipool",
-        "teacher_roipooler": None,
-    }
+    kdcli_record: ClassVar[Method] = MIMICKERS["SampleFeature"]
+    options: SampleFeatureOptions
 
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """Proposals of one side."""
         boxes = frozenset({"rpn_dt_bboxes"})
-        if {**cls.OPTIONS, **job.options}["teacher_proposal"]:
+        options: SampleFeatureOptions = cls.kdcli_record.options_of(job.options)
+        if options.teacher_proposal:
             return Needs(teacher_outputs=boxes)
         return Needs(student_outputs=boxes)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        options = {**self.OPTIONS, **setting.job.options}
+        options = self.options
         own = sides_of(setting.student, self.student_taps)
         theirs = {name: sides_of(view, self.teacher_taps[name]) for name, view in setting.teachers.items()}
-        given, wanted = (len(options[f"rcnn_fpn_{what}"]) for what in ("strides", "levels"))
+        where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
+        given, wanted = len(options.rcnn_fpn_strides), len(options.rcnn_fpn_levels)
         if given != wanted:
-            where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
             raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
-        count = min(len(sides) for sides in (own, *theirs.values()))
-        found = read_levels(setting, options, "rcnn_fpn", count, "tapped maps")
-        self.levels, self.strides, self.base_scale = found.levels, found.strides, found.base_scale
-        self.teacher_proposal = bool(options["teacher_proposal"])
+        self.levels, self.strides = list(options.rcnn_fpn_levels), list(options.rcnn_fpn_strides)
+        self.base_scale = float(options.rcnn_fpn_base_scale)
+        check_levels(self.levels, min(len(sides) for sides in (own, *theirs.values())), "tapped maps", where)
         # Kept from being children: they are the networks', and hold no parameters.
-        self.poolers: dict[str, Poolers | None] = _poolers(setting)
+        self.poolers: dict[str, Poolers | None] = _poolers(setting, options)
         for teacher, view in setting.teachers.items():
             self._rois(setting.student, view, teacher)
             sizes = [pool.pool_size for pool in self.poolers[teacher] or ()] or [POOL_SIZE] * 2
@@ -108,7 +103,8 @@ class SampleFeatureMimicker(DetectorMimicker):
             yield f"{teacher}:feature_loss", compared
 
     def _rois(self, student: View, view: View, teacher: str) -> Tensor:
-        return self.proposals(*((view, teacher) if self.teacher_proposal else (student, "the student")))
+        teachers = self.options.teacher_proposal
+        return self.proposals(*((view, teacher) if teachers else (student, "the student")))
 
     def _pooled_side(self, sides: Sequence[TapSide], size: int) -> TapSide:
         """What pooling gives, under the first layer's name: rows of `size` by `size` cells, for one box."""
@@ -125,26 +121,25 @@ class SampleFeatureMimicker(DetectorMimicker):
         return torch.cat([pool(rois[at], features[level], int(stride)) for level, stride, at in levels])
 
 
-def _poolers(setting: Setting) -> dict[str, Poolers | None]:
+def _poolers(setting: Setting, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
     """For each teacher its pooling layer and the student's; None where neither has one.
 
     Raises SpecError KD462 and KD464 where the paths that the spec gives lead to none.
     """
-    options, where = setting.job.options, (*setting.path, "options")
-    paths = options.get("teacher_roipooler") or [None] * len(setting.teachers)
-    if not isinstance(paths, (list, tuple)) or len(paths) != len(setting.teachers):
-        given = f"{len(paths)} poolers" if isinstance(paths, (list, tuple)) else "no list of poolers"
+    where = (*setting.path, "options")
+    paths = options.teacher_roipooler or (None,) * len(setting.teachers)
+    if len(paths) != len(setting.teachers):
         raise SpecError.at(
             (*where, "teacher_roipooler"),
             "KD462",
-            f"{given} for {len(setting.teachers)} teachers",
+            f"{len(paths)} poolers for {len(setting.teachers)} teachers",
             "`teacher_roipooler` is a list with a layer path for each teacher of the job",
         )
     wrong = Findings()
     own: RoiAlign | None = None
     with wrong.part():
         path = (*where, "student_roipooler")
-        own = _pooler(setting.student_module(""), options.get("student_roipooler"), "the student", path)
+        own = _pooler(setting.student_module(""), options.student_roipooler, "the student", path)
     found: dict[str, Poolers | None] = {}
     for index, (teacher, given) in enumerate(zip(setting.teachers, paths, strict=True)):
         with wrong.part():
@@ -164,12 +159,12 @@ def _pooler(net: nn.Module, path: str | None, whose: str, where: SpecPath) -> Ro
     layers = dict(net.named_modules(remove_duplicate=False))
     known = {name: pool for name, layer in layers.items() if (pool := _pooling(layer)) is not None}
     if path is None or path in known:
-        return known.get(SampleFeatureMimicker.OPTIONS["student_roipooler"] if path is None else path)
+        return known.get(POOLER if path is None else path)
     message = f"{whose} has no layer `{path}`"
     if path in layers:
         message = f"`{path}` of {whose} is a {type(layers[path]).__name__}, not a RoI pooling layer of kdcli"
     help = f"{whose} has no such layer at all: leave the path out, and the other network's is used"
-    raise SpecError.at(where, "KD464", message, did_you_mean(str(path), list(known)) if known else help)
+    raise SpecError.at(where, "KD464", message, did_you_mean(path, list(known)) if known else help)
 
 
 def _pooling(layer: nn.Module) -> RoiAlign | None:

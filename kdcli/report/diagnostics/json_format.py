@@ -1,6 +1,6 @@
 """Findings as one JSON object.
 
-    {"kdcli": "0.1.0", "errors": 1, "warnings": 0, "diagnostics": [
+    {"kdcli": "0.2.0", "errors": 1, "warnings": 0, "diagnostics": [
         {"code": "KD203", "severity": "error", "message": ..., "help": ... | null, "path": ["net", 0] | null,
          "span": {"source", "line", "column", "end_column", "excerpt", "written": span | null} | null}]}
 

@@ -83,18 +83,11 @@ def check_type(
     )
 
 
-def type_of(default: ast.expr | None) -> ast.expr | None:
-    """The type that a literal default shows, as an annotation; None where it shows none."""
-    if isinstance(default, ast.Constant):
-        name = type(default.value).__name__
-        return ast.Name(id=name, ctx=ast.Load()) if name in _SIMPLE else None
-    if isinstance(default, (ast.List, ast.Tuple)):
-        elements = [type_of(element) for element in default.elts]
-        names = {ast.unparse(element) if element else "" for element in elements}
-        inner = elements[0] if len(names) == 1 else None
-        plain = ast.Name(id="list", ctx=ast.Load())
-        return plain if inner is None else ast.Subscript(value=plain, slice=inner, ctx=ast.Load())
-    return ast.Name(id="dict", ctx=ast.Load()) if isinstance(default, ast.Dict) else None
+def choices_of(annotation: ast.expr) -> list[Any]:
+    """The values of an annotation `Literal[...]`; none of any other."""
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Literal":
+        return _choices(annotation)
+    return []
 
 
 def _all_of(known: Mapping[str, Parameter]) -> str:

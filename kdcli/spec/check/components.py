@@ -11,7 +11,7 @@ from kdcli.spec.check.arguments import check_arguments
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 from kdcli.spec.schema import Component
-from kdcli.spec.tables import Table, Target, TaskRecord
+from kdcli.spec.tables import Method, Table, Target, TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Tables:
     """
 
     losses: Table = field(default_factory=dict)
-    mimickers: Table = field(default_factory=dict)
+    mimickers: Mapping[str, Method] = field(default_factory=dict)
     modules: Table = field(default_factory=dict)
     adapters: Table = field(default_factory=dict)
     datasets: Table = field(default_factory=dict)

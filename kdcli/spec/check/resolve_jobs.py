@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
-from kdcli.spec.check.arguments import check_arguments, check_type, type_of
+from kdcli.spec.check.arguments import check_arguments, check_type, choices_of
 from kdcli.spec.check.components import Tables, check_component, suggest
-from kdcli.spec.check.signatures import Signature, signature
+from kdcli.spec.check.signatures import options_of, signature
 from kdcli.spec.schema import Job, LossSpec, Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What a mimic method's class says of itself, read from its source.
-
-    losses: its own losses, name to (type, default kwargs); None where they are not written as data.
-    options: names of its options. types: of those options whose default shows one. extra: whether
-    further losses may be named. paired: whether student and teachers name equally many layers. peers:
-    whether its networks teach each other, without a teacher.
-    """
-
-    losses: Mapping[str, tuple[str | None, Mapping[str, Any]]] | None
-    options: tuple[str, ...] | None
-    types: Mapping[str, ast.expr]
-    extra: bool
-    paired: bool
-    peers: bool
+from kdcli.spec.tables import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +35,10 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
         message = f"no mimic method is called `{job.mimic_ins_type}`"
         yield Diagnostic(code="KD307", message=message, help=help, path=(*path, "mimic_ins_type"))
     else:
-        method = method_of(signature(tables.mimickers[job.mimic_ins_type]))
+        method = tables.mimickers[job.mimic_ins_type]
     if method is not None:
         yield from _names(job, method, path)
-        for name, value in job.options.items():
-            if name in method.types and value is not None:
-                what = f"`{job.mimic_ins_type}`"
-                yield from check_type(name, value, method.types[name], (*path, "options"), what)
+        yield from _options(job, method, path)
     if job.adapter is not None:
         yield from check_component(job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter")
     for loss in _losses(job, method, path):
@@ -68,58 +47,34 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
         yield from _counts(job, path)
 
 
-def method_of(source: Signature | None) -> Method | None:
-    """What a method's class attributes say."""
-    if source is None:
-        return None
-    options = _keys(source.constants.get("OPTIONS"))
-    return Method(
-        losses=_own_losses(source.constants.get("LOSSES")),
-        options=options,
-        types=_types(source.constants.get("OPTIONS"), options or ()),
-        extra=bool(source.constant("EXTRA_LOSSES", False)),
-        paired=bool(source.constant("PAIRED", True)),
-        peers=bool(source.constant("PEERS", False)),
-    )
+def _options(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
+    """Options of a wrong type, out of their range or none of their choices; and those that are missing.
 
-
-def _keys(node: ast.expr | None) -> tuple[str, ...] | None:
-    if not isinstance(node, ast.Dict):
-        return None
-    found = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    return tuple(found) if len(found) == len(node.keys) else None
-
-
-def _types(node: ast.expr | None, names: tuple[str, ...]) -> Mapping[str, ast.expr]:
-    values = node.values if isinstance(node, ast.Dict) and names else []
-    return {name: shown for name, value in zip(names, values, strict=True) if (shown := type_of(value))}
-
-
-def _own_losses(node: ast.expr | None) -> Mapping[str, tuple[str | None, Mapping[str, Any]]] | None:
-    names = _keys(node)
-    if names is None or not isinstance(node, ast.Dict):
-        return None
-    found: dict[str, tuple[str | None, Mapping[str, Any]]] = {}
-    for name, value in zip(names, node.values, strict=True):
-        keywords = {k.arg: k.value for k in value.keywords} if isinstance(value, ast.Call) else {}
-        found[name] = (_literal(keywords.get("type")), _literal(keywords.get("kwargs")) or {})
-    return found
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None
+    One that is given nothing has its default.
+    """
+    what = f"`{job.mimic_ins_type}`"
+    for option in options_of(method.options).values():
+        value = job.options.get(option.name)
+        if value is None:
+            if option.required:
+                message = f"{what} needs the option `{option.name}`"
+                help = f"add `{option.name}` to `cfgs`" + (f": {option.meaning}" if option.meaning else "")
+                yield Diagnostic(code="KD321", message=message, help=help, path=path, on_key=True)
+            continue
+        for found in check_type(option.name, value, option.annotation, (*path, "options"), what):
+            of_choices = choices_of(option.annotation)
+            if option.code is not None and (of_choices or found.code == "KD328"):
+                found = replace(found, code=option.code)
+            near = suggest(value, of_choices) if of_choices and isinstance(value, str) else None
+            yield replace(found, help=found.help or near or option.meaning or None)
 
 
 def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
     """Losses and options that the method does not have."""
-    if method.losses is None or method.options is None:
-        return
-    known = [*method.losses, *method.options]
-    unknown: list[tuple[str, str]] = [("options", name) for name in job.options if name not in method.options]
-    if not method.extra:
+    options = options_of(method.options)
+    known = [*method.losses, *options]
+    unknown: list[tuple[str, str]] = [("options", name) for name in job.options if name not in options]
+    if not method.extra_losses:
         unknown += [("losses", name) for name in job.losses if name not in method.losses]
     for part, name in unknown:
         if part == "options" and name in method.losses:
@@ -129,7 +84,7 @@ def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
             continue
         what = "loss" if part == "losses" else "option"
         help = suggest(name, known)
-        if part == "options" and method.extra and help is None:
+        if part == "options" and method.extra_losses and help is None:
             help = "a loss is a mapping with a `type`"
         yield Diagnostic(
             code="KD319",
@@ -142,15 +97,16 @@ def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
 
 def _losses(job: Job, method: Method | None, path: SpecPath) -> Iterator[_Loss]:
     """The losses given, and the method's own where none are."""
-    own = {} if method is None or method.losses is None else dict(method.losses)
+    own = {} if method is None else method.losses
     for name, loss in job.losses.items():
-        of_type, kwargs = own.get(name, (None, {}))
-        yield _Loss(loss, (*path, "losses", name), kwargs if of_type == loss.type else {})
-    if method is None or (method.extra and job.losses):
+        default = own.get(name)
+        same = default is not None and default.type == loss.type
+        yield _Loss(loss, (*path, "losses", name), default.kwargs if same and default is not None else {})
+    if method is None or (method.extra_losses and job.losses):
         return
-    for name, (of_type, kwargs) in own.items():
-        if name not in job.losses and of_type is not None:
-            yield _Loss(LossSpec(type=of_type, kwargs=dict(kwargs)), (*path, "losses", name))
+    for name, default in own.items():
+        if name not in job.losses:
+            yield _Loss(LossSpec(type=default.type, kwargs=dict(default.kwargs)), (*path, "losses", name))
 
 
 def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> Iterator[Diagnostic]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, fields
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from kdcli.spec.check.definitions import (
     KDCLI,
@@ -22,7 +22,7 @@ from kdcli.spec.check.definitions import (
 from kdcli.spec.ranges import shown
 from kdcli.spec.tables import Target
 
-__all__ = ["Parameter", "Signature", "signature", "source_file"]
+__all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Signature:
 
     kwargs: what a spec may give. facts: positional parameters, bound by name by kdcli. forward: the
     positional parameters of a class's `forward`. opened: takes further keyword arguments that
-    cannot be known. constants: class attributes as expressions, inherited ones included.
+    cannot be known.
     """
 
     kind: Literal["function", "class"]
@@ -57,20 +57,11 @@ class Signature:
     forward: tuple[str, ...] = ()
     opened: bool = False
     doc: str | None = None
-    constants: Mapping[str, ast.expr] = field(default_factory=dict)
 
     @cached_property
     def needs(self) -> frozenset[str]:
         """Every name that is bound rather than given."""
         return frozenset((*self.facts, *self.forward))
-
-    def constant(self, name: str, default: Any) -> Any:
-        """A class attribute that is a literal."""
-        found = self.constants.get(name)
-        try:
-            return default if found is None else ast.literal_eval(found)
-        except ValueError:
-            return default
 
 
 def signature(target: Target) -> Signature | None:
@@ -87,8 +78,34 @@ def signature(target: Target) -> Signature | None:
         forward=made.forward,
         opened=made.opened,
         doc=made.doc,
-        constants=made.constants,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option(Parameter):
+    """One option of a mimic method. meaning, code: as `kdcli.spec.tables.option` takes them."""
+
+    annotation: ast.expr
+    meaning: str = ""
+    code: str | None = None
+
+
+def options_of(options: type[Any]) -> Mapping[str, Option]:
+    """The options of a mimic method by name, from the dataclass in its record."""
+    hints = get_type_hints(options, include_extras=True)
+    found = {}
+    for one in fields(options):
+        made = one.default_factory() if one.default_factory is not MISSING else one.default
+        written = inspect.formatannotation(hints[one.name]).replace("typing.", "")
+        found[one.name] = Option(
+            name=one.name,
+            annotation=ast.parse(written, mode="eval").body,
+            required=made is MISSING,
+            default=list(made) if isinstance(made, tuple) else made,
+            meaning=one.metadata.get("meaning", ""),
+            code=one.metadata.get("code"),
+        )
+    return found
 
 
 @cache
@@ -101,9 +118,6 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = _parameters(found.node, found.module, bound=False)
         return _made("function", parameters, opened, found.node)
     lineage = lineage_of(found)
-    constants: dict[str, ast.expr] = {}
-    for one in reversed(lineage):
-        constants.update(_constants(one.node))
     forward: tuple[str, ...] = ()
     method = _method(lineage, "forward")
     if method is not None:
@@ -116,7 +130,7 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = [], False
     else:
         parameters, opened = _parameters(*constructor, bound=True)
-    return _made("class", parameters, opened, found.node, forward, constants)
+    return _made("class", parameters, opened, found.node, forward)
 
 
 def _made(
@@ -125,7 +139,6 @@ def _made(
     opened: bool,
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
     forward: tuple[str, ...] = (),
-    constants: Mapping[str, ast.expr] | None = None,
 ) -> Signature:
     doc = ast.get_docstring(node)
     return Signature(
@@ -135,7 +148,6 @@ def _made(
         forward=forward,
         opened=opened,
         doc=None if doc is None else inspect.cleandoc(doc),
-        constants=constants or {},
     )
 
 
@@ -146,20 +158,6 @@ def _method(lineage: list[Definition], name: str) -> tuple[ast.FunctionDef, str]
             if isinstance(statement, ast.FunctionDef) and statement.name == name:
                 return statement, one.module
     return None
-
-
-def _constants(node: ast.stmt) -> dict[str, ast.expr]:
-    found: dict[str, ast.expr] = {}
-    assert isinstance(node, ast.ClassDef)
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if statement.value is not None:
-                found[statement.target.id] = statement.value
-        elif isinstance(statement, ast.Assign):
-            for place in statement.targets:
-                if isinstance(place, ast.Name):
-                    found[place.id] = statement.value
-    return found
 
 
 def _parameters(

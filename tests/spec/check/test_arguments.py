@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.spec.check.arguments import fits, type_of, wording
+from kdcli.spec.check.arguments import fits, wording
 
 
 def parsed(text: str) -> ast.expr:
@@ -45,27 +45,6 @@ def test_fits(annotation: str, yes: list[Any], no: list[Any]) -> None:
     node = parsed(annotation)
     assert [value for value in yes if not fits(node, value)] == []
     assert [value for value in no if fits(node, value) and not isinstance(value, tuple)] == []
-
-
-@pytest.mark.parametrize(
-    ("default", "annotation"),
-    [
-        ("3", "int"),
-        ("56.0", "float"),
-        ("True", "bool"),
-        ("'a.b'", "str"),
-        ("[0, 1]", "list[int]"),
-        ("[[0], [1]]", "list[list[int]]"),
-        ("[0, 1.5]", "list"),
-        ("[]", "list"),
-        ("{'a': 1}", "dict"),
-        ("None", None),
-        ("f(3)", None),
-    ],
-)
-def test_a_default_shows_its_type(default: str, annotation: str | None) -> None:
-    shown = type_of(parsed(default))
-    assert (None if shown is None else ast.unparse(shown)) == annotation
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdcli.distill.mimickers import MIMICKERS
+from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
+from kdcli.losses import LOSSES
 from kdcli.spec.check.arguments import fits
-from kdcli.spec.check.resolve_jobs import method_of
-from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.resolve import check_references
+from kdcli.spec.check.signatures import options_of
 from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
+from kdcli.spec.parse import parse
+from kdcli.spec.tables import Method
+from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import BASE, TABLES, changed, findings
 
 
@@ -78,9 +83,7 @@ def test_a_methods_own_losses_need_not_be_repeated() -> None:
         ("[]", None, ""),
     ],
 )
-def test_an_option_is_of_the_type_of_its_default(
-    value: str, path: tuple[int, ...] | None, words: str
-) -> None:
+def test_an_option_is_of_its_type(value: str, path: tuple[int, ...] | None, words: str) -> None:
     frs = changed(("mimic_ins_type: base", "mimic_ins_type: FRS"))
     found = findings(frs, f"mimic.cfgs={{levels: {value}}}")
     if path is None:
@@ -92,6 +95,73 @@ def test_an_option_is_of_the_type_of_its_default(
 
 
 @pytest.mark.parametrize(
+    ("option", "code", "words", "help"),
+    [
+        ("mode: rgb", "KD465", "must be one of `RGB`, `GRAY`, got the text 'rgb'", "did you mean `RGB`?"),
+        ("mode: 3", "KD465", "must be one of `RGB`, `GRAY`, got the number 3", "colours"),
+        ("scale: 0", "KD462", "must be a number more than 0, got the number 0", "of boxes"),
+        ("scale: big", "KD322", "must be a number more than 0, got the text 'big'", "of boxes"),
+        ("share: 2", "KD328", "must be a number of at least 0 and at most 1, got the number 2", "of pixels"),
+        ("levels: [1.0]", "KD322", "element 0 is the number 1.0", "numbers of maps"),
+    ],
+)
+def test_the_value_of_an_option(option: str, code: str, words: str, help: str) -> None:
+    (one,) = findings(changed(("mimic_ins_type: base", "mimic_ins_type: FRS")), f"mimic.cfgs={{{option}}}")
+    assert (one.code, one.help) == (code, help)
+    assert words in one.message and one.span is not None and one.span.source == "argument 1"
+
+
+def test_an_option_without_a_default_has_to_be_given() -> None:
+    needy = changed(("mimic_ins_type: base", "mimic_ins_type: needy"))
+    assert codes(needy, "mimic.cfgs={path: a.b}") == []
+    for given in ("{}", "{path: null}"):
+        (one,) = findings(needy, f"mimic.cfgs={given}")
+        assert one.code == "KD321" and one.message == "`needy` needs the option `path`"
+        assert one.help == "add `path` to `cfgs`: where it lies"
+
+
+def plain() -> type[Any]:
+    """A dataclass of options as United-Perception's users write them."""
+
+    @dataclass(frozen=True)
+    class Plain:
+        mask: bool = True
+        sides: Sequence[int] | None = None
+
+    return Plain
+
+
+def from_a_call() -> type[Any]:
+    """One that no source of a class body shows."""
+    return make_dataclass("Made", [("mask", bool, True), ("sides", Sequence[int] | None, None)], frozen=True)
+
+
+def inherited() -> type[Any]:
+    """One whose fields stand in its base."""
+    return dataclass(frozen=True)(type("Below", (plain(),), {}))
+
+
+@pytest.mark.parametrize("declared", [plain, from_a_call, inherited])
+def test_a_slip_in_an_option_is_found_however_it_was_declared(declared: Callable[[], type[Any]]) -> None:
+    mimickers = {**TABLES.mimickers, "mine": Method(options=declared())}
+    text = changed(("mimic_ins_type: base", "mimic_ins_type: mine"))
+
+    def found(cfgs: str) -> list[tuple[str, tuple[Any, ...]]]:
+        parsed = parse(text, "cfg.yaml", overrides=[parse_assignment(f"mimic.cfgs={cfgs}", 1)])
+        return [
+            (one.code, (one.path or ())[3:])
+            for one in check_references(parsed, replace(TABLES, mimickers=mimickers))
+        ]
+
+    assert found("{mask: false, sides: [1, 2]}") == [] == found("{sides: null}")
+    assert found("{maks: false}") == [("KD319", ("options", "maks"))]
+    assert found("{mask: 3, sides: [1, a]}") == [
+        ("KD322", ("options", "mask")),
+        ("KD322", ("options", "sides", 1)),
+    ]
+
+
+@pytest.mark.parametrize(
     ("method", "option", "wrong", "right"),
     [
         ("DeFeat", "rpn_fpn_base_scale", ["abc", True, [1]], [56, 0.5]),
@@ -99,15 +169,43 @@ def test_an_option_is_of_the_type_of_its_default(
         ("SampleFeature", "rcnn_fpn_levels", ["abc", 3, [0, "x"]], [[0, 1]]),
         ("SampleFeature", "teacher_proposal", ["yesplease", 1], [True, False]),
         ("SampleFeature", "student_roipooler", [3], ["a.b"]),
-        ("SampleFeature", "teacher_roipooler", [], [["a.b"], "a.b"]),
+        ("SampleFeature", "teacher_roipooler", ["a.b", [3]], [["a.b"], [None, "a.b"]]),
     ],
 )
 def test_types_of_kdclis_own_options(method: str, option: str, wrong: list[Any], right: list[Any]) -> None:
-    read = method_of(signature(MIMICKERS[method]))
-    assert read is not None and option in (read.options or ())
-    wanted = read.types.get(option)
-    assert [value for value in wrong if wanted is None or fits(wanted, value)] == []
-    assert [value for value in right if wanted is not None and not fits(wanted, value)] == []
+    annotation = options_of(MIMICKERS[method].options)[option].annotation
+    assert [value for value in wrong if fits(annotation, value)] == []
+    assert [value for value in right if not fits(annotation, value)] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "code", "path"),
+    [
+        ("FRS", "mask_count", "channels", "KD465", ()),
+        ("FRS", "mask_count", "position", "KD465", ()),
+        ("DeFeat", "rpn_fpn_strides", "[4, 8, 16, 0, 64]", "KD462", (3,)),
+        ("DeFeat", "rpn_fpn_base_scale", "0", "KD462", ()),
+        ("DeFeat", "neck_feature_nums", "0", "KD462", ()),
+        ("SampleFeature", "rcnn_fpn_strides", "[4, -8, 16, 32]", "KD462", (1,)),
+        ("SampleFeature", "rcnn_fpn_base_scale", "-1.0", "KD462", ()),
+    ],
+)
+def test_values_of_kdclis_own_options(
+    method: str, option: str, value: str, code: str, path: tuple[int, ...]
+) -> None:
+    text = changed(("mimic_ins_type: base", f"mimic_ins_type: {method}"))
+    parsed = parse(text, "cfg.yaml", overrides=[parse_assignment(f"mimic.cfgs={{{option}: {value}}}", 1)])
+    known = replace(TABLES, losses={**TABLES.losses, **LOSSES}, mimickers=MIMICKERS)
+    (found,) = check_references(parsed, known)
+    assert (found.code, (found.path or ())[4:]) == (code, (option, *path))
+
+
+def test_options_as_the_class_takes_them() -> None:
+    found = MIMICKERS["SampleFeature"].options_of(
+        {"rcnn_fpn_levels": [1, 2], "teacher_roipooler": ["a.b"], "teacher_proposal": None}
+    )
+    assert found == SampleFeatureOptions(rcnn_fpn_levels=(1, 2), teacher_roipooler=("a.b",))
+    assert found.teacher_proposal
 
 
 def test_labels_of_a_methods_default_loss_count() -> None:

@@ -72,13 +72,6 @@ def test_aliases_are_written_out() -> None:
     assert found.kwargs["color_mode"].wanted == "Literal['RGB', 'GRAY']"
 
 
-def test_inherited_constants() -> None:
-    found = signature(Target("tests.spec.fakes:Frs"))
-    assert found is not None
-    assert found.constant("PAIRED", None) is True
-    assert found.constant("LOSSES", "no literal") == "no literal"
-
-
 @pytest.mark.parametrize(
     "path", ["tests.spec.fakes:Nothing", "tests.spec.nothing:x", "nothing_at_all:x", "sys:exit", ""]
 )
