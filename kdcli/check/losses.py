@@ -90,7 +90,7 @@ def _trains_student(mimicker: Mimicker, key: str) -> bool:
     if key.rpartition(".")[2] in mimicker.logged_only:
         return False
     term = mimicker.term_of(key)
-    return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
+    return term is None or term.record.trains_student
 
 
 def _told(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:

@@ -28,8 +28,8 @@ def explain(options: ExplainOptions) -> None:
 def methods(options: MethodsOptions) -> None:
     """Print all losses and mimic methods, or one of them with its arguments and a block to paste."""
     from kdcli.distill.mimickers import MIMICKERS
-    from kdcli.losses import KINDS, LOSSES
-    from kdcli.losses.describe import describe
+    from kdcli.losses import LOSSES
+    from kdcli.losses.parts.describe import Description, describe
     from kdcli.reference.methods import fragment, method_fragment, method_of
     from kdcli.report.console import wants_colour, write
     from kdcli.report.words import loss_text, losses_text, method_text
@@ -37,7 +37,9 @@ def methods(options: MethodsOptions) -> None:
     name, colour = options.name, wants_colour(sys.stdout)
     known = [method_of(one) for one in MIMICKERS]
     if name is None:
-        by_kind = {kind: [describe(loss) for loss in table] for kind, table in KINDS.items()}
+        by_kind: dict[str, list[Description]] = {}
+        for loss, record in LOSSES.items():
+            by_kind.setdefault(record.kind, []).append(describe(loss))
         write(losses_text(by_kind, known, colour=colour))
     elif name in LOSSES:
         write(loss_text(describe(name), fragment(name), colour=colour))

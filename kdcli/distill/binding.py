@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcli.distill.mimickers.mimicker import Needs
+from kdcli.losses import Loss
 
 FEATURES = ("student", "teacher")
 BATCH_FIELDS = frozenset({"labels", "indices", "mixed_labels"})
@@ -21,13 +22,13 @@ CLOCK_FACTS = frozenset({"step", "epoch"})
 class Binding:
     """What one loss takes in: facts when it is made, tensors when it is called.
 
-    whole_list: it takes the job's features as one list instead of pair by pair. stateful: it is an
-    nn.Module class that is made from facts.
+    stateful: it is an nn.Module class that is made from facts. keywords: what it takes from the spec.
     """
 
+    record: Loss
     target: Callable[..., Any]
     stateful: bool
-    whole_list: bool
+    keywords: frozenset[str]
     inputs: tuple[str, ...]
     optional: frozenset[str]
     facts: tuple[str, ...]
@@ -53,6 +54,31 @@ class Binding:
         """Whether the loss is made with both shapes, and so joins unlike ones by itself."""
         return any(fact.startswith("student_shape") for fact in self.facts)
 
+    @property
+    def weighs_itself(self) -> bool:
+        """Whether the loss takes `loss_weight` and multiplies by it; kdcli's own leave that to `compute`."""
+        return "loss_weight" in self.keywords
+
+    def weight_of(self, kwargs: Mapping[str, Any]) -> float:
+        """`loss_weight` of the spec's kwargs; where they give none the loss's default."""
+        given = default_of(self.target, "loss_weight", self.record.weight)
+        return float(kwargs.get("loss_weight", given))
+
+    def own(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The kwargs that the loss itself takes: without a `loss_weight` that is multiplied outside."""
+        return {name: value for name, value in kwargs.items() if name != "loss_weight" or self.weighs_itself}
+
+    def compute(
+        self,
+        call: Callable[..., Tensor],
+        available: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        weight: float,
+    ) -> Tensor:
+        """The loss of one call, times its weight: the only place where `loss_weight` is multiplied."""
+        loss = call(**bind(self, available), **kwargs)
+        return loss if self.weighs_itself else loss * weight
+
     def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:
         """The callable loss: the function itself, or an instance made from the facts it asks for."""
         if not self.stateful:
@@ -63,20 +89,19 @@ class Binding:
 
 
 @cache
-def binding_of(target: Callable[..., Any]) -> Binding:
+def binding_of(record: Loss) -> Binding:
     """Read the signature of a loss function or class once."""
+    target = record.load()
     stateful = inspect.isclass(target)
     call = target.forward if isinstance(target, type) and issubclass(target, nn.Module) else target
     parameters = _positional(call)
     facts = tuple(_positional(target)) if isinstance(target, type) else ()
-    whole_list = any(
-        "Sequence" in str(parameters[name].annotation) for name in FEATURES if name in parameters
-    )
     names = tuple(parameters)
     return Binding(
+        record=record,
         target=target,
         stateful=stateful,
-        whole_list=whole_list,
+        keywords=keyword_names(target),
         inputs=names,
         optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
         facts=facts,
@@ -85,7 +110,7 @@ def binding_of(target: Callable[..., Any]) -> Binding:
             teacher_outputs=frozenset({"logits"} if "teacher_logits" in names else ()),
             batch=BATCH_FIELDS & set(names),
             facts=frozenset(facts),
-            prepare=hasattr(target, "prepare"),
+            prepare=record.prepares,
         ),
     )
 

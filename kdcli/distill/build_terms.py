@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
-from kdcli.distill.binding import Binding, binding_of, default_of, keyword_names
+from kdcli.distill.binding import Binding, binding_of
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Setting
 from kdcli.distill.tapping import check_taps, joinable
@@ -19,12 +19,9 @@ from kdcli.distill.taps import View, elements_of
 from kdcli.distill.terms import TapPair, TapSide, Term
 from kdcli.distill.unlike_classes import unlike_classes
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOGIT, LOSSES, TEMPERED, UNLIKE_SHAPES
-from kdcli.losses.temperature import LearnedTemperature
+from kdcli.losses import LOSSES, Loss
+from kdcli.losses.parts.temperature import LearnedTemperature
 from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
-
-SPEC_LOSSES = frozenset({"l2_loss", "kl_loss", "kd_loss", "gkd_loss", "ce_loss", "bce_loss"})
-"""United-Perception's own: under `base` they are summed over the pairs and divided by their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +44,12 @@ class LossOfJob:
     @property
     def binding(self) -> Binding:
         """What the loss takes in."""
-        return binding_of(LOSSES[self.loss.type].load())
+        return binding_of(self.record)
 
     @property
-    def keywords(self) -> frozenset[str]:
-        """The kwargs that the loss takes."""
-        return keyword_names(LOSSES[self.loss.type].load())
+    def record(self) -> Loss:
+        """What is true of the loss."""
+        return LOSSES[self.loss.type]
 
     @property
     def view(self) -> View:
@@ -90,7 +87,7 @@ def build_term(
     of = LossOfJob(setting=setting, name=name, loss=loss, teacher=teacher)
     binding = of.binding
     standardizes = standardizes_of(of)
-    kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
+    kwargs = {**of.record.preset, **loss.kwargs}
     temperature = temperature_of(of, from_logits=bool(kwargs.get("from_logits")))
     learned: LearnedTemperature | None = None
     if isinstance(temperature, Temperature):
@@ -99,9 +96,9 @@ def build_term(
         )
     elif temperature is not None:
         kwargs.setdefault("T", temperature)
-    if standardizes and "standardize" in of.keywords:
+    if standardizes and "standardize" in of.binding.keywords:
         kwargs["standardize"], standardizes = True, False
-    if loss.type in LOGIT:
+    if of.record.kind == "logit":
         students = [_read_as_logits(side, setting.student) for side in students]
         teachers = [_read_as_logits(side, of.view) for side in teachers]
     if binding.uses_features:
@@ -113,21 +110,22 @@ def build_term(
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
         adapters = _adapters(of, pairs, loss.adapter or (setting.job.adapter if adapted else None))
-    how = loss.over_pairs or over_pairs or ("mean" if loss.type in SPEC_LOSSES else "sum")
+    own = binding.own(kwargs)
+    how = loss.over_pairs or over_pairs or ("mean" if of.record.mean_over_pairs else "sum")
     return Term(
         name,
         loss.type,
         pairs,
         binding=binding,
-        calls=_calls(of, pairs, adapters is not None, kwargs),
+        calls=_calls(of, pairs, adapters is not None, own),
         teacher=teacher,
         adapters=adapters,
         temperature=learned,
-        kwargs={} if binding.stateful else {**kwargs, **(options or {})},
+        kwargs={} if binding.stateful else {**own, **(options or {})},
         standardizes=standardizes,
         factors=factors,
         mean_over_pairs=how == "mean",
-        loss_weight=float(kwargs.get("loss_weight", default_of(binding.target, "loss_weight", 1.0))),
+        loss_weight=binding.weight_of(kwargs),
     )
 
 
@@ -138,21 +136,21 @@ def temperature_of(of: LossOfJob, *, from_logits: bool) -> float | Temperature |
     and no loss takes it, or one is to be learned and the loss can't.
     """
     loss, job = of.loss, of.setting.job
-    has_one, on_loss = "T" in of.keywords, loss.temperature is not None
+    has_one, on_loss = "T" in of.binding.keywords, loss.temperature is not None
     if on_loss and not has_one:
         raise of.no_option(True, "temperature", "has no temperature")
     found = loss.temperature if on_loss else job.temperature
     if found is None:
         return None
-    if not on_loss and loss.type not in TEMPERED:
-        if not any(other.type in TEMPERED for other in job.losses.values()):
+    if not on_loss and not of.record.softened:
+        if not any(LOSSES[other.type].softened for other in job.losses.values()):
             why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
             raise of.no_option(False, "temperature", why)
         return None
     if isinstance(found, Temperature):
         if of.binding.stateful:
             raise of.no_option(on_loss, "temperature", "can't learn one")
-        if "from_logits" in of.keywords and not from_logits:
+        if "from_logits" in of.binding.keywords and not from_logits:
             why = "has a temperature only with `from_logits: true`"
             raise of.no_option(on_loss, "temperature", why)
     return found
@@ -165,10 +163,10 @@ def standardizes_of(of: LossOfJob) -> bool:
     """
     loss, job = of.loss, of.setting.job
     asked = job.standardize if loss.standardize is None else loss.standardize
-    if not asked or loss.type in LOGIT:
+    if not asked or of.record.kind == "logit":
         return asked
     on_loss = loss.standardize is not None
-    if on_loss or not any(other.type in LOGIT for other in job.losses.values()):
+    if on_loss or not any(LOSSES[other.type].kind == "logit" for other in job.losses.values()):
         raise of.no_option(on_loss, "standardize", "compares no logits")
     return False
 
@@ -213,7 +211,7 @@ def _paired(of: LossOfJob, students: Sequence[TapSide], teachers: Sequence[TapSi
 
 def _adapters(of: LossOfJob, pairs: Sequence[TapPair], spec: AdapterSpec | None) -> nn.ModuleList | None:
     """An adapter for each pair, as the spec says; None without one, where every pair must fit as it is."""
-    if spec is None and (of.binding.sizes_itself or of.loss.type in UNLIKE_SHAPES):
+    if spec is None and (of.binding.sizes_itself or of.record.unlike_shapes):
         return None
     assert of.teacher is not None
     where = (*(of.path if of.loss.adapter else of.setting.path), "adapter")
@@ -250,7 +248,7 @@ def _mismatch(of: LossOfJob, student: TapSide, teacher: TapSide) -> SpecError:
         help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
     else:
         help = f"no adapter joins them: {why}\n{joinable(of.setting, of.teacher)}"
-    if loss in LOGIT and len(student.shape) == len(teacher.shape) == 2:
+    if of.record.kind == "logit" and len(student.shape) == len(teacher.shape) == 2:
         help = "logits are compared class by class: name `logits` of both networks"
     return SpecError.at(
         (*of.setting.path, "student", "mimic_name", student.number),
@@ -284,7 +282,7 @@ def _calls(
     theirs = [(pair.teacher or pair.student).shape for pair in pairs]
     ours = theirs if adapted else [pair.student.shape for pair in pairs]
     names: SpecPath = (*setting.path, "student", "mimic_name")
-    if binding.whole_list:
+    if of.record.whole_list:
         with placed(names):
             return [binding.make({**facts, "student_shape": ours, "teacher_shape": theirs}, kwargs)]
     calls = []

@@ -12,7 +12,7 @@ from kdcli.distill.mimickers.mimicker import Setting
 from kdcli.distill.taps import Tap
 from kdcli.distill.terms import TapSide
 from kdcli.errors import Findings, SpecError, SpecPath
-from kdcli.losses import LOGITS_ONLY, MAPS, POOLED, PRE_ACTIVATIONS
+from kdcli.losses import LOSSES
 
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -54,17 +54,17 @@ def _check(
     setting: Setting, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
 ) -> None:
     whose = "the student" if teacher is None else teacher
-    tap, kind, shape = side.tap, side.layout.kind, side.shape
+    takes, tap, kind, shape = LOSSES[loss].takes, side.tap, side.layout.kind, side.shape
     found = f"`{tap}` of {whose} is {shown(shape)}"
-    if loss in LOGITS_ONLY and kind not in ("logits", "vector"):
+    if takes == "logits" and kind not in ("logits", "vector"):
         raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {found}", "name `logits`")
-    if loss in POOLED and len(shape) > 2 and shape[1:].numel() != shape[1]:
+    if takes == "vector" and len(shape) > 2 and shape[1:].numel() != shape[1]:
         raise SpecError.at(
             path, "KD451", f"`{loss}` takes a pooled vector [B, D]; {found}", _pooled_vector(net)
         )
-    if loss in MAPS and kind != "map":
+    if takes == "map" and kind != "map":
         raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {found}", _last_map(net))
-    if loss in PRE_ACTIVATIONS:
+    if LOSSES[loss].before_relu:
         relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:
             raise SpecError.at(

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.binding import Binding, bind
+from kdcli.distill.binding import Binding
 from kdcli.distill.channels import Layout
 from kdcli.distill.mimickers.mimicker import Clock
 from kdcli.distill.taps import Feature, View, tensors_in
-from kdcli.losses.standardize import standardize
-from kdcli.losses.temperature import LearnedTemperature
+from kdcli.losses import Loss
+from kdcli.losses.parts.logits import standardize
+from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.temperature import LearnedTemperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Term(nn.Module):
     none. calls: the loss as one callable for each pair, or one for all of them. adapters: one for each pair,
     over the student's feature. kwargs: of each call. standardizes: logits are standardised first. factors: what
     the loss of each pair is multiplied by. mean_over_pairs: divide the sum over pairs by their number.
-    loss_weight: that of the spec or the loss's own, for the user's eye: the calls apply it.
+    loss_weight: what each call is multiplied by, unless the loss does so itself.
     """
 
     def __init__(
@@ -126,21 +128,32 @@ class Term(nn.Module):
         if self.temperature is not None:
             extra = {**extra, "T": self.temperature(clock.epoch)}
         if not self.binding.uses_features:
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         pairs = flat_pairs(students or teachers, teachers or students)
         ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
-        if self.binding.whole_list:
+        if self.record.whole_list:
             given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
             given["mask"] = masks
-            return self.calls[0](**bind(self.binding, given), **extra)
+            return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         losses = []
         for index, (s, t) in enumerate(ready):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
-            loss = self.calls[min(index, len(self.calls) - 1)](**bind(self.binding, given), **extra)
+            call = self.calls[min(index, len(self.calls) - 1)]
+            loss = self.binding.compute(call, given, extra, self.loss_weight)
             losses.append(loss if self.factors is None else loss * self.factors[index])
         total = torch.stack(losses).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
+
+    @property
+    def record(self) -> Loss:
+        """What is true of the loss."""
+        return self.binding.record
+
+    @property
+    def stateful(self) -> list[StatefulLoss]:
+        """Its losses that are modules with hooks, one for each pair, or one for all of them."""
+        return [call for call in self.calls if isinstance(call, StatefulLoss)]
 
     def adapter_shown(self, index: int) -> str:
         """What joins the pair of this number, in words; empty where nothing does."""

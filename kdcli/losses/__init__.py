@@ -1,116 +1,147 @@
-"""The losses by name: what `type` under `mimic...cfgs` may say."""
+"""The losses by name: what `type` under `mimic...cfgs` may say, and what is true of each; torch-free.
+
+A new loss is a file of its own beside this one, and a line in the table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from kdcli.spec.tables import Loss
 
-from kdcli.spec.tables import Table, Target
+__all__ = ["LOSSES", "Loss"]
 
-LOGIT: Table = {
-    "ce_loss": Target("kdcli.losses.ce:ce_loss"),
-    "dist": Target("kdcli.losses.dist:dist"),
-    "dkd": Target("kdcli.losses.dkd:dkd"),
-    "gkd_loss": Target("kdcli.losses.kd:gkd_loss"),
-    "kd_loss": Target("kdcli.losses.kd:kd_loss"),
-    "logit_mse": Target("kdcli.losses.logit_mse:logit_mse"),
-    "mlkd": Target("kdcli.losses.mlkd:mlkd"),
-    "nkd": Target("kdcli.losses.nkd:nkd"),
-    "rld": Target("kdcli.losses.rld:rld"),
-    "tfkd_self": Target("kdcli.losses.tfkd:tfkd_self"),
-    "ttm": Target("kdcli.losses.ttm:ttm"),
-    "wkd_l": Target("kdcli.losses.wkd_l:WassersteinLogit"),
-    "wsld": Target("kdcli.losses.wsld:wsld"),
-    "wttm": Target("kdcli.losses.ttm:wttm"),
+LOSSES: dict[str, Loss] = {
+    # logit
+    "ce_loss": Loss("kdcli.losses.ce:ce_loss", kind="logit", softened=True, mean_over_pairs=True),
+    "dist": Loss("kdcli.losses.dist:dist", kind="logit", takes="logits", softened=True),
+    "dkd": Loss("kdcli.losses.dkd:dkd", kind="logit", takes="logits", softened=True),
+    "gkd_loss": Loss("kdcli.losses.kd:gkd_loss", kind="logit", softened=True, mean_over_pairs=True),
+    "kd_loss": Loss("kdcli.losses.kd:kd_loss", kind="logit", softened=True, mean_over_pairs=True),
+    "logit_mse": Loss("kdcli.losses.logit_mse:logit_mse", kind="logit"),
+    "mlkd": Loss("kdcli.losses.mlkd:mlkd", kind="logit", takes="logits"),
+    "nkd": Loss("kdcli.losses.nkd:nkd", kind="logit", takes="logits", softened=True),
+    "rld": Loss("kdcli.losses.rld:rld", kind="logit", takes="logits", softened=True),
+    "tfkd_self": Loss(
+        "kdcli.losses.tfkd:tfkd_self", kind="logit", weight=0.95, takes="logits", softened=True
+    ),
+    "ttm": Loss("kdcli.losses.ttm:ttm", kind="logit", takes="logits"),
+    "wkd_l": Loss(
+        "kdcli.losses.wkd_l:WassersteinLogit", kind="logit", takes="logits", softened=True, prepares=True
+    ),
+    "wsld": Loss("kdcli.losses.wsld:wsld", kind="logit", weight=2.5, takes="logits", softened=True),
+    "wttm": Loss("kdcli.losses.ttm:wttm", kind="logit", takes="logits"),
+    # feature
+    "ab": Loss(
+        "kdcli.losses.ab:ActivationBoundaries",
+        kind="feature",
+        before_relu=True,
+        whole_list=True,
+        example=("before ReLU",),
+    ),
+    "at": Loss(
+        "kdcli.losses.at:attention_transfer",
+        kind="feature",
+        weight=1000.0,
+        unlike_shapes=True,
+        example=("stages",),
+    ),
+    "bce_loss": Loss(
+        "kdcli.losses.bce:bce_loss",
+        kind="feature",
+        softened=True,
+        mean_over_pairs=True,
+        divides_by_mask=True,
+        example=("logits",),
+        example_kwargs="{from_logits: true}",
+    ),
+    "cat_kd": Loss("kdcli.losses.cat_kd:ClassAttention", kind="feature", weight=400.0, takes="map"),
+    "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),
+    "fgd": Loss("kdcli.losses.fgd:FocalGlobal", kind="feature", takes="map"),
+    "fitnet": Loss("kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, example=("middle stage",)),
+    "fsp": Loss(
+        "kdcli.losses.fsp:solution_flow",
+        kind="feature",
+        weight=50.0,
+        takes="map",
+        unlike_shapes=True,
+        whole_list=True,
+        example=("stages",),
+    ),
+    "ft": Loss(
+        "kdcli.losses.ft:FactorTransfer",
+        kind="feature",
+        weight=200.0,
+        takes="map",
+        takes_over="ft_paraphrase",
+    ),
+    "ft_paraphrase": Loss(
+        "kdcli.losses.ft:FactorParaphrase",
+        kind="feature",
+        takes="map",
+        unlike_shapes=True,
+        trains_student=False,
+    ),
+    "kl_loss": Loss("kdcli.losses.kl:kl_loss", kind="feature", mean_over_pairs=True, rectifies=True),
+    "l2_loss": Loss("kdcli.losses.l2:l2_loss", kind="feature", mean_over_pairs=True, divides_by_mask=True),
+    "mgd": Loss("kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map"),
+    "nst": Loss(
+        "kdcli.losses.nst:neuron_selectivity",
+        kind="feature",
+        weight=50.0,
+        unlike_shapes=True,
+        example=("stages",),
+    ),
+    "ofd": Loss(
+        "kdcli.losses.ofd:FeatureOverhaul",
+        kind="feature",
+        weight=0.001,
+        takes="map",
+        before_relu=True,
+        whole_list=True,
+        example=("before ReLU",),
+    ),
+    "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True),
+    "review": Loss(
+        "kdcli.losses.review:KnowledgeReview",
+        kind="feature",
+        whole_list=True,
+        example=("stages", "pooled vector"),
+        teacher_example=("before ReLU", "pooled vector"),
+    ),
+    "simkd": Loss("kdcli.losses.simkd:SimKD", kind="feature", takes="map", replaces_end=True),
+    "srd": Loss("kdcli.losses.srd:SimpleRecipe", kind="feature", softened=True),
+    "srrl": Loss("kdcli.losses.srrl:SoftmaxRegression", kind="feature"),
+    "vid": Loss("kdcli.losses.vid:VariationalInformation", kind="feature", example=("stages",)),
+    "wkd_f": Loss("kdcli.losses.wkd_f:WassersteinFeature", kind="feature", weight=0.02, takes="map"),
+    # relational
+    "cc": Loss(
+        "kdcli.losses.cc:CorrelationCongruence",
+        kind="relational",
+        weight=0.02,
+        takes="vector",
+        example=("pooled vector",),
+    ),
+    "crd": Loss(
+        "kdcli.losses.crd:ContrastiveRepresentation",
+        kind="relational",
+        weight=0.8,
+        takes="vector",
+        example=("pooled vector",),
+    ),
+    "itrd": Loss("kdcli.losses.itrd:InformationTheoretic", kind="relational", example=("pooled vector",)),
+    "pkt": Loss(
+        "kdcli.losses.pkt:probabilistic_transfer",
+        kind="relational",
+        weight=30000.0,
+        unlike_shapes=True,
+        example=("pooled vector",),
+    ),
+    "rkd": Loss(
+        "kdcli.losses.rkd:relational", kind="relational", unlike_shapes=True, example=("pooled vector",)
+    ),
+    "sp": Loss("kdcli.losses.sp:similarity_preserving", kind="relational", weight=3000.0, unlike_shapes=True),
+    # teacher-free
+    "tfkd_reg": Loss(
+        "kdcli.losses.tfkd:tfkd_reg", kind="teacher-free", weight=0.1, takes="logits", softened=True
+    ),
+    "uskd": Loss("kdcli.losses.uskd:USKD", kind="teacher-free"),
 }
-"""Compare logits [B, K]."""
-
-FEATURE: Table = {
-    "ab": Target("kdcli.losses.ab:ActivationBoundaries"),
-    "at": Target("kdcli.losses.at:attention_transfer"),
-    "bce_loss": Target("kdcli.losses.bce:bce_loss"),
-    "cat_kd": Target("kdcli.losses.cat_kd:ClassAttention"),
-    "cwd": Target("kdcli.losses.cwd:channel_wise"),
-    "fgd": Target("kdcli.losses.fgd:FocalGlobal"),
-    "fitnet": Target("kdcli.losses.fitnet:FitNet"),
-    "fsp": Target("kdcli.losses.fsp:solution_flow"),
-    "ft": Target("kdcli.losses.ft:FactorTransfer"),
-    "ft_paraphrase": Target("kdcli.losses.ft:FactorParaphrase"),
-    "kl_loss": Target("kdcli.losses.kl:kl_loss"),
-    "l2_loss": Target("kdcli.losses.l2:l2_loss"),
-    "mgd": Target("kdcli.losses.mgd:MaskedGeneration"),
-    "nst": Target("kdcli.losses.nst:neuron_selectivity"),
-    "ofd": Target("kdcli.losses.ofd:FeatureOverhaul"),
-    "pkd": Target("kdcli.losses.pkd:pearson"),
-    "review": Target("kdcli.losses.review:KnowledgeReview"),
-    "simkd": Target("kdcli.losses.simkd:SimKD"),
-    "srd": Target("kdcli.losses.srd:SimpleRecipe"),
-    "srrl": Target("kdcli.losses.srrl:SoftmaxRegression"),
-    "vid": Target("kdcli.losses.vid:VariationalInformation"),
-    "wkd_f": Target("kdcli.losses.wkd_f:WassersteinFeature"),
-}
-"""Compare one student feature with one teacher feature, or a list of them."""
-
-RELATIONAL: Table = {
-    "cc": Target("kdcli.losses.cc:CorrelationCongruence"),
-    "crd": Target("kdcli.losses.crd:ContrastiveRepresentation"),
-    "itrd": Target("kdcli.losses.itrd:InformationTheoretic"),
-    "pkt": Target("kdcli.losses.pkt:probabilistic_transfer"),
-    "rkd": Target("kdcli.losses.rkd:relational"),
-    "sp": Target("kdcli.losses.sp:similarity_preserving"),
-}
-"""Compare how the samples of a batch relate."""
-
-TEACHER_FREE: Table = {
-    "tfkd_reg": Target("kdcli.losses.tfkd:tfkd_reg"),
-    "uskd": Target("kdcli.losses.uskd:USKD"),
-}
-"""Need no teacher."""
-
-LOSSES: Table = {**LOGIT, **FEATURE, **RELATIONAL, **TEACHER_FREE}
-
-KINDS: Mapping[str, Table] = {
-    "logit": LOGIT,
-    "feature": FEATURE,
-    "relational": RELATIONAL,
-    "teacher-free": TEACHER_FREE,
-}
-"""What a loss compares, as `kdcli methods` says it."""
-
-UNLIKE_SHAPES: frozenset[str] = frozenset({"at", "fsp", "ft_paraphrase", "nst", "pkd", "pkt", "rkd", "sp"})
-"""Losses that are not made from shapes and yet take unlike features, without an adapter."""
-
-TEMPERED: frozenset[str] = frozenset(
-    {
-        "bce_loss",
-        "ce_loss",
-        "cwd",
-        "dist",
-        "dkd",
-        "gkd_loss",
-        "kd_loss",
-        "nkd",
-        "rld",
-        "srd",
-        "tfkd_reg",
-        "tfkd_self",
-        "wkd_l",
-        "wsld",
-    }
-)
-"""Losses whose `T` softens a distribution: a job's `temperature` is theirs; not crd's, fgd's."""
-
-LOGITS_ONLY: frozenset[str] = frozenset(LOGIT) - {"ce_loss", "gkd_loss", "kd_loss", "logit_mse"} | {
-    "tfkd_reg"
-}
-"""Losses that take logits [B, K] and no map of them."""
-
-POOLED: frozenset[str] = frozenset({"cc", "crd"})
-"""Losses that embed a pooled vector: over a whole map the embedding would be as large as the network."""
-
-MAPS: frozenset[str] = frozenset(
-    {"cat_kd", "fgd", "fsp", "ft", "ft_paraphrase", "mgd", "ofd", "simkd", "wkd_f"}
-)
-"""Losses that take maps [B, C, H, W] and nothing else."""
-
-PRE_ACTIVATIONS: frozenset[str] = frozenset({"ab", "ofd"})
-"""Losses that take what goes into a ReLU, of both networks."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, map_shape
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
+from kdcli.losses.parts.layout import as_map, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
-class ActivationBoundaries(nn.Module):
+class ActivationBoundaries(StatefulLoss):
     """Squared margin violations of the student's pre-activations, summed and ÷ B (AB), × 3/1000.
 
     Where the teacher's neuron is off (t ≤ 0) the student's is driven below −margin, elsewhere above
@@ -30,11 +31,9 @@ class ActivationBoundaries(nn.Module):
         teacher_shape: Sequence[Sequence[int]],
         *,
         margin: float = 1.0,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.margin = margin
-        self.loss_weight = loss_weight
         self.connectors = nn.ModuleList(
             nn.Identity()
             if map_shape(s, "ab")[1:] == map_shape(t, "ab")[1:]
@@ -50,7 +49,7 @@ class ActivationBoundaries(nn.Module):
             2.0 ** (index - last) * self._violation(connector(as_map(s, "ab")), as_map(t, "ab"))
             for index, (connector, s, t) in enumerate(zip(self.connectors, student, teacher, strict=True))
         ]
-        return self.loss_weight * sum(losses[1:], start=losses[0]) / batch / 1000 * 3
+        return sum(losses[1:], start=losses[0]) / batch / 1000 * 3
 
     def _violation(self, student: Tensor, teacher: Tensor) -> Tensor:
         on = teacher > 0

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import with_positions
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import with_positions
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision
-def attention_transfer(
-    student: Tensor, teacher: Tensor, *, p: int = 2, loss_weight: float = 1000.0
-) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor, *, p: int = 2) -> Tensor:
     """Squared distance of two normalised attention maps (AT), averaged over batch and positions.
 
     The attention is the mean over channels of feature**p, flattened and divided by its row's L2 norm.
@@ -23,7 +21,7 @@ def attention_transfer(
     """
     student, teacher = with_positions(student, teacher, "at")
     s, t = normalized(_attention(student, p), _attention(teacher, p), power=p)
-    return loss_weight * (s - t).pow(2).mean()
+    return (s - t).pow(2).mean()
 
 
 def _attention(feature: Tensor, p: int) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.masks import broadcast_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.masks import broadcast_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import per_count
 from kdcli.spec.ranges import Positive
 
 
@@ -21,7 +21,6 @@ def bce_loss(
     T: Positive = 1.0,
     batch_mean: bool = False,
     from_logits: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Binary cross entropy of student against teacher, divided by the number of unmasked elements, or by B.
 
@@ -44,4 +43,4 @@ def bce_loss(
         loss = total / entropy.numel()
     else:
         loss = per_count(total, weights.sum())
-    return loss * loss_weight
+    return loss

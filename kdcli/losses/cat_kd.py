@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import only_maps, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(StatefulLoss):
     """Mean squared error between class activation maps pooled to resolution × resolution (CAT-KD).
 
     With normalize each pooled map is divided by its L2 norm; one of zeros stays 0. The teacher's
@@ -36,11 +37,9 @@ class ClassAttention(nn.Module):
         *,
         resolution: Count = 2,
         normalize: bool = True,
-        loss_weight: float = 400.0,
     ) -> None:
         super().__init__()
         self.resolution, self.normalize = resolution, normalize
-        self.loss_weight = loss_weight
         weight = weight_of(teacher_classifier)
         classes = len(weight)
         s_channels, t_channels = only_maps(student_shape, "cat_kd")[1], only_maps(teacher_shape, "cat_kd")[1]
@@ -65,7 +64,7 @@ class ClassAttention(nn.Module):
         s, t = self._pooled(self.student_classifier(student)), self._pooled(teacher)
         if self.normalize:
             s, t = normalized(s, t, (2, 3))
-        return self.loss_weight * F.mse_loss(s, t)
+        return F.mse_loss(s, t)
 
     def _pooled(self, activation: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(activation, self.resolution)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 
-class CorrelationCongruence(nn.Module):
+class CorrelationCongruence(StatefulLoss):
     """Mean over neighbouring samples of the product of their deviations, summed over dimensions (CC).
 
     The deviation of a sample is |embedding of the student − embedding of the teacher|, both trained
@@ -29,11 +30,9 @@ class CorrelationCongruence(nn.Module):
         *,
         feat_dim: Count = 128,
         gather: bool = False,
-        loss_weight: float = 0.02,
     ) -> None:
         super().__init__()
         self.gather = gather
-        self.loss_weight = loss_weight
         self.embed_s = nn.Linear(math.prod(student_shape[1:]), feat_dim)
         self.embed_t = nn.Linear(math.prod(teacher_shape[1:]), feat_dim)
 
@@ -43,4 +42,4 @@ class CorrelationCongruence(nn.Module):
         deviation = (self.embed_s(student.flatten(1)) - self.embed_t(teacher.flatten(1))).abs()
         deviation = gather_rows(deviation, gather=self.gather)
         products = (deviation[:-1] * deviation[1:]).sum()
-        return self.loss_weight * products / max(len(deviation) - 1, 1)
+        return products / max(len(deviation) - 1, 1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 
 
@@ -17,7 +17,6 @@ def ce_loss(
     teacher_weights: Tensor | None = None,
     *,
     T: Positive = 1.0,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """−sum(softmax(teacher/T)·log softmax(student/T)) over axis 1, mean over rows, in nats, without T².
 
@@ -27,4 +26,4 @@ def ce_loss(
     """
     equal_shapes(student, teacher, "ce_loss")
     rows = -((teacher / T).softmax(1) * (student / T).log_softmax(1)).sum(1)
-    return row_mean(rows, teacher_weights) * loss_weight
+    return row_mean(rows, teacher_weights)

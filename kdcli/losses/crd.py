@@ -10,16 +10,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.draws import drawn_integers, new_salt
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import distributed, global_mean
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.draws import drawn_integers, new_salt
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import distributed, global_mean
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive, Share
 
 EPS = 1e-7
 
 
-class ContrastiveRepresentation(nn.Module):
+class ContrastiveRepresentation(StatefulLoss):
     """Noise contrastive estimate of a sample's own pair among K others, both ways (CRD), ÷ B.
 
     The student's embedding is scored against a memory of all samples' teacher embeddings and the teacher's
@@ -48,12 +49,10 @@ class ContrastiveRepresentation(nn.Module):
         K: Count = 16384,
         T: Positive = 0.07,
         momentum: Share = 0.5,
-        loss_weight: float = 0.8,
     ) -> None:
         super().__init__()
         self.num_samples = num_samples
         self.K, self.T, self.momentum = K, T, momentum
-        self.loss_weight = loss_weight
         self.embed_s = nn.Linear(math.prod(student_shape[1:]), feat_dim)
         self.embed_t = nn.Linear(math.prod(teacher_shape[1:]), feat_dim)
         bound = 1 / math.sqrt(feat_dim / 3)
@@ -65,7 +64,7 @@ class ContrastiveRepresentation(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor, step: int = 0) -> Tensor:
         """A scalar. indices [B] int64: the samples' positions in the dataset."""
-        return self.loss_weight * self.contrast(student, teacher, indices, self.draw(indices, step))
+        return self.contrast(student, teacher, indices, self.draw(indices, step))
 
     def draw(self, indices: Tensor, step: int) -> Tensor:
         """Rows of the memories for each sample, [B, K + 1]: its own first, then K drawn ones."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.layout import as_map, equal_shapes
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import as_map, equal_shapes
+from kdcli.losses.parts.precision import full_precision
 from kdcli.spec.ranges import Positive
 
 
 @full_precision
-def channel_wise(student: Tensor, teacher: Tensor, *, T: Positive = 1.0, loss_weight: float = 1.0) -> Tensor:
+def channel_wise(student: Tensor, teacher: Tensor, *, T: Positive = 1.0) -> Tensor:
     """T²·KL of the per-channel spatial softmaxes (CWD), averaged over B and C.
 
     student, teacher: maps [B, C, H, W], or tokens [B, N, D] (a channel is one of D), of equal shape.
@@ -23,4 +23,4 @@ def channel_wise(student: Tensor, teacher: Tensor, *, T: Positive = 1.0, loss_we
     log_s, log_t = ((as_map(x, "cwd").flatten(2) / T).log_softmax(2) for x in (student, teacher))
     channels = log_s.shape[0] * log_s.shape[1]
     divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-    return loss_weight * T**2 * divergence / channels
+    return T**2 * divergence / channels

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths, rounding
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.directions import heard, lengths, rounding
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-8
@@ -23,7 +23,6 @@ def dist(
     gamma: float = 1.0,
     T: Positive = 1.0,
     gather: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """T²·(beta·mean over rows of (1 − ρ) + gamma·mean over columns of (1 − ρ)).
 
@@ -38,7 +37,7 @@ def dist(
     student, teacher = (gather_rows(x, gather=gather) for x in (student, teacher))
     s, t = (student / T).softmax(1), (teacher / T).softmax(1)
     between, within = 1 - _pearson(s, t, 1).mean(), 1 - _pearson(s, t, 0).mean()
-    return (beta * between + gamma * within) * T**2 * loss_weight
+    return (beta * between + gamma * within) * T**2
 
 
 def _pearson(student: Tensor, teacher: Tensor, axis: int) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows, log_softmax_without, one_hot_mask, two_way
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
-from kdcli.losses.warmup import epoch_share
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import kl_rows, log_softmax_without, one_hot_mask, two_way
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
+from kdcli.losses.parts.warmup import epoch_share
 from kdcli.spec.ranges import Positive
 
 
@@ -24,7 +24,6 @@ def dkd(
     beta: float = 8.0,
     T: Positive = 4.0,
     warmup_epochs: int = 20,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """T²·(alpha·TCKD + beta·NCKD), mean over rows, in nats.
 
@@ -41,4 +40,4 @@ def dkd(
     target = kl_rows(two_way(student.log_softmax(1), chosen), two_way(teacher.log_softmax(1), chosen))
     others = kl_rows(log_softmax_without(student, chosen), log_softmax_without(teacher, chosen))
     loss = row_mean(alpha * target + beta * others, teacher_weights) * T**2
-    return loss * (epoch_share(epoch, warmup_epochs) * loss_weight)
+    return loss * epoch_share(epoch, warmup_epochs)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import only_maps, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 
-class FocalGlobal(nn.Module):
+class FocalGlobal(StatefulLoss):
     """Foreground and background apart, attention, and relations of one pair of maps (FGD), ÷ B.
 
     α·Σ(f·A·(s−t)²) + β·Σ(b·A·(s−t)²) + γ·(Σ|attention_s − attention_t|) + λ·Σ(G_s(s) − G_t(t))²: f weighs
@@ -37,7 +38,6 @@ class FocalGlobal(nn.Module):
         beta: float = 2.5e-5,
         gamma: float = 5e-5,
         relation: float = 5e-7,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         s_channels, t_channels = only_maps(student_shape, "fgd")[1], only_maps(teacher_shape, "fgd")[1]
@@ -48,7 +48,7 @@ class FocalGlobal(nn.Module):
                 "name layers of equal stride",
             )
         self.T, self.alpha, self.beta, self.gamma = T, alpha, beta, gamma
-        self.relation, self.loss_weight = relation, loss_weight
+        self.relation = relation
         self.align = nn.Conv2d(s_channels, t_channels, 1) if s_channels != t_channels else nn.Identity()
         self.student_context = GlobalContext(t_channels)
         self.teacher_context = GlobalContext(t_channels)
@@ -68,7 +68,7 @@ class FocalGlobal(nn.Module):
         attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
         contexts = self.student_context(student) - self.teacher_context(teacher)
         total = focal + self.gamma * attention + self.relation * contexts.square().sum()
-        loss: Tensor = self.loss_weight * total / batch
+        loss: Tensor = total / batch
         return loss
 
     def _attention(self, x: Tensor) -> tuple[Tensor, Tensor]:

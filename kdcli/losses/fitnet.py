@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdcli.losses.layout import as_map
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
+from kdcli.losses.parts.layout import as_map
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
-class FitNet(nn.Module):
+class FitNet(StatefulLoss):
     """Mean squared error between a trained regression of the student's hint and the teacher's (FitNet).
 
     The regression is a convolution, batch norm and ReLU (see `ConvRegression`); it is built even where
@@ -28,13 +29,11 @@ class FitNet(nn.Module):
         teacher_shape: Sequence[int],
         *,
         relu: bool = True,
-        loss_weight: float = 100.0,
     ) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
         self.regression = ConvRegression(student_shape, teacher_shape, method="fitnet", relu=relu)
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """A scalar, averaged over all elements."""
-        return self.loss_weight * F.mse_loss(self.regression(student), as_map(teacher, "fitnet"))
+        return F.mse_loss(self.regression(student), as_map(teacher, "fitnet"))

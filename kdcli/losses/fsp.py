@@ -8,14 +8,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import only_maps, same_size, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import only_maps, same_size, shown
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision
-def solution_flow(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], *, loss_weight: float = 50.0
-) -> Tensor:
+def solution_flow(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean squared difference of flow matrices (FSP), summed over neighbouring layers.
 
     A flow matrix is the product of two neighbouring maps of one network over channels, averaged over
@@ -28,7 +26,7 @@ def solution_flow(
     """
     _check(student, teacher)
     losses = [(s - t).pow(2).mean() for s, t in zip(_flows(student), _flows(teacher), strict=True)]
-    return loss_weight * sum(losses[1:], start=losses[0])
+    return sum(losses[1:], start=losses[0])
 
 
 def _flows(features: Sequence[Tensor]) -> list[Tensor]:

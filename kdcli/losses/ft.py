@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import only_maps, same_size
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import only_maps, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 
@@ -47,7 +48,7 @@ class Translator(nn.Module):
         return translated
 
 
-class FactorParaphrase(nn.Module):
+class FactorParaphrase(StatefulLoss):
     """Mean squared error of the teacher's map reconstructed by a paraphraser: stage one of `ft` (FT).
 
     Trains the paraphraser alone; no student takes part. A later `ft` on the same teacher layer takes the
@@ -56,27 +57,23 @@ class FactorParaphrase(nn.Module):
     Source: "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv:1802.04977.
     """
 
-    trains_student: ClassVar[bool] = False
-
     def __init__(
         self,
         teacher_shape: Sequence[int],
         *,
         k: Positive = 0.5,
         use_bn: bool = False,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
         self.paraphraser = Paraphraser(only_maps(teacher_shape, "ft_paraphrase")[1], k=k, use_bn=use_bn)
 
     @full_precision
     def forward(self, teacher: Tensor) -> Tensor:
         """A scalar, averaged over all elements."""
-        return self.loss_weight * F.mse_loss(self.paraphraser(teacher), teacher)
+        return F.mse_loss(self.paraphraser(teacher), teacher)
 
 
-class FactorTransfer(nn.Module):
+class FactorTransfer(StatefulLoss):
     """Distance of the student's translated factors to the teacher's paraphrased ones (FT).
 
     A factor is the mean over channels of x**p1, flattened and divided by its row's L2 norm; the distance
@@ -97,11 +94,9 @@ class FactorTransfer(nn.Module):
         p2: Count = 1,
         translator_bn: bool = True,
         paraphraser_bn: bool = False,
-        loss_weight: float = 200.0,
     ) -> None:
         super().__init__()
         self.p1, self.p2 = p1, p2
-        self.loss_weight = loss_weight
         channels = only_maps(teacher_shape, "ft")[1]
         self.translator = Translator(
             only_maps(student_shape, "ft")[1], int(channels * k), use_bn=translator_bn
@@ -139,7 +134,7 @@ class FactorTransfer(nn.Module):
         translated, target = same_size(self.translator(student), target)
         factor, target = normalized(self._factor(translated), self._factor(target), power=self.p1)
         distance = (factor - target).abs()
-        return self.loss_weight * (distance if self.p2 == 1 else distance.pow(self.p2)).mean()
+        return (distance if self.p2 == 1 else distance.pow(self.p2)).mean()
 
     def _factor(self, x: Tensor) -> Tensor:
         return x.pow(self.p1).mean(1).flatten(1)

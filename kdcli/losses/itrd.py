@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths, normalized, rounding
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.layout import as_vectors, enough_values, map_shape
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths, normalized, rounding
+from kdcli.losses.parts.layout import as_vectors, enough_values, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 
-class InformationTheoretic(nn.Module):
+class InformationTheoretic(StatefulLoss):
     """correlation_weight·log2 sum|ρ − 1|^(2·alpha) + mutual_weight·(Rényi mutual information) (ITRD).
 
     ρ is, per channel, the correlation over the batch of the projected student with the teacher (unbiased
@@ -39,13 +40,11 @@ class InformationTheoretic(nn.Module):
         correlation_weight: float = 2.0,
         mutual_weight: float = 1.0,
         gather: bool = False,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha = alpha
         self.correlation_weight, self.mutual_weight = correlation_weight, mutual_weight
         self.gather = gather
-        self.loss_weight = loss_weight
         s_channels, t_channels = map_shape(student_shape, "itrd")[1], map_shape(teacher_shape, "itrd")[1]
         self.embed = nn.Linear(s_channels, t_channels)
 
@@ -60,10 +59,8 @@ class InformationTheoretic(nn.Module):
         correlation = (standardised * target).mean(0)
         total: Tensor = (correlation - 1).abs().pow(2 * self.alpha).sum()
         similar = projected if student.shape[1] != teacher.shape[1] else student
-        return self.loss_weight * (
-            self.correlation_weight * total.clamp(min=torch.finfo(total.dtype).tiny).log2()
-            + self.mutual_weight * _mutual(similar, teacher)
-        )
+        correlated = total.clamp(min=torch.finfo(total.dtype).tiny).log2()
+        return self.correlation_weight * correlated + self.mutual_weight * _mutual(similar, teacher)
 
 
 def _standardised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.divergence import tempered_kl_rows
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.masks import broadcast_mask, row_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import per_count, row_mean
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.logits import tempered_kl_rows
+from kdcli.losses.parts.masks import broadcast_mask, row_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import per_count, row_mean
 from kdcli.spec.ranges import Positive
 
 
@@ -20,7 +20,6 @@ def kd_loss(
     teacher_weights: Tensor | None = None,
     *,
     T: Positive = 1.0,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)) over axis 1, mean over rows, in nats.
 
@@ -30,7 +29,7 @@ def kd_loss(
     Source: "Distilling the Knowledge in a Neural Network", arXiv:1503.02531.
     """
     equal_shapes(student, teacher, "kd_loss")
-    return _mean_kl(student, teacher, mask, teacher_weights, T) * loss_weight
+    return _mean_kl(student, teacher, mask, teacher_weights, T)
 
 
 @full_precision
@@ -41,7 +40,6 @@ def gkd_loss(
     teacher_weights: Tensor | None = None,
     *,
     T: Positive = 1.0,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """`kd_loss` over the rows where the teacher's best class is the label, divided by their count.
 
@@ -53,7 +51,7 @@ def gkd_loss(
     best = teacher.argmax(1)
     if labels.dim() < best.dim():
         labels = labels.reshape(-1, *[1] * (best.dim() - 1))
-    return _mean_kl(student, teacher, best == labels, teacher_weights, T) * loss_weight
+    return _mean_kl(student, teacher, best == labels, teacher_weights, T)
 
 
 def _mean_kl(

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.logits import kl_rows
+from kdcli.losses.parts.precision import full_precision
 
 EPSILON = 1e-6
 
@@ -20,7 +20,6 @@ def kl_loss(
     teacher: Tensor,
     *,
     norm: Literal["softmax", "l2"] = "softmax",
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """KL(teacher ‖ student) of the features after ReLU, in nats.
 
@@ -38,7 +37,7 @@ def kl_loss(
         assert norm == "l2", norm
         s, t = _share(student), _share(teacher)
         loss = (t * ((t + EPSILON) / (s + EPSILON)).log()).sum()
-    return loss * loss_weight
+    return loss
 
 
 def _share(feature: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.masks import broadcast_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.masks import broadcast_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import per_count
 
 
 @full_precision
@@ -20,7 +20,6 @@ def l2_loss(
     *,
     feat_norm: bool = False,
     batch_mean: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Sum of squared differences divided by the number of unmasked elements, or by B.
 
@@ -46,4 +45,4 @@ def l2_loss(
         loss = squares.sum() / squares.numel()
     else:
         loss = per_count(squares.sum(), weights.sum())
-    return loss * loss_weight
+    return loss

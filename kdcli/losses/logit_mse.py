@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.layout import equal_shapes
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
+from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 
 
 @full_precision
@@ -14,8 +14,6 @@ def logit_mse(
     student: Tensor,
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
-    *,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """(student − teacher)², mean over all elements.
 
@@ -25,4 +23,4 @@ def logit_mse(
     arXiv:2105.08919.
     """
     equal_shapes(student, teacher, "logit_mse")
-    return row_mean((student - teacher).square(), teacher_weights) * loss_weight
+    return row_mean((student - teacher).square(), teacher_weights)

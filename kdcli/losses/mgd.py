@@ -9,19 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.draws import drawn_shares, new_salt
-from kdcli.losses.layout import only_maps, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.draws import drawn_shares, new_salt
+from kdcli.losses.parts.layout import only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import ShareBelowOne
 
 
-class MaskedGeneration(nn.Module):
+class MaskedGeneration(StatefulLoss):
     """Sum of squares between the teacher's map and one generated from the masked student's (MGD), ÷ B.
 
     The student's map (through a trained 1×1 convolution where its channels are unlike) loses a random share
     mask_ratio of its channels or positions, for each sample and step anew and on any number of processes
     alike; two 3×3 convolutions with ReLU between generate the teacher's. The defaults are the authors'
-    for classification; for detection they use mask spatial, mask_ratio 0.5 and loss_weight 2e-5. Maps [B,
+    for classification; for detection they use mask spatial, mask_ratio 0.5 and `loss_weight` 2e-5. Maps [B,
     C, H, W] of equal size; pairs are summed.
     Taps: the last map before pooling, or each level of the neck.
     Source: "Masked Generative Distillation", arXiv:2205.01529.
@@ -36,7 +37,6 @@ class MaskedGeneration(nn.Module):
         *,
         mask: Literal["channel", "spatial"] = "channel",
         mask_ratio: ShareBelowOne = 0.15,
-        loss_weight: float = 7e-5,
     ) -> None:
         super().__init__()
         s_channels, t_channels = only_maps(student_shape, "mgd")[1], only_maps(teacher_shape, "mgd")[1]
@@ -48,7 +48,6 @@ class MaskedGeneration(nn.Module):
             )
         self.mask = mask
         self.mask_ratio = mask_ratio
-        self.loss_weight = loss_weight
         self.align = nn.Conv2d(s_channels, t_channels, 1) if s_channels != t_channels else nn.Identity()
         self.generation = nn.Sequential(
             nn.Conv2d(t_channels, t_channels, 3, padding=1),
@@ -62,7 +61,7 @@ class MaskedGeneration(nn.Module):
         """A scalar. indices [B] int64: the samples' positions in the dataset."""
         aligned = self.align(student)
         generated = self.generation(aligned * self._kept(aligned, indices, step))
-        return self.loss_weight * F.mse_loss(generated, teacher, reduction="sum") / len(teacher)
+        return F.mse_loss(generated, teacher, reduction="sum") / len(teacher)
 
     def _kept(self, x: Tensor, indices: Tensor, step: int) -> Tensor:
         channels, height, width = x.shape[1:]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdcli.losses.divergence import tempered_kl_rows
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_logits
-from kdcli.losses.standardize import standardize as standardized
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import standardize as standardized
+from kdcli.losses.parts.logits import tempered_kl_rows
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 
@@ -22,7 +22,6 @@ def mlkd(
     temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0),
     standardize: bool = False,
     gather: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Sum over temperatures of m·T²·KL + c·class relation + m·batch relation.
 
@@ -47,7 +46,7 @@ def mlkd(
         batch_relation = (s @ s.T - t @ t.T).square().sum() / student.shape[0]
         kl = tempered_kl_rows(*for_kl, T).mean()
         total = total + rows * (kl + batch_relation) + classes * class_relation
-    return total * loss_weight
+    return total
 
 
 def _share_up_to_median(values: Tensor) -> Tensor:

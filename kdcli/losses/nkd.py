@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.divergence import label_log_probability, log_softmax_without, one_hot_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 
 
@@ -20,7 +20,6 @@ def nkd(
     *,
     gamma: float = 1.5,
     T: Positive = 1.0,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """−t_y·log s_y + gamma·T²·cross entropy of the non-target classes, mean over rows, in nats.
 
@@ -35,4 +34,4 @@ def nkd(
     chosen = one_hot_mask(labels, student)
     others_t = log_softmax_without(teacher / T, chosen).exp()
     others = -(others_t * log_softmax_without(student / T, chosen)).sum(1)
-    return row_mean(target + gamma * T**2 * others, teacher_weights) * loss_weight
+    return row_mean(target + gamma * T**2 * others, teacher_weights)

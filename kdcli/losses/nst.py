@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.layout import with_positions
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.layout import with_positions
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision
-def neuron_selectivity(student: Tensor, teacher: Tensor, *, loss_weight: float = 50.0) -> Tensor:
+def neuron_selectivity(student: Tensor, teacher: Tensor) -> Tensor:
     """Maximum mean discrepancy of the channels under the kernel (a·b)², averaged over the batch (NST).
 
     Each channel is flattened and divided by its L2 norm; a dead one is 0. student, teacher: maps [B, C, H, W], channels
@@ -23,7 +23,7 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, *, loss_weight: float =
     student, teacher = normalized(student.flatten(2), teacher.flatten(2), 2)
     among_teacher = _kernel(teacher, teacher).mean()
     among_student = _kernel(student, student).mean()
-    return loss_weight * (among_teacher + among_student - 2 * _kernel(student, teacher).mean())
+    return among_teacher + among_student - 2 * _kernel(student, teacher).mean()
 
 
 def _kernel(first: Tensor, second: Tensor) -> Tensor:

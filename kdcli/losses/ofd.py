@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import enough_values, only_maps, pooled, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import enough_values, only_maps, pooled, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 
-class FeatureOverhaul(nn.Module):
+class FeatureOverhaul(StatefulLoss):
     """Partial L2 between the student's connected pre-activations and max(teacher, margin) (OFD), ÷ B.
 
     An element counts where the teacher is positive or the student is above the target. margin, per
@@ -33,10 +34,8 @@ class FeatureOverhaul(nn.Module):
         teacher_norms: Sequence[nn.Module],
         *,
         kernel_size: Count = 1,
-        loss_weight: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
         self.connectors = nn.ModuleList(
             _connector(only_maps(s, "ofd")[1], only_maps(t, "ofd")[1], kernel_size)
             for s, t in zip(student_shape, teacher_shape, strict=True)
@@ -65,7 +64,7 @@ class FeatureOverhaul(nn.Module):
             target = torch.maximum(t, margin)
             counts = (t > 0) | (x > target)
             losses.append(2.0 ** (index - last) * ((x - target) ** 2 * counts).sum() / len(x))
-        return self.loss_weight * sum(losses[1:], start=losses[0])
+        return sum(losses[1:], start=losses[0])
 
 
 def margin_of(norm: nn.Module) -> Tensor:

@@ -6,15 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.errors import RunError
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.layout import as_map, enough_values, same_places, shown
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.layout import as_map, enough_values, same_places, shown
+from kdcli.losses.parts.precision import full_precision
 
 
 @full_precision
-def pearson(
-    student: Tensor, teacher: Tensor, *, resize_student: bool = True, loss_weight: float = 1.0
-) -> Tensor:
+def pearson(student: Tensor, teacher: Tensor, *, resize_student: bool = True) -> Tensor:
     """Half the mean squared difference of features z-scored per channel over batch and positions (PKD).
 
     The batch is that of each process. The standard deviation is the unbiased one, plus 1e-6; a constant channel
@@ -41,7 +39,7 @@ def pearson(
     enough_values(student.numel() // student.shape[1], "pkd")
     (s, of_s), (t, of_t) = _centred(student), _centred(teacher)
     s, t = s / (lengths(of_s, like=heard(of_t)) + 1e-6), t / (lengths(of_t, like=heard(of_s)) + 1e-6)
-    return loss_weight * F.mse_loss(s, t) / 2
+    return F.mse_loss(s, t) / 2
 
 
 def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:

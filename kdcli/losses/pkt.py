@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 
@@ -18,7 +18,6 @@ def probabilistic_transfer(
     *,
     eps: Positive = 1e-7,
     gather: bool = False,
-    loss_weight: float = 30000.0,
 ) -> Tensor:
     """KL of the teacher's neighbour probabilities from the student's, averaged over all B² pairs (PKT).
 
@@ -34,7 +33,7 @@ def probabilistic_transfer(
     s, t = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (student, teacher))
     p = _neighbours(teacher / (lengths(t, like=heard(s)) + eps))
     q = _neighbours(student / (lengths(s, like=heard(t)) + eps))
-    return loss_weight * (p * torch.log((p + eps) / (q + eps))).mean()
+    return (p * torch.log((p + eps) / (q + eps))).mean()
 
 
 def _neighbours(rows: Tensor) -> Tensor:

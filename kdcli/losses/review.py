@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, enough_values, map_shape, places_in, same_places
-from kdcli.losses.precision import full_precision
-from kdcli.losses.warmup import epoch_share
+from kdcli.losses.parts.layout import as_map, enough_values, map_shape, places_in, same_places
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.warmup import epoch_share
 from kdcli.spec.ranges import Count
 
 
@@ -44,7 +45,7 @@ class Fusion(nn.Module):
         return self.conv2(x), x
 
 
-class KnowledgeReview(nn.Module):
+class KnowledgeReview(StatefulLoss):
     """Hierarchical context loss between the teacher's levels and the student's fused ones (ReviewKD).
 
     The student's levels are fused from the deepest up; each fused map has the teacher's shape. A level's
@@ -65,11 +66,9 @@ class KnowledgeReview(nn.Module):
         *,
         warmup_epochs: int = 20,
         max_mid_channel: Count = 512,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.warmup_epochs = warmup_epochs
-        self.loss_weight = loss_weight
         for s, t in zip(student_shape, teacher_shape, strict=True):
             same_places(s, t, "review")
         for s, deeper in pairwise(student_shape):
@@ -97,8 +96,7 @@ class KnowledgeReview(nn.Module):
                 enough_values(min(s.numel() // s.shape[1], t.numel() // t.shape[1]), "review")
             compared, deeper = fusion(s, deeper, t.shape[2:])
             losses.append(_hierarchical(compared, t))
-        weight = self.loss_weight * epoch_share(epoch, self.warmup_epochs)
-        return weight * sum(losses[1:], start=losses[0])
+        return epoch_share(epoch, self.warmup_epochs) * sum(losses[1:], start=losses[0])
 
 
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.directions import normalized
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import normalized
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 
 
@@ -22,7 +22,6 @@ def relational(
     squared: bool = False,
     eps: Positive = 1e-12,
     gather: bool = False,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """Smooth-L1 of pairwise distances and of angles of triples (RKD), each averaged over all entries.
 
@@ -41,7 +40,7 @@ def relational(
     )
     s, t = normalized(_differences(student), _differences(teacher), 2)
     angle = F.smooth_l1_loss(_angles(s), _angles(t))
-    return loss_weight * (distance_weight * distance + angle_weight * angle)
+    return distance_weight * distance + angle_weight * angle
 
 
 def _relative_distances(rows: Tensor, squared: bool, eps: float) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows, log_softmax_without, one_hot_mask, two_way
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
-from kdcli.losses.warmup import epoch_share
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import kl_rows, log_softmax_without, one_hot_mask, two_way
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
+from kdcli.losses.parts.warmup import epoch_share
 from kdcli.spec.ranges import Positive
 
 
@@ -25,7 +25,6 @@ def rld(
     T: Positive = 4.0,
     alpha_T: Positive = 1.0,
     warmup_epochs: int = 20,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """alpha·alpha_T²·sample confidence + beta·T²·masked correlation, mean over rows, in nats.
 
@@ -47,4 +46,4 @@ def rld(
         log_softmax_without(student / T, excluded), log_softmax_without(teacher / T, excluded)
     )
     rows = alpha * alpha_T**2 * confidence + beta * T**2 * correlation
-    return row_mean(rows, teacher_weights) * (epoch_share(epoch, warmup_epochs) * loss_weight)
+    return row_mean(rows, teacher_weights) * epoch_share(epoch, warmup_epochs)

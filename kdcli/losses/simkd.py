@@ -8,9 +8,9 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import enough_values, only_maps, pooled, same_size
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_classifier
+from kdcli.losses.parts.layout import check_classifier, enough_values, only_maps, pooled, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 
 
@@ -34,13 +34,13 @@ class ReusedClassifier(nn.Module):
         return logits
 
 
-class SimKD(nn.Module):
+class SimKD(StatefulLoss):
     """Mean squared error between the projected last map of the student and the teacher's (SimKD).
 
     The projector is 1×1, 3×3 and 1×1 convolutions without bias, each with batch norm and ReLU, through
     the teacher's channels ÷ factor; the larger map is averaged down to the smaller. The student's own
     classifier gets no gradient: set `task_loss: false`. What is evaluated and exported is the student up
-    to this layer with `student_classifier()` on top; `export_parts()` names its parts.
+    to this layer with `student_end()` on top; `export_parts()` names its parts.
     Taps: the last map before pooling.
     Source: "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.
     """
@@ -52,10 +52,8 @@ class SimKD(nn.Module):
         teacher_classifier: nn.Module,
         *,
         factor: Count = 2,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
         s_channels = only_maps(student_shape, "simkd")[1]
         _, t_channels, height, width = only_maps(teacher_shape, "simkd")
         check_classifier(teacher_classifier, t_channels, "simkd")
@@ -86,12 +84,12 @@ class SimKD(nn.Module):
         student, teacher = same_size(student, teacher)
         if self.training:
             enough_values(student.numel() // student.shape[1], "simkd")
-        return self.loss_weight * F.mse_loss(self.projector(student), teacher)
+        return F.mse_loss(self.projector(student), teacher)
 
     def export_parts(self) -> dict[str, nn.Module]:
         """What the exported student needs of this loss: `projector` and `classifier`."""
         return {"projector": self.projector, "classifier": self.teacher_classifier}
 
-    def student_classifier(self) -> nn.Module:
+    def student_end(self) -> nn.Module:
         """The student's new end, from its tapped map to logits; shares its weights with this loss."""
         return ReusedClassifier(self.projector, self.teacher_classifier, self.size)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcli.losses.directions import heard, lengths
-from kdcli.losses.gather import gather_rows
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.directions import heard, lengths
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import gather_rows
 
 
 @full_precision
-def similarity_preserving(
-    student: Tensor, teacher: Tensor, *, gather: bool = False, loss_weight: float = 3000.0
-) -> Tensor:
+def similarity_preserving(student: Tensor, teacher: Tensor, *, gather: bool = False) -> Tensor:
     """Squared Frobenius distance of the two row-normalised Gram matrices of the batch (SP), ÷ B².
 
     student, teacher: features of any shape [B, ...], flattened; their sizes may differ. A sample of zeros
@@ -33,4 +31,4 @@ def similarity_preserving(
         .expand_as(grams[name])
         for name, rows, other in (("teacher", teacher, "student"), ("student", student, "teacher"))
     }
-    return loss_weight * (similar["teacher"] - similar["student"]).pow(2).mean()
+    return (similar["teacher"] - similar["student"]).pow(2).mean()

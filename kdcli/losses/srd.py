@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_vectors, enough_values, map_shape
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import as_vectors, enough_values, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 
-class SimpleRecipe(nn.Module):
+class SimpleRecipe(StatefulLoss):
     """alpha·log sum|BN(W s) − BN(t)|⁴ + beta·T²·KL of the logits (SRD); the sum is over batch and channels.
 
     W is a trained linear map with bias, BN a batch norm without weights (eps 1e-4), one for each network.
@@ -31,11 +32,9 @@ class SimpleRecipe(nn.Module):
         alpha: float = 2.0,
         beta: float = 1.0,
         T: Positive = 1.0,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.T = alpha, beta, T
-        self.loss_weight = loss_weight
         s_channels, t_channels = map_shape(student_shape, "srd")[1], map_shape(teacher_shape, "srd")[1]
         self.embed = nn.Linear(s_channels, t_channels)
         self.bn_s = nn.BatchNorm1d(t_channels, eps=1e-4, affine=False)
@@ -54,4 +53,4 @@ class SimpleRecipe(nn.Module):
         feature = total.clamp(min=torch.finfo(total.dtype).tiny).log()
         log_s, log_t = ((x / self.T).log_softmax(1) for x in (student_logits, teacher_logits))
         logits = F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * self.T**2
-        return self.loss_weight * (self.alpha * feature + self.beta * logits)
+        return self.alpha * feature + self.beta * logits

@@ -9,12 +9,12 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, as_vectors, enough_values, map_shape
-from kdcli.losses.precision import full_precision
-from kdcli.losses.shapes import check_classifier
+from kdcli.losses.parts.layout import as_map, as_vectors, check_classifier, enough_values, map_shape
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 
 
-class SoftmaxRegression(nn.Module):
+class SoftmaxRegression(StatefulLoss):
     """alpha·MSE(P(s), t) + beta·MSE(classifier(P(s)), teacher's logits) (SRRL), each averaged.
 
     P is a trained 1×1 convolution without bias, batch norm and ReLU; P(s) and t are averaged over their
@@ -32,11 +32,9 @@ class SoftmaxRegression(nn.Module):
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha, self.beta = alpha, beta
-        self.loss_weight = loss_weight
         s_channels, t_channels = map_shape(student_shape, "srrl")[1], map_shape(teacher_shape, "srrl")[1]
         check_classifier(teacher_classifier, t_channels, "srrl")
         conv = nn.Conv2d(s_channels, t_channels, 1, bias=False)
@@ -59,4 +57,4 @@ class SoftmaxRegression(nn.Module):
         vectors = self.projector(feature).flatten(2).mean(2)
         matching = F.mse_loss(vectors, as_vectors(teacher, "srrl"))
         regression = F.mse_loss(self.teacher_classifier(vectors), teacher_logits)
-        return self.loss_weight * (self.alpha * matching + self.beta * regression)
+        return self.alpha * matching + self.beta * regression

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows, one_hot_mask, tempered_kl_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_labels, check_logits
+from kdcli.losses.parts.layout import check_labels, check_logits
+from kdcli.losses.parts.logits import kl_rows, one_hot_mask, tempered_kl_rows
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive, Share
 
 
@@ -20,18 +20,17 @@ def tfkd_self(
     *,
     T: Positive = 20.0,
     multiplier: float = 1.0,
-    loss_weight: float = 0.95,
 ) -> Tensor:
     """multiplier·T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over all B·K elements, in nats.
 
     student, teacher: logits [B, K], the teacher a trained copy of the student. The authors divide by B·K,
-    not by B. loss_weight is their alpha; give the task loss 1 − alpha for their objective.
+    not by B. `loss_weight` is their alpha; give the task loss 1 − alpha for their objective.
     teacher_weights: [B], multiplies each row. A scalar; raises RunError for other shapes.
     Source: "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv:1909.11723.
     """
     check_logits(student, teacher, None, "tfkd_self")
     rows = tempered_kl_rows(student, teacher, T) / student.shape[1]
-    return row_mean(rows, teacher_weights) * (multiplier * loss_weight)
+    return row_mean(rows, teacher_weights) * multiplier
 
 
 @full_precision
@@ -42,13 +41,12 @@ def tfkd_reg(
     T: Positive = 20.0,
     correct_probability: Share = 0.99,
     multiplier: float = 100.0,
-    loss_weight: float = 0.1,
 ) -> Tensor:
     """multiplier·KL(softmax(u/T) ‖ softmax(student)), mean over all B·K elements, in nats.
 
     student: logits [B, K]; labels: [B]. u has correct_probability on the label and the rest evenly on
     the other classes; as the authors do, u itself (not its logarithm) is divided by T, the student has no
-    temperature, there is no T² factor, and the mean is over B·K, not B. loss_weight is their alpha; give
+    temperature, there is no T² factor, and the mean is over B·K, not B. `loss_weight` is their alpha; give
     the task loss 1 − alpha for their objective. A scalar, above 0 unless the student equals the virtual
     teacher; raises RunError for other shapes.
     Source: "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv:1909.11723.
@@ -59,4 +57,4 @@ def tfkd_reg(
         one_hot_mask(labels, student), student.new_tensor(correct_probability), student.new_tensor(other)
     )
     rows = kl_rows(student.log_softmax(1), (virtual / T).log_softmax(1)) / student.shape[1]
-    return rows.mean() * (multiplier * loss_weight)
+    return rows.mean() * multiplier

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import kl_rows
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import kl_rows
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 
 
@@ -19,7 +19,6 @@ def ttm(
     teacher_weights: Tensor | None = None,
     *,
     gamma: Positive = 0.1,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """KL(q ‖ softmax(student)), q = softmax(teacher)^gamma renormalised, mean over rows, in nats.
 
@@ -28,7 +27,7 @@ def ttm(
     Source: "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148.
     """
     rows, _ = _rows(student, teacher, gamma)
-    return row_mean(rows, teacher_weights) * loss_weight
+    return row_mean(rows, teacher_weights)
 
 
 @full_precision
@@ -38,7 +37,6 @@ def wttm(
     teacher_weights: Tensor | None = None,
     *,
     gamma: Positive = 0.1,
-    loss_weight: float = 1.0,
 ) -> Tensor:
     """`ttm` with each row multiplied by sum(softmax(teacher)^gamma), mean over rows, in nats.
 
@@ -47,7 +45,7 @@ def wttm(
     Source: "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148.
     """
     rows, log_power = _rows(student, teacher, gamma)
-    return row_mean(rows * log_power.exp(), teacher_weights) * loss_weight
+    return row_mean(rows * log_power.exp(), teacher_weights)
 
 
 def _rows(student: Tensor, teacher: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcli.losses.divergence import label_log_probability, log_softmax_without, one_hot_mask
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import global_mean
-from kdcli.losses.shapes import check_labels
+from kdcli.losses.parts.layout import check_labels
+from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import global_mean
+from kdcli.losses.parts.stateful import StatefulLoss
 
 SMOOTHING = 0.1
 EPSILON = 1e-6
 
 
-class USKD(nn.Module):
+class USKD(StatefulLoss):
     """alpha·target + beta·non-target + weak, where a linear on a middle feature makes weak logits.
 
     student_shape: the middle feature's, [B, D], [B, C, H, W] (averaged over positions) or [B, N, D]
@@ -33,13 +34,11 @@ class USKD(nn.Module):
         alpha: float = 1.0,
         beta: float = 0.1,
         mu: float = 0.005,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha = alpha
         self.beta = beta
         self.mu = mu
-        self.loss_weight = loss_weight
         self.classifier = nn.Linear(student_shape[-1 if len(student_shape) == 3 else 1], num_classes)
 
     @full_precision
@@ -69,7 +68,7 @@ class USKD(nn.Module):
             zipf = _zipf(log_weak.exp(), log_s, chosen)
         others = -(zipf * log_softmax_without(student_logits, chosen)).sum(1).mean()
         total: Tensor = self.alpha * target + self.beta * others + self.mu * weak
-        return total * self.loss_weight
+        return total
 
 
 def _pooled(feature: Tensor) -> Tensor:

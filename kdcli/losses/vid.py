@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.layout import as_map, map_shape, same_places, same_size
-from kdcli.losses.precision import full_precision
+from kdcli.losses.parts.layout import as_map, map_shape, same_places, same_size
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 
 
-class VariationalInformation(nn.Module):
+class VariationalInformation(StatefulLoss):
     """Gaussian negative log likelihood of the teacher's feature given a regression of the student's (VID).
 
     ½·((t − mean)²/variance + log variance), averaged over all elements. The regression is three 1×1
@@ -32,11 +33,9 @@ class VariationalInformation(nn.Module):
         *,
         init_pred_var: Positive = 5.0,
         eps: Positive = 1e-5,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.loss_weight = loss_weight
         same_places(student_shape, teacher_shape, "vid", averages=True)
         s_channels = map_shape(student_shape, "vid")[1]
         t_channels = map_shape(teacher_shape, "vid")[1]
@@ -56,4 +55,4 @@ class VariationalInformation(nn.Module):
         mean = self.regressor(student)
         variance = (F.softplus(self.log_scale) + self.eps).view(1, -1, 1, 1)
         likelihood: Tensor = 0.5 * ((mean - teacher) ** 2 / variance + variance.log())
-        return self.loss_weight * likelihood.mean()
+        return likelihood.mean()

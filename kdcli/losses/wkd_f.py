@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import enough_values, only_maps, shown
-from kdcli.losses.precision import full_precision
-from kdcli.losses.regression import ConvRegression
+from kdcli.losses.parts.layout import enough_values, only_maps, shown
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 
-class WassersteinFeature(nn.Module):
+class WassersteinFeature(StatefulLoss):
     """mean_cov_ratio·‖Δmean‖² + ‖Δdeviation‖² of channels over grid × grid cells (WKD-F), ÷ B and cells.
 
     The deviation is sqrt(unbiased variance over the cell's positions + eps). The cells are those of
@@ -38,12 +39,10 @@ class WassersteinFeature(nn.Module):
         projector: Literal["bottleneck", "conv"] = "bottleneck",
         hidden: Count = 256,
         eps: Positive = 1e-5,
-        loss_weight: float = 0.02,
     ) -> None:
         super().__init__()
         self.mean_cov_ratio = mean_cov_ratio
         self.grid, self.eps = grid, eps
-        self.loss_weight = loss_weight
         _, _, height, width = only_maps(teacher_shape, "wkd_f")
         only_maps(student_shape, "wkd_f")
         if _cell_size(height, grid) * _cell_size(width, grid) < 2:
@@ -70,7 +69,7 @@ class WassersteinFeature(nn.Module):
         distance = (
             self.mean_cov_ratio * (mean_s - mean_t).pow(2).sum() + (deviation_s - deviation_t).pow(2).sum()
         )
-        return self.loss_weight * distance / share
+        return distance / share
 
     def _gaussians(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = _cells(x.shape[2], self.grid), _cells(x.shape[3], self.grid)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import distributed
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import distributed
+from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 
-class WassersteinLogit(nn.Module):
+class WassersteinLogit(StatefulLoss):
     """Target term plus gamma·transport between the non-target distributions (WKD-L), averaged over rows.
 
     The target term is −t_y·log s_y at T 1. The transport runs from the student's to the teacher's softmax_T
@@ -38,13 +39,11 @@ class WassersteinLogit(nn.Module):
         sinkhorn_lambda: Positive = 0.05,
         iterations: Count = 10,
         max_per_class: int = 1000,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.T, self.gamma, self.sharpen = T, gamma, sharpen
         self.sinkhorn_lambda, self.iterations = sinkhorn_lambda, iterations
         self.max_per_class = max_per_class
-        self.loss_weight = loss_weight
         self.num_classes = num_classes
         self.register_buffer("cost", cost_of(1 - torch.eye(num_classes), sharpen))
         self._seen: list[list[Tensor]] = [[] for _ in range(num_classes)]
@@ -56,7 +55,7 @@ class WassersteinLogit(nn.Module):
         target = -(teacher.softmax(1).gather(1, own) * student.log_softmax(1).gather(1, own)).mean()
         is_target = torch.zeros_like(student, dtype=torch.bool).scatter(1, own, True)
         s, t = ((x / self.T).masked_fill(is_target, -torch.inf).softmax(1) for x in (student, teacher))
-        return self.loss_weight * (target + self.gamma * self._transport(s, t, is_target).mean())
+        return target + self.gamma * self._transport(s, t, is_target).mean()
 
     def _transport(self, student: Tensor, teacher: Tensor, is_target: Tensor) -> Tensor:
         # One kernel [K, K] for all rows: the target class has no mass on either side, which leaves it out

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.divergence import label_log_probability
-from kdcli.losses.precision import full_precision
-from kdcli.losses.reduce import row_mean
-from kdcli.losses.shapes import check_logits
+from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.logits import label_log_probability
+from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 
 EPSILON = 1e-7
@@ -22,7 +22,6 @@ def wsld(
     teacher_weights: Tensor | None = None,
     *,
     T: Positive = 2.0,
-    loss_weight: float = 2.5,
 ) -> Tensor:
     """T²·(1 − exp(−CE_s/CE_t))·soft cross entropy at T, mean over rows, in nats.
 
@@ -37,4 +36,4 @@ def wsld(
     with torch.no_grad():
         ratio = label_log_probability(student, labels) / (label_log_probability(teacher, labels) - EPSILON)
         focus = 1 - (-ratio).exp()
-    return row_mean(focus * soft, teacher_weights) * T**2 * loss_weight
+    return row_mean(focus * soft, teacher_weights) * T**2

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
-from kdcli.losses.describe import describe
-from kdcli.spec.check.definitions import source_file
+from kdcli.losses.parts.describe import describe
 from kdcli.spec.check.signatures import Option, options_of, signature
-from kdcli.spec.tables import Method
+from kdcli.spec.tables import Kind, Method, Place
 
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 """The networks that the fragments are written for: blocks of the last stage's end are 0 and 4."""
 
 STAGES = ("model.layer1", "model.layer2", "model.layer3")
+STUDENT_RELUS, TEACHER_RELUS = (tuple(f"{stage}.{last}.relu:in" for stage in STAGES) for last in (0, 4))
 POOLED = "model.fc:in"
 
-ON_LOGITS = {"bce_loss": "kwargs: {from_logits: true}"}
-"""Losses that are shown on logits though they take any feature, and what that asks of them."""
+DEFAULT_EXAMPLE: Mapping[Kind, tuple[Place, ...]] = {
+    "logit": ("logits",),
+    "feature": ("last stage",),
+    "relational": ("last stage",),
+    "teacher-free": ("logits",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +54,24 @@ def method_of(name: str) -> MethodDescription:
 
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
-    told = describe(loss)
-    student, teacher = _taps("logits" if loss in ON_LOGITS else told.taps, told.kind)
+    told, record = describe(loss), LOSSES[loss]
+    student = record.example or DEFAULT_EXAMPLE[record.kind]
+    teacher = record.teacher_example or student
+    kwargs = f", kwargs: {record.example_kwargs}" if record.example_kwargs else ""
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
-        *(["  task_loss: false"] if _replaces_classifier(loss) else []),
+        *(["  task_loss: false"] if record.replaces_end else []),
         "  cfgs:",
-        f"    loss: {{type: {loss}{f', {ON_LOGITS[loss]}' if loss in ON_LOGITS else ''}}}",
+        f"    loss: {{type: {loss}{kwargs}}}",
     ]
     if "a teacher" in told.needs or "the teacher's logits" in told.needs:
         lines += [
             "  teacher0:",
-            f"    mimic_name: [{', '.join(teacher)}]",
+            f"    mimic_name: [{_layers(teacher, TEACHER_RELUS)}]",
             "    teacher_weight: teacher0.safetensors",
         ]
-    lines += ["  student:", f"    mimic_name: [{', '.join(student)}]"]
+    lines += ["  student:", f"    mimic_name: [{_layers(student, STUDENT_RELUS)}]"]
     return "\n".join(lines) + "\n"
 
 
@@ -92,26 +99,14 @@ def method_fragment(method: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _replaces_classifier(loss: str) -> bool:
-    """Whether the student gets another end, which the task's own loss may not train."""
-    file = source_file(LOSSES[loss].path.partition(":")[0])
-    return file is not None and "def student_classifier" in file.read_text(encoding="utf-8")
-
-
-def _taps(wording: str | None, kind: str) -> tuple[list[str], list[str]]:
-    """Layers of the student and of the teacher for what a docstring says after `Taps:`, else for the kind."""
-    text = (wording or "").removeprefix("the ")
-    before_relu = [f"{stage}.0.relu:in" for stage in STAGES], [f"{stage}.4.relu:in" for stage in STAGES]
-    if "each stage and the pooled vector" in text:
-        return [*STAGES, POOLED], [*(before_relu[1] if "ReLU" in text else STAGES), POOLED]
-    if "into the last ReLU of each stage" in text:
-        return before_relu
-    if "one middle stage" in text:
-        return [STAGES[1]], [STAGES[1]]
-    if text.startswith("pooled vector"):
-        return [POOLED], [POOLED]
-    if "of each stage" in text:
-        return list(STAGES), list(STAGES)
-    if (text or kind in ("feature", "relational")) and not text.startswith("logits"):
-        return [STAGES[2]], [STAGES[2]]
-    return ["logits"], ["logits"]
+def _layers(places: Sequence[Place], relus: Sequence[str]) -> str:
+    """The layers at some places of a small CIFAR network, as a list in YAML; relus: what its stages end in."""
+    at: dict[Place, Sequence[str]] = {
+        "logits": ("logits",),
+        "pooled vector": (POOLED,),
+        "middle stage": STAGES[1:2],
+        "last stage": STAGES[2:],
+        "stages": STAGES,
+        "before ReLU": relus,
+    }
+    return ", ".join(layer for place in places for layer in at[place])

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.codes import Explanation
-from kdcli.losses.describe import Description
+from kdcli.losses.parts.describe import Description
 from kdcli.reference.methods import MethodDescription
 from kdcli.report.console import as_text
 from kdcli.report.tables import table

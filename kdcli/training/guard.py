@@ -17,6 +17,7 @@ from kdcli.distill.mimickers.mimicker import Clock, Mimicker
 from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
+from kdcli.losses import LOSSES
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.training.evaluate import evaluate, evaluation_mode
@@ -217,7 +218,7 @@ def _trains_student(run: Run, name: str) -> bool:
     if job == "task":
         return True
     term = run.trainee.mimickers[job].term_of(name.removeprefix(f"{job}."))  # type: ignore[operator]
-    return term is None or all(getattr(call, "trains_student", True) for call in term.calls)
+    return term is None or term.record.trains_student
 
 
 def _logged_only(run: Run, name: str) -> str | None:
@@ -292,8 +293,8 @@ def _why_zero(run: Run, name: str) -> str:
         method = run.trainee.mimickers[job_name]
         losses = method.losses_of(job)  # type: ignore[operator]
         loss = losses.get(rest.rpartition(".")[2])
-        if loss is not None and loss.type == "kl_loss":
-            return "kl_loss passes both sides through a ReLU, and nothing positive is left; for logits use kd_loss"
+        if loss is not None and LOSSES[loss.type].rectifies:
+            return f"{loss.type} passes both sides through a ReLU, and nothing positive is left; for logits use kd_loss"
         if loss is not None and loss.kwargs.get("loss_weight") == 0:
             return "its own `loss_weight` is 0: leave the loss out instead"
     return "student and teacher show the same values, or a ReLU cuts all of them off; look at the two layers"

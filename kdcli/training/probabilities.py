@@ -16,7 +16,6 @@ from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import View
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, SpecPath
-from kdcli.losses import LOGIT
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
 from kdcli.training.run import Run
@@ -64,7 +63,7 @@ def _taken(
             if not isinstance(term, Term):
                 continue
             path: SpecPath = ("mimic", "jobs", job)
-            pairs = term.pairs if term.loss_type in LOGIT else ()
+            pairs = term.pairs if term.record.kind == "logit" else ()
             sides: list[tuple[str | None, View, TapSide, SpecPath]]
             sides = [(None, student, pair.student, (*path, "student")) for pair in pairs]
             sides += [

@@ -10,7 +10,7 @@ from kdcli.data.describe import describe
 from kdcli.data.facts import DataFacts
 from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.errors import KdError, SpecPath
-from kdcli.losses import LOGIT
+from kdcli.losses import LOSSES
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.spec.places import TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
@@ -47,7 +47,9 @@ def labels_of(
 def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
     """The taps of a teacher that a loss on logits reads."""
     jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
-    on_logits = [job for job in jobs if any(loss.type in LOGIT for loss in job.losses.values())]
+    on_logits = [
+        job for job in jobs if any(LOSSES[loss.type].kind == "logit" for loss in job.losses.values())
+    ]
     return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
 
 

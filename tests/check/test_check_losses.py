@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.losses import LOSSES
-from kdcli.spec.tables import Target
+from kdcli.losses import LOSSES, Loss
 from tests.training.runs import SPEC, spec_of
 
 
@@ -42,7 +41,7 @@ def test_a_broken_loss_is_told_at_its_place(
     loss: Callable[..., object], code: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = spec_of(SPEC)
-    monkeypatch.setitem(LOSSES, "kd_loss", Target(f"{__name__}:{loss.__name__}"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(LOSSES, "kd_loss", Loss(f"{__name__}:{loss.__name__}", kind="logit"))  # type: ignore[attr-defined]
     found = [d for d in check(parsed, CheckOptions()).findings if d.severity == "error"]
     assert [d.code for d in found] == [code]
     assert words in found[0].message and found[0].span is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdcli.losses import LOSSES
+
 LOGITS = ("logits",)
 STAGES = ("model.layer1", "model.layer2", "model.layer3")
 MIDDLE = ("model.layer2",)
@@ -28,22 +30,7 @@ class Method:
     mimic: dict[str, Any] = field(default_factory=dict)
 
 
-ON_LOGITS = (
-    "ce_loss",
-    "dist",
-    "dkd",
-    "gkd_loss",
-    "kd_loss",
-    "logit_mse",
-    "mlkd",
-    "nkd",
-    "rld",
-    "tfkd_self",
-    "ttm",
-    "wkd_l",
-    "wsld",
-    "wttm",
-)
+ON_LOGITS = tuple(name for name, record in LOSSES.items() if record.kind == "logit")
 ADAPTED: dict[str, Any] = {"adapter": "auto"}
 
 METHODS: dict[str, Method] = {

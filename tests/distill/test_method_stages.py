@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdcli.losses import LOSSES
 from kdcli.records import Notice, Saved, Step
 from kdcli.spec.check.cautions import check_cautions
 from kdcli.spec.parse import ParsedSpec
@@ -89,7 +90,9 @@ def test_ft_alone_warns_that_its_paraphraser_is_random() -> None:
     warned = [
         r.message for r in train_all(spec_with(job("ft"))) if isinstance(r, Notice) and r.level == "warning"
     ]
-    assert any("no trained paraphraser for `model.layer3` of teacher0" in message for message in warned)
+    assert any(
+        "nothing that `ft_paraphrase` trained on `model.layer3` of teacher0" in message for message in warned
+    )
     records = train_all(two_stages("ft_paraphrase", "ft", "saver.save_dir=b"))
     assert not any(isinstance(r, Notice) and "paraphraser" in r.message for r in records)
 
@@ -112,7 +115,7 @@ def test_a_first_stage_trains_the_named_part_of_the_student_alone(name: str) -> 
 
 def test_validate_warns_of_an_untrained_paraphraser() -> None:
     def codes(parsed: ParsedSpec) -> set[str]:
-        return {found.code for found in check_cautions(parsed.spec, [])}
+        return {found.code for found in check_cautions(parsed.spec, LOSSES, [])}
 
     assert "KD616" in codes(spec_with(job("ft")))
     assert "KD616" not in codes(two_stages("ft_paraphrase", "ft"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.distill import terms
+from kdcli.distill import binding as bindings
 from kdcli.distill.channels import Layout
 from kdcli.distill.labels import Labels
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
@@ -46,7 +46,7 @@ def shape_of(value: Any) -> str:
 def given(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[Shapes]]:
     """What every loss was called with, by `<teacher>.<loss>`: the shapes of student and teacher."""
     found: dict[str, list[Shapes]] = defaultdict(list)
-    bind, forward = terms.bind, Term.forward
+    bind, forward = bindings.bind, Term.forward
     now: list[str] = []
 
     def noted_forward(self: Term, *args: Any, **kwargs: Any) -> Tensor:
@@ -59,7 +59,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[Shapes]]:
         found[now[0]] += [(shape_of(s), shape_of(t)) for s, t in sides]
         return bind(binding, available)
 
-    monkeypatch.setattr(terms, "bind", noted_bind)
+    monkeypatch.setattr(bindings, "bind", noted_bind)
     monkeypatch.setattr(Term, "forward", noted_forward)
     return found
 

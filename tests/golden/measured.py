@@ -54,10 +54,10 @@ def whole_run(name: str, folder: Path) -> str:
 
 
 def loss_value(name: str) -> dict[str, Any]:
-    """A loss on seeded inputs: its value, and the hash of the student's gradients."""
+    """A loss on seeded inputs, times its weight: its value, and the hash of the student's gradients."""
     with _one_thread():
         case = make_case(name, requires_grad=True)
-        value = case.call()
+        value = case.call() * LOSSES[name].weight
         value.backward()
         gradients = {str(number): t.grad for number, t in enumerate(case.students) if t.grad is not None}
     return {"value": float(value.detach()), "gradients": hash_of(gradients)}

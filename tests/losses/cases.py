@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.errors import KdError
-from kdcli.losses import LOGIT, LOSSES
+from kdcli.losses import LOSSES, Loss
+from kdcli.losses.parts.stateful import StatefulLoss
 
 CLASSES = 5
 SAMPLES = 12
@@ -101,6 +102,11 @@ def forward_of(target: Any) -> Callable[..., Any]:
     return target.forward if inspect.isclass(target) else target  # type: ignore[no-any-return]
 
 
+def takes_logits(name: str) -> bool:
+    """Whether a loss is given logits [B, K] rather than features."""
+    return LOSSES[name].kind == "logit" or LOSSES[name].takes == "logits"
+
+
 def make_case(
     name: str,
     *,
@@ -113,7 +119,7 @@ def make_case(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Case:
     """Inputs of the first shape that the loss takes; RunError of the last where it takes none."""
-    shapes = ((CLASSES,),) if name in LOGIT or name == "tfkd_reg" else SHAPES
+    shapes = ((CLASSES,),) if takes_logits(name) else SHAPES
     refused: KdError | None = None
     for shape in shapes:
         try:
@@ -150,7 +156,7 @@ def _case(
         return drawn.to(dtype).requires_grad_(requires_grad and name not in PROBABILITIES)
 
     def feature(parameter: str) -> Tensor | list[Tensor]:
-        if "Sequence" in str(parameters[parameter].annotation):
+        if LOSSES[name].whole_list:
             return [draw(batch, *shape) for _ in range(LEVELS)]
         return draw(batch, *shape)
 
@@ -168,7 +174,7 @@ def _case(
     if "labels" in parameters:
         labels = torch.randint(CLASSES, (batch,), generator=random)
         teacher = inputs.get("teacher")
-        if name in LOGIT and isinstance(teacher, Tensor):
+        if LOSSES[name].kind == "logit" and isinstance(teacher, Tensor):
             agreeing = torch.arange(batch) % 2 == 0 if not identical else torch.ones(batch, dtype=torch.bool)
             labels = torch.where(agreeing, teacher.detach().argmax(1), labels)
         inputs["labels"] = labels
@@ -181,15 +187,16 @@ def _case(
 
     made = target
     if inspect.isclass(target):
-        made = _made(target, inputs, kwargs, dtype, seed)
+        made = _made(LOSSES[name], inputs, kwargs, dtype, seed)
         kwargs = {}
     return Case(name, made, inputs, kwargs)
 
 
 def _made(
-    target: Any, inputs: Mapping[str, Any], kwargs: dict[str, Any], dtype: torch.dtype, seed: int
+    record: Loss, inputs: Mapping[str, Any], kwargs: dict[str, Any], dtype: torch.dtype, seed: int
 ) -> nn.Module:
     torch.manual_seed(seed)
+    target = record.load()
     low = dtype in (torch.float16, torch.bfloat16)
     facts: dict[str, Any] = {"num_samples": SAMPLES, "num_classes": CLASSES}
     for network in ("student", "teacher"):
@@ -206,8 +213,8 @@ def _made(
     for kept in (facts.get("teacher_classifier"), *facts.get("teacher_norms", ())):
         if kept is not None:
             kept.to(torch.float32 if low else dtype).requires_grad_(False)
-    if hasattr(made, "prepare"):
+    if record.prepares:
+        assert isinstance(made, StatefulLoss)
         made.prepare(apply(Tensor.detach, inputs["teacher"]), inputs["labels"])
-        if hasattr(made, "prepared"):
-            made.prepared()
+        made.prepared()
     return made

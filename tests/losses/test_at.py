@@ -14,7 +14,7 @@ def test_a_number_by_hand() -> None:
     student = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
     teacher = torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)
     root = 337**0.5
-    expected = 1000 * ((9 / root - 1) ** 2 + (16 / root) ** 2) / 2
+    expected = ((9 / root - 1) ** 2 + (16 / root) ** 2) / 2
     torch.testing.assert_close(attention_transfer(student, teacher), torch.tensor(expected))
 
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from kdcli.losses.bce import bce_loss
 from kdcli.losses.dist import dist as dist_loss
-from kdcli.losses.gather import gather_rows
 from kdcli.losses.kd import gkd_loss, kd_loss
 from kdcli.losses.l2 import l2_loss
 from kdcli.losses.mlkd import mlkd
-from kdcli.losses.reduce import global_count, global_mean
+from kdcli.losses.parts.reduce import gather_rows, global_count, global_mean
 from kdcli.losses.uskd import USKD
 
 WORLD = 2

@@ -36,7 +36,7 @@ def test_a_number_by_hand() -> None:
     student = torch.tensor([2.0, -0.5, -3.0, 0.0]).view(1, 1, 1, 4)
     teacher = torch.tensor([1.0, -2.0, -2.0, -0.1]).view(1, 1, 1, 4)
     # Positive: (2 − 1)². Below the margin: (−0.5 − m)². Both far below: 0. Between: (0 + 0.1)².
-    expected = 1e-3 * (1 + (-0.5 - m) ** 2 + 0.1**2)
+    expected = 1 + (-0.5 - m) ** 2 + 0.1**2
     torch.testing.assert_close(loss([student], [teacher]), torch.tensor(expected), rtol=1e-4, atol=0.0)
 
 

@@ -26,7 +26,7 @@ def test_the_exported_student_ends_in_the_projector_and_the_teachers_classifier(
     parts = loss.export_parts()
     assert parts == {"projector": loss.projector, "classifier": classifier}
     student = torch.randn(2, 3, 8, 8)
-    head = loss.student_classifier()
+    head = loss.student_end()
     pooled = loss.projector(nn.functional.avg_pool2d(student, 2)).mean((2, 3))
     torch.testing.assert_close(head(student), classifier(pooled))
     assert set(map(id, head.parameters())) == set(map(id, loss.parameters()))

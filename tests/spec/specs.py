@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcli.errors import Diagnostic, KdError
 from kdcli.spec.check.resolve import Tables, check_references
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.tables import Target
+from kdcli.spec.tables import Loss, Target
 from kdcli.spec.text.overrides import parse_assignment
 from tests.spec import fakes
 
@@ -93,8 +93,14 @@ hooks:
 """
 
 TABLES = Tables(
-    losses={name: Target(f"tests.spec.fakes:{name}") for name in ("l2_loss", "kl_loss", "kd_loss", "dkd")}
-    | {"bank": Target("tests.spec.fakes:Bank")},
+    losses={
+        "l2_loss": Loss("tests.spec.fakes:l2_loss", kind="feature"),
+        "kl_loss": Loss("tests.spec.fakes:kl_loss", kind="feature", rectifies=True),
+        "kd_loss": Loss("tests.spec.fakes:kd_loss", kind="logit", softened=True),
+        "dkd": Loss("tests.spec.fakes:dkd", kind="logit"),
+        "ft": Loss("tests.spec.fakes:l2_loss", kind="feature", takes_over="ft_paraphrase"),
+        "bank": Loss("tests.spec.fakes:Bank", kind="relational"),
+    },
     mimickers={"base": fakes.ANY, "FRS": fakes.FRS, "unpaired": fakes.UNPAIRED, "needy": fakes.NEEDY},
     modules={f"resnet{depth}": Target("tests.spec.fakes:ResNet", {"depth": depth}) for depth in (18, 50)}
     | {"head": Target("tests.spec.fakes:Head")},

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kdcli.losses import LOGIT, LOSSES, RELATIONAL
+from kdcli.losses import LOSSES
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Step
@@ -55,7 +55,12 @@ trainer:
   lr_scheduler: {type: MultiStepLR, warmup_register_type: no_scale_lr, kwargs: {milestones: [9]}}
 """
 
-GATHERED = frozenset({*RELATIONAL, "dist", "mlkd"}) - {"crd"}
+
+def _of(kind: str) -> frozenset[str]:
+    return frozenset(name for name, record in LOSSES.items() if record.kind == kind)
+
+
+GATHERED = frozenset({*_of("relational"), "dist", "mlkd"}) - {"crd"}
 """Losses that relate the samples of a batch: equal where they gather the rows of all processes."""
 
 NORMALISING = frozenset({"fitnet", "ft", "ofd", "review", "simkd", "srrl", "wkd_f"})
@@ -75,14 +80,14 @@ def spec_text(loss: str, norm: str = "gn", norm_kwargs: str = "{num_groups: 2}",
     maps, last, teacher_norm = "[backbone.layer2, backbone.layer3]", "[backbone.layer4]", (norm, norm_kwargs)
     student, teacher = maps, maps
     short = "gn" if norm == "gn" else "bn"
-    if loss in LOGIT or loss in ("tfkd_reg", "wkd_l"):
+    if loss in _of("logit") or loss in ("tfkd_reg", "wkd_l"):
         student = teacher = "[logits]"
     elif loss == "ofd":
         teacher_norm = ("solo_bn", "{}")
         student, teacher = f"[backbone.layer2.0.{short}2]", "[backbone.layer2.0.bn2]"
     elif loss == "ab":
         student = teacher = f"[backbone.layer2.0.{short}1, backbone.layer3.0.{short}1]"
-    elif loss in ("simkd", "srrl", "cat_kd", "uskd") or loss in RELATIONAL:
+    elif loss in ("simkd", "srrl", "cat_kd", "uskd") or loss in _of("relational"):
         student = teacher = last
     if loss == "simkd":
         job += "\n  task_loss: false"

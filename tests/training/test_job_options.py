@@ -141,7 +141,7 @@ def test_a_learned_temperature_trains() -> None:
 
 @pytest.mark.parametrize("weighting", ["entropy", "confidence"])
 def test_teacher_weighting_is_the_sum_over_teachers_of_weighed_samples(weighting: str) -> None:
-    from kdcli.losses import teacher_weights
+    from kdcli.losses.parts import teacher_weights
 
     text = jobs(f"""
   mimic_job0:

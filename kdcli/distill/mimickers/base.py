@@ -16,9 +16,8 @@ from kdcli.distill.taps import Feature, View, tapped
 from kdcli.distill.terms import Term, sides_of
 from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
-from kdcli.losses import LOSSES, teacher_weights
-from kdcli.losses.ft import FactorTransfer
-from kdcli.losses.simkd import SimKD
+from kdcli.losses import LOSSES
+from kdcli.losses.parts import teacher_weights
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
 
@@ -33,7 +32,7 @@ class BaseMimicker(Mimicker):
         """What the losses' signatures ask for."""
         needs = Needs()
         for loss in cls.losses_of(job).values():
-            needs |= binding_of(LOSSES[loss.type].load()).needs
+            needs |= binding_of(LOSSES[loss.type]).needs
         if job.teacher_weighting != "average":
             needs |= Needs(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return needs
@@ -44,7 +43,7 @@ class BaseMimicker(Mimicker):
         own = sides_of(setting.student, self.student_taps)
         wrong = Findings()
         for name, loss in self.losses_of(setting.job).items():
-            if binding_of(LOSSES[loss.type].load()).uses_teacher:
+            if binding_of(LOSSES[loss.type]).uses_teacher:
                 for teacher, view in setting.teachers.items():
                     with wrong.part():
                         theirs = sides_of(view, self.teacher_taps[teacher])
@@ -83,43 +82,42 @@ class BaseMimicker(Mimicker):
         return any(isinstance(term, Term) and term.binding.uses_student for term in self.terms.values())
 
     def student_end(self) -> tuple[str, nn.Module] | None:
-        """What simkd puts in the place of the student's classifier."""
+        """What a loss puts in the place of the student's classifier (`simkd`)."""
         return self.ends[0] if self.ends else None
 
     def inherit(self, earlier: Sequence[Mimicker]) -> list[str]:
-        """Hand `ft` the paraphraser that an earlier stage trained on the same teacher layer."""
+        """Hand each loss that starts from another (`ft`) what an earlier stage trained on the same teacher layer."""
         warnings = []
         before = [t for mimicker in earlier for t in mimicker.modules() if isinstance(t, Term)]
         for term in self.terms.values():
             assert isinstance(term, Term)
-            for index, call in enumerate(term.calls):
-                theirs = term.pairs[index].teacher if index < len(term.pairs) else None
-                if isinstance(call, FactorTransfer) and theirs is not None:
-                    same = [found for other in before if (found := other.call_on(term, index)) is not None]
-                    if not call.inherit(same):
-                        warnings.append(
-                            f"{self.job_name}: `ft` has no trained paraphraser for "
-                            f"`{theirs.name}` of {term.teacher}, and keeps its random one: "
-                            f"let a stage with `ft_paraphrase` on the same layer come first"
-                        )
+            if term.record.takes_over is None:
+                continue
+            for index, (pair, call) in enumerate(zip(term.pairs, term.stateful, strict=False)):
+                assert pair.teacher is not None
+                same = [found for other in before if (found := other.call_on(term, index)) is not None]
+                if not call.inherit(same):
+                    warnings.append(
+                        f"{self.job_name}: `{term.loss_type}` finds nothing that `{term.record.takes_over}` trained on "
+                        f"`{pair.teacher.name}` of {term.teacher}, and starts at random: "
+                        f"let a stage with `{term.record.takes_over}` on the same layer come first"
+                    )
         return warnings
 
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
         """Hand one batch to every loss that prepares itself."""
         for term in self.terms.values():
             assert isinstance(term, Term)
-            for pair, call in zip(term.pairs, term.calls, strict=False):
-                if hasattr(call, "prepare"):
-                    assert term.teacher is not None and pair.teacher is not None
-                    call.prepare(pair.teacher.of(teachers[term.teacher]), batch["labels"])
+            for pair, call in zip(term.pairs, term.stateful if term.record.prepares else (), strict=False):
+                assert term.teacher is not None and pair.teacher is not None
+                call.prepare(pair.teacher.of(teachers[term.teacher]), batch["labels"])
 
     def prepared(self) -> None:
         """Close the pass for every loss that prepares itself."""
         for term in self.terms.values():
             assert isinstance(term, Term)
-            for call in term.calls:
-                if hasattr(call, "prepared"):
-                    call.prepared()
+            for call in term.stateful:
+                call.prepared()
 
 
 def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
@@ -130,9 +128,10 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
     found = []
     for term in terms.values():
         assert isinstance(term, Term)
-        for pair, call in zip(term.pairs, term.calls, strict=False):
-            if isinstance(call, SimKD):
-                found.append((pair.student.name, call.student_classifier()))
+        for pair, call in zip(term.pairs, term.stateful, strict=False):
+            end = call.student_end()
+            if end is not None:
+                found.append((pair.student.name, end))
                 if len(found) > 1:
                     raise SpecError.at(
                         (*setting.path, "student", "mimic_name"),
@@ -153,7 +152,7 @@ def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tenso
     if name == "average" or len(setting.job.teachers) < 2:
         return None
     for loss in BaseMimicker.losses_of(setting.job).values():
-        if "teacher_weights" not in binding_of(LOSSES[loss.type].load()).inputs:
+        if "teacher_weights" not in binding_of(LOSSES[loss.type]).inputs:
             raise SpecError.at(
                 (*setting.path, "teacher_weighting"),
                 "KD453",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import View, tapped
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError
+from kdcli.losses import LOSSES
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
@@ -40,7 +42,7 @@ class FrsMimicker(DetectorMimicker):
         losses = self.losses_of(setting.job)
         self.by_positions = self.options.mask_count == "positions"
         # Probabilities that are compared know no temperature, and as logits they are compared at 1.
-        self.compares_logits = losses["pred_loss"].type == "bce_loss"
+        self.compares_logits = "from_logits" in binding_of(LOSSES[losses["pred_loss"].type]).keywords
         given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
         as_logits = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
         own, neck = (
@@ -91,5 +93,5 @@ class FrsMimicker(DetectorMimicker):
 
         sides: of the teacher; those of an adapted student have as many channels.
         """
-        divides_by_mask = loss.type in ("l2_loss", "bce_loss") and not loss.kwargs.get("batch_mean", False)
+        divides_by_mask = LOSSES[loss.type].divides_by_mask and not loss.kwargs.get("batch_mean", False)
         return [float(side.shape[1]) for side in sides] if self.by_positions and divides_by_mask else None

@@ -7,7 +7,7 @@ from itertools import permutations
 from typing import Any, ClassVar
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.binding import binding_of, default_of
+from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
 from kdcli.distill.taps import View, tapped, tensors_in
@@ -33,12 +33,12 @@ class MutualMimicker(Mimicker):
     @classmethod
     def needs_of(cls, job: Job) -> Needs:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type].load()).needs.batch)
+        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
-        binding = binding_of(LOSSES[loss.type].load())
+        binding = binding_of(LOSSES[loss.type])
         path = (*setting.path, "student", "mimic_name")
         if setting.job.teachers or binding.stateful or "teacher" not in binding.inputs:
             raise SpecError.at(
@@ -65,8 +65,8 @@ class MutualMimicker(Mimicker):
             [TapPair(student=own, teacher=other) for own, other in permutations(sides, 2)],
             binding=binding,
             calls=[binding.target],
-            kwargs=kwargs,
-            loss_weight=float(kwargs.get("loss_weight", default_of(binding.target, "loss_weight", 1.0))),
+            kwargs=binding.own(kwargs),
+            loss_weight=binding.weight_of(kwargs),
         )
 
     def features(

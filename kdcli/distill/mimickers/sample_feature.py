@@ -16,7 +16,7 @@ from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
 from kdcli.distill.taps import Feature, View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.reduce import per_count
 from kdcli.models.detection.boxes import offset_of
 from kdcli.models.detection.levels import by_level
 from kdcli.models.detection.roi_pool import RoiAlign

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from kdcli.losses.reduce import per_count
+from kdcli.losses.parts.reduce import per_count
 
 IGNORED_TARGET = -1
 """The class of an anchor that counts in no loss; 0 is the background."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from kdcli.spec.schema import Job, SchedulerSpec, Spec
+from kdcli.spec.tables import LossTable
 
 _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",
@@ -17,15 +18,15 @@ _LOGITS = ("classifier", "fc", "logits")
 _RESNET = re.compile(r"resnet(?:18|34|50|101|152|_custom)")
 
 
-def check_cautions(spec: Spec, hooks: Collection[str]) -> Iterator[Diagnostic]:
+def check_cautions(spec: Spec, losses: LossTable, hooks: Collection[str]) -> Iterator[Diagnostic]:
     """Every warning that needs no torch, with its path."""
     yield from _teachers(spec)
-    yield from _logits(spec)
+    yield from _logits(spec, losses)
     yield from _schedule(spec)
     yield from _placeholders(spec)
     yield from _frozen_norms(spec)
     yield from _scaled_lr(spec)
-    yield from _random_factors(spec)
+    yield from _untrained_starts(spec, losses)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -48,7 +49,7 @@ def _teachers(spec: Spec) -> Iterator[Diagnostic]:
             yield _warning(("teachers", name), "KD605", f"no job uses `{name}`: it is not built", help, True)
 
 
-def _logits(spec: Spec) -> Iterator[Diagnostic]:
+def _logits(spec: Spec, losses: LossTable) -> Iterator[Diagnostic]:
     if spec.mimic is None or not spec.distils:
         return
     for name, job in spec.mimic.jobs.items():
@@ -57,8 +58,8 @@ def _logits(spec: Spec) -> Iterator[Diagnostic]:
         if on_logits is None:
             continue
         for key, loss in job.losses.items():
-            if loss.type == "kl_loss":
-                message = f"kl_loss takes the ReLU of `{on_logits}`: negative logits are lost"
+            if loss.type in losses and losses[loss.type].rectifies:
+                message = f"{loss.type} takes the ReLU of `{on_logits}`: negative logits are lost"
                 path = ("mimic", "jobs", name, "losses", key, "type")
                 yield _warning(path, "KD606", message, "kd_loss with `T` is mostly meant")
 
@@ -155,25 +156,30 @@ def _scaled_lr(spec: Spec) -> Iterator[Diagnostic]:
         yield _warning(("trainer", "optimizer", "kwargs", "lr"), "KD611", message, help)
 
 
-def _random_factors(spec: Spec) -> Iterator[Diagnostic]:
-    """FT's paraphraser stays random unless an earlier stage trains it on the same layer."""
+def _untrained_starts(spec: Spec, losses: LossTable) -> Iterator[Diagnostic]:
+    """A loss that starts from what another trains (`ft`), and no earlier stage has that on the same layer."""
     if spec.mimic is None or not spec.distils:
         return
     jobs = spec.mimic.jobs
-    trained: set[tuple[str, str]] = set()
+    trained: dict[str, set[tuple[str, str]]] = {}
     told: set[str] = set()
     for stage in spec.mimic.stages or (None,):
         active = [name for name in jobs if stage is None or stage.jobs is None or name in stage.jobs]
         for name in active:
             for key, loss in jobs[name].losses.items():
-                if loss.type == "ft" and not _teacher_layers(jobs[name]) <= trained and name not in told:
+                before = losses[loss.type].takes_over if loss.type in losses else None
+                if before is None or name in told:
+                    continue
+                if not _teacher_layers(jobs[name]) <= trained.get(before, set()):
                     told.add(name)
-                    message = "`ft` compares with factors of a paraphraser that nothing has trained"
-                    help = "let a stage with `ft_paraphrase` on the same layer of the teacher come first"
+                    message = (
+                        f"`{loss.type}` starts from what `{before}` trains, and nothing has trained that"
+                    )
+                    help = f"let a stage with `{before}` on the same layer of the teacher come first"
                     yield _warning(("mimic", "jobs", name, "losses", key, "type"), "KD616", message, help)
         for name in active:
-            if any(loss.type == "ft_paraphrase" for loss in jobs[name].losses.values()):
-                trained |= _teacher_layers(jobs[name])
+            for loss in jobs[name].losses.values():
+                trained.setdefault(loss.type, set()).update(_teacher_layers(jobs[name]))
 
 
 def _teacher_layers(job: Job) -> set[tuple[str, str]]:

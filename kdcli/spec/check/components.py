@@ -11,7 +11,7 @@ from kdcli.spec.check.arguments import check_arguments
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
 from kdcli.spec.schema import Component
-from kdcli.spec.tables import Method, Table, Target, TaskRecord
+from kdcli.spec.tables import LossTable, Method, Table, Target, TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Tables:
     evaluators: a table, or names alone. plugins: packages whose code the command line allows.
     """
 
-    losses: Table = field(default_factory=dict)
+    losses: LossTable = field(default_factory=dict)
     mimickers: Mapping[str, Method] = field(default_factory=dict)
     modules: Table = field(default_factory=dict)
     adapters: Table = field(default_factory=dict)

@@ -33,7 +33,7 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
         *_training(spec, tables),
         *_task(spec, tables),
         *(check_jobs(spec, tables) if spec.distils else ()),
-        *check_cautions(spec, tables.hooks),
+        *check_cautions(spec, tables.losses, tables.hooks),
     ]
     return once(parsed.locate(diagnostic) for diagnostic in found)
 

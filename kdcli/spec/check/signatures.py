@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any, Literal, get_type_hints
 
@@ -20,7 +20,7 @@ from kdcli.spec.check.definitions import (
     source_file,
 )
 from kdcli.spec.ranges import shown
-from kdcli.spec.tables import Target
+from kdcli.spec.tables import Loss, Target
 
 __all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
 
@@ -65,20 +65,26 @@ class Signature:
 
 
 def signature(target: Target) -> Signature | None:
-    """The signature of a target less its preset arguments; None where no source can be read."""
+    """The signature of a target less its preset arguments; None where no source can be read.
+
+    A loss takes `loss_weight` too, which is multiplied outside it unless its code declares the argument.
+    """
     made = _signature(target.path)
-    if made is None or not target.preset:
+    if made is None or not (target.preset or isinstance(target, Loss)):
         return made
     kwargs = {name: p for name, p in made.kwargs.items() if name not in target.preset}
+    if isinstance(target, Loss):
+        kwargs.setdefault(
+            "loss_weight",
+            Parameter(
+                name="loss_weight",
+                annotation=ast.Name("float", ctx=ast.Load()),
+                required=False,
+                default=target.weight,
+            ),
+        )
     facts = tuple(name for name in made.facts if name not in target.preset)
-    return Signature(
-        kind=made.kind,
-        kwargs=kwargs,
-        facts=facts,
-        forward=made.forward,
-        opened=made.opened,
-        doc=made.doc,
-    )
+    return replace(made, kwargs=kwargs, facts=facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

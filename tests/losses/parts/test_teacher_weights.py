@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.kd import kd_loss
-from kdcli.losses.teacher_weights import average, confidence, entropy
+from kdcli.losses.parts.teacher_weights import average, confidence, entropy
 
 LABELS = torch.tensor([0, 1])
 SURE = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])

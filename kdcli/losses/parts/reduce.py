@@ -1,4 +1,4 @@
-"""Means over samples that are the same on N processes as on one.
+"""Means over samples that are the same on N processes as on one, and the rows of all processes.
 
 Each process divides by its share of the count over all of them, so that the mean over processes, which
 DDP takes of the gradients, is the mean over all samples. Batches are of one size on all processes, so
@@ -7,6 +7,8 @@ process has to call these equally often.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,3 +49,29 @@ def row_mean(rows: Tensor, teacher_weights: Tensor | None = None) -> Tensor:
     if teacher_weights is not None:
         rows = rows * teacher_weights.to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
     return rows.mean()
+
+
+def gather_rows(rows: Tensor, *, gather: bool = True) -> Tensor:
+    """The rows [B, ...] of every process in rank order, [world × B, ...]; the rows themselves on one.
+
+    B must be equal on all processes. The gradient of a row is summed over processes, so that the mean
+    of gradients which DDP takes equals the gradient of the loss on the whole batch.
+    """
+    if not gather or not distributed():
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.layout import as_map, enough_values, map_shape, places_in, same_places, shown
+from kdcli.losses.parts.layout import as_map, enough_values, map_shape, places_in, same_places, shown
 
 
 class ConvRegression(nn.Module):

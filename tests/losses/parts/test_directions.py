@@ -15,18 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kdcli.losses.at import attention_transfer
 from kdcli.losses.cat_kd import ClassAttention
 from kdcli.losses.crd import ContrastiveRepresentation
-from kdcli.losses.directions import FAINT, lengths, normalized
 from kdcli.losses.dist import dist
 from kdcli.losses.ft import FactorTransfer
 from kdcli.losses.itrd import InformationTheoretic
 from kdcli.losses.kd import kd_loss
 from kdcli.losses.l2 import l2_loss
 from kdcli.losses.nst import neuron_selectivity
+from kdcli.losses.parts.directions import FAINT, lengths, normalized
+from kdcli.losses.parts.logits import standardize
 from kdcli.losses.pkd import pearson
 from kdcli.losses.pkt import probabilistic_transfer
 from kdcli.losses.rkd import relational
 from kdcli.losses.sp import similarity_preserving
-from kdcli.losses.standardize import standardize
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -152,7 +152,7 @@ def former_dist(student: Tensor, teacher: Tensor) -> Tensor:
 
 def former_sp(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (student, teacher))
-    return 3000.0 * (t - s).pow(2).mean()
+    return (t - s).pow(2).mean()
 
 
 def former_pkt(student: Tensor, teacher: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def former_pkt(student: Tensor, teacher: Tensor) -> Tensor:
         return similarity / similarity.sum(1, keepdim=True)
 
     p, q = neighbours(teacher), neighbours(student)
-    return 30000.0 * (p * torch.log((p + 1e-7) / (q + 1e-7))).mean()
+    return (p * torch.log((p + 1e-7) / (q + 1e-7))).mean()
 
 
 def former_rkd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -182,18 +182,18 @@ def former_rkd(student: Tensor, teacher: Tensor) -> Tensor:
 
 def former_at(student: Tensor, teacher: Tensor, p: int = 2) -> Tensor:
     s, t = (F.normalize(x.pow(p).mean(1).flatten(1)) for x in (student, teacher))
-    return 1000.0 * (s - t).pow(2).mean()
+    return (s - t).pow(2).mean()
 
 
 def former_nst(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
     means = [(a @ b.transpose(1, 2)).pow(2).mean() for a, b in ((t, t), (s, s), (s, t))]
-    return 50.0 * (means[0] + means[1] - 2 * means[2])
+    return means[0] + means[1] - 2 * means[2]
 
 
 def former_cat_kd(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(F.adaptive_avg_pool2d(x, 2), dim=(2, 3)) for x in (student, teacher))  # type: ignore[arg-type]
-    return 400.0 * F.mse_loss(s, t)
+    return F.mse_loss(s, t)
 
 
 def former_pkd(student: Tensor, teacher: Tensor) -> Tensor:

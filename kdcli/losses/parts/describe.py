@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
 from functools import cache
 
-from kdcli.losses import KINDS, LOSSES
-from kdcli.spec.check.signatures import signature, source_file
+from kdcli.losses import LOSSES
+from kdcli.spec.check.signatures import signature
 
 NEEDS = {
     "teacher": "a teacher",
@@ -60,12 +59,11 @@ def describe(name: str) -> Description:
     target = LOSSES[name]
     taken = signature(target)
     assert taken is not None, target.path
-    methods = _methods(target.path)
     summary, details, taps, paper = _parts(taken.doc or "")
     arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
     return Description(
         name=name,
-        kind=next(kind for kind, table in KINDS.items() if name in table),
+        kind=target.kind,
         summary=summary,
         details=details,
         taps=taps or None,
@@ -75,31 +73,10 @@ def describe(name: str) -> Description:
             for p in taken.kwargs.values()
         ),
         trains=taken.kind == "class",
-        whole_list=_takes_lists(methods["forward"]),
-        prepares="prepare" in methods,
+        whole_list=target.whole_list,
+        prepares=target.prepares,
         paper=re.sub(r",? arXiv:[\d.]+", "", paper).strip().rstrip("."),
         arxiv=arxiv.group(1) if arxiv else None,
-    )
-
-
-def _methods(path: str) -> dict[str, ast.FunctionDef]:
-    """The methods of a class by name; a function is its own `forward`."""
-    module, _, attribute = path.partition(":")
-    file = source_file(module)
-    assert file is not None, path
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return {"forward": node}
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
-            return {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
-    raise LookupError(path)
-
-
-def _takes_lists(forward: ast.FunctionDef) -> bool:
-    return any(
-        argument.arg in ("student", "teacher") and "Sequence" in ast.unparse(argument.annotation)
-        for argument in forward.args.args
-        if argument.annotation is not None
     )
 
 

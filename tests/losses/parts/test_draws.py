@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdcli.losses.draws import drawn_integers, drawn_shares, new_salt
+from kdcli.losses.parts.draws import drawn_integers, drawn_shares, new_salt
 
 SALT = torch.tensor(123456789)
 ROWS, COLUMNS = 200, 500

@@ -1,10 +1,13 @@
-"""The arithmetic that logit losses share, in log space."""
+"""The arithmetic that logit losses share: divergences in log space, and z-scored logits."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdcli.losses.parts.directions import lengths
+from kdcli.losses.parts.precision import full_precision
 
 EXCLUDED = -1e9
 """Stands for the logarithm of nought: finite, so that no gradient becomes NaN."""
@@ -40,3 +43,18 @@ def log_softmax_without(logits: Tensor, excluded: Tensor) -> Tensor:
 def label_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """log softmax(logits) at each row's label, [B]."""
     return -F.cross_entropy(logits, labels, reduction="none")
+
+
+EPSILON = 1e-7
+
+
+@full_precision
+def standardize(logits: Tensor) -> Tensor:
+    """(logits − mean)/(std + 1e-7) over classes, with the unbiased std.
+
+    logits: [B, K] or [B, K, ...]; the class axis is 1. A constant row becomes 0, and its gradient is that of
+    a row of a usual std (the batch's median; 0.1 where all are constant). fp16 and bf16 become float32.
+    Source: "Logit Standardization in Knowledge Distillation", arXiv:2403.01427.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (lengths(logits.std(1, keepdim=True)) + EPSILON)

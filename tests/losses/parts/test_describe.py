@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from kdcli.losses import LOSSES
-from kdcli.losses.describe import describe
-
-from .cases import keyword_only
+from kdcli.losses.parts.describe import describe
+from tests.losses.cases import keyword_only
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -19,8 +18,9 @@ def test_every_loss_is_described_as_it_is(name: str) -> None:
     assert description.summary and description.paper.startswith('"')
     assert description.arxiv is not None or any(c.isdigit() for c in description.paper)
     assert "\n" not in description.summary + description.paper
-    options = keyword_only(LOSSES[name].load())
+    options = [*keyword_only(LOSSES[name].load()), "loss_weight"]
     assert [o.name for o in description.options] == [n for n in options if n not in LOSSES[name].preset]
+    assert description.options[-1].default == LOSSES[name].weight
 
 
 def test_one_description() -> None:
@@ -36,7 +36,7 @@ def test_one_description() -> None:
 
 def test_the_table_and_its_descriptions_do_without_torch() -> None:
     code = (
-        "import sys; from kdcli.losses import LOSSES; from kdcli.losses.describe import describe; "
+        "import sys; from kdcli.losses import LOSSES; from kdcli.losses.parts.describe import describe; "
         "[describe(n) for n in LOSSES]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""What several losses share, and what describes them: no file here is a loss."""
