@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.binding import Binding, binding_of
 from kdcli.distill.labels import is_logits
-from kdcli.distill.mimickers.mimicker import Setting
-from kdcli.distill.tapping import check_taps, joinable
+from kdcli.distill.mimickers.mimicker import MimicContext
+from kdcli.distill.tap_checks import check_taps, joinable
 from kdcli.distill.taps import View, elements_of
 from kdcli.distill.terms import TapPair, TapSide, Term
 from kdcli.distill.unlike_classes import unlike_classes
@@ -31,7 +31,7 @@ class LossOfJob:
     loss: its spec with the method's defaults filled in. teacher: None where the method needs none.
     """
 
-    setting: Setting
+    setting: MimicContext
     name: str
     loss: LossSpec
     teacher: str | None
@@ -66,7 +66,7 @@ class LossOfJob:
 
 
 def build_term(
-    setting: Setting,
+    setting: MimicContext,
     name: str,
     loss: LossSpec,
     teacher: str | None,

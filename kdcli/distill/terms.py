@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.binding import Binding
 from kdcli.distill.channels import Layout
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
 from kdcli.losses.parts.logits import standardize
@@ -100,7 +100,7 @@ class Term(nn.Module):
         students: Sequence[Feature],
         teachers: Sequence[Feature],
         batch: Mapping[str, Any],
-        clock: Clock,
+        clock: StepInfo,
         masks: Sequence[Tensor] | None = None,
         *,
         student_logits: Tensor | None = None,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from kdcli.distill.adapters import Shape, shown
 from kdcli.distill.labels import NO_LABELS
-from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.errors import SpecError, SpecPath
 
 
 def unlike_classes(
-    setting: Setting, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
+    setting: MimicContext, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
 ) -> SpecError:
     """The error for logits of two shapes [B, K]. what: which loss or adapter meets them."""
     message = f"the student's logits are {shown(student)}, those of {teacher} {shown(theirs)}: {what}"
     return SpecError.at(path, "KD470", message, way_out(setting, teacher, student[1], theirs[1]))
 
 
-def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
+def way_out(setting: MimicContext, teacher: str, width: int, other: int) -> str:
     """What to do about a teacher with `other` logits where `width` are meant."""
     labels = setting.labels.get(teacher, NO_LABELS)
     if labels.asked:

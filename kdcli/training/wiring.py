@@ -18,7 +18,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.deployed import deployed_student
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
+from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps, View
@@ -43,7 +43,7 @@ class Wiring:
     trainee: Trainee
     deployed: nn.Module
     jobs: Mapping[str, Job]
-    needs: Mapping[str, Needs]
+    needs: Mapping[str, Requirements]
     student_view: View
     teacher_views: Mapping[str, View]
     pairs: tuple[Pair, ...]
@@ -54,10 +54,10 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
-def needs_of(job: Job) -> Needs:
+def needs_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
     method = MIMICKERS[job.mimic_ins_type].load()
-    needs: Needs = method.needs_of(job)
+    needs: Requirements = method.needs_of(job)
     return needs
 
 
@@ -161,7 +161,7 @@ def join(
     mimickers: dict[str, Mimicker] = {}
     for name, job in jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
-        setting = Setting(
+        setting = MimicContext(
             job=job,
             name=name,
             path=path,
@@ -207,7 +207,7 @@ def join(
     )
 
 
-def build_mimicker(setting: Setting) -> Mimicker:
+def build_mimicker(setting: MimicContext) -> Mimicker:
     """One job's method; whatever its losses refuse is told at the job."""
     method = MIMICKERS[setting.job.mimic_ins_type].load()
     try:

@@ -11,7 +11,7 @@ from kdcli.distill.binding import binding_of
 from kdcli.distill.build_terms import build_term
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import Feature, View, tapped
 from kdcli.distill.terms import Term, sides_of
 from kdcli.distill.unlike_classes import way_out
@@ -28,16 +28,16 @@ class BaseMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        needs = Needs()
+        needs = Requirements()
         for loss in cls.losses_of(job).values():
             needs |= binding_of(LOSSES[loss.type]).needs
         if job.teacher_weighting != "average":
-            needs |= Needs(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
+            needs |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return needs
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         self.weighting = weighting_of(setting)
         own = sides_of(setting.student, self.student_taps)
@@ -120,7 +120,7 @@ class BaseMimicker(Mimicker):
                 call.prepared()
 
 
-def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
+def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
     """The student's layers that a loss gives a new end, with that end.
 
     Raises SpecError KD449 where there is more than one.
@@ -142,7 +142,7 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
     return found
 
 
-def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+def weighting_of(setting: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from kdcli.distill.mimickers import MIMICKERS, DeFeatOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels, made_sides
-from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError, SpecPath
@@ -32,11 +32,11 @@ class DeFeatMimicker(DetectorMimicker):
     options: DeFeatOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """Boxes, and the student's adapted maps."""
-        return Needs(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
+        return Requirements(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         options = self.options
         self.necks = options.neck_feature_nums

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kdcli.distill.build_terms import build_term
-from kdcli.distill.mimickers.mimicker import Mimicker, Setting
+from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker
 from kdcli.distill.taps import View
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError, SpecPath
@@ -19,7 +19,7 @@ class DetectorMimicker(Mimicker):
 
     def add(
         self,
-        setting: Setting,
+        setting: MimicContext,
         name: str,
         teacher: str,
         students: Sequence[TapSide],

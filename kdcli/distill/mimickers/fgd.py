@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.detectors import DetectorMimicker
-from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import sides_of
 from kdcli.models.detection.area_masks import area_masks
@@ -24,11 +24,11 @@ class FgdMimicker(DetectorMimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["FGD"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """The boxes of the batch."""
-        return Needs(batch=frozenset({"boxes"}))
+        return Requirements(batch=frozenset({"boxes"}))
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         own = sides_of(setting.student, self.student_taps)
         for teacher, view in setting.teachers.items():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
-from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import View, tapped
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError
@@ -33,11 +33,11 @@ class FrsMimicker(DetectorMimicker):
     options: FrsOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """The class logits of every level, of both sides."""
-        return Needs(student_outputs=frozenset({"preds"}), teacher_outputs=frozenset({"preds"}))
+        return Requirements(student_outputs=frozenset({"preds"}), teacher_outputs=frozenset({"preds"}))
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         losses = self.losses_of(setting.job)
         self.by_positions = self.options.mask_count == "positions"

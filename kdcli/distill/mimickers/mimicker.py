@@ -16,7 +16,7 @@ from kdcli.spec.tables import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class StepInfo:
     """Where the run is: finished optimizer steps of the run and of its stage, and the epoch so far.
 
     epoch counts on between whole numbers: 2.5 is half way through the third.
@@ -28,7 +28,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """What a job reads, beside its taps: known before anything runs.
 
     student_outputs, teacher_outputs: named outputs of the networks. batch: fields of the batch.
@@ -41,8 +41,8 @@ class Needs:
     facts: frozenset[str] = frozenset()
     prepare: bool = False
 
-    def __or__(self, other: Needs) -> Needs:
-        return Needs(
+    def __or__(self, other: Requirements) -> Requirements:
+        return Requirements(
             student_outputs=self.student_outputs | other.student_outputs,
             teacher_outputs=self.teacher_outputs | other.teacher_outputs,
             batch=self.batch | other.batch,
@@ -52,7 +52,7 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class MimicContext:
     """What a mimicker is built from: the job, the real features of one batch, facts of the data.
 
     teacher_classifier(teacher) and teacher_norm(teacher, tap) return frozen copies of modules;
@@ -122,11 +122,11 @@ class Mimicker(nn.Module):
         return merged
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """What the method reads beside its taps, from the job alone."""
         raise NotImplementedError(cls.__name__)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__()
         self.job_name = setting.name
         self.job_path = setting.path
@@ -146,7 +146,7 @@ class Mimicker(nn.Module):
         student: View,
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
-        clock: Clock,
+        clock: StepInfo,
         wanted: Collection[str],
     ) -> dict[str, Tensor]:
         """The losses by `<teacher>.<loss>` (`<loss>` where no teacher is involved), before the job's weight.

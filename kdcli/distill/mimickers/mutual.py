@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from kdcli.distill.adapters import shown
 from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Compared, Mimicker, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import View, tapped, tensors_in
 from kdcli.distill.terms import TapPair, Term, sides_of
 from kdcli.errors import SpecError
@@ -31,11 +31,11 @@ class MutualMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["Mutual"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
+        return Requirements(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
         binding = binding_of(LOSSES[loss.type])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcli.distill.channels import Layout
 from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels
-from kdcli.distill.mimickers.mimicker import Compared, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import Feature, View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
@@ -47,15 +47,15 @@ class SampleFeatureMimicker(DetectorMimicker):
     options: SampleFeatureOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """Proposals of one side."""
         boxes = frozenset({"rpn_dt_bboxes"})
         options: SampleFeatureOptions = cls.kdcli_record.options_of(job.options)
         if options.teacher_proposal:
-            return Needs(teacher_outputs=boxes)
-        return Needs(student_outputs=boxes)
+            return Requirements(teacher_outputs=boxes)
+        return Requirements(student_outputs=boxes)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         options = self.options
         own = sides_of(setting.student, self.student_taps)
@@ -121,7 +121,7 @@ class SampleFeatureMimicker(DetectorMimicker):
         return torch.cat([pool(rois[at], features[level], int(stride)) for level, stride, at in levels])
 
 
-def _poolers(setting: Setting, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
+def _poolers(setting: MimicContext, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
     """For each teacher its pooling layer and the student's; None where neither has one.
 
     Raises SpecError KD462 and KD464 where the paths that the spec gives lead to none.

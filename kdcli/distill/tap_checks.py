@@ -8,7 +8,7 @@ from itertools import groupby
 from torch import nn
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.distill.taps import Tap
 from kdcli.distill.terms import TapSide
 from kdcli.errors import Findings, SpecError, SpecPath
@@ -18,7 +18,7 @@ POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def check_taps(
-    setting: Setting,
+    setting: MimicContext,
     loss: str,
     students: Sequence[TapSide],
     teacher: str | None,
@@ -39,7 +39,7 @@ def check_taps(
     wrong.raise_errors()
 
 
-def joinable(setting: Setting, teacher: str) -> str:
+def joinable(setting: MimicContext, teacher: str) -> str:
     """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
     sides = [("the student", setting.student_module("")), (teacher, setting.teacher_module(teacher, ""))]
     found = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
@@ -51,7 +51,7 @@ def joinable(setting: Setting, teacher: str) -> str:
 
 
 def _check(
-    setting: Setting, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
+    setting: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
 ) -> None:
     whose = "the student" if teacher is None else teacher
     takes, tap, kind, shape = LOSSES[loss].takes, side.tap, side.layout.kind, side.shape
