@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
@@ -98,7 +98,7 @@ def prove_losses(run: Run) -> Proven:
             for batch in islice(run.train_loader.batches(0), BATCHES):
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
-                losses = trainee(batch, views, Clock(), weighted=False)
+                losses = trainee(batch, views, StepInfo(), weighted=False)
                 for name, loss in losses.items():
                     if name not in findings or not findings[name].moves_student:
                         findings[name] = _differentiate(run, name, loss)

@@ -74,7 +74,7 @@ def _pairs(plan: Plan) -> RenderableType:
             pair.student_layer,
             pair.student_shape,
             pair.adapter or MISSING,
-            f"{pair.teacher}: {pair.teacher_layer}" if pair.teacher else MISSING,
+            ": ".join(part for part in (pair.teacher, pair.teacher_layer) if part) or MISSING,
             pair.teacher_shape or MISSING,
             pair.loss,
             f"{pair.weight:g}",

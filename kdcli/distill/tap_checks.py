@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.mimickers.mimicker import Setting
-from kdcli.distill.taps import Tap, View, tensors_in
+from kdcli.distill.mimickers.mimicker import MimicContext
+from kdcli.distill.taps import Tap
+from kdcli.distill.terms import TapSide
 from kdcli.errors import Findings, SpecError, SpecPath
 from kdcli.losses import loss_of
 
@@ -16,29 +18,28 @@ POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def check_taps(
-    setting: Setting, loss: str, student: Sequence[str], teacher: str | None, theirs: Sequence[str]
+    setting: MimicContext,
+    loss: str,
+    students: Sequence[TapSide],
+    teacher: str | None,
+    teachers: Sequence[TapSide],
 ) -> None:
     """Refuse features that the loss does not take; raises SpecError KD451 at each `mimic_name`.
 
-    loss: its type. student, theirs: the taps of the student and of `teacher`.
+    loss: its type. students, teachers: the sides of its pairs, of the student and of `teacher`.
     """
     wrong = Findings()
-    sides: list[tuple[str | None, View, Sequence[str], SpecPath]] = [
-        (None, setting.student, student, (*setting.path, "student", "mimic_name"))
-    ]
-    if teacher is not None:
-        path = (*setting.path, "teachers", teacher, "mimic_name")
-        sides.append((teacher, setting.teachers[teacher], theirs, path))
-    for whose, view, taps, path in sides:
+    for whose, sides in ((None, students), (teacher, teachers)):
         net = setting.student_module("") if whose is None else setting.teacher_module(whose, "")
-        for index, tap in enumerate(taps):
+        part = ("student",) if whose is None else ("teachers", whose)
+        for number, of_tap in groupby(sides, key=lambda side: side.number):
             with wrong.part():
-                for feature in tensors_in(view.features[tap]):
-                    _check(setting, loss, whose, tap, feature, net, (*path, index))
+                for side in of_tap:
+                    _check(setting, loss, whose, side, net, (*setting.path, *part, "mimic_name", number))
     wrong.raise_errors()
 
 
-def joinable(setting: Setting, teacher: str) -> str:
+def joinable(setting: MimicContext, teacher: str) -> str:
     """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
     sides = [("the student", setting.student_module("")), (teacher, setting.teacher_module(teacher, ""))]
     found = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
@@ -50,29 +51,19 @@ def joinable(setting: Setting, teacher: str) -> str:
 
 
 def _check(
-    setting: Setting,
-    loss: str,
-    teacher: str | None,
-    tap: str,
-    feature: Tensor,
-    net: nn.Module,
-    path: SpecPath,
+    setting: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
 ) -> None:
     whose = "the student" if teacher is None else teacher
-    takes = loss_of(loss).takes
-    found = f"`{tap}` of {whose} is {shown(feature.shape)}"
-    if takes == "logits" and feature.dim() != 2:
+    takes, tap, kind, shape = loss_of(loss).takes, side.tap, side.layout.kind, side.shape
+    found = f"`{tap}` of {whose} is {shown(shape)}"
+    if takes == "logits" and kind not in ("logits", "vector"):
         raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {found}", "name `logits`")
-    if takes == "vector" and feature.dim() > 2 and feature[0].numel() != feature.shape[1]:
+    if takes == "vector" and len(shape) > 2 and shape[1:].numel() != shape[1]:
         raise SpecError.at(
             path, "KD451", f"`{loss}` takes a pooled vector [B, D]; {found}", _pooled_vector(net)
         )
-    if takes == "map" and feature.dim() != 4:
+    if takes == "map" and kind != "map":
         raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {found}", _last_map(net))
-    if takes == "tokens" and feature.dim() != 3:
-        raise SpecError.at(
-            path, "KD451", f"`{loss}` takes tokens [B, N, D]; {found}", "name a block of a transformer"
-        )
     if loss_of(loss).before_relu:
         relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:
