@@ -55,7 +55,7 @@ TORCH_FREE = (
     "kdcli.records",
     "kdcli.reference.tables",
     "kdcli.report.diagnostics",
-    "kdcli.report.terminal",
+    "kdcli.report.live.recorder",
     "kdcli.commands",
     "kdcli.cli",
 )

@@ -29,7 +29,7 @@ PUBLIC = {
     # A module of `net` that reads and gives named outputs.
     "kdcli.models.module": ("ViewModule",),
     # A mimic method, what it is built from, and what it is given.
-    "kdcli.distill.mimickers.mimicker": ("Mimicker", "Setting", "Needs", "Clock"),
+    "kdcli.distill.mimickers.mimicker": ("Mimicker", "MimicContext", "Requirements", "StepInfo"),
     "kdcli.distill.mimickers.base": ("BaseMimicker",),
     "kdcli.distill.taps": ("View",),
     # What a dataset may return, and what is known of it.

@@ -60,9 +60,9 @@ def write_report_data(
 def collect(
     parsed: ParsedSpec, options: RunOptions, device: torch.device
 ) -> tuple[dict[str, Any], list[Notice]]:
-    """What kdcli/report/report_data.py describes, as far as the task allows; notices: what was left out."""
+    """What kdcli/report/recorded_run.py describes, as far as the task allows; notices: what was left out."""
     spec = parsed.spec
-    sides = Sides(spec, options.places)
+    sides = Sides(spec, options.places, plugins=options.plugins)
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))
     loader = build_data(opened, spec, Processes(device=device))
     try:
@@ -121,13 +121,14 @@ def _rows(
     recorded: Mapping[str, dict[str, float]],
     sample: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The comparison. recorded: metrics of the whole test data, which stand where a part has been answered."""
+    """The comparison. recorded: metrics of the whole test data, which stand where a part has been answered,
+    and where there are others than a report measures (a metric of one's own).
+    """
     rows = []
     for contender in contenders:
         name = contender.name
         metrics = shown.metrics.get(name, {})
-        if not shown.whole:
-            metrics = recorded.get(name, metrics)
+        metrics = {**recorded.get(name, {}), **metrics} if shown.whole else recorded.get(name, metrics)
         row = row_of(contender, metrics, shown.agreement.get(name), sample, seconds=LATENCY_SECONDS)
         rows.append(asdict(row))
     return rows

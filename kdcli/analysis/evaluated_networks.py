@@ -89,7 +89,7 @@ def compare(
     """
     spec = parsed.spec
     keep = keep or DetectionOutputs()
-    sides = sides or Sides(spec, options.places)
+    sides = sides or Sides(spec, options.places, plugins=options.plugins)
     task = sides.task
     keep.require(task)
     require_weights(parsed, weights)

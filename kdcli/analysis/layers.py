@@ -34,7 +34,12 @@ QUICK = 40 * 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One row; see LayerRow of report/layers.py for the fields that are shown.
+    """One layer of a network, as `inspect-features` shows it.
+
+    path: as `mimic_name` wants it; shape: with B for the batch, several shapes for a layer that gives several
+    levels, None where there is no tensor; stride: of the input's height, None where it has none;
+    flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
+    container, never runs, changed in place, channels last (which can't be mimicked); depth: of the path, from 0.
 
     sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
     tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.

@@ -12,7 +12,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.models.network import Network
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
@@ -32,7 +32,7 @@ def rebuild(
     """
     student = build_student(task, spec, options)
     losses = [loss.type for job in jobs_of(spec).values() for loss in job.losses.values()]
-    if not any(LOSSES[name].replaces_end for name in losses):
+    if not any(loss_of(name).replaces_end for name in losses):
         return student, Trainee(student, None, {}, {})
     nets, _ = build_teachers(spec, options, load=False)
     teachers = {}

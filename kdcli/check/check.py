@@ -23,14 +23,17 @@ from kdcli.check.training import check_data, check_stages, check_warm_ups, steps
 from kdcli.data.check import Look
 from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.dry_run import rehearse
+from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
-from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
+from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath
+from kdcli.losses import loss_of
 from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.models.network import Network, build_network
 from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan
+from kdcli.spec.check.records import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec, Spec
@@ -85,7 +88,13 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
     On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
     goes on with the data.
     """
-    sides = sides or Sides(parsed.spec, options.places)
+    try:
+        sides = sides or Sides(parsed.spec, options.places, plugins=options.plugins)
+    except SpecError as error:
+        return Checked(tuple(map(parsed.locate, error.diagnostics)), None)
+    own = tuple(map(parsed.locate, check_own_jobs(parsed.spec, loss_of, method_of)))
+    if any(finding.severity == "error" for finding in own):
+        return Checked(own, None)
     mode = None if sides.task.rehearses == "real" else fake_mode()
     data = data_facts(parsed.spec, options, sides)
     rehearsal = _Rehearsal(parsed, options, sides.task, data, mode)
@@ -95,7 +104,7 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
         except NOT_FAKE:
             rehearsal = _Rehearsal(parsed, options, sides.task, data, None)
             plan = rehearsal.run()
-    found = tuple(parsed.locate(finding) for finding in rehearsal.findings.found)
+    found = (*own, *(parsed.locate(finding) for finding in rehearsal.findings.found))
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
 
 

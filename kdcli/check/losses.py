@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
@@ -66,7 +66,7 @@ def _job(
     for name in mimicker.losses_of(spec):
         path: SpecPath = ("mimic", "jobs", job, "losses", name)
         try:
-            losses = mimicker(student, views, batch, Clock(), [name])
+            losses = mimicker(student, views, batch, StepInfo(), [name])
         except NOT_FAKE:
             raise
         except Exception as error:

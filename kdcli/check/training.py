@@ -16,8 +16,9 @@ from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.spec.check.arguments import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
+from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import DataPart, Spec
-from kdcli.training.optim import LearningRate, build_optimizer, scheduler_class
+from kdcli.training.optim import LearningRate, build_optimizer, optimizer_class, scheduler_class
 from kdcli.training.stages import StagePlan, matches, plan_stages
 
 ENDLESS = 10**9
@@ -46,7 +47,7 @@ def check_stages(
             continue
         checked |= {stage.optimizer_path, stage.lr_path}
         wrong = [
-            *_arguments(_optimizer_class, stage.optimizer, stage.optimizer_path, "optimizer"),
+            *_arguments(optimizer_class, stage.optimizer, stage.optimizer_path, "optimizer"),
             *_arguments(scheduler_class, stage.lr_scheduler, stage.lr_path, "scheduler"),
         ]
         found.found += wrong
@@ -98,7 +99,7 @@ def check_data(spec: Spec, found: Findings) -> None:
     """Every transform and the mixing of both sides, built; no file is read."""
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
         path: SpecPath = ("dataset", side)
-        if part.dataset.type.startswith(TORCHVISION):
+        if part.dataset.type.startswith(TORCHVISION) and not is_own(part.dataset.type):
             from kdcli.data.classification.torchvision_datasets import checked
 
             with found.part():
@@ -113,12 +114,9 @@ def check_data(spec: Spec, found: Findings) -> None:
 
 def _check_mixing(part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
-    if component is None or component.type not in BATCH_FNS:
-        return
-    try:
-        BATCH_FNS[component.type].load()(**component.kwargs)
-    except (TypeError, ValueError) as error:
-        raise SpecError.at(path, "KD505", f"`{component.type}`: {error}") from error
+    if component is not None:
+        target = lookup(BATCH_FNS, component.type, path=(*path, "type"), code="KD501", what="batch function")
+        constructed(target, component.kwargs, component.type, path)
 
 
 def _check_pattern(pattern: str, names: list[str], path: SpecPath) -> None:
@@ -129,10 +127,6 @@ def _check_pattern(pattern: str, names: list[str], path: SpecPath) -> None:
             f"`{pattern}` matches no parameter of the student",
             "a pattern is the beginning of a layer path, or `r:` and a regex",
         )
-
-
-def _optimizer_class(name: str) -> Any:
-    return getattr(torch.optim, name, None)
 
 
 def _arguments(
@@ -160,7 +154,7 @@ def signature_of(target: Any, given: Iterable[str] = ()) -> Signature:
                 required=required,
                 default=None if required else parameter.default,
             )
-    return Signature(kind="class", kwargs=kwargs, facts=(), opened=opened)
+    return Signature(kind="class", kwargs=kwargs, positional={}, opened=opened)
 
 
 def _annotation(parameter: inspect.Parameter) -> ast.expr | None:

@@ -47,13 +47,16 @@ REFERENCES: dict[str, Explanation] = {
         "wrong: type: resnet81\nright: type: resnet18",
     ),
     "KD309": Explanation(
-        "own code not allowed",
-        "A spec is data: code outside kdcli runs only when the command line says so.",
+        "own code of a package that is no plugin of this run",
+        "A spec is data: code of your own, `package.module:attribute`, is imported only where the command line names"
+        " its package. A run folder records the packages it was started with (env.json), and they have to be named"
+        " again by each command that opens it.",
         "kdcli train cfg.yaml --plugin my_package",
     ),
     "KD310": Explanation(
         "unknown dataset",
-        "`dataset.type` names a dataset of kdcli or `torchvision.<Dataset>`.",
+        "`dataset.type` names a dataset of kdcli, `torchvision.<Dataset>`, or own code as"
+        " `package.module:attribute` with `--plugin package`.",
         "wrong: type: clss\nright: type: cls",
     ),
     "KD311": Explanation(
@@ -155,5 +158,23 @@ REFERENCES: dict[str, Explanation] = {
         "`trainer.loggers` names where else a run's numbers go: tensorboard, wandb, mlflow, or own code as"
         " package.module:Logger, which the command line must allow.",
         "right: loggers: [tensorboard]\nright: loggers: [mylab.logs:Logger], with --plugin mylab",
+    ),
+    "KD350": Explanation(
+        "own loss or mimic method that is none",
+        "A loss of your own is a function or an nn.Module class, a mimic method a subclass of `Mimicker`. What they"
+        " may say of themselves in `kdcli_record` are the fields of `Loss` and `Method` in kdcli/spec/tables.py.",
+        "right: huber.kdcli_record = {'kind': 'feature', 'takes': 'map'}",
+    ),
+    "KD351": Explanation(
+        "own loss or mimic method without a record",
+        "What is true of a loss beside its signature (what it compares, which features it takes) is said in its"
+        " `kdcli_record`. Without one it is derived from the signature: a loss with `teacher` compares features.",
+        "right: huber.kdcli_record = {'kind': 'logit', 'takes': 'logits'}",
+    ),
+    "KD352": Explanation(
+        "parameter of an own loss that nothing is bound to",
+        "Positional parameters of a loss are bound by their names (student, teacher, labels ...), keyword-only ones"
+        " are the options of the spec.",
+        "wrong: def huber(x, y, beta=1.0)\nright: def huber(student, teacher, *, beta=1.0)",
     ),
 }

@@ -21,8 +21,8 @@ NOTHING_FITS = (
 
 def inspect_features(options: InspectOptions) -> None:
     """Print the layers of every network in a file; with --pairs, those of student and teacher that fit."""
+    from kdcli.report.analysis_text import layers_text, networks_text
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.layers import layers_text, networks_text
     from kdcli.spec.networks import parse_networks
     from kdcli.spec.parse import read_text
     from kdcli.spec.text.overrides import parse_assignment
@@ -41,7 +41,7 @@ def inspect_features(options: InspectOptions) -> None:
     colour = wants_colour(sys.stdout)
     if options.pairs:
         from kdcli.analysis.pairs import fitting_pairs, mimic_block
-        from kdcli.report.pairs import pairs_text
+        from kdcli.report.analysis_text import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}
         if "net" not in networks or not teachers:

@@ -320,6 +320,7 @@ class MethodsOptions:
     """List every loss and mimic method, or explain one, with a block to paste."""
 
     name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
+    plugins: Plugins = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

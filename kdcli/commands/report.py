@@ -28,7 +28,7 @@ def evaluate(options: EvalOptions) -> None:
     from kdcli.analysis.evaluated_networks import compare
     from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
-    from kdcli.report.comparison import comparison_text
+    from kdcli.report.results_table import eval_text
     from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
 
@@ -37,21 +37,21 @@ def evaluate(options: EvalOptions) -> None:
         memory_told(parsed.spec, "test"),
         processes(options.device or parsed.spec.runtime.device) as here,
     ):
-        sides = Sides(parsed.spec, opened.options.places)
+        sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
         keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
         rows, notices = compare(parsed, opened.options, here, options.weights, keep, sides)
     if here.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
         as_json = options.format == "json"
-        sys.stdout.write(comparison_text(rows, "json" if as_json else "text", primary=sides.task.primary))
+        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=sides.task.primary))
 
 
 def report(options: ReportOptions) -> None:
     """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
+    from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
-    from kdcli.report.drawing import need_matplotlib
-    from kdcli.report.html import write_report
+    from kdcli.report.page.report_page import write_report
     from kdcli.report.recorded_run import read_run
 
     need_matplotlib()
@@ -81,9 +81,9 @@ def write_up(
     """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises."""
     from kdcli.analysis.collected import write_report_data
     from kdcli.records import Notice
-    from kdcli.report.album import report_pictures
-    from kdcli.report.drawing import need_matplotlib
-    from kdcli.report.html import write_report
+    from kdcli.report.charts import need_matplotlib
+    from kdcli.report.page.logger_pictures import report_pictures
+    from kdcli.report.page.report_page import write_report
 
     try:
         need_matplotlib()
@@ -108,14 +108,13 @@ def write_up(
 
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
-    from kdcli.report.compare import compare_runs
-    from kdcli.report.compare_text import compare_text
+    from kdcli.report.compare.compare_plot import write_plot
+    from kdcli.report.compare.compare_runs import compare_runs, compare_text
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.overlay import write_overlay
 
     compared = compare_runs(options.runs)
     if options.picture is not None:
-        write_overlay(compared, options.picture)
+        write_plot(compared, options.picture)
     colour = options.format == "text" and wants_colour(sys.stdout)
     write(compare_text(compared, options.format, colour=colour))
 

@@ -32,7 +32,7 @@ def train(arguments: TrainOptions) -> None:
     """Run the whole command `kdcli train`. Raises KdError, and Interrupted for a signal."""
     from kdcli.commands import located
     from kdcli.commands.reading import read_checked
-    from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.report.loggers.logger import check_loggers
 
     follow_launcher()
     expose_gpus(arguments.gpus)
@@ -103,7 +103,7 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
 
     with located(parsed):
         options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
-        sides = Sides(parsed.spec, options.places)
+        sides = Sides(parsed.spec, options.places, plugins=options.plugins)
         options, warnings = proved(parsed, options, sides, here)
     if warnings and here.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
@@ -116,9 +116,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.commands.report import write_up
     from kdcli.parallel.devices import memory_told
     from kdcli.parallel.distributed import processes
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.report.loggers.loggers import Loggers
-    from kdcli.report.recorder import Recorder
+    from kdcli.report.live.recorder import Recorder
+    from kdcli.report.loggers.logger import LoggedRun, Loggers
     from kdcli.spec.form.written import resolved_data
     from kdcli.training.build import built
     from kdcli.training.train import train as records_of
@@ -163,8 +162,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
 
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     """Profile some steps; print the result, and write it to profile.txt in the run folder."""
+    from kdcli.report.analysis_text import profile_text
     from kdcli.report.console import write
-    from kdcli.report.profile import profile_text
     from kdcli.training.profile import profile
 
     found = profile(run, steps, interrupts)

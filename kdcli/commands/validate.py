@@ -38,7 +38,7 @@ def validate(options: ValidateOptions) -> int:
     write(render(found, options.format, colour=colour))
     wrong = any(d.severity == "error" or options.strict for d in found)
     if options.format == "text" and not options.quiet:
-        from kdcli.report.plan import plan_text
+        from kdcli.report.live.plan import plan_text
 
         for plan in plans:
             write(("\n" if found or plan is not plans[0] else "") + plan_text(plan, colour=colour))
@@ -65,7 +65,7 @@ def examine(
     files: look at the files it names, quick: of the data's at names and labels alone.
     """
     from kdcli.reference.tables import tables
-    from kdcli.report.loggers.loggers import check_loggers
+    from kdcli.report.loggers.logger import check_loggers
     from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read
 
@@ -84,7 +84,7 @@ def examine(
         return found, None
     from kdcli.check.check import CheckOptions, check
     from kdcli.data.check import Look
-    from kdcli.report.progress import progress
+    from kdcli.report.live.live_screen import progress
 
     look: Look = "nothing" if files is None else "quick" if files == "quick" else "whole"
     with progress("looking at images") as told:

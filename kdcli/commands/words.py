@@ -17,7 +17,7 @@ def explain(options: ExplainOptions) -> None:
     """Print what a code means, why it matters, an example."""
     from kdcli.codes import CODES
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.words import explanation_text
+    from kdcli.report.reference_text import explanation_text
 
     name = options.code.upper()
     if name not in CODES:
@@ -32,7 +32,8 @@ def methods(options: MethodsOptions) -> None:
     from kdcli.losses.parts.describe import Description, describe
     from kdcli.reference.methods import fragment, method_fragment, method_of
     from kdcli.report.console import wants_colour, write
-    from kdcli.report.words import loss_text, losses_text, method_text
+    from kdcli.report.reference_text import loss_text, losses_text, method_text
+    from kdcli.spec.plugins import admit, is_own, load_own
 
     name, colour = options.name, wants_colour(sys.stdout)
     known = [method_of(one) for one in MIMICKERS]
@@ -45,6 +46,13 @@ def methods(options: MethodsOptions) -> None:
         write(loss_text(describe(name), fragment(name), colour=colour))
     elif name in MIMICKERS:
         write(method_text(method_of(name), method_fragment(name), colour=colour))
+    elif is_own(name):
+        made = load_own(name, options.plugins, ())
+        admit(name)
+        if hasattr(made, "losses_of"):
+            write(method_text(method_of(name), method_fragment(name), colour=colour))
+        else:
+            write(loss_text(describe(name), fragment(name), colour=colour))
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,16 +12,27 @@ import torch
 
 from kdcli.data import BATCH_FNS, DATASETS, IMAGE_READERS, SAMPLERS
 from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader, in_memory
+from kdcli.data.classification.images import DatasetImages
 from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts, describe
 from kdcli.data.loaders import AspectGroups, GivenLoader, Loader, Order
-from kdcli.data.sources import ArrayImages, BadSample, BatchSource, Images, OpenedData, SampleSource, Source
+from kdcli.data.sources import (
+    ArrayImages,
+    BadSample,
+    BatchSource,
+    Images,
+    ImageSource,
+    OpenedData,
+    SampleSource,
+    Source,
+)
 from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
 from kdcli.data.transforms.torchvision_v2 import Foreign
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
+from kdcli.spec.plugins import constructed, is_own, lookup, mixes_labels
 from kdcli.spec.schema import Component, DataPart
-from kdcli.spec.tables import Table
+from kdcli.spec.tables import Table, Target
 
 TORCHVISION = "torchvision."
 
@@ -119,21 +129,14 @@ def build_source(
     place = (*path, "dataset")
     spec = part.dataset
     own: dict[str, Any] = dict(spec.kwargs.model_extra or {})
-    if spec.type.startswith(TORCHVISION):
+    if spec.type.startswith(TORCHVISION) and not is_own(spec.type):
         from kdcli.data.classification.torchvision_datasets import torchvision_dataset
 
-        found: Source = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, places, train)
+        found: Source
+        found = torchvision_dataset(spec.type.removeprefix(TORCHVISION), own, place, places, train)
         return found
-    target = DATASETS.get(spec.type)
-    if target is None:
-        raise SpecError.at(
-            (*place, "type"),
-            "KD501",
-            f"there is no dataset `{spec.type}`",
-            did_you_mean(spec.type, sorted(DATASETS)),
-        )
-    constructor = target.load()
-    wanted = inspect.signature(constructor).parameters
+    target = lookup(DATASETS, spec.type, path=(*place, "type"), code="KD501", what="dataset")
+    wanted = _wanted(target)
     facts: dict[str, Any] = {
         "path": place,
         "places": places,
@@ -144,34 +147,37 @@ def build_source(
         "classes": classes,
     }
     bound = {name: value for name, value in facts.items() if name in wanted}
-    if "image_reader" in wanted:
+    if "image_reader" in wanted and (not target.own or spec.kwargs.image_reader is not None):
         bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, places)
-    source: Source
-    source = _construct(constructor, {**bound, **target.preset, **own}, spec.type, (*place, "kwargs"))
-    return source
+    source = constructed(target, {**bound, **own}, spec.type, (*place, "kwargs"))
+    if target.own and not isinstance(source, (ArrayImages, ImageSource, SampleSource)):
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise SpecError.at(
+                (*place, "type"),
+                "KD505",
+                f"`{spec.type}` gives a `{type(source).__name__}`, which is no dataset",
+                "it gives a torch Dataset of (image, label), or a source of kdcli.data.sources",
+            )
+        source = DatasetImages(source)
+    found = source
+    return found
 
 
-def _construct(constructor: Any, kwargs: Mapping[str, Any], name: str, path: SpecPath) -> Any:
-    try:
-        return constructor(**kwargs)
-    except (TypeError, ValueError) as reason:
-        message = re.sub(r"^[\w.<>]+\(\) ", "", str(reason))
-        raise SpecError.at(path, "KD505", f"`{name}`: {message}") from reason
+def _wanted(target: Target) -> set[str]:
+    """The parameters that kdcli may bind by name: of own code the positional ones, as keyword-only are the spec's."""
+    parameters = inspect.signature(target.load()).parameters
+    return {name for name, p in parameters.items() if not target.own or p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
 def _by_name(
     table: Table, component: Component, kind: str, path: SpecPath, facts: Mapping[str, Any] | None = None
 ) -> Any:
-    target = table.get(component.type)
-    if target is None:
-        raise SpecError.at(
-            (*path, "type"),
-            "KD501",
-            f"there is no {kind} `{component.type}`",
-            did_you_mean(component.type, sorted(table)),
-        )
-    kwargs = {**(facts or {}), **target.preset, **component.kwargs}
-    return _construct(target.load(), kwargs, component.type, path)
+    target = lookup(table, component.type, path=(*path, "type"), code="KD501", what=kind)
+    given = facts or {}
+    if target.own:
+        wanted = _wanted(target)
+        given = {name: value for name, value in given.items() if name in wanted}
+    return constructed(target, {**given, **component.kwargs}, component.type, path)
 
 
 def _image_reader(component: Component | None, place: SpecPath, places: Places) -> Any:
@@ -190,7 +196,7 @@ def _batch_fn(part: DataPart, path: SpecPath) -> Any:
     component = part.dataloader.kwargs.batch_fn
     if component is None:
         return None
-    return _by_name(BATCH_FNS, component, "batch_fn", (*path, "dataloader", "kwargs", "batch_fn"))
+    return _by_name(BATCH_FNS, component, "batch function", (*path, "dataloader", "kwargs", "batch_fn"))
 
 
 def _order(
@@ -246,7 +252,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
 
 def _check_labels(source: Images, part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
-    if component is None:
+    if component is None or not mixes_labels(component):
         return
     num_classes = component.kwargs.get("num_classes", 1000)
     if source.labels.max(initial=0) >= num_classes:

@@ -1,4 +1,7 @@
-"""What a spec may say under `evaluator`: names and arguments; tasks/ has the metrics."""
+"""What a spec may say under `evaluator`: names and arguments; tasks/ has the metrics.
+
+What a metric of one's own (`evaluator: {type: mine:F1}`) must be is `Metric` in kdcli/tasks/metric.py.
+"""
 
 from __future__ import annotations
 

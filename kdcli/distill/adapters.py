@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import SpecError, SpecPath
 from kdcli.losses.parts.layout import places_in
+from kdcli.spec.plugins import lookup
 from kdcli.spec.schema import AdapterSpec
 
 Shape = Sequence[int]
@@ -34,7 +35,7 @@ def build_adapter(
             path, "KD426", f"no adapter joins {shown(student)} and {shown(teacher)}: {why}", help, on_key=True
         )
     try:
-        module = ADAPTERS[spec.type].load()(student, teacher, **spec.kwargs)
+        module = lookup(ADAPTERS, spec.type, path=path, code="KD432").load()(student, teacher, **spec.kwargs)
     except ValueError as error:
         raise SpecError.at(path, "KD432", f"adapter `{spec.type}`: {error}") from None
     assert isinstance(module, nn.Module)

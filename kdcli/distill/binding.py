@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdcli.distill.mimickers.mimicker import Needs
+from kdcli.distill.mimickers.mimicker import Requirements
 from kdcli.losses import Loss
 
 FEATURES = ("student", "teacher")
@@ -32,7 +32,7 @@ class Binding:
     inputs: tuple[str, ...]
     optional: frozenset[str]
     facts: tuple[str, ...]
-    needs: Needs
+    needs: Requirements
 
     @property
     def uses_teacher(self) -> bool:
@@ -105,7 +105,7 @@ def binding_of(record: Loss) -> Binding:
         inputs=names,
         optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
         facts=facts,
-        needs=Needs(
+        needs=Requirements(
             student_outputs=frozenset({"logits"} if "student_logits" in names else ()),
             teacher_outputs=frozenset({"logits"} if "teacher_logits" in names else ()),
             batch=BATCH_FIELDS & set(names),

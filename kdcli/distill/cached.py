@@ -19,7 +19,7 @@ Place = int | list[int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class CacheLayout:
     """Which columns a teacher's views have, and where each feature and output lies."""
 
     columns: tuple[Column, ...]
@@ -35,7 +35,7 @@ class CachedTeacher:
     was just computed or read.
     """
 
-    def __init__(self, teacher: Teacher, layout: Layout, store: Store, num_samples: int) -> None:
+    def __init__(self, teacher: Teacher, layout: CacheLayout, store: Store, num_samples: int) -> None:
         self.teacher, self.layout, self.store = teacher, layout, store
         self.num_samples = num_samples
         self.names = frozenset(layout.features)
@@ -88,7 +88,9 @@ class CachedTeacher:
         self.store.flush()
 
 
-def layout_of(teacher: Teacher, shown: View, batch_size: int, *, half: bool, topk: int | None) -> Layout:
+def cache_layout_of(
+    teacher: Teacher, shown: View, batch_size: int, *, half: bool, topk: int | None
+) -> CacheLayout:
     """The columns for what a teacher shows, from one view of `batch_size` samples.
 
     half: store in float16. topk: keep so many of the largest logits. Raises SpecError KD553 where a
@@ -134,7 +136,7 @@ def layout_of(teacher: Teacher, shown: View, batch_size: int, *, half: bool, top
             place(name, feature) if isinstance(feature, Tensor) else [place(name, one) for one in feature]
         )
     outputs = {name: place(name, shown.outputs.get(name)) for name in sorted(taps.outputs or ())}
-    return Layout(tuple(columns), features, outputs)
+    return CacheLayout(tuple(columns), features, outputs)
 
 
 def _stored(dtype: torch.dtype, half: bool) -> torch.dtype:

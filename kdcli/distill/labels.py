@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -65,7 +65,7 @@ class Labels:
             name: of(value) if name in taps else value for name, value in view.features.items()
         }
         outputs = {name: of(value) if name == "logits" else value for name, value in view.outputs.items()}
-        return View(features, outputs)
+        return replace(view, features=features, outputs=outputs)
 
     def classifier(self, module: nn.Module) -> nn.Module:
         """A copy of the teacher's classifier, cut down to these columns."""

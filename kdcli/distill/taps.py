@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdcli.distill.channels import ChannelTrace, image_size
+from kdcli.distill.channels import ChannelTrace, Layout, image_size, layout_of
 from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.models.network import Network
 
@@ -52,12 +52,31 @@ class Tap:
 class View:
     """What one network showed on one batch: features by tap text, and its named outputs.
 
-    channels_last: taps of four axes that are not [B, C, H, W]; only a view that `Taps.learn` gives tells.
+    layouts: how each tensor of a tap is read, found by `Taps.learn` and in no other view.
     """
 
     features: Mapping[str, Feature]
     outputs: Mapping[str, Any] = field(default_factory=dict)
-    channels_last: frozenset[str] = frozenset()
+    layouts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
+
+    def layouts_of(self, tap: str) -> tuple[Layout, ...]:
+        """How each tensor of a tap is read; where no pass has found out, its number of axes says."""
+        found = self.layouts.get(tap)
+        if found is not None:
+            return found
+        return tuple(layout_of(one, self.outputs.get("logits")) for one in tensors_in(self.features[tap]))
+
+    @property
+    def channels_last(self) -> frozenset[str]:
+        """The taps that give a map [B, H, W, C]."""
+        return frozenset(
+            tap for tap, found in self.layouts.items() if any(layout.channels_last for layout in found)
+        )
+
+
+def tapped(view: View, taps: Iterable[str]) -> list[Feature]:
+    """The features of these taps, in order."""
+    return [view.features[tap] for tap in taps]
 
 
 class _EnoughSeen(Exception):
@@ -73,7 +92,7 @@ class Taps:
     the last view stopped, None where the network ran to its end.
 
     `learn` runs the whole network once, and finds out how often each tap fires, which features are changed
-    in place afterwards and which have their channels last. A `view` then stops as soon as nothing more is
+    in place afterwards and how the axes of each are read. A `view` then stops as soon as nothing more is
     needed, and clones the features that are changed; `require` narrows what is needed. Outside `learn` and
     `view` the hooks do nothing.
     """
@@ -153,15 +172,12 @@ class Taps:
         with torch.set_grad_enabled(gradients), ChannelTrace() as trace:
             self.counts = None
             view = self._run(batch, stop=False, versions=True)
-        size = image_size(batch)
-        view = replace(
-            view,
-            channels_last=frozenset(
-                name
-                for name, feature in view.features.items()
-                if any(trace.channels_last(tensor, size) for tensor in tensors_in(feature))
-            ),
-        )
+        size, logits = image_size(batch), view.outputs.get("logits")
+        layouts = {
+            name: tuple(layout_of(tensor, logits, trace, size) for tensor in tensors_in(feature))
+            for name, feature in view.features.items()
+        }
+        view = replace(view, layouts=layouts)
         self.changed_in_place |= frozenset(
             name
             for name, seen in self._seen.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
 from kdcli.spec.schema import Job, LossSpec
@@ -44,7 +44,7 @@ class Trainee(nn.Module):
         self.force = Force()
 
     def forward(
-        self, batch: Mapping[str, Any], teachers: Mapping[str, View], clock: Clock, weighted: bool = True
+        self, batch: Mapping[str, Any], teachers: Mapping[str, View], clock: StepInfo, weighted: bool = True
     ) -> dict[str, Tensor]:
         """Scalar losses by name, each already weighted for this step (1.0 where weighted is False).
 
@@ -109,7 +109,7 @@ def total_of(losses: Mapping[str, Tensor]) -> Tensor:
     return sum(parts[1:], start=parts[0])
 
 
-def names_in_force(trainee: Trainee, clock: Clock, names: Iterable[str]) -> frozenset[str]:
+def names_in_force(trainee: Trainee, clock: StepInfo, names: Iterable[str]) -> frozenset[str]:
     """Of these loss names those that are computed at this step."""
     found = set()
     for name in names:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from kdcli.distill.adapters import shown
-from kdcli.distill.labels import NO_LABELS, hold_logits
-from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.distill.adapters import Shape, shown
+from kdcli.distill.labels import NO_LABELS
+from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.errors import SpecError, SpecPath
 
 
-def both_logits(
-    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, *, read_as_logits: bool
-) -> bool:
-    """Whether these features are the logits of the student and of the teacher; see hold_logits."""
-    sides = ((student, setting.student), (theirs, setting.teachers[teacher]))
-    return all(hold_logits(value, view, read_as_logits=read_as_logits) for value, view in sides)
-
-
 def unlike_classes(
-    setting: Setting, teacher: str, student: Tensor, theirs: Tensor, path: SpecPath, what: str
+    setting: MimicContext, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
 ) -> SpecError:
-    """The error for logits of two widths. what: which loss or adapter meets them."""
-    message = (
-        f"the student's logits are {shown(student.shape)}, those of {teacher} {shown(theirs.shape)}: {what}"
-    )
-    return SpecError.at(path, "KD470", message, way_out(setting, teacher, student.shape[1], theirs.shape[1]))
+    """The error for logits of two shapes [B, K]. what: which loss or adapter meets them."""
+    message = f"the student's logits are {shown(student)}, those of {teacher} {shown(theirs)}: {what}"
+    return SpecError.at(path, "KD470", message, way_out(setting, teacher, student[1], theirs[1]))
 
 
-def way_out(setting: Setting, teacher: str, width: int, other: int) -> str:
+def way_out(setting: MimicContext, teacher: str, width: int, other: int) -> str:
     """What to do about a teacher with `other` logits where `width` are meant."""
     labels = setting.labels.get(teacher, NO_LABELS)
     if labels.asked:

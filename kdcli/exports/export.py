@@ -74,7 +74,7 @@ def export(
         raise UsageError.of(f"there is no export format `{format}`", did_you_mean(format, list(EXPORTS)))
     maker: Format = EXPORTS[format].load()()
     maker.check()
-    sides = Sides(parsed.spec, options.places)
+    sides = Sides(parsed.spec, options.places, plugins=options.plugins)
     deploy = deployment_of(sides.task, size)
     require_weights(parsed, weights)
     sample = sample_for(sides, deploy, parsed, weights, size)

@@ -5,9 +5,12 @@ A new loss is a file of its own beside this one, and a line in the table.
 
 from __future__ import annotations
 
+from functools import cache
+
+from kdcli.spec.plugins import lookup, recorded
 from kdcli.spec.tables import Loss
 
-__all__ = ["LOSSES", "Loss"]
+__all__ = ["LOSSES", "Loss", "loss_of"]
 
 LOSSES: dict[str, Loss] = {
     # logit
@@ -145,3 +148,16 @@ LOSSES: dict[str, Loss] = {
     ),
     "uskd": Loss("kdcli.losses.uskd:USKD", kind="teacher-free"),
 }
+
+
+def loss_of(name: str) -> Loss:
+    """The record of a loss: the table's; of own code its `kdcli_record`, else what its signature shows."""
+    record: Loss = lookup(LOSSES, name, code="KD306", what="loss", own=_own)
+    return record
+
+
+@cache
+def _own(name: str) -> Loss:
+    from kdcli.spec.check.records import derived_loss
+
+    return recorded(name, Loss) or derived_loss(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 from urllib.error import URLError
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.models import MODULES
+from kdcli.spec.plugins import load_own, lookup
 
 FACTS = ("inplanes", "aligned")
 """What a constructor may take that the spec does not say: passed by name, only to those who ask."""
@@ -44,7 +44,7 @@ def construct(
 
             return build_timm(kind.removeprefix("timm."), kwargs, path)
         if ":" in kind:
-            return _call(_plugin(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
+            return _call(_own(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
     except KdError:
         raise
     except URLError as error:
@@ -110,34 +110,11 @@ def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecP
     return SpecError.at(where, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
 
 
-def _plugin(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:
+def _own(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:
     """The attribute of a package that the command line allows."""
-    module, _, attribute = kind.partition(":")
     here = (*path, "type")
-    if not any(module == name or module.startswith(name + ".") for name in plugins):
-        package = module.split(".")[0]
-        raise SpecError.at(
-            here,
-            "KD413",
-            f"`{kind}` is code outside kdcli, and a spec alone may not run code",
-            f"allow it on the command line: `--plugin {package}`",
-        )
-    try:
-        found: Any = import_module(module)
-    except Exception as error:
-        raise SpecError.at(
-            here,
-            "KD414",
-            f"`{module}` can't be imported: {type(error).__name__}: {error}",
-            "it is looked up among what is installed, then in the working directory",
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")]
-            raise SpecError.at(
-                here, "KD414", f"`{module}` has no `{attribute}`", did_you_mean(attribute, names)
-            )
-        found = getattr(found, part)
+    lookup(MODULES, kind, plugins, path=here, code="KD401", what="module type")
+    found = load_own(kind, plugins, here)
     if not callable(found):
         raise SpecError.at(
             here, "KD406", f"`{kind}` is a `{type(found).__name__}`, not a model class or function"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdcli.distill.mimickers import MIMICKERS
-from kdcli.losses import LOSSES
+from kdcli.distill.mimickers import method_of as record_of
+from kdcli.losses import loss_of
 from kdcli.losses.parts.describe import describe
 from kdcli.spec.check.signatures import Option, options_of, signature
 from kdcli.spec.tables import Kind, Method, Place
@@ -38,8 +38,8 @@ class MethodDescription:
 
 
 def method_of(name: str) -> MethodDescription:
-    """The description of a name of MIMICKERS; KeyError for any other."""
-    record = MIMICKERS[name]
+    """The description of a mimic method, or of own code that has been imported."""
+    record = record_of(name)
     source = signature(record)
     doc = (source.doc if source is not None else None) or ""
     summary, _, details = doc.partition("\n\n")
@@ -54,7 +54,7 @@ def method_of(name: str) -> MethodDescription:
 
 def fragment(loss: str) -> str:
     """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
-    told, record = describe(loss), LOSSES[loss]
+    told, record = describe(loss), loss_of(loss)
     student = record.example or DEFAULT_EXAMPLE[record.kind]
     teacher = record.teacher_example or student
     kwargs = f", kwargs: {record.example_kwargs}" if record.example_kwargs else ""
@@ -77,7 +77,7 @@ def fragment(loss: str) -> str:
 
 def method_fragment(method: str) -> str:
     """The `mimic` block that uses a mimic method, as its record says; `base` is shown by its first loss."""
-    record = MIMICKERS[method]
+    record = record_of(method)
     example = record.example
     if example is None:
         return fragment(next(iter(record.losses.values())).type)

@@ -20,10 +20,12 @@ from kdcli.spec.tables import Method, Table
 Json = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-ANY_MODEL = r"^(torchvision|timm)\..+|^[\w.]+:[\w.]+$"
+OWN = r"^[\w.]+:[\w.]+$"
+"""Own code, behind `--plugin`: what every table takes beside its names."""
+ANY_MODEL = rf"^(torchvision|timm)\..+|{OWN}"
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 """Bounds that pydantic leaves in its own words where a validator stands before them."""
-ANY_TORCHVISION = r"^torchvision\..+"
+ANY_TORCHVISION = rf"^torchvision\..+|{OWN}"
 
 SIMPLE = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Collection")
@@ -162,7 +164,7 @@ def _component(
     table: Table,
     others: Json,
     model: type[BaseModel],
-    pattern: str | None = None,
+    pattern: str = OWN,
     *,
     hidden: Collection[str] = (),
     temperature: bool = False,
@@ -186,9 +188,7 @@ def _component(
         {"if": {"properties": {"type": {"enum": names}}, "required": ["type"]}, "then": then}
         for names, then in branches
     ]
-    names: Json = _type_names(table)
-    if pattern is not None:
-        names = {"anyOf": [names, {"type": "string", "pattern": pattern}]}
+    names: Json = {"anyOf": [_type_names(table), {"type": "string", "pattern": pattern}]}
     return {
         "description": summary_of(model.__doc__),
         "type": "object",
@@ -235,7 +235,11 @@ def _dataset(table: Table) -> Json:
 
 
 def _named(model: Json, names: Iterable[str]) -> Json:
-    return {**model, "properties": {**model["properties"], "type": {"enum": sorted(names)}}}
+    return {**model, "properties": {**model["properties"], "type": _names_or_own(names)}}
+
+
+def _names_or_own(names: Iterable[str]) -> Json:
+    return {"anyOf": [{"enum": sorted(names)}, {"type": "string", "pattern": OWN}]}
 
 
 def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
@@ -247,7 +251,10 @@ def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
         "description": "The losses by name, and the method's own options.",
         "type": "object",
     }
-    properties["mimic_ins_type"] = {**_type_names(methods), "default": told["mimic_ins_type"]["default"]}
+    properties["mimic_ins_type"] = {
+        "anyOf": [_type_names(methods), {"type": "string", "pattern": OWN}],
+        "default": told["mimic_ins_type"]["default"],
+    }
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",

@@ -1,1 +1,1 @@
-"""What the user sees: screens, files, diagnostics."""
+"""What a user gets to see: the screen, tables, report.html, the files of a run, diagnostics, loggers."""

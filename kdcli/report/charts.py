@@ -1,17 +1,243 @@
-"""The charts of report_data.json: accuracy by class, reliability, similarity of layers."""
+"""Charts drawn with matplotlib, as SVG for report.html or as image files: curves, classes, reliability, CKA.
+
+SVG follows the page, light or dark: ink and grid are sentinel colours while matplotlib draws and CSS variables
+afterwards; the lines' colours are of a middle tone that shows on both backgrounds, and lines differ in their
+dashes too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from importlib import import_module
+from io import BytesIO
+from typing import Any, TypeAlias
 
-from kdcli.report.drawing import INK, Axes, Chart, legend_above, line_look
-from kdcli.report.report_data import Bin, ClassAccuracy, Similarity
+from kdcli.errors import RunError
+from kdcli.report.recorded_run import Bin, ClassAccuracy, RecordedRun, Similarity
+from kdcli.report.results_table import metric_names
+
+Axes: TypeAlias = Any
+"""matplotlib.axes.Axes, which need not be installed."""
+
+INK, GRID = "#0a0b0c", "#0a0b0d"
+PALETTE = ("#3b82c4", "#e0762f", "#2e9e6b", "#c2528b", "#8a6fd1", "#b59a1f", "#4fa8b8", "#9a6b4f")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.unicode_minus": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+def need_matplotlib() -> None:
+    """Raise RunError KD755 if matplotlib is not installed."""
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
+        raise RunError.of(
+            "KD755", "drawing curves needs matplotlib", "install it with `pip install 'kdcli[report]'`"
+        ) from error
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """matplotlib's arguments for colour and dashes of the index-th line."""
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "linestyle": DASHES[(index // 2) % len(DASHES)],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart, as SVG or PNG. draw fills matplotlib's axes; width and height in inches."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    width: float = 4.6
+    height: float = 2.9
+
+    def svg(self) -> str:
+        """An <svg> element for report.html."""
+        return svg(self.draw, title=self.title, width=self.width, height=self.height)
+
+    def png(self) -> bytes:
+        """The content of a PNG file, dark on white."""
+        return picture(self.draw, "png", width=1.2 * self.width, height=1.2 * self.height, dpi=120)
+
+
+def svg(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height: float = 2.9) -> str:
+    """An <svg> element. draw fills the axes; the fewer inches of width and height, the larger the text."""
+    need_matplotlib()
+    drawn = _drawn({**_STYLE, "svg.hashsalt": title}, draw, "svg", width, height, 72).decode()
+    drawn = drawn.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    drawn = _METADATA.sub("", drawn[drawn.index("<svg") :])
+    label = f'<svg role="img" aria-label="{escape(title)}" '
+    return _CONTROL.sub("\ufffd", drawn.replace("<svg ", label, 1))
+
+
+def picture(
+    draw: Callable[[Axes], None], format: str, *, width: float = 8.0, height: float = 4.5, dpi: int = 150
+) -> bytes:
+    """The content of an image file, dark on white; format is svg, png or pdf."""
+    need_matplotlib()
+    colours = {INK: "#222222", GRID: "#dddddd"}
+    plain = {
+        key: colours.get(value, value) if isinstance(value, str) else value for key, value in _STYLE.items()
+    }
+    plain |= {"savefig.facecolor": "white", "svg.hashsalt": "kdcli"}
+    return _drawn(plain, draw, format, width, height, dpi)
+
+
+def _drawn(
+    style: dict[str, Any], draw: Callable[[Axes], None], format: str, width: float, height: float, dpi: int
+) -> bytes:
+    matplotlib, figures = import_module("matplotlib"), import_module("matplotlib.figure")
+    buffer = BytesIO()
+    with matplotlib.rc_context(style), _quiet():
+        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        # Without the date the same run gives the same file.
+        metadata = {"Date": None} if format == "svg" else None
+        figure.savefig(buffer, format=format, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def legend_above(axes: Axes, labels: Sequence[str]) -> None:
+    """A legend over the plot, where it hides no curve; long names one below the other."""
+    columns = 1 if max(map(len, labels), default=0) > 18 else 2
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9, borderaxespad=0.2)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings of missing glyphs (a Chinese class name): the browser brings its own fonts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+POINTS = 300
+LINES = 8
+_TASK = "total and task losses"
+Series = tuple[list[float], list[float]]
+
+
+def run_curves(run: RecordedRun) -> dict[str, str]:
+    """The curves of a run as <svg> by title: each metric, losses, learning rate."""
+    charts: dict[str, str] = {}
+    series = [record["metrics"] for record in run.evaluations.get(run.student, ())]
+    for name in metric_names(series, run.primary):
+        charts[name] = svg(partial(_metric, run=run, name=name), title=name)
+    for title, lines in _losses(run.steps).items():
+        charts[title] = svg(partial(_draw_losses, lines=lines), title=title, height=2.5 + 0.2 * len(lines))
+    rates = [(record["step"], record["lr"]) for record in run.steps if "lr" in record]
+    if rates:
+        charts["learning rate"] = svg(partial(_rate, series=thinned(rates)), title="learning rate")
+    return charts
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Series:
+    """The points as at most `most`: means over equal intervals, NaN where an interval has no finite value."""
+    every = max(1, math.ceil(len(points) / most))
+    xs, ys = [], []
+    for start in range(0, len(points), every):
+        interval = points[start : start + every]
+        xs.append(sum(x for x, _ in interval) / len(interval))
+        finite = [y for _, y in interval if math.isfinite(y)]
+        ys.append(sum(finite) / len(finite) if finite else math.nan)
+    return xs, ys
+
+
+def _losses(steps: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
+    """Lines by chart, at most eight each: the total with the task's losses, then a chart for each job."""
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in steps:
+        at = float(record["step"])
+        if "total" in record:
+            points.setdefault(_TASK, {}).setdefault("total", []).append((at, record["total"]))
+        for name, value in record["losses"].items():
+            group, _, rest = name.partition(".")
+            of_task = group == "task" or not rest
+            title, line = (_TASK, name) if of_task else (f"losses of {group}", rest)
+            points.setdefault(title, {}).setdefault(line, []).append((at, float(value)))
+    charts: dict[str, dict[str, Series]] = {}
+    for title, lines in points.items():
+        names = list(lines)
+        for start in range(0, len(names), LINES):
+            part = f"{title} ({start // LINES + 1})" if len(names) > LINES else title
+            charts[part] = {name: thinned(lines[name]) for name in names[start : start + LINES]}
+    return charts
+
+
+def _draw_losses(axes: Axes, lines: Mapping[str, Series]) -> None:
+    for index, (name, (xs, ys)) in enumerate(lines.items()):
+        axes.plot(xs, ys, label=name, marker="." if len(xs) == 1 else None, **line_look(index))
+    values = [y for _, ys in lines.values() for y in ys if math.isfinite(y)]
+    if values and min(values) > 0 and max(values) / min(values) > 50:
+        axes.set_yscale("log")
+        # Matplotlib's own labels here are mathematics, which is off for the sake of users' names.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
+    _finish(axes, list(lines))
+
+
+def _rate(axes: Axes, series: Series) -> None:
+    axes.plot(*series, marker="." if len(series[0]) == 1 else None, **line_look(0))
+    top = max((rate for rate in series[1] if math.isfinite(rate)), default=0.0)
+    axes.set_ylim(0, 1.08 * top or None)
+    _finish(axes, [])
+
+
+def _metric(axes: Axes, run: RecordedRun, name: str) -> None:
+    records = [r for r in run.evaluations.get(run.student, ()) if name in r["metrics"]]
+    points = [(float(record["step"]), float(record["metrics"][name])) for record in records]
+    xs, ys = thinned(points)
+    axes.plot(xs, ys, label=run.student, marker="." if len(xs) < 40 else None, **line_look(0))
+    levels = {other: values[name] for other, values in run.teachers.items() if name in values}
+    for index, (other, level) in enumerate(levels.items(), start=1):
+        look = {**line_look(index), "linestyle": (0, (5, 2))}
+        axes.axhline(level, label=other, linewidth=1.2, **look)
+    _finish(axes, [run.student, *levels] if levels else [])
+
+
+def _finish(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_xlabel("step")
+    axes.margins(x=0.02)
+    if labels:
+        legend_above(axes, labels)
+
 
 CLASSES = 30
 
 
 def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
-    """A dot for each network on each class, those where they differ most; and a remark."""
+    """Chart of accuracy on the classes where networks differ most, and a sentence on how many are left out."""
     names = list(data.networks)
 
     def gap(index: int) -> float:
@@ -45,7 +271,7 @@ def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
 
 
 def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
-    """How often an answer is right against how sure it was said to be."""
+    """Reliability diagram: share of right answers against confidence, a line for each network."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")
@@ -63,7 +289,7 @@ def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
 
 
 def similarity_chart(data: Similarity) -> Chart:
-    """Student layers down, teacher layers across; the lighter the more alike."""
+    """Heat map of linear CKA: student layers down, teacher layers across; the lighter the more alike."""
     rows, columns = len(data.student_layers), len(data.teacher_layers)
 
     def draw(axes: Axes) -> None:

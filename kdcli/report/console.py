@@ -1,6 +1,6 @@
-"""Streams and consoles: who gets colour, who gets live drawing, and writing that never breaks.
+"""Terminal output with Rich: consoles, tables, colour, text without control characters.
 
-Colour is for terminals; NO_COLOR takes it away and FORCE_COLOR gives it to a pipe. Live drawing needs a real
+Colour is for terminals; NO_COLOR turns it off, FORCE_COLOR turns it on for a pipe. Live drawing needs a real
 terminal, whatever those two say.
 """
 
@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from typing import TextIO
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 UNBOUNDED = 100_000
-"""A width no table of ours reaches; text for files and pipes is laid out at it."""
+"""Line width for text that goes to files and pipes: wider than any table, so that nothing wraps."""
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether somebody looks at this stream, on a terminal that understands control codes."""
+    """Whether the stream is a terminal that understands control codes."""
     try:
         return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
     except ValueError:  # closed
@@ -29,22 +32,22 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """NO_COLOR first, then FORCE_COLOR, then whether it is a terminal."""
+    """Whether to write colours to the stream: never with NO_COLOR, else with FORCE_COLOR or on a terminal."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
 
 
 class SteadyConsole(Console):
-    """A console that reports a reader who left as BrokenPipeError; Rich's own would end the process."""
+    """Rich's console, but BrokenPipeError is raised when nobody reads the pipe; Rich would end the process."""
 
     def on_broken_pipe(self) -> None:
-        """Hand the error on to whoever draws."""
+        """Raise BrokenPipeError instead of ending the process."""
         raise BrokenPipeError("nobody reads this stream any more")
 
 
 def console_for(stream: TextIO, width: int | None = None) -> Console:
-    """A console that prints our texts as they are: no markup, no highlighting, no emoji codes."""
+    """A Rich console that prints text to the stream as it is: no markup, no highlighting, no emoji codes."""
     colour = wants_colour(stream)
     return SteadyConsole(
         file=stream,
@@ -59,11 +62,11 @@ def console_for(stream: TextIO, width: int | None = None) -> Console:
     )
 
 
-def as_text(renderable: RenderableType, *, width: int = UNBOUNDED, colour: bool = False) -> str:
-    """What a console would print, without spaces at line ends; control codes only with `colour`."""
+def as_text(renderable: RenderableType, *, width: int | None = None, colour: bool = False) -> str:
+    """A Rich renderable as text, without spaces at line ends; nothing wraps where there is no width."""
     console = Console(
         file=StringIO(),
-        width=width,
+        width=UNBOUNDED if width is None else width,
         force_terminal=colour,
         color_system="standard" if colour else None,
         markup=False,
@@ -78,7 +81,7 @@ def as_text(renderable: RenderableType, *, width: int = UNBOUNDED, colour: bool 
 
 
 def write(text: str, stream: TextIO | None = None) -> None:
-    """Write to a stream (standard output), escaping what its encoding does not have."""
+    """Write text to the stream (standard output), with escapes for characters that its encoding lacks."""
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -86,12 +89,12 @@ def write(text: str, stream: TextIO | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with control and formatting characters made visible, so that no spec can drive a terminal."""
+    """The text with control characters made visible, so that text of a spec can't control the terminal."""
     return "".join(_visible(char) for char in text)
 
 
 def display_width(text: str) -> int:
-    """How many terminal cells the text takes."""
+    """How many cells of a terminal the text takes."""
     return cell_len(text)
 
 
@@ -100,3 +103,31 @@ def _visible(char: str) -> str:
     if category == "Cc":
         return chr(0x2400 + ord(char)) if ord(char) < 0x20 else "\ufffd"
     return "\ufffd" if category in ("Cf", "Cs", "Zl", "Zp") else char
+
+
+Cell = str | Text
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """A Rich table in the look of all tables; columns named `>...` are right-aligned; long cells wrap."""
+    drawn = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
+    for name in columns:
+        right = name.startswith(">")
+        drawn.add_column(
+            printable(name.removeprefix(">")),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*map(_drawable, row))
+    return drawn
+
+
+def _drawable(cell: Cell) -> Text:
+    return Text("\n".join(map(printable, cell.split("\n")))) if isinstance(cell, str) else cell

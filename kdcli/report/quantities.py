@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 MISSING = "-"
 
 
 def count(number: int | None) -> str:
-    """`1,797` below ten thousand, then `25.6 M`; decimal steps."""
+    """`1,797`, `25.6 M`: a count, in full below ten thousand; decimal steps."""
     if number is None:
         return MISSING
     return f"{number:,}" if abs(number) < 10_000 else _scaled(number, ("", " k", " M", " G", " T"))
 
 
 def flops(number: int | None) -> str:
-    """`4.09 GFLOPs`; decimal steps."""
+    """`4.09 GFLOPs`: floating point operations; decimal steps."""
     if number is None:
         return MISSING
     return _scaled(number, (" FLOPs", " kFLOPs", " MFLOPs", " GFLOPs", " TFLOPs"))
 
 
 def size(number_bytes: int | None) -> str:
-    """`97.8 MB`; decimal steps, as disks are sold."""
+    """`97.8 MB`: a file's size; decimal steps."""
     return MISSING if number_bytes is None else _scaled(number_bytes, (" B", " kB", " MB", " GB", " TB"))
 
 
 def measure(value: float) -> str:
-    """A metric or a loss: five places up to ten, then fewer; exponents only where nothing else would show."""
+    """`0.4120`, `97.50`, `3.000e-07`: a metric or a loss; an exponent below 1e-4 and from a million on."""
     if not math.isfinite(value):
         return str(value)
     magnitude = abs(value)
@@ -37,7 +38,7 @@ def measure(value: float) -> str:
 
 
 def difference(left: float, right: float) -> str:
-    """left - right with its sign, to the places that the two are shown with."""
+    """`+1.25`: left - right with its sign, to as many decimals as `measure` shows of the two."""
     value = left - right
     if not math.isfinite(value):
         return str(value)
@@ -45,12 +46,12 @@ def difference(left: float, right: float) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate: as few digits as tell it."""
+    """`0.05`, `1e-05`: a learning rate, to four significant digits."""
     return f"{value:.4g}"
 
 
 def speed(images: float, seconds: float) -> str:
-    """`1,234 images/s`."""
+    """`1,234 images/s`: how many images in how many seconds."""
     if seconds <= 0:
         return f"{MISSING} images/s"
     value = images / seconds
@@ -58,7 +59,7 @@ def speed(images: float, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 07 s`, `2 h 05 min`, `3 d 04 h`."""
+    """`4.2 s`, `3 min 07 s`, `2 h 05 min`, `3 d 04 h`: how long something took or will take."""
     if not math.isfinite(seconds):
         return MISSING
     if seconds < 59.95:
@@ -71,6 +72,13 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def json_value(value: Any) -> Any:
+    """The value for JSON: NaN and infinities become None, in dicts too."""
+    if isinstance(value, dict):
+        return {key: json_value(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scaled(number: int, units: tuple[str, ...]) -> str:

@@ -1,27 +1,30 @@
-"""A run folder as report and compare read it: what was asked for, what was said, how far it came.
+"""What `report` and `compare` read from a run folder: spec, environment, records, and report_data.json.
 
-Bad folders are one line each: KD750 no run there, KD751 nothing to show yet, KD752 a file is broken or
+A folder that can't be read is a RunError: KD750 no run there, KD751 nothing to show yet, KD752 a file is broken or
 half-written, KD753 written by a kdcli with another run format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcli.errors import RunError
-from kdcli.records import RUN_FORMAT
-from kdcli.report.metrics import read_metrics
+from kdcli.records import Comparison
+from kdcli.report.run_files import read_metrics
 from kdcli.training.reopen import SPEC, env_of_run, mapping_in, text_of
-
-__all__ = ["RUN_FORMAT", "RecordedRun", "read_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
-    """One run. evaluations: by network, each in order of steps, the latest said of a step."""
+    """A run's spec, environment and records, read from its folder.
+
+    evaluations: by network, in order of steps; of several records of one step, the last.
+    """
 
     path: Path
     spec: Mapping[str, Any]
@@ -38,14 +41,14 @@ class RecordedRun:
 
     @property
     def primary(self) -> str:
-        """The metric that decides."""
-        said = [self.finished] if self.finished else []
-        said += [evaluation for series in self.evaluations.values() for evaluation in series]
-        return next((str(record["primary"]) for record in said if record.get("primary")), "")
+        """The metric that decides which evaluation is best; "" where no record names one."""
+        records = [self.finished] if self.finished else []
+        records += [evaluation for series in self.evaluations.values() for evaluation in series]
+        return next((str(record["primary"]) for record in records if record.get("primary")), "")
 
     @property
     def student(self) -> str:
-        """The name of the student's evaluations."""
+        """The network that is trained, by the name of its evaluations."""
         return "student" if "student" in self.evaluations else next(iter(self.evaluations), "student")
 
     @property
@@ -58,7 +61,7 @@ class RecordedRun:
 
     @property
     def best(self) -> Mapping[str, float]:
-        """The student's best metrics by the primary one, as the run itself judged."""
+        """The student's metrics at its best evaluation by the primary metric, as the run recorded it."""
         if self.finished and self.finished.get("best"):
             return dict(self.finished["best"])
         marked = [record for record in self.evaluations.get(self.student, ()) if record.get("best")]
@@ -72,8 +75,8 @@ class RecordedRun:
             for name, series in self.evaluations.items()
             if name != self.student
         }
-        said = self.finished.get("teachers", {}) if self.finished else {}
-        return {**others, **said}
+        at_the_end = self.finished.get("teachers", {}) if self.finished else {}
+        return {**others, **at_the_end}
 
     @property
     def progress(self) -> str:
@@ -87,15 +90,15 @@ class RecordedRun:
 
 
 def read_run(path: Path) -> RecordedRun:
-    """Read a run folder; RunError where there is none or it cannot be understood."""
+    """Read a run folder; raises RunError KD750 to KD753 where there is no run that can be shown."""
     env = env_of_run(path)
     resolved, metrics = path / SPEC, path / "metrics.jsonl"
     text = text_of(resolved)
     spec = mapping_in(text, resolved)
-    said = read_metrics(metrics) if metrics.exists() else []
-    if not any(record["kind"] in ("step", "evaluation") for record in said):
+    records = read_metrics(metrics) if metrics.exists() else []
+    if not any(record["kind"] in ("step", "evaluation") for record in records):
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
-    return _assemble(path, spec, text, env, said)
+    return _assemble(path, spec, text, env, records)
 
 
 def _assemble(
@@ -103,13 +106,13 @@ def _assemble(
     spec: Mapping[str, Any],
     spec_text: str,
     env: Mapping[str, Any],
-    said: list[dict[str, Any]],
+    records: list[dict[str, Any]],
 ) -> RecordedRun:
     steps: dict[int, Mapping[str, Any]] = {}
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
     try:
-        for record in said:
+        for record in records:
             if record["kind"] == "step":
                 steps[record["step"]] = {**record, "losses": dict(record["losses"])}
             elif record["kind"] == "evaluation":
@@ -130,3 +133,209 @@ def _assemble(
         },
         finished=finished,
     )
+
+
+VERSION = 1
+_DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAccuracy:
+    """Share of right answers by class, for each network; support: samples of each class."""
+
+    classes: tuple[str, ...]
+    support: tuple[int, ...]
+    networks: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability diagram: mean confidence, share of right answers, number of samples."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """One image on which the networks differ: each network's answer and its confidence."""
+
+    image: str
+    label: str | None
+    answers: Mapping[str, tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMaps:
+    """Feature maps of one pair of layers on a few images: rows of (image, student, teacher) as data URIs."""
+
+    title: str
+    rows: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Linear CKA between the layers of student (rows) and teacher (columns)."""
+
+    teacher: str
+    student_layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One image with boxes by network; a box is x1, y1, x2, y2 in pixels, a label and perhaps a score."""
+
+    image: str
+    width: float
+    height: float
+    boxes: Mapping[str, tuple[tuple[float, float, float, float, str, float | None], ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Content of report_data.json: what a report shows beyond the run's records. Every section may be missing.
+
+        {
+          "version": 1,
+          "primary": "top1",
+          "comparison": [                                     # the rows of `kdcli eval`, the student's first
+            {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
+             "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null}],
+          "class_accuracy": {                               # shares from 0 to 1; null: no samples
+            "classes": [name, ...], "support": [samples of each class, ...],
+            "networks": {"student": [share | null, ...], "teacher0": [...]}},
+          "reliability": {                                  # a list of bins for each network
+            "student": [{"confidence": 0.95, "accuracy": 0.9, "count": 312}, ...], "teacher0": [...]},
+          "disagreements": [                                  # the worst first
+            {"image": data URI, "label": name | null,
+             "answers": {"student": {"answer": name, "confidence": 0.7}, "teacher0": {...}}}],
+          "features": [                                       # one for each pair, its maps beside the image
+            {"term", "student_layer", "teacher", "teacher_layer",
+             "rows": [{"image": data URI, "student": data URI, "teacher": data URI}]}],
+          "cka": [                                          # values[i][j]: student layer i, teacher layer j
+            {"teacher", "student_layers": [path, ...], "teacher_layers": [path, ...], "values": [[...], ...]}],
+          "detections": [                                     # boxes in pixels of the image
+            {"image": data URI, "width": 640, "height": 480,
+             "boxes": {"truth": [[x1, y1, x2, y2, label, score | null], ...], "student": [...]}}]
+        }
+
+    Images are PNG or JPEG as `data:image/png;base64,...`. A file of another shape is KD752, of another version
+    KD753.
+    """
+
+    primary: str = ""
+    comparison: tuple[Comparison, ...] = ()
+    class_accuracy: ClassAccuracy | None = None
+    reliability: Mapping[str, tuple[Bin, ...]] | None = None
+    disagreements: tuple[Disagreement, ...] = ()
+    features: tuple[FeatureMaps, ...] = ()
+    cka: tuple[Similarity, ...] = ()
+    detections: tuple[Detection, ...] = ()
+
+
+def read_report_data(path: Path) -> ReportData:
+    """Read report_data.json; where there is no such file every section is empty."""
+    if not path.exists():
+        return ReportData()
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError.of(
+            "KD752", f"{path} is broken or half-written", "remove it or make it anew"
+        ) from error
+    if not isinstance(value, dict) or value.get("version") != VERSION:
+        version = value.get("version") if isinstance(value, dict) else None
+        raise RunError.of("KD753", f"{path} has version {version}; this kdcli reads version {VERSION}")
+
+    def section(name: str, read: Callable[[Any], T], default: T) -> T:
+        if not value.get(name):
+            return default
+        try:
+            return read(value[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            message = f"`{name}` in {path} has an unknown shape ({type(error).__name__}: {error})"
+            raise RunError.of("KD752", message) from error
+
+    return ReportData(
+        primary=section("primary", str, ""),
+        comparison=section("comparison", lambda rows: tuple(Comparison(**row) for row in rows), ()),
+        class_accuracy=section("class_accuracy", _class_accuracy, None),
+        reliability=section("reliability", _reliability, None),
+        disagreements=section("disagreements", lambda rows: tuple(map(_disagreement, rows)), ()),
+        features=section("features", lambda rows: tuple(map(_features, rows)), ()),
+        cka=section("cka", lambda rows: tuple(map(_similarity, rows)), ()),
+        detections=section("detections", lambda rows: tuple(map(_detection, rows)), ()),
+    )
+
+
+def _class_accuracy(value: Any) -> ClassAccuracy:
+    classes = tuple(map(str, value["classes"]))
+    networks = {
+        str(name): tuple(None if share is None else float(share) for share in shares)
+        for name, shares in value["networks"].items()
+    }
+    support = tuple(map(int, value.get("support", [0] * len(classes))))
+    _same_length(classes, support, *networks.values())
+    return ClassAccuracy(classes, support, networks)
+
+
+def _reliability(value: Any) -> Mapping[str, tuple[Bin, ...]]:
+    return {
+        str(name): tuple(
+            Bin(float(one["confidence"]), float(one["accuracy"]), int(one["count"])) for one in bins
+        )
+        for name, bins in value.items()
+    }
+
+
+def _disagreement(value: Any) -> Disagreement:
+    answers = {
+        str(name): (str(answer["answer"]), float(answer["confidence"]))
+        for name, answer in value["answers"].items()
+    }
+    label = value.get("label")
+    return Disagreement(_image(value["image"]), None if label is None else str(label), answers)
+
+
+def _features(value: Any) -> FeatureMaps:
+    title = f"{value['student_layer']} and {value['teacher']}: {value['teacher_layer']} ({value['term']})"
+    rows = tuple(
+        (_image(row["image"]), _image(row["student"]), _image(row["teacher"])) for row in value["rows"]
+    )
+    return FeatureMaps(title, rows)
+
+
+def _similarity(value: Any) -> Similarity:
+    student, teacher = tuple(map(str, value["student_layers"])), tuple(map(str, value["teacher_layers"]))
+    values = tuple(tuple(map(float, row)) for row in value["values"])
+    _same_length(student, values)
+    _same_length(teacher, *values)
+    return Similarity(str(value["teacher"]), student, teacher, values)
+
+
+def _detection(value: Any) -> Detection:
+    boxes = {
+        str(name): tuple(
+            (float(x1), float(y1), float(x2), float(y2), str(label), None if score is None else float(score))
+            for x1, y1, x2, y2, label, score in listed
+        )
+        for name, listed in value["boxes"].items()
+    }
+    return Detection(_image(value["image"]), float(value["width"]), float(value["height"]), boxes)
+
+
+def _image(value: Any) -> str:
+    if not isinstance(value, str) or not _DATA_URI.fullmatch(value):
+        raise ValueError("an image that is no PNG or JPEG data URI")
+    return value
+
+
+def _same_length(first: Sequence[Any], *others: Sequence[Any]) -> None:
+    if any(len(other) != len(first) for other in others):
+        raise ValueError("lists of unequal length")

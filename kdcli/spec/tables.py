@@ -1,6 +1,7 @@
 """How a name in the spec maps to code: a 'module:attribute' string that nobody imports too early.
 
-A loss, a task and a mimic method have a record beside their code: what is true of them and can be asked without torch.
+A loss, a mimic method and a task have a record beside their code: what is true of them and can be asked
+without torch.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ class Target:
     """What one name of a table stands for.
 
     path: 'package.module:attribute'. preset: keyword arguments that the name itself fixes
-    (resnet18 is ResNet with depth 18); the user cannot give them.
+    (resnet18 is ResNet with depth 18); the user cannot give them. own: whether it is a plugin's.
     """
 
     path: str
     preset: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    own: bool = False
 
     def load(self) -> Any:
         """Import the module and return the attribute."""
         module, _, attribute = self.path.partition(":")
-        return getattr(import_module(module), attribute)
+        found = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
 
 
 Table = Mapping[str, Target]

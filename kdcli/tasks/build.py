@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
+from kdcli.data import EVALUATORS
 from kdcli.spec.places import HERE, Places
+from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import DataPart, Runtime, Spec
 from kdcli.spec.tables import task_of
 from kdcli.tasks import TASKS
@@ -15,9 +17,18 @@ from kdcli.tasks.task import Task
 def build_task(spec: Spec, places: Places = HERE) -> Task:
     """What `runtime.task_names` and the data's type say, with the arguments of the test data's evaluator.
 
+    An evaluator of one's own (kdcli.tasks.metric) measures beside the task's metrics.
+
     places: where the files among these are looked up.
     """
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    if evaluator is not None and is_own(evaluator.type):
+        from kdcli.tasks.metric import EVALUATOR, WithMetric
+
+        path = (*EVALUATOR, "type")
+        target = lookup(EVALUATORS, evaluator.type, path=path, code="KD501", what="evaluator")
+        task = task_for(spec.runtime, spec.dataset.train, {}, places)
+        return cast(Task, WithMetric(task, target, evaluator.kwargs, evaluator.type))
     kwargs = {} if evaluator is None else dict(evaluator.kwargs)
     return task_for(spec.runtime, spec.dataset.train, kwargs, places)
 

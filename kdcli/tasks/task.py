@@ -151,7 +151,7 @@ class Deployment(Protocol):
 class Answered:
     """Report sections and metrics from networks' outputs on test images.
 
-    sections: of report_data.json (kdcli.report.report_data). metrics, agreement: by network. whole: whether
+    sections: of report_data.json (kdcli.report.recorded_run). metrics, agreement: by network. whole: whether
     all of the test data was answered; else what the run recorded stands before these metrics.
     """
 
@@ -179,14 +179,15 @@ class Report(Protocol):
 class Task(Protocol):
     """One task; higher `primary` is better.
 
-    name: its key in TASKS. rehearses: whether networks are checked on fake tensors, or on real ones because
-    values decide what they compute. own_size: whether the images of `sample` have a size of the task's own, and
-    not the data's. why_zero: help where the gradient of the task's own loss is zero. agreement, matching, kept,
-    deploy, report: None where the task has none.
+    name: its key in TASKS. by_chance: the metric that `chance` and `near_chance` are about. rehearses: whether
+    networks are checked on fake tensors, or on real ones because values decide what they compute. own_size: whether
+    the images of `sample` have a size of the task's own, and not the data's. why_zero: help where the gradient of
+    the task's own loss is zero. agreement, matching, kept, deploy, report: None where the task has none.
     """
 
     name: str
     primary: str
+    by_chance: str
     rehearses: Literal["fake", "real"]
     own_size: bool
     why_zero: str
@@ -250,7 +251,7 @@ class Task(Protocol):
         ...
 
     def chance(self, num_classes: int) -> float:
-        """The primary metric of a network that guesses; num_classes: 0 where the data has none."""
+        """The metric `by_chance` of a network that guesses; num_classes: 0 where the data has none."""
         ...
 
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:

@@ -21,15 +21,18 @@ from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.folding import fold
+from kdcli.distill.mimickers import method_of
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, SpecError, SpecPath
+from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
+from kdcli.spec.check.records import check_own_jobs
 from kdcli.spec.check.rules import views_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import Places
@@ -75,7 +78,7 @@ def built(
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        sides = sides or Sides(spec, options.places)
+        sides = sides or Sides(spec, options.places, plugins=options.plugins)
         train_loader = build_data(sides.train, spec, processes)
         stack.callback(train_loader.close)
         test_loader = build_data(sides.test, spec, processes)
@@ -92,6 +95,7 @@ def built(
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
+        known += told_or_raised(list(check_own_jobs(spec, loss_of, method_of)))
         known += told_or_raised(task.agree(spec, facts, test_loader.facts, options.places))
         notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
         student = build_student(task, spec, options)

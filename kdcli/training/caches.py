@@ -17,7 +17,7 @@ from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
-from kdcli.distill.cached import CachedTeacher, Layout, layout_of
+from kdcli.distill.cached import CachedTeacher, CacheLayout, cache_layout_of
 from kdcli.distill.store import Store, bytes_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
@@ -49,7 +49,7 @@ class Plan:
     name: str
     path: SpecPath
     cache: Cache
-    layout: Layout
+    layout: CacheLayout
     rows: int
     facts: Mapping[str, Any]
     folder: Path
@@ -80,7 +80,7 @@ def sources_of(
     for name in caches_of(spec):
         if name in teachers:
             cache = caches_of(spec)[name][1]
-            layout = layout_of(
+            layout = cache_layout_of(
                 teachers[name], shown[name], shown_samples, half=cache.dtype == "float16", topk=cache.topk
             )
             samples = loader.facts.num_samples or 0
@@ -93,7 +93,7 @@ def sources_of(
 def plan_of(
     spec: Spec,
     name: str,
-    layout: Layout,
+    layout: CacheLayout,
     weights: str,
     samples: int,
     default: Path,

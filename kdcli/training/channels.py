@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
-from kdcli.distill.mimickers.mimicker import Setting
+from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
 
 
-def refuse_channels_last(setting: Setting, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
+def refuse_channels_last(setting: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
     """Raise SpecError KD425 at each `mimic_name` of a job that names a map [B, H, W, C].
 
     batch_of: what a teacher runs on, or the student where the name is None.

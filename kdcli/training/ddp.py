@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.trainee import names_in_force
 from kdcli.parallel.sharding import mesh_of, shard_network, shard_rest
 from kdcli.training.guard import Reach
@@ -32,7 +32,7 @@ class Wrapping:
         """The parameters that train have changed; what is shared is settled at the next step."""
         self._in_force = None
 
-    def follow(self, clock: Clock, optimizer: torch.optim.Optimizer) -> None:
+    def follow(self, clock: StepInfo, optimizer: torch.optim.Optimizer) -> None:
         """Keep the parameters that are shared equal to what the losses in force reach.
 
         DDP waits for a gradient of each of its parameters, so those that no loss reaches at this step are

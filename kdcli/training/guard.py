@@ -13,11 +13,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.preserve import preserved
 from kdcli.distill.trainee import Force, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.training.evaluate import evaluate, evaluation_mode
@@ -98,7 +98,7 @@ def prove_losses(run: Run) -> Proven:
             for batch in islice(run.train_loader.batches(0), BATCHES):
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
-                losses = trainee(batch, views, Clock(), weighted=False)
+                losses = trainee(batch, views, StepInfo(), weighted=False)
                 for name, loss in losses.items():
                     if name not in findings or not findings[name].moves_student:
                         findings[name] = _differentiate(run, name, loss)
@@ -163,7 +163,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
             problems.append(
                 Diagnostic(
                     code="KD703",
-                    message=f"{name} scores {run.task.primary} {metrics[run.task.primary]:.1f} on this data; "
+                    message=f"{name} scores {run.task.by_chance} {metrics[run.task.by_chance]:.1f} on this data; "
                     f"guessing scores {run.task.chance(classes):.1f}",
                     help="check its weights, normalisation and the order of the classes, "
                     "or say `allow_weak_teacher: true` beside its mimic_name",
@@ -293,7 +293,7 @@ def _why_zero(run: Run, name: str) -> str:
         method = run.trainee.mimickers[job_name]
         losses = method.losses_of(job)  # type: ignore[operator]
         loss = losses.get(rest.rpartition(".")[2])
-        if loss is not None and LOSSES[loss.type].rectifies:
+        if loss is not None and loss_of(loss.type).rectifies:
             return f"{loss.type} passes both sides through a ReLU, and nothing positive is left; for logits use kd_loss"
         if loss is not None and loss.kwargs.get("loss_weight") == 0:
             return "its own `loss_weight` is 0: leave the loss out instead"

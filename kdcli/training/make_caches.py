@@ -39,7 +39,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     with ExitStack() as stack:
-        sides = Sides(spec, options.places)
+        sides = Sides(spec, options.places, plugins=options.plugins)
         loader = build_data(sides.train, spec, processes)
         stack.callback(loader.close)
         sample = to_device(small(next(loader.batches(0))), processes.device)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
+from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
+from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
 
 IN_EPOCHS = {
@@ -26,7 +28,7 @@ IN_EPOCHS = {
 """Schedulers that move every step, with the arguments that the spec gives in epochs."""
 
 IN_STEPS = frozenset({"OneCycleLR", "CyclicLR"})
-"""Schedulers that move every step, with arguments in steps; all others move once per epoch."""
+"""Schedulers that move every step, with arguments in steps; all others, own ones too, move once per epoch."""
 
 
 def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], path: SpecPath) -> Optimizer:
@@ -34,15 +36,19 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], pat
 
     On the CPU in its fused form where it has one and the spec says nothing else.
     """
-    target = getattr(torch.optim, spec.type)
+    target = optimizer_class(spec.type, path)
     kwargs = _lists_to_tuples(spec.kwargs)
     parameters = list(parameters)
     check_kwargs(target, kwargs, (*path, "kwargs"), f"optimizer `{spec.type}`", given=("params",))
     try:
         optimizer = target(parameters, **kwargs, **_fused(target, kwargs, parameters))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if not is_own(spec.type) and not isinstance(error, (TypeError, ValueError, RuntimeError)):
+            raise
         raise SpecError.at((*path, "kwargs"), "KD440", f"optimizer `{spec.type}`: {error}") from None
-    assert isinstance(optimizer, Optimizer)
+    if not isinstance(optimizer, Optimizer):
+        message = f"`{spec.type}` gives a `{type(optimizer).__name__}`, not a torch.optim.Optimizer"
+        raise SpecError.at((*path, "type"), "KD440", message)
     if isinstance(optimizer, torch.optim.SGD):
         optimizer.register_step_pre_hook(_begin_late_momentum)
     return optimizer
@@ -117,8 +123,17 @@ class ShiftedCosine(lr_scheduler.CosineAnnealingLR):
         return [self.eta_min + (base - self.eta_min) * share for base in self.base_lrs]
 
 
-def scheduler_class(name: str) -> Any:
-    """The scheduler that a name of torch.optim.lr_scheduler means in a spec."""
+def optimizer_class(name: str, path: SpecPath = ()) -> Any:
+    """The optimizer that a name of torch.optim, or own code, means in a spec; path: of the component."""
+    if is_own(name):
+        return lookup(OPTIMIZERS, name, path=(*path, "type"), code="KD440").load()
+    return getattr(torch.optim, name, None)
+
+
+def scheduler_class(name: str, path: SpecPath = ()) -> Any:
+    """The scheduler that a name of torch.optim.lr_scheduler, or own code, means in a spec; path: of the component."""
+    if is_own(name):
+        return lookup(SCHEDULERS, name, path=(*path, "type"), code="KD443").load()
     return ShiftedCosine if name == "CosineAnnealingLR" else getattr(lr_scheduler, name, None)
 
 
@@ -232,7 +247,7 @@ class LearningRate:
         return float(start * (target / start) ** share)
 
     def _scheduler(self, spec: SchedulerSpec, path: SpecPath) -> Any:
-        target = scheduler_class(spec.type)
+        target = scheduler_class(spec.type, path)
         kwargs = _lists_to_tuples(spec.kwargs)
         check_kwargs(
             target, kwargs, (*path, "kwargs"), f"scheduler `{spec.type}`", given=("optimizer", "last_epoch")
@@ -245,9 +260,17 @@ class LearningRate:
         try:
             if target is ShiftedCosine and kwargs.get("warmup_iter"):
                 self._check_shift(kwargs["warmup_iter"], kwargs.get("T_max", math.inf), path)
-            return target(self.shadow, **kwargs)
-        except (TypeError, ValueError) as error:
+            scheduler = target(self.shadow, **kwargs)
+        except Exception as error:
+            if not isinstance(error, (TypeError, ValueError)) and (
+                isinstance(error, KdError) or not is_own(spec.type)
+            ):
+                raise
             raise SpecError.at((*path, "kwargs"), "KD443", f"scheduler `{spec.type}`: {error}") from None
+        if not isinstance(scheduler, lr_scheduler.LRScheduler):
+            message = f"`{spec.type}` gives a `{type(scheduler).__name__}`, not a torch.optim.lr_scheduler.LRScheduler"
+            raise SpecError.at((*path, "type"), "KD443", message)
+        return scheduler
 
     def _check_shift(self, shift: int, end: float, path: SpecPath) -> None:
         """Refuse a cosine that would not begin before its end; shift, end: in steps."""

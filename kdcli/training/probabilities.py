@@ -14,7 +14,7 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.module_search import maker_of
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import View
-from kdcli.distill.terms import Term
+from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
@@ -62,17 +62,19 @@ def _taken(
         for term in mimicker.modules():
             if not isinstance(term, Term):
                 continue
-            sides: list[tuple[str | None, View, tuple[str, ...], SpecPath]] = []
-            if term.record.kind == "logit":
-                path: SpecPath = ("mimic", "jobs", job)
-                sides.append((None, student, term.student_taps, (*path, "student", "mimic_name")))
-                if term.teacher is not None:
-                    where = (*path, "teachers", term.teacher, "mimic_name")
-                    sides.append((term.teacher, teachers[term.teacher], term.teacher_taps, where))
-            for whose, view, taps, where in sides:
-                for index, tap in enumerate(taps):
-                    if are_probabilities(view.features.get(tap)):
-                        yield _told(run, batch, whose, tap, view.features[tap], (*where, index), term)
+            path: SpecPath = ("mimic", "jobs", job)
+            pairs = term.pairs if term.record.kind == "logit" else ()
+            sides: list[tuple[str | None, View, TapSide, SpecPath]]
+            sides = [(None, student, pair.student, (*path, "student")) for pair in pairs]
+            sides += [
+                (term.teacher, teachers[term.teacher], pair.teacher, (*path, "teachers", term.teacher))
+                for pair in pairs
+                if term.teacher is not None and pair.teacher is not None
+            ]
+            for whose, view, side, where in sides:
+                value = view.features.get(side.tap)
+                if are_probabilities(value):
+                    yield _told(run, batch, whose, side.tap, value, (*where, "mimic_name", side.number), term)
             yield from _beside(job, term, student, teachers)
 
 

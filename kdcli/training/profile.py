@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, record_function
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.parallel.interrupts import Interrupts
 from kdcli.records import Record
 from kdcli.training.guard import Proven
@@ -153,7 +153,7 @@ class _ProfiledLoop(TrainLoop):
         yield from super().stage(index, resumed)
 
     def backward(
-        self, stage: Stage, batch: dict[str, Any], clock: Clock, *, last: bool, share: float
+        self, stage: Stage, batch: dict[str, Any], clock: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch."""
         with self.part("batch"):

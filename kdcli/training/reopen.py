@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 
 from kdcli import __version__
-from kdcli.errors import RunError, SpecPath
+from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.places import Places, Taken, taken_from
+from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints, write_whole
 from kdcli.training.run import Run, RunOptions
@@ -50,12 +51,27 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     said = env.get("spec_dir")
     parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
     places = replace(parsed.places, taken=taken)
+    _require_plugins(parsed, env, plugins)
     return Reopened(
         parsed=at_root(parsed, root),
         options=RunOptions(device=device, plugins=tuple(plugins), places=places),
         folder=RunFolder(root),
         spec_hash=parsed.hash(),
     )
+
+
+def _require_plugins(parsed: ParsedSpec, env: Mapping[str, Any], plugins: Sequence[str]) -> None:
+    """Raise SpecError KD309 where the run's spec names code of packages that the command line does not allow."""
+    missing: dict[str, Diagnostic] = {}
+    recorded = env.get("plugins")
+    started = [str(package) for package in recorded] if isinstance(recorded, list) else []
+    for path, name in own_code(parsed.spec):
+        if not may_import(name, plugins):
+            missing.setdefault(package_of(name), not_a_plugin(name, "KD309", path))
+    if missing:
+        words = " ".join(f"`--plugin {package}`" for package in started)
+        help = f"the run was started with {words}" if started else next(iter(missing.values())).help
+        raise SpecError(parsed.locate(replace(found, help=help)) for found in missing.values())
 
 
 def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
@@ -142,7 +158,7 @@ def write_facts(run: Run) -> None:
     spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
     """
     here = run.processes
-    where = environment(str(here.device), here.world_size, run.options.places, run.spec)
+    where = environment(str(here.device), here.world_size, run.options.places, run.spec, run.options.plugins)
     data = {
         side: {"samples": facts.num_samples, "classes": facts.class_names}
         for side, facts in (("train", run.facts), ("test", run.test_loader.facts))
@@ -163,11 +179,14 @@ def write_facts(run: Run) -> None:
             write_whole(path, lambda file, digest=digest: file.write(digest.packed))  # type: ignore[misc]
 
 
-def environment(device: str, processes: int, places: Places, spec: Spec) -> dict[str, Any]:
+def environment(
+    device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """Versions, device, threads, and the state of the working directory's git repository if there is one.
 
     `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
-    opened again.
+    opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
+    lacks one.
     """
     import torch
 
@@ -183,6 +202,7 @@ def environment(device: str, processes: int, places: Places, spec: Spec) -> dict
         "device": device,
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
         "processes": processes,
+        "plugins": list(plugins),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
         "git": _git_state(),

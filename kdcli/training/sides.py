@@ -11,6 +11,7 @@ from kdcli.data.classes import matched
 from kdcli.data.sources import BatchSource, OpenedData, Source
 from kdcli.errors import KdError, SpecPath
 from kdcli.spec.places import Places
+from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.tasks.build import build_task
 from kdcli.training.run_folder import has_data_facts, recorded_classes
@@ -21,13 +22,20 @@ T = TypeVar("T")
 class Sides:
     """The training and the test data of a spec. task: what is to be learnt from them.
 
-    given: by side (True is training) what the caller has in memory, in place of what the spec names.
+    given: by side (True is training) what the caller has in memory, in place of what the spec names. plugins: the
+    packages that may be imported; what the spec names of them is imported here, before anything is built.
     What could not be opened raises the same KdError whenever it is asked for.
     """
 
     def __init__(
-        self, spec: Spec, places: Places, given: Mapping[bool, Source | BatchSource] | None = None
+        self,
+        spec: Spec,
+        places: Places,
+        given: Mapping[bool, Source | BatchSource] | None = None,
+        *,
+        plugins: Sequence[str] = (),
     ) -> None:
+        import_plugins(spec, plugins)
         self.spec, self.places, self.given = spec, places, given or {}
         self.task = build_task(spec, places)
         self._found: dict[tuple[str, bool], object] = {}

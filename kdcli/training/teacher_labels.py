@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.errors import KdError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.spec.places import TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
@@ -47,7 +47,7 @@ def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
     """The taps of a teacher that a loss on logits reads."""
     jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
     on_logits = [
-        job for job in jobs if any(LOSSES[loss.type].kind == "logit" for loss in job.losses.values())
+        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
     ]
     return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
 

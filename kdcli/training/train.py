@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.trainee import total_of
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
@@ -172,7 +172,7 @@ class TrainLoop:
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
-        clock = Clock(
+        clock = StepInfo(
             step=progress.step,
             stage_step=progress.stage_step,
             epoch=progress.epoch + progress.batch / len(run.train_loader),
@@ -195,7 +195,7 @@ class TrainLoop:
         stage.rate.advance(progress.last.get(run.task.primary))
 
     def backward(
-        self, stage: Stage, batch: dict[str, Any], clock: Clock, *, last: bool, share: float
+        self, stage: Stage, batch: dict[str, Any], clock: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns the detached parts."""
         run = self.run

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from kdcli.data.facts import DataFacts
+from kdcli.distill.adapters import shown
 from kdcli.distill.deployed import deployed_student
-from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Mimicker, Needs, Setting
+from kdcli.distill.mimickers import method_of
+from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.distill.preserve import preserved
 from kdcli.distill.taps import Taps, View
@@ -25,7 +26,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.models.norms import synchronise, synchronises
 from kdcli.records import Pair
 from kdcli.spec.schema import Job, Spec
@@ -42,7 +43,7 @@ class Wiring:
     trainee: Trainee
     deployed: nn.Module
     jobs: Mapping[str, Job]
-    needs: Mapping[str, Needs]
+    needs: Mapping[str, Requirements]
     student_view: View
     teacher_views: Mapping[str, View]
     pairs: tuple[Pair, ...]
@@ -53,10 +54,10 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
-def needs_of(job: Job) -> Needs:
+def needs_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
-    method = MIMICKERS[job.mimic_ins_type].load()
-    needs: Needs = method.needs_of(job)
+    method = method_of(job.mimic_ins_type).load()
+    needs: Requirements = method.needs_of(job)
     return needs
 
 
@@ -120,7 +121,7 @@ def _require_no_count(spec: Spec) -> None:
     """Raises SpecError KD544 for a loss that needs the number of samples."""
     for name, job in jobs_of(spec).items():
         for key, loss in job.losses.items():
-            if loss.type in LOSSES and "num_samples" in signature(LOSSES[loss.type].load()).parameters:
+            if "num_samples" in signature(loss_of(loss.type).load()).parameters:
                 raise SpecError.at(
                     ("mimic", "jobs", name, "losses", key),
                     "KD544",
@@ -160,7 +161,7 @@ def join(
     mimickers: dict[str, Mimicker] = {}
     for name, job in jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
-        setting = Setting(
+        setting = MimicContext(
             job=job,
             name=name,
             path=path,
@@ -206,9 +207,9 @@ def join(
     )
 
 
-def build_mimicker(setting: Setting) -> Mimicker:
+def build_mimicker(setting: MimicContext) -> Mimicker:
     """One job's method; whatever its losses refuse is told at the job."""
-    method = MIMICKERS[setting.job.mimic_ins_type].load()
+    method = method_of(setting.job.mimic_ins_type).load()
     try:
         mimicker = method(setting)
     except KdError as error:
@@ -223,22 +224,22 @@ def build_mimicker(setting: Setting) -> Mimicker:
 
 
 def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
-    """The table of what mimics what in one job."""
+    """The table of what mimics what in one job, with the shapes that its losses are given on the sample."""
     return [
         Pair(
             term=".".join(part for part in (name, term.teacher, term.name) if part),
-            student_layer=row.student_layer,
-            student_shape=row.student_shape,
-            adapter=row.adapter,
+            student_layer=pair.student.name,
+            student_shape=shown(pair.student.shape),
+            adapter=term.adapter_shown(index),
             teacher=term.teacher or "",
-            teacher_layer=row.teacher_layer,
-            teacher_shape=row.teacher_shape,
+            teacher_layer=pair.teacher.name if pair.teacher is not None else "",
+            teacher_shape=shown(pair.teacher.shape) if pair.teacher is not None else "",
             loss=term.loss_type,
             weight=job.loss_weight * term.loss_weight,
         )
         for term in mimicker.modules()
         if isinstance(term, Term)
-        for row in term.rows
+        for index, pair in enumerate(term.pairs)
     ]
 
 

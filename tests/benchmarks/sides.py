@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from kdcli.models.network import build_network
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Step
-from kdcli.report.loggers.logger import LoggedRun
-from kdcli.report.loggers.loggers import Loggers
-from kdcli.report.recorder import Recorder
+from kdcli.report.live.recorder import Recorder
+from kdcli.report.loggers.logger import LoggedRun, Loggers
 from kdcli.spec.parse import parse
 from kdcli.spec.schema import ModuleSpec
 from kdcli.training.build import built

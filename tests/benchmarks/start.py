@@ -59,7 +59,7 @@ def first_step(folder: str) -> None:
     """`kdcli train` as it is, ended at its first step."""
     from kdcli import cli
     from kdcli.records import Record, Step
-    from kdcli.report.recorder import Recorder
+    from kdcli.report.live.recorder import Recorder
 
     def take(_self: Recorder, record: Record) -> None:
         if isinstance(record, Step):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
 from kdcli.distill.mimickers.fgd import FgdMimicker
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Setting
+from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, StepInfo
 from kdcli.distill.mimickers.sample_feature import SampleFeatureMimicker
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
@@ -44,7 +44,7 @@ def setting(
     own: Net | None = None,
     theirs: Net | None = None,
     **job: Any,
-) -> Setting:
+) -> MimicContext:
     """What a mimicker is built from; every feature is tapped, in order. own, theirs: the networks."""
     nets = {name: theirs or Net(teacher_has_pool) for name in teachers}
     own = own or Net()
@@ -53,7 +53,7 @@ def setting(
         teachers={name: JobTeacher(mimic_name=tuple(v.features)) for name, v in teachers.items()},
         **job,
     )
-    return Setting(
+    return MimicContext(
         job=spec,
         name="mimic_job0",
         path=("mimic", "jobs", "mimic_job0"),
@@ -72,7 +72,7 @@ def setting(
 def run(
     mimicker: Mimicker, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    return mimicker(student, teachers, batch or {}, Clock(), mimicker.kdcli_record.losses)
+    return mimicker(student, teachers, batch or {}, StepInfo(), mimicker.kdcli_record.losses)
 
 
 def constant(value: float, *shape: int) -> Tensor:
@@ -418,7 +418,7 @@ def test_only_losses_in_force_are_computed() -> None:
         setting(student, teachers, options=DEFEAT, losses={"neck_fg_loss": LossSpec(type="l2_loss")})
     )
     batch = {"boxes": [torch.zeros(0, 5)]}
-    assert set(mimicker(student, teachers, batch, Clock(), {"backbone_loss"})) == {"teacher.backbone_loss"}
+    assert set(mimicker(student, teachers, batch, StepInfo(), {"backbone_loss"})) == {"teacher.backbone_loss"}
 
 
 # FGD

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcli.distill.binding import keyword_names
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.terms import Term
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES
@@ -90,7 +90,7 @@ def test_a_learned_temperature_rises_against_the_student() -> None:
         theta = term.temperature.theta
         gradients = []
         for epoch in (0.0, 9.0):
-            loss = run.trainee(batch, views, Clock(epoch=epoch))["mimic_job0.teacher0.loss"]
+            loss = run.trainee(batch, views, StepInfo(epoch=epoch))["mimic_job0.teacher0.loss"]
             gradients.append(float(torch.autograd.grad(loss, theta)[0]))
         # λ is (cos(π/10) − 1)/2 in the first epoch and −1 in the tenth.
         assert gradients[0] / gradients[1] == pytest.approx(0.0244717, rel=1e-3)

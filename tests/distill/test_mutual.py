@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights
 from kdcli.records import Saved, Step
@@ -37,7 +37,7 @@ def mutual(*assignments: str, **more: Any) -> ParsedSpec:
 def test_each_learns_from_the_other_and_from_the_labels() -> None:
     with run_of(mutual()) as run:
         batch = dict(next(run.train_loader.batches(0)))
-        losses = run.trainee(batch, {}, Clock())
+        losses = run.trainee(batch, {}, StepInfo())
         assert set(losses) == {"task.loss", "task.peer_loss", "mimic_job0.loss"}
         view = run.trainee.view(batch)
         one, other = view.features["logits"], view.features["peer_logits"]

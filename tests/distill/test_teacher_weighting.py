@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import SpecError
 from kdcli.spec.parse import ParsedSpec
 from tests.distill.specs import TEACHER, network, spec_with
@@ -47,7 +47,7 @@ def test_the_weights_are_the_authors(weighting: str) -> None:
         logits = [views[name].outputs["logits"] for name in ("teacher0", "teacher1")]
         run.trainee.eval()
         student = run.trainee.view(batch).outputs["logits"]
-        losses = run.trainee(batch, views, Clock())
+        losses = run.trainee(batch, views, StepInfo())
     if weighting == "average":
         weights = [torch.ones(8), torch.ones(8)]
     elif weighting == "entropy":
@@ -68,7 +68,7 @@ def test_two_teachers_who_agree_share_evenly() -> None:
         batch = dict(next(run.train_loader.batches(0)))
         view = run.teachers["teacher0"].view(batch)
         run.trainee.eval()
-        losses = run.trainee(batch, {"teacher0": view, "teacher1": view}, Clock())
+        losses = run.trainee(batch, {"teacher0": view, "teacher1": view}, StepInfo())
         student = run.trainee.view(batch).outputs["logits"]
     # softmax of two equal errors is ½; (1 − ½)/(2 − 1)/2 = ¼ for each.
     quarter = rows(student, view.outputs["logits"]).mean() / 4

@@ -22,6 +22,7 @@ from kdcli.reference.schema_json import json_schema, schema_text
 from kdcli.reference.tables import tables
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.tables import Target
+from tests.plugins.specs import MINE
 from tests.training.runs import SPEC
 
 SAMPLES = sorted((Path(__file__).parents[2] / "sample_configs").glob("*.yaml"))
@@ -184,3 +185,12 @@ def test_the_command_writes_it() -> None:
         env={**os.environ},
     )
     assert json.loads(done.stdout)["$schema"].endswith("draft-07/schema#")
+
+
+def test_own_code_may_stand_wherever_a_name_does(validator: jsonschema.Draft7Validator) -> None:
+    spec = yaml.safe_load(MINE)
+    assert [e.message for e in validator.iter_errors(spec)] == []
+    spec["mimic"] |= {"mimic_ins_type": "mine_kd.methods:SignMatching", "cfgs": {"power": 2.0}}
+    assert [e.message for e in validator.iter_errors(spec)] == []
+    spec["mimic"]["mimic_ins_type"] = "mine_kd.methods"
+    assert len(list(validator.iter_errors(spec))) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kdcli.records import Evaluation, Step
-from kdcli.report.metrics import MetricsWriter
+from kdcli.report.run_files import MetricsWriter
 
 from .samples import finished, plan
 

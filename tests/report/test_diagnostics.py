@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdcli.errors import Diagnostic, Span
 from kdcli.report.console import display_width
 from kdcli.report.diagnostics import FORMATS, render
-from kdcli.report.diagnostics.github import github
+from kdcli.report.diagnostics.machine_formats import github
 
 from .samples import MISSPELT, UNUSED, span
 

@@ -14,8 +14,7 @@ import pytest
 
 from kdcli.errors import SpecError
 from kdcli.records import Evaluation, Finished, Step
-from kdcli.report.loggers.logger import LoggedRun, flat
-from kdcli.report.loggers.loggers import IDENTITIES, Loggers, check_loggers
+from kdcli.report.loggers.logger import IDENTITIES, LoggedRun, Loggers, check_loggers, flat
 
 from .samples import plan
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import RunError
-from kdcli.report.recorded_run import read_run
-from kdcli.report.report_data import read_report_data
+from kdcli.report.recorded_run import read_report_data, read_run
 
 from .run_folders import make_run, report_data
 

@@ -171,5 +171,11 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD619": (changed(("x-note: anything at all", "ema: {kwargs: {decay: 0.99, warmup: 0}}")), ()),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
 }
-ELSEWHERE = frozenset({"KD001", "KD103", "KD115", "KD116", "KD117", "KD621", "KD622"})
-"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py."""
+ELSEWHERE = frozenset(
+    {
+        *("KD001", "KD103", "KD115", "KD116", "KD117", "KD413", "KD414", "KD505", "KD621", "KD622"),
+        *("KD350", "KD351", "KD352"),
+    }
+)
+"""Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py;
+and those of own code that is imported and built: tests/check/golden.txt, tests/plugins."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kdcli.models.weights import read_weights
-from kdcli.report.metrics import CLOCK_FIELDS, read_metrics
+from kdcli.report.run_files import CLOCK_FIELDS, read_metrics
 from kdcli.training.checkpoint import checkpoints, load_checkpoint
 from tests.training.processes import screen
 

@@ -131,7 +131,7 @@ def _run(
     from kdcli.commands import guarded
     from kdcli.commands.options import TrainOptions
     from kdcli.commands.train import train
-    from kdcli.report.terminal import Terminal
+    from kdcli.report.live.recorder import Terminal
 
     if told is not None:
         show = Terminal.show

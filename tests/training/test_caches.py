@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcli.distill.cached import CachedTeacher, layout_of
+from kdcli.distill.cached import CachedTeacher, cache_layout_of
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import KdError, RunError, SpecError
@@ -266,4 +266,4 @@ def test_a_feature_without_a_row_a_sample_is_refused() -> None:
     with Taps(net, ["model.0"], outputs=()) as taps:
         teacher = Teacher("teacher0", taps)
         with pytest.raises(SpecError, match=r"\[16, 2, 1\] for 2 samples"):
-            layout_of(teacher, teacher.learn(batch), 2, half=False, topk=None)
+            cache_layout_of(teacher, teacher.learn(batch), 2, half=False, topk=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.distill.store import FILLED
-from kdcli.report.metrics import read_metrics
+from kdcli.report.run_files import read_metrics
 from tests.training.processes import start
 from tests.training.runs import SPEC
 

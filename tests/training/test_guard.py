@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError
 from kdcli.records import Step
 from kdcli.spec.parse import read
@@ -36,7 +36,7 @@ def test_how_hard_a_loss_pulls_is_its_gradient_to_the_tasks() -> None:
         proven = prove_losses(run)
         batch = next(iter(run.train_loader.batches(0)))
         views = {"teacher0": run.teachers["teacher0"].view(batch)}
-        losses = run.trainee.train()(batch, views, Clock(), weighted=False)
+        losses = run.trainee.train()(batch, views, StepInfo(), weighted=False)
         lengths = {}
         for name, loss in losses.items():
             run.trainee.zero_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import SpecError
 from kdcli.records import Plan, Step
 from kdcli.training.run import Run
@@ -52,7 +52,7 @@ def first_losses(
         run.trainee.train()
         batch = dict(next(run.train_loader.batches(0)))
         views = {name: teacher.view(batch) for name, teacher in run.teachers.items()}
-        losses = run.trainee(batch, views, Clock(), weighted=weighted)
+        losses = run.trainee(batch, views, StepInfo(), weighted=weighted)
         with torch.no_grad():
             student = run.trainee.view(batch)
         return run, losses, {**views, "student": student}, batch

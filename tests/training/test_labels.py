@@ -14,12 +14,12 @@ from torch import Tensor
 from kdcli.analysis.collected import write_report_data
 from kdcli.analysis.evaluated_networks import compare
 from kdcli.check.check import CheckOptions, check
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError, SpecError
 from kdcli.models.weights import read_weights, save_safetensors
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Finished, Notice
-from kdcli.report.report_data import read_report_data
+from kdcli.report.recorded_run import read_report_data
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.guard import prove_teachers
 from kdcli.training.run import Run, RunOptions
@@ -158,7 +158,7 @@ def test_the_loss_compares_the_selected_logits(tap: str, standardize: bool) -> N
         assert torch.equal(view.features[tap], teacher)
         run.trainee.eval()
         student = run.student(batch)["logits"]
-        loss = run.trainee(batch, {"teacher0": view}, Clock(), weighted=False)["mimic_job0.teacher0.loss"]
+        loss = run.trainee(batch, {"teacher0": view}, StepInfo(), weighted=False)["mimic_job0.teacher0.loss"]
     if standardize:
         teacher, student = (
             (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (teacher, student)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.records import Plan
 from kdcli.training.run import Run
 from kdcli.training.train import train
@@ -45,7 +45,7 @@ def test_mixed_targets_reach_the_task_loss() -> None:
         run.trainee.train()
         batch = dict(next(run.train_loader.batches(0)))
         view = run.teachers["teacher0"].view(batch)
-        losses = run.trainee(batch, {"teacher0": view}, Clock())
+        losses = run.trainee(batch, {"teacher0": view}, StepInfo())
         with torch.no_grad():
             logits = run.trainee.view(batch).features["logits"]
     assert isinstance(logits, Tensor)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.parallel.interrupts import listening
-from kdcli.report.profile import profile_text
+from kdcli.report.analysis_text import profile_text
 from kdcli.training.profile import profile
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 

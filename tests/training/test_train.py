@@ -249,6 +249,6 @@ def test_a_base_run_ignores_mimic_and_starts_from_the_same_weights() -> None:
 
 
 def _clock() -> Any:
-    from kdcli.distill.mimickers.mimicker import Clock
+    from kdcli.distill.mimickers.mimicker import StepInfo
 
-    return Clock()
+    return StepInfo()

@@ -2,6 +2,8 @@
 
 Each takes a batch and a generator that is a function of (seed, epoch, batch), and returns a new batch in
 which `mixed_labels` float32 [B, num_classes] are the soft targets and `labels` the dominant class.
+A batch function of one's own may do anything else to a batch; one that mixes labels takes `num_classes`, and the spec
+gives it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
 from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float
-from kdcli.data.transforms.torchvision_v2 import PREFIX, build_foreign
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.data.transforms.torchvision_v2 import PREFIX, Foreign, build_foreign
+from kdcli.errors import SpecError, SpecPath
+from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import Component
 
 
@@ -20,7 +21,8 @@ class Transform(Protocol):
     """Images [n, C, H, W] of one size to new images; each sample's result depends on it alone.
 
     random: whether `draws` is read. uint8 images are 0..255, float32 ones 0..1 or normalised. The input
-    is never changed in place.
+    is never changed in place. A transform of one's own (`mine:Blur`) is one of these, or takes one image alone, uint8
+    or float32 [C, H, W]: that is run image by image with the global generators seeded, as torchvision's are.
     """
 
     random: bool
@@ -64,18 +66,23 @@ def build_pipeline(components: Sequence[Component], path: SpecPath) -> Pipeline:
 
 def build_transform(component: Component, path: SpecPath) -> Any:
     """One transform by name."""
-    if component.type.startswith(PREFIX):
+    if component.type.startswith(PREFIX) and not is_own(component.type):
         return build_foreign(component.type, component.kwargs, path)
-    target = TRANSFORMS.get(component.type)
-    if target is None:
-        raise SpecError.at(
-            (*path, "type"),
-            "KD503",
-            f"there is no transform `{component.type}`",
-            did_you_mean(component.type, sorted(TRANSFORMS)),
-        )
-    try:
-        return target.load()(**{**target.preset, **component.kwargs})
-    except (TypeError, ValueError) as reason:
-        message = re.sub(r"^[\w.<>]+\(\) ", "", str(reason))
-        raise SpecError.at(path, "KD505", f"`{component.type}`: {message}") from reason
+    target = lookup(TRANSFORMS, component.type, path=(*path, "type"), code="KD503", what="transform")
+    made = constructed(target, component.kwargs, component.type, path)
+    return _own(made, component.type, path) if target.own else made
+
+
+def _own(transform: Any, name: str, path: SpecPath) -> Any:
+    """A transform of one's own: a Transform, or whatever takes one image alone, run as torchvision's are."""
+    if not callable(transform):
+        message = f"`{name}` gives a `{type(transform).__name__}`, which can't be called on images"
+        raise SpecError.at((*path, "type"), "KD505", message, "name a class with `__call__(images, draws)`")
+    called = getattr(transform, "forward", transform)  # an nn.Module's own call takes anything
+    if "draws" not in inspect.signature(called).parameters:
+        return Foreign(transform)
+    if not hasattr(transform, "random"):
+        message = f"`{name}` does not say whether it is random"
+        help = "give the class `random = True`, or False where it never reads `draws`"
+        raise SpecError.at((*path, "type"), "KD505", message, help)
+    return transform

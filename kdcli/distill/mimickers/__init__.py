@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal
 
+from kdcli.spec.plugins import admit, lookup, recorded
 from kdcli.spec.ranges import Range
 from kdcli.spec.tables import Method, MethodExample, OwnLoss, option
 
@@ -117,3 +119,17 @@ MIMICKERS: Mapping[str, Method] = {
         ),
     ),
 }
+
+
+def method_of(name: str) -> Method:
+    """The record of a mimic method: the table's; of own code its `kdcli_record`, or that of its base class."""
+    record: Method = lookup(MIMICKERS, name, code="KD307", what="mimic method", own=_own)
+    return record
+
+
+@cache
+def _own(name: str) -> Method:
+    record = recorded(name, Method) or Method(name, own=True)
+    for loss in record.losses.values():
+        admit(loss.type)
+    return record

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from kdcli.distill.binding import binding_of
+from kdcli.distill.build_terms import build_term
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View
-from kdcli.distill.terms import Term
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
+from kdcli.distill.taps import Feature, View, tapped
+from kdcli.distill.terms import Term, sides_of
 from kdcli.distill.unlike_classes import way_out
 from kdcli.errors import Findings, SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
@@ -27,52 +28,53 @@ class BaseMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        needs = Needs()
+        needs = Requirements()
         for loss in cls.losses_of(job).values():
-            needs |= binding_of(LOSSES[loss.type]).needs
+            needs |= binding_of(loss_of(loss.type)).needs
         if job.teacher_weighting != "average":
-            needs |= Needs(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
+            needs |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return needs
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         self.weighting = weighting_of(setting)
-        self.terms = nn.ModuleDict()
+        own = sides_of(setting.student, self.student_taps)
         wrong = Findings()
         for name, loss in self.losses_of(setting.job).items():
-            if binding_of(LOSSES[loss.type]).uses_teacher:
-                for teacher in setting.job.teachers:
+            if binding_of(loss_of(loss.type)).uses_teacher:
+                for teacher, view in setting.teachers.items():
                     with wrong.part():
-                        self.terms[f"{teacher}:{name}"] = Term(setting, name, loss, teacher)
+                        theirs = sides_of(view, self.teacher_taps[teacher])
+                        self.terms[f"{teacher}:{name}"] = build_term(
+                            setting, name, loss, teacher, own, theirs
+                        )
             else:
                 with wrong.part():
-                    self.terms[name] = Term(setting, name, loss, None)
+                    self.terms[name] = build_term(setting, name, loss, None, own)
         wrong.raise_errors()
         self.ends = ends_of(setting, self.terms)
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`<teacher>.<loss>` for each teacher and loss; `<loss>` for a teacher-free one."""
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The tapped features of each teacher and loss; of a loss that reads no feature none."""
         weights: dict[str, Tensor] = {}
         if self.weighting is not None:
             logits = [view.outputs["logits"] for view in teachers.values()]
             weights = dict(zip(teachers, self.weighting(logits, batch["labels"]), strict=True))
-        losses = {}
         for key, term in self.terms.items():
             assert isinstance(term, Term)
-            if term.name in wanted:
-                view = None if term.teacher is None else teachers[term.teacher]
-                share = None if term.teacher is None else weights.get(term.teacher)
-                losses[key.replace(":", ".")] = term(student, view, batch, clock, teacher_weights=share)
-        return losses
+            ours: list[Feature] = []
+            theirs: list[Feature] = []
+            if term.binding.uses_features and term.teacher is not None:
+                theirs = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
+            # A loss that reads the teacher alone is in force where no student runs.
+            if "student" in term.binding.inputs:
+                ours = tapped(student, self.student_taps)
+            share = None if term.teacher is None else weights.get(term.teacher)
+            yield key, Compared(students=ours, teachers=theirs, teacher_weights=share)
 
     @property
     def reads_student(self) -> bool:
@@ -91,12 +93,13 @@ class BaseMimicker(Mimicker):
             assert isinstance(term, Term)
             if term.record.takes_over is None:
                 continue
-            for index, call in enumerate(term.stateful):
+            for index, (pair, call) in enumerate(zip(term.pairs, term.stateful, strict=False)):
+                assert pair.teacher is not None
                 same = [found for other in before if (found := other.call_on(term, index)) is not None]
                 if not call.inherit(same):
                     warnings.append(
                         f"{self.job_name}: `{term.loss_type}` finds nothing that `{term.record.takes_over}` trained on "
-                        f"`{term.teacher_taps[index]}` of {term.teacher}, and starts at random: "
+                        f"`{pair.teacher.name}` of {term.teacher}, and starts at random: "
                         f"let a stage with `{term.record.takes_over}` on the same layer come first"
                     )
         return warnings
@@ -105,11 +108,9 @@ class BaseMimicker(Mimicker):
         """Hand one batch to every loss that prepares itself."""
         for term in self.terms.values():
             assert isinstance(term, Term)
-            for index, call in enumerate(term.stateful if term.record.prepares else ()):
-                assert term.teacher is not None
-                feature = teachers[term.teacher].features[term.teacher_taps[index]]
-                assert isinstance(feature, Tensor)
-                call.prepare(feature, batch["labels"])
+            for pair, call in zip(term.pairs, term.stateful if term.record.prepares else (), strict=False):
+                assert term.teacher is not None and pair.teacher is not None
+                call.prepare(pair.teacher.of(teachers[term.teacher]), batch["labels"])
 
     def prepared(self) -> None:
         """Close the pass for every loss that prepares itself."""
@@ -119,7 +120,7 @@ class BaseMimicker(Mimicker):
                 call.prepared()
 
 
-def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
+def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
     """The student's layers that a loss gives a new end, with that end.
 
     Raises SpecError KD449 where there is more than one.
@@ -127,10 +128,10 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
     found = []
     for term in terms.values():
         assert isinstance(term, Term)
-        for index, call in enumerate(term.stateful):
+        for pair, call in zip(term.pairs, term.stateful, strict=False):
             end = call.student_end()
             if end is not None:
-                found.append((term.student_taps[index], end))
+                found.append((pair.student.name, end))
                 if len(found) > 1:
                     raise SpecError.at(
                         (*setting.path, "student", "mimic_name"),
@@ -141,7 +142,7 @@ def ends_of(setting: Setting, terms: nn.ModuleDict) -> list[tuple[str, nn.Module
     return found
 
 
-def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+def weighting_of(setting: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
@@ -151,7 +152,7 @@ def weighting_of(setting: Setting) -> Callable[[Sequence[Tensor], Tensor], Tenso
     if name == "average" or len(setting.job.teachers) < 2:
         return None
     for loss in BaseMimicker.losses_of(setting.job).values():
-        if "teacher_weights" not in binding_of(LOSSES[loss.type]).inputs:
+        if "teacher_weights" not in binding_of(loss_of(loss.type)).inputs:
             raise SpecError.at(
                 (*setting.path, "teacher_weighting"),
                 "KD453",

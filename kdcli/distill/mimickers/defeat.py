@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
 from kdcli.distill.mimickers import MIMICKERS, DeFeatOptions
-from kdcli.distill.mimickers.detectors import tapped, term_over
-from kdcli.distill.mimickers.levels import check_levels
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View, tensors_in
-from kdcli.distill.terms import Term
+from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels, made_sides
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
+from kdcli.distill.taps import View, tapped, tensors_in
+from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.detection.box_masks import truth_masks
 from kdcli.spec.schema import Job
@@ -21,7 +18,7 @@ from kdcli.spec.tables import Method
 ADAPTED = "adapt_neck_features"
 
 
-class DeFeatMimicker(Mimicker):
+class DeFeatMimicker(DetectorMimicker):
     """`neck_fg_loss` and `neck_bg_loss` under masks of the ground-truth boxes, and `backbone_loss` (all l2).
 
     The last neck_feature_nums tapped layers are the neck's, those before them the backbone's. The student's
@@ -35,11 +32,11 @@ class DeFeatMimicker(Mimicker):
     options: DeFeatOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """Boxes, and the student's adapted maps."""
-        return Needs(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
+        return Requirements(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         options = self.options
         self.necks = options.neck_feature_nums
@@ -64,72 +61,41 @@ class DeFeatMimicker(Mimicker):
         self.levels, self.strides = list(options.rpn_fpn_levels), list(options.rpn_fpn_strides)
         self.base_scale = float(options.rpn_fpn_base_scale)
         check_levels(self.levels, self.necks, "neck layers", (*where, "rpn_fpn_levels"))
-        losses = self.losses_of(setting.job)
-        self.terms = nn.ModuleDict()
-        self.teacher_names = tuple(setting.teachers)
-        self.taps = {name: tuple(setting.job.teachers[name].mimic_name) for name in self.teacher_names}
-        self.student_taps = tuple(taps)
-        own = {
-            f"{ADAPTED}[{i}]" if ADAPTED in setting.student.outputs else taps[self.backbones + i]: feature
-            for i, feature in enumerate(self._necks(setting.student))
-        }
-        if len(own) != self.necks:
-            raise SpecError.at(
-                (*where, "neck_feature_nums"),
-                "KD462",
-                f"`{ADAPTED}` has {len(own)} maps, and {self.necks} neck layers are mimicked",
-            )
+        bones, neck = self._parts(setting.student, self.student_taps)
+        name = ADAPTED if ADAPTED in setting.student.outputs else "mimic_name"
+        if name == ADAPTED:
+            neck = made_sides(ADAPTED, setting.student.outputs[ADAPTED], self.backbones)
+        if len(neck) != self.necks:
+            message = f"`{name}` has {len(neck)} maps, and {self.necks} neck layers are mimicked"
+            raise SpecError.at((*where, "neck_feature_nums"), "KD462", message)
         for teacher, view in setting.teachers.items():
-            theirs = self.taps[teacher]
-            for name in ("neck_fg_loss", "neck_bg_loss"):
-                self.terms[f"{teacher}:{name}"] = term_over(
-                    setting, name, losses[name], teacher, own, tapped(view, theirs[self.backbones :])
-                )
+            their_bones, their_neck = self._parts(view, self.teacher_taps[teacher])
+            self.add(setting, "neck_fg_loss", teacher, neck, their_neck)
+            self.add(setting, "neck_bg_loss", teacher, neck, their_neck)
             if self.backbones:
-                self.terms[f"{teacher}:backbone_loss"] = term_over(
-                    setting,
-                    "backbone_loss",
-                    losses["backbone_loss"],
-                    teacher,
-                    tapped(setting.student, taps[: self.backbones]),
-                    tapped(view, theirs[: self.backbones]),
-                )
+                self.add(setting, "backbone_loss", teacher, bones, their_bones)
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`<teacher>.neck_fg_loss`, `<teacher>.neck_bg_loss`, `<teacher>.backbone_loss`."""
-        own = self._necks(student)
-        foreground = truth_masks(
-            batch["boxes"],
-            [(int(map.shape[2]), int(map.shape[3])) for map in own],
-            self.strides,
-            self.levels,
-            self.base_scale,
-            int(batch.get("annotations", {}).get("box_offset", 0)),
-        )
-        masks = {"neck_fg_loss": foreground, "neck_bg_loss": [1.0 - mask for mask in foreground]}
-        losses = {}
-        for key, term in self.terms.items():
-            teacher, _, name = key.partition(":")
-            if name not in wanted:
-                continue
-            assert isinstance(term, Term)
-            view = teachers[teacher]
-            if name in masks:
-                theirs = [view.features[tap] for tap in self.taps[teacher][self.backbones :]]
-                loss = term(student, view, batch, clock, students=own, teachers=theirs, masks=masks[name])
-                losses[f"{teacher}.{name}"] = loss / self.necks / 2.0
-            else:
-                losses[f"{teacher}.{name}"] = term(student, view, batch, clock) / self.backbones / 2.0
-        return losses
+    def _parts(self, view: View, taps: Sequence[str]) -> tuple[list[TapSide], list[TapSide]]:
+        """The tapped layers of the backbone, and those of the neck."""
+        count = self.backbones
+        return sides_of(view, taps[:count]), sides_of(view, taps[count:], count)
 
-    def _necks(self, student: View) -> list[Tensor]:
-        if ADAPTED in student.outputs:
-            return list(student.outputs[ADAPTED])
-        return list(tensors_in([student.features[tap] for tap in self.student_taps[self.backbones :]]))
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The neck's maps, under a mask of what is inside of boxes and one of what is outside, and the backbone's."""
+        own, bones = tapped(student, self.student_taps), slice(self.backbones)
+        neck = list(tensors_in(student.outputs.get(ADAPTED, own[self.backbones :])))
+        boxes, sizes = batch["boxes"], [(int(map.shape[2]), int(map.shape[3])) for map in neck]
+        offset = int(batch.get("annotations", {}).get("box_offset", 0))
+        inside = truth_masks(boxes, sizes, self.strides, self.levels, self.base_scale, offset)
+        masks = {"neck_fg_loss": inside, "neck_bg_loss": [1.0 - mask for mask in inside]}
+        halves = 2.0 * self.necks
+        for teacher, taps in self.teacher_taps.items():
+            theirs = tapped(teachers[teacher], taps)
+            for name, mask in masks.items():
+                pair = Compared(students=neck, teachers=theirs[self.backbones :], masks=mask, divisor=halves)
+                yield f"{teacher}:{name}", pair
+            if self.backbones:
+                pair = Compared(students=own[bones], teachers=theirs[bones], divisor=2.0 * self.backbones)
+                yield f"{teacher}:backbone_loss", pair

@@ -1,82 +1,84 @@
-"""Terms over features that a detector's mimicker picks or makes, in place of all tapped ones."""
+"""What the methods for detectors have in common: a term for each teacher and loss, and what heads give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Setting
-from kdcli.distill.taps import Feature, View
-from kdcli.distill.terms import Term
-from kdcli.errors import SpecError
-from kdcli.spec.schema import Job, JobStudent, LossSpec
+from kdcli.distill.build_terms import build_term
+from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker
+from kdcli.distill.taps import View
+from kdcli.distill.terms import TapSide, sides_of
+from kdcli.errors import SpecError, SpecPath
 
 
-def term_over(
-    setting: Setting,
-    name: str,
-    loss: LossSpec,
-    teacher: str,
-    students: Mapping[str, Feature],
-    teachers: Mapping[str, Feature],
-    *,
-    adapted: bool = True,
-) -> Term:
-    """A term that reads these features, in pairs; their losses are added up unless over_pairs says other.
+class DetectorMimicker(Mimicker):
+    """A method whose own losses are each compared with every teacher, over features that it picks or makes."""
 
-    students, teachers: by the name that the user is shown. adapted: whether the job's adapter is for them.
+    def add(
+        self,
+        setting: MimicContext,
+        name: str,
+        teacher: str,
+        students: Sequence[TapSide],
+        teachers: Sequence[TapSide],
+        **more: Any,
+    ) -> None:
+        """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it."""
+        loss = self.losses_of(setting.job)[name]
+        term = build_term(setting, name, loss, teacher, students, teachers, over_pairs="sum", **more)
+        self.terms[f"{teacher}:{name}"] = term
+
+    def score_maps(self, view: View, whose: str) -> list[Tensor]:
+        """The class logits [B, A·C, H, W] of each level, of an RPN where there is one.
+
+        Raises SpecError KD460 without a dense head.
+        """
+        preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
+        if preds is not None:
+            return [level[0] for level in preds]
+        message = f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)"
+        help = "this method compares class scores of every position; give the network its head"
+        raise SpecError.at((*self.job_path, "mimic_ins_type"), "KD460", message, help)
+
+    def proposals(self, view: View, whose: str) -> Tensor:
+        """The proposals [N, 7] of a two-stage detector; raises SpecError KD461 where there are none."""
+        boxes = view.outputs.get("rpn_dt_bboxes")
+        if isinstance(boxes, Tensor):
+            return boxes
+        message = f"{whose} gives no `rpn_dt_bboxes`: it proposes no boxes"
+        help = "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes"
+        raise SpecError.at((*self.job_path, "mimic_ins_type"), "KD461", message, help)
+
+
+def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[TapSide]:
+    """Features that a method picks from an output or makes, as sides `name[0]`, `name[1]`, ...
+
+    first: the place in `mimic_name` of the tap that the first of them stands beside, for errors.
     """
-    job = setting.job
-    theirs = job.teachers[teacher].model_copy(update={"mimic_name": tuple(teachers)})
-    changes: dict[str, Any] = {
-        "student": JobStudent(mimic_name=tuple(students)),
-        "teachers": {**job.teachers, teacher: theirs},
-    }
-    if not adapted:
-        changes["adapter"] = None
-    narrowed: Job = job.model_copy(update=changes)
-    views = {**setting.teachers, teacher: View(dict(teachers), setting.teachers[teacher].outputs)}
-    own = replace(
-        setting, job=narrowed, student=View(dict(students), setting.student.outputs), teachers=views
-    )
-    return Term(own, name, loss.model_copy(update={"over_pairs": loss.over_pairs or "sum"}), teacher)
+    found = {f"{name}[{level}]": feature for level, feature in enumerate(features)}
+    return sides_of(View(found), found, first)
 
 
-def tapped(view: View, names: Sequence[str]) -> dict[str, Feature]:
-    """The tapped features of some names, in order."""
-    return {name: view.features[name] for name in names}
+def check_levels(levels: Sequence[int], count: int, maps: str, where: SpecPath) -> None:
+    """Raises SpecError KD462 where levels are no indices into the maps, or leave a gap.
 
-
-def score_maps(setting: Setting | None, view: View, whose: str) -> list[Tensor]:
-    """The class logits [B, A·C, H, W] of each level, of an RPN where there is one.
-
-    setting: for the error's place, while the method is built. Raises SpecError KD460 without a dense head.
+    count: how many maps there are to number; maps: what the user calls them. where: of the option.
     """
-    preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
-    if preds is None:
-        path = ("mimic",) if setting is None else setting.path
+    name = where[-1]
+    if not levels or max(levels) >= count or min(levels) < 0:
         raise SpecError.at(
-            (*path, "mimic_ins_type"),
-            "KD460",
-            f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)",
-            "this method compares class scores of every position; give the network its head",
+            where, "KD462", f"levels {levels} of {count} {maps}", f"`{name}` are indices into them, from 0 on"
         )
-    return [level[0] for level in preds]
-
-
-def proposals(setting: Setting | None, view: View, whose: str) -> Tensor:
-    """The proposals [N, 7] of a two-stage detector; raises SpecError KD461 where there are none."""
-    boxes = view.outputs.get("rpn_dt_bboxes")
-    if boxes is None:
-        path = ("mimic",) if setting is None else setting.path
+    if levels != list(range(levels[0], levels[0] + len(levels))):
+        # A box of a level that is not there would be left out without a word.
+        first = min(levels)
+        last = min(count, max(max(levels) + 1, first + len(levels)))
         raise SpecError.at(
-            (*path, "mimic_ins_type"),
-            "KD461",
-            f"{whose} gives no `rpn_dt_bboxes`: it proposes no boxes",
-            "its list needs `rpn_post`; or set `teacher_proposal` so that the other network proposes",
+            where,
+            "KD462",
+            f"levels {levels} are not successive",
+            f"every size of box needs its map: write `{list(range(first, last))}`",
         )
-    assert isinstance(boxes, Tensor)
-    return boxes

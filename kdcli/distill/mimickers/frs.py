@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
-
-from torch import Tensor, nn
 
 from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS, FrsOptions
-from kdcli.distill.mimickers.detectors import score_maps, tapped, term_over
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View, tensors_in
-from kdcli.distill.terms import Term
+from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
+from kdcli.distill.taps import View, tapped
+from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
 
-class FrsMimicker(Mimicker):
+class FrsMimicker(DetectorMimicker):
     """`neck_loss` (l2) on the tapped maps and `pred_loss` (bce) on the score maps, both weighted by a mask.
 
     The mask is, at each position of each level, the greatest of the teacher's sigmoid scores there. Levels
@@ -35,115 +33,65 @@ class FrsMimicker(Mimicker):
     options: FrsOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """The class logits of every level, of both sides."""
-        return Needs(student_outputs=frozenset({"preds"}), teacher_outputs=frozenset({"preds"}))
+        return Requirements(student_outputs=frozenset({"preds"}), teacher_outputs=frozenset({"preds"}))
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         losses = self.losses_of(setting.job)
-        self.by_positions = {
-            name: self.options.mask_count == "positions" and _divides_by_mask(loss)
-            for name, loss in losses.items()
-        }
-        own = score_maps(setting, setting.student, "the student")
-        names = setting.job.student.mimic_name
-        self.terms = nn.ModuleDict()
+        self.by_positions = self.options.mask_count == "positions"
+        # Probabilities that are compared know no temperature, and as logits they are compared at 1.
+        self.compares_logits = "from_logits" in binding_of(loss_of(losses["pred_loss"].type)).keywords
+        given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
+        as_logits = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
+        own, neck = (
+            self.score_maps(setting.student, "the student"),
+            sides_of(setting.student, self.student_taps),
+        )
+        self.counts: dict[str, int] = {}
         for teacher, view in setting.teachers.items():
-            theirs = score_maps(setting, view, teacher)
-            taps = setting.job.teachers[teacher].mimic_name
-            count = len(list(tensors_in([view.features[tap] for tap in taps])))
-            if not count <= min(len(own), len(theirs)):
+            maps, scores = sides_of(view, self.teacher_taps[teacher]), self.score_maps(view, teacher)
+            self.counts[teacher] = count = len(maps)
+            if not count <= min(len(own), len(scores)):
                 raise SpecError.at(
                     (*setting.path, "teachers", teacher, "mimic_name"),
                     "KD463",
-                    f"{count} layers, and the heads have {len(own)} and {len(theirs)} levels",
+                    f"{count} layers, and the heads have {len(own)} and {len(scores)} levels",
                     "name one neck layer for each level, from the finest on",
                 )
-            self.terms[f"{teacher}:neck_loss"] = term_over(
-                setting,
-                "neck_loss",
-                losses["neck_loss"],
-                teacher,
-                tapped(setting.student, names),
-                tapped(view, taps),
-            )
-            self.terms[f"{teacher}:pred_loss"] = term_over(
-                setting,
-                "pred_loss",
-                losses["pred_loss"],
-                teacher,
-                {f"preds[{level}]": scores for level, scores in enumerate(own[:count])},
-                {f"preds[{level}]": scores for level, scores in enumerate(theirs[:count])},
-                adapted=False,
-            )
-        self.compares_logits = "from_logits" in binding_of(LOSSES[losses["pred_loss"].type]).keywords
-        # Probabilities that are compared know no temperature, and as logits they are compared at 1.
-        given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
-        self.pred_kwargs = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
-        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}
-        self.counts = {
-            teacher: len(list(tensors_in([view.features[tap] for tap in self.teacher_taps[teacher]])))
-            for teacher, view in setting.teachers.items()
-        }
+            preds = [made_sides("preds", side[:count]) for side in (own, scores)]
+            factors = self._factors(losses["neck_loss"], maps)
+            self.add(setting, "neck_loss", teacher, neck, maps, factors=factors)
+            factors = self._factors(losses["pred_loss"], preds[1])
+            self.add(setting, "pred_loss", teacher, *preds, adapted=False, options=as_logits, factors=factors)
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`<teacher>.neck_loss` and `<teacher>.pred_loss`."""
-        losses = {}
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The tapped maps and the score maps of each level, under the teacher's best score there."""
+        neck, levels = tapped(student, self.student_taps), self.score_maps(student, "the student")
+        if not self.options.pred_gradient:
+            levels = [level.detach() for level in levels]
         for teacher, count in self.counts.items():
-            view = teachers[teacher]
-            logits = [level.detach() for level in score_maps(None, view, teacher)[:count]]
-            masks = [level.sigmoid().amax(dim=1, keepdim=True) for level in logits]
-            if "neck_loss" in wanted:
-                taps = self.teacher_taps[teacher]
-                maps = list(tensors_in([view.features[tap] for tap in taps]))
-                losses[f"{teacher}.neck_loss"] = self._term(teacher, "neck_loss")(
-                    student, view, batch, clock, masks=masks, factors=self._factors("neck_loss", maps)
-                )
-            if "pred_loss" in wanted:
-                own = score_maps(None, student, "the student")[:count]
-                if not self.options.pred_gradient:
-                    own = [level.detach() for level in own]
-                losses[f"{teacher}.pred_loss"] = self._term(teacher, "pred_loss")(
-                    student,
-                    view,
-                    batch,
-                    clock,
-                    students=self._scores(own),
-                    teachers=self._scores(logits),
-                    masks=masks,
-                    factors=self._factors("pred_loss", logits),
-                    kwargs=self.pred_kwargs,
-                )
-        return losses
+            view, own = teachers[teacher], levels[:count]
+            scores = [level.detach() for level in self.score_maps(view, teacher)[:count]]
+            masks = [level.sigmoid().amax(dim=1, keepdim=True) for level in scores]
+            maps = tapped(view, self.teacher_taps[teacher])
+            yield f"{teacher}:neck_loss", Compared(students=neck, teachers=maps, masks=masks)
+            if not self.compares_logits:
+                own, scores = ([level.sigmoid() for level in side] for side in (own, scores))
+            yield f"{teacher}:pred_loss", Compared(students=own, teachers=scores, masks=masks)
 
     @property
     def logged_only(self) -> Mapping[str, str]:
         """pred_loss with `pred_gradient: false`."""
         return {} if self.options.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
 
-    def _scores(self, logits: list[Tensor]) -> list[Tensor]:
-        return logits if self.compares_logits else [level.sigmoid() for level in logits]
-
-    def _factors(self, loss: str, maps: Sequence[Tensor]) -> list[float] | None:
+    def _factors(self, loss: LossSpec, sides: Sequence[TapSide]) -> list[float] | None:
         """What makes of a mean over elements one over positions: the channels of each level.
 
-        maps: of the teacher; those of an adapted student have as many channels.
+        sides: of the teacher; those of an adapted student have as many channels.
         """
-        return [float(level.shape[1]) for level in maps] if self.by_positions[loss] else None
-
-    def _term(self, teacher: str, name: str) -> Term:
-        term = self.terms[f"{teacher}:{name}"]
-        assert isinstance(term, Term)
-        return term
-
-
-def _divides_by_mask(loss: LossSpec) -> bool:
-    return LOSSES[loss.type].divides_by_mask and not loss.kwargs.get("batch_mean", False)
+        divides_by_mask = loss_of(loss.type).divides_by_mask and not loss.kwargs.get("batch_mean", False)
+        return [float(side.shape[1]) for side in sides] if self.by_positions and divides_by_mask else None

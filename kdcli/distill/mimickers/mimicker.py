@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from kdcli.distill.labels import Labels
-from kdcli.distill.taps import View
+from kdcli.distill.taps import Feature, View
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class StepInfo:
     """Where the run is: finished optimizer steps of the run and of its stage, and the epoch so far.
 
     epoch counts on between whole numbers: 2.5 is half way through the third.
@@ -28,7 +28,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """What a job reads, beside its taps: known before anything runs.
 
     student_outputs, teacher_outputs: named outputs of the networks. batch: fields of the batch.
@@ -41,8 +41,8 @@ class Needs:
     facts: frozenset[str] = frozenset()
     prepare: bool = False
 
-    def __or__(self, other: Needs) -> Needs:
-        return Needs(
+    def __or__(self, other: Requirements) -> Requirements:
+        return Requirements(
             student_outputs=self.student_outputs | other.student_outputs,
             teacher_outputs=self.teacher_outputs | other.teacher_outputs,
             batch=self.batch | other.batch,
@@ -52,7 +52,7 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class MimicContext:
     """What a mimicker is built from: the job, the real features of one batch, facts of the data.
 
     teacher_classifier(teacher) and teacher_norm(teacher, tap) return frozen copies of modules;
@@ -79,6 +79,23 @@ class Setting:
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What one term compares in one step.
+
+    students, teachers: the features of its pairs, in order; of a loss that reads one network alone only
+    that one's. masks: one for each pair. teacher_weights [B]: how much each sample of this teacher counts.
+    divisor, share: the loss is divided by the one, then multiplied by the other.
+    """
+
+    students: Sequence[Feature] = ()
+    teachers: Sequence[Feature] = ()
+    masks: Sequence[Tensor] | None = None
+    teacher_weights: Tensor | None = None
+    divisor: float | None = None
+    share: Tensor | None = None
+
+
 class Mimicker(nn.Module):
     """One method applied by one job.
 
@@ -101,39 +118,66 @@ class Mimicker(nn.Module):
             default = own.get(name)
             same = default is not None and default.type == given.type
             kwargs = {**default.kwargs, **given.kwargs} if same and default is not None else given.kwargs
-            merged[name] = given.model_copy(update={"kwargs": kwargs})
+            merged[name] = LossSpec(**{**dict(given), "kwargs": kwargs})
         return merged
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """What the method reads beside its taps, from the job alone."""
         raise NotImplementedError(cls.__name__)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__()
         self.job_name = setting.name
         self.job_path = setting.path
         self.options = self.kdcli_record.options_of(setting.job.options)
+        self.terms = nn.ModuleDict()
+        self.student_taps = tuple(setting.job.student.mimic_name)
+        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}
+
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """What each term compares in a step, by its key among `terms`: `<teacher>:<loss>` or `<loss>`."""
+        raise NotImplementedError(type(self).__name__)
 
     def forward(
         self,
         student: View,
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
-        clock: Clock,
+        clock: StepInfo,
         wanted: Collection[str],
     ) -> dict[str, Tensor]:
         """The losses by `<teacher>.<loss>` (`<loss>` where no teacher is involved), before the job's weight.
 
         wanted: the losses in force; no other is computed.
         """
-        raise NotImplementedError(type(self).__name__)
+        losses: dict[str, Tensor] = {}
+        for key, compared in self.features(student, teachers, batch):
+            teacher, _, name = key.rpartition(":")
+            if name not in wanted:
+                continue
+            view = teachers[teacher] if teacher else None
+            loss: Tensor = self.terms[key](
+                compared.students,
+                compared.teachers,
+                batch,
+                clock,
+                compared.masks,
+                student_logits=student.outputs.get("logits"),
+                teacher_logits=None if view is None else view.outputs.get("logits"),
+                teacher_weights=compared.teacher_weights,
+            )
+            if compared.divisor is not None:
+                loss = loss / compared.divisor
+            losses[key.replace(":", ".")] = loss if compared.share is None else loss * compared.share
+        return losses
 
     def term_of(self, name: str) -> Any:
         """The term behind `<teacher>.<loss>` or `<loss>`; None where the method has none by that name."""
-        terms = getattr(self, "terms", None)
         key = name.replace(".", ":")
-        return terms[key] if isinstance(terms, nn.ModuleDict) and key in terms else None
+        return self.terms[key] if key in self.terms else None
 
     @property
     def reads_student(self) -> bool:
@@ -158,18 +202,3 @@ class Mimicker(nn.Module):
 
     def prepared(self) -> None:
         """The pass before training is over."""
-
-
-def flat_pairs(
-    students: Sequence[Tensor | list[Tensor]], teachers: Sequence[Tensor | list[Tensor]]
-) -> list[tuple[Tensor, Tensor]]:
-    """Pairs in order; a layer that ran several times gives as many pairs."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for student, teacher in zip(students, teachers, strict=True):
-        if isinstance(student, Tensor) and isinstance(teacher, Tensor):
-            pairs.append((student, teacher))
-        else:
-            one = [student] if isinstance(student, Tensor) else student
-            other = [teacher] if isinstance(teacher, Tensor) else teacher
-            pairs.extend(zip(one, other, strict=True))
-    return pairs

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import permutations
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
 
 from kdcli.distill.adapters import shown
 from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
-from kdcli.distill.taps import View
+from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
+from kdcli.distill.taps import View, tapped, tensors_in
+from kdcli.distill.terms import TapPair, Term, sides_of
 from kdcli.errors import SpecError
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
 
@@ -32,28 +31,25 @@ class MutualMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["Mutual"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
+    def needs_of(cls, job: Job) -> Requirements:
         """The labels, where the loss asks for them."""
-        return Needs(batch=binding_of(LOSSES[cls.losses_of(job)["loss"].type]).needs.batch)
+        return Requirements(batch=binding_of(loss_of(cls.losses_of(job)["loss"].type)).needs.batch)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MimicContext) -> None:
         super().__init__(setting)
         loss = self.losses_of(setting.job)["loss"]
-        self.names = tuple(setting.job.student.mimic_name)
-        self.binding = binding_of(LOSSES[loss.type])
-        kwargs = {**LOSSES[loss.type].preset, **loss.kwargs}
-        self.loss_weight, self.kwargs = self.binding.weight_of(kwargs), self.binding.own(kwargs)
+        binding = binding_of(loss_of(loss.type))
         path = (*setting.path, "student", "mimic_name")
-        if setting.job.teachers or self.binding.stateful or "teacher" not in self.binding.inputs:
+        if setting.job.teachers or binding.stateful or "teacher" not in binding.inputs:
             raise SpecError.at(
                 setting.path,
                 "KD454",
                 "mutual learning takes no teacher, and a loss that is a function of two logits",
                 "leave the teacher out, and use kd_loss, dist, dkd or another logit loss",
             )
-        shapes = [setting.student.features[name] for name in self.names]
-        sizes = [one.shape for one in shapes if isinstance(one, Tensor)]
-        if len(sizes) != len(self.names) or len(sizes) < 2 or len({*sizes}) > 1 or len(sizes[0]) != 2:
+        sides = sides_of(setting.student, self.student_taps)
+        sizes = [side.shape for side in sides if side.element is None]
+        if len(sizes) != len(self.student_taps) or len({*sizes}) != 1 or len(sizes) < 2 or len(sizes[0]) != 2:
             given = ", ".join(shown(size) for size in sizes) or "none"
             raise SpecError.at(
                 path,
@@ -62,25 +58,22 @@ class MutualMimicker(Mimicker):
                 "add a module of type `peer` to `net`, and write `mimic_name: [logits, peer_logits]`",
             )
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: Clock,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        """`loss`."""
-        if "loss" not in wanted:
-            return {}
-        logits = [student.features[name] for name in self.names]
-        losses = []
-        for index, mine in enumerate(logits):
-            for other, theirs in enumerate(logits):
-                if other != index:
-                    assert isinstance(theirs, Tensor)
-                    given = {"student": mine, "teacher": theirs.detach(), "labels": batch.get("labels")}
-                    given |= {"step": clock.stage_step, "epoch": int(clock.epoch)}
-                    loss = self.binding.compute(self.binding.target, given, self.kwargs, self.loss_weight)
-                    losses.append(loss)
-        return {"loss": torch.stack(losses).sum() / (len(logits) - 1)}
+        kwargs = {**loss_of(loss.type).preset, **loss.kwargs}
+        self.terms["loss"] = Term(
+            "loss",
+            loss.type,
+            [TapPair(student=own, teacher=other) for own, other in permutations(sides, 2)],
+            binding=binding,
+            calls=[binding.target],
+            kwargs=binding.own(kwargs),
+            loss_weight=binding.weight_of(kwargs),
+        )
+
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """Every ordered pair of two networks' logits."""
+        logits = list(tensors_in(tapped(student, self.student_taps)))
+        students, others = zip(*permutations(logits, 2), strict=True)
+        theirs = [other.detach() for other in others]
+        yield "loss", Compared(students=students, teachers=theirs, divisor=len(logits) - 1)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from kdcli.losses import LOSSES
+from kdcli.losses import loss_of
 from kdcli.spec.check.signatures import signature
 
 NEEDS = {
@@ -55,8 +55,8 @@ class Description:
 
 @cache
 def describe(name: str) -> Description:
-    """The description of a name of LOSSES; KeyError for any other."""
-    target = LOSSES[name]
+    """The description of a loss, or of own code that has been imported."""
+    target = loss_of(name)
     taken = signature(target)
     assert taken is not None, target.path
     summary, details, taps, paper = _parts(taken.doc or "")

@@ -1,15 +1,92 @@
-"""Findings for people: the line of the spec with carets under what is meant."""
+"""Diagnostics for people: one line each, or with the line of the spec and carets under what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.text import Text
 
-from kdcli.errors import Diagnostic, Span
+from kdcli.errors import Diagnostic, Span, SpecPath
 from kdcli.report.console import as_text, display_width, printable
-from kdcli.report.diagnostics.concise import place, tail
-from kdcli.report.diagnostics.order import count_line
+
+
+def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """The diagnostics without repetitions: files in order of appearance, within a file by line."""
+    unique = list(dict.fromkeys(diagnostics))
+    sources: dict[str, int] = {}
+    for diagnostic in unique:
+        sources.setdefault(_source(diagnostic), len(sources))
+
+    def key(diagnostic: Diagnostic) -> tuple[int, int, int]:
+        span = diagnostic.span
+        return sources[_source(diagnostic)], span.line if span else 0, span.column if span else 0
+
+    return sorted(unique, key=key)
+
+
+def count_line(diagnostics: Sequence[Diagnostic]) -> str:
+    """How many there are of each severity: `2 errors, 1 warning`."""
+    counts = Counter(diagnostic.severity for diagnostic in diagnostics)
+    return ", ".join(
+        f"{counts[severity]} {severity}{'' if counts[severity] == 1 else 's'}"
+        for severity in ("error", "warning")
+        if counts[severity]
+    )
+
+
+def dotted(path: SpecPath) -> str:
+    """A path into the spec as text: `mimic.jobs.job0.student.mimic_name[1]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def file_of(span: Span) -> str | None:
+    """The path of a span's file, relative to the working directory if it lies inside.
+
+    None for standard input and arguments.
+    """
+    if not os.path.isfile(span.source):
+        return None
+    path = Path(span.source)
+    if path.is_absolute():
+        try:
+            path = path.relative_to(Path.cwd())
+        except ValueError:
+            return path.as_posix()
+    return path.as_posix()
+
+
+def _source(diagnostic: Diagnostic) -> str:
+    return diagnostic.span.source if diagnostic.span else ""
+
+
+def concise(diagnostics: Sequence[Diagnostic]) -> str:
+    """A line for each diagnostic, for editors and grep: `path:line:col: error KD203: message`."""
+    return "".join(f"{headline(diagnostic)}\n" for diagnostic in diagnostics)
+
+
+def headline(diagnostic: Diagnostic) -> str:
+    """A diagnostic in one line: `path:line:col: error KD203: message`."""
+    return f"{place(diagnostic)}{diagnostic.severity} {diagnostic.code}: {tail(diagnostic)}"
+
+
+def place(diagnostic: Diagnostic) -> str:
+    """`path:line:col: ` of a diagnostic, or "" where no line is known."""
+    span = diagnostic.span
+    return f"{printable(span.source)}:{span.line}:{span.column}: " if span else ""
+
+
+def tail(diagnostic: Diagnostic) -> str:
+    """A diagnostic's message in one line, with the path into the spec where no line is known."""
+    message = printable(" ".join(diagnostic.message.split("\n")))
+    unplaced = diagnostic.span is None and diagnostic.path
+    return f"{message} (at {printable(dotted(diagnostic.path))})" if unplaced and diagnostic.path else message
+
 
 TAB_STOP = 4
 CUT = "…"
@@ -17,35 +94,39 @@ STYLES = {"error": "bold red", "warning": "bold yellow"}
 
 
 def text(diagnostics: Sequence[Diagnostic], *, colour: bool = False, width: int = 100) -> str:
-    """Every finding with its excerpt, the count of several; long lines are cut to `width`."""
+    """The diagnostics with the lines of the spec, and how many there are; long lines are cut to `width`."""
     if not diagnostics:
         return ""
     if len(diagnostics) == 1:
-        return as_text(Text("\n").join(_finding(diagnostics[0], width)), colour=colour)
-    lines = [line for found in diagnostics for line in [*_finding(found, width), Text("")]]
+        return as_text(Text("\n").join(_described(diagnostics[0], width)), colour=colour)
+    lines = [line for diagnostic in diagnostics for line in [*_described(diagnostic, width), Text("")]]
     return as_text(Text("\n").join([*lines, Text(count_line(diagnostics))]), colour=colour)
 
 
-def _finding(found: Diagnostic, width: int) -> Iterator[Text]:
-    style = STYLES[found.severity]
-    yield Text.assemble((place(found), "bold"), (f"{found.severity} {found.code}", style), f": {tail(found)}")
-    margin = _margin(found)
-    if found.span is not None:
-        yield from _excerpt(found.span, margin, width, style)
-        written = found.span.written
+def _described(diagnostic: Diagnostic, width: int) -> Iterator[Text]:
+    style = STYLES[diagnostic.severity]
+    yield Text.assemble(
+        (place(diagnostic), "bold"),
+        (f"{diagnostic.severity} {diagnostic.code}", style),
+        f": {tail(diagnostic)}",
+    )
+    margin = _margin(diagnostic)
+    if diagnostic.span is not None:
+        yield from _excerpt(diagnostic.span, margin, width, style)
+        written = diagnostic.span.written
         if written is not None:
-            where = f"{printable(written.source)}:{written.line}:{written.column}"
-            yield Text.assemble((f"  written here: {where}", "bold"))
+            place_written = f"{printable(written.source)}:{written.line}:{written.column}"
+            yield Text.assemble((f"  written here: {place_written}", "bold"))
             yield from _excerpt(written, margin, width, "bold blue")
-    if found.help:
-        first, *rest = found.help.split("\n")
+    if diagnostic.help:
+        first, *rest = diagnostic.help.split("\n")
         yield Text.assemble(("  help: ", "bold green"), printable(first))
         # What is meant to be pasted keeps its own indentation.
         yield from (Text("        " + printable(line)) for line in rest)
 
 
-def _margin(found: Diagnostic) -> int:
-    spans = [span for span in (found.span, found.span and found.span.written) if span]
+def _margin(diagnostic: Diagnostic) -> int:
+    spans = [span for span in (diagnostic.span, diagnostic.span and diagnostic.span.written) if span]
     return max((len(str(span.line)) for span in spans), default=0)
 
 

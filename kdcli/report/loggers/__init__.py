@@ -1,4 +1,4 @@
-"""Loggers: where else the numbers of a run go, by name; torch-free."""
+"""The table of loggers, which send a run's numbers to TensorBoard, MLflow and the like; torch-free."""
 
 from __future__ import annotations
 

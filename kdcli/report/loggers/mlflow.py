@@ -27,8 +27,8 @@ class MlflowLogger:
     """
 
     def begin(self, run: LoggedRun) -> str:
-        """Start the run, or go on with the one of that identity."""
-        # It tells on standard error how it makes its database.
+        """Start a run, or continue the one of `run.identity`."""
+        # mlflow logs on standard error how it makes its database.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=mlflow.get_tracking_uri())
         self._waiting: list[Metric] = []
@@ -39,8 +39,10 @@ class MlflowLogger:
             return self._id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdcli")
         experiment = self._client.get_experiment_by_name(name)
-        place = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        self._id = str(self._client.create_run(place, run_name=run.name).info.run_id)
+        experiment_id = (
+            self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        )
+        self._id = str(self._client.create_run(experiment_id, run_name=run.name).info.run_id)
         facts = [Param(_name(key), str(value)[:VALUE_LENGTH]) for key, value in flat(run.spec)]
         for start in range(0, len(facts), PARAMETERS):
             self._client.log_batch(self._id, params=facts[start : start + PARAMETERS])
@@ -48,7 +50,7 @@ class MlflowLogger:
         return self._id
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One metric each; what is not finite is left out, for stores refuse it."""
+        """Log each value as a metric; NaN and infinities are left out, because stores refuse them."""
         now = int(time.time() * 1000)
         self._waiting += [
             Metric(_name(key), value, now, step) for key, value in values.items() if math.isfinite(value)
@@ -57,7 +59,7 @@ class MlflowLogger:
             self._send()
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """One artifact each."""
+        """Log each picture as an artifact."""
         with tempfile.TemporaryDirectory() as folder:
             for name, png in pictures.items():
                 path = Path(folder) / f"{name.replace('/', '_')}.png"
@@ -65,11 +67,11 @@ class MlflowLogger:
                 self._client.log_artifact(self._id, str(path), "report")
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """One metric each, at step 0."""
+        """Log each value as a metric at step 0."""
         self.scalars(0, values)
 
     def end(self, *, finished: bool) -> None:
-        """Send what waits and close the run."""
+        """Send the metrics that wait and close the run."""
         self._send()
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
@@ -81,5 +83,5 @@ class MlflowLogger:
 
 
 def _name(text: str) -> str:
-    """A name as MLflow takes it."""
+    """A name with the characters that MLflow allows."""
     return "".join(sign if sign.isalnum() or sign in "_-. :/" else "_" for sign in text)[:250]

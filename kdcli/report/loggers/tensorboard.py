@@ -16,7 +16,7 @@ from kdcli.training.run_folder import TENSORBOARD
 
 
 class TensorBoardLogger:
-    """Writes into <run folder>/tensorboard; a resumed run goes on there, what comes again is purged."""
+    """Writes into <run folder>/tensorboard; a resumed run goes on there, without its repeated steps."""
 
     def begin(self, run: LoggedRun) -> str:
         """Open the event file; a new run removes those of a run that it overwrites."""
@@ -35,18 +35,18 @@ class TensorBoardLogger:
         return TENSORBOARD
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Add each value as a scalar."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """One image each."""
+        """Add each picture as an image."""
         for name, png in pictures.items():
             pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Its numbers stand among the scalars already."""
+        """Nothing: the best metrics are among the scalars already."""
 
     def end(self, *, finished: bool) -> None:
         """Close the event file."""

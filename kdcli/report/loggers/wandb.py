@@ -21,7 +21,7 @@ class WandbLogger:
     """
 
     def begin(self, run: LoggedRun) -> str:
-        """Start the run, or go on with the one of that identity."""
+        """Start a run, or continue the one of `run.identity`."""
         mode = None if "WANDB_MODE" in os.environ or _logged_in() else "offline"
         start: Any = wandb.init
         self._run = start(
@@ -37,20 +37,20 @@ class WandbLogger:
         return str(self._run.id)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One log entry."""
+        """Log all values of the step in one entry."""
         self._run.log(dict(values), step=step)
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """One image each."""
+        """Log each picture as an image."""
         images = {name: wandb.Image(Image.open(BytesIO(png))) for name, png in pictures.items()}
         self._run.log(images, step=step)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Into the run's summary."""
+        """Write the values into the run's summary."""
         self._run.summary.update(dict(values))
 
     def end(self, *, finished: bool) -> None:
-        """Finish the run; its exit code tells whether it came to its end."""
+        """Finish the run, with exit code 1 where it stopped early."""
         self._run.finish(exit_code=0 if finished else 1)
 
 

@@ -34,8 +34,7 @@ def check_arguments(
     """
     known = {name: p for name, p in signature.kwargs.items() if name not in hidden}
     if positional:
-        free = {name: Parameter(name=name, annotation=None, required=False) for name in signature.facts}
-        known = {**free, **known}
+        known = {**signature.positional, **known}
     for name, value in kwargs.items():
         parameter = known.get(name)
         if parameter is None:

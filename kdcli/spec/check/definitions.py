@@ -115,9 +115,9 @@ def lineage_of(found: Definition) -> list[Definition]:
 
 
 def _same_package(module: str, name: str) -> bool:
-    """Whether a base class belongs to the same package: torch's own sources are never read."""
+    """Whether a base class belongs to the same package or kdcli: torch's own sources are never read."""
     names = names_of(module) or {}
     statement = names.get(name)
     if isinstance(statement, ast.ImportFrom):
-        return imported_module(module, statement).split(".")[0] == module.split(".")[0]
+        return imported_module(module, statement).split(".")[0] in (module.split(".")[0], KDCLI.name)
     return statement is not None

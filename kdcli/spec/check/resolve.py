@@ -6,20 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath
-from kdcli.spec.check.arguments import check_arguments
 from kdcli.spec.check.cautions import check_cautions
-from kdcli.spec.check.components import Tables, check_against, check_component, suggest
+from kdcli.spec.check.components import BOUND, Tables, check_component, suggest
 from kdcli.spec.check.resolve_jobs import check_jobs
 from kdcli.spec.check.rules import caches_of, unfit
-from kdcli.spec.check.signatures import signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
-from kdcli.spec.tables import Target, task_of
+from kdcli.spec.tables import task_of
 
 __all__ = ["Tables", "check_network", "check_part", "check_references"]
-
-BUILT_IN = frozenset(("inplanes", "aligned"))
-"""Arguments of modules that the build gives."""
 
 
 def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
@@ -74,43 +69,21 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
                     code="KD320", message=message, help=help, path=(*path, "kwargs", key), on_key=True
                 )
         return
-    if name in tables.modules:
-        yield from check_against(tables.modules[name], module.kwargs, path, f"`{name}`", BUILT_IN)
-        return
-    for prefix in ("torchvision.", "timm."):
-        if name.startswith(prefix) and len(name) > len(prefix) and ":" not in name:
-            return
-    if ":" in name:
-        yield from _own_code(module, path, tables)
-        return
-    help = suggest(name, [*tables.modules])
-    if help is None and "." in name:
+    help = "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
+    if "." in name:
         package, _, attribute = name.rpartition(".")
         help = f"own code is written `{package}:{attribute}`, with `--plugin {name.split('.')[0]}`"
-    help = help or "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
-    yield Diagnostic(
-        code="KD308", message=f"no module type is called `{name}`", help=help, path=(*path, "type")
+    yield from check_component(
+        module,
+        path,
+        tables.modules,
+        "KD308",
+        "module type",
+        tables.plugins,
+        prefixes=("torchvision.", "timm."),
+        hidden=BOUND["module"],
+        help=help,
     )
-
-
-def _own_code(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
-    file, _, attribute = module.type.partition(":")
-    parts = file.split(".")
-    if not attribute.isidentifier() or not all(part.isidentifier() for part in parts):
-        message = f"`{module.type}` is not `package.module:attribute`"
-        yield Diagnostic(code="KD308", message=message, path=(*path, "type"))
-        return
-    allowed = any(file == plugin or file.startswith(f"{plugin}.") for plugin in tables.plugins)
-    if not allowed and parts[0] != "kdcli":
-        message = f"`{module.type}` is code outside kdcli, which the command line has not allowed"
-        help = f"if you trust it, add `--plugin {parts[0]}`"
-        yield Diagnostic(code="KD309", message=message, help=help, path=(*path, "type"))
-        return
-    takes = signature(Target(module.type))
-    if takes is not None:
-        where = (*path, "kwargs")
-        what = f"`{module.type}`"
-        yield from check_arguments(module.kwargs, takes, where, what, hidden=BUILT_IN, positional=True)
 
 
 # data and training
@@ -120,37 +93,51 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
     """Dataset, reader, transforms, evaluator, sampler and batch function of one side of the data."""
     kwargs = part.dataset.kwargs
     here = (*path, "dataset")
-    name = part.dataset.type
-    own = dict(kwargs.model_extra or {})
-    if name in tables.datasets:
-        hidden = ("transformer", "evaluator", "image_reader")
-        yield from check_against(tables.datasets[name], own, here, f"`{name}`", hidden)
-    elif not (name.startswith("torchvision.") and len(name) > len("torchvision.")):
-        help = suggest(name, [*tables.datasets, "torchvision.<Dataset>"])
-        message = f"no dataset is called `{name}`"
-        yield Diagnostic(code="KD310", message=message, help=help, path=(*here, "type"))
+    yield from check_component(
+        part.dataset,
+        here,
+        tables.datasets,
+        "KD310",
+        "dataset",
+        tables.plugins,
+        prefixes=("torchvision.",),
+        others=("torchvision.<Dataset>",),
+        hidden=("transformer", "evaluator", "image_reader"),
+        kwargs=dict(kwargs.model_extra or {}),
+    )
     for index, transform in enumerate(kwargs.transformer):
         where = (*here, "kwargs", "transformer", index)
         yield from check_component(
-            transform, where, tables.transforms, "KD311", "transform", prefixes=("torchvision.",)
+            transform,
+            where,
+            tables.transforms,
+            "KD311",
+            "transform",
+            tables.plugins,
+            prefixes=("torchvision.",),
+            others=("torchvision.<name>",),
         )
-    for key, table, code, what in (
-        ("image_reader", tables.image_readers, "KD313", "image reader"),
-        ("evaluator", tables.evaluators, "KD315", "evaluator"),
+    loader, sampler = part.dataloader.kwargs, part.batch_sampler.kwargs.sampler
+    for component, where, table, code, what in (
+        (
+            kwargs.image_reader,
+            (*here, "kwargs", "image_reader"),
+            tables.image_readers,
+            "KD313",
+            "image reader",
+        ),
+        (kwargs.evaluator, (*here, "kwargs", "evaluator"), tables.evaluators, "KD315", "evaluator"),
+        (sampler, (*path, "batch_sampler", "kwargs", "sampler"), tables.samplers, "KD314", "sampler"),
+        (
+            loader.batch_fn,
+            (*path, "dataloader", "kwargs", "batch_fn"),
+            tables.batch_fns,
+            "KD312",
+            "batch function",
+        ),
     ):
-        component = getattr(kwargs, key)
         if component is not None:
-            yield from check_component(component, (*here, "kwargs", key), table, code, what)
-    sampler = part.batch_sampler.kwargs.sampler
-    where = (*path, "batch_sampler", "kwargs", "sampler")
-    if sampler.type not in tables.samplers:
-        help = suggest(sampler.type, list(tables.samplers))
-        message = f"no sampler is called `{sampler.type}`"
-        yield Diagnostic(code="KD314", message=message, help=help, path=(*where, "type"))
-    batch_fn = part.dataloader.kwargs.batch_fn
-    if batch_fn is not None:
-        where = (*path, "dataloader", "kwargs", "batch_fn")
-        yield from check_component(batch_fn, where, tables.batch_fns, "KD312", "batch function")
+            yield from check_component(component, where, table, code, what, tables.plugins)
 
 
 def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
@@ -176,8 +163,9 @@ def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
             ("lr_scheduler", tables.schedulers, "KD317"),
         ):
             component = getattr(place, key)
-            if component is not None and component.type not in names:
-                help = suggest(component.type, list(names)) or f"known: {', '.join(sorted(names))}"
+            if component is not None:
                 what = "optimizer" if key == "optimizer" else "scheduler"
-                message = f"no {what} is called `{component.type}`"
-                yield Diagnostic(code=code, message=message, help=help, path=(*path, key, "type"))
+                help = f"known: {', '.join(sorted(names))}"
+                yield from check_component(
+                    component, (*path, key), names, code, what, tables.plugins, help=help
+                )

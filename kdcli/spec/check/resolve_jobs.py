@@ -6,12 +6,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdcli.errors import Diagnostic, SpecPath
+from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.check.arguments import check_arguments, check_type, choices_of
 from kdcli.spec.check.components import Tables, check_component, suggest
-from kdcli.spec.check.signatures import options_of, signature
+from kdcli.spec.check.signatures import Signature, options_of, signature
+from kdcli.spec.plugins import is_own, lookup, mixes_labels
 from kdcli.spec.schema import Job, LossSpec, Spec
-from kdcli.spec.tables import Method
+from kdcli.spec.tables import Loss, Method
+
+CALLED_WITH = (
+    *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
+    *("labels", "mixed_labels", "indices", "step", "epoch"),
+)
+"""What the positional parameters of a loss may be called: each is bound by its name."""
+
+MADE_FROM = (
+    *("student_shape", "teacher_shape", "num_samples", "num_classes", "teacher_classifier", "teacher_norms"),
+)
+"""The same of the constructor of a loss that is a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +42,40 @@ def check_jobs(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
 
 def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
     method: Method | None = None
-    if job.mimic_ins_type not in tables.mimickers:
-        help = suggest(job.mimic_ins_type, list(tables.mimickers))
-        message = f"no mimic method is called `{job.mimic_ins_type}`"
-        yield Diagnostic(code="KD307", message=message, help=help, path=(*path, "mimic_ins_type"))
-    else:
-        method = tables.mimickers[job.mimic_ins_type]
+    name = job.mimic_ins_type
+    own = is_own(name)
+    try:
+        where = (*path, "mimic_ins_type")
+        found = lookup(
+            tables.mimickers,
+            name,
+            tables.plugins,
+            path=where,
+            code="KD307",
+            what="mimic method",
+            forgotten="KD309",
+        )
+        # What a method of one's own takes is known once it is imported (check_own_jobs).
+        method = None if own else found
+    except SpecError as error:
+        yield from error.diagnostics
     if method is not None:
-        yield from _names(job, method, path)
-        yield from _options(job, method, path)
+        yield from check_method(job, method, path)
     if job.adapter is not None:
-        yield from check_component(job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter")
+        yield from check_component(
+            job.adapter, (*path, "adapter"), tables.adapters, "KD318", "adapter", tables.plugins
+        )
     for loss in _losses(job, method, path):
-        yield from _loss(spec, job, loss, tables, peers=method is not None and method.peers)
-    if method is None or method.paired:
+        yield from _loss(spec, job, loss, tables, peers=own or (method is not None and method.peers))
+    if not own and (method is None or method.paired):
+        yield from _counts(job, path)
+
+
+def check_method(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
+    """What `cfgs` of a job holds against what its method takes; of own code also how layers are paired."""
+    yield from _names(job, method, path)
+    yield from _options(job, method, path)
+    if method.own and method.paired:
         yield from _counts(job, path)
 
 
@@ -113,16 +145,30 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
     name = loss.spec.type
     if loss.spec.adapter is not None:
         where = (*loss.path, "adapter")
-        yield from check_component(loss.spec.adapter, where, tables.adapters, "KD318", "adapter")
-    if name not in tables.losses:
-        help = suggest(name, list(tables.losses)) or "`kdcli methods` lists them all"
-        yield Diagnostic(
-            code="KD306", message=f"no loss is called `{name}`", help=help, path=(*loss.path, "type")
+        yield from check_component(
+            loss.spec.adapter, where, tables.adapters, "KD318", "adapter", tables.plugins
         )
+    try:
+        record = lookup(
+            tables.losses,
+            name,
+            tables.plugins,
+            path=(*loss.path, "type"),
+            code="KD306",
+            what="loss",
+            forgotten="KD309",
+            own=lambda name: Loss(name, kind="feature", own=True),
+        )
+    except SpecError as error:
+        for found in error.diagnostics:
+            known = found.help or is_own(name)
+            yield found if known else replace(found, help="`kdcli methods` lists them all")
         return
-    takes = signature(tables.losses[name])
+    takes = signature(record)
     if takes is None:
         return
+    if record.own:
+        yield from _unbound(name, takes, loss.path)
     given = set(loss.defaults)
     if loss.spec.temperature is not None or job.temperature is not None:
         given.add("T")
@@ -138,10 +184,24 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    if "labels" in takes.needs and batch_fn is not None:
+    if "labels" in takes.needs and batch_fn is not None and mixes_labels(batch_fn):
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
         help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
+
+
+def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic]:
+    """KD352 for positional parameters of an own loss that kdcli has nothing for."""
+    made = takes.kind == "class"
+    for parameters, known in ((takes.positional if made else {}, MADE_FROM), (takes.called, CALLED_WITH)):
+        for parameter in parameters.values():
+            if parameter.required and parameter.name not in known:
+                message = f"`{name}` takes `{parameter.name}` by position, which kdcli has nothing for"
+                help = (
+                    suggest(parameter.name, known)
+                    or f"an option is keyword-only; bound are: {', '.join(known)}"
+                )
+                yield Diagnostic(code="KD352", message=message, help=help, path=(*path, "type"))
 
 
 def _counts(job: Job, path: SpecPath) -> Iterator[Diagnostic]:

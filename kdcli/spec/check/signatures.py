@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, Literal, get_type_hints
 
@@ -23,6 +23,9 @@ from kdcli.spec.ranges import shown
 from kdcli.spec.tables import Loss, Target
 
 __all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
+
+NO_ARGUMENTS = frozenset({"ABC", "Dataset", "Generic", "Module", "Protocol", "object"})
+"""Bases whose constructors take nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +49,27 @@ class Parameter:
 class Signature:
     """What a target takes.
 
-    kwargs: what a spec may give. facts: positional parameters, bound by name by kdcli. forward: the
-    positional parameters of a class's `forward`. opened: takes further keyword arguments that
-    cannot be known.
+    kwargs: what a spec may give. positional: the positional parameters, which kdcli binds by name; of own code a
+    spec may give those that kdcli does not know. called: of a function the same, of a class the positional
+    parameters of its `forward`. opened: takes further keyword arguments that cannot be known.
     """
 
     kind: Literal["function", "class"]
     kwargs: Mapping[str, Parameter]
-    facts: tuple[str, ...]
-    forward: tuple[str, ...] = ()
+    positional: Mapping[str, Parameter]
+    called: Mapping[str, Parameter] = field(default_factory=dict)
     opened: bool = False
     doc: str | None = None
+
+    @property
+    def forward(self) -> tuple[str, ...]:
+        """The names of the positional parameters of a class's `forward`."""
+        return tuple(self.called) if self.kind == "class" else ()
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The names of the positional parameters."""
+        return tuple(self.positional)
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -83,8 +96,8 @@ def signature(target: Target) -> Signature | None:
                 default=target.weight,
             ),
         )
-    facts = tuple(name for name in made.facts if name not in target.preset)
-    return replace(made, kwargs=kwargs, facts=facts)
+    positional = {name: p for name, p in made.positional.items() if name not in target.preset}
+    return replace(made, kwargs=kwargs, positional=positional)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +137,20 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = _parameters(found.node, found.module, bound=False)
         return _made("function", parameters, opened, found.node)
     lineage = lineage_of(found)
-    forward: tuple[str, ...] = ()
+    called: dict[str, Parameter] = {}
     method = _method(lineage, "forward")
     if method is not None:
         parameters, _ = _parameters(*method, bound=True)
-        forward = tuple(p.name for p in parameters if not p.keyword_only)
+        called = {p.name: p for p in parameters if not p.keyword_only}
     constructor = _method(lineage, "__init__")
     if constructor is None and any(_is_dataclass(one.node) for one in lineage):
         parameters, opened = _fields(lineage), False
     elif constructor is None:
-        parameters, opened = [], False
+        # What a base class of another package takes can't be known.
+        parameters, opened = [], found.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
     else:
         parameters, opened = _parameters(*constructor, bound=True)
-    return _made("class", parameters, opened, found.node, forward)
+    return _made("class", parameters, opened, found.node, called)
 
 
 def _made(
@@ -144,14 +158,15 @@ def _made(
     parameters: list[Parameter],
     opened: bool,
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
-    forward: tuple[str, ...] = (),
+    called: Mapping[str, Parameter] | None = None,
 ) -> Signature:
+    positional = {p.name: p for p in parameters if not p.keyword_only}
     doc = ast.get_docstring(node)
     return Signature(
         kind=kind,
         kwargs={p.name: p for p in parameters if p.keyword_only},
-        facts=tuple(p.name for p in parameters if not p.keyword_only),
-        forward=forward,
+        positional=positional,
+        called=positional if called is None else called,
         opened=opened,
         doc=None if doc is None else inspect.cleandoc(doc),
     )
@@ -242,7 +257,19 @@ def _value(default: ast.expr | None) -> Any:
 def _is_dataclass(node: ast.stmt) -> bool:
     assert isinstance(node, ast.ClassDef)
     names = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
-    return any(isinstance(name, ast.Name) and name.id == "dataclass" for name in names)
+    return any(ast.unparse(name).split(".")[-1] == "dataclass" for name in names)
+
+
+def _has_unread_base(lineage: list[Definition]) -> bool:
+    """Whether a class inherits from one that could not be read, and that may have a constructor of its own."""
+    read = {one.node.name for one in lineage}
+    for one in lineage:
+        assert isinstance(one.node, ast.ClassDef)
+        for base in one.node.bases:
+            name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")[-1]
+            if name not in read and name not in NO_ARGUMENTS:
+                return True
+    return False
 
 
 def _fields(lineage: list[Definition]) -> list[Parameter]:

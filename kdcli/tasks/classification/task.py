@@ -12,6 +12,7 @@ from torch import Tensor
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.spec.places import Places
+from kdcli.spec.plugins import mixes_labels
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.classification.deploy import ClassifierDeployment
 from kdcli.tasks.classification.labels import ClassMatching
@@ -27,7 +28,7 @@ class Classification:
     """The task of classifiers: measures `logits` against `labels`."""
 
     name = "classification"
-    primary = "top1"
+    primary = by_chance = "top1"
     rehearses: Literal["fake", "real"] = "fake"
     own_size = False
     why_zero = "its own `loss_weight` is 0, or a ReLU of the student cuts everything off"
@@ -166,7 +167,7 @@ def classification_sample(part: DataPart | None, facts: DataFacts, channels: int
         "indices": torch.zeros(BATCH, dtype=torch.int64),
     }
     mixing = None if part is None else part.dataloader.kwargs.batch_fn
-    if mixing is not None:
+    if mixing is not None and mixes_labels(mixing):
         classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)
         batch["mixed_labels"] = torch.full((BATCH, int(classes)), 1.0 / int(classes))
     return batch

@@ -27,7 +27,7 @@ class Detection:
     """The task of detectors: measures `dt_bboxes` by COCO's average precision."""
 
     name = "detection"
-    primary = "AP"
+    primary = by_chance = "AP"
     # Boxes decide what a detector computes.
     rehearses: Literal["fake", "real"] = "real"
     own_size = True

@@ -34,7 +34,7 @@ def codes(text: str, *assignments: str) -> list[str]:
         ("net.backbone.type=my_pkg.nets.Tiny", "KD308"),
         ("net.backbone.type=my_pkg:a b", "KD308"),
         ("net.backbone.type=my_pkg:Tiny", "KD309"),
-        ("net.backbone.type=kdcli.models.nothing:Tiny", ""),
+        ("net.backbone.type=kdcli.models.nothing:Tiny", "KD309"),
         ("net.backbone.kwargs.aligned=true", "KD320"),
         ("net.backbone.kwargs.depth=50", "KD320"),
         ("net.head.kwargs.inplanes=50", "KD320"),

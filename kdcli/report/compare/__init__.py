@@ -1,0 +1,1 @@
+"""`kdcli compare`: several runs side by side, as a table and as a plot."""

@@ -1,0 +1,298 @@
+"""`kdcli compare RUN...`: runs side by side, with mean and spread over runs that differ only by seed.
+
+Runs whose specs differ only in runtime.random_seed and in `saver` are one group, finished ones apart from
+unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two
+groups is judged against √(spread² + spread²), what one expects of two single runs, and called smaller than
+the spread where it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from kdcli import __version__
+from kdcli.errors import Diagnostic, KdError
+from kdcli.report.console import as_text, table
+from kdcli.report.quantities import MISSING, json_value, measure
+from kdcli.report.recorded_run import RecordedRun, read_run
+from kdcli.report.results_table import metric_names
+
+_SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean of a metric over runs; std is the sample standard deviation, None for a single run."""
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Runs that differ only by seed. last and best: by metric, over the runs that have it."""
+
+    name: str
+    runs: tuple[RecordedRun, ...]
+    seeds: tuple[int | None, ...]
+    finished: bool
+    last: Mapping[str, Spread]
+    best: Mapping[str, Spread]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How a group compares with the first one, by the mean of the primary metric's best."""
+
+    name: str
+    baseline: str
+    difference: float
+    spread: float | None
+
+    @property
+    def within_spread(self) -> bool | None:
+        """Whether the difference is at most the spread; None where no spread is known."""
+        return None if self.spread is None else abs(self.difference) <= self.spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunComparison:
+    """All groups in the order in which their runs were named, and each compared with the first."""
+
+    primary: str
+    groups: tuple[Group, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def compare_runs(folders: Sequence[Path]) -> RunComparison:
+    """Read the runs and group them by seed; raises one KdError with a diagnostic for every bad folder."""
+    runs: list[RecordedRun] = []
+    bad: list[Diagnostic] = []
+    named: dict[Path, Path] = {}
+    for folder in folders:
+        named.setdefault(folder.resolve(), folder)
+    for folder in named.values():
+        try:
+            runs.append(read_run(folder))
+        except KdError as error:
+            bad += error.diagnostics
+    if bad:
+        raise KdError(bad)
+    folded: dict[str, list[RecordedRun]] = {}
+    for run in runs:
+        folded.setdefault(_identity(run), []).append(run)
+    members = list(folded.values())
+    groups = tuple(_group(name, runs) for name, runs in zip(_names(members), members, strict=True))
+    primary = next((run.primary for run in runs if run.primary), "")
+    verdicts = [_verdict(primary, groups[0], group) for group in groups[1:]] if groups else []
+    return RunComparison(
+        primary=primary, groups=groups, verdicts=tuple(verdict for verdict in verdicts if verdict)
+    )
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of the values."""
+    finite = all(math.isfinite(value) for value in values)
+    std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
+    return Spread(sum(values) / len(values), std, tuple(values))
+
+
+def seed_of(spec: Mapping[str, Any]) -> int | None:
+    """The `runtime.random_seed` of a spec, None where it has none."""
+    runtime = spec.get("runtime")
+    seed = runtime.get("random_seed") if isinstance(runtime, Mapping) else None
+    return seed if isinstance(seed, int) else None
+
+
+def _identity(run: RecordedRun) -> str:
+    spec = {key: value for key, value in run.spec.items() if key != "saver"}
+    if isinstance(spec.get("runtime"), Mapping):
+        spec["runtime"] = {key: value for key, value in spec["runtime"].items() if key != "random_seed"}
+    return json.dumps([spec, run.finished is not None], sort_keys=True, default=str)
+
+
+def _group(name: str, runs: Sequence[RecordedRun]) -> Group:
+    return Group(
+        name=name,
+        runs=tuple(runs),
+        seeds=tuple(seed_of(run.spec) for run in runs),
+        finished=all(run.finished is not None for run in runs),
+        last=_spreads([run.last for run in runs]),
+        best=_spreads([run.best for run in runs]),
+    )
+
+
+def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    names = dict.fromkeys(name for metrics in measured for name in metrics)
+    return {name: spread_of([float(one[name]) for one in measured if name in one]) for name in names}
+
+
+def _names(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
+    """A name for each group, with as many parent folders as tell it from the others."""
+    names = [_name(runs, 1) for runs in groups]
+    deepest = max((len(run.path.resolve().parts) for runs in groups for run in runs), default=1)
+    for depth in range(2, deepest + 1):
+        names = [
+            _name(runs, depth) if names.count(name) > 1 else name
+            for name, runs in zip(names, groups, strict=True)
+        ]
+    # A run `kd` beside the folded `kd_seed1` and `kd_seed2`.
+    return [
+        _and_more(runs, 1) if names.count(name) > 1 else name
+        for name, runs in zip(names, groups, strict=True)
+    ]
+
+
+def _name(runs: Sequence[RecordedRun], depth: int) -> str:
+    """`digits_kd` for digits_kd_seed1 and digits_kd_seed2; else the first name and how many more."""
+    if len(runs) > 1:
+        stems = {_SEED.sub("", _path(run, depth)).rstrip("/") for run in runs}
+        if len(stems) == 1 and "" not in stems:
+            return stems.pop()
+    return _and_more(runs, depth)
+
+
+def _and_more(runs: Sequence[RecordedRun], depth: int) -> str:
+    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return _path(runs[0], depth) + more
+
+
+def _path(run: RecordedRun, depth: int) -> str:
+    """The last parts of the folder's path."""
+    return "/".join(run.path.resolve().parts[-depth:])
+
+
+def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
+    if primary not in baseline.best or primary not in group.best:
+        return None
+    compared, first = group.best[primary], baseline.best[primary]
+    known = [spread.std for spread in (compared, first) if spread.std is not None]
+    spread = math.sqrt(sum(std * std for std in known)) if known else None
+    return Verdict(
+        name=group.name, baseline=baseline.name, difference=compared.mean - first.mean, spread=spread
+    )
+
+
+CompareFormat = Literal["text", "json", "csv", "md"]
+
+
+def compare_text(
+    compared: RunComparison, format: CompareFormat = "text", *, colour: bool = False, width: int | None = None
+) -> str:
+    """The comparison as a table, JSON, CSV or Markdown."""
+    if format == "json":
+        return json.dumps(_plain(compared), indent=2, allow_nan=False) + "\n"
+    if format == "csv":
+        return _csv(compared)
+    columns, rows = _columns(compared), [_row(compared, group) for group in compared.groups]
+    sentences = [verdict_sentence(verdict, compared.primary) for verdict in compared.verdicts]
+    if format == "md":
+        head = [
+            "| " + " | ".join(columns) + " |",
+            "| " + " | ".join(["---", *["---:"] * (len(columns) - 1)]) + " |",
+        ]
+        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return "\n".join([*head, *body, *(f"\n{sentence}" for sentence in sentences)]) + "\n"
+    drawn = table([columns[0], *(f">{name}" for name in columns[1:])], rows)
+    text = as_text(drawn, colour=colour, width=width)
+    return text + "".join(f"\n{sentence}" for sentence in sentences) + ("\n" if sentences else "")
+
+
+def verdict_sentence(verdict: Verdict, primary: str) -> str:
+    """A sentence on the difference to the first group: its size, and whether it exceeds the spread."""
+    size = f"{verdict.name} against {verdict.baseline}: best {primary} {verdict.difference:+.4g}"
+    if verdict.spread is None:
+        return f"{size}; one run each, so nobody knows whether it is luck"
+    if verdict.within_spread:
+        return f"{size}, smaller than the spread ({verdict.spread:.4g}): no difference shown"
+    which = "better" if verdict.difference > 0 else "worse"
+    return f"{size}, {which} by more than the spread ({verdict.spread:.4g})"
+
+
+def _columns(compared: RunComparison) -> list[str]:
+    best = [f"best {compared.primary}"] if compared.primary else []
+    return ["run", "runs", *best, *(f"last {name}" for name in _metrics(compared)), "state"]
+
+
+def _metrics(compared: RunComparison) -> list[str]:
+    return metric_names([dict.fromkeys(group.last, 0.0) for group in compared.groups], compared.primary)
+
+
+def _row(compared: RunComparison, group: Group) -> list[str]:
+    best = [_shown(group.best.get(compared.primary))] if compared.primary else []
+    state = "finished" if group.finished else _steps(group)
+    last = [_shown(group.last.get(name)) for name in _metrics(compared)]
+    return [group.name, str(len(group.runs)), *best, *last, state]
+
+
+def _steps(group: Group) -> str:
+    steps = [run.steps[-1]["step"] if run.steps else 0 for run in group.runs]
+    return f"unfinished, step {min(steps)}"
+
+
+def _shown(spread: Spread | None) -> str:
+    if spread is None:
+        return MISSING
+    if spread.std is None:
+        return measure(spread.mean)
+    places = 2 if abs(spread.mean) >= 10 else 4
+    return f"{spread.mean:.{places}f} ± {spread.std:.{places}f}"
+
+
+def _csv(compared: RunComparison) -> str:
+    """CSV with a row for each group, metric and moment (best or last), numbers in full."""
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "metric", "moment", "runs", "mean", "std", "finished"])
+    for group in compared.groups:
+        for moment, spreads in (("best", group.best), ("last", group.last)):
+            for name, spread in spreads.items():
+                std = "" if spread.std is None else repr(spread.std)
+                finished = str(group.finished).lower()
+                writer.writerow(
+                    [group.name, name, moment, len(spread.values), repr(spread.mean), std, finished]
+                )
+    return buffer.getvalue()
+
+
+def _plain(compared: RunComparison) -> dict[str, Any]:
+    return {
+        "kdcli": __version__,
+        "primary": compared.primary or None,
+        "groups": [
+            {
+                "name": group.name,
+                "runs": [str(run.path) for run in group.runs],
+                "seeds": list(group.seeds),
+                "finished": group.finished,
+                "last": {name: _plain_spread(spread) for name, spread in group.last.items()},
+                "best": {name: _plain_spread(spread) for name, spread in group.best.items()},
+            }
+            for group in compared.groups
+        ],
+        "verdicts": [
+            {
+                "name": verdict.name,
+                "baseline": verdict.baseline,
+                "difference": json_value(verdict.difference),
+                "spread": json_value(verdict.spread),
+                "within_spread": verdict.within_spread,
+            }
+            for verdict in compared.verdicts
+        ],
+    }
+
+
+def _plain_spread(spread: Spread) -> dict[str, Any]:
+    values = [json_value(value) for value in spread.values]
+    return {"mean": json_value(spread.mean), "std": json_value(spread.std), "values": values}

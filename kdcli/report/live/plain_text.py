@@ -1,0 +1,155 @@
+"""A training as plain lines of text, for logs, pipes and CI.
+
+A line at the first step, at every epoch's end and at most nineteen in between, these no closer than five
+seconds; after a minute of silence one more. What a line says depends on the records alone, but for speed and
+time left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.report.console import as_text, printable
+from kdcli.report.live.plan import plan_summary
+from kdcli.report.quantities import duration, measure, rate, speed
+from kdcli.report.results_table import ResultsSoFar, finished_table
+
+RECENT_SECONDS = 30.0
+"""Speed and time left are measured over about this long."""
+
+
+@dataclass(slots=True)
+class EpochSoFar:
+    """Mean losses and speed over the steps of the current epoch, and the time left."""
+
+    processes: int = 1
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    total: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    last: Step | None = None
+    _recent_steps: float = 0.0
+    _recent_images: float = 0.0
+    _recent_seconds: float = 0.0
+
+    def add(self, step: Step) -> None:
+        """Add one step; the first of another epoch starts the means anew."""
+        if self.last is not None and step.epoch != self.last.epoch:
+            self.steps, self.images, self.seconds, self.total = 0, 0, 0.0, 0.0
+            self.losses, self.counts = {}, {}
+        self.last = step
+        self.steps += 1
+        self.images += step.images
+        self.seconds += step.seconds
+        self.total += step.total
+        for name, value in step.losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if self._recent_seconds > RECENT_SECONDS:
+            self._recent_steps, self._recent_images = self._recent_steps / 2, self._recent_images / 2
+            self._recent_seconds /= 2
+        self._recent_steps += 1
+        self._recent_images += step.images
+        self._recent_seconds += step.seconds
+
+    @property
+    def mean_total(self) -> float:
+        """The mean of the total loss over the epoch so far."""
+        return self.total / self.steps if self.steps else 0.0
+
+    def parts(self) -> str:
+        """`task.ce 0.4120  job0.teacher0.kd 1.2000`: each part's mean over the steps that have it."""
+        return "  ".join(f"{name} {measure(self.losses[name] / self.counts[name])}" for name in self.losses)
+
+    def position(self) -> str:
+        """`epoch 3/60 [stage]`; the stage only where the run has stages."""
+        assert self.last is not None
+        step = self.last
+        epochs = max(step.epoch + 1, -(-step.total_steps // max(1, step.steps_per_epoch)))
+        stage = f" [{step.stage}]" if step.stage else ""
+        return f"epoch {step.epoch + 1}/{epochs}{stage}"
+
+    def speed_now(self) -> str:
+        """`1,234 images/s` of all processes together, over about the last half minute."""
+        return speed(self._recent_images * self.processes, self._recent_seconds)
+
+    def speed_mean(self) -> str:
+        """`1,234 images/s` of all processes together, over the epoch so far."""
+        return speed(self.images * self.processes, self.seconds)
+
+    def time_left(self) -> str:
+        """`2 h 05 min`: how long the rest of the run takes at the speed of about the last half minute."""
+        assert self.last is not None
+        remaining = self.last.total_steps - self.last.step
+        return duration(remaining * self._recent_seconds / max(1.0, self._recent_steps))
+
+    def line(self) -> str:
+        """The epoch so far in one line: steps, losses, learning rate."""
+        assert self.last is not None
+        step = self.last
+        steps = f"step {step.step_in_epoch}/{step.steps_per_epoch}"
+        loss = f"loss {measure(self.mean_total)}  ({self.parts()})"
+        return f"{self.position()}  {steps}  {loss}  lr {rate(step.lr)}"
+
+
+LINES_AN_EPOCH = 20
+SPACING_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+
+
+class PlainText:
+    """Turns the records of a training into lines of text; most steps give none."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._epoch = EpochSoFar()
+        self._results = ResultsSoFar()
+        self._printed_at: float | None = None
+
+    def of(self, record: Record) -> str:
+        """The record as lines that end in newlines, or "" where none is due."""
+        if isinstance(record, Step):
+            return self._step(record)
+        if isinstance(record, Evaluation):
+            return self._evaluation(record)
+        if isinstance(record, Saved):
+            return f"saved {record.path}{' (best)' if record.best else ''}\n"
+        if isinstance(record, Notice):
+            return f"{'warning: ' if record.level == 'warning' else ''}{printable(record.message)}\n"
+        if isinstance(record, Plan):
+            self._epoch = EpochSoFar(processes=record.processes)
+            self._results = (
+                ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
+            )
+            return as_text(plan_summary(record)) + "\n"
+        return self._finished(record)
+
+    def _step(self, step: Step) -> str:
+        self._epoch.add(step)
+        if not self._due(step):
+            return ""
+        self._printed_at = self._clock()
+        return f"{self._epoch.line()}  {self._epoch.speed_now()}  left {self._epoch.time_left()}\n"
+
+    def _due(self, step: Step) -> bool:
+        if self._printed_at is None or step.step_in_epoch >= step.steps_per_epoch:
+            return True
+        quiet = self._clock() - self._printed_at
+        every = -(-step.steps_per_epoch // LINES_AN_EPOCH)
+        return (step.step_in_epoch % every == 0 and quiet >= SPACING_SECONDS) or quiet >= SILENCE_SECONDS
+
+    def _evaluation(self, evaluation: Evaluation) -> str:
+        self._results.add(evaluation)
+        metrics = "  ".join(f"{name} {measure(value)}" for name, value in evaluation.metrics.items())
+        best = "  (best)" if evaluation.best else ""
+        name = printable(evaluation.network)
+        return f"eval {name} at step {evaluation.step}: {metrics}{best}  in {duration(evaluation.seconds)}\n"
+
+    def _finished(self, finished: Finished) -> str:
+        table = as_text(finished_table(finished, student=self._results.student))
+        return f"\n{table}\nfinished {finished.step} steps in {duration(finished.seconds)}\n"

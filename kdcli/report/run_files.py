@@ -1,0 +1,206 @@
+"""Files that a training appends to in its run folder: metrics.jsonl and train.log.
+
+metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
+line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
+clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
+Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from kdcli.errors import RunError
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.report.live.plain_text import PlainText
+
+CLOCK_FIELDS = ("time", "seconds", "images_per_second")
+_KINDS: dict[type, str] = {
+    Step: "step",
+    Evaluation: "evaluation",
+    Notice: "notice",
+    Saved: "saved",
+    Finished: "finished",
+}
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Convert OSError into RunError KD740 that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError.of(
+            "KD740",
+            f"cannot write {path}: {error.strerror or error}",
+            "free some space or choose another folder; what was saved before is whole",
+        ) from error
+
+
+def replace_file(path: Path, content: str | bytes) -> Path:
+    """Replace a file's content in one step: whoever reads it sees the old content or the new. Returns path."""
+    temporary = path.with_name(path.name + ".new")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    return path
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl, each at once: no checkpoint of a killed run is ahead of the file."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._step = 0
+        self._processes = 1
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_incomplete_line(path)
+            self._file: TextIO = path.open("a", encoding="utf-8", buffering=1 << 16)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, record: Record) -> None:
+        """Append one record; a Plan is not written, it gives the number of processes and the step."""
+        if isinstance(record, Plan):
+            self._processes, self._step = record.processes, record.resumed_step
+            return
+        now = self._clock()
+        self._step = getattr(record, "step", self._step)
+        line = {"kind": _KINDS[type(record)], "step": self._step, **_fields(record)}
+        if isinstance(record, Step) and record.seconds > 0:
+            line["images_per_second"] = record.images * self._processes / record.seconds
+        line["time"] = now
+        with writing(self.path):
+            self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def truncate_after(self, step: int, *, before_evaluation: bool = False) -> None:
+        """Remove what came after a checkpoint: later steps, incomplete lines, and that the run finished.
+
+        before_evaluation: the checkpoint was taken between the step and its evaluation.
+        """
+        with writing(self.path):
+            self._file.close()
+            kept = [
+                line
+                for line, record in _lines(self.path)
+                if record["step"] <= step
+                and record["kind"] != "finished"
+                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
+            ]
+            temporary = self.path.with_name(self.path.name + ".new")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
+        self._step = step
+
+    def close(self) -> None:
+        """Close the file."""
+        with writing(self.path):
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
+    try:
+        return [record for _, record in _lines(path)]
+    except OSError as error:
+        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+                yield line, _readable(record)
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    """Remove half a line that a killed run left: a record appended to it would be lost too."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 4096)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    fields = asdict(record)
+    fields.pop("step", None)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+class TrainLog:
+    """Appends a training's plain lines to train.log, whatever the screen shows; a resumed run goes on there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines = PlainText()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with writing(self._path):
+            self._file.close()
+
+    def show(self, record: Record) -> None:
+        """Append the record's lines, if it has any; raises RunError KD740 if the file can't be written."""
+        text = self._lines.of(record)
+        if text:
+            with writing(self._path):
+                self._file.write(text)
+                if not isinstance(record, Step):
+                    self._file.flush()

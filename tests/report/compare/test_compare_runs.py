@@ -1,0 +1,152 @@
+"""Runs side by side: folding by seed, judging differences, every format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from kdcli.errors import KdError, UsageError
+from kdcli.report.compare.compare_plot import write_plot
+from kdcli.report.compare.compare_runs import RunComparison, compare_runs, compare_text, spread_of
+from tests.report.run_folders import make_run
+
+TEACHERS = {"teachers": {"teacher0": [{"name": "model"}]}}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Three seeds of a baseline, three of a distillation, one of something hardly different."""
+    alone = [make_run(tmp_path / f"alone_seed{i}", seed=i, top1=80.0 + i) for i in range(3)]
+    kd = [make_run(tmp_path / f"kd_seed{i}", seed=i, top1=90.0 + i, spec=TEACHERS) for i in range(3)]
+    near = make_run(tmp_path / "near", top1=81.5, spec={"ema": {}})
+    return [*alone, *kd, near]
+
+
+def test_seeds_are_folded(folders: list[Path]) -> None:
+    compared = compare_runs([*folders, folders[0]])
+    assert [(group.name, group.seeds) for group in compared.groups] == [
+        ("alone", (0, 1, 2)),
+        ("kd", (0, 1, 2)),
+        ("near", (0,)),
+    ]
+    alone = compared.groups[0].best["top1"]
+    assert (alone.mean, alone.std) == (81.0, 1.0)
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one = [make_run(tmp_path / "a" / "kd" / f"seed{i}", seed=i) for i in range(2)]
+    other = [make_run(tmp_path / "b" / "kd" / f"seed{i}", seed=i, spec=TEACHERS) for i in range(2)]
+    alone = make_run(tmp_path / "a" / "alone", spec={"ema": {}})
+    compared = compare_runs([*one, *other, alone])
+    assert [group.name for group in compared.groups] == ["a/kd", "b/kd", "alone"]
+
+
+def test_a_run_beside_seeds_of_its_name(tmp_path: Path) -> None:
+    seeds = [make_run(tmp_path / f"kd_seed{i}", seed=i) for i in range(2)]
+    single = make_run(tmp_path / "kd", spec=TEACHERS)
+    assert [group.name for group in compare_runs([*seeds, single]).groups] == ["kd_seed0 and 1 more", "kd"]
+    names = [tmp_path / side / "kd" for side in "ab"]
+    pair = [make_run(names[0]), make_run(names[1], spec=TEACHERS)]
+    assert [group.name for group in compare_runs(pair).groups] == ["a/kd", "b/kd"]
+    assert len(compare_runs([names[0], names[0] / ".." / "kd"]).groups[0].runs) == 1
+
+
+def test_text_golden(folders: list[Path]) -> None:
+    assert compare_text(compare_runs(folders)) == (
+        "run     runs      best top1      last top1   last cross_entropy      state\n"
+        "──────────────────────────────────────────────────────────────────────────\n"
+        "alone      3   81.00 ± 1.00   81.00 ± 1.00      0.1900 ± 0.0100   finished\n"
+        "kd         3   91.00 ± 1.00   91.00 ± 1.00      0.0900 ± 0.0100   finished\n"
+        "near       1          81.50          81.50               0.1850   finished\n"
+        "\n"
+        "kd against alone: best top1 +10, better by more than the spread (1.414)\n"
+        "near against alone: best top1 +0.5, smaller than the spread (1): no difference shown\n"
+    )
+
+
+def test_single_runs_have_no_spread(folders: list[Path]) -> None:
+    text = compare_text(compare_runs([folders[0], folders[3]]))
+    assert "one run each, so nobody knows whether it is luck" in text and "±" not in text
+
+
+def test_an_unfinished_run_is_not_folded_with_finished_ones(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"a{i}", seed=i, end=i > 0) for i in range(3)]
+    compared = compare_runs(runs)
+    assert [len(group.runs) for group in compared.groups] == [1, 2]
+    assert "unfinished, step 100" in compare_text(compared)
+
+
+def test_higher_is_better() -> None:
+    from kdcli.report.compare.compare_runs import Verdict, verdict_sentence
+
+    verdict = Verdict(name="b", baseline="a", difference=-1.0, spread=0.5)
+    assert "worse" in verdict_sentence(verdict, "top1")
+
+
+def test_json(folders: list[Path]) -> None:
+    document = json.loads(compare_text(compare_runs(folders), "json"))
+    assert document["groups"][1]["best"]["top1"] == {"mean": 91.0, "std": 1.0, "values": [90.0, 91.0, 92.0]}
+    assert [verdict["within_spread"] for verdict in document["verdicts"]] == [False, True]
+
+
+def test_csv_has_full_numbers(folders: list[Path]) -> None:
+    rows = list(csv.DictReader(StringIO(compare_text(compare_runs(folders), "csv"))))
+    assert len(rows) == 3 * 2 * 2
+    assert rows[0] == {
+        "run": "alone",
+        "metric": "top1",
+        "moment": "best",
+        "runs": "3",
+        "mean": "81.0",
+        "std": "1.0",
+        "finished": "true",
+    }
+
+
+def test_markdown_is_a_table(folders: list[Path]) -> None:
+    lines = compare_text(compare_runs(folders), "md").splitlines()
+    assert lines[0].startswith("| run | runs | best top1 |") and lines[1].startswith("| --- | ---: |")
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_names_without_a_common_stem(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate(("monday", "friday"))]
+    assert compare_runs(runs).groups[0].name == "monday and 1 more"
+    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate(("digits1", "digits2"))]
+    assert compare_runs(runs).groups[0].name == "digits"
+
+
+def test_every_bad_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KdError) as caught:
+        compare_runs([tmp_path / "a", tmp_path / "b", make_run(tmp_path / "c")])
+    assert [diagnostic.code for diagnostic in caught.value.diagnostics] == ["KD750", "KD750"]
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    assert math.isnan(spread_of([1.0, math.nan]).std or 0.0)
+    runs = [make_run(tmp_path / f"r{i}", seed=i, top1=math.nan, epochs=1) for i in range(2)]
+    compared = compare_runs(runs)
+    json.loads(compare_text(compared, "json"), parse_constant=lambda word: pytest.fail(word))
+    assert "nan" in compare_text(compared)
+
+
+def test_runs_without_evaluation(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", end=False)
+    lines = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"step"' in line[:20]]
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert "unfinished" in compare_text(compare_runs([path]))
+
+
+def test_plot(folders: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    compared: RunComparison = compare_runs(folders)
+    text = write_plot(compared, tmp_path / "all.svg").read_text()
+    assert "alone (3 runs)" in text and "near" in text
+    assert write_plot(compared, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match=r"cannot draw into `all\.doc`"):
+        write_plot(compared, tmp_path / "all.doc")
