@@ -64,6 +64,10 @@ def _check(
         )
     if takes == "map" and kind != "map":
         raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {found}", _last_map(net))
+    if takes == "tokens" and kind != "tokens":
+        raise SpecError.at(
+            path, "KD451", f"`{loss}` takes tokens [B, N, D]; {found}", "name a block of a transformer"
+        )
     if loss_of(loss).before_relu:
         relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:

@@ -42,7 +42,7 @@ def first_loss(name: str, **kwargs: Any) -> tuple[float, list[Tensor], Term]:
         term.calls = [heard(call) for call in term.calls]
         step = next(record for record in train(run) if isinstance(record, Step))
     key = next(key for key in step.losses if key.startswith("mimic_job0"))
-    pairs = 1 if term.record.whole_list else len(term.rows)
+    pairs = 1 if term.record.whole_list else len(term.pairs)
     return float(step.losses[key]), [one.detach() for one in given[-pairs:]], term
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kdcli.report.metrics import read_metrics
 
+from kdcli.report.run_files import read_metrics
 from tests.plugins.specs import MINE
 from tests.training.outcomes import assert_same, outcome
 

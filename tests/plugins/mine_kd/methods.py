@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Clock, Mimicker, Needs, Setting
+from kdcli.distill.mimickers.mimicker import Mimicker, Requirements, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method, MethodExample, OwnLoss, option
@@ -36,25 +36,20 @@ class SignMatching(Mimicker):
     )
 
     @classmethod
-    def needs_of(cls, job: Job) -> Needs:
-        return Needs()
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self.taps = {name: tuple(teacher.mimic_name) for name, teacher in setting.job.teachers.items()}
-        self.own = tuple(setting.job.student.mimic_name)
+    def needs_of(cls, job: Job) -> Requirements:
+        return Requirements()
 
     def forward(
         self,
         student: View,
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
-        clock: Clock,
+        clock: StepInfo,
         wanted: Collection[str],
     ) -> dict[str, Tensor]:
         found = {}
-        ours = tensors_in([student.features[tap] for tap in self.own])
-        for name, taps in self.taps.items():
+        ours = tensors_in([student.features[tap] for tap in self.student_taps])
+        for name, taps in self.teacher_taps.items():
             theirs = tensors_in([teachers[name].features[tap] for tap in taps])
             gaps = [(one.tanh() - two.tanh()).abs().mean() for one, two in zip(ours, theirs, strict=True)]
             found[f"{name}.signs"] = sum(gaps[1:], gaps[0]) ** self.options.power
