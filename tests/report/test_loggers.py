@@ -186,7 +186,7 @@ def test_names_are_checked_before_anything_is_imported() -> None:
     first, second = caught.value.diagnostics
     assert (first.code, first.path) == ("KD390", ("trainer", "loggers", 0))
     assert first.help == "did you mean `tensorboard`?"
-    assert second.path == ("trainer", "loggers", 2) and second.help == "if you trust it, add `--plugin mylab`"
+    assert second.path == ("trainer", "loggers", 2) and "add `--plugin mylab`" in second.message
     check_loggers(["mylab.logs:Logger"], ["mylab"])
 
 
