@@ -1,4 +1,4 @@
-"""What can go wrong, as types.
+"""Errors and diagnostics, as types.
 
     KdError                 anything a user can cause; carries diagnostics, never a traceback
     ├── SpecError           the spec is wrong                                   exit 1
@@ -23,7 +23,7 @@ SpecPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A place in a text the user wrote: a file, standard input or a key=value argument.
+    """A place in a text that the user wrote: a file, standard input or a key=value argument.
 
     line and column count from 1; end_column is one past the last marked character; excerpt is the
     whole line. `written` is where an aliased, merged or included value was written down.
@@ -55,7 +55,7 @@ class Diagnostic:
 
 
 class KdError(Exception):
-    """Something a user can mend; str() is the plain text of its diagnostics."""
+    """An error that the user can mend; str() is the plain text of its diagnostics."""
 
     exit_code: ClassVar[int] = 1
 
@@ -66,7 +66,7 @@ class KdError(Exception):
         super().__init__("\n".join(f"{d.code}: {d.message}" for d in found))
 
     def located(self, locate: Callable[[Diagnostic], Diagnostic]) -> Self:
-        """The same error, its diagnostics with their places filled in."""
+        """The same error with the places of its diagnostics filled in."""
         self.diagnostics = tuple(locate(diagnostic) for diagnostic in self.diagnostics)
         return self
 
@@ -117,14 +117,14 @@ class Interrupted(KdError):
 
 
 class Findings:
-    """Errors of parts that do not depend on each other, told together."""
+    """Errors of independent parts, collected and raised together."""
 
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """A part whose error is kept, so that the next part can be looked at."""
+        """A `with` block whose error is kept, so that the next part is checked too."""
         try:
             yield
         except KdError as error:

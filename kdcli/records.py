@@ -1,4 +1,4 @@
-"""What the loop says: plain records that report/ draws and writes down; torch-free."""
+"""The records that a run yields, which report/ shows and writes down; torch-free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NetworkFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One row of the table of what mimics what."""
+    """One row of the plan's table: which layer mimics which."""
 
     term: str
     student_layer: str
@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is about to run; the first record.
+    """What will be trained; the first record.
 
     resumed_before_evaluation: the evaluation after resumed_step is still to be done.
     pulls: by term, its gradient on the student over the task's; empty before a training's first batch.
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One optimizer step: its weighted loss parts as the trainee returned them.
+    """One optimizer step: its weighted losses as the trainee returned them.
 
     step counts finished steps from 1, epoch from 0. seconds is the wall time since the record
     before, images how many samples this process took in.
@@ -98,7 +98,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A checkpoint is on disk."""
+    """A checkpoint was written."""
 
     step: int
     path: Path
@@ -107,7 +107,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something the user should know; the run goes on."""
+    """A message to the user; the run goes on."""
 
     message: str
     level: Literal["info", "warning"] = "info"
@@ -121,7 +121,7 @@ def warnings(messages: Iterable[str]) -> Iterator[Notice]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The run is over; the last record."""
+    """The run has ended; the last record."""
 
     step: int
     seconds: float

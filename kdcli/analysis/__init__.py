@@ -1,1 +1,1 @@
-"""What networks show once they are built or trained: layers, pairs, measures, feature maps."""
+"""Measurements of networks: layers and pairs of a spec, quality and cost of a run's networks, feature maps."""

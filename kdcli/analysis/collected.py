@@ -1,4 +1,4 @@
-"""report_data.json collected: networks of a run side by side, on a bounded part of its test data."""
+"""report_data.json of a run: its networks compared on a bounded part of the test data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcli.analysis.evaluated_networks import (
-    Contender,
+    EvaluatedNetwork,
     row_of,
     stated_by_student,
     student_of,
@@ -37,7 +37,7 @@ from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
 from kdcli.training.teacher_labels import learnt_classes
-from kdcli.training.wiring import small
+from kdcli.training.wiring import first_samples
 
 VERSION = 1
 IMAGES, SECONDS = 2000, 30.0
@@ -60,7 +60,7 @@ def write_report_data(
 def collect(
     parsed: ParsedSpec, options: RunOptions, device: torch.device
 ) -> tuple[dict[str, Any], list[Notice]]:
-    """What kdcli/report/recorded_run.py describes, as far as the task allows; notices: what was left out."""
+    """The content of report_data.json (see kdcli/report), as far as the task allows; notices: what was left out."""
     spec = parsed.spec
     sides = Sides(spec, options.places, plugins=options.plugins)
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))
@@ -99,14 +99,14 @@ def _collect(
         return data, notices
     for contender in contenders:
         contender.net.to(device)
-    batch = to_device(small(sample, CKA_BATCH), device)
+    batch = to_device(first_samples(sample, CKA_BATCH), device)
     data["features"] = feature_maps(contenders, spec, batch, facts)
     data["cka"] = _similarities(contenders, loader, device, batch)
     return data, notices
 
 
-def _forward(contender: Contender, cast: torch.autocast | None) -> Forward:
-    """From a batch to the network's outputs, in its precision, without gradients."""
+def _forward(contender: EvaluatedNetwork, cast: torch.autocast | None) -> Forward:
+    """A function from a batch to the network's outputs, in its precision, without gradients."""
 
     def forward(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.no_grad(), cast or nullcontext():
@@ -116,12 +116,12 @@ def _forward(contender: Contender, cast: torch.autocast | None) -> Forward:
 
 
 def _rows(
-    contenders: list[Contender],
+    contenders: list[EvaluatedNetwork],
     shown: Answered,
     recorded: Mapping[str, dict[str, float]],
     sample: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The comparison. recorded: metrics of the whole test data, which stand where a part has been answered,
+    """The comparison's rows. recorded: metrics of the whole test data, which replace those of a part of it.
     and where there are others than a report measures (a metric of one's own).
     """
     rows = []
@@ -135,7 +135,7 @@ def _rows(
 
 
 def _first(loader: Loader, device: torch.device, images: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """The first batches, until there are so many images or so much time is gone."""
+    """The first batches, until there are so many images or so many seconds have passed."""
     began, seen = time.perf_counter(), 0
     for batch in loader.batches(0):
         yield to_device(dict(batch), device)
@@ -145,13 +145,13 @@ def _first(loader: Loader, device: torch.device, images: int, seconds: float) ->
 
 
 def _similarities(
-    contenders: list[Contender], loader: Loader, device: torch.device, sample: Mapping[str, Any]
+    contenders: list[EvaluatedNetwork], loader: Loader, device: torch.device, sample: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Linear CKA of the student's stages with each teacher's, on the first images."""
     student, *teachers = contenders
     if not teachers or len(sample["image"]) < SMALLEST_BATCH:
         return []
-    probe = small(sample)
+    probe = first_samples(sample)
     paths = {
         contender.name: stage_layers(layers_of(contender.net, _pixels(contender, probe)))
         for contender in contenders
@@ -179,7 +179,7 @@ def _similarities(
     ]
 
 
-def _pixels(contender: Contender, batch: dict[str, Any]) -> dict[str, Any]:
+def _pixels(contender: EvaluatedNetwork, batch: dict[str, Any]) -> dict[str, Any]:
     return batch if contender.pixels is None else {**batch, "image": contender.pixels(batch["image"])}
 
 

@@ -1,4 +1,4 @@
-"""Student and teachers side by side: what was gained, and what each costs."""
+"""Student and teachers of a run measured side by side: quality, size, speed, agreement."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
 from kdcli.training.teacher_labels import Scoring, labels_of, learnt_classes
-from kdcli.training.wiring import jobs_of, small
+from kdcli.training.wiring import first_samples, jobs_of
 
 LATENCY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Contender:
+class EvaluatedNetwork:
     """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
     file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
 
@@ -61,12 +61,12 @@ class Contender:
 
     @property
     def told(self) -> list[str]:
-        """What the user should know of its classes, once it has answered."""
+        """Notices about its classes, once it has run on a batch."""
         known = () if self.scoring is None else (self.scoring.labels.notice, self.scoring.why)
         return [one for one in known if one is not None]
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Its named outputs on a batch of the student's pixels."""
+        """Its named outputs on a batch with the student's pixels."""
         if self.pixels is not None:
             batch = {**batch, "image": self.pixels(batch["image"])}
         result: Mapping[str, Any] = self.net(batch)
@@ -142,7 +142,7 @@ def compare(
 
 
 def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ...] | None:
-    """The classes that the student's file states, the one that `student_of` measures; None where it states none."""
+    """The class names in the student's weight file, the one that `student_of` measures; None without them."""
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     file = next((path for path in candidates if path.is_file()), None)
@@ -162,9 +162,9 @@ def student_of(
     weights: Path | None,
     sample: Mapping[str, Any],
     facts: DataFacts,
-) -> tuple[Contender, list[Notice]]:
-    """The student with `weights`, else the best it was in its run, else the last."""
-    net, trainee = rebuild(task, parsed.spec, options, small(sample), facts)
+) -> tuple[EvaluatedNetwork, list[Notice]]:
+    """The student with `weights`, else the best of its run, else the last."""
+    net, trainee = rebuild(task, parsed.spec, options, first_samples(sample), facts)
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
@@ -172,18 +172,18 @@ def student_of(
             found = find_file(path)
             load_weights(net, found)
             size = found.stat().st_size if found.is_file() else None
-            return Contender("student", net, size), [Notice(message=f"student: {path}")]
+            return EvaluatedNetwork("student", net, size), [Notice(message=f"student: {path}")]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
             fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
-            return Contender("student", net, None), [*notices, Notice(message=f"student: {path}")]
+            return EvaluatedNetwork("student", net, None), [*notices, Notice(message=f"student: {path}")]
         notices.append(Notice(message=str(state), level="warning"))
     raise _without_weights(folder)
 
 
 def require_weights(parsed: ParsedSpec, weights: Path | None) -> None:
-    """RunError KD719 where a look into the run folder shows that there are none for the student."""
+    """Raise RunError KD719 where the run folder has no weights of the student."""
     folder = RunFolder(run_root(parsed))
     if weights is None and not (
         folder.best_student.exists() or folder.student.exists() or checkpoints(folder.checkpoints)
@@ -199,8 +199,8 @@ def _without_weights(folder: RunFolder) -> RunError:
     )
 
 
-def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: Any) -> Contender:
-    """A teacher with its weights; raises KdError where there are none."""
+def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: Any) -> EvaluatedNetwork:
+    """A teacher with its weights; raises KdError where it has none."""
     settings = teacher_settings(spec, name)
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
@@ -213,13 +213,13 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
     size = path.stat().st_size if path.is_file() else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
-    return Contender(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
+    return EvaluatedNetwork(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
 
 
 @torch.no_grad()
 def _measure(
     task: Task,
-    contenders: list[Contender],
+    contenders: list[EvaluatedNetwork],
     batches: Any,
     meters: Mapping[str, Meter],
     processes: Processes,
@@ -263,24 +263,24 @@ def _measure(
 
 
 def row_of(
-    contender: Contender,
+    contender: EvaluatedNetwork,
     metrics: dict[str, float],
     agreement: dict[str, float] | None,
     sample: dict[str, Any],
     *,
     seconds: float = LATENCY_SECONDS,
 ) -> Comparison:
-    """One network's row; its latencies are taken over about so many seconds each. Moves it to the CPU."""
+    """One network's row; latency is measured for about so many seconds. Moves the network to the CPU."""
     net = contender.net.cpu()
     if contender.pixels is not None:
         sample = {**sample, "image": contender.pixels(sample["image"])}
     return Comparison(
         network=contender.name,
         metrics=metrics,
-        parameters=_parameters(net, small(sample, 1)),
-        flops=flops_of(net, small(sample, 1)),
+        parameters=_parameters(net, first_samples(sample, 1)),
+        flops=flops_of(net, first_samples(sample, 1)),
         file_bytes=contender.file_bytes,
-        latency_ms_batch_1=latency_ms(net, small(sample, 1), seconds),
+        latency_ms_batch_1=latency_ms(net, first_samples(sample, 1), seconds),
         latency_ms_batch=latency_ms(net, sample, seconds),
         batch_size=len(sample["image"]),
         agreement=agreement,
@@ -288,7 +288,7 @@ def row_of(
 
 
 def _parameters(net: Network | DeployedStudent, sample: Mapping[str, Any]) -> int:
-    """Of what is run after training: without a classifier that another one has replaced."""
+    """The number of parameters after training: without a classifier that another one has replaced."""
     dropped = net.training_only()
     replaced: set[int] = set()
     if isinstance(net, DeployedStudent):

@@ -1,4 +1,4 @@
-"""Tapped maps of student and teacher side by side, as pictures."""
+"""Feature maps of student and teacher side by side, as pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.analysis.evaluated_networks import Contender
+from kdcli.analysis.evaluated_networks import EvaluatedNetwork
 from kdcli.data.facts import DataFacts
 from kdcli.distill.taps import Taps
 from kdcli.spec.schema import Spec
@@ -19,9 +19,9 @@ PAIRS, PAIR_IMAGES = 6, 4
 
 
 def feature_maps(
-    contenders: list[Contender], spec: Spec, batch: Mapping[str, Any], facts: DataFacts
+    contenders: list[EvaluatedNetwork], spec: Spec, batch: Mapping[str, Any], facts: DataFacts
 ) -> list[dict[str, Any]]:
-    """The tapped maps of student and teacher on a few images, for each pair of layers that have places."""
+    """The tapped maps of student and teacher on a few images, for each pair of layers with positions."""
     student, *teachers = contenders
     shown = _of_distinct_classes(batch)
     sections: list[dict[str, Any]] = []
@@ -53,7 +53,9 @@ def feature_maps(
     return sections
 
 
-def _tapped(contender: Contender, taps: tuple[str, ...], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def _tapped(
+    contender: EvaluatedNetwork, taps: tuple[str, ...], batch: Mapping[str, Any]
+) -> Mapping[str, Any]:
     def run(view: Callable[[Mapping[str, Any]], Any]) -> Any:
         pixels = contender.pixels
         return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
@@ -65,7 +67,7 @@ def _tapped(contender: Contender, taps: tuple[str, ...], batch: Mapping[str, Any
 
 
 def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A few images of the batch, of as many classes as there are."""
+    """A few images of the batch, of as many classes as possible."""
     labels = batch["labels"].tolist()
     first = {label: index for index, label in reversed(list(enumerate(labels)))}
     chosen = sorted(first.values())[:PAIR_IMAGES]

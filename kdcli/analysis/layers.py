@@ -1,4 +1,4 @@
-"""The layers of a network as one forward pass shows them: which can be mimicked, with shape and cost."""
+"""The layers of a network on one forward pass: which can be mimicked, with shape and cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdcli.models.network import build_network
 from kdcli.spec.networks import ParsedNetworks
 from kdcli.tasks.build import task_for
 from kdcli.tasks.task import Task
-from kdcli.training.wiring import small
+from kdcli.training.wiring import first_samples
 
 Size = tuple[int, int, int]
 
@@ -34,7 +34,7 @@ QUICK = 40 * 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer of a network, as `inspect-features` shows it.
+    """One row of `kdcli inspect-features`; see LayerRow for the fields that are shown.
 
     path: as `mimic_name` wants it; shape: with B for the batch, several shapes for a layer that gives several
     levels, None where there is no tensor; stride: of the input's height, None where it has none;
@@ -84,7 +84,7 @@ def inspect(
 
 
 def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[str, Sequence[Layer]]:
-    """All networks, or the one of that name."""
+    """All networks, or the one with that name."""
     if name is None:
         return dict(networks)
     if name not in networks:
@@ -93,7 +93,7 @@ def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[st
 
 
 def filtered(layers: Sequence[Layer], pattern: str | None, kind: str | None) -> list[Layer]:
-    """The layers whose path, or its end after a dot, matches the pattern, of a type."""
+    """The layers of a type whose path, or its end after a dot, matches the pattern."""
     return [
         layer
         for layer in layers
@@ -140,14 +140,14 @@ def _inspect(
                 aligned=parsed.runtime.aligned,
             )
             if most is not None and not net.training:
-                batch = small(batch, 1)
+                batch = first_samples(batch, 1)
             found[name] = rehearse(lambda: layers_of(net, batch, most), net, batch, modules, path)  # noqa: B023
     return found
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What one layer did: the tensors it gave with their counts of changes, the work done by then."""
+    """What one layer returned, with version counters of its tensors, and the work done by then."""
 
     tensors: list[tuple[Tensor, int]] = field(default_factory=list)
     calls: int = 0
@@ -156,7 +156,7 @@ class _Seen:
 
 
 def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None) -> tuple[Layer, ...]:
-    """Run the network once on the batch, in the mode it is in, and say what every layer did.
+    """Run the network once on the batch, in its current mode, and describe every layer.
 
     Raises TooMuch where that takes more operations than `most`.
     """

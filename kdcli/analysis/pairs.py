@@ -1,4 +1,4 @@
-"""Layers of a student and a teacher that fit each other, and the `mimic` block that joins them."""
+"""Layers of student and teacher that fit each other, and the `mimic` block that joins them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FittingPair:
 
 
 def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[FittingPair]:
-    """The ends of stages that have one spatial size in both networks, in order of depth.
+    """The last layers of the stages that have the same spatial size in both networks, in order of depth.
 
     Maps of networks without a common size are joined by relative depth alone. Tokens are paired with equally
     many tokens only, and maps that keep their channels last with nothing.
@@ -104,14 +104,14 @@ def _apart(pair: FittingPair) -> float:
 
 
 def _at(layers: Sequence[Layer], share: float) -> Layer:
-    """The layer whose end is nearest to a share of the work between the first and the last of them."""
+    """The layer that ends nearest to a share of the work between the first and the last of them."""
     first, last = layers[0].flops_share or 0.0, layers[-1].flops_share or 0.0
     wanted = first + share * (last - first) if share < 1.0 else last
     return min(reversed(layers), key=lambda layer: abs((layer.flops_share or 0.0) - wanted))
 
 
 def _candidates(layers: Sequence[Layer]) -> dict[Grid, list[Layer]]:
-    """Layers by the grid of their feature, each tensor by the shortest path that gives it, in order.
+    """Layers by the height and width of their feature, each tensor under its shortest path, in order.
 
     Blocks where the network has any: their single operations are not meant to be mimicked.
     """

@@ -1,4 +1,4 @@
-"""The student as it is taken away, rebuilt from its spec: what `eval` measures."""
+"""The deployed student rebuilt from its spec: what `eval` measures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdcli.training.wiring import jobs_of, teacher_taps, wire
 def rebuild(
     task: Task, spec: Spec, options: RunOptions, sample: Mapping[str, Any], facts: DataFacts
 ) -> tuple[Network | DeployedStudent, Trainee]:
-    """What is deployed, with random weights, and the trainee that holds it; both on the CPU.
+    """The deployed student with random weights, and the trainee that holds it; both on the CPU.
 
     sample: a small batch of the data. Teachers are built only where a job gives the student another end,
     and their weights are not read: what of them is deployed is in the student's own file.
@@ -51,7 +51,7 @@ def rebuild(
 def deployed_state(
     deployed: Network | DeployedStudent, trainee: Trainee, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Of a checkpoint's `trainee` state what belongs to the deployed student, under its names there."""
+    """The part of a checkpoint's `trainee` state that belongs to the deployed student, under its names there."""
     names = {id(tensor): name for name, tensor in deployed.state_dict(keep_vars=True).items()}
     mine = trainee.state_dict(keep_vars=True).items()
     return {names[id(t)]: state[name] for name, t in mine if id(t) in names and name in state}

@@ -1,4 +1,4 @@
-"""How alike the layers of two networks are: linear CKA, gathered from small batches."""
+"""Similarity of the layers of two networks: linear CKA over small batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LayerSimilarity:
         self.columns = torch.zeros(columns, dtype=torch.float64)
 
     def update(self, rows: Sequence[Tensor], columns: Sequence[Tensor]) -> None:
-        """Take in one batch: the Gram matrix [n, n] of each layer's features."""
+        """Add one batch: the Gram matrix [n, n] of each layer's features."""
         ours, theirs = [_centred(gram) for gram in rows], [_centred(gram) for gram in columns]
         for i, one in enumerate(ours):
             self.rows[i] += (one * one).sum()
@@ -72,7 +72,7 @@ def grams_of(
     paths: Sequence[str],
     batch: Mapping[str, Any],
 ) -> list[Tensor]:
-    """Run the network once; the Gram matrix of what each layer gave last."""
+    """Run the network once; the Gram matrix of each layer's last output."""
     found: dict[str, Tensor] = {}
     with ExitStack() as stack, torch.no_grad(), every_layer_runs():
         for path in paths:
@@ -87,7 +87,7 @@ def grams_of(
 
 
 def stage_layers(layers: Sequence[Layer], most: int = LAYERS) -> list[str]:
-    """The layers at the level of stages, in the order they run: stems, stages or blocks, classifiers.
+    """Layers at the level of stages, in order of execution: stems, stages or blocks, classifiers.
 
     Modules are opened, the largest first, until at least four layers stand side by side; norms and layers
     without parameters are left out; of more than `most` an even choice stays, with the first and the last.
@@ -119,7 +119,7 @@ def stage_layers(layers: Sequence[Layer], most: int = LAYERS) -> list[str]:
 
 
 def _counts(layer: Layer) -> bool:
-    """Whether the layer gives one feature worth comparing."""
+    """Whether the layer returns one feature worth comparing."""
     features = [size for size in layer.sizes if len(size) >= 2]
     norm = layer.leaf and "Norm" in layer.type
     return len(layer.sizes) == len(features) == 1 and layer.parameters > 0 and not norm

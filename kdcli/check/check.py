@@ -1,4 +1,4 @@
-"""The build stage of `validate`: the run rehearsed on fake tensors, all that is wrong told at once.
+"""The build stage of `validate`: the run rehearsed on fake tensors, all errors reported at once.
 
 Networks are made for real and turned into shapes (fake.py); then the code that wires and trains a run
 is used as it is. Parts that do not depend on each other are all looked at before anything is told.
@@ -48,7 +48,7 @@ from kdcli.training.sides import Sides
 from kdcli.training.stages import StagePlan
 from kdcli.training.teacher_labels import labels_of
 from kdcli.training.wiring import (
-    Wiring,
+    JoinedJobs,
     jobs_of,
     join,
     show_student,
@@ -76,14 +76,14 @@ class CheckOptions:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Findings with their places, and what would run; no plan where there are errors."""
+    """Findings with their positions, and the plan of the run; no plan where there are errors."""
 
     findings: tuple[Diagnostic, ...]
     plan: Plan | None
 
 
 def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None) -> Checked:
-    """Rehearse the run of a spec whose names have been checked: what `validate` and `train` call alike.
+    """Rehearse the run of a spec whose names have been checked: `validate` and `train` both call it.
 
     On fake tensors; where the code of a network or a loss needs values, on real ones. sides: of a caller that
     goes on with the data.
@@ -110,7 +110,7 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
 
 @dataclass(frozen=True, slots=True)
 class DataSeen:
-    """What is known of both sides: from the spec, or from the data as far as it was looked at; and what is wrong."""
+    """Facts and findings of both sides' data, from the spec or from the files as far as they were read."""
 
     train: DataFacts
     test: DataFacts
@@ -118,7 +118,7 @@ class DataSeen:
 
 
 def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
-    """The facts that a check goes by; each file is looked at once."""
+    """The facts of both sides that a check uses; each file is read once."""
     train, test = describe(spec.dataset.train), describe(spec.dataset.test, train=False)
     if train.shape is not None and min(train.shape) < 1:
         train = replace(train, shape=None)
@@ -148,7 +148,7 @@ def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
 
 
 class _Rehearsal:
-    """One pass over a spec; `findings` grow from part to part.
+    """One rehearsal of a spec; `findings` grow from part to part.
 
     mode: None works on real tensors.
     """
@@ -172,7 +172,7 @@ class _Rehearsal:
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
 
     def run(self) -> Plan | None:
-        """All parts in turn, each as far as the ones before allow."""
+        """Run all parts in turn, each as far as the ones before allow."""
         check_data(self.spec, self.findings)
         self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
@@ -194,14 +194,14 @@ class _Rehearsal:
                 return None
             wiring, teachers = wired
             self.findings.found += check_losses(
-                wiring, teachers, batch, task_loss=any(s.force.task_loss for s in stages) or not stages
+                wiring, teachers, batch, task_loss=any(s.active.task_loss for s in stages) or not stages
             )
             if not self.options.plan:
                 return None
             return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
 
     def networks(self) -> dict[str, Network]:
-        """Every network that can be built, as shapes."""
+        """Build every network that can be built, on fake tensors."""
         nets = {}
         for name, modules in self.lists.items():
             with self.findings.part():
@@ -220,8 +220,8 @@ class _Rehearsal:
 
     def wire(
         self, nets: Mapping[str, Network], batch: Mapping[str, Any], stack: ExitStack
-    ) -> tuple[Wiring, dict[str, Teacher]] | None:
-        """Every network shown, then joined; None where something was wrong."""
+    ) -> tuple[JoinedJobs, dict[str, Teacher]] | None:
+        """Run every network once, then join them by the jobs; None where something was wrong."""
         before = len(self.findings.found)
         student = nets["net"]
         views: dict[str, View] = {}
@@ -298,7 +298,7 @@ class _Rehearsal:
         )
 
     def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:
-        """A network that can't run, with the images' size in its help where its layers ran out of pixels."""
+        """Add the image size to the help of a network that fails for too small feature maps."""
         if found.code != "KD418" or not any(words in found.message for words in TOO_SMALL):
             return found
         height, width = batch["image"].shape[-2:]
@@ -310,7 +310,7 @@ class _Rehearsal:
         return replace(found, help=help)
 
     def check_classes(self, view: View) -> None:
-        """The student's outputs against the data; an unknown number of classes is taken from the logits."""
+        """Compare the student's outputs with the data; an unknown number of classes is taken from the logits."""
         self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
         logits = view.outputs.get("logits")
         if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
@@ -319,14 +319,14 @@ class _Rehearsal:
     def plan(
         self,
         nets: Mapping[str, Network],
-        wiring: Wiring,
+        wiring: JoinedJobs,
         teachers: Mapping[str, Teacher],
         batch: Mapping[str, Any],
         stages: tuple[StagePlan, ...],
         per_epoch: int | None,
         lr: float,
     ) -> Plan | None:
-        """What would run on one process."""
+        """The plan of a run on one process."""
         networks = []
         with self.findings.part():
             student = nets["net"].eval()

@@ -1,4 +1,4 @@
-"""The files behind a spec: data that is there, weights that fit; nothing is loaded to a device."""
+"""The files behind a spec: whether data exists and weights fit; nothing is loaded to a device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcli.training.sides import Sides
 
 
 def check_data(sides: Sides, *, look: Look = "whole", progress: Progress | None = None) -> list[Diagnostic]:
-    """What the data's files say, of both sides. look, progress: as in kdcli.data.check."""
+    """Findings and facts of both sides' data files. look, told: as in kdcli.data.check."""
     found: list[Diagnostic] = []
     for train in (True, False):
         found += check_data_files(
@@ -38,7 +38,7 @@ def check_data(sides: Sides, *, look: Look = "whole", progress: Progress | None 
 
 
 def _facts(sides: Sides, train: bool) -> DataFacts | None:
-    """What one side's own file says; None where that can't be read, or images come without one."""
+    """Facts from one side's own file; None where it can't be read, or images come without one."""
     try:
         source = sides.source(train)
     except KdError:
@@ -47,7 +47,7 @@ def _facts(sides: Sides, train: bool) -> DataFacts | None:
 
 
 def check_weights(spec: Spec, nets: Mapping[str, Network], places: Places, found: Findings) -> None:
-    """Names and shapes from the headers of the weight files, against the networks.
+    """Compare names and shapes in the headers of the weight files with the networks.
 
     nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
     """

@@ -1,4 +1,4 @@
-"""Every loss computed once on the sample, as the first training step would."""
+"""Every loss computed once on a sample batch, as the first training step would."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.models.fake import NOT_FAKE
-from kdcli.training.wiring import Wiring, require
+from kdcli.training.wiring import JoinedJobs, require
 
 
 def check_losses(
-    wiring: Wiring, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
+    wiring: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
 ) -> list[Diagnostic]:
-    """What is wrong with the losses: KD437 not computable, KD438 no path to the student, KD439 no scalar.
+    """Findings of the losses: KD437 fails to compute, KD438 no path to the student, KD439 no scalar.
 
     What the student showed must have its gradients. Teachers run as far as training needs them; afterwards
     their `stopped_at` says how far.
@@ -39,7 +39,9 @@ def check_losses(
     return found
 
 
-def _prepared(wiring: Wiring, views: Mapping[str, View], batch: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _prepared(
+    wiring: JoinedJobs, views: Mapping[str, View], batch: Mapping[str, Any]
+) -> Iterator[Diagnostic]:
     for job, needs in wiring.needs.items():
         if needs.prepare:
             mimicker = wiring.trainee.mimickers[job]

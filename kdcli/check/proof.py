@@ -1,4 +1,4 @@
-"""What `validate --files` proves, proved by `train` before it starts."""
+"""The proof of `validate --files`, made by `train` before it starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCHER_PROVED = "KDCLI_PROVED"
 def proved(
     parsed: ParsedSpec, options: RunOptions, sides: Sides, processes: Processes
 ) -> tuple[RunOptions, list[Diagnostic]]:
-    """The options of a run that has been proved, and what else is to be known before it starts.
+    """Prove a run before it starts; returns its options with the proof, and notices.
 
     Rank 0 looks and tells the others: lists and labels are read, 64 images of each side decoded, and the run is
     rehearsed as `validate` does it. Raises SpecError with every finding where one is an error. Nothing is done
@@ -51,7 +51,7 @@ def proved(
 
 
 def proof_of(parsed: ParsedSpec, sides: Sides) -> dict[str, Any]:
-    """What a proof is of: what a run folder keeps of it."""
+    """What a run folder records of a proof: everything that it depends on."""
     return {
         "spec": parsed.hash(),
         "kdcli": __version__,
@@ -67,7 +67,7 @@ def _names(sides: Sides, train: bool) -> list[str] | None:
 
 
 def _was_proved(parsed: ParsedSpec, options: RunOptions, sides: Sides) -> bool:
-    """Whether the run that goes on has been proved before."""
+    """Whether a resumed run has been proved before."""
     if not (options.resume or parsed.spec.saver.auto_resume):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A made-up batch, as large as a check needs it: the shapes of the data and none of its values."""
+"""A batch of made-up values in the shapes of the data, for checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcli.tasks.task import Task
 
 
 def sample_of(task: Task, spec: Spec, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
-    """A batch as the training data of a spec gives it; channels: where the data does not say."""
+    """A made-up batch in the shapes of a spec's training data; channels: where the data does not say."""
     modules = [*spec.net, *(module for teacher in spec.teachers.values() for module in teacher)]
     return task.sample(
         spec.dataset.train, facts, channels=channels, modules=modules, aligned=spec.runtime.aligned

@@ -1,4 +1,4 @@
-"""Optimizers, schedulers and transforms, built as the run would build them, with every argument checked."""
+"""Optimizers, schedulers and transforms built as in a run, with every argument checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDLESS = 10**9
 def check_stages(
     spec: Spec, student: nn.Module | None, steps_per_epoch: int | None, found: Findings
 ) -> tuple[tuple[StagePlan, ...], float]:
-    """The stages, and the lr that the first one's warm-up reaches (nan where it can't be told).
+    """Check the stages; returns the lr at the end of the first one's warm-up (nan where unknown).
 
     steps_per_epoch: None where the number of samples is unknown.
     """
@@ -68,7 +68,7 @@ def check_stages(
 
 
 def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:
-    """KD608 where a warm-up outlasts what is trained; stages of `max_iter` are told of without the data."""
+    """KD608 where a warm-up outlasts the training; stages of `max_iter` are checked without the data."""
     mimic = spec.mimic if spec.distils else None
     told: set[SpecPath] = set()
     for index, stage in enumerate(stages):
@@ -96,7 +96,7 @@ def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
 
 
 def check_data(spec: Spec, found: Findings) -> None:
-    """Every transform and the mixing of both sides, built; no file is read."""
+    """Build every transform and the mixing of both sides; no file is read."""
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
         path: SpecPath = ("dataset", side)
         if part.dataset.type.startswith(TORCHVISION) and not is_own(part.dataset.type):
@@ -140,7 +140,7 @@ def _arguments(
 
 
 def signature_of(target: Any, given: Iterable[str] = ()) -> Signature:
-    """The signature of code outside kdcli as the spec may use it; `given` comes from elsewhere."""
+    """The signature of code outside kdcli as the spec may use it; `given` is filled in by kdcli."""
     kwargs: dict[str, Parameter] = {}
     opened = False
     for name, parameter in inspect.signature(target).parameters.items():
@@ -158,7 +158,7 @@ def signature_of(target: Any, given: Iterable[str] = ()) -> Signature:
 
 
 def _annotation(parameter: inspect.Parameter) -> ast.expr | None:
-    """What YAML may give: tensors are left out; an unannotated number takes numbers."""
+    """The type that YAML may give: tensors are left out; an unannotated number takes numbers."""
     written: Any = parameter.annotation
     if written is parameter.empty:
         default = parameter.default

@@ -26,7 +26,7 @@ def evaluate(options: EvalOptions) -> None:
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.analysis.evaluated_networks import compare
-    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.devices import oom_as_error
     from kdcli.parallel.distributed import processes
     from kdcli.report.results_table import eval_text
     from kdcli.tasks.saved_outputs import DetectionOutputs
@@ -34,7 +34,7 @@ def evaluate(options: EvalOptions) -> None:
 
     with (
         located(parsed),
-        memory_told(parsed.spec, "test"),
+        oom_as_error(parsed.spec, "test"),
         processes(options.device or parsed.spec.runtime.device) as here,
     ):
         sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)

@@ -114,7 +114,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     """Train in this process, alone or as one of several."""
     from kdcli.commands import located
     from kdcli.commands.report import write_up
-    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.devices import oom_as_error
     from kdcli.parallel.distributed import processes
     from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun, Loggers
@@ -126,7 +126,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
-        stack.enter_context(memory_told(parsed.spec))
+        stack.enter_context(oom_as_error(parsed.spec))
         here = stack.enter_context(processes(device))
         options, sides = prove_and_warn(parsed, options, here)
         run = stack.enter_context(built(parsed, options, here, sides))
@@ -179,14 +179,14 @@ def cache(options: CacheOptions) -> None:
 
     parsed = read_checked(options.spec, options.changes, options.plugins)
     from kdcli.commands import located
-    from kdcli.parallel.devices import memory_told
+    from kdcli.parallel.devices import oom_as_error
     from kdcli.parallel.distributed import processes
     from kdcli.report.console import write
     from kdcli.training.make_caches import make_caches
 
     with (
         located(parsed),
-        memory_told(parsed.spec),
+        oom_as_error(parsed.spec),
         processes(options.device or parsed.spec.runtime.device) as here,
     ):
         for notice in make_caches(parsed, run_options(options, parsed), here):

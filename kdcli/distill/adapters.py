@@ -1,4 +1,4 @@
-"""The trainable map from a student feature to a teacher feature, sized from the real shapes.
+"""Adapters: the trainable map from a student feature to a teacher feature, sized from the real shapes.
 
 An adapter is made with the shapes of both features (batch first; the batch size is not looked at)
 and turns [B, *student] into [B, *teacher]. Maps are [B, C, H, W], tokens [B, N, D], vectors [B, D].
@@ -23,7 +23,7 @@ Shape = Sequence[int]
 def build_adapter(
     spec: AdapterSpec, student: Shape, teacher: Shape, path: SpecPath, help: str | None = None
 ) -> nn.Module:
-    """The adapter that `spec` names; raises SpecError where it can't join these shapes.
+    """Build the adapter that `spec` names; raises SpecError where it can't join these shapes.
 
     help: what to do where no adapter can, KD426.
     """
@@ -96,7 +96,7 @@ class LinearAdapter(nn.Module):
 
 
 class ResizeAdapter(nn.Module):
-    """Height and width only, nothing trained: maps with equal channels."""
+    """Resize of height and width, nothing trained: maps with equal channels."""
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class ResizeAdapter(nn.Module):
 
 
 class MeanAdapter(nn.Module):
-    """The mean over all positions, then a linear layer: to a vector, or what else has a single position.
+    """Mean over all positions, then a linear layer: to a vector, or to a feature with a single position.
 
     All tokens count alike, class tokens and registers included. A vector is never spread over positions:
     every one of them would be asked for the same.
@@ -135,7 +135,7 @@ class MeanAdapter(nn.Module):
 
 
 class AutoAdapter(nn.Module):
-    """What fits: conv for two maps, linear for vectors and equally many tokens, the mean towards a vector.
+    """The adapter that fits: conv for two maps, linear for vectors and equally many tokens, mean towards a vector.
 
     Tokens are joined neither with maps nor with another number of tokens, and a vector only with a vector:
     see `unjoinable`. what: it in words, for the plan.
@@ -159,7 +159,7 @@ class AutoAdapter(nn.Module):
 
 
 def unjoinable(student: Shape, teacher: Shape) -> str | None:
-    """Why `auto` joins no features of these shapes, None where it does.
+    """Why `adapter: auto` can't join features of these shapes; None where it can.
 
     Tokens have no grid that is known, and which of them are class tokens or registers isn't known either.
     Resampled along their sequence they would be compared with other places of the image.
@@ -179,7 +179,7 @@ def unjoinable(student: Shape, teacher: Shape) -> str | None:
 
 
 def what_joins(student: Shape, teacher: Shape) -> str:
-    """What `adapter: auto` makes of two shapes that it joins."""
+    """In words, what `adapter: auto` builds between two shapes."""
     if len(student) == len(teacher) == 4:
         what = f"a 1x1 convolution {student[1]} to {teacher[1]}"
         if tuple(student[2:]) != tuple(teacher[2:]):
@@ -203,7 +203,7 @@ def resize_map(feature: Tensor, size: tuple[int, int], expected: tuple[int, int]
 
 
 def shown(shape: Shape) -> str:
-    """A shape as the user reads it: [B, 64, 8, 8]."""
+    """A shape as text: [B, 64, 8, 8]."""
     return "[" + ", ".join(["B", *(str(n) for n in shape[1:])]) + "]"
 
 

@@ -1,4 +1,4 @@
-"""How a loss's signature says what it wants: positional names are bound, keyword-only ones are the spec's."""
+"""How a loss's signature is used: positional names are bound to tensors, keyword-only ones come from the spec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOCK_FACTS = frozenset({"step", "epoch"})
 
 @dataclass(frozen=True)
 class Binding:
-    """What one loss takes in: facts when it is made, tensors when it is called.
+    """The inputs of one loss: facts when it is made, tensors when it is called.
 
     stateful: it is an nn.Module class that is made from facts. keywords: what it takes from the spec.
     """
@@ -36,17 +36,17 @@ class Binding:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a teacher's feature or output goes in."""
+        """Whether the loss reads a teacher's feature or output."""
         return any(name in ("teacher", "teacher_logits") for name in self.inputs)
 
     @property
     def uses_features(self) -> bool:
-        """Whether a tapped feature goes in."""
+        """Whether the loss reads a tapped feature."""
         return any(name in FEATURES for name in self.inputs)
 
     @property
     def uses_student(self) -> bool:
-        """Whether the student's feature or output goes in."""
+        """Whether the loss reads the student's feature or output."""
         return any(name in ("student", "student_logits") for name in self.inputs)
 
     @property

@@ -144,7 +144,7 @@ def temperature_of(of: LossOfJob, *, from_logits: bool) -> float | Temperature |
         return None
     if not on_loss and not of.record.softened:
         if not any(loss_of(other.type).softened for other in job.losses.values()):
-            why = "has its own kind of `T`: set it in `kwargs`" if has_one else "has no temperature"
+            why = "does not soften logits by its `T`: set `kwargs.T`" if has_one else "has no temperature"
             raise of.no_option(False, "temperature", why)
         return None
     if isinstance(found, Temperature):

@@ -28,7 +28,7 @@ class CacheLayout:
 
 
 class CachedTeacher:
-    """A source of views that asks its teacher for each sample and view of the data once.
+    """A source of views that runs its teacher once for each sample and augmentation.
 
     A batch tells what it holds: `view`, the number of its augmentations, and `ids`, its samples as an
     array on the host. What a view shows has always been through the store, so it is the same whether it
@@ -64,7 +64,7 @@ class CachedTeacher:
         return View(features, {name: column(self.layout.outputs[name]) for name in wanted})
 
     def fill(self, batch: Mapping[str, Any], rows: Tensor, missing: Tensor) -> None:
-        """Let the teacher show the samples that are missing, all that any job needs of them."""
+        """Run the teacher on the samples that are missing, and store all that any job needs of them."""
         taps = self.teacher.taps
         needed = taps.names, taps.outputs
         taps.require(self.names, self.outputs)
@@ -84,7 +84,7 @@ class CachedTeacher:
         self.store.write(rows[missing], [values[n] for n in range(len(self.layout.columns))])
 
     def flush(self) -> None:
-        """Put what was stored on the disk. Raises OSError."""
+        """Write what was stored to disk. Raises OSError."""
         self.store.flush()
 
 

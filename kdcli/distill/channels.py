@@ -1,4 +1,4 @@
-"""How the axes of a feature are read, and the axis of its channels, known from the operations around it.
+"""The axis of a feature that holds its channels, known from the operations that make and read it.
 
 A convolution, a batch norm or a pooling reads [B, C, ...]; a layer norm or a linear layer reads [..., C].
 What they say is carried through all that keeps axes, moves them or joins them, forwards and backwards: the
@@ -96,7 +96,7 @@ LOGITS = Layout(kind="logits", channel_axis=1, known_from="module")
 
 
 class ChannelTrace(TorchFunctionMode):
-    """Watches a forward pass while it is entered; then knows where the tensors it made keep their channels.
+    """Watches a forward pass; then knows the channel axis of the tensors that it made.
 
     Tensors are not kept alive. What code makes that can't be watched, such as a scripted module's, is known
     by what reads it, or not at all.
@@ -127,7 +127,7 @@ class ChannelTrace(TorchFunctionMode):
         return result
 
     def axis(self, feature: Tensor) -> Axis | None:
-        """Where a tensor keeps its channels that was made under watch; None where nothing tells."""
+        """The channel axis of a tensor made in the watched pass; None where no operation shows it."""
         if self._found is None:
             self._found = self._spread()
         number = self._numbers.get(feature)

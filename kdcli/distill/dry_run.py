@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import tensors_in
 from kdcli.errors import KdError, SpecError, SpecPath
 from kdcli.models.fake import NOT_FAKE
@@ -91,7 +91,7 @@ def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:
             stack.callback(module.register_forward_pre_hook(begin).remove)
             stack.callback(module.register_forward_hook(end).remove)
         try:
-            with torch.no_grad(), preserved(net):
+            with torch.no_grad(), restored_state(net):
                 net(batch)
         except Exception:
             return begun[-1] if begun else ("", "")

@@ -1,4 +1,4 @@
-"""Which module made which tensor: a teacher's classifier, the norm behind a feature."""
+"""The module that made a tensor: a teacher's classifier, the norm behind a feature."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Tap
 from kdcli.errors import RunError
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy that no optimizer, mode or checkpoint of the original reaches."""
+    """A frozen copy that the original's optimizer, mode and checkpoint don't reach."""
     # Tensors are cloned beforehand: deepcopy asks for their memory, which fake ones do not have.
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().clone()) for p in module.parameters()}
     memo |= {id(b): b.detach().clone() for b in module.buffers()}
@@ -40,7 +40,7 @@ def find_classifier(net: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
     try:
-        with torch.no_grad(), preserved(net):
+        with torch.no_grad(), restored_state(net):
             logits = net.eval()(batch).get("logits")
     finally:
         for handle in handles:
@@ -75,7 +75,7 @@ def maker_of(
         _, name, number = made.get(id(value), (None, "", 0))
         found.append((name, number) if name else None)
 
-    with ExitStack() as stack, torch.no_grad(), preserved(net):
+    with ExitStack() as stack, torch.no_grad(), restored_state(net):
         for name, module in net.named_modules():
             if isinstance(module, kinds):
                 hook = module.register_forward_hook(lambda _m, _a, output, name=name: note(name, output))

@@ -1,4 +1,4 @@
-"""A store: tensors on disk, one row for each sample and view, mapped into memory.
+"""A store of the cache: tensors on disk, one row per sample and view, mapped into memory.
 
 A folder holds a file for each column, `filled.u8` with one byte a row, and `meta.json`. It is made under
 another name and then renamed, so a folder that is there is whole. A row counts as filled once its bytes
@@ -44,11 +44,11 @@ class Column:
 
     @property
     def bytes_per_row(self) -> int:
-        """What one row takes on the disk."""
+        """Bytes of one row on disk."""
         return sum(_count(shape) * dtype.itemsize for shape, dtype in self.parts())
 
     def pack(self, value: Tensor) -> list[Tensor]:
-        """[n, *shape] to what is stored of it."""
+        """Convert values [n, *shape] into what is stored."""
         if self.topk is None:
             return [_as(value, self.stored)]
         value = value.float()
@@ -59,7 +59,7 @@ class Column:
         return [_as(top, self.stored), classes.to(self.parts()[1][1]), rest]
 
     def unpack(self, parts: Sequence[Tensor]) -> Tensor:
-        """What is stored, as the network gave it."""
+        """Convert what is stored back into values."""
         if self.topk is None:
             return parts[0].to(self.dtype)
         top, classes, rest = parts
@@ -67,7 +67,7 @@ class Column:
         return full.scatter_(-1, classes.long(), top.float()).to(self.dtype)
 
     def facts(self) -> dict[str, Any]:
-        """The column in words, for meta.json and the key."""
+        """The column as plain data, for meta.json and the key."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def create(folder: Path, columns: Sequence[Column], rows: int, meta: Mapping[str, Any]) -> None:
-        """Reserve the space and put the folder there at once; one that another process made first stays.
+        """Reserve the disk space and create the folder at once; one that another process made first stays.
 
         Raises OSError where the disk says no.
         """
@@ -122,11 +122,11 @@ class Store:
             shutil.rmtree(beside, ignore_errors=True)
 
     def has(self, rows: Tensor) -> Tensor:
-        """bool [n]: which rows are there, by any process."""
+        """bool [n]: which rows are stored, by any process."""
         return (self.filled[rows] | self.mine[rows]).bool()
 
     def write(self, rows: Tensor, values: Sequence[Tensor]) -> None:
-        """Take in rows, one tensor [n, ...] a column; they are safe after `flush`."""
+        """Store rows, one tensor [n, ...] a column; they are safe after `flush`."""
         for column, files, value in zip(self.columns, self.files, values, strict=True):
             for file, part in zip(files, column.pack(value), strict=True):
                 file[rows] = part.cpu()
@@ -138,7 +138,7 @@ class Store:
         return self.columns[column].unpack([file.index_select(0, rows) for file in self.files[column]])
 
     def flush(self) -> None:
-        """Put what was written on the disk, then say that it is there. Raises OSError."""
+        """Write rows to disk, then mark them as stored. Raises OSError."""
         if not self.waiting:
             return
         for path in self.paths:
@@ -148,17 +148,17 @@ class Store:
         _sync(self.folder / FILLED)
 
     def count(self) -> int:
-        """How many rows are there."""
+        """The number of stored rows."""
         return int((self.filled | self.mine).sum())
 
 
 def bytes_of(columns: Sequence[Column], rows: int) -> int:
-    """What a store takes on the disk."""
+    """Bytes of a store on disk."""
     return rows * (1 + sum(column.bytes_per_row for column in columns))
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """What `create` was told; None where no whole store is."""
+    """What `create` was given; None where there is no whole store."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -176,7 +176,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """A file of zeros; with its blocks set aside, since a full disk kills whoever writes to mapped pages."""
+    """Create a file of zeros with its blocks allocated: a full disk kills whoever writes to mapped pages."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

@@ -50,7 +50,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one network showed on one batch: features by tap text, and its named outputs.
+    """What one network gave on one batch: features by tap, and its named outputs.
 
     layouts: how each tensor of a tap is read, found by `Taps.learn` and in no other view.
     """
@@ -80,11 +80,11 @@ def tapped(view: View, taps: Iterable[str]) -> list[Feature]:
 
 
 class _EnoughSeen(Exception):
-    """Every tap has fired as often as it ever will: the rest of the network is not needed."""
+    """Raised when every tap has all its outputs: the rest of the network is not needed."""
 
 
 class Taps:
-    """The taps of one network; its hooks live from `with` to the end of the block.
+    """The taps of one network; its hooks live inside a `with` block.
 
     names: tap texts. outputs: the network outputs that are needed beside them; None runs the network
     to its end. where: the place of each tap text in the spec, for errors. findings: where given, names that
@@ -151,12 +151,12 @@ class Taps:
         self._hooks = None
 
     def require(self, names: Iterable[str], outputs: Iterable[str] | None) -> None:
-        """From now on these taps and outputs are needed; None runs the network to its end."""
+        """Set the taps and outputs that are needed from now on; None runs the network to its end."""
         self.names = frozenset(names)
         self.outputs = None if outputs is None else frozenset(outputs)
 
     def compile(self) -> None:
-        """Let torch.compile make the views from now on; the taps must be entered.
+        """Compile the views with torch.compile from now on; the taps must be entered.
 
         What no tap and no output needs is no part of the compiled graph, which takes the place of stopping.
         """
@@ -164,7 +164,7 @@ class Taps:
         self._compiled = torch.compile(self._shown)
 
     def learn(self, batch: Mapping[str, Any], *, gradients: bool = False) -> View:
-        """Run the whole network once, by default without gradient, and return the view it gives.
+        """Run the whole network once, by default without gradient, and return its view.
 
         A feature that is changed in place after it was captured shows the changed values in this one
         view only (its shape is right).
@@ -188,7 +188,7 @@ class Taps:
         return view
 
     def view(self, batch: Mapping[str, Any]) -> View:
-        """Run the network on a batch, as far as it is needed, and return what it showed."""
+        """Run the network on a batch, as far as it is needed, and return its view."""
         if self._compiled is not None:
             return self._view_compiled(batch)
         assert self.counts is not None, "taps must learn before a view is taken"

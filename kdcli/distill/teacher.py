@@ -1,4 +1,4 @@
-"""A frozen network that gives views."""
+"""A teacher: a frozen network that gives views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcli.distill.taps import Taps, View
 
 
 class ViewSource(Protocol):
-    """Whatever shows what a teacher shows on a batch: a live network, or a cache of one."""
+    """What gives a teacher's views of a batch: the live network, or its cache."""
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """Features and outputs on this batch, without gradient."""
@@ -73,11 +73,11 @@ class Teacher:
         return self.labels.view(view, self._logits)
 
     def view(self, batch: Mapping[str, Any]) -> View:
-        """What the network shows on a batch, as far as it is needed."""
+        """The teacher's view of a batch, run as far as it is needed."""
         return self.labels.view(self.whole_view(batch), self._logits)
 
     def whole_view(self, batch: Mapping[str, Any]) -> View:
-        """The same with all logits that the network has."""
+        """The same view with all logits that the network has."""
         batch = self.pixels_of(batch)
         with torch.no_grad():
             if self.autocast is None:
@@ -95,7 +95,7 @@ def use_batch_statistics(net: nn.Module) -> None:
 
 
 class PixelChange:
-    """From the student's normalised pixels to a teacher's: other mean, std and size, same image.
+    """Convert the student's normalised pixels into a teacher's: other mean, std and size, same image.
 
     student_mean/std, mean/std: per channel, of pixels in [0, 1]; size: (height, width) or None.
     """

@@ -15,7 +15,7 @@ from kdcli.spec.schema import Job, LossSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Force:
+class ActiveLosses:
     """Which losses are in force: the jobs of a stage (None: all of them), and the task's own loss."""
 
     jobs: frozenset[str] | None = None
@@ -23,7 +23,7 @@ class Force:
 
 
 class Trainee(nn.Module):
-    """Owns the student and what is trained with it; `forward` gives named, weighted losses.
+    """The student and everything trained with it; `forward` gives named, weighted losses.
 
     taps: of the student, already entered. jobs: each job's spec and its mimicker. The names are
     `task.<output>` for the task's losses and `<job>.<teacher>.<loss>` for the others.
@@ -41,7 +41,7 @@ class Trainee(nn.Module):
         self.taps = taps
         self.specs = dict(jobs)
         self.mimickers = nn.ModuleDict(mimickers)
-        self.force = Force()
+        self.active = ActiveLosses()
 
     def forward(
         self, batch: Mapping[str, Any], teachers: Mapping[str, View], clock: StepInfo, weighted: bool = True
@@ -52,12 +52,12 @@ class Trainee(nn.Module):
         """
         view = self.view(batch) if self.reads_student else View({})
         losses: dict[str, Tensor] = {}
-        if self.force.task_loss:
+        if self.active.task_loss:
             losses.update(
                 (f"task.{name}", value) for name, value in view.outputs.items() if is_task_loss(name)
             )
         for job, mimicker in self.mimickers.items():
-            if self.force.jobs is not None and job not in self.force.jobs:
+            if self.active.jobs is not None and job not in self.active.jobs:
                 continue
             spec = self.specs[job]
             assert isinstance(mimicker, Mimicker)
@@ -74,13 +74,13 @@ class Trainee(nn.Module):
 
     @property
     def reads_student(self) -> bool:
-        """Whether any loss of the stage reads what the student shows."""
-        jobs = self.mimickers.keys() if self.force.jobs is None else self.force.jobs
+        """Whether any active loss reads the student's view."""
+        jobs = self.mimickers.keys() if self.active.jobs is None else self.active.jobs
         mimickers = [self.mimickers[job] for job in jobs]
-        return self.force.task_loss or any(m.reads_student for m in mimickers if isinstance(m, Mimicker))
+        return self.active.task_loss or any(m.reads_student for m in mimickers if isinstance(m, Mimicker))
 
     def view(self, batch: Mapping[str, Any]) -> View:
-        """What the student shows on a batch."""
+        """The student's view of a batch."""
         if self.taps is None:
             return View({}, dict(self.student(batch)))
         return self.taps.view(batch)
@@ -104,20 +104,20 @@ def term_weight(job: Job, loss: LossSpec, step: int) -> float | None:
 
 
 def total_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum that is differentiated."""
+    """The sum of the losses, which is differentiated."""
     parts = list(tensors_in(list(losses.values())))
     return sum(parts[1:], start=parts[0])
 
 
-def names_in_force(trainee: Trainee, clock: StepInfo, names: Iterable[str]) -> frozenset[str]:
+def active_names(trainee: Trainee, clock: StepInfo, names: Iterable[str]) -> frozenset[str]:
     """Of these loss names those that are computed at this step."""
     found = set()
     for name in names:
         job, _, rest = name.partition(".")
         if job == "task":
-            if trainee.force.task_loss:
+            if trainee.active.task_loss:
                 found.add(name)
-        elif trainee.force.jobs is None or job in trainee.force.jobs:
+        elif trainee.active.jobs is None or job in trainee.active.jobs:
             mimicker, spec = trainee.mimickers[job], trainee.specs[job]
             assert isinstance(mimicker, Mimicker)
             loss = mimicker.losses_of(spec)[rest.rpartition(".")[2]]

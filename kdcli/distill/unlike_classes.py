@@ -1,4 +1,4 @@
-"""Logits of unlike width: no loss and no adapter turns one network's classes into another's unasked."""
+"""Logits of different width: no loss and no adapter maps one network's classes to another's unasked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcli.errors import SpecError, SpecPath
 def unlike_classes(
     setting: MimicContext, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
 ) -> SpecError:
-    """The error for logits of two shapes [B, K]. what: which loss or adapter meets them."""
+    """The error for logits of two widths. what: which loss or adapter compares them."""
     message = f"the student's logits are {shown(student)}, those of {teacher} {shown(theirs)}: {what}"
     return SpecError.at(path, "KD470", message, way_out(setting, teacher, student[1], theirs[1]))
 

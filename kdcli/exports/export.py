@@ -1,4 +1,4 @@
-"""A student taken away: written in one format, read back, proved equal, measured."""
+"""Export of a run's student: written in one format, read back, proved equal, measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdcli.training.checkpoint import disk_error
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
-from kdcli.training.wiring import small
+from kdcli.training.wiring import first_samples
 
 TOLERANCE = 1e-4
 OF_TRAINING = ("step", "metrics", "ema")
@@ -33,7 +33,7 @@ OF_TRAINING = ("step", "metrics", "ema")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was made. proof: over `images`, between the file and the eager student.
+    """The result of an export. proof: over `images`, between the file and the student in torch.
 
     latencies: milliseconds of one image on the CPU, of the file (in `runner`) and of the eager student.
     """
@@ -62,7 +62,7 @@ def export(
     spec_hash: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Exported:
-    """Write the student of a run; nothing lies at `output` unless the file was proved to answer alike.
+    """Write the student of a run; nothing lies at `output` unless the file was proved to give the same outputs.
 
     output: else <run folder>/<name><suffix>. weights: else the run's best, else its last. tolerance: of
     |difference| / max(1, |value|). size: height and width of a detector's input, else what holds the first
@@ -95,7 +95,7 @@ def export(
         with _telling(chosen, format):
             chosen.parent.mkdir(parents=True, exist_ok=True)
             maker.write(student, sample.inputs, beside, metadata)
-            fresh, _ = rebuild(sides.task, parsed.spec, options, small(sample.batch), sample.facts)
+            fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
             answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
             proof = prove(student, answer, sample.inputs, tolerance)
             one = tuple(value[:1].clone() for value in sample.inputs)
@@ -123,7 +123,7 @@ def export(
 
 
 def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
-    """How the task's students are exported; UsageError where they are not, or where the input has no free size."""
+    """How the task's students are exported; UsageError where they can't be, or where the input has no free size."""
     if task.deploy is None:
         raise UsageError.of(
             f"students of the task {task.name} can't be exported",
@@ -137,7 +137,7 @@ def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
 
 
 def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str) -> dict[str, str]:
-    """What whoever runs the file must know; every value but text is JSON."""
+    """The metadata that whoever runs the file needs; every value but text is JSON."""
     facts = sample.facts
     metadata = {
         "kdcli": __version__,
@@ -155,7 +155,7 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
 
 @contextmanager
 def _telling(path: Path, format: str) -> Iterator[None]:
-    """What goes wrong while exporting, in one line."""
+    """Convert what goes wrong while exporting into one line."""
     try:
         yield
     except KdError:

@@ -1,4 +1,4 @@
-"""What an export format does: write a student, then read it back as somebody else would."""
+"""What an export format must do: write a student, then read it back as another program would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = Callable[..., Tensors]
 
 
 class Format(Protocol):
-    """One format. suffix: of its files. runner: what runs the file again, for people.
+    """One export format. suffix: of its files; runner: the program that runs the file, in words.
 
     is_graph: whether the file holds what is computed, not only the weights.
     """
@@ -23,13 +23,13 @@ class Format(Protocol):
     is_graph: ClassVar[bool]
 
     def check(self) -> None:
-        """RunError KD760 where a library is missing."""
+        """Raise RunError KD760 where a library is missing."""
         ...
 
     def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the file; example: inputs of at least 2 images. Whatever it raises is the student's fault."""
+        """Write the file; example: inputs of at least 2 images. Any exception counts as the student's fault."""
         ...
 
     def read(self, path: Path, student: Portable) -> Answer:
-        """What answers from the file alone; student: fresh, with random weights, where a format needs one."""
+        """A function that computes outputs from the file alone; student: one with random weights, where needed."""
         ...

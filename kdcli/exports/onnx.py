@@ -73,7 +73,7 @@ class Onnx:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its progress on standard output, and its own deprecations as warnings."""
+    """Silence the exporter's progress on standard output and its own deprecation warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Whether a file answers as the student does."""
+"""The proof of an export: whether the file gives the outputs that the student gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcli.tasks.task import Portable, Tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """The largest difference of any value; of boxes: how many there were, how many had no counterpart."""
+    """The largest difference of any value; for boxes how many there were, and how many had no counterpart."""
 
     difference: float
     boxes: int | None = None

@@ -1,4 +1,4 @@
-"""safetensors: weights and metadata, for whoever has the architecture."""
+"""safetensors: weights and metadata, for users who have the architecture in code."""
 
 from __future__ import annotations
 

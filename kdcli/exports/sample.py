@@ -1,4 +1,4 @@
-"""The images that an export is proved on: of the test data, made up where that can't be read."""
+"""The images that an export is proved on: test data, or made-up ones where that can't be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcli.tasks.task import Deployment, Tensors
 from kdcli.training.build import build_data, run_root
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
-from kdcli.training.wiring import small
+from kdcli.training.wiring import first_samples
 
 IMAGES = 64
 """At most so many of a batch."""
@@ -29,7 +29,7 @@ IMAGES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """batch: as the data gives it; inputs: of it what the exported student is given; real: no made-up images."""
+    """batch: from the data; inputs: what the exported student takes of it; real: no made-up images."""
 
     batch: Mapping[str, Any]
     inputs: Tensors
@@ -51,7 +51,7 @@ def sample_for(
     batches: list[Mapping[str, Any]] = []
     try:
         with _test_batches(sides, parsed, weights) as (given, facts):
-            batches = deploy.taken(small(batch, IMAGES) for batch in given)
+            batches = deploy.taken(first_samples(batch, IMAGES) for batch in given)
     except KdError:
         pass
     real = bool(batches)
@@ -62,7 +62,7 @@ def sample_for(
 
 
 def said(weights: Path) -> dict[str, str]:
-    """What the training wrote beside the weights; empty for files of another origin."""
+    """The metadata that training wrote beside the weights; empty for files of another origin."""
     try:
         with safe_open(weights, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -83,7 +83,7 @@ def _test_batches(
 
 
 def _remembered(parsed: ParsedSpec, weights: Path | None) -> DataFacts:
-    """The data as the spec, or else the training, tells of it."""
+    """The facts of the data, from the spec or else from the training run."""
     facts = describe(parsed.spec.dataset.test, train=False)
     folder = RunFolder(run_root(parsed))
     for path in (weights, folder.best_student, folder.student):

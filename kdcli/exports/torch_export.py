@@ -50,6 +50,6 @@ class TorchExport:
 
 
 def free_batch(student: Portable) -> dict[str, Any]:
-    """What torch.export is told of the inputs: their first size is one number, and free."""
+    """The dynamic shapes of torch.export: the first size of every input is one free number."""
     batch = torch.export.Dim("batch")
     return {name: {0: batch} for name in student.inputs}

@@ -1,4 +1,4 @@
-"""The device of a process: which it is, moving a batch to it, number formats, a full memory."""
+"""The device of a process: choosing it, moving batches to it, number formats, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means on this machine."""
+    """The device for `auto`, `cpu` or `cuda` on this machine."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     visible = visible_gpus()
@@ -26,12 +26,12 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def visible_gpus() -> int:
-    """CUDA devices that this process may use."""
+    """The number of CUDA devices that this process may use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def no_such_gpus(wanted: int, visible: int) -> RunError:
-    """CUDA was asked for where there is none, or not enough of it."""
+    """RunError KD720: more CUDA devices were asked for than there are."""
     return RunError.of(
         "KD720",
         f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
@@ -55,27 +55,27 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def student_precision(runtime: Runtime) -> str:
-    """`precision` where given, else what `fp16` says."""
+    """`runtime.precision` where given, else the one that `fp16` means."""
     if runtime.precision is not None:
         return runtime.precision
     return "fp16" if runtime.fp16 else "fp32"
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast | None:
-    """The context in which a network computes; None for fp32."""
+    """The autocast context of a network; None for fp32."""
     if precision == "fp32":
         return None
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def scaler_for(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
-    """The gradient scaler that fp16 needs."""
+    """The gradient scaler for fp16; None otherwise."""
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
 
 @contextmanager
-def memory_told(spec: Spec, side: Literal["train", "test"] = "train") -> Iterator[None]:
-    """An out-of-memory of torch inside the block becomes RunError KD724; side: of the data that is run."""
+def oom_as_error(spec: Spec, side: Literal["train", "test"] = "train") -> Iterator[None]:
+    """Convert torch's out-of-memory error into RunError KD724; side: whose data is being run."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""The processes of a run, and the device each of them computes on."""
+"""The processes of a run, their collective operations, and the device of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Processes:
 
     @property
     def speaks(self) -> bool:
-        """Rank 0 talks and writes; the others only compute."""
+        """Whether this process prints and writes files: rank 0 does."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Processes:
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+        """Whether the flag is set in any process."""
         if self.world_size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
@@ -66,20 +66,20 @@ class Processes:
         return box[0]
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Every process gets rank 0's values, in place."""
+        """Copy rank 0's values into every process's tensors."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here (a barrier)."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
 def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator[Processes]:
-    """This process's place, read from the environment that torchrun or srun sets; the group lives in the block.
+    """Join the process group that torchrun's or srun's environment describes, for a `with` block.
 
     Raises RunError KD722 where another process of the group has died.
     """
@@ -117,12 +117,12 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
 
 
 def _reason(error: Exception) -> str:
-    """What the library says in its first sentence, without the place in its source."""
+    """The first sentence of a library's error, without the place in its source."""
     return re.sub(r"\[/[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def _meeting() -> Store:
-    """Where the processes find each other; never what those before a restart have left there."""
+    """The store where processes find each other, without entries from before a restart."""
     store: Store = next(rendezvous("env://"))[0]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = PrefixStore(f"restart {restarts()}", store)
@@ -130,7 +130,7 @@ def _meeting() -> Store:
 
 
 def slurm_environment() -> dict[str, str]:
-    """What torchrun would have set, from what srun sets; what is set already stays."""
+    """torchrun's variables made from srun's; those that are set stay."""
     slurm = os.environ
     first = slurm.get("SLURM_STEP_NODELIST", slurm.get("SLURM_NODELIST", "localhost"))
     job = slurm.get("SLURM_JOB_ID", "0")
@@ -145,13 +145,13 @@ def slurm_environment() -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """The first of Slurm's compressed list: `gpu[07-09,12],login` gives gpu07."""
+    """The first host of Slurm's compressed list: `gpu[07-09,12],login` gives gpu07."""
     found = re.match(r"([^,\[]+)(?:\[([^\]\-,]+)[^\]]*\])?", nodes)
     return nodes if found is None else found[1] + (found[2] or "")
 
 
 class Consensus:
-    """The greatest of each process's wishes; of several processes all learn it at the same step.
+    """The maximum of integers over processes; all learn it at the same step.
 
     The wishes travel on the CPU, in a group of their own, while the step computes: what was wished at one
     step is known at the next.
@@ -166,7 +166,7 @@ class Consensus:
         self._under_way: tuple[dist.Work, Tensor] | None = None
 
     def settle(self, *wishes: int) -> tuple[int, ...]:
-        """Hand in this step's wishes; what was agreed on: these on one process, the last step's on several."""
+        """Hand in this step's integers; returns these on one process, the last step's maximum on several."""
         if self._group is None:
             return wishes
         tensor = torch.tensor(wishes, dtype=torch.int64)
@@ -179,7 +179,7 @@ class Consensus:
         return tuple(before[1].tolist())
 
     def agreed(self, wish: int) -> int:
-        """The greatest wish, at once: for the rare places where waiting costs nothing."""
+        """The maximum at once: for the rare places where waiting costs nothing."""
         if self._group is None:
             return wish
         tensor = torch.tensor(wish, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask for a stop that loses nothing; a second one stops at once."""
+"""SIGINT and SIGTERM: the first asks for a stop that loses nothing, a second one stops at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME_SECONDS = 1.0
 
 
 class Interrupts:
-    """signal_number: the signal that came, or None.
+    """Signals that came. signal_number: of the first, or None.
 
     Outside `noting` there is nothing to save, and a signal raises Interrupted on the spot; inside it is
     only noted, and the loop stops after a whole step.
@@ -31,7 +31,7 @@ class Interrupts:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Inside the block a signal is noted; one that nobody has acted on is raised at its end."""
+        """Note signals inside the block instead of raising; one that nobody acted on is raised at its end."""
         self._noting = True
         try:
             yield
@@ -53,7 +53,7 @@ class Interrupts:
 
 @contextmanager
 def listening() -> Iterator[Interrupts]:
-    """Signals are taken inside the block; the handlers before come back after it.
+    """Handle signals inside the block; the earlier handlers come back after it.
 
     SIGHUP counts too, unless `nohup` has switched it off. Threads other than the main one hear nothing.
     """
@@ -76,12 +76,12 @@ def heeded() -> list[signal.Signals]:
 
 
 def hears_twice() -> bool:
-    """Whether a signal from the terminal comes here, and once more from the launcher that it comes to as well."""
+    """Whether a signal from the terminal comes here twice: once directly, once from the launcher."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.getpgid(os.getppid()) == os.getpgrp()
 
 
 def nothing_to_save(number: int) -> Interrupted:
-    """A stop outside the loop: what is saved is saved, nothing was under way."""
+    """Interrupted KD714 outside the loop: no step was under way."""
     return Interrupted(
         Diagnostic(
             code="KD714",
@@ -94,12 +94,12 @@ def nothing_to_save(number: int) -> Interrupted:
 
 
 def is_first() -> bool:
-    """Whether this process is alone, or the first of those that torchrun, Slurm or kdcli has started."""
+    """Whether this process is alone, or rank 0 of several."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def leave_at_once(number: int) -> None:
-    """The process ends here and now; the first of several says so."""
+    """Exit at once; the first of several processes says so."""
     if is_first():
         told = b"stopped at once: what came after the last checkpoint is not saved\n"
         os.write(sys.stderr.fileno(), told)  # print might be what was interrupted
@@ -107,7 +107,7 @@ def leave_at_once(number: int) -> None:
 
 
 def saved_at(number: int, step: int, command: str) -> Interrupted:
-    """A stop in the loop, after its state was saved; command: what continues it."""
+    """Interrupted KD714 in the loop, after the state was saved; command: what continues the run."""
     return Interrupted(
         Diagnostic(
             code="KD714",

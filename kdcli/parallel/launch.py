@@ -1,4 +1,4 @@
-"""Several processes on this machine, started and watched by torch's own elastic launcher."""
+"""Several processes on this machine, started and watched by torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PEER_DIED = "KD722"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What is to be started. processes: on this machine; the others have torchrun's meaning."""
+    """What to start. processes: on this machine; the other fields mean what torchrun's do."""
 
     processes: int
     nnodes: int = 1
@@ -49,13 +49,13 @@ class Launch:
 
 
 def is_worker() -> bool:
-    """Whether something else (torchrun, Slurm, kdcli's own launcher) has started this process as one of many."""
+    """Whether torchrun, Slurm or kdcli's launcher has started this process as one of many."""
     environment = os.environ
     return ("RANK" in environment and "WORLD_SIZE" in environment) or in_slurm_step()
 
 
 def in_slurm_step() -> bool:
-    """Whether `srun` has started several tasks, this being one; a batch script itself is none."""
+    """Whether `srun` has started several tasks and this is one; a batch script itself is none."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     return "SLURM_PROCID" in os.environ and tasks.isdigit() and int(tasks) > 1
 
@@ -70,7 +70,7 @@ def plan_launch(
     rdzv_endpoint: str | None = None,
     max_restarts: int = 0,
 ) -> Launch | None:
-    """What these options ask to be started; None where this process does it all, or is a worker itself.
+    """What these options ask to start; None where this process does all the work or is a worker itself.
 
     gpus: a number, or device numbers with commas (`2,` is device 2), which expose_gpus has made the only visible ones.
     Raises UsageError for options that contradict each other, RunError KD720 for GPUs that are not there.
@@ -105,7 +105,7 @@ def plan_launch(
 
 
 def expose_gpus(text: str | None) -> None:
-    """Make the GPUs of `--gpus 0,2` the only visible ones; a number, or nothing, leaves all of them.
+    """Make the GPUs of `--gpus 0,2` the only visible ones; a plain number, or None, leaves all visible.
 
     CUDA reads CUDA_VISIBLE_DEVICES once, when it is first asked anything: to be called before that. A worker's
     launcher has done it. Raises UsageError for a text that is neither a number nor a list, RunError KD720 for
@@ -124,7 +124,7 @@ def expose_gpus(text: str | None) -> None:
 
 
 def _listed(text: str) -> list[int] | None:
-    """The device numbers of a list with commas; None for a plain number of devices."""
+    """The device numbers of a comma-separated list; None for a plain number of devices."""
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts if part.strip()) or not parts[0].strip():
         raise UsageError.of(f"`--gpus {text}` is neither a number nor a list of devices", "say 8, or 0,2")
@@ -139,7 +139,7 @@ def _listed(text: str) -> list[int] | None:
 
 
 def _count_gpus(text: str) -> int:
-    """How many processes `--gpus` asks for; raises RunError KD720 where the GPUs are not there."""
+    """The number of processes that `--gpus` asks for; raises RunError KD720 where GPUs are missing."""
     from kdcli.parallel.devices import visible_gpus
 
     chosen = _listed(text)
@@ -170,7 +170,7 @@ def _no_such_gpu(number: int) -> RunError:
 
 
 def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
-    """Run `kdcli <arguments>` in every process and wait for all of them; again: the command to continue with.
+    """Run `kdcli <arguments>` in every process and wait for all; again: the command that continues.
 
     Leaves by SystemExit: with a worker's exit code where one failed (its error is printed), with 128 + the
     signal's number after a signal, when the workers have saved.
@@ -214,12 +214,12 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
 
 
 def _python_flags() -> list[str]:
-    """`-m` puts the working directory first on the path; a console script does not."""
+    """Flags for the workers' Python: a console script must not put the working directory on the path."""
     return [] if sys.path and sys.path[0] in ("", os.getcwd()) else ["-P"]
 
 
 def _tell(failures: Sequence[ProcessFailure]) -> int:
-    """Print why the first of the workers failed; its exit code. Raises RunError KD723 where it was killed."""
+    """Print why the first worker failed, return its exit code; raises RunError KD723 where it was killed."""
     # One that the launcher stopped fell to SIGTERM; one that lost another tells so, where nobody tells more.
     told = [failure for failure in failures if Path(failure.error_file).is_file()]
     first = [failure for failure in told if not failure.error_file_data["lost_another"]]
@@ -239,13 +239,13 @@ def _tell(failures: Sequence[ProcessFailure]) -> int:
 
 
 def finish_telling() -> None:
-    """In a worker that fails: its launcher, which stops all when one is gone, waits until this one has said why."""
+    """In a failing worker: make the launcher wait with stopping the others until its error is delivered."""
     if LAUNCHER in os.environ and is_worker():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def tell_launcher(text: str, codes: Sequence[str] = ()) -> bool:
-    """Leave an error to the launcher, which prints one of all; False where this process has to print it."""
+    """Hand an error to the launcher, which prints one of all; False where this process must print it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if LAUNCHER not in os.environ or path is None:
         return False
@@ -262,12 +262,12 @@ def tell_launcher(text: str, codes: Sequence[str] = ()) -> bool:
 
 
 def restarts() -> int:
-    """How often the launcher has started the processes again."""
+    """How often the launcher has restarted the processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def started_again() -> bool:
-    """Whether a process of this place has run under the same launcher before; ask once.
+    """Whether a process of this rank has run under the same launcher before; ask once.
 
     torch's own count leaves out restarts that another machine has asked for.
     """
@@ -285,7 +285,7 @@ def _first_to_leave(mark: str) -> bool:
 
 
 def told_by_launcher() -> str | None:
-    """In a worker: the command that its launcher was given, so as to continue."""
+    """In a worker: the command that continues the run, as the launcher passed it."""
     return os.environ.get(AGAIN) if LAUNCHER in os.environ and is_worker() else None
 
 

@@ -1,4 +1,4 @@
-"""Networks too big for one device: parameters spread over the processes by FSDP2 (`fully_shard`)."""
+"""Networks too big for one device: parameters spread over processes by FSDP2 (`fully_shard`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdcli.parallel.distributed import Processes
 
 
 def mesh_of(processes: Processes) -> DeviceMesh:
-    """All processes in one line."""
+    """The device mesh of all processes in one dimension."""
     return init_device_mesh(processes.device.type, (processes.world_size,))
 
 
@@ -33,7 +33,7 @@ def shard_network(net: nn.Module, mesh: DeviceMesh, tapped: Iterable[str] = ()) 
 
 
 def shard_rest(trainee: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard what is left around networks that are sharded already; makes this the root."""
+    """Shard what is left around networks that are sharded already; this module becomes the root."""
     fully_shard(trainee, mesh=mesh, reshard_after_forward=False)
 
 
@@ -50,7 +50,7 @@ def _blocks(net: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def whole(value: Any) -> Any:
-    """The same nest of values with every sharded tensor gathered; all processes take part."""
+    """The same nested values with every sharded tensor gathered; all processes take part."""
     if isinstance(value, DTensor):
         return DTensor.full_tensor(value).detach()
     if isinstance(value, dict):
@@ -61,7 +61,7 @@ def whole(value: Any) -> Any:
 
 
 def distributed_like(value: Any, reference: Any) -> Any:
-    """The same nest with every tensor spread as the one at its place in `reference` is."""
+    """The same nested values, each tensor sharded as its counterpart in `reference`."""
     if isinstance(reference, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor):
         value = value.to(reference.device, reference.dtype)
         return distribute_tensor(value, reference.device_mesh, reference.placements)

@@ -1,4 +1,4 @@
-"""What this installation is: versions, devices, threads, disk, extras."""
+"""Facts of this installation: versions, devices, threads, disk, extras."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXTRAS: dict[str, dict[str, str]] = {
 
 
 def diagnose(folder: Path) -> dict[str, Any]:
-    """Plain facts; free disk is that of the folder. Nothing of the user's data or environment is told."""
+    """Collect the facts; free disk is that of the folder. Nothing of the user's data or environment is read."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""Mimic methods in words, and for every loss a `mimic` block that can be pasted; torch-free."""
+"""Mimic methods and losses described, each with a `mimic` block to paste; torch-free."""
 
 from __future__ import annotations
 

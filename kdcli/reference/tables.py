@@ -1,4 +1,4 @@
-"""Every table of names that a spec may use, put together; torch-free."""
+"""Every table of names that a spec may use, in one object; torch-free."""
 
 from __future__ import annotations
 

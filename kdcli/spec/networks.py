@@ -1,4 +1,4 @@
-"""Networks alone: specs and fragments that show layers, without a need for training or data."""
+"""Specs and fragments of networks alone, for showing layers without training settings or data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcli.spec.text.source import compose
 
 
 class Networks(Model):
-    """The part of a spec that says which networks there are, and what they see."""
+    """The part of a spec that describes networks and the data that they see."""
 
     net: Network = ()
     teachers: dict[str, Network] = Field(default_factory=dict)
@@ -47,11 +47,11 @@ class ParsedNetworks:
     base_dir: Path | None = None
 
     def path(self, name: str) -> SpecPath:
-        """Where a network stands: ("net",) or ("teachers", name)."""
+        """The path of a network in the spec: ("net",) or ("teachers", name)."""
         return ("net",) if name == "net" else ("teachers", name)
 
     def span(self, path: SpecPath, on_key: bool = False) -> Span:
-        """The place of a path."""
+        """The span of a path."""
         return span_of(self.tree, path, on_key=on_key)
 
     def locate(self, diagnostic: Diagnostic) -> Diagnostic:
@@ -125,12 +125,12 @@ def _is_module(tree: Mapping) -> bool:
 
 
 def _only(root: Mapping) -> Mapping:
-    """Less `mimic` and what trains: their errors are no matter here."""
+    """The spec without `mimic` and everything about training: their errors don't matter here."""
     return root.without("mimic", "trainer", "ema", "saver", "hooks")
 
 
 def _networks_tree(tree: Mapping) -> Mapping:
-    """`dataset.train` and `dataset.test` as keys of their own."""
+    """The spec with `dataset.train` and `dataset.test` as keys of their own."""
     entries = [e for e in tree.entries if e.key != "dataset"]
     dataset: Node | None = tree.get("dataset")
     if isinstance(dataset, Mapping):

@@ -1,4 +1,4 @@
-"""Parsing: the text of a spec and its overrides into a ParsedSpec, all findings collected."""
+"""From the text of a spec and its overrides to a ParsedSpec, all findings collected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdcli.spec.text.source import Composed, compose
 
 @dataclass(frozen=True)
 class ParsedSpec:
-    """A spec with the places of everything in it.
+    """A spec with the span of everything in it.
 
     tree: the canonical nodes, in the shape of `spec`. base_dir: the spec's folder, None for a text
     without one.
@@ -39,22 +39,22 @@ class ParsedSpec:
     base_dir: Path | None = None
 
     def span(self, path: SpecPath, on_key: bool = False) -> Span:
-        """The place of a path; of what is not written, the nearest parent's."""
+        """The span of a path; for what is not written, the nearest parent's."""
         return span_of(self.tree, path, on_key=on_key)
 
     def locate(self, diagnostic: Diagnostic) -> Diagnostic:
-        """The diagnostic with a span, where it has a path."""
+        """The diagnostic with its span filled in, where it has a path."""
         if diagnostic.span is not None or diagnostic.path is None:
             return diagnostic
         return replace(diagnostic, span=self.span(diagnostic.path, diagnostic.on_key))
 
     @cached_property
     def places(self) -> Places:
-        """Where the files that it names are looked up."""
+        """The folders in which the files that the spec names are looked up."""
         return places_of(self.spec, self.source, self.base_dir, self.span)
 
     def resolved_yaml(self) -> str:
-        """The complete spec with defaults; parsing it gives an equal Spec."""
+        """The complete spec with defaults as YAML; parsing it gives an equal Spec."""
         return resolved_yaml(self.spec)
 
     def hash(self) -> str:
@@ -98,7 +98,7 @@ def parse(
     overrides: Sequence[Override] = (),
     base_dir: Path | None = None,
 ) -> ParsedSpec:
-    """Parse a text; overrides are laid over it in order.
+    """Parse a text with overrides, which are applied in order.
 
     base_dir: the folder that `!include` reads from and may not leave; None refuses includes.
     Raises SpecError with all findings of the first stage (syntax, schema, rules) that finds errors.
@@ -153,7 +153,7 @@ def _in_block(root: Mapping, override: Override) -> bool:
 def _overridden(
     text: str, source: str, overrides: Sequence[Override], base_dir: Path | None
 ) -> tuple[Composed, list[Diagnostic]]:
-    """Compose with the overrides of building blocks, before aliases spread their values."""
+    """Compose the text with the overrides of building blocks, before aliases copy their values."""
     findings: list[Diagnostic] = []
     blocks = [o for o in overrides if o.path[0] not in TOP_KEYS and not o.path[0].startswith("teacher")]
 
@@ -209,7 +209,7 @@ def raise_errors(findings: Iterable[Diagnostic]) -> None:
 
 
 def once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Each finding once: what train and test share is looked at twice."""
+    """Each finding once: what train and test share is checked twice."""
     found: dict[object, Diagnostic] = {}
     for one in findings:
         place = one.path if one.span is None else (one.span.source, one.span.line, one.span.column)

@@ -1,4 +1,4 @@
-"""Where the files lie that a spec names: beside the file that names them, or in the working directory.
+"""Where files named in a spec are: beside the file that names them, or in the working directory.
 
 What a run writes (`save_dir`, `results_dir`, a cache's `dir`) is not looked up: it lies where it is named,
 seen from the working directory.
@@ -29,7 +29,7 @@ MOST_NAMES = 5000
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The file or folder that a run took for a path of its spec. written: the path, as the spec has it."""
+    """The file or folder that a run used for a path of its spec. written: the path in the spec."""
 
     written: str
     file: Path
@@ -37,7 +37,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Places:
-    """Finds what the paths of one spec name.
+    """Looks up the files and folders that one spec names.
 
     folder: of the spec file; None looks in the working directory alone. elsewhere: the folders of paths that
     the spec file does not write itself, an included file's, or None for one given on the command line.
@@ -49,7 +49,7 @@ class Places:
     taken: Mapping[SpecPath, Taken] = field(default_factory=dict)
 
     def find(self, name: str, path: SpecPath) -> Path:
-        """The file or folder that the spec names at `path`; what lies nowhere comes back as it is written."""
+        """The file or folder that the spec names at `path`; a missing one comes back as written."""
         before = self._before(name, path)
         if before is not None and os.path.exists(before):
             return before
@@ -66,7 +66,7 @@ class Places:
         return (given,) if os.path.abspath(beside) == os.path.abspath(given) else (beside, given)
 
     def missing(self, name: str, path: SpecPath) -> str:
-        """Why the name is of no use, as help: where it was looked for, the nearest name, another place."""
+        """A help line for a missing file: where it was looked for, the nearest name, another place."""
         found = self.find(name, path)
         if os.path.exists(found):
             return f"`{os.path.abspath(found)}` is a {'folder' if found.is_dir() else 'file'}"
@@ -87,7 +87,7 @@ class Places:
         return "; ".join(told)
 
     def findings(self, spec: Spec) -> Iterator[Diagnostic]:
-        """What is to be known of where the spec's files were found.
+        """Findings about where the spec's files were found.
 
         Warnings KD621 (there are two) and KD622 (the run's own is gone); the error KD304 where jobs that stand
         in several files name another file for one teacher by the same words.
@@ -106,7 +106,7 @@ class Places:
         yield from self._teachers(spec)
 
     def record(self, spec: Spec) -> list[dict[str, Any]]:
-        """What is taken for each path, to be kept with a run; `taken_from` reads it back."""
+        """The file used for each path, to be kept with a run; `taken_from` reads it back."""
         found = [(path, name, self.find(name, path)) for path, name in files_named(spec)]
         return [
             {"path": list(path), "written": name, "taken": str(file.resolve())}
@@ -115,7 +115,7 @@ class Places:
         ]
 
     def _before(self, name: str, path: SpecPath) -> Path | None:
-        """What the run took for the name."""
+        """The file that the run used for the name."""
         taken = self.taken.get(path)
         return taken.file if taken is not None and taken.written == name else None
 
@@ -138,7 +138,7 @@ HERE = Places()
 
 
 def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
-    """Every path of a spec at which something is read, and where it stands."""
+    """Every path of a spec that names a file to be read, with its place."""
     for key in ("pretrain_model", "resume_model"):
         yield from _paths(("saver", key), getattr(spec.saver, key))
     if spec.mimic is not None and spec.distils:
@@ -160,7 +160,7 @@ def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
 
 
 def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[SpecPath], Span]) -> Places:
-    """Where the paths of a spec are looked up, by the file in which each is written.
+    """The folders for the files of a spec, by the file in which each path is written.
 
     source, folder: the spec file's name in spans, and where it lies. span: the place of a path.
     """
@@ -178,7 +178,7 @@ def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[Spec
 
 
 def taken_from(record: Any) -> dict[SpecPath, Taken]:
-    """What `Places.record` has written; raises ValueError where it has another shape."""
+    """Read what `Places.record` wrote; raises ValueError where it has another shape."""
     try:
         return {tuple(row["path"]): Taken(row["written"], Path(row["taken"])) for row in record}
     except (TypeError, KeyError) as error:
@@ -186,7 +186,7 @@ def taken_from(record: Any) -> dict[SpecPath, Taken]:
 
 
 def _paths(place: SpecPath, value: Any) -> Iterator[tuple[SpecPath, str]]:
-    """One path, or each of several; names of published weights and of object stores are none."""
+    """One path, or each of several; names of published weights and object stores are left out."""
     many = isinstance(value, (list, tuple))
     for index, name in enumerate(value if many else (value,)):
         if isinstance(name, str) and "://" not in name and not name.startswith(TORCHVISION):
@@ -194,7 +194,7 @@ def _paths(place: SpecPath, value: Any) -> Iterator[tuple[SpecPath, str]]:
 
 
 def _folder_of(included: str, source: str, folder: Path) -> Path:
-    """Where an included file lies; its name in spans begins with the folder of the spec's."""
+    """The folder of an included file; its name in spans begins with the folder of the spec's."""
     beside = Path(included).parent
     try:
         return folder / beside.relative_to(Path(source).parent)
@@ -203,7 +203,7 @@ def _folder_of(included: str, source: str, folder: Path) -> Path:
 
 
 def _names_like(place: Path, name: str) -> list[str]:
-    """What lies in the folder of a missing file under nearly its name, written as the spec would."""
+    """Names in the folder of a missing file that are close to its name, as the spec would write them."""
     try:
         with os.scandir(place.parent) as entries:
             there = [entry.name for entry, _ in zip(entries, range(MOST_NAMES), strict=False)]

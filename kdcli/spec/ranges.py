@@ -1,4 +1,4 @@
-"""Ranges: which numbers an argument takes, written beside its type and read without importing."""
+"""Ranges of numeric arguments, written beside their types; and NaN, infinity and integers beyond 64 bits found."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def range_of(annotation: ast.expr) -> Range | None:
 
 
 def ranged(annotation: ast.expr) -> ast.expr:
-    """What is written before the range."""
+    """The type before the range in `Annotated[<type>, Range(...)]`."""
     assert isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple)
     return annotation.slice.elts[0]
 
@@ -89,7 +89,7 @@ CODE = "KD223"
 
 
 def check_finite(root: Mapping) -> Iterator[Diagnostic]:
-    """A finding for every number that cannot be computed with, whatever key it stands under.
+    """A finding for every NaN, infinity and integer beyond 64 bits, under whatever key.
 
     root: the raw nodes, building blocks that nothing uses included. What aliases repeat is told once, where
     it is written.
@@ -103,7 +103,7 @@ def check_finite(root: Mapping) -> Iterator[Diagnostic]:
 
 
 def told_once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """The findings less those about a number of which `check_finite` has told already."""
+    """Findings without those about a number that `check_finite` has reported already."""
     findings = list(findings)
     told = {_written(one.span) for one in findings if one.code == CODE and one.span is not None}
     return [one for one in findings if one.code == CODE or one.span is None or _written(one.span) not in told]
@@ -126,7 +126,7 @@ def _finding(name: str, scalar: Scalar) -> Diagnostic | None:
 
 
 def _scalars(node: Node, name: str) -> Iterator[tuple[str, Scalar]]:
-    """Every scalar with the key that it stands under, and its place in a list: `std[0]`."""
+    """Every scalar with its key, and its index in a list: `std[0]`."""
     if isinstance(node, Scalar):
         yield name, node
     elif isinstance(node, Sequence):

@@ -57,13 +57,13 @@ class Component(Model):
 
 
 class Runner(Model):
-    """How the run goes: `kd` distils, `base` trains `net` alone."""
+    """What the run does: `kd` distils, `base` trains `net` alone."""
 
     type: Literal["kd", "base"]
 
 
 class Runtime(Model):
-    """Seed, precision, device: what holds for the whole run."""
+    """Seed, precision, device and other settings of the whole run."""
 
     runner: Runner | None = None
     task_names: str | None = None
@@ -118,7 +118,7 @@ class Temperature(Model):
 
 
 class LossSpec(Model):
-    """One loss of a job: its type and arguments, and what may be said for it alone."""
+    """One loss of a job: its type, its arguments and the options of this loss alone."""
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -132,7 +132,7 @@ class LossSpec(Model):
 
 
 class TeacherInput(Model):
-    """Other pixels for one teacher, made from the student's own."""
+    """Pixels of another size or normalisation for one teacher, made from the student's."""
 
     size: Pixels | Many[Pixels] | None = None
     mean: Many[float] | None = None
@@ -154,7 +154,7 @@ class Cache(Model):
 
 
 class JobTeacher(Model):
-    """A teacher's part in one job.
+    """What a job says of one teacher.
 
     classes: of a teacher with other classes than the data, the one for each class of the data, by number or by
     the name that its file gives: in the data's order, or a mapping from the data's names.
@@ -171,7 +171,7 @@ class JobTeacher(Model):
 
 
 class JobStudent(Model):
-    """The student's part in one job."""
+    """What a job says of the student."""
 
     mimic_name: Many[str] = ()
 
@@ -214,7 +214,7 @@ class SchedulerSpec(Model):
 
 
 class Stage(Model):
-    """One part of a run that has several."""
+    """One of several stages of a run."""
 
     name: str
     max_iter: PositiveInt | None = None
@@ -227,7 +227,7 @@ class Stage(Model):
 
 
 class Mimic(Model):
-    """What is mimicked: the jobs, and how the run is cut into stages."""
+    """The mimic jobs, and the stages of the run."""
 
     jobs: dict[str, Job]
     task_loss: bool = True
@@ -238,7 +238,7 @@ class Mimic(Model):
 
 
 class DatasetKwargs(Model):
-    """What every dataset may be given; what is one dataset's own stays in model_extra."""
+    """Arguments that every dataset takes; those of one dataset stay in model_extra."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -331,7 +331,7 @@ class Ema(Model):
 
 
 class Trainer(Model):
-    """How long, with what optimizer, how often tested and saved."""
+    """Length of the training, optimizer, and how often to test and save."""
 
     optimizer: OptimizerSpec
     lr_scheduler: SchedulerSpec | None = None
@@ -353,7 +353,7 @@ class Trainer(Model):
 
 
 class Saver(Model):
-    """Where the run lives, what it starts from, and a folder that gets its figures as `<run>.json`."""
+    """The run folder, pretrained weights, and a folder for the results as `<run>.json`."""
 
     save_dir: str | None = None
     results_dir: str | None = None

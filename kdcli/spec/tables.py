@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one name of a table stands for.
+    """The code behind one name of a table.
 
     path: 'package.module:attribute'. preset: keyword arguments that the name itself fixes
     (resnet18 is ResNet with depth 18); the user cannot give them. own: whether it is a plugin's.
@@ -37,7 +37,7 @@ class Target:
 Table = Mapping[str, Target]
 
 Kind = Literal["logit", "feature", "relational", "teacher-free"]
-Layout = Literal["logits", "vector", "map", "tokens", "any"]
+Takes = Literal["logits", "vector", "map", "tokens", "any"]
 Place = Literal["logits", "pooled vector", "middle stage", "last stage", "stages", "before ReLU"]
 """Where a layer lies in a network of three stages; `before ReLU`: what goes into the last ReLU of each stage."""
 
@@ -50,7 +50,7 @@ class Loss(Target):
     """What it compares: logits, features, how the samples of a batch relate, or nothing of a teacher."""
     weight: float = 1.0
     """What it is multiplied by where the spec gives no `loss_weight`: the authors' own choice."""
-    takes: Layout = "any"
+    takes: Takes = "any"
     """The only layout of a feature that it accepts; `any`: several, which its own checks tell apart."""
     unlike_shapes: bool = False
     """Takes features of unlike shapes without an adapter, though it is not made from their shapes."""

@@ -22,7 +22,7 @@ from kdcli.data.sources import OpenedData
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, SpecError, SpecPath
@@ -48,7 +48,7 @@ from kdcli.training.same_data import truth_file
 from kdcli.training.sides import Sides
 from kdcli.training.stages import plan_stages
 from kdcli.training.teacher_labels import labels_of
-from kdcli.training.wiring import jobs_of, small, teacher_taps, wire
+from kdcli.training.wiring import first_samples, jobs_of, teacher_taps, wire
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -65,7 +65,7 @@ def run_root(parsed: ParsedSpec) -> Path:
 def built(
     parsed: ParsedSpec, options: RunOptions, processes: Processes, sides: Sides | None = None
 ) -> Iterator[Run]:
-    """The run of a spec; its taps and loaders are closed at the end of the block.
+    """Build the run of a spec for a `with` block; its taps and loaders are closed at the end of the block.
 
     sides: of a caller that has opened the data.
     """
@@ -108,7 +108,7 @@ def built(
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
-        sample = to_device(small(next(train_loader.batches(0))), processes.device)
+        sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has told these already.
@@ -145,7 +145,9 @@ def built(
             teachers=teachers,
             sources=sources,
             teacher_hashes=hashes,
-            weak_ok=frozenset(n for n in teachers if teacher_settings(spec, n).allow_weak_teacher),
+            allowed_weak_teachers=frozenset(
+                n for n in teachers if teacher_settings(spec, n).allow_weak_teacher
+            ),
             stages=stages,
             ema=None if average is None else MovingAverage(wiring.deployed, average),
             precision=precision,
@@ -162,7 +164,7 @@ def built(
 
 
 def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
-    """What the user should know of where the files were found; raises SpecError KD304 (`Places.findings`).
+    """Notices about where the files were found; raises SpecError KD304 (`Places.findings`).
 
     sections: top-level keys whose files are read, all where none is given.
     """
@@ -174,7 +176,7 @@ def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
 
 
 def told_or_raised(findings: list[Diagnostic]) -> list[str]:
-    """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
+    """Turn warnings into notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     # Both sides may read one file.
@@ -182,21 +184,21 @@ def told_or_raised(findings: list[Diagnostic]) -> list[str]:
 
 
 def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
-    """Bring a network to its device, its maps laid out channels last where the spec says so."""
+    """Move a network to its device, in channels-last memory format where the spec says so."""
     net.to(processes.device)
     if spec.runtime.channels_last:
         net.to(memory_format=torch.channels_last)
 
 
 def folded(name: str, count: int) -> str:
-    """What the user should know of `fold_bn`."""
+    """Fold BatchNorms into convolutions where `fold_bn` asks for it; returns a notice for each network."""
     if count:
         return f"{count} BatchNorms of {name} are folded into the convolutions before them"
     return f"no BatchNorm of {name} can be folded into a convolution"
 
 
 def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
-    """The run folder, which rank 0 has found free, or cleared; `make_ready` comes once the run may go on."""
+    """Open the run folder, which rank 0 has found free or cleared; `make_ready` comes once the run may go on."""
     root = run_root(parsed)
     if options.profile is not None:
         # A run that lies there is none of its business.
@@ -211,14 +213,14 @@ def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) 
 
 
 def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a network gives in evaluation; its buffers and the random state stay as they were."""
-    with preserved(net), torch.no_grad():
+    """Run a network once in eval mode; buffers and random state stay as they were."""
+    with restored_state(net), torch.no_grad():
         outputs: Mapping[str, Any] = net.eval()(sample)
         return outputs
 
 
 def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
-    """The loader of one side of the data for this process."""
+    """Build the data loader of one side (train or test) for this process."""
     return build_loader(
         opened,
         seed=spec.runtime.random_seed,
@@ -229,7 +231,7 @@ def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
 
 
 def build_student(task: Task, spec: Spec, options: RunOptions) -> Network:
-    """The student from the seed alone; leaves the main generator seeded for adapters and methods."""
+    """Build the student from the seed alone; leaves the main generator seeded for adapters and methods."""
     torch.manual_seed(spec.runtime.random_seed)
     return build_network(
         task.modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
@@ -237,7 +239,7 @@ def build_student(task: Task, spec: Spec, options: RunOptions) -> Network:
 
 
 def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFolder) -> list[str]:
-    """`saver.pretrain_model` into the student, unless a checkpoint will be resumed; returns notices."""
+    """Load `saver.pretrain_model` into the student, unless a checkpoint will be resumed; returns notices."""
     resume = bool(options.resume) or spec.saver.auto_resume
     resumed = spec.saver.resume_model is not None or (resume and bool(checkpoints(folder.checkpoints)))
     if spec.saver.pretrain_model is None or resumed:
@@ -248,14 +250,14 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
 
 
 def teacher_settings(spec: Spec, name: str) -> JobTeacher:
-    """How the jobs treat one teacher: what any of them says; the parser has checked that they agree."""
+    """One teacher's settings, merged over all jobs; the parser has checked that they agree."""
     parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
     said = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
     return parts[0].model_copy(update=said)
 
 
 def weight_path(spec: Spec, name: str) -> SpecPath:
-    """Where the spec says the weights of a teacher."""
+    """The path in the spec that gives a teacher's weights."""
     users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
     saying = [job for job in users if jobs_of(spec)[job].teachers[name].teacher_weight is not None]
     return ("mimic", "jobs", (saying or users)[0], "teachers", name, "teacher_weight")
@@ -264,7 +266,7 @@ def weight_path(spec: Spec, name: str) -> SpecPath:
 def build_teachers(
     spec: Spec, options: RunOptions, *, load: bool = True, told: list[str] | None = None
 ) -> tuple[dict[str, Network], dict[str, str]]:
-    """Every teacher that a job uses, and the hash of each one's weights; without load these are random.
+    """Build every teacher that a job uses, and hash its weights; without `load` the weights are random.
 
     told: takes the notices of what was left out of the weights.
     """
@@ -299,7 +301,7 @@ def build_teacher(
     processes: Processes,
     places: Places,
 ) -> Teacher:
-    """A frozen teacher on its device, with its own pixels, precision and classes."""
+    """Freeze a teacher on its device, with its own pixels, precision and classes."""
     settings = teacher_settings(spec, name)
     place(taps.net, spec, processes)
     precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
@@ -314,7 +316,7 @@ def build_teacher(
 
 
 def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:
-    """What turns the student's pixels into this teacher's; None where they are the same."""
+    """The change from the student's pixels to this teacher's; None where both take the same."""
     wanted = settings.input
     if wanted is None:
         return None

@@ -1,4 +1,4 @@
-"""The caches of a run: which store belongs to which teacher, data and taps.
+"""The caches of a run: which store on disk belongs to which teacher, data and taps.
 
 A store lies in `<cache.dir>/<teacher>-<key>`. The key is a hash of everything that decides what the teacher
 shows: its weights and modules, its pixels and precision, the data's spec and seed, the taps. Beside it
@@ -44,7 +44,7 @@ WHAT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One teacher's store, before it is opened."""
+    """What one teacher's store will hold, before it is opened."""
 
     name: str
     path: SpecPath
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Bytes that the store takes on disk."""
         return bytes_of(self.layout.columns, self.rows)
 
 
@@ -70,7 +70,7 @@ def sources_of(
     processes: Processes,
     default: Path,
 ) -> tuple[dict[str, ViewSource], list[str]]:
-    """Where each teacher's views come from, itself or its cache; and what the user should know.
+    """Where each teacher's views come from, the teacher itself or its cache; and notices about them.
 
     shown: what each teacher showed of `shown_samples` samples. default: where caches lie that name no `dir`.
     Raises SpecError KD553 and RunError KD552, KD554.
@@ -99,7 +99,7 @@ def plan_of(
     default: Path,
     classes: tuple[int, ...] | None = None,
 ) -> Plan:
-    """The store that one teacher's views belong to. weights: their hash; classes: which of its logits it shows."""
+    """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows."""
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
     data["kwargs"].pop("evaluator", None)
@@ -137,7 +137,7 @@ def plan_of(
 def opened(
     plan: Plan, teacher: Teacher, loader: Loader, processes: Processes
 ) -> tuple[CachedTeacher, list[str]]:
-    """The cached teacher; the store is made by the first process where there is none that fits."""
+    """Open the cached teacher; the first process creates the store where none fits."""
     notices: list[str] = []
     if processes.speaks:
         notices = _made_ready(plan, loader)
@@ -180,7 +180,7 @@ def _made_ready(plan: Plan, loader: Loader) -> list[str]:
 
 
 def _others(plan: Plan) -> list[str]:
-    """Stores of the same teacher that belong to something else: what differs, and what they take."""
+    """Stores of the same teacher that belong to other data or settings: what differs, and their bytes."""
     notices = []
     for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
         meta = read_meta(folder)
@@ -217,7 +217,7 @@ def _check_size(plan: Plan) -> None:
 
 
 def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
-    """Put on the disk what the caches took in; every process takes part and then sees the others' rows."""
+    """Write new cache rows to disk; every process takes part and then sees the others' rows."""
     cached = [source for source in sources.values() if isinstance(source, CachedTeacher)]
     for source in cached:
         try:
@@ -231,7 +231,7 @@ def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
 
 
 def gigabytes(size: float) -> str:
-    """12.3 MB or 4.56 GB."""
+    """A number of bytes as text: 12.3 MB or 4.56 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
@@ -243,7 +243,7 @@ def _input_of(spec: Spec, name: str) -> Any:
 
 
 def _module(module: ModuleSpec) -> dict[str, Any]:
-    """A module as the key sees it: caches made before `outputs` was a key stay good."""
+    """A module as a part of the cache's key: caches made before `outputs` was a key stay valid."""
     said = module.model_dump(mode="json")
     return {key: value for key, value in said.items() if key != "outputs" or value is not None}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.mimickers.mimicker import MimicContext
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
 
@@ -52,7 +52,7 @@ def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
     given: list[tuple[str, Any]] = []
     tap = Tap.parse(tap_text)
     ends: dict[str, int] = {}
-    with ExitStack() as stack, torch.no_grad(), preserved(net):
+    with ExitStack() as stack, torch.no_grad(), restored_state(net):
         trace = stack.enter_context(ChannelTrace())
         for name, module in net.named_modules():
 

@@ -1,4 +1,4 @@
-"""What survives a killed run: checkpoints that are written whole, verified, and never run code.
+"""Checkpoints that survive a killed run: written whole, verified, and never run code.
 
 A checkpoint is one file `step_00001234-<first 16 hex digits of its SHA-256>.pt`: written beside, flushed
 to disk, then renamed, so that a name always stands for exactly those bytes.
@@ -47,7 +47,7 @@ def save_checkpoint(
 
 
 def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Make `path` appear with all its bytes on disk, or not at all."""
+    """Write a file so that `path` appears with all its bytes on disk, or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Let what was appended to a file reach the disk; a file that is not there is no matter."""
+    """Flush a file that was appended to down to the disk; a missing file is no error."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def to_disk(path: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> RunError:
-    """A write that failed, in one line."""
+    """RunError KD740 for a write that failed, in one line."""
     reason = error.strerror or str(error)
     return RunError.of(
         "KD740",
@@ -93,14 +93,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name tells."""
+    """The step in a checkpoint's file name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
 
 
 def newest_valid(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | RunError]]:
-    """Checkpoints from the newest on: a state, or the reason why this one can't be used; ends at the first state."""
+    """Checkpoints from newest to oldest: a state, or why this one can't be used; ends at the first state."""
     for path in checkpoints(folder):
         try:
             state = load_checkpoint(path)
@@ -112,7 +112,7 @@ def newest_valid(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | RunError
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint without running code; raises RunError where it is torn, flipped or foreign."""
+    """Read one checkpoint without running code; raises RunError where it is truncated, damaged or foreign."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -140,7 +140,7 @@ FORMAT = 1
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Remove what an earlier process left half-written."""
+    """Delete the temporary files that a killed process left."""
     for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 

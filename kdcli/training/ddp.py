@@ -1,4 +1,4 @@
-"""The trainee as the processes of a run share it: DDP or FSDP2 around it, or nothing."""
+"""DDP or FSDP2 around the trainee of a run with several processes; nothing around it in one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcli.distill.mimickers.mimicker import StepInfo
-from kdcli.distill.trainee import names_in_force
+from kdcli.distill.trainee import active_names
 from kdcli.parallel.sharding import mesh_of, shard_network, shard_rest
 from kdcli.training.guard import Reach
 from kdcli.training.run import Run
 
 
-class Wrapping:
-    """model: what the loop calls. sharded: whether parameters are spread over the processes."""
+class DistributedTrainee:
+    """The trainee as the loop calls it, alone or on several processes.
+
+    model: what is called. sharded: whether parameters are spread over the processes.
+    """
 
     def __init__(self, run: Run, reach: Reach) -> None:
         self.run, self.reach = run, reach
@@ -29,11 +32,11 @@ class Wrapping:
             self._shard()
 
     def new_stage(self) -> None:
-        """The parameters that train have changed; what is shared is settled at the next step."""
+        """Forget which losses were active: other parameters train from the next step on."""
         self._in_force = None
 
     def follow(self, clock: StepInfo, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the parameters that are shared equal to what the losses in force reach.
+        """Share exactly the parameters that the active losses reach at this step.
 
         DDP waits for a gradient of each of its parameters, so those that no loss reaches at this step are
         frozen, and the wrapper is made anew where that set changes.
@@ -41,7 +44,7 @@ class Wrapping:
         run = self.run
         if run.processes.world_size == 1:
             return
-        in_force = names_in_force(run.trainee, clock, self.reach)
+        in_force = active_names(run.trainee, clock, self.reach)
         if in_force == self._in_force:
             return
         self._in_force = in_force
@@ -56,7 +59,7 @@ class Wrapping:
 
     @contextmanager
     def gradients(self, *, last: bool) -> Iterator[None]:
-        """Inside, backward adds up gradients; they are shared at the last batch of a group alone."""
+        """Accumulate gradients inside the block; processes share them at the last batch of a group alone."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield
@@ -87,7 +90,7 @@ class Wrapping:
 
 
 class _Ddp(DistributedDataParallel):
-    """torch's own, which refuses synchronised BatchNorm on the CPU: kdcli's works there."""
+    """DistributedDataParallel without its refusal of synchronised BatchNorm on the CPU: kdcli's works there."""
 
     def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
         if self.device_type != "cpu":

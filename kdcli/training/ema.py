@@ -20,13 +20,13 @@ EXP_STEPS = 2000
 
 
 def average_of(spec: Spec) -> Ema | None:
-    """The settings of the average that a run of this spec keeps; None where it keeps none."""
+    """The EMA settings that a run of this spec uses; None without EMA."""
     ema = spec.trainer.ema
     return ema if ema is not None and ema.enable else None
 
 
 def decay_at(spec: Ema, step: int) -> float:
-    """The share of the average that stays at a step, counted from 0.
+    """The decay of the moving average at a step, counted from 0.
 
     With d = decay ** inner_T, `linear`: min(d, (1 + step) / (warmup + step)); `exp`: d * (1 -
     exp(-step / 2000)). Source: United-Perception's up/utils/model/ema_helper.py.
@@ -38,12 +38,12 @@ def decay_at(spec: Ema, step: int) -> float:
 
 
 def same_meaning(state: Mapping[str, Any]) -> bool:
-    """Whether a state comes from an average that was kept as this one is."""
+    """Whether a saved EMA state was made with the settings of this one."""
     return state.get("version") == VERSION
 
 
 class MovingAverage:
-    """Follows a network: average = decay * average + (1 - decay) * weight after each step.
+    """Moving average of a network: average = decay * average + (1 - decay) * weight after each step.
 
     `linear` does so at step 0 and at every `inner_T`-th step from there, `exp` at every one. Buffers of
     real numbers are averaged like parameters; all others are copied at the same steps.
@@ -56,7 +56,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin at the weights as they are now."""
+        """Set the averages to the current weights."""
         self.step = 0
         self.parameters = {name: p.detach().clone() for name, p in self.net.named_parameters()}
         self.buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
@@ -67,7 +67,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One optimizer step is done."""
+        """Update the averages after one optimizer step."""
         step = self.step
         self.step += 1
         if self.spec.ema_type == "linear" and step % self.spec.kwargs.inner_T:
@@ -88,7 +88,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights inside the block, its own ones after it."""
+        """Put the averaged weights into the network inside the block, its own weights back after it."""
         live = {name: t.detach().clone() for name, t in self._targets()}
         self._copy({**self.parameters, **self.buffers})
         try:
@@ -97,7 +97,7 @@ class MovingAverage:
             self._copy(live)
 
     def state_dict(self) -> dict[str, object]:
-        """The averages and the count."""
+        """The averages and the number of updates."""
         return {
             "version": VERSION,
             "step": self.step,
@@ -107,7 +107,7 @@ class MovingAverage:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue where state_dict() was taken."""
+        """Continue from what state_dict() returned."""
         self.step = int(state["step"])  # type: ignore[call-overload]
         for mine, theirs in ((self.parameters, state["parameters"]), (self.buffers, state["buffers"])):
             assert isinstance(theirs, dict)

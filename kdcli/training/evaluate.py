@@ -1,4 +1,4 @@
-"""One network measured on data."""
+"""Metrics of one network over a data loader."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(
     name: str = "the network",
     told: list[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of one network over the loader (its first samples), each sample counted once.
+    """Metrics of one network over the loader (or its first samples), each sample counted once.
 
     forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
     batch; once it says yes this process looks at no more, and the metrics mean nothing. told: takes the message

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
-from kdcli.distill.preserve import preserved
-from kdcli.distill.trainee import Force, total_of
+from kdcli.distill.restored_state import restored_state
+from kdcli.distill.trainee import ActiveLosses, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
@@ -35,8 +35,8 @@ Reach = Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
-    """Losses that move the student, and how.
+class GuardResult:
+    """What the guard found: the parameters that each loss reaches, and how hard each pulls.
 
     pulls: for each loss of a job the norm of its gradient on the student, at the job's full weight, over
     that of the task's losses together, on this process's first batch; empty without a task loss.
@@ -48,7 +48,7 @@ class Proven:
     logged_only: Mapping[str, str]
 
     def notices(self) -> list[Notice]:
-        """A warning for each loss that is hardly felt, a word on each that is logged alone."""
+        """Warn of each loss whose gradient is very small beside the task's; name each that is logged alone."""
         return [
             Notice(message=f"`{name}` is logged and moves nothing: {why}")
             for name, why in self.logged_only.items()
@@ -65,7 +65,7 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one loss did on one batch: the parameters reached, and whether anything was wrong.
+    """One loss on one batch: the parameters that its gradient reaches, and whether anything was wrong.
 
     pull: the norm of its gradient on the student.
     """
@@ -78,23 +78,23 @@ class Finding:
     pull: float = 0.0
 
 
-def prove_losses(run: Run) -> Proven:
-    """Differentiate every loss alone; the parameters that each reaches, and how hard it pulls.
+def prove_losses(run: Run) -> GuardResult:
+    """Differentiate every loss alone: which parameters it reaches, and how large its gradient is.
 
     Raises RunError: KD700 where a loss has no path to the student, KD701 where a loss or its gradient
     is not finite, KD702 where the gradient stays zero on 20 batches. A loss that is logged only has to be
     finite and no more.
     """
-    trainee, before = run.trainee, run.trainee.force
-    task_loss = any(stage.force.task_loss for stage in run.stages)
+    trainee, before = run.trainee, run.trainee.active
+    task_loss = any(stage.active.task_loss for stage in run.stages)
     findings: dict[str, Finding] = {}
     problems: list[Diagnostic] = []
     of_task: float | None = None
     trainee.train()
-    trainee.force = Force(task_loss=task_loss)
+    trainee.active = ActiveLosses(task_loss=task_loss)
     running = require(run.wiring, run.teachers, None, task_loss)
     try:
-        with preserved(trainee):
+        with restored_state(trainee):
             for batch in islice(run.train_loader.batches(0), BATCHES):
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
@@ -109,12 +109,12 @@ def prove_losses(run: Run) -> Proven:
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
                     break
     finally:
-        trainee.force = before
+        trainee.active = before
     told = [problem for found in run.processes.gather(problems) for problem in found]
     if told:
         unique = {(problem.code, problem.message): problem for problem in told}
         raise RunError(unique.values())
-    return Proven(
+    return GuardResult(
         {name: finding.reached for name, finding in findings.items()},
         {
             name: trainee.specs[job].loss_weight * finding.pull / of_task
@@ -126,7 +126,7 @@ def prove_losses(run: Run) -> Proven:
 
 
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
-    """The metrics of each teacher that has a head on up to 512 test samples, and what is to be told of it.
+    """Metrics of each teacher with a head on up to 512 test samples, and notices about it.
 
     A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance.
     """
@@ -159,7 +159,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
             )
         measured[name] = metrics
         samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)
-        if name not in run.weak_ok and run.task.near_chance(metrics, classes, samples):
+        if name not in run.allowed_weak_teachers and run.task.near_chance(metrics, classes, samples):
             problems.append(
                 Diagnostic(
                     code="KD703",
@@ -175,7 +175,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
 
 
 def _has_weights(run: Run, name: str) -> bool:
-    """Whether a job says where the teacher's weights are."""
+    """Whether a job gives the teacher's weights."""
     jobs = run.wiring.jobs.values()
     return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 
@@ -198,7 +198,7 @@ def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
 
 
 def _pull_of_task(run: Run, losses: Mapping[str, Tensor], findings: Mapping[str, Finding]) -> float:
-    """The norm of the gradient of the task's losses together on the student; 0 where there is none."""
+    """Gradient norm of the task's losses together on the student; 0 without them."""
     own = {name: loss for name, loss in losses.items() if name.startswith("task.") and loss.requires_grad}
     if len(own) < 2:
         return sum(findings[name].pull for name in own)
@@ -281,7 +281,7 @@ def _names(taps: tuple[str, ...]) -> str:
 
 
 def _why_not_finite() -> str:
-    return "look at the teacher's weights and the data's normalisation; lower T's inverse or the loss's own exponents"
+    return "look at the teacher's weights and the data's normalisation; raise the temperature `T`, or lower the loss's exponents"
 
 
 def _why_zero(run: Run, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`kdcli cache`: the caches of a spec filled before any training, by one process."""
+"""`kdcli cache`: fill the caches of a spec before training, in one process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kdcli.training.build import build_data, build_teacher, build_teachers, file
 from kdcli.training.caches import flush_all, gigabytes, sources_of
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
-from kdcli.training.wiring import show_teacher, small, teacher_taps
+from kdcli.training.wiring import first_samples, show_teacher, teacher_taps
 
 TOLD = 10
 """How often a pass is told."""
 
 
 def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Notice]:
-    """Show every training sample once per view to each teacher that is cached; rows that are there stay.
+    """Run each cached teacher on every training sample, once per view; rows that exist stay.
 
     Raises RunError KD555 where the spec caches nothing, KD552 to KD554 as in training.
     """
@@ -42,7 +42,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         sides = Sides(spec, options.places, plugins=options.plugins)
         loader = build_data(sides.train, spec, processes)
         stack.callback(loader.close)
-        sample = to_device(small(next(loader.batches(0))), processes.device)
+        sample = to_device(first_samples(next(loader.batches(0))), processes.device)
         left_out = file_notices(spec, options.places, "mimic", "dataset")
         nets, hashes = build_teachers(spec, options, told=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})

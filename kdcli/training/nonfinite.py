@@ -1,4 +1,4 @@
-"""Numbers gone wrong: a NaN or Inf in a loss or a gradient never reaches the weights unseen."""
+"""NaN and Inf: a non-finite loss or gradient never reaches the weights unseen; unreadable samples are counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """What is needed to do one step again: its number, its samples, the generators before it."""
+    """What it takes to repeat one step: its number, its samples, the random generators before it."""
 
     step: int
     epoch: int
@@ -35,7 +35,7 @@ class Recent:
 
 
 class FiniteCheck:
-    """Looks at the losses and gradients of every step before the optimizer uses them.
+    """Check the losses and gradients of every step before the optimizer uses them.
 
     On the CPU, and where bad steps are to be skipped, each step is looked at before it is taken. On CUDA
     that would make every step wait for the device: a flag stays there and is read at log points and
@@ -57,7 +57,7 @@ class FiniteCheck:
         self._buffers: list[Tensor] = []
 
     def begin(self, progress: Progress, group: Sequence[Mapping[str, Any]]) -> None:
-        """A step is about to be computed from these batches."""
+        """Remember the batches and random state of the step that comes."""
         indices = tuple(batch["indices"] for batch in group)
         self.recent.append(Recent(progress.step + 1, progress.epoch, indices, generator_state()))
         if self.skips:
@@ -91,7 +91,7 @@ class FiniteCheck:
         raise self._stop(self.recent[-1], parts, what)
 
     def read(self) -> None:
-        """Raise RunError KD730 where a step since the last reading was bad; every process takes part."""
+        """Raise RunError KD730 where a step since the last call was not finite; every process takes part."""
         if not self.deferred:
             return
         bad = int(self._first_bad)
@@ -104,7 +104,7 @@ class FiniteCheck:
         raise self._stop(again, parts, self._what(parts, ()))
 
     def told(self) -> Iterator[Notice]:
-        """What the user should know since the last call."""
+        """Notices since the last call."""
         notices, self.notices = self.notices, []
         yield from notices
 
@@ -156,12 +156,12 @@ class FiniteCheck:
 
 
 def write_replay(path: Path, content: dict[str, Any]) -> None:
-    """What happened at a bad step: step, epoch, and of each process sample ids, generators, loss parts."""
+    """Write a bad step to a file: step, epoch, and of each process sample ids, generators, losses."""
     write_whole(path, lambda file: torch.save(content, file))
 
 
 class BadSamples:
-    """Takes over what the loaders of all processes have noted, each sample once."""
+    """Samples that could not be read, over all processes, each once."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress = run, progress
@@ -171,7 +171,7 @@ class BadSamples:
                 loader.bad_samples.append(BadRecord(sample, name, reason))
 
     def take(self) -> Iterator[Notice]:
-        """Bring list and count up to date; every process takes part.
+        """Bring the list and the count up to date; every process takes part.
 
         Raises RunError KD512 where all processes together found more than the budget allows.
         """

@@ -82,7 +82,7 @@ def _fused(target: Any, kwargs: dict[str, Any], parameters: list[nn.Parameter]) 
 def check_kwargs(
     target: Any, kwargs: dict[str, Any], path: SpecPath, what: str, given: Iterable[str]
 ) -> None:
-    """Refuse an argument that the callable does not have, with the nearest name."""
+    """Raise for an argument that the callable does not have, with the nearest name."""
     known = [n for n in inspect.signature(target).parameters if n not in set(given)]
     for name in kwargs:
         if name not in known:
@@ -96,7 +96,7 @@ def check_kwargs(
 
 
 class ShiftedCosine(lr_scheduler.CosineAnnealingLR):
-    """torch's cosine, begun `warmup_iter` steps late: base_lr at that step, eta_min at T_max as before.
+    """torch's cosine, started `warmup_iter` steps late: base_lr at that step, eta_min at T_max as before.
 
     With w = warmup_iter: lr = eta_min + (base_lr - eta_min) * (1 + cos(pi * (i - w) / (T_max - w))) / 2 at
     step i. Before w, which a warm-up is meant to cover, that is the cosine's rising side.
@@ -115,7 +115,7 @@ class ShiftedCosine(lr_scheduler.CosineAnnealingLR):
         super().__init__(optimizer, T_max, eta_min, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """The lr of every group at this step."""
+        """Learning rates of all parameter groups at this step."""
         if not self.warmup_iter:
             return super().get_lr()
         done = (self.last_epoch - self.warmup_iter) / (self.T_max - self.warmup_iter)
@@ -131,14 +131,14 @@ def optimizer_class(name: str, path: SpecPath = ()) -> Any:
 
 
 def scheduler_class(name: str, path: SpecPath = ()) -> Any:
-    """The scheduler that a name of torch.optim.lr_scheduler, or own code, means in a spec; path: of the component."""
+    """The scheduler class behind a name of torch.optim.lr_scheduler."""
     if is_own(name):
         return lookup(SCHEDULERS, name, path=(*path, "type"), code="KD443").load()
     return ShiftedCosine if name == "CosineAnnealingLR" else getattr(lr_scheduler, name, None)
 
 
 class LearningRate:
-    """The lr of every step: warm-up first, then a scheduler of torch.
+    """Learning rate of every step: warm-up first, then a scheduler of torch.
 
     The scheduler runs on a shadow optimizer, so that warm-up can't disturb schedulers that compute a
     step's lr from the last one. `target` is the lr that the warm-up reaches.
@@ -192,16 +192,16 @@ class LearningRate:
 
     @property
     def target(self) -> float:
-        """The lr of the first group that the warm-up reaches."""
+        """Learning rate of the first group at the end of the warm-up."""
         return self.targets[0]
 
     @property
     def now(self) -> float:
-        """The lr of the first group at this step."""
+        """Learning rate of the first group at this step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def advance(self, metric: float | None = None) -> None:
-        """One optimizer step is done; metric: the latest evaluation, for ReduceLROnPlateau."""
+        """Go on to the next step; metric: the latest evaluation, for ReduceLROnPlateau."""
         self.step_count += 1
         if self.scheduler is not None and self.spec is not None:
             at_epoch_end = self.step_count % self.steps_per_epoch == 0
@@ -222,7 +222,7 @@ class LearningRate:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where state_dict() was taken."""
+        """Continue from what state_dict() returned."""
         self.step_count = state["step_count"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -273,7 +273,7 @@ class LearningRate:
         return scheduler
 
     def _check_shift(self, shift: int, end: float, path: SpecPath) -> None:
-        """Refuse a cosine that would not begin before its end; shift, end: in steps."""
+        """Raise for a cosine that would start after its end; shift, end: in steps."""
         if 0 <= shift < end:
             return
         message = f"`warmup_iter` of the cosine must be at least 0, got {shift}"
@@ -295,7 +295,7 @@ def _lists_to_tuples(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Without what weights_only loading refuses: Counters become dicts, functions are left out."""
+    """A state that weights_only loading accepts: Counters become dicts, functions are left out."""
     kept = {}
     for name, value in state.items():
         if callable(value):

@@ -1,4 +1,4 @@
-"""Probabilities where logits are meant: told before training, on the values of a real batch."""
+"""Probabilities where logits are expected: found on a real batch before training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from kdcli.distill.labels import is_logits
 from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.module_search import maker_of
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import View
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
 from kdcli.training.run import Run
-from kdcli.training.wiring import small
+from kdcli.training.wiring import first_samples
 
 SAMPLES = 64
 TOLERANCE = 1e-3
@@ -27,11 +27,11 @@ SOFTMAX = (nn.Softmax, nn.LogSoftmax)
 
 
 def doubtful_logits(run: Run) -> Iterator[Notice]:
-    """A warning for each tap that gives probabilities to a loss on logits, and for a student that answers so."""
+    """Warn of each tap that gives probabilities to a loss on logits, and of a student that outputs them."""
     if run.task.matching is None:
         return
-    batch = to_device(small(next(run.train_loader.batches(0)), SAMPLES), run.processes.device)
-    with preserved(run.trainee), torch.no_grad():
+    batch = to_device(first_samples(next(run.train_loader.batches(0)), SAMPLES), run.processes.device)
+    with restored_state(run.trainee), torch.no_grad():
         views = {name: teacher.whole_view(batch) for name, teacher in run.teachers.items()}
         run.trainee.train()  # what a peer shows, it shows in training
         student = run.trainee.view(batch)
@@ -56,7 +56,7 @@ def are_probabilities(value: Any) -> bool:
 def _taken(
     run: Run, batch: Mapping[str, Any], student: View, teachers: Mapping[str, View]
 ) -> Iterator[Diagnostic]:
-    """What the losses on logits are given."""
+    """The tensors that the losses on logits receive."""
     for job, mimicker in run.trainee.mimickers.items():
         assert isinstance(mimicker, Mimicker)
         for term in mimicker.modules():
@@ -121,8 +121,8 @@ def _told(
 
 
 def _classified(run: Run, batch: Mapping[str, Any], student: View) -> Iterator[Diagnostic]:
-    """The student's answer, where the task's cross entropy reads it."""
-    task_loss = any(stage.force.task_loss for stage in run.stages)
+    """The student's output that the task's cross entropy reads."""
+    task_loss = any(stage.active.task_loss for stage in run.stages)
     if not task_loss or not are_probabilities(student.outputs.get("logits")):
         return
     yield Diagnostic(
@@ -142,7 +142,7 @@ def _network(run: Run, teacher: str | None, batch: Mapping[str, Any]) -> tuple[n
 
 
 def logits_layer(net: nn.Module, batch: Mapping[str, Any], tap: str, value: Tensor) -> str | None:
-    """The tap of what went into the softmax: its input, else the last layer of that width that gives something else.
+    """The tap before the softmax: its input, else the last layer of that width with other values.
 
     value: the probabilities that `tap` gave on the batch.
     """
@@ -156,7 +156,7 @@ def logits_layer(net: nn.Module, batch: Mapping[str, Any], tap: str, value: Tens
         if is_logits(output) and output.shape == value.shape and not are_probabilities(output):
             found.append(name)
 
-    with ExitStack() as stack, torch.no_grad(), preserved(net):
+    with ExitStack() as stack, torch.no_grad(), restored_state(net):
         for name, module in net.named_modules():
             if name and not list(module.children()):
                 hook = module.register_forward_hook(lambda _m, _a, output, name=name: note(name, output))

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, record_function
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.parallel.interrupts import Interrupts
 from kdcli.records import Record
-from kdcli.training.guard import Proven
+from kdcli.training.guard import GuardResult
 from kdcli.training.run import Run
 from kdcli.training.state import Progress
 from kdcli.training.train import Stage, TrainLoop, train
@@ -33,7 +33,7 @@ OPERATORS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Seconds of all steps by part, in order of running, with the rest last; the costliest operators."""
+    """Seconds of all steps by part, in order of execution, the rest last; the costliest operators."""
 
     steps: int
     images: int
@@ -44,11 +44,11 @@ class Profile:
 
 
 class _Enough(Exception):
-    """All steps that were asked for are done."""
+    """Raised when all steps that were asked for are done."""
 
 
 def profile(run: Run, steps: int, interrupts: Interrupts) -> Profile:
-    """Train so many steps (fewer where the run has fewer) and say where the time went."""
+    """Train N steps (fewer where the run has fewer) and measure where the time goes."""
     loops: list[_ProfiledLoop] = []
 
     def loop(*parts: Any) -> _ProfiledLoop:
@@ -67,7 +67,7 @@ class _ProfiledLoop(TrainLoop):
     """A loop whose parts are timed, and which ends after some steps."""
 
     def __init__(
-        self, run: Run, interrupts: Interrupts, guard: Proven, progress: Progress, *, steps: int
+        self, run: Run, interrupts: Interrupts, guard: GuardResult, progress: Progress, *, steps: int
     ) -> None:
         super().__init__(run, interrupts, guard, progress)
         self.steps = min(steps, run.total_steps)
@@ -87,20 +87,20 @@ class _ProfiledLoop(TrainLoop):
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time of this block goes to a part."""
+        """Add the time of this block to a part."""
         start = self.now()
         with record_function(f"kdcli: {name}"):
             yield
         self.spent[name] = self.spent.get(name, 0.0) + self.now() - start
 
     def now(self) -> float:
-        """The time, with all work on the device done."""
+        """The time, once all work on the device is done."""
         if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, its time counted."""
+        """Wrap a function so that its time is counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):
@@ -109,7 +109,7 @@ class _ProfiledLoop(TrainLoop):
         return counted
 
     def timed_batches(self, batches: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        """The same batches, the time until each comes counted."""
+        """Wrap a batch iterator so that the wait for each batch is counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
             found = iter(batches(*args, **kwargs))
@@ -123,7 +123,7 @@ class _ProfiledLoop(TrainLoop):
         return counted
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
-        """One step; begins to count after the warm-up and ends the run after the last."""
+        """Run one step; counting begins after the warm-up, the run ends after the last."""
         super().step(stage, group)
         self.done += 1
         if self.done > self.warm_up:
@@ -135,19 +135,19 @@ class _ProfiledLoop(TrainLoop):
             self.begin()
 
     def begin(self) -> None:
-        """From here on steps count."""
+        """Start counting."""
         self.profiler.start()
         self.spent.clear()
         self.began = self.now()
 
     def end(self) -> None:
-        """No step after this one."""
+        """Stop counting and the run."""
         self.seconds = self.now() - self.began
         self.profiler.stop()
         raise _Enough
 
     def stage(self, index: int, resumed: Any) -> Iterator[Record]:
-        """As ever; without a warm-up the first step counts."""
+        """Run a stage; without a warm-up the first step counts."""
         if self.warm_up == 0 and self.done == 0:
             self.begin()
         yield from super().stage(index, resumed)
@@ -160,7 +160,7 @@ class _ProfiledLoop(TrainLoop):
             return super().backward(stage, batch, clock, last=last, share=share)
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
-        """Everything between the gradients and the new weights."""
+        """Everything from the gradients to the new weights."""
         with self.part("optimizer"):
             super().update(optimizer, parts)
 
@@ -171,7 +171,7 @@ class _ProfiledLoop(TrainLoop):
         yield from records
 
     def after_epoch(self, stage: Stage) -> Iterator[Record]:
-        """On to the next epoch or stage, with nothing in between."""
+        """Go to the next epoch or stage without evaluating or saving."""
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         if progress.stage_step >= stage.plan.steps:
@@ -179,7 +179,7 @@ class _ProfiledLoop(TrainLoop):
         yield from ()
 
     def result(self) -> Profile:
-        """What was counted; rank 0 writes the trace."""
+        """The profile of the counted steps; rank 0 writes the trace."""
         spent = self.spent
         forward, student = spent.get("forward", 0.0), spent.get("student forward", 0.0)
         parts = {

@@ -1,4 +1,4 @@
-"""A run folder opened again: its spec as it ran, and where the files it names lie."""
+"""A run folder read again: its spec as it ran, the files it used; and the facts that are written for that."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENV = "env.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reopened:
-    """parsed: with `saver.save_dir` where the folder is now. spec_hash: of the spec as it ran."""
+    """The spec of a run folder. parsed: with `saver.save_dir` where the folder is now; spec_hash: as it ran."""
 
     parsed: ParsedSpec
     options: RunOptions
@@ -42,7 +42,7 @@ class Reopened:
 
 
 def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()) -> Reopened:
-    """Read a run folder's spec; RunError as `env_of_run`, SpecError where its spec is none of this version."""
+    """Read a run folder's spec; raises RunError as `env_of_run`, SpecError for a spec of another version."""
     env = env_of_run(root)
     resolved = root / SPEC
     text = text_of(resolved)
@@ -75,7 +75,7 @@ def _require_plugins(parsed: ParsedSpec, env: Mapping[str, Any], plugins: Sequen
 
 
 def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
-    """The options of a run that goes on: its files are the ones that it took when it was started."""
+    """Options of a resumed run: it uses the files that it took when it was started."""
     own = checkpoints(folder.checkpoints)
     root: Path | None = None
     if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
@@ -88,7 +88,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
 
 
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
-    """The files that a run has taken, by their paths in its spec; none where its folder does not tell."""
+    """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
     told = root / ENV
     return _taken(mapping_in(text_of(told), told), root) if told.exists() else {}
 
@@ -101,7 +101,7 @@ def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
 
 
 def env_of_run(root: Path) -> Mapping[str, Any]:
-    """What env.json of a run folder says, empty without one.
+    """The content of a run folder's env.json; empty without one.
 
     Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
     run format).
@@ -128,7 +128,7 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
 
 
 def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
-    """The JSON or YAML of a file that has been read; RunError KD752 where it is no mapping."""
+    """Parse a file's text as a JSON or YAML mapping; RunError KD752 where it is none."""
     try:
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -139,7 +139,7 @@ def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
 
 
 def text_of(path: Path) -> str:
-    """A file's text; RunError KD750 where it can't be read."""
+    """Read a text file; RunError KD750 where it can't be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -147,13 +147,13 @@ def text_of(path: Path) -> str:
 
 
 def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
-    """The spec with this folder as its run's."""
+    """The spec with this folder as its run folder."""
     saver = parsed.spec.saver.model_copy(update={"save_dir": str(root)})
     return replace(parsed, spec=parsed.spec.model_copy(update={"saver": saver}))
 
 
 def write_facts(run: Run) -> None:
-    """What was run, on what, and the lists of its samples.
+    """Write what was run, on which machine and files, and the lists of its samples.
 
     spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
     """
@@ -182,7 +182,7 @@ def write_facts(run: Run) -> None:
 def environment(
     device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Versions, device, threads, and the state of the working directory's git repository if there is one.
+    """Versions, device, threads, and the git state of the working directory.
 
     `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
     opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it

@@ -1,4 +1,4 @@
-"""Continuing a run where its newest valid checkpoint was taken."""
+"""Resuming a run from its newest valid checkpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RESUME_MODEL: SpecPath = ("saver", "resume_model")
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A checkpoint to continue from. new_schedule: the user lets optimizer or schedule differ."""
+    """A checkpoint to continue from. new_schedule: the user allows another optimizer or schedule."""
 
     path: Path
     state: dict[str, Any]
@@ -66,7 +66,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a run is before it is built: enough to say whether a checkpoint is one of it.
+    """The facts of a run before it is built: enough to compare a checkpoint with it.
 
     data: the digest of each side, on rank 0; empty where the data is not to be compared.
     """
@@ -84,7 +84,7 @@ class Asked:
 
 
 def find_checkpoint(run: Asked) -> Found | None:
-    """What to continue from, if anything; rank 0 decides for all, and nothing is written.
+    """Find the checkpoint to continue from, if any; rank 0 decides for all, nothing is written.
 
     Raises RunError KD715 where the checkpoint belongs to another spec, KD717 to another number of processes,
     KD725 to a moving average of another meaning, KD733 and KD734 to other data, KD718 where there is none.
@@ -110,7 +110,7 @@ def find_checkpoint(run: Asked) -> Found | None:
 
 
 def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
-    """The checkpoint that was found, and what the user should know.
+    """Load the checkpoint that was found, and collect notices.
 
     Raises RunError KD716 where it belongs to another teacher, KD721 where it does not fit.
     """
@@ -153,7 +153,7 @@ def _read(run: Asked) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]
 
 
 def _named(run: Asked) -> Path | None:
-    """The checkpoint, or the folder of one, that the user named."""
+    """The checkpoint that the user named, as a file or its folder."""
     if isinstance(run.options.resume, Path):
         return run.options.resume
     if run.options.resume or run.spec.saver.resume_model is None:
@@ -168,7 +168,7 @@ def _no_resume_model(run: Asked) -> SpecError:
 
 
 def _progress(run: Run, state: dict[str, Any]) -> Progress:
-    """The counters; with another number of processes the place in the epoch is the same share of it."""
+    """The counters; with another number of processes the position in the epoch is the same share of it."""
     if not 0 <= state["progress"]["stage"] < len(run.stages):
         raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
     if len(state["processes"]) != state["world_size"]:
@@ -186,7 +186,7 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
 
 
 def _tests_otherwise(run: Run, state: dict[str, Any]) -> bool:
-    """Whether the test data is another one than the checkpoint's, as far as this process knows."""
+    """Whether the test data differs from the checkpoint's, as far as this process knows."""
     kept = (state.get("data") or {}).get("test") or {}
     return "listing" in kept and "test" in run.digests and kept["listing"] != run.digests["test"].listing
 
@@ -196,7 +196,7 @@ def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
 
 
 def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
-    """Raises RunError with all that is in the way; returns what the user should know."""
+    """Raise RunError with all that prevents resuming; returns notices."""
     allowed = (*MAY_DIFFER, *run.options.allow_changed)
     averaged = average_of(run.spec) is not None
     if not averaged and state["ema"] is None:
@@ -233,7 +233,7 @@ def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
 def _compare_data(
     run: Asked, state: dict[str, Any], path: Path, keys: Sequence[str]
 ) -> tuple[list[Diagnostic], list[Notice]]:
-    """KD733 for a side that has changed, KD734 where that can't be accepted; a notice where it was accepted."""
+    """KD733 for a side whose data has changed, KD734 where that can't be allowed; a notice where it was."""
     if not run.data:
         return [], []
     if not state.get("data"):
@@ -265,7 +265,7 @@ def _compare_data(
 
 
 def _keep_rows(spec: Spec) -> list[str]:
-    """The jobs whose losses keep something for each training sample."""
+    """The jobs whose losses keep one row per training sample."""
     return [name for name, job in jobs_of(spec).items() if "num_samples" in needs_of(job).facts]
 
 
@@ -284,7 +284,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
 
 
 def differing_keys(before: str, now: str) -> list[str]:
-    """The dotted keys at which two resolved specs differ."""
+    """Dotted keys at which two resolved specs differ."""
     try:
         old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
     except yaml.YAMLError as error:

@@ -25,12 +25,12 @@ from kdcli.tasks.task import Task
 from kdcli.training.ema import MovingAverage
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.stages import StagePlan
-from kdcli.training.wiring import Wiring
+from kdcli.training.wiring import JoinedJobs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the command line adds to a spec.
+    """What the command line says beside the spec.
 
     resume: continue from the newest valid checkpoint, or from this one. allow_changed: keys that may
     differ from the checkpoint's spec, and what else may (`data`, `teachers.teacher0`, `world_size`).
@@ -55,7 +55,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint that this run may continue from, and what the user should know of it."""
+    """A checkpoint that this run may continue from, and notices about it."""
 
     path: Path
     notices: tuple[Notice, ...] = ()
@@ -63,10 +63,10 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run, built and not yet started.
+    """A run that is built and not yet started.
 
-    sources: where each teacher's views come from in training: itself, or its cache. weak_ok: teachers that
-    may be near chance. digests: of the data, by side; empty on processes that don't speak. found: the
+    sources: where each teacher's views come from in training: itself, or its cache. allowed_weak_teachers: teachers
+    that may be near chance. digests: of the data, by side; empty on processes that don't speak. found: the
     checkpoint to continue from.
     """
 
@@ -79,11 +79,11 @@ class Run:
     facts: DataFacts
     train_loader: Loader
     test_loader: Loader
-    wiring: Wiring
+    wiring: JoinedJobs
     teachers: Mapping[str, Teacher]
     sources: Mapping[str, ViewSource]
     teacher_hashes: Mapping[str, str]
-    weak_ok: frozenset[str]
+    allowed_weak_teachers: frozenset[str]
     stages: tuple[StagePlan, ...]
     ema: MovingAverage | None
     precision: str
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def trainee(self) -> Trainee:
-        """What trains."""
+        """The module of everything that trains: student, adapters, losses with parameters."""
         return self.wiring.trainee
 
     @property
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def deployed(self) -> Network | DeployedStudent:
-        """What is measured and exported: the student, with another end where a method gives it one."""
+        """The network that is measured and exported: the student, with another end where a method gives it one."""
         assert isinstance(self.wiring.deployed, (Network, DeployedStudent))
         return self.wiring.deployed
 

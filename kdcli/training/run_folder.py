@@ -1,4 +1,4 @@
-"""The run folder: what lies in it, and when a run may use it."""
+"""The run folder: its files, and when a run may use it."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """The file of metrics: one JSON object a line."""
         return self.root / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
-        """What was on the screen, as plain lines."""
+        """The file with what was on the screen, as plain lines."""
         return self.root / "train.log"
 
     @property
     def student(self) -> Path:
-        """The student as it was at the end."""
+        """The weights of the student at the end."""
         return self.root / "student.safetensors"
 
     @property
     def best_student(self) -> Path:
-        """The student of the best evaluation."""
+        """The weights of the student at its best evaluation."""
         return self.root / "student_best.safetensors"
 
     @property
     def finished(self) -> Path:
-        """Exists once the run has come to its end."""
+        """The file that exists once the run has ended."""
         return self.root / "finished.json"
 
     def close(self, finished: Finished) -> None:
-        """Mark the run as finished, with its figures."""
+        """Mark the run as finished, with its results."""
         figures = {
             "step": finished.step,
             "last": finished.last,
@@ -81,11 +81,11 @@ class RunFolder:
                 write_whole(path, lambda file: file.write(text.encode()))
 
     def samples(self, side: str, digest: str) -> Path:
-        """Where the list of one side's samples lies. digest: its SHA-256, in hex digits."""
+        """The file that lists one side's samples. digest: its SHA-256, in hex digits."""
         return self.root / SAMPLES.format(side=side, digest=digest[:16])
 
     def own_files(self) -> list[Path]:
-        """Every file that kdcli itself makes here."""
+        """Every file that kdcli itself writes here."""
         names = ["spec.yaml", "spec.resolved.yaml", "env.json", DATA, PROVED]
         names += ["report.html", "report_data.json", "loggers.json", *self.exports(), EXPORTED]
         return [
@@ -102,7 +102,7 @@ class RunFolder:
         ]
 
     def exports(self) -> list[str]:
-        """The files that `kdcli export` has put here."""
+        """The files that `kdcli export` has written here."""
         try:
             said = json.loads((self.root / EXPORTED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -115,14 +115,14 @@ class RunFolder:
         ]
 
     def remember_export(self, path: Path) -> None:
-        """Count a file among this run's own, if it lies in this folder."""
+        """Record an exported file as this run's own, if it lies in this folder."""
         if path.resolve().parent == self.root.resolve():
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
             write_whole(self.root / EXPORTED, lambda file: file.write(text.encode()))
 
 
 def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
-    """The folder that a run may use, cleared where it starts over; nothing else is written yet.
+    """Check that a run may use the folder, and clear it with `--overwrite`; nothing else is written yet.
 
     Raises RunError where a run lies there that may not be touched (KD741, KD742), and where the folder
     is a link (KD743) or can't be cleared (KD740).
@@ -153,7 +153,7 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
 
 
 def make_ready(folder: RunFolder) -> None:
-    """The folders are made, and rid of what a killed process left half-written; raises RunError KD740."""
+    """Create the folders and delete half-written files of a killed process; raises RunError KD740."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep_temporary(folder.root)

@@ -1,4 +1,4 @@
-"""Whether the data is what a checkpoint was trained on, and in what it differs."""
+"""Whether the data is the same as when a checkpoint was written, and how it differs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLACES = ("root", "meta_file", "image_dir", "gt_file")
 
 
 def truth_file(spec: Spec, places: Places) -> Path | None:
-    """The evaluator's `gt_file`, where the spec names one."""
+    """The evaluator's `gt_file`, where the spec gives one."""
     evaluator = spec.dataset.test.dataset.kwargs.evaluator
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
     return places.find(named, GT_FILE) if isinstance(named, str) else None
@@ -48,7 +48,7 @@ def truth_file(spec: Spec, places: Places) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One side that is not as it was. message: in words; samples: how many there were, and are."""
+    """A side whose data has changed. message: in words; samples: how many there were, and are."""
 
     side: str
     message: str
@@ -58,7 +58,7 @@ class Difference:
 def differences(
     kept: Mapping[str, Any], digests: Mapping[str, Digest], folder: RunFolder, keys: Sequence[str]
 ) -> list[Difference]:
-    """The sides that have changed. kept: what the checkpoint holds of each; folder: of the run that wrote it.
+    """The sides whose data has changed. kept: the checkpoint's digests; folder: of the run that wrote it.
 
     keys: those of the spec that differ, apart from ones that decide nothing; pixels are compared where they are
     made as before.
@@ -79,7 +79,7 @@ def differences(
 
 
 def pixels_made_alike(side: str, keys: Sequence[str]) -> bool:
-    """Whether no key that differs changes what is made of an image of this side."""
+    """Whether no differing key changes how an image of this side becomes pixels."""
     return not any(
         key in ("runtime.random_seed", "runtime.aligned")
         or (key.startswith(f"dataset.{side}.") and not _names_a_place(key))
@@ -102,7 +102,7 @@ def _of_lists(side: str, listing: str, digest: Digest, folder: RunFolder) -> lis
 
 
 def _read(path: Path, listing: str) -> Listing | None:
-    """The list as it was; None where the file is not there or is not that one."""
+    """The old list of samples; None where its file is missing or is another one."""
     try:
         text = unpacked(path.read_bytes())
         same = text is not None and hashlib.sha256(text).hexdigest() == listing
@@ -112,7 +112,7 @@ def _read(path: Path, listing: str) -> Listing | None:
 
 
 def _told(found: Changes, before: Listing, now: Listing) -> list[str]:
-    """What changed, in words; the order of the samples only where nothing else did."""
+    """The difference in words; the order of the samples only where nothing else differs."""
     thing = "sample" if now.kind == "arrays" else "image"
     told = []
     if found.came:

@@ -1,4 +1,4 @@
-"""Both sides of a spec's data, each opened once a command, whoever asks for it first; and what they are for."""
+"""Both sides (train, test) of a spec's data, each opened once a command, whoever asks for it first; and the task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Sides:
-    """The training and the test data of a spec. task: what is to be learnt from them.
+    """The training and test data of a spec. task: what is learnt from them.
 
     given: by side (True is training) what the caller has in memory, in place of what the spec names. plugins: the
     packages that may be imported; what the spec names of them is imported here, before anything is built.
@@ -41,15 +41,15 @@ class Sides:
         self._found: dict[tuple[str, bool], object] = {}
 
     def part(self, train: bool) -> DataPart:
-        """What the spec says of one side."""
+        """The part of the spec that describes one side."""
         return self.spec.dataset.train if train else self.spec.dataset.test
 
     def source(self, train: bool) -> Source | BatchSource:
-        """One side's lists and labels; nothing is decoded."""
+        """One side's samples and labels; nothing is decoded."""
         return self._once("source", train, lambda: self._source(train))
 
     def opened(self, train: bool) -> OpenedData:
-        """One side with its own class numbers; categories of boxes have the training side's."""
+        """One side with its own class numbers; categories of boxes are numbered as the training side's."""
         return self._once("opened", train, lambda: self._opened(train))
 
     @property
@@ -65,7 +65,7 @@ class Sides:
         )
 
     def test_of_run(self, root: Path, stated: Sequence[str] | None = None) -> OpenedData:
-        """The test data with the numbers that the run in `root` was trained with, else as `test`.
+        """The test data with the class numbers of the run in `root`, else as `test`.
 
         stated: the classes in the order of a weights file's logits, where other weights than the run's are measured.
         Where the training data can't be opened it keeps its own: what is measured elsewhere than it was trained

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdcli.distill.trainee import Force, Trainee
+from kdcli.distill.trainee import ActiveLosses, Trainee
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One stage with everything settled; steps counts optimizer steps.
+    """One stage with all its settings; steps counts optimizer steps.
 
     train: parameter patterns (`prefix` or `r:regex`) of the student that train; None: all of it.
     """
 
     name: str | None
     steps: int
-    force: Force
+    active: ActiveLosses
     train: tuple[str, ...] | None
     optimizer: OptimizerSpec
     optimizer_path: SpecPath
@@ -31,16 +31,16 @@ class StagePlan:
 
 
 def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
-    """The stages the spec names, or the one that it implies."""
+    """The stages in the spec, or the single one of a spec without stages."""
     trainer, mimic = spec.trainer, spec.mimic if spec.distils else None
-    whole = Force(task_loss=True if mimic is None else mimic.task_loss)
+    whole = ActiveLosses(task_loss=True if mimic is None else mimic.task_loss)
     if mimic is None or not mimic.stages:
         steps = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
         return (
             StagePlan(
                 name=None,
                 steps=steps,
-                force=whole,
+                active=whole,
                 train=None,
                 optimizer=trainer.optimizer,
                 optimizer_path=("trainer", "optimizer"),
@@ -60,7 +60,7 @@ def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
             StagePlan(
                 name=stage.name,
                 steps=steps,
-                force=Force(
+                active=ActiveLosses(
                     jobs=None if stage.jobs is None else frozenset(stage.jobs),
                     task_loss=mimic.task_loss if stage.task_loss is None else stage.task_loss,
                 ),
@@ -75,7 +75,7 @@ def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter's name is meant by one of the patterns."""
+    """Whether a parameter's name matches one of the patterns."""
     return any(
         re.search(pattern[2:], name) is not None
         if pattern.startswith("r:")
@@ -95,7 +95,7 @@ def train_only(
     reached: set[str] = set()
     for name, names in reach.items():
         job = name.partition(".")[0]
-        if plan.force.task_loss if job == "task" else plan.force.jobs is None or job in plan.force.jobs:
+        if plan.active.task_loss if job == "task" else plan.active.jobs is None or job in plan.active.jobs:
             reached |= names
     parameters = []
     for name, parameter in trainee.named_parameters():

@@ -1,4 +1,4 @@
-"""Where a run is, and everything that decides its next step."""
+"""The state of a run: everything that decides its next step, saved and restored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Progress:
 def run_state(
     run: Run, progress: Progress, optimizer: torch.optim.Optimizer, rate: LearningRate
 ) -> dict[str, Any]:
-    """The state of a run after a whole step; every process takes part."""
+    """The state of a run after a whole optimizer step; every process takes part."""
     return {
         "format": FORMAT,
         "kdcli": __version__,
@@ -69,7 +69,7 @@ def run_state(
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """What a checkpoint holds is put to use inside; RunError KD721 where it is not what it should be."""
+    """Convert errors while a checkpoint is restored into RunError KD721."""
     try:
         yield
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -80,7 +80,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def restore_trainee(run: Run, state: dict[str, Any]) -> None:
-    """The networks and losses as they were; before anything is sharded."""
+    """Restore the networks and losses; before anything is sharded."""
     run.trainee.load_state_dict(state["trainee"])
     buffers = dict(run.trainee.named_buffers())
     if run.processes.rank < len(state["processes"]):
@@ -89,7 +89,7 @@ def restore_trainee(run: Run, state: dict[str, Any]) -> None:
 
 
 def restore_average(run: Run, state: dict[str, Any] | None) -> None:
-    """The moving average as it was, or at the weights as they are now; after sharding."""
+    """Restore the moving average, or start it at the current weights; after sharding."""
     if run.ema is None:
         return
     run.ema.restart()
@@ -105,7 +105,7 @@ def restore_optimizer(
     *,
     changed: bool = False,
 ) -> None:
-    """Optimizer, learning rate, scaler and this process's generators as they were.
+    """Restore optimizer, learning rate, scaler and this process's random generators.
 
     changed: the spec asks for other settings of optimizer or schedule than the checkpoint's, which the
     user has allowed: these hold from here on, the schedule as if it had always been so.
@@ -130,7 +130,7 @@ def restore_optimizer(
 
 
 def generator_state() -> dict[str, Any]:
-    """This process's main generators."""
+    """The state of this process's random generators."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
@@ -138,14 +138,14 @@ def generator_state() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put this process's main generators back."""
+    """Set this process's random generators to a saved state."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def own_buffers(run: Run) -> dict[str, Tensor]:
-    """Buffers of the methods in which this process differs from the first; DDP leaves those alone."""
+    """Buffers of mimic methods that differ from rank 0's; DDP does not synchronise those."""
     if run.processes.world_size == 1:
         return {}
     buffers = {f"mimickers.{name}": b.detach().cpu() for name, b in run.trainee.mimickers.named_buffers()}
@@ -161,7 +161,7 @@ def _digest(tensor: Tensor) -> bytes:
 def save_student(
     run: Run, path: Path, state: dict[str, Tensor], progress: Progress, metrics: dict[str, float]
 ) -> None:
-    """The student's weights without what serves training alone; input size, normalisation and classes as metadata."""
+    """Save the student's weights, with input size, normalisation and classes as metadata."""
     facts = run.facts
     metadata = {
         "format": "kdcli-student",

@@ -1,4 +1,4 @@
-"""What is known of each teacher's classes, and which teachers are scored as classifiers of the data."""
+"""What is known of each teacher's classes, and which teachers can be scored on the data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def labels_of(
     *,
     files: bool = True,
 ) -> Labels:
-    """The labels of one teacher. settings: what the jobs say of it. files: whether its file may be looked at.
+    """The labels of one teacher. settings: the jobs' for it; files: whether its file may be read.
 
     Raises SpecError KD471, KD472.
     """
@@ -44,7 +44,7 @@ def labels_of(
 
 
 def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
-    """The taps of a teacher that a loss on logits reads."""
+    """The teacher's taps that a loss on logits reads."""
     jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
     on_logits = [
         job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
@@ -53,7 +53,7 @@ def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
 
 
 def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
-    """The test data's facts with as many classes as are learnt: a list without names may lack the last of them."""
+    """The test data's facts with as many classes as training has: a list without names may lack the last ones."""
     if test.class_names is not None:
         return test
     try:
@@ -64,7 +64,7 @@ def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
 
 
 def classes_path(spec: Spec, name: str) -> SpecPath:
-    """Where the spec says the `classes` of a teacher."""
+    """The path in the spec of a teacher's `classes`."""
     said = [job for job, its in jobs_of(spec).items() if name in its.teachers]
     said = [job for job in said if jobs_of(spec)[job].teachers[name].classes is not None] or said
     return ("mimic", "jobs", said[0], "teachers", name, "classes")
@@ -83,7 +83,7 @@ def _names(settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
 
 
 class Scoring:
-    """A network's outputs as answers to the data's classes: without `logits` that are none; `why` says why."""
+    """A network's outputs as answers to the data's classes; `why` says why it has none."""
 
     def __init__(self, matching: Matching, name: str, labels: Labels, facts: DataFacts) -> None:
         self.matching = matching
@@ -91,7 +91,7 @@ class Scoring:
         self.why: str | None = None
 
     def __call__(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The outputs that a meter may read; raises SpecError KD472 where the network has no such classes."""
+        """The outputs that a meter may read; raises SpecError KD472 where the network lacks those classes."""
         self.labels.check(self.name, outputs)
         outputs = self.labels.outputs(outputs)
         if "logits" not in outputs:

@@ -1,4 +1,4 @@
-"""The loop: from a built run to records, step by step; it prints nothing."""
+"""The training loop: yields what happens as records, step by step; it prints nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
 from kdcli.training.caches import flush_all
 from kdcli.training.checkpoint import save_checkpoint, to_disk
-from kdcli.training.ddp import Wrapping
+from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.guard import Proven, prove_losses, prove_teachers
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.nonfinite import BadSamples, FiniteCheck
 from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.probabilities import doubtful_logits
@@ -45,7 +45,7 @@ from kdcli.training.wiring import require
 def train(
     run: Run, interrupts: Interrupts | None = None, loop_type: LoopType | None = None
 ) -> Iterator[Record]:
-    """Everything that happens in a run, in order; ends with Finished.
+    """Train a built run; yields everything that happens, in order, and ends with Finished.
 
     interrupts: of a caller that listens already. loop_type: makes the loop, TrainLoop by default. Raises
     RunError where the run has to stop, Interrupted after a signal (its state is saved then).
@@ -82,7 +82,7 @@ def train(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The stage under way: its plan, the teachers that run in it, its optimizer and learning rate."""
+    """The current stage: its plan, the teachers that run in it, its optimizer and learning rate."""
 
     plan: StagePlan
     teachers: Sequence[str]
@@ -91,12 +91,12 @@ class Stage:
 
 
 class TrainLoop:
-    """One process's steps: what trains, measures and saves, stage by stage."""
+    """The steps of one process: train, evaluate and save, stage by stage."""
 
-    def __init__(self, run: Run, interrupts: Interrupts, guard: Proven, progress: Progress) -> None:
+    def __init__(self, run: Run, interrupts: Interrupts, guard: GuardResult, progress: Progress) -> None:
         self.run, self.interrupts, self.guard, self.progress = run, interrupts, guard, progress
         self.trainable = {name: p.requires_grad for name, p in run.trainee.named_parameters()}
-        self.ddp = Wrapping(run, guard.reach)
+        self.ddp = DistributedTrainee(run, guard.reach)
         self.consensus = Consensus(run.processes)
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
@@ -104,12 +104,12 @@ class TrainLoop:
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
-        """One stage from its first step, or from where the state was taken."""
+        """Run one stage from its first step, or from where the checkpoint was taken."""
         run, progress, plan = self.run, self.progress, self.run.stages[index]
-        run.trainee.force = plan.force
+        run.trainee.active = plan.active
         if resumed is None:
             yield from inherited(run, index)
-        teachers = require(run.wiring, run.teachers, plan.force.jobs, plan.force.task_loss)
+        teachers = require(run.wiring, run.teachers, plan.active.jobs, plan.active.task_loss)
         parameters = train_only(run.trainee, plan, self.trainable, self.guard.reach)
         optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path)
         rate = LearningRate(
@@ -135,7 +135,7 @@ class TrainLoop:
             yield from self.epoch(stage)
 
     def epoch(self, stage: Stage) -> Iterator[Record]:
-        """The rest of the epoch under way, or of the stage if that ends first."""
+        """Run the rest of the current epoch, or of the stage if that ends first."""
         run, progress, steps = self.run, self.progress, stage.plan.steps
         run.trainee.train()
         batches_due = len(run.train_loader)
@@ -165,7 +165,7 @@ class TrainLoop:
         yield from self.after_epoch(stage)
 
     def flush(self) -> Iterator[Record]:
-        """Read from the device what waits there: the losses so far, and whether all of them were finite."""
+        """Yield the losses that wait on the device; raises RunError KD730 where one was not finite."""
         yield from self.losses.flush()
         self.finite.read()
 
@@ -197,7 +197,7 @@ class TrainLoop:
     def backward(
         self, stage: Stage, batch: dict[str, Any], clock: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
-        """Forward and backward of one batch; returns the detached parts."""
+        """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
         # Teachers first: their transient peak must not stack on the student's saved activations.
         views = {name: run.sources[name].view(batch) for name in stage.teachers}
@@ -209,7 +209,7 @@ class TrainLoop:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
-        """Clip, check, step, average."""
+        """Clip and check the gradients, step the optimizer, update the average."""
         run = self.run
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if run.scaler is not None:
@@ -227,7 +227,7 @@ class TrainLoop:
             run.ema.update()
 
     def after_epoch(self, stage: Stage) -> Iterator[Record]:
-        """Evaluate and save where the spec says so, and at the very end."""
+        """Evaluate and save where the spec says so, and at the end of the run."""
         run, progress, trainer = self.run, self.progress, self.run.spec.trainer
         yield from self.bad_samples.take()
         ended = progress.stage_step >= stage.plan.steps
@@ -249,7 +249,7 @@ class TrainLoop:
             yield from self.leave(stage, stop)
 
     def evaluate(self, stage: Stage) -> Iterator[Record]:
-        """Measure the student (its average where there is one), keep it where it is the best so far."""
+        """Measure the student (its average where there is one), and save its weights where it is the best so far."""
         run, progress = self.run, self.progress
         began = time.perf_counter()
         told: list[str] = []
@@ -292,13 +292,13 @@ class TrainLoop:
         )
 
     def exported(self) -> dict[str, Tensor]:
-        """What the student's file holds: copies, since an average is in place only for a while."""
+        """Copies of the weights in the student's file: an average is in place only for a while."""
         state = self.run.deployed.exported_state()
         copies: dict[str, Tensor] = whole({name: value.detach().clone() for name, value in state.items()})
         return copies
 
     def save(self, stage: Stage) -> Saved:
-        """A checkpoint on disk; every process waits for it."""
+        """Write a checkpoint; every process waits for it."""
         run, progress = self.run, self.progress
         flush_all(run.sources, run.processes)
         state = run_state(run, progress, stage.optimizer, stage.rate)
@@ -320,7 +320,7 @@ class TrainLoop:
         return time.perf_counter() - self.saved_at >= 60.0 * minutes
 
     def leave(self, stage: Stage, number: int) -> Iterator[Record]:
-        """Save, and stop for a signal that came to any process."""
+        """Save, and stop after a signal that came to any process."""
         self.interrupts.signal_number = number
         yield from self.flush()
         yield from self.bad_samples.take()
@@ -329,7 +329,7 @@ class TrainLoop:
         raise saved_at(number, self.progress.step, command)
 
     def plan(self, rate: LearningRate, *, before_evaluation: bool) -> Plan:
-        """The first record."""
+        """The first record: what will be trained."""
         run = self.run
         return Plan(
             name=run.name,
@@ -350,7 +350,7 @@ class TrainLoop:
         )
 
     def finish(self, started: float) -> Iterator[Record]:
-        """Measure the teachers, write the student, close the run."""
+        """Measure the teachers, save the student, close the run."""
         run, progress = self.run, self.progress
         for name, teacher in run.teachers.items():
             if name in progress.teachers:
@@ -380,7 +380,7 @@ class TrainLoop:
         yield finished
 
 
-LoopType = Callable[[Run, Interrupts, Proven, Progress], TrainLoop]
+LoopType = Callable[[Run, Interrupts, GuardResult, Progress], TrainLoop]
 
 
 def compile_networks(run: Run) -> Iterator[Notice]:
@@ -419,11 +419,11 @@ def prepare(run: Run) -> Iterator[Notice]:
 
 
 def inherited(run: Run, index: int) -> Iterator[Notice]:
-    """Hand a beginning stage's jobs those of the stages before; warn of what finds no ancestor."""
+    """Pass state from earlier stages' mimickers to this stage's; warn where none fits."""
     mimickers = run.trainee.mimickers
 
     def jobs_of(number: int) -> list[str]:
-        wanted = run.stages[number].force.jobs
+        wanted = run.stages[number].active.jobs
         return [name for name in mimickers if wanted is None or name in wanted]
 
     earlier = [mimickers[name] for number in range(index) for name in jobs_of(number)]
@@ -437,7 +437,7 @@ def inherited(run: Run, index: int) -> Iterator[Notice]:
 
 
 class LossRecords:
-    """Keeps the parts of each step on the device and turns them into Step records every `log_freq` steps."""
+    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -447,7 +447,7 @@ class LossRecords:
     def add(
         self, progress: Progress, parts: list[dict[str, Tensor]], lr: float, images: int, stage: str | None
     ) -> None:
-        """Take in one step: its parts, one mapping a batch, are averaged."""
+        """Take the losses of one step, one mapping a batch; they are averaged."""
         names = tuple(parts[0])
         stacked = [torch.stack([part[name] for name in names]) for part in parts]
         values = stacked[0] if len(stacked) == 1 else torch.stack(stacked).mean(0)
@@ -467,7 +467,7 @@ class LossRecords:
         self.waiting.append((facts, names, values))
 
     def flush(self) -> Iterator[Record]:
-        """The records of every step that waits, after one read; losses are means over processes."""
+        """Records of all waiting steps, after one read of the device; losses are means over processes."""
         if not self.waiting:
             return
         values = torch.cat([values for _, _, values in self.waiting])

@@ -20,7 +20,7 @@ from kdcli.distill.deployed import deployed_student
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
-from kdcli.distill.preserve import preserved
+from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
@@ -34,8 +34,8 @@ from kdcli.training.channels import refuse_channels_last
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wiring:
-    """What the jobs join: the trainee, and for each job its teachers and what it needs.
+class JoinedJobs:
+    """The jobs joined to the networks: the trainee, and of each job its teachers and requirements.
 
     deployed: what is measured and exported: the student, with another end where a method gives it one.
     """
@@ -50,7 +50,7 @@ class Wiring:
 
 
 def jobs_of(spec: Spec) -> dict[str, Job]:
-    """The mimic jobs in force; a `base` runner has none."""
+    """The active mimic jobs; none with a `base` runner."""
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
@@ -64,7 +64,7 @@ def needs_of(job: Job) -> Requirements:
 def teacher_taps(
     spec: Spec, nets: Mapping[str, nn.Module], findings: Findings | None = None
 ) -> dict[str, Taps]:
-    """The taps of every teacher that a job uses, over all its jobs; findings: as Taps takes them."""
+    """The taps of every teacher that a job uses, over all jobs; findings: as Taps takes them."""
     taps = {}
     for name, net in nets.items():
         where: dict[str, SpecPath] = {}
@@ -102,8 +102,8 @@ def wire(
     stack: ExitStack,
     *,
     epochs: int,
-) -> Wiring:
-    """Let every network show itself once, then build the mimickers from what it showed.
+) -> JoinedJobs:
+    """Run every network once on the sample, then build the mimickers from what it gave.
 
     sample: a small batch of the training data. The hooks stay until the stack is closed.
     """
@@ -118,7 +118,7 @@ def wire(
 
 
 def _require_no_count(spec: Spec) -> None:
-    """Raises SpecError KD544 for a loss that needs the number of samples."""
+    """Raise SpecError KD544 for a loss that needs the number of samples."""
     for name, job in jobs_of(spec).items():
         for key, loss in job.losses.items():
             if "num_samples" in signature(loss_of(loss.type).load()).parameters:
@@ -131,15 +131,15 @@ def _require_no_count(spec: Spec) -> None:
 
 
 def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) -> View:
-    """What a teacher shows on the sample, its whole network run; its hooks stay until the stack is closed."""
+    """A teacher's view on the sample, its whole network run; its hooks stay until the stack is closed."""
     stack.enter_context(teacher.taps)
     return teacher.learn(sample)
 
 
 def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack, *, gradients: bool = False) -> View:
-    """What the student shows on the sample; its hooks stay until the stack is closed."""
+    """The student's view on the sample; its hooks stay until the stack is closed."""
     stack.enter_context(taps)
-    with preserved(taps.net):
+    with restored_state(taps.net):
         return taps.learn(sample, gradients=gradients)
 
 
@@ -154,8 +154,8 @@ def join(
     facts: DataFacts,
     *,
     epochs: int,
-) -> Wiring:
-    """Build every job's mimicker from what the networks showed; raises all that is wrong with the jobs."""
+) -> JoinedJobs:
+    """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
     jobs = jobs_of(spec)
     wrong = Findings()
     mimickers: dict[str, Mimicker] = {}
@@ -194,7 +194,7 @@ def join(
         for mimicker in mimickers.values():
             synchronise(mimicker, but=[student, *(teacher.net for teacher in teachers.values())])
     trainee = Trainee(student, taps, jobs, mimickers)
-    return Wiring(
+    return JoinedJobs(
         trainee=trainee,
         deployed=deployed_student(student, mimickers, spec.mimic),
         jobs=jobs,
@@ -208,7 +208,7 @@ def join(
 
 
 def build_mimicker(setting: MimicContext) -> Mimicker:
-    """One job's method; whatever its losses refuse is told at the job."""
+    """Build one job's mimic method; errors of its losses point at the job."""
     method = method_of(setting.job.mimic_ins_type).load()
     try:
         mimicker = method(setting)
@@ -224,7 +224,7 @@ def build_mimicker(setting: MimicContext) -> Mimicker:
 
 
 def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
-    """The table of what mimics what in one job, with the shapes that its losses are given on the sample."""
+    """The rows of the plan's table for one job: which layer mimics which."""
     return [
         Pair(
             term=".".join(part for part in (name, term.teacher, term.name) if part),
@@ -244,9 +244,9 @@ def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
 
 
 def require(
-    wiring: Wiring, teachers: Mapping[str, Teacher], jobs: frozenset[str] | None, task_loss: bool
+    wiring: JoinedJobs, teachers: Mapping[str, Teacher], jobs: frozenset[str] | None, task_loss: bool
 ) -> list[str]:
-    """Narrow every network to what these jobs need; returns the teachers that must run.
+    """Limit every network to the layers that these jobs need; returns the teachers that must run.
 
     A network then stops after the deepest layer that is needed; a student whose task loss counts runs
     to its end.
@@ -269,7 +269,7 @@ def require(
     return running
 
 
-def small(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
+def first_samples(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
     """The first samples of a batch."""
     return {
         name: value[:most] if isinstance(value, (torch.Tensor, list, tuple)) else value

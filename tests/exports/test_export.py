@@ -118,11 +118,11 @@ def test_a_forward_that_cannot_be_followed_says_so(run: Path, monkeypatch: pytes
 
     opened = reopen(run)
     net = Network({"model": Branching()}).eval()
-    from kdcli.analysis.evaluated_networks import Contender
+    from kdcli.analysis.evaluated_networks import EvaluatedNetwork
     from kdcli.exports import export as module
     from kdcli.records import Notice
 
-    found = (Contender("student", net, None), [Notice(message="student: nowhere")])
+    found = (EvaluatedNetwork("student", net, None), [Notice(message="student: nowhere")])
     monkeypatch.setattr(module, "student_of", lambda *_: found)
     with pytest.raises(RunError) as caught:
         export(opened.parsed, opened.options, "torch-export", Path("student.pt2"))

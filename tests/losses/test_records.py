@@ -12,7 +12,7 @@ from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.check.signatures import signature
-from kdcli.spec.tables import Kind, Layout, Place
+from kdcli.spec.tables import Kind, Place, Takes
 
 from .cases import forward_of, keyword_only, make_case, positional
 
@@ -59,7 +59,7 @@ def test_a_record_agrees_with_its_code(name: str) -> None:
     bound = positional(forward)
     features = [bound[side] for side in ("student", "teacher") if side in bound]
 
-    assert record.kind in get_args(Kind) and record.takes in get_args(Layout)
+    assert record.kind in get_args(Kind) and record.takes in get_args(Takes)
     assert {*record.example, *record.teacher_example} <= {*get_args(Place)}
     assert "loss_weight" not in options
     assert (record.kind == "teacher-free") == ("teacher" not in bound)

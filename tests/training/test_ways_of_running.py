@@ -13,7 +13,7 @@ import torch._dynamo.exc
 from safetensors.torch import load_file
 
 from kdcli.errors import KdError, RunError, SpecError
-from kdcli.parallel.devices import memory_told
+from kdcli.parallel.devices import oom_as_error
 from kdcli.records import Finished, Notice, Step
 from kdcli.spec.check.rules import check_rules
 from tests.training.runs import SPEC, run_of, spec_of, train_all
@@ -67,7 +67,7 @@ def test_a_whole_model_of_timm_is_distilled() -> None:
 
 
 def test_a_full_device_is_one_line_that_says_what_to_lower() -> None:
-    with pytest.raises(RunError) as caught, memory_told(spec_of().spec):
+    with pytest.raises(RunError) as caught, oom_as_error(spec_of().spec):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")
     found = caught.value.diagnostics[0]
     assert found.code == "KD724" and "batch_size 8" in found.message and "\n" not in found.message

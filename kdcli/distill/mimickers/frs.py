@@ -89,7 +89,7 @@ class FrsMimicker(DetectorMimicker):
         return {} if self.options.pred_gradient else {"pred_loss": "`pred_gradient: false`"}
 
     def _factors(self, loss: LossSpec, sides: Sequence[TapSide]) -> list[float] | None:
-        """What makes of a mean over elements one over positions: the channels of each level.
+        """The channels of each level: times these a mean over elements is one over positions.
 
         sides: of the teacher; those of an adapted student have as many channels.
         """

@@ -1,4 +1,4 @@
-"""Arguments: `kwargs` of a spec against the signature of the code that gets them."""
+"""`kwargs` of a spec checked against the signature of the code that gets them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_arguments(
     hidden: Collection[str] = (),
     positional: bool = False,
 ) -> Iterator[Diagnostic]:
-    """Unknown and missing arguments, those of a wrong type and those out of range, each at its key.
+    """Findings for unknown, missing, mistyped and out-of-range arguments, each at its key.
 
     path: of the mapping that holds the kwargs. given: arguments that come from elsewhere. hidden:
     parameters that a spec cannot give. positional: whether positional parameters may be given too.
@@ -59,7 +59,7 @@ def check_arguments(
 def check_type(
     name: str, value: Any, annotation: ast.expr, path: SpecPath, what: str
 ) -> Iterator[Diagnostic]:
-    """A value that is not of its type or out of its range, at the element that is wrong.
+    """A finding for a value of the wrong type or out of range, at the element that is wrong.
 
     path: of the mapping that holds it.
     """
@@ -105,7 +105,7 @@ def fits(annotation: ast.expr, value: Any) -> bool:
 
 
 def _misfit(annotation: ast.expr, value: Any, *, within: bool = False) -> SpecPath | None:
-    """Where in the value it does not fit: () for the whole, indices below; None where it fits.
+    """Where in the value the type is wrong: () for the whole, indices below; None where it fits.
 
     within: a number out of its range does not fit either.
     """

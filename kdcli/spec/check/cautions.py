@@ -1,4 +1,4 @@
-"""Cautions: what is allowed and yet seldom meant."""
+"""Warnings about what is allowed and seldom meant."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def _shifted(scheduler: SchedulerSpec, where: SpecPath) -> Iterator[Diagnostic]:
-    """A cosine that begins after the warm-up: `warmup_iter` in its kwargs is easily taken for one."""
+    """Warn of `warmup_iter` in a cosine's kwargs: it delays the cosine and is no warm-up."""
     shift = scheduler.kwargs.get("warmup_iter")
     if scheduler.type != "CosineAnnealingLR" or not isinstance(shift, int) or shift <= scheduler.warmup_iter:
         return

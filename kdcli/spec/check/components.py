@@ -1,4 +1,4 @@
-"""Components: one thing chosen by `type` with `kwargs`, against the table it is chosen from."""
+"""Things chosen by `type` with `kwargs`, checked against the table they are chosen from."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_component(
     kwargs: Mapping[str, Any] | None = None,
     help: str | None = None,
 ) -> Iterator[Diagnostic]:
-    """One thing chosen by `type` with its `kwargs`: is the name known, do the arguments fit.
+    """Check one `type` with its `kwargs`: whether the name is known and the arguments fit.
 
     path: of the component. prefixes: names that begin so are looked at elsewhere. others: what may be written beside
     the table's names, for the nearest name. hidden: arguments that a spec cannot give. kwargs: in place of the
@@ -99,7 +99,7 @@ def check_against(
     hidden: Collection[str] = (),
     given: Collection[str] = (),
 ) -> Iterator[Diagnostic]:
-    """The `kwargs` below a path against a target's signature, where its source can be read.
+    """Check the `kwargs` below a path against a target's signature, where its source can be read.
 
     named: the target in messages. what: it is, a key of BOUND perhaps. hidden: arguments that a spec cannot give.
     given: arguments that come from elsewhere. Positional parameters of own code are the spec's too.

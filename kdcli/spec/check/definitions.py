@@ -1,4 +1,4 @@
-"""Definitions: where a function or class is written, found by reading files, not by importing."""
+"""Where a function or class is defined, found by reading files, not by importing."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def imported_module(module: str, statement: ast.ImportFrom) -> str:
 
 
 def lineage_of(found: Definition) -> list[Definition]:
-    """The class and its bases, nearest first, as far as they can be read within kdcli or its own package."""
+    """A class and its bases, nearest first, as far as kdcli's or its own package defines them."""
     line: list[Definition] = []
     waiting = [found]
     while waiting and len(line) < MOST_STEPS:

@@ -1,4 +1,4 @@
-"""Resolving: every name a spec uses against the tables, every `kwargs` against its code's signature."""
+"""Every name in a spec checked against the tables, every `kwargs` against its code's signature."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
 
 
 def check_network(modules: Sequence[ModuleSpec], path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
-    """Types, arguments, names and `prev` of one network's modules."""
+    """Check the types, arguments, names and `prev` of one network's modules."""
     earlier: list[str] = []
     for index, module in enumerate(modules):
         here = (*path, index)
@@ -90,7 +90,7 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
 
 
 def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
-    """Dataset, reader, transforms, evaluator, sampler and batch function of one side of the data."""
+    """Check dataset, reader, transforms, evaluator, sampler and batch function of one side of the data."""
     kwargs = part.dataset.kwargs
     here = (*path, "dataset")
     yield from check_component(
@@ -141,7 +141,7 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
 
 
 def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
-    """What the task's networks can't: be compiled (KD222), have what they show cached (KD550)."""
+    """Findings for what the task's networks can't do: be compiled (KD222), be cached (KD550)."""
     if not tables.tasks:
         return
     record = tables.tasks[task_of(tables.tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]

@@ -1,4 +1,4 @@
-"""Resolving jobs: methods, losses, adapters, and what each loss asks of the job."""
+"""The jobs of `mimic` checked: methods, losses, adapters, and what each loss needs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _options(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
 
 
 def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
-    """Losses and options that the method does not have."""
+    """Findings for losses and options that the method does not have."""
     options = options_of(method.options)
     known = [*method.losses, *options]
     unknown: list[tuple[str, str]] = [("options", name) for name in job.options if name not in options]
@@ -205,7 +205,7 @@ def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic
 
 
 def _counts(job: Job, path: SpecPath) -> Iterator[Diagnostic]:
-    """Layers are paired in order: as many in the student as in each teacher."""
+    """Check that student and teachers name equally many layers: they are paired in order."""
     students = len(job.student.mimic_name)
     for name, teacher in job.teachers.items():
         count = len(teacher.mimic_name)

@@ -1,4 +1,4 @@
-"""Rules between fields: what each key alone allows, but the spec as a whole does not."""
+"""Rules between fields: values that are right alone and wrong together."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _networks(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def _outputs(path: SpecPath, names: tuple[str, ...]) -> Iterator[Diagnostic]:
-    """Names that a tap and a loss can say, each once; `_` stands for what nobody needs."""
+    """Check the names of outputs: each once; `_` stands for an output that nobody needs."""
     for place, name in enumerate(names):
         if not _NAME.fullmatch(name):
             message = f"`{name}` can't be the name of an output"
@@ -119,7 +119,7 @@ def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
 
 
 def _classes(path: SpecPath, part: JobTeacher) -> Iterator[Diagnostic]:
-    """Each class of the data has a class of the teacher of its own."""
+    """Check `classes`: each class of the data has its own class of the teacher."""
     given = part.classes or ()
     steps: list[str | int] = list(given) if isinstance(given, dict) else list(range(len(given)))
     values = list(given.values()) if isinstance(given, dict) else list(given)
@@ -141,7 +141,7 @@ def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnosti
 
 
 def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterator[Diagnostic]:
-    """A learned temperature lies between `start` and `start + range`: both are more than 0."""
+    """Check a learned temperature: it lies between `start` and `start + range`, both more than 0."""
     if isinstance(temperature, Temperature) and temperature.start + temperature.range <= 0:
         start = f"{temperature.start:g}"
         message = f"`range` must be more than -{start}, got the number {temperature.range:g}"
@@ -150,7 +150,7 @@ def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterato
 
 
 def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
-    """One teacher, one checkpoint, one mode, however many jobs use it."""
+    """Check that jobs agree about each teacher: one checkpoint, one mode."""
     assert spec.mimic is not None
     path: SpecPath
     parts: dict[str, list[tuple[str, JobTeacher]]] = {}
@@ -192,7 +192,7 @@ def _stages(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def caches_of(spec: Spec) -> dict[str, tuple[SpecPath, Cache]]:
-    """The cache of each teacher that has one, with its place in the spec."""
+    """The cache of each teacher that has one, with its path in the spec."""
     found: dict[str, tuple[SpecPath, Cache]] = {}
     if spec.mimic is None or not spec.distils:
         return found
@@ -204,12 +204,12 @@ def caches_of(spec: Spec) -> dict[str, tuple[SpecPath, Cache]]:
 
 
 def views_of(spec: Spec) -> int | None:
-    """After how many epochs the augmentations come again; None without a cache."""
+    """The number of epochs after which augmentations repeat; None without a cache."""
     return next((cache.views for _, cache in caches_of(spec).values()), None)
 
 
 def check_caches(spec: Spec) -> Iterator[Diagnostic]:
-    """What a cache can't go with, each finding with its path."""
+    """Findings for what can't be combined with a cache, each with its path."""
     caches = caches_of(spec)
     for name, (path, cache) in caches.items():
         why = _unfit(spec, name)

@@ -1,4 +1,4 @@
-"""Signatures: the parameters of code named in a table, read from its source without importing it."""
+"""Parameters of code named in a table, read from its source without importing it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a target takes.
+    """What a function or class takes.
 
     kwargs: what a spec may give. positional: the positional parameters, which kdcli binds by name; of own code a
     spec may give those that kdcli does not know. called: of a function the same, of a class the positional
@@ -78,7 +78,7 @@ class Signature:
 
 
 def signature(target: Target) -> Signature | None:
-    """The signature of a target less its preset arguments; None where no source can be read.
+    """The signature of a target without its preset arguments; None where no source can be read.
 
     A loss takes `loss_weight` too, which is multiplied outside it unless its code declares the argument.
     """

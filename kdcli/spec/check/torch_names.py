@@ -1,4 +1,4 @@
-"""Names of torch.optim that a spec can use, written down so that checking them needs no torch."""
+"""Optimizers and schedulers of torch that a spec can use, listed so that checking them needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canonical form: the nodes of a text, rearranged into the shape of schema.Spec, spans kept.
+"""Canonical form: a spec's nodes rearranged into the shape of schema.Spec, spans kept.
 
 What United-Perception writes in several ways is written in one afterwards: teachers are collected,
 a network is a list, jobs are a mapping, a job's `cfgs` are sorted, what train and test share stands
@@ -25,13 +25,13 @@ LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
 
 
 def canonical(root: Mapping) -> tuple[Mapping, list[Diagnostic]]:
-    """The canonical tree, and what was wrong or worth a warning on the way."""
+    """The canonical tree, with errors and warnings found on the way."""
     maker = _Maker()
     return maker.spec(root), [*check_finite(root), *maker.findings]
 
 
 def without_nothing(node: Node) -> Node:
-    """The node less every key that is given nothing; elements of lists stay."""
+    """The node without keys that have no value; elements of lists stay."""
     if isinstance(node, Scalar):
         return node
     if isinstance(node, Sequence):
@@ -115,7 +115,7 @@ class _Maker(DiagnosticList):
         return value
 
     def _block(self, entry: Entry, keys: list[str]) -> None:
-        """A top-level key that is not of the language: a building block, or a slip."""
+        """Handle a top-level key outside the language: a building block, or a misspelt key."""
         if entry.key.startswith("x-"):
             return
         meant = nearest(entry.key, (*TOP_KEYS, "teacher", "teacher0"), most=1)
@@ -187,7 +187,7 @@ class _Maker(DiagnosticList):
         return replace(node, items=tuple(self._single(items)))
 
     def _single(self, items: list[Node]) -> list[Node]:
-        """Of modules with the same name and type the last, in the first one's place, as in United-Perception."""
+        """Keep the last of modules with the same name and type, in the first one's place, as United-Perception does."""
         places: dict[tuple[object, object], int] = {}
         kept: list[Node] = []
         for item in items:
@@ -203,7 +203,7 @@ class _Maker(DiagnosticList):
         return kept
 
     def _leftovers(self, component: Mapping, name: str) -> Mapping:
-        """The component less the kwargs that mean nothing here."""
+        """The component without kwargs that do nothing here."""
         entry = component.find("kwargs")
         if entry is None or not isinstance(entry.value, Mapping) or name not in LEFTOVERS:
             return component
@@ -233,7 +233,7 @@ class _Maker(DiagnosticList):
         return made
 
     def _trainer(self, trainer: Mapping) -> Mapping:
-        """Warm-up keys that slipped into the scheduler's kwargs, moved to where they belong.
+        """Move warm-up keys from the scheduler's kwargs to where they belong.
 
         The `warmup_iter` among the kwargs of a cosine is no warm-up: it shifts the cosine.
         """
@@ -269,7 +269,7 @@ class _Maker(DiagnosticList):
 
 
 def _laid_over(shared: Node, own: Node) -> Node:
-    """What one side says of itself over what both share; another type starts afresh."""
+    """Merge the shared block into this side's; this side wins. If `type` differs, shared kwargs are dropped."""
     if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
         return own
     types = [node.get("type") for node in (shared, own)]
@@ -287,7 +287,7 @@ COUNTS = ("inner_T", "warmup")
 
 
 def canonical_ema(spec: Mapping, found: DiagnosticList) -> Mapping:
-    """The spec with the `ema` of its top level, where United-Perception has it, under `trainer`."""
+    """The spec with a top-level `ema`, where United-Perception has it, moved under `trainer`."""
     top, trainer = spec.find("ema"), spec.find("trainer")
     spec = spec.without("ema")
     if trainer is None or not isinstance(trainer.value, Mapping):
@@ -311,7 +311,7 @@ def canonical_ema(spec: Mapping, found: DiagnosticList) -> Mapping:
 
 
 def _from_one(ema: Node, found: DiagnosticList) -> Node:
-    """The average with its counts from 1."""
+    """The `ema` block with counts of 0 read as 1."""
     kwargs = ema.find("kwargs") if isinstance(ema, Mapping) else None
     if not isinstance(ema, Mapping) or kwargs is None or not isinstance(kwargs.value, Mapping):
         return ema
@@ -329,7 +329,7 @@ def _is_zero(value: Plain) -> bool:
 
 
 def _order(entry: Entry) -> tuple[bool, str, int, int]:
-    """Where an entry stands: the text in its order, then the arguments of the command line."""
+    """The sort key of an entry's place: the text in its order, then command-line arguments."""
     span = entry.key_span
     argument = span.source.startswith("argument ")
     return (argument, span.source if argument else "", span.line, span.column)

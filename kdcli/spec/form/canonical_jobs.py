@@ -1,4 +1,4 @@
-"""Canonical jobs: `mimic` as a mapping of jobs, each job's `cfgs` sorted into losses and options."""
+"""`mimic` as a mapping of jobs, each job's `cfgs` sorted into losses and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typing: canonical nodes into schema.Spec, every finding in plain words at its place."""
+"""Canonical nodes turned into schema.Spec, every finding in plain words at its place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def typed(model: type[M], tree: Node) -> tuple[M | None, list[Diagnostic]]:
 
 
 def span_of(tree: Node, path: SpecPath, *, on_key: bool = False) -> Span:
-    """The place of a path; what is not written is shown where it would stand (the nearest parent)."""
+    """The span of a path; what is not written has the nearest parent's."""
     node, span = tree, tree.span
     for step in path:
         if isinstance(node, Mapping) and isinstance(step, str):
@@ -102,7 +102,7 @@ def _diagnostics(model: type[BaseModel], tree: Node, errors: Iterable[ErrorDetai
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in the tree pydantic's location points: the path, and the union that it goes through."""
+    """The place that pydantic's location means: the path, and the union that it goes through."""
 
     path: SpecPath
     union: SpecPath | None = None
@@ -160,7 +160,7 @@ _UNIONS = {
 
 
 def _of_union(model: type[BaseModel], tree: Node, place: _Place, error: ErrorDetails) -> Diagnostic | None:
-    """A finding inside a union: of a mapping, what is wrong in it; else what may stand there."""
+    """A finding inside a union: for a mapping what is wrong in it, else the allowed forms."""
     assert place.union is not None
     node = _node_at(tree, place.union)
     if error["type"] in _BOUNDS or (isinstance(node, Mapping) and place.alternative[:1].isupper()):

@@ -1,4 +1,4 @@
-"""Written form: a Spec as complete YAML that reads back as an equal Spec."""
+"""A Spec written as complete YAML that reads back as an equal Spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcli.spec.schema import Spec
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes exactly the strings that YAML 1.2's core schema would read as something else."""
+    """A YAML dumper that quotes exactly the strings that YAML 1.2's core schema would read as something else."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -42,7 +42,7 @@ for _tag, _pattern in (
 
 
 def resolved_data(spec: Spec) -> dict[str, Any]:
-    """The spec with every default, in the keys that the language writes."""
+    """The spec with every default, under the language's own keys."""
     data = spec.model_dump(exclude_none=True)
     mimic = data.get("mimic")
     teachers = data.pop("teachers")

@@ -1,4 +1,4 @@
-"""Nodes: a YAML document as frozen values that know where each key and value was written."""
+"""A YAML document as frozen nodes that know where each key and value was written."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MOST_DIGITS = 1000
 
 
 class NumberTooLong(ValueError):
-    """A whole number with more digits than anything in a spec can mean."""
+    """Raised for an integer with more digits than anything in a spec can mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scalar:
-    """One value; `text` is what was written, `plain` whether it stood without quotes."""
+    """One value; `text` is the source text, `plain` whether it had no quotes."""
 
     value: Plain
     span: Span
@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """A mapping in the order it was written. repeated: entries whose key stood there before."""
+    """A mapping in written order. repeated: entries whose key stood there before."""
 
     entries: tuple[Entry, ...]
     span: Span
@@ -85,7 +85,7 @@ class Mapping:
         return replace(self, entries=tuple(new if e.key == new.key else e for e in self.entries))
 
     def without(self, *keys: str) -> Mapping:
-        """This mapping less some keys."""
+        """This mapping without some keys."""
         return replace(self, entries=tuple(e for e in self.entries if e.key not in keys))
 
 
@@ -93,7 +93,7 @@ Node = Scalar | Sequence | Mapping
 
 
 def plain_value(text: str) -> Plain:
-    """What an unquoted scalar means by the rules of YAML 1.2's core schema."""
+    """The value of an unquoted scalar by YAML 1.2's core schema."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -125,7 +125,7 @@ def to_data(node: Node) -> Any:
 
 
 def used_at(node: Node, use: Span, keep: frozenset[str] = frozenset()) -> Node:
-    """The node as an alias, a merge key or an include shows it: used at `use`, written where it was.
+    """Copy of the node with `use` as its span; the old span is kept as `written`.
 
     keep: sources whose spans stay as they are (arguments: a finding there points at the argument).
     """
@@ -157,7 +157,7 @@ def used_at(node: Node, use: Span, keep: frozenset[str] = frozenset()) -> Node:
 
 
 def kind(node: Node) -> str:
-    """What a user would call the node in a message."""
+    """The name of a node's kind in messages."""
     if isinstance(node, Mapping):
         return "a mapping"
     if isinstance(node, Sequence):

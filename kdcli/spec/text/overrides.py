@@ -1,4 +1,4 @@
-"""Overrides: `key.path=value` arguments laid over the nodes of a spec, each pointing at itself."""
+"""`key.path=value` arguments applied to the nodes of a spec, each with the argument as its span."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcli.spec.text.source import compose
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """One assignment: where in the spec, what, and the places of both in the argument."""
+    """One assignment: path, value, and the spans of both in the argument."""
 
     path: tuple[str, ...]
     value: Node
@@ -20,12 +20,12 @@ class Override:
     key_spans: tuple[Span, ...]
 
     def rest(self) -> Override:
-        """The override as the value of its first key sees it."""
+        """The same override without its first key."""
         return replace(self, path=self.path[1:], key_spans=self.key_spans[1:])
 
 
 def parse_assignment(assignment: str, number: int) -> Override:
-    """`net.backbone.kwargs.out_layers=[4]`; the value is YAML, and nothing means 'not given'.
+    """Parse `net.backbone.kwargs.out_layers=[4]`; the value is YAML, and an empty one means 'not given'.
 
     number: which argument it is, from 1; it names the place in messages.
     """
@@ -65,7 +65,7 @@ def is_argument(source: str) -> bool:
 
 
 def apply(node: Node | None, override: Override) -> Node:
-    """The node with the override laid over it; mappings on the way that are absent are made.
+    """The node with the override applied; missing mappings on the way are created.
 
     A key the language does not know is found later, like any key of the text, at the argument.
     Raises SpecError where the path cannot be followed.

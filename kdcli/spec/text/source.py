@@ -1,4 +1,4 @@
-"""Source: YAML text to nodes with positions, all findings collected, bounded in depth and size."""
+"""YAML text to nodes with spans, all findings collected, bounded in depth and size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Include = Callable[[str, Span, "Budget"], Node]
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of the nodes that a text with its includes and aliases may expand to."""
+    """How many more nodes a text with its includes and aliases may expand to."""
 
     nodes: int = MAX_NODES
 
     def spend(self, count: int, span: Span) -> None:
-        """Take nodes off; a text that needs more than there are is refused."""
+        """Subtract nodes; raises for a text that needs more than are left."""
         self.nodes -= count
         if self.nodes < 0:
             raise _Stop(
@@ -42,7 +42,7 @@ class Budget:
 
 
 class _Stop(Exception):
-    """Reading cannot go on after this finding."""
+    """Raised where reading can't go on after a finding."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.message)
@@ -58,7 +58,7 @@ class _Anchored:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """The nodes of a text (None: empty or unreadable) and everything wrong with its syntax."""
+    """The nodes of a text (None: empty or unreadable) and its syntax errors."""
 
     tree: Node | None
     findings: tuple[Diagnostic, ...]
@@ -300,7 +300,7 @@ class _Composer:
 
 
 def repeated_key(entry: Entry, first: Entry) -> Diagnostic:
-    """The finding for a key that stands twice in one mapping."""
+    """The finding for a key that a mapping has twice."""
     return Diagnostic(
         code="KD105",
         message=f"`{entry.key}` stands here a second time",

@@ -1,4 +1,4 @@
-"""A trial run leaves no trace: random state, buffers and modes are put back."""
+"""A trial run without traces: random state, buffers and modes are restored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def preserved(*modules: nn.Module) -> Iterator[None]:
+def restored_state(*modules: nn.Module) -> Iterator[None]:
     """Restore the generators of torch, and every buffer and training mode of the modules, at the end."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
