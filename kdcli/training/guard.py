@@ -281,7 +281,10 @@ def _names(taps: tuple[str, ...]) -> str:
 
 
 def _why_not_finite() -> str:
-    return "look at the teacher's weights and the data's normalisation; raise the temperature `T`, or lower the loss's exponents"
+    return (
+        "look at the teacher's weights and the data's normalisation; raise the temperature `T`, or lower the "
+        "loss's exponents"
+    )
 
 
 def _why_zero(run: Run, name: str) -> str:
