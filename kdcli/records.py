@@ -10,6 +10,9 @@ from typing import Literal
 RUN_FORMAT = 1
 """How records and run folders are laid out; env.json's `run_format`."""
 
+REPORT_DATA_VERSION = 1
+"""How report_data.json is laid out; its `version`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kdcli"
 ORDER = (
     "errors",
+    "disk",
     "records",
     "codes",
     "spec",
@@ -38,6 +39,7 @@ ORDER = (
 TORCH_FREE = (
     "kdcli",
     "kdcli.errors",
+    "kdcli.disk",
     "kdcli.codes",
     "kdcli.spec.parse",
     "kdcli.spec.check.resolve",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,31 +15,32 @@ from torch import Tensor
 
 from kdcli.analysis.evaluated_networks import (
     EvaluatedNetwork,
+    learnt_classes,
     row_of,
     stated_by_student,
     student_of,
     teacher_of,
     used_teachers,
 )
-from kdcli.analysis.feature_maps import feature_maps
-from kdcli.analysis.layers import layers_of
-from kdcli.analysis.similarity import SMALLEST_BATCH, LayerSimilarity, grams_of, stage_layers
+from kdcli.analysis.layers import SMALLEST_BATCH, LayerSimilarity, grams_of, layers_of, stage_layers
+from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
+from kdcli.disk import write_whole
+from kdcli.distill.taps import Taps
 from kdcli.errors import KdError
 from kdcli.parallel.devices import autocast_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
-from kdcli.records import Notice
+from kdcli.records import REPORT_DATA_VERSION, Notice
 from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Spec
+from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.tasks.task import Answered, Forward
 from kdcli.training.build import build_data, run_root
-from kdcli.training.checkpoint import write_whole
+from kdcli.training.join_jobs import first_samples, jobs_of
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
-from kdcli.training.teacher_labels import learnt_classes
-from kdcli.training.wiring import first_samples
 
-VERSION = 1
 IMAGES, SECONDS = 2000, 30.0
 """How many test images are answered, and how long that may take."""
 CKA_IMAGES, CKA_SECONDS, CKA_BATCH = 512, 20.0, 64
@@ -53,7 +54,7 @@ def write_report_data(
     data, notices = collect(parsed, options, device)
     path = RunFolder(run_root(parsed)).root / "report_data.json"
     text = json.dumps(data, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, text)
     return path, notices
 
 
@@ -88,7 +89,7 @@ def _collect(
     for contender in contenders:
         contender.net.to(device).eval()
     cast = autocast_for(student_precision(spec.runtime), device)
-    data: dict[str, Any] = {"version": VERSION, "primary": task.primary}
+    data: dict[str, Any] = {"version": REPORT_DATA_VERSION, "primary": task.primary}
     networks = {contender.name: _forward(contender, cast) for contender in contenders}
     batches = _first(loader, device, IMAGES, SECONDS)
     shown = Answered(sections={}) if task.report is None else task.report.answered(networks, batches, facts)
@@ -190,3 +191,65 @@ def _recorded(root: Path) -> dict[str, dict[str, float]]:
         return {"student": dict(said["best"]), **{name: dict(m) for name, m in said["teachers"].items()}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+PAIRS, PAIR_IMAGES = 6, 4
+
+
+def feature_maps(
+    contenders: list[EvaluatedNetwork], spec: Spec, batch: Mapping[str, Any], facts: DataFacts
+) -> list[dict[str, Any]]:
+    """The tapped maps of student and teacher on a few images, for each pair of layers with positions."""
+    student, *teachers = contenders
+    shown = _of_distinct_classes(batch)
+    sections: list[dict[str, Any]] = []
+    for job_name, job in jobs_of(spec).items():
+        for teacher in teachers:
+            if teacher.name not in job.teachers or len(sections) >= PAIRS:
+                continue
+            theirs = job.teachers[teacher.name].mimic_name
+            ours = _tapped(student, job.student.mimic_name, shown)
+            features = _tapped(teacher, theirs, shown)
+            for student_tap, teacher_tap in list(zip(job.student.mimic_name, theirs, strict=False)):
+                rows = []
+                for index in range(len(shown["image"])):
+                    pair = [ours[student_tap], features[teacher_tap]]
+                    uris = [map_uri(one[index]) if isinstance(one, Tensor) else None for one in pair]
+                    if None not in uris:
+                        image = image_uri(shown["image"][index], facts.mean, facts.std)
+                        rows.append({"image": image, "student": uris[0], "teacher": uris[1]})
+                if rows and len(sections) < PAIRS:
+                    sections.append(
+                        {
+                            "term": f"{job_name}: {', '.join(loss.type for loss in job.losses.values())}",
+                            "student_layer": student_tap,
+                            "teacher": teacher.name,
+                            "teacher_layer": teacher_tap,
+                            "rows": rows,
+                        }
+                    )
+    return sections
+
+
+def _tapped(
+    contender: EvaluatedNetwork, taps: tuple[str, ...], batch: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    def run(view: Callable[[Mapping[str, Any]], Any]) -> Any:
+        pixels = contender.pixels
+        return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
+
+    with torch.no_grad(), Taps(contender.net, taps) as tapped:
+        unread = run(tapped.learn).channels_last
+        features: Mapping[str, Any] = run(tapped.view).features
+        return {name: None if name in unread else feature for name, feature in features.items()}
+
+
+def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A few images of the batch, of as many classes as possible."""
+    labels = batch["labels"].tolist()
+    first = {label: index for index, label in reversed(list(enumerate(labels)))}
+    chosen = sorted(first.values())[:PAIR_IMAGES]
+    chosen += [index for index in range(len(labels)) if index not in chosen][: PAIR_IMAGES - len(chosen)]
+    return {
+        name: value[sorted(chosen)] if isinstance(value, Tensor) else value for name, value in batch.items()
+    }

@@ -5,18 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdcli.analysis.rebuild_student import deployed_state, rebuild
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.deployed import DeployedStudent
+from kdcli.distill.labels import Labels
 from kdcli.distill.module_search import find_classifier
+from kdcli.distill.teacher import Teacher
+from kdcli.distill.trainee import Trainee
 from kdcli.errors import KdError, RunError, SpecError
+from kdcli.losses import loss_of
 from kdcli.models.flops import flops_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import find_file, stated_classes
@@ -27,10 +31,13 @@ from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
 from kdcli.tasks.saved_outputs import DetectionOutputs
-from kdcli.tasks.task import Drawing, Meter, Task
+from kdcli.tasks.task import Drawing, Matching, Meter, Task
 from kdcli.training.build import (
     build_data,
+    build_student,
+    build_teachers,
     file_notices,
+    labels_of,
     pixel_change,
     run_root,
     teacher_settings,
@@ -38,13 +45,34 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
+from kdcli.training.join_jobs import first_samples, jobs_of, teacher_taps, wire
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
-from kdcli.training.teacher_labels import Scoring, labels_of, learnt_classes
-from kdcli.training.wiring import first_samples, jobs_of
 
 LATENCY_SECONDS = 0.5
+
+
+class Scoring:
+    """A network's outputs as answers to the data's classes; `why` says why it has none."""
+
+    def __init__(self, matching: Matching, name: str, labels: Labels, facts: DataFacts) -> None:
+        self.matching = matching
+        self.name, self.labels, self.facts = name, labels, facts
+        self.why: str | None = None
+
+    def __call__(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The outputs that a meter may read; raises SpecError KD472 where the network lacks those classes."""
+        self.labels.check(self.name, outputs)
+        outputs = self.labels.outputs(outputs)
+        if "logits" not in outputs:
+            return outputs
+        self.why = self.matching.not_scored(self.name, self.labels, outputs, self.facts)
+        return (
+            outputs
+            if self.why is None
+            else {name: value for name, value in outputs.items() if name != "logits"}
+        )
 
 
 @dataclass(frozen=True)
@@ -216,6 +244,17 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
     return EvaluatedNetwork(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
 
 
+def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
+    """The test data's facts with as many classes as training has: a list without names may lack the last ones."""
+    if test.class_names is not None:
+        return test
+    try:
+        learnt = sides.train.facts.num_classes
+    except KdError:  # measured elsewhere than it was trained
+        learnt = describe(sides.spec.dataset.train).num_classes
+    return test if learnt is None else replace(test, num_classes=learnt)
+
+
 @torch.no_grad()
 def _measure(
     task: Task,
@@ -311,3 +350,38 @@ def latency_ms(net: Callable[[Any], Any], batch: Any, seconds: float = LATENCY_S
         net(batch)
         times.append(time.perf_counter() - start)
     return 1000.0 * statistics.median(times)
+
+
+def rebuild(
+    task: Task, spec: Spec, options: RunOptions, sample: Mapping[str, Any], facts: DataFacts
+) -> tuple[Network | DeployedStudent, Trainee]:
+    """The deployed student with random weights, and the trainee that holds it; both on the CPU.
+
+    sample: a small batch of the data. Teachers are built only where a job gives the student another end,
+    and their weights are not read: what of them is deployed is in the student's own file.
+    """
+    student = build_student(task, spec, options)
+    losses = [loss.type for job in jobs_of(spec).values() for loss in job.losses.values()]
+    if not any(loss_of(name).replaces_end for name in losses):
+        return student, Trainee(student, None, {}, {})
+    nets, _ = build_teachers(spec, options, load=False)
+    teachers = {}
+    for name, taps in teacher_taps(spec, nets).items():
+        settings = teacher_settings(spec, name)
+        pixels = pixel_change(name, settings, spec, facts)
+        # The shapes alone matter: which classes they were is in the student's file.
+        labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
+        teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
+    with ExitStack() as stack:
+        wiring = wire(spec, student, teachers, sample, facts, stack, epochs=1)
+    assert isinstance(wiring.deployed, (Network, DeployedStudent))
+    return wiring.deployed, wiring.trainee
+
+
+def deployed_state(
+    deployed: Network | DeployedStudent, trainee: Trainee, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The part of a checkpoint's `trainee` state that belongs to the deployed student, under its names there."""
+    names = {id(tensor): name for name, tensor in deployed.state_dict(keep_vars=True).items()}
+    mine = trainee.state_dict(keep_vars=True).items()
+    return {names[id(t)]: state[name] for name, t in mine if id(t) in names and name in state}

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.check.files import check_data as check_data_files
-from kdcli.check.files import check_weights
 from kdcli.check.losses import check_losses
-from kdcli.check.sample import channels_of, sample_of
 from kdcli.check.training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
-from kdcli.data.check import Look
+from kdcli.data.check import Look, check_files
+from kdcli.data.check_images import Progress
 from kdcli.data.facts import DataFacts, describe
+from kdcli.data.sources import SampleSource
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps, View
@@ -31,6 +31,7 @@ from kdcli.losses import loss_of
 from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
 from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.models.network import Network, build_network
+from kdcli.models.weights import check_weights, find_file
 from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.records import check_own_jobs
@@ -39,15 +40,16 @@ from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec, Spec
 from kdcli.tasks.task import Task
 from kdcli.training.build import (
+    channels_of,
+    labels_of,
     pixel_change,
     run_name,
     run_root,
+    sample_of,
     teacher_settings,
+    weight_path,
 )
-from kdcli.training.sides import Sides
-from kdcli.training.stages import StagePlan
-from kdcli.training.teacher_labels import labels_of
-from kdcli.training.wiring import (
+from kdcli.training.join_jobs import (
     JoinedJobs,
     jobs_of,
     join,
@@ -56,6 +58,8 @@ from kdcli.training.wiring import (
     student_taps,
     teacher_taps,
 )
+from kdcli.training.run import StagePlan
+from kdcli.training.sides import Sides
 
 TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
 """torch's words where a map has become smaller than what a layer reads."""
@@ -180,7 +184,7 @@ class _Rehearsal:
         samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.look != "nothing":
-                check_weights(self.spec, nets, self.options.places, self.findings)
+                check_weight_files(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
             if per_epoch is not None:
@@ -378,3 +382,54 @@ def _unknown_size(height: int, width: int) -> Diagnostic:
         help="end the transformer with a crop or a resize to (height, width)",
         path=("dataset", "train", "dataset"),
     )
+
+
+def check_data_files(
+    sides: Sides, *, look: Look = "whole", progress: Progress | None = None
+) -> list[Diagnostic]:
+    """Findings and facts of both sides' data files. look, progress: as in kdcli.data.check."""
+    found: list[Diagnostic] = []
+    for train in (True, False):
+        found += check_files(
+            sides.part(train),
+            ("dataset", "train" if train else "test"),
+            partial(sides.source, train),
+            partial(sides.opened, train),
+            look=look,
+            progress=progress,
+        )
+    found += sides.task.agree(sides.spec, _facts(sides, True), _facts(sides, False), sides.places)
+    # The test side asks for what the training side's file says too.
+    return list({(one.code, one.message, one.path): one for one in found}.values())
+
+
+def _facts(sides: Sides, train: bool) -> DataFacts | None:
+    """Facts from one side's own file; None where it can't be read, or images come without one."""
+    try:
+        source = sides.source(train)
+    except KdError:
+        return None
+    return source.facts if isinstance(source, SampleSource) else None
+
+
+def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, found: Findings) -> None:
+    """Compare names and shapes in the headers of the weight files with the networks.
+
+    nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
+    """
+    for name, net in nets.items():
+        if name == "net":
+            if spec.saver.pretrain_model is not None:
+                with found.part():
+                    where: SpecPath = ("saver", "pretrain_model")
+                    path = find_file(spec.saver.pretrain_model, places, where)
+                    check_weights(net, path, where=where, mode="pretrain")
+            continue
+        weight = teacher_settings(spec, name).teacher_weight
+        if weight is not None:
+            with found.part():
+                where = weight_path(spec, name)
+                for notice in check_weights(net, find_file(weight, places, where), where=where):
+                    message = f"{name}: {notice}"
+                    unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
+                    found.found.append(unused)

@@ -13,7 +13,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.models.fake import NOT_FAKE
-from kdcli.training.wiring import JoinedJobs, require
+from kdcli.training.join_jobs import JoinedJobs, require
 
 
 def check_losses(

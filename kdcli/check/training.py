@@ -19,7 +19,7 @@ from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.training.optim import LearningRate, build_optimizer, optimizer_class, scheduler_class
-from kdcli.training.stages import StagePlan, matches, plan_stages
+from kdcli.training.run import StagePlan, matches, plan_stages
 
 ENDLESS = 10**9
 """Steps in an epoch of unknown length: whatever counts epochs ends after whatever counts steps."""

@@ -29,7 +29,7 @@ class Opened:
 
 def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
-    from kdcli.training.reopen import reopen
+    from kdcli.training.run_folder import reopen
 
     if Path(options.spec).is_dir():
         if options.changes:

@@ -60,7 +60,7 @@ def report(options: ReportOptions) -> None:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
         from kdcli.training.build import file_notices
-        from kdcli.training.reopen import reopen
+        from kdcli.training.run_folder import reopen
 
         try:
             run = reopen(options.run, device=options.device, plugins=options.plugins)

@@ -97,8 +97,7 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.training.build import run_root
-    from kdcli.training.reopen import with_own_files
-    from kdcli.training.run_folder import RunFolder
+    from kdcli.training.run_folder import RunFolder, with_own_files
     from kdcli.training.sides import Sides
 
     with located(parsed):

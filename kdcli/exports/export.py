@@ -8,25 +8,37 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from kdcli import __version__
-from kdcli.analysis.evaluated_networks import latency_ms, require_weights, student_of
-from kdcli.analysis.rebuild_student import rebuild
+from kdcli.analysis.evaluated_networks import (
+    latency_ms,
+    rebuild,
+    require_weights,
+    stated_by_student,
+    student_of,
+)
+from kdcli.data.facts import DataFacts, describe
+from kdcli.disk import disk_error
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
-from kdcli.exports.format import Format
-from kdcli.exports.proof import Proof, prove
-from kdcli.exports.sample import Sample, said, sample_for
+from kdcli.exports.format import Answer, Format
+from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import ParsedSpec
-from kdcli.tasks.task import Deployment, Portable, Task
-from kdcli.training.build import run_root
-from kdcli.training.checkpoint import disk_error
+from kdcli.tasks.task import Deployment, Portable, Task, Tensors
+from kdcli.training.build import build_data, run_root
+from kdcli.training.join_jobs import first_samples
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
-from kdcli.training.wiring import first_samples
 
 TOLERANCE = 1e-4
+IMAGES = 64
+"""At most so many of a batch."""
 OF_TRAINING = ("step", "metrics", "ema")
 """What the run's own file tells, carried over."""
 
@@ -136,6 +148,72 @@ def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
     return task.deploy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """batch: from the data; inputs: what the exported student takes of it; real: no made-up images."""
+
+    batch: Mapping[str, Any]
+    inputs: Tensors
+    facts: DataFacts
+    real: bool
+
+
+def sample_for(
+    sides: Sides,
+    deploy: Deployment,
+    parsed: ParsedSpec,
+    weights: Path | None,
+    size: tuple[int, int] | None,
+) -> Sample:
+    """At least two images of the test data. size: height and width of the input, where the user says it.
+
+    Raises UsageError where the size is smaller than the images.
+    """
+    batches: list[Mapping[str, Any]] = []
+    try:
+        with _test_batches(sides, parsed, weights) as (given, facts):
+            batches = deploy.taken(first_samples(batch, IMAGES) for batch in given)
+    except KdError:
+        pass
+    real = bool(batches)
+    if not real:
+        facts = _remembered(parsed, weights)
+        batches = deploy.made_up(parsed.spec, facts, size)
+    return Sample(batch=batches[0], inputs=deploy.inputs(batches, size), facts=facts, real=real)
+
+
+@contextmanager
+def _test_batches(
+    sides: Sides, parsed: ParsedSpec, weights: Path | None
+) -> Iterator[tuple[Iterator[dict[str, Any]], DataFacts]]:
+    opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
+    loader = build_data(opened, sides.spec, Processes(device=torch.device("cpu")))
+    try:
+        yield (dict(batch) for batch in loader.batches(0)), loader.facts
+    finally:
+        loader.close()
+
+
+def _remembered(parsed: ParsedSpec, weights: Path | None) -> DataFacts:
+    """The facts of the data, from the spec or else from the training run."""
+    facts = describe(parsed.spec.dataset.test, train=False)
+    folder = RunFolder(run_root(parsed))
+    for path in (weights, folder.best_student, folder.student):
+        known = {} if path is None else said(path)
+        try:
+            facts = DataFacts(
+                shape=facts.shape or json.loads(known["input_shape"]),
+                class_names=facts.class_names or json.loads(known["class_names"]),
+                num_classes=facts.num_classes,
+                mean=facts.mean,
+                std=facts.std,
+            )
+        except (KeyError, ValueError):
+            continue
+        break
+    return facts
+
+
 def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str) -> dict[str, str]:
     """The metadata that whoever runs the file needs; every value but text is JSON."""
     facts = sample.facts
@@ -151,6 +229,68 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
     }
     known = said(source)
     return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
+
+
+def said(weights: Path) -> dict[str, str]:
+    """The metadata that training wrote beside the weights; empty for files of another origin."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """The largest difference of any value; for boxes how many there were, and how many had no counterpart."""
+
+    difference: float
+    boxes: int | None = None
+    alone: int = 0
+
+
+def prove(student: Portable, answer: Answer, inputs: Tensors, tolerance: float) -> Proof:
+    """Compare over the whole batch and over one image alone.
+
+    Raises RunError KD761 beyond the tolerance of |difference| / max(1, |value|), or where there is nothing
+    to compare.
+    """
+    largest, alone = 0.0, 0
+    boxes: int | None = None
+    for batch in (inputs, tuple(value[:1] for value in inputs)):
+        with torch.inference_mode():
+            expected = student.eager(*(value.clone() for value in batch))
+            found = answer(*(value.clone() for value in batch))
+        compared = student.compared(expected, found)
+        if compared.boxes is not None:
+            boxes, alone = max(boxes or 0, compared.boxes), max(alone, compared.alone)
+        for name, one, other in compared.pairs:
+            largest = max(largest, _gap(name, one, other, tolerance))
+    if boxes == 0:
+        raise RunError.of(
+            "KD761",
+            f"the student finds no box in {len(inputs[0])} images, so nothing can be proved; no file is left",
+            "export a trained detector, on test images that show something",
+        )
+    return Proof(difference=largest, boxes=boxes, alone=alone)
+
+
+def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> float:
+    if found.shape != expected.shape:
+        shapes = f"{list(found.shape)} instead of {list(expected.shape)}"
+        raise RunError.of("KD761", f"the exported file gives {name} {shapes}; no file is left")
+    if expected.numel() == 0:
+        return 0.0
+    gap = (found - expected).abs()
+    worst = float((gap / expected.abs().clamp_min(1.0)).max())
+    if not worst <= tolerance:
+        raise RunError.of(
+            "KD761",
+            f"the exported file answers otherwise: {name} differ by up to {float(gap.max()):.3g}, "
+            f"more than the tolerance {tolerance:g}; no file is left",
+            "try another format, or allow more with `--tolerance`",
+        )
+    return float(gap.max())
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcli.errors import RunError
-from kdcli.records import Comparison
+from kdcli.records import REPORT_DATA_VERSION, Comparison
 from kdcli.report.run_files import read_metrics
-from kdcli.training.reopen import SPEC, env_of_run, mapping_in, text_of
+from kdcli.training.run_folder import SPEC, env_of_run, mapping_in, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,6 @@ def _assemble(
     )
 
 
-VERSION = 1
 _DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 T = TypeVar("T")
 
@@ -249,9 +248,11 @@ def read_report_data(path: Path) -> ReportData:
         raise RunError.of(
             "KD752", f"{path} is broken or half-written", "remove it or make it anew"
         ) from error
-    if not isinstance(value, dict) or value.get("version") != VERSION:
+    if not isinstance(value, dict) or value.get("version") != REPORT_DATA_VERSION:
         version = value.get("version") if isinstance(value, dict) else None
-        raise RunError.of("KD753", f"{path} has version {version}; this kdcli reads version {VERSION}")
+        raise RunError.of(
+            "KD753", f"{path} has version {version}; this kdcli reads version {REPORT_DATA_VERSION}"
+        )
 
     def section(name: str, read: Callable[[Any], T], default: T) -> T:
         if not value.get(name):

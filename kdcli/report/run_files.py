@@ -13,12 +13,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from kdcli.disk import writing
 from kdcli.errors import RunError
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
@@ -32,29 +32,6 @@ _KINDS: dict[type, str] = {
     Finished: "finished",
 }
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Convert OSError into RunError KD740 that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError.of(
-            "KD740",
-            f"cannot write {path}: {error.strerror or error}",
-            "free some space or choose another folder; what was saved before is whole",
-        ) from error
-
-
-def replace_file(path: Path, content: str | bytes) -> Path:
-    """Replace a file's content in one step: whoever reads it sees the old content or the new. Returns path."""
-    temporary = path.with_name(path.name + ".new")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    return path
 
 
 class MetricsWriter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.folding import fold
+from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
-from kdcli.errors import Diagnostic, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
+from kdcli.models.weight_files import stated_classes
 from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
@@ -35,20 +38,17 @@ from kdcli.records import NetworkFacts
 from kdcli.spec.check.records import check_own_jobs
 from kdcli.spec.check.rules import views_of
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.places import Places
+from kdcli.spec.places import GT_FILE, TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
 from kdcli.training.caches import sources_of
 from kdcli.training.checkpoint import checkpoints
-from kdcli.training.ema import MovingAverage, average_of
-from kdcli.training.reopen import with_own_files
-from kdcli.training.run import Run, RunOptions
-from kdcli.training.run_folder import RunFolder, make_ready, open_folder
-from kdcli.training.same_data import truth_file
+from kdcli.training.join_jobs import first_samples, jobs_of, teacher_taps, wire
+from kdcli.training.optim import MovingAverage, average_of
+from kdcli.training.resume import Asked, find_checkpoint
+from kdcli.training.run import Run, RunOptions, plan_stages
+from kdcli.training.run_folder import RunFolder, make_ready, open_folder, with_own_files
 from kdcli.training.sides import Sides
-from kdcli.training.stages import plan_stages
-from kdcli.training.teacher_labels import labels_of
-from kdcli.training.wiring import first_samples, jobs_of, teacher_taps, wire
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -69,9 +69,6 @@ def built(
 
     sides: of a caller that has opened the data.
     """
-    # It imports FSDP, which commands that only build a network don't wait for.
-    from kdcli.training.resume import Asked, find_checkpoint
-
     spec = parsed.spec
     folder = build_folder(parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
@@ -219,6 +216,26 @@ def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         return outputs
 
 
+def sample_of(task: Task, spec: Spec, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
+    """A made-up batch in the shapes of a spec's training data; channels: where the data does not say."""
+    modules = [*spec.net, *(module for teacher in spec.teachers.values() for module in teacher)]
+    return task.sample(
+        spec.dataset.train, facts, channels=channels, modules=modules, aligned=spec.runtime.aligned
+    )
+
+
+def channels_of(net: nn.Module) -> int:
+    """How many channels the network's first convolution reads; 3 without one."""
+    return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def truth_file(spec: Spec, places: Places) -> Path | None:
+    """The evaluator's `gt_file`, where the spec gives one."""
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    named = None if evaluator is None else evaluator.kwargs.get("gt_file")
+    return places.find(named, GT_FILE) if isinstance(named, str) else None
+
+
 def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
     """Build the data loader of one side (train or test) for this process."""
     return build_loader(
@@ -313,6 +330,59 @@ def build_teacher(
         autocast=autocast_for(precision, processes.device),
         labels=labels_of(task, spec, name, settings, facts, places),
     )
+
+
+def labels_of(
+    task: Task,
+    spec: Spec,
+    name: str,
+    settings: JobTeacher,
+    facts: DataFacts,
+    places: Places,
+    *,
+    files: bool = True,
+) -> Labels:
+    """The labels of one teacher. settings: the jobs' for it; files: whether its file may be read.
+
+    Raises SpecError KD471, KD472.
+    """
+    names = _class_names(settings, places) if files and task.matching is not None else None
+    labels = NO_LABELS
+    if task.matching is not None and settings.classes is not None:
+        path = classes_path(spec, name)
+        labels = task.matching.asked(settings.classes, name, names, facts, path, known=files)
+    # torchvision's names for ImageNet are seldom those of a data set's folders: they prove nothing.
+    elif task.matching is not None and not str(settings.teacher_weight).startswith(TORCHVISION):
+        labels = task.matching.stated(name, names, facts)
+    return replace(labels, taps=_read_as_logits(spec, name))
+
+
+def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
+    """The teacher's taps that a loss on logits reads."""
+    jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
+    on_logits = [
+        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
+    ]
+    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
+
+
+def classes_path(spec: Spec, name: str) -> SpecPath:
+    """The path in the spec of a teacher's `classes`."""
+    said = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    said = [job for job in said if jobs_of(spec)[job].teachers[name].classes is not None] or said
+    return ("mimic", "jobs", said[0], "teachers", name, "classes")
+
+
+def _class_names(settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
+    if settings.teacher_weight is None:
+        return None
+    words = settings.classes.values() if isinstance(settings.classes, dict) else settings.classes or ()
+    if settings.teacher_weight.startswith(TORCHVISION) and not any(isinstance(word, str) for word in words):
+        return None  # its names cost a second of import, and nobody asks for them
+    try:
+        return stated_classes(find_file(settings.teacher_weight, places))
+    except KdError:
+        return None  # told where the weights are read
 
 
 def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:

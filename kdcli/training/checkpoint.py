@@ -1,27 +1,181 @@
-"""Checkpoints that survive a killed run: written whole, verified, and never run code.
+"""Checkpoints: the state of a run, everything that decides its next step, in files that survive a kill.
 
-A checkpoint is one file `step_00001234-<first 16 hex digits of its SHA-256>.pt`: written beside, flushed
-to disk, then renamed, so that a name always stands for exactly those bytes.
+They are written whole, verified when read, and never run code. A checkpoint is one file
+`step_00001234-<first 16 hex digits of its SHA-256>.pt`: written beside, flushed to disk, then renamed, so
+that a name always stands for exactly those bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
+import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from kdcli import __version__
+from kdcli.disk import write_whole
 from kdcli.errors import RunError
+from kdcli.models.weights import save_safetensors
 
+if TYPE_CHECKING:
+    from kdcli.training.optim import LearningRate
+    from kdcli.training.run import Run
+
+FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.pt")
-TEMPORARY = ".tmp"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of a run. step: finished optimizer steps; stage_step: of these, in this stage.
+
+    epoch is the pass over the data that comes next or is under way; batch counts its batches that are
+    done. over: the last evaluation is done. best and last: metrics of evaluations. skipped: steps
+    that were not taken for numbers gone wrong. bad_samples: side, sample, name and reason of each.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    over: bool = False
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: int = 0
+    bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
+
+
+def run_state(
+    run: Run, progress: Progress, optimizer: torch.optim.Optimizer, rate: LearningRate
+) -> dict[str, Any]:
+    """The state of a run after a whole optimizer step; every process takes part."""
+    # Here, since it imports FSDP: commands that only build a network don't wait for that.
+    from kdcli.parallel.sharding import whole
+
+    return {
+        "format": FORMAT,
+        "kdcli": __version__,
+        "progress": asdict(progress),
+        "trainee": whole(run.trainee.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
+        "rate": rate.state_dict(),
+        "scaler": None if run.scaler is None else run.scaler.state_dict(),
+        "ema": None if run.ema is None else whole(run.ema.state_dict()),
+        "processes": run.processes.gather({"generators": generator_state(), "buffers": own_buffers(run)}),
+        "world_size": run.processes.world_size,
+        "batches": len(run.train_loader),
+        "spec": run.parsed.resolved_yaml(),
+        "teachers": dict(run.teacher_hashes),
+        "data": {side: digest.state() for side, digest in run.digests.items()},
+    }
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Convert errors while a checkpoint is restored into RunError KD721."""
+    try:
+        yield
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError.of(
+            "KD721", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
+        ) from error
+
+
+def restore_trainee(run: Run, state: dict[str, Any]) -> None:
+    """Restore the networks and losses; before anything is sharded."""
+    run.trainee.load_state_dict(state["trainee"])
+    buffers = dict(run.trainee.named_buffers())
+    if run.processes.rank < len(state["processes"]):
+        for name, value in state["processes"][run.processes.rank]["buffers"].items():
+            buffers[name].copy_(value)
+
+
+def restore_average(run: Run, state: dict[str, Any] | None) -> None:
+    """Restore the moving average, or start it at the current weights; after sharding."""
+    from kdcli.parallel.sharding import distributed_like
+
+    if run.ema is None:
+        return
+    run.ema.restart()
+    if state is not None and state["ema"] is not None:
+        run.ema.load_state_dict(distributed_like(state["ema"], run.ema.state_dict()))
+
+
+def restore_optimizer(
+    run: Run,
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    rate: LearningRate,
+    *,
+    changed: bool = False,
+) -> None:
+    """Restore optimizer, learning rate, scaler and this process's random generators.
+
+    changed: the spec asks for other settings of optimizer or schedule than the checkpoint's, which the
+    user has allowed: these hold from here on, the schedule as if it had always been so.
+    """
+    from kdcli.parallel.sharding import distributed_like
+
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = distributed_like(value, parameter)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    if changed:
+        for _ in range(state["rate"]["step_count"]):
+            rate.advance()
+    else:
+        rate.load_state_dict(state["rate"])
+    if run.scaler is not None and state["scaler"] is not None:
+        run.scaler.load_state_dict(state["scaler"])
+    if run.processes.rank < len(state["processes"]):
+        restore_generators(state["processes"][run.processes.rank]["generators"])
+
+
+def generator_state() -> dict[str, Any]:
+    """The state of this process's random generators."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    """Set this process's random generators to a saved state."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def own_buffers(run: Run) -> dict[str, Tensor]:
+    """Buffers of mimic methods that differ from rank 0's; DDP does not synchronise those."""
+    if run.processes.world_size == 1:
+        return {}
+    buffers = {f"mimickers.{name}": b.detach().cpu() for name, b in run.trainee.mimickers.named_buffers()}
+    digests = {name: _digest(buffer) for name, buffer in buffers.items()}
+    first = run.processes.broadcast(digests)
+    return {name: buffer for name, buffer in buffers.items() if digests[name] != first[name]}
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 def save_checkpoint(
@@ -37,53 +191,13 @@ def save_checkpoint(
     data = buffer.getbuffer()
     digest = hashlib.sha256(data).hexdigest()[:16]
     path = folder / f"step_{step:08d}-{digest}.pt"
-    write_whole(path, lambda file: file.write(data))
+    write_whole(path, data)
     others = [other for other in checkpoints(folder) if other != path]
     twins = [other for other in others if step_of(other) == step]
     older = [other for other in others if step_of(other) < step]
     for old in (*twins, *(other for other in older[max(keep, 1) - 1 :] if step_of(other) != best)):
         old.unlink(missing_ok=True)
     return path
-
-
-def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file so that `path` appears with all its bytes on disk, or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-
-
-def to_disk(path: Path) -> None:
-    """Flush a file that was appended to down to the disk; a missing file is no error."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    finally:
-        os.close(handle)
-
-
-def disk_error(path: Path, error: OSError) -> RunError:
-    """RunError KD740 for a write that failed, in one line."""
-    reason = error.strerror or str(error)
-    return RunError.of(
-        "KD740",
-        f"cannot write {path}: {reason}",
-        "free some space or choose another `saver.save_dir`; what was saved before is whole",
-    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -136,18 +250,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-FORMAT = 1
-
-
-def sweep_temporary(folder: Path) -> None:
-    """Delete the temporary files that a killed process left."""
-    for path in folder.glob(f"*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def save_student(
+    run: Run, path: Path, state: dict[str, Tensor], progress: Progress, metrics: dict[str, float]
+) -> None:
+    """Save the student's weights, with input size, normalisation and classes as metadata."""
+    facts = run.facts
+    metadata = {
+        "format": "kdcli-student",
+        "kdcli": __version__,
+        "spec_hash": run.parsed.hash(),
+        "step": str(progress.step),
+        "metrics": json.dumps(metrics),
+        "input_shape": json.dumps(facts.shape),
+        "mean": json.dumps(facts.mean),
+        "std": json.dumps(facts.std),
+        "class_names": json.dumps(facts.class_names),
+        "ema": str(run.ema is not None),
+    }
+    save_safetensors(state, path, metadata)

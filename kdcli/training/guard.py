@@ -21,8 +21,8 @@ from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.join_jobs import require
 from kdcli.training.run import Run
-from kdcli.training.wiring import require
 
 BATCHES = 20
 TEACHER_SAMPLES = 512

@@ -17,9 +17,9 @@ from kdcli.spec.check.rules import caches_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.build import build_data, build_teacher, build_teachers, file_notices, run_root
 from kdcli.training.caches import flush_all, gigabytes, sources_of
+from kdcli.training.join_jobs import first_samples, show_teacher, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
-from kdcli.training.wiring import first_samples, show_teacher, teacher_taps
 
 TOLD = 10
 """How often a pass is told."""

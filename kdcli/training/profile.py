@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity, record_function
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.parallel.interrupts import Interrupts
 from kdcli.records import Record
+from kdcli.training.checkpoint import Progress
 from kdcli.training.guard import GuardResult
 from kdcli.training.run import Run
-from kdcli.training.state import Progress
 from kdcli.training.train import Stage, TrainLoop, train
 
 WARM_UP = 2

@@ -1,31 +1,35 @@
-"""A built run: everything `train` needs, made by build.py."""
+"""A run that is built and not yet started: its options, its stages, all that `train` needs; made by build.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from kdcli.data.digest import Digest
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher, ViewSource
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.trainee import ActiveLosses, Trainee
+from kdcli.errors import SpecError, SpecPath
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts, Notice, Pair
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import Spec
+from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec
 from kdcli.tasks.task import Task
-from kdcli.training.ema import MovingAverage
-from kdcli.training.run_folder import RunFolder
-from kdcli.training.stages import StagePlan
-from kdcli.training.wiring import JoinedJobs
+from kdcli.training.join_jobs import JoinedJobs
+from kdcli.training.optim import MovingAverage
+
+if TYPE_CHECKING:
+    from kdcli.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +135,100 @@ class Run:
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage with all its settings; steps counts optimizer steps.
+
+    train: parameter patterns (`prefix` or `r:regex`) of the student that train; None: all of it.
+    """
+
+    name: str | None
+    steps: int
+    active: ActiveLosses
+    train: tuple[str, ...] | None
+    optimizer: OptimizerSpec
+    optimizer_path: SpecPath
+    lr_scheduler: SchedulerSpec | None
+    lr_path: SpecPath
+
+
+def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
+    """The stages in the spec, or the single one of a spec without stages."""
+    trainer, mimic = spec.trainer, spec.mimic if spec.distils else None
+    whole = ActiveLosses(task_loss=True if mimic is None else mimic.task_loss)
+    if mimic is None or not mimic.stages:
+        steps = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
+        return (
+            StagePlan(
+                name=None,
+                steps=steps,
+                active=whole,
+                train=None,
+                optimizer=trainer.optimizer,
+                optimizer_path=("trainer", "optimizer"),
+                lr_scheduler=trainer.lr_scheduler,
+                lr_path=("trainer", "lr_scheduler"),
+            ),
+        )
+    plans = []
+    for index, stage in enumerate(mimic.stages):
+        path: SpecPath = ("mimic", "stages", index)
+        steps = stage.max_iter or (stage.max_epoch or 0) * steps_per_epoch
+        if steps <= 0:
+            raise SpecError.at(
+                path, "KD445", f"stage `{stage.name}` has no length", "give it `max_epoch` or `max_iter`"
+            )
+        plans.append(
+            StagePlan(
+                name=stage.name,
+                steps=steps,
+                active=ActiveLosses(
+                    jobs=None if stage.jobs is None else frozenset(stage.jobs),
+                    task_loss=mimic.task_loss if stage.task_loss is None else stage.task_loss,
+                ),
+                train=stage.train,
+                optimizer=stage.optimizer or trainer.optimizer,
+                optimizer_path=(*path, "optimizer") if stage.optimizer else ("trainer", "optimizer"),
+                lr_scheduler=stage.lr_scheduler or trainer.lr_scheduler,
+                lr_path=(*path, "lr_scheduler") if stage.lr_scheduler else ("trainer", "lr_scheduler"),
+            )
+        )
+    return tuple(plans)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter's name matches one of the patterns."""
+    return any(
+        re.search(pattern[2:], name) is not None
+        if pattern.startswith("r:")
+        else name == pattern or name.startswith(pattern.rstrip(".") + ".")
+        for pattern in patterns
+    )
+
+
+def train_only(
+    trainee: Trainee, plan: StagePlan, trainable: Mapping[str, bool], reach: Mapping[str, frozenset[str]]
+) -> list[nn.Parameter]:
+    """Freeze all parameters but those that the stage trains and that one of its losses reaches; returns these.
+
+    trainable: of each parameter's name whether it may train at all. reach: of each loss's name the parameters
+    that its gradient reaches.
+    """
+    reached: set[str] = set()
+    for name, names in reach.items():
+        job = name.partition(".")[0]
+        if plan.active.task_loss if job == "task" else plan.active.jobs is None or job in plan.active.jobs:
+            reached |= names
+    parameters = []
+    for name, parameter in trainee.named_parameters():
+        meant = (
+            plan.train is None
+            or not name.startswith("student.")
+            or matches(name.removeprefix("student."), plan.train)
+        )
+        parameter.requires_grad_(trainable[name] and meant and name in reached)
+        if parameter.requires_grad:
+            parameters.append(parameter)
+    return parameters

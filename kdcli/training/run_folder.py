@@ -1,14 +1,31 @@
-"""The run folder: its files, and when a run may use it."""
+"""The run folder: its files, which run may use it, and what is written there to open the run again."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from kdcli.errors import RunError
-from kdcli.records import Finished
-from kdcli.training.checkpoint import checkpoints, disk_error, sweep_temporary, write_whole
+import yaml
+
+from kdcli import __version__
+from kdcli.disk import disk_error, sweep_temporary, write_whole
+from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
+from kdcli.parallel.distributed import Processes
+from kdcli.records import RUN_FORMAT, Finished
+from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.places import Places, Taken, taken_from
+from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
+from kdcli.spec.schema import Spec
+from kdcli.training.checkpoint import checkpoints
+from kdcli.training.run import Run, RunOptions
 
 EXPORTED = "exports.json"
 """Names the files that `kdcli export` has put into the folder."""
@@ -78,7 +95,7 @@ class RunFolder:
         text = json.dumps(figures, indent=2) + "\n"
         for path in (self.results, self.finished):
             if path is not None:
-                write_whole(path, lambda file: file.write(text.encode()))
+                write_whole(path, text)
 
     def samples(self, side: str, digest: str) -> Path:
         """The file that lists one side's samples. digest: its SHA-256, in hex digits."""
@@ -118,7 +135,7 @@ class RunFolder:
         """Record an exported file as this run's own, if it lies in this folder."""
         if path.resolve().parent == self.root.resolve():
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
-            write_whole(self.root / EXPORTED, lambda file: file.write(text.encode()))
+            write_whole(self.root / EXPORTED, text)
 
 
 def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
@@ -188,3 +205,205 @@ def _clear(folder: RunFolder) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(folder.root, error) from None
+
+
+SPEC = "spec.resolved.yaml"
+ENV = "env.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reopened:
+    """The spec of a run folder. parsed: with `saver.save_dir` where the folder is now; spec_hash: as it ran."""
+
+    parsed: ParsedSpec
+    options: RunOptions
+    folder: RunFolder
+    spec_hash: str
+
+
+def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()) -> Reopened:
+    """Read a run folder's spec; raises RunError as `env_of_run`, SpecError for a spec of another version."""
+    env = env_of_run(root)
+    resolved = root / SPEC
+    text = text_of(resolved)
+    mapping_in(text, resolved)
+    taken = _taken(env, root)
+    said = env.get("spec_dir")
+    parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
+    places = replace(parsed.places, taken=taken)
+    _require_plugins(parsed, env, plugins)
+    return Reopened(
+        parsed=at_root(parsed, root),
+        options=RunOptions(device=device, plugins=tuple(plugins), places=places),
+        folder=RunFolder(root),
+        spec_hash=parsed.hash(),
+    )
+
+
+def _require_plugins(parsed: ParsedSpec, env: Mapping[str, Any], plugins: Sequence[str]) -> None:
+    """Raise SpecError KD309 where the run's spec names code of packages that the command line does not allow."""
+    missing: dict[str, Diagnostic] = {}
+    recorded = env.get("plugins")
+    started = [str(package) for package in recorded] if isinstance(recorded, list) else []
+    for path, name in own_code(parsed.spec):
+        if not may_import(name, plugins):
+            missing.setdefault(package_of(name), not_a_plugin(name, "KD309", path))
+    if missing:
+        words = " ".join(f"`--plugin {package}`" for package in started)
+        help = f"the run was started with {words}" if started else next(iter(missing.values())).help
+        raise SpecError(parsed.locate(replace(found, help=help)) for found in missing.values())
+
+
+def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes: Processes) -> RunOptions:
+    """Options of a resumed run: it uses the files that it took when it was started."""
+    own = checkpoints(folder.checkpoints)
+    root: Path | None = None
+    if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
+        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = root.parent if root.name == "checkpoints" else root
+    elif own and (options.resume or spec.saver.auto_resume):
+        root = folder.root
+    taken = files_taken(root) if processes.speaks and root is not None else {}
+    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
+
+
+def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
+    """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
+    told = root / ENV
+    return _taken(mapping_in(text_of(told), told), root) if told.exists() else {}
+
+
+def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
+    try:
+        return taken_from(env.get("files", ()))
+    except ValueError as error:
+        raise RunError.of("KD752", f"{root / ENV} is broken: its `files` are no list of files") from error
+
+
+def env_of_run(root: Path) -> Mapping[str, Any]:
+    """The content of a run folder's env.json; empty without one.
+
+    Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
+    run format).
+    """
+    if not root.exists():
+        raise RunError.of("KD750", f"there is no folder {root}")
+    if not root.is_dir():
+        raise RunError.of("KD750", f"{root} is a file", "name the run's folder, as in runs/digits_kd")
+    if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
+        what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
+        raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
+    told = root / ENV
+    env = mapping_in(text_of(told), told) if told.exists() else {}
+    written = env.get("run_format", RUN_FORMAT)
+    if written != RUN_FORMAT:
+        raise RunError.of(
+            "KD753",
+            f"{root} has run format {written}; this kdcli reads format {RUN_FORMAT}",
+            f"read it with kdcli {env.get('kdcli', 'of its own version')}",
+        )
+    if not (root / SPEC).exists():
+        raise RunError.of("KD752", f"{root} has no {SPEC}: it was interrupted while being set up")
+    return env
+
+
+def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
+    """Parse a file's text as a JSON or YAML mapping; RunError KD752 where it is none."""
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise RunError.of("KD752", f"{path} is broken or half-written") from error
+    if not isinstance(value, dict):
+        raise RunError.of("KD752", f"{path} is broken or half-written")
+    return value
+
+
+def text_of(path: Path) -> str:
+    """Read a text file; RunError KD750 where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+
+
+def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
+    """The spec with this folder as its run folder."""
+    saver = parsed.spec.saver.model_copy(update={"save_dir": str(root)})
+    return replace(parsed, spec=parsed.spec.model_copy(update={"saver": saver}))
+
+
+def write_facts(run: Run) -> None:
+    """Write what was run, on which machine and files, and the lists of its samples.
+
+    spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
+    """
+    here = run.processes
+    where = environment(str(here.device), here.world_size, run.options.places, run.spec, run.options.plugins)
+    data = {
+        side: {"samples": facts.num_samples, "classes": facts.class_names}
+        for side, facts in (("train", run.facts), ("test", run.test_loader.facts))
+    }
+    texts = {
+        "spec.yaml": run.parsed.text,
+        "spec.resolved.yaml": run.parsed.resolved_yaml(),
+        "env.json": json.dumps(where, indent=2, ensure_ascii=False) + "\n",
+        DATA: json.dumps(data, indent=2, ensure_ascii=False) + "\n",
+    }
+    if run.options.proof is not None:
+        texts[PROVED] = json.dumps(run.options.proof, indent=2, ensure_ascii=False) + "\n"
+    for name, text in texts.items():
+        write_whole(run.folder.root / name, text)
+    for side, digest in run.digests.items():
+        path = run.folder.samples(side, digest.listing)
+        if not path.exists():
+            write_whole(path, digest.packed)
+
+
+def environment(
+    device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Versions, device, threads, and the git state of the working directory.
+
+    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
+    opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
+    lacks one.
+    """
+    import torch
+
+    return {
+        "kdcli": __version__,
+        "run_format": RUN_FORMAT,
+        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
+        "files": places.record(spec),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "processes": processes,
+        "plugins": list(plugins),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    try:
+        commit = subprocess.run(
+            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return {"commit": commit, "changed_files": len(changed.splitlines())}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcli.disk import flush_to_disk
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.trainee import total_of
 from kdcli.parallel.devices import to_device
@@ -19,27 +20,25 @@ from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
 from kdcli.training.caches import flush_all
-from kdcli.training.checkpoint import save_checkpoint, to_disk
-from kdcli.training.ddp import DistributedTrainee
-from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
-from kdcli.training.nonfinite import BadSamples, FiniteCheck
-from kdcli.training.optim import LearningRate, build_optimizer
-from kdcli.training.probabilities import doubtful_logits
-from kdcli.training.reopen import write_facts
-from kdcli.training.resume import Resumed, resume
-from kdcli.training.run import Run
-from kdcli.training.stages import StagePlan, train_only
-from kdcli.training.state import (
+from kdcli.training.checkpoint import (
     Progress,
     fitting,
     restore_average,
     restore_optimizer,
     restore_trainee,
     run_state,
+    save_checkpoint,
     save_student,
 )
-from kdcli.training.wiring import require
+from kdcli.training.ddp import DistributedTrainee
+from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
+from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
+from kdcli.training.join_jobs import require
+from kdcli.training.optim import LearningRate, build_optimizer
+from kdcli.training.resume import Resumed, resume
+from kdcli.training.run import Run, StagePlan, train_only
+from kdcli.training.run_folder import write_facts
 
 
 def train(
@@ -305,7 +304,7 @@ class TrainLoop:
         path = run.folder.checkpoints
         if run.processes.speaks:
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
-            to_disk(run.folder.metrics)
+            flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
             path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
         self.saved_at = time.perf_counter()

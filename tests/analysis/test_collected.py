@@ -19,7 +19,7 @@ from kdcli.report.recorded_run import ReportData, read_report_data
 from kdcli.tasks.classification.report import Predictions
 from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
-from kdcli.training.reopen import reopen
+from kdcli.training.run_folder import reopen
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""inspect-features: rows of layers, from any file that names a network."""
+"""inspect-features: rows of layers, from any file that names a network; how alike two networks' layers are."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import torchvision.models
+from torch import Tensor
 
 from kdcli.analysis import layers as features
-from kdcli.analysis.layers import Layer, filtered, input_size, inspect
+from kdcli.analysis.layers import (
+    Layer,
+    LayerSimilarity,
+    filtered,
+    gram,
+    input_size,
+    inspect,
+    layers_of,
+    stage_layers,
+)
 from kdcli.commands.inspect import inspect_features
 from kdcli.commands.options import InspectOptions
 from kdcli.distill.taps import Taps
 from kdcli.errors import SpecError, UsageError
 from kdcli.models.fake import fake_mode
-from kdcli.models.network import build_network
+from kdcli.models.network import Network, build_network
 from kdcli.spec.networks import parse_networks
 from kdcli.tasks.detection.task import detection_sample
 from tests.check.test_check import MODULE
@@ -241,3 +252,64 @@ def test_flops_agree_with_torch() -> None:
             return result
 
     assert flops_of(Reading(), {"image": image}) == counter.get_total_flops() // 2
+
+
+def similarity(left: Tensor, right: Tensor, batch: int = 32) -> float:
+    sums = LayerSimilarity(1, 1)
+    for start in range(0, len(left), batch):
+        sums.update([gram(left[start : start + batch])], [gram(right[start : start + batch])])
+    return float(sums.values()[0, 0])
+
+
+def unbiased(left: Tensor, right: Tensor) -> float:
+    """CKA by the textbook's HSIC_1, one matrix at a time."""
+
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
+        n = len(a)
+        a, b = a @ a.T, b @ b.T
+        a, b = a - torch.diag(a.diag()), b - torch.diag(b.diag())
+        ones = torch.ones(n, dtype=a.dtype)
+        trace = (a @ b).trace()
+        product = (ones @ a @ ones) * (ones @ b @ ones) / ((n - 1) * (n - 2))
+        return (trace + product - 2 / (n - 2) * (ones @ a @ b @ ones)) / (n * (n - 3))
+
+    return float(hsic(left, right) / (hsic(left, left) * hsic(right, right)).sqrt())
+
+
+def test_a_layer_is_like_itself_turned_and_scaled() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(64, 6, 2, 2, generator=draw)
+    turn, _ = torch.linalg.qr(torch.randn(24, 24, generator=draw))
+    turned = 3.0 * features.flatten(1) @ turn
+    assert similarity(features, features) == pytest.approx(1.0)
+    assert similarity(features, turned) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_one_batch_gives_the_unbiased_estimate() -> None:
+    draw = torch.Generator().manual_seed(1)
+    left = torch.randn(16, 5, generator=draw)
+    right = left @ torch.randn(5, 7, generator=draw) + torch.randn(16, 7, generator=draw)
+    assert similarity(left, right) == pytest.approx(unbiased(left.double(), right.double()), abs=1e-5)
+
+
+def test_strangers_are_unlike_and_a_constant_is_like_nothing() -> None:
+    draw = torch.Generator().manual_seed(2)
+    left, right = torch.randn(512, 8, generator=draw), torch.randn(512, 8, generator=draw)
+    assert similarity(left, right) < 0.1
+    assert similarity(left, torch.ones(512, 3)) == 0.0
+
+
+def chosen(net: torch.nn.Module, size: int = 64) -> list[str]:
+    network = Network({"model": net}).eval()
+    return stage_layers(layers_of(network, {"image": torch.rand(2, 3, size, size)}))
+
+
+def test_stages_of_a_residual_network() -> None:
+    names = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert chosen(torchvision.models.resnet18()) == [f"model.{name}" for name in names]
+
+
+def test_a_plain_sequence_is_opened_and_thinned() -> None:
+    layers = chosen(torchvision.models.mobilenet_v3_small())
+    assert 4 <= len(layers) <= 12
+    assert layers[0] == "model.features.0" and layers[-1] == "model.classifier.3"

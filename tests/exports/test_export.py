@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kdcli.errors import RunError, UsageError
 from kdcli.exports.export import Exported, export
 from kdcli.exports.safetensors import Safetensors
-from kdcli.training.reopen import reopen
 from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import reopen
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
 from tests.training.runs import SPEC, spec_of, train_all

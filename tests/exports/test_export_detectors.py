@@ -16,14 +16,13 @@ from torch import Tensor
 from kdcli.commands.export import exported_text
 from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError, UsageError
-from kdcli.exports.export import Exported, export
-from kdcli.exports.proof import prove
+from kdcli.exports.export import Exported, export, prove
 from kdcli.models.network import build_network
 from kdcli.spec.parse import read
 from kdcli.spec.schema import ModuleSpec
 from kdcli.tasks.detection.deploy import Detector, refuse_strangers
-from kdcli.training.reopen import reopen
 from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import reopen
 from tests.models.detection.nets import batch, build, faster_rcnn
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 from tests.training.runs import train_all

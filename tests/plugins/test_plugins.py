@@ -15,7 +15,7 @@ from kdcli.records import Evaluation, Finished, Step
 from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.plugins import import_plugins, own_code
-from kdcli.training.reopen import reopen
+from kdcli.training.run_folder import reopen
 from tests.plugins.specs import MINE
 from tests.training.conftest import Kdcli
 from tests.training.runs import spec_of, train_all

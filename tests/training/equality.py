@@ -17,8 +17,8 @@ from kdcli.records import Evaluation, Step
 from kdcli.spec.parse import parse
 from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training.build import built
+from kdcli.training.checkpoint import own_buffers
 from kdcli.training.run import RunOptions
-from kdcli.training.state import own_buffers
 from kdcli.training.train import train
 from tests.training.processes import serve
 from tests.training.runs import DATA

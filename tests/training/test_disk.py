@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from kdcli import disk
+from kdcli.disk import sweep_temporary
 from kdcli.errors import RunError
 from kdcli.records import Notice, Saved
-from kdcli.training import checkpoint
 from kdcli.training.checkpoint import (
     FORMAT,
     checkpoints,
     load_checkpoint,
     save_checkpoint,
     step_of,
-    sweep_temporary,
 )
 from kdcli.training.train import train
 from tests.training.runs import SPEC, run_of, spec_of, train_all
@@ -47,7 +47,7 @@ class Faults:
                 raise OSError(code, os.strerror(code))
             return action(*args, **kwargs)
 
-        self.patch.setattr(checkpoint.os, name, failing)
+        self.patch.setattr(disk.os, name, failing)
 
     def full_after(self, room: int) -> None:
         """Let no file of more than so many bytes be written."""
@@ -55,7 +55,7 @@ class Faults:
         def opened(path: Any, mode: str) -> Any:
             return _Small(open(path, mode), room)
 
-        self.patch.setattr(checkpoint, "open", opened, raising=False)
+        self.patch.setattr(disk, "open", opened, raising=False)
 
 
 class _Small:

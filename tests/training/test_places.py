@@ -22,8 +22,8 @@ from kdcli.records import Notice, Saved
 from kdcli.spec.parse import ParsedSpec, read
 from kdcli.tasks.build import build_task
 from kdcli.training.build import build_teachers, built
-from kdcli.training.reopen import files_taken, reopen
 from kdcli.training.run import RunOptions
+from kdcli.training.run_folder import files_taken, reopen
 from kdcli.training.train import train
 from tests.data.classification.test_datasets import fashion
 from tests.parallel.launched import TRAIN, TWO, command

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from kdcli.disk import write_whole
 from kdcli.errors import UsageError
 from kdcli.report.charts import Axes, line_look, picture
 from kdcli.report.compare.compare_runs import Group, RunComparison
-from kdcli.report.run_files import replace_file
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -18,7 +18,7 @@ def write_plot(compared: RunComparison, path: Path) -> Path:
     format = path.suffix.lstrip(".").lower()
     if format not in FORMATS:
         raise UsageError.of(f"cannot draw into `{path.name}`", "name a file that ends in .svg, .png or .pdf")
-    return replace_file(path, picture(lambda axes: _draw(axes, compared), format))
+    return write_whole(path, picture(lambda axes: _draw(axes, compared), format))
 
 
 def _draw(axes: Axes, compared: RunComparison) -> None:

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdcli.disk import write_whole
 from kdcli.errors import Findings, SpecError, did_you_mean
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
-from kdcli.report.run_files import replace_file
 from kdcli.spec.plugins import may_import, not_a_plugin
 
 
@@ -164,7 +164,7 @@ class Loggers:
             if isinstance(identity, str):
                 known[name] = identity
         if known:
-            replace_file(path, json.dumps(known, indent=2) + "\n")
+            write_whole(path, json.dumps(known, indent=2) + "\n")
 
     def _each(self, call: Callable[[Logger], object]) -> None:
         for name, logger in list((self._open or {}).items()):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcli.disk import write_whole
 from kdcli.report.charts import (
     PALETTE,
     class_chart,
@@ -27,7 +28,6 @@ from kdcli.report.recorded_run import (
     read_run,
 )
 from kdcli.report.results_table import cost_sentence, eval_rows, result_rows
-from kdcli.report.run_files import replace_file
 
 REPORT = "report.html"
 REPORT_DATA = "report_data.json"
@@ -40,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
     """
     need_matplotlib()
     run = read_run(run_dir)
-    return replace_file(run_dir / REPORT, report_page(run, read_report_data(run_dir / REPORT_DATA)))
+    return write_whole(run_dir / REPORT, report_page(run, read_report_data(run_dir / REPORT_DATA)))
 
 
 def report_page(run: RecordedRun, data: ReportData) -> str:

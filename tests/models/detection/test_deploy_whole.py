@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdcli.exports import EXPORTS
-from kdcli.exports.proof import prove
+from kdcli.exports.export import prove
 from kdcli.models.network import Network
 from kdcli.tasks.detection.deploy import Detector
 from tests.models.detection.test_whole import build

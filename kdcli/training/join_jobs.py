@@ -1,27 +1,29 @@
 """Networks joined by the jobs: taps on both sides, mimickers sized from real features, the trainee.
 
-The same code wires a run and the shape check on fake tensors.
+The same code joins the networks of a run and those of the shape check on fake tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
+from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.deployed import deployed_student
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.distill.restored_state import restored_state
-from kdcli.distill.taps import Taps, View
+from kdcli.distill.taps import Tap, Taps, View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee
@@ -30,7 +32,6 @@ from kdcli.losses import loss_of
 from kdcli.models.norms import synchronise, synchronises
 from kdcli.records import Pair
 from kdcli.spec.schema import Job, Spec
-from kdcli.training.channels import refuse_channels_last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,3 +276,61 @@ def first_samples(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
         name: value[:most] if isinstance(value, (torch.Tensor, list, tuple)) else value
         for name, value in batch.items()
     }
+
+
+def refuse_channels_last(setting: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
+    """Raise SpecError KD425 at each `mimic_name` of a job that names a map [B, H, W, C].
+
+    batch_of: what a teacher runs on, or the student where the name is None.
+    """
+    job, wrong = setting.job, Findings()
+    sides: list[tuple[str | None, View, Sequence[str], SpecPath]] = [
+        (None, setting.student, job.student.mimic_name, (*setting.path, "student", "mimic_name"))
+    ]
+    for name, teacher in job.teachers.items():
+        path = (*setting.path, "teachers", name, "mimic_name")
+        sides.append((name, setting.teachers[name], teacher.mimic_name, path))
+    for whose, view, taps, path in sides:
+        net = setting.student_module("") if whose is None else setting.teacher_module(whose, "")
+        for index, tap in enumerate(taps):
+            if tap not in view.channels_last:
+                continue
+            with wrong.part():
+                found = ", ".join(shown(tensor.shape) for tensor in tensors_in(view.features[tap]))
+                raise SpecError.at(
+                    (*path, index),
+                    "KD425",
+                    f"`{tap}` of {whose or 'the student'} has its channels last: {found}; "
+                    "kdcli reads maps as [B, C, H, W] and does not guess",
+                    nearest_map(net, batch_of(whose), tap),
+                )
+    wrong.raise_errors()
+
+
+def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
+    """A help line: the next layer behind a tap that gives a map [B, C, H, W], else the last one before it."""
+    given: list[tuple[str, Any]] = []
+    tap = Tap.parse(tap_text)
+    ends: dict[str, int] = {}
+    with ExitStack() as stack, torch.no_grad(), restored_state(net):
+        trace = stack.enter_context(ChannelTrace())
+        for name, module in net.named_modules():
+
+            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                ends[name] = len(given)
+                given.append((name, output))
+
+            stack.callback(module.register_forward_hook(note).remove)
+        net.eval()(batch)
+    size, runs = image_size(batch), Counter(name for name, _ in given)
+    maps = [
+        (number, name, output)
+        for number, (name, output) in enumerate(given)
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
+        if "." in name and runs[name] == 1 and not trace.channels_last(output, size)
+    ]
+    if not maps:
+        return "no layer of this network gives [B, C, H, W]: name a vector, such as what goes into its classifier"
+    behind = (found for found in maps if found[0] > ends.get(tap.path, len(given)))
+    _, name, output = next(behind, maps[-1])
+    return f"name a layer that gives [B, C, H, W]; the nearest is `{name}`, {shown(output.shape)}"
