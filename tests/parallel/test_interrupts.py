@@ -69,7 +69,7 @@ def while_saving(run: Run, patch: pytest.MonkeyPatch) -> None:
             signal.raise_signal(signal.SIGTERM)
         fsync(handle)
 
-    patch.setattr(checkpoint.os, "fsync", strike)
+    patch.setattr(disk.os, "fsync", strike)
 
 
 @pytest.mark.parametrize("strike", [while_computing, while_loading, while_evaluating, while_saving])

@@ -152,7 +152,7 @@ def _flushed(code: int) -> int:
 
 
 def _die_in_save(number: int) -> None:
-    from kdcli.training import checkpoint
+    from kdcli import disk
 
     replace, saves = os.replace, [0]
 
@@ -162,4 +162,4 @@ def _die_in_save(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    checkpoint.os.replace = die  # type: ignore[attr-defined]
+    disk.os.replace = die  # type: ignore[attr-defined]

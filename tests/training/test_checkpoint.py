@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdcli import disk
 from kdcli.errors import RunError
 from kdcli.training import checkpoint
 from kdcli.training.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint, step_of
@@ -51,7 +52,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         save_checkpoint(tmp_path, 2, STATE, keep=1)
     assert caught.value.diagnostics[0].code == "KD740"
