@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from kdcli import disk
 from kdcli.data.loaders import Loader
 from kdcli.errors import Interrupted
 from kdcli.models.weights import read_weights
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.records import Evaluation, Finished, Plan, Saved, Step
-from kdcli.training import checkpoint
 from kdcli.training.checkpoint import checkpoints, step_of
 from kdcli.training.run import Run
 from kdcli.training.train import train

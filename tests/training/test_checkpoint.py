@@ -12,10 +12,16 @@ import torch
 
 from kdcli import disk
 from kdcli.errors import RunError
-from kdcli.training import checkpoint
-from kdcli.training.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint, step_of
+from kdcli.training.checkpoint import (
+    FORMAT,
+    checkpoints,
+    load_checkpoint,
+    newest_valid,
+    save_checkpoint,
+    step_of,
+)
 
-STATE = {"format": checkpoint.FORMAT, "weights": torch.arange(4.0)}
+STATE = {"format": FORMAT, "weights": torch.arange(4.0)}
 
 
 def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path: Path) -> None:
