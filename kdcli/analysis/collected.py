@@ -164,10 +164,10 @@ def _similarities(
             part = {k: v[start : start + CKA_BATCH] if isinstance(v, Tensor) else v for k, v in batch.items()}
             if len(part["image"]) < SMALLEST_BATCH:
                 continue
-            ours = grams_of(student.outputs, student.net, paths["student"], part)
+            student_grams = grams_of(student.outputs, student.net, paths["student"], part)
             for teacher in compared:
                 sums[teacher.name].update(
-                    ours, grams_of(teacher.outputs, teacher.net, paths[teacher.name], part)
+                    student_grams, grams_of(teacher.outputs, teacher.net, paths[teacher.name], part)
                 )
     return [
         {
@@ -187,8 +187,11 @@ def _pixels(contender: EvaluatedNetwork, batch: dict[str, Any]) -> dict[str, Any
 def _recorded(root: Path) -> dict[str, dict[str, float]]:
     """The metrics that a finished run measured on all of its test data, by network."""
     try:
-        said = json.loads(RunFolder(root).finished.read_text(encoding="utf-8"))
-        return {"student": dict(said["best"]), **{name: dict(m) for name, m in said["teachers"].items()}}
+        finished = json.loads(RunFolder(root).finished.read_text(encoding="utf-8"))
+        return {
+            "student": dict(finished["best"]),
+            **{name: dict(m) for name, m in finished["teachers"].items()},
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -207,13 +210,13 @@ def feature_maps(
         for teacher in teachers:
             if teacher.name not in job.teachers or len(sections) >= PAIRS:
                 continue
-            theirs = job.teachers[teacher.name].mimic_name
-            ours = _tapped(student, job.student.mimic_name, shown)
-            features = _tapped(teacher, theirs, shown)
-            for student_tap, teacher_tap in list(zip(job.student.mimic_name, theirs, strict=False)):
+            teacher_taps = job.teachers[teacher.name].mimic_name
+            student_features = _tapped(student, job.student.mimic_name, shown)
+            teacher_features = _tapped(teacher, teacher_taps, shown)
+            for student_tap, teacher_tap in list(zip(job.student.mimic_name, teacher_taps, strict=False)):
                 rows = []
                 for index in range(len(shown["image"])):
-                    pair = [ours[student_tap], features[teacher_tap]]
+                    pair = [student_features[student_tap], teacher_features[teacher_tap]]
                     uris = [map_uri(one[index]) if isinstance(one, Tensor) else None for one in pair]
                     if None not in uris:
                         image = image_uri(shown["image"][index], facts.mean, facts.std)

@@ -45,7 +45,7 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.join_jobs import first_samples, jobs_of, teacher_taps, wire
+from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -88,7 +88,7 @@ class EvaluatedNetwork:
     scoring: Scoring | None = None
 
     @property
-    def told(self) -> list[str]:
+    def class_notices(self) -> list[str]:
         """Notices about its classes, once it has run on a batch."""
         known = () if self.scoring is None else (self.scoring.labels.notice, self.scoring.why)
         return [one for one in known if one is not None]
@@ -121,7 +121,7 @@ def compare(
     task = sides.task
     keep.require(task)
     require_weights(parsed, weights)
-    told = file_notices(spec, options.places, "mimic", "dataset")
+    messages = file_notices(spec, options.places, "mimic", "dataset")
     if processes.speaks:
         keep.try_out(["student", *used_teachers(spec)])
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
@@ -131,8 +131,8 @@ def compare(
         loader.close()
         raise SpecError(findings)
     student, notices = student_of(task, parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
-    told += [*loader.notices, *(finding.message for finding in findings)]
-    notices = [*(Notice(message=message, level="warning") for message in told), *notices]
+    messages += [*loader.notices, *(finding.message for finding in findings)]
+    notices = [*(Notice(message=message, level="warning") for message in messages), *notices]
     contenders = [student]
     for name in used_teachers(spec):
         try:
@@ -150,13 +150,15 @@ def compare(
     cast = autocast_for(student_precision(spec.runtime), processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     sums, agreement = _measure(task, contenders, loader.batches(0), meters, processes, cast, drawing)
-    metrics = {name: meters[name].result(found) for name, found in sums.items()}
-    notices += [Notice(message=one) for contender in contenders for one in contender.told]
-    for name, found in sums.items():
-        told = unanswered(name, meters[name], found, processes, loader)
-        notices += [Notice(message=message, level="warning") for message in told]
+    metrics = {name: meters[name].result(sums_of_network) for name, sums_of_network in sums.items()}
+    notices += [Notice(message=one) for contender in contenders for one in contender.class_notices]
+    for name, sums_of_network in sums.items():
+        messages = unanswered(name, meters[name], sums_of_network, processes, loader)
+        notices += [Notice(message=message, level="warning") for message in messages]
     if task.kept is not None and keep.predictions is not None and processes.speaks:
-        predictions = {name: task.kept.rows(meters[name], found) for name, found in sums.items()}
+        predictions = {
+            name: task.kept.rows(meters[name], sums_of_network) for name, sums_of_network in sums.items()
+        }
         notices += [Notice(message=f"predictions: {path}") for path in keep.save(task.kept, predictions)]
     if drawing is not None and drawing.drawn:
         notices.append(Notice(message=f"{drawing.drawn} pictures: {keep.pictures}"))
@@ -287,15 +289,17 @@ def _measure(
         if drawing is not None:
             drawing.draw(answers, batch)
         for name in [contender.name for contender in contenders[1:]]:
-            found = None if task.agreement is None else task.agreement.sums(answers["student"], answers[name])
-            if found is not None:
-                sums[name] = sums[name] + found if name in sums else found
+            agreed = (
+                None if task.agreement is None else task.agreement.sums(answers["student"], answers[name])
+            )
+            if agreed is not None:
+                sums[name] = sums[name] + agreed if name in sums else agreed
     total = {
         name: processes.sum(meter.sums()) for name, meter in meters.items() if processes.any(name in headed)
     }
     agreement = {}
-    for name, found in sums.items():
-        figures = task.agreement.result(processes.sum(found)) if task.agreement is not None else None
+    for name, agreed in sums.items():
+        figures = task.agreement.result(processes.sum(agreed)) if task.agreement is not None else None
         if figures is not None:
             agreement[name] = figures
     return total, agreement
@@ -373,9 +377,9 @@ def rebuild(
         labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
         teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
     with ExitStack() as stack:
-        wiring = wire(spec, student, teachers, sample, facts, stack, epochs=1)
-    assert isinstance(wiring.deployed, (Network, DeployedStudent))
-    return wiring.deployed, wiring.trainee
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, epochs=1)
+    assert isinstance(joined.deployed, (Network, DeployedStudent))
+    return joined.deployed, joined.trainee
 
 
 def deployed_state(
@@ -383,5 +387,5 @@ def deployed_state(
 ) -> dict[str, Tensor]:
     """The part of a checkpoint's `trainee` state that belongs to the deployed student, under its names there."""
     names = {id(tensor): name for name, tensor in deployed.state_dict(keep_vars=True).items()}
-    mine = trainee.state_dict(keep_vars=True).items()
-    return {names[id(t)]: state[name] for name, t in mine if id(t) in names and name in state}
+    tensors = trainee.state_dict(keep_vars=True).items()
+    return {names[id(t)]: state[name] for name, t in tensors if id(t) in names and name in state}

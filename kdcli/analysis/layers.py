@@ -300,12 +300,12 @@ class LayerSimilarity:
 
     def update(self, rows: Sequence[Tensor], columns: Sequence[Tensor]) -> None:
         """Add one batch: the Gram matrix [n, n] of each layer's features."""
-        ours, theirs = [_centred(gram) for gram in rows], [_centred(gram) for gram in columns]
-        for i, one in enumerate(ours):
+        row_grams, column_grams = [_centred(gram) for gram in rows], [_centred(gram) for gram in columns]
+        for i, one in enumerate(row_grams):
             self.rows[i] += (one * one).sum()
-            for j, other in enumerate(theirs):
+            for j, other in enumerate(column_grams):
                 self.cross[i, j] += (one * other).sum()
-        for j, other in enumerate(theirs):
+        for j, other in enumerate(column_grams):
             self.columns[j] += (other * other).sum()
 
     def values(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The build stage of `validate`: the run rehearsed on fake tensors, all errors reported at once.
 
-Networks are made for real and turned into shapes (fake.py); then the code that wires and trains a run
-is used as it is. Parts that do not depend on each other are all looked at before anything is told.
+Networks are made for real and turned into shapes (fake.py); then the code that builds and trains a run
+is used as it is. Parts that do not depend on each other are all looked at before anything is reported.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from kdcli.training.build import (
 from kdcli.training.join_jobs import (
     JoinedJobs,
     jobs_of,
-    join,
+    join_views,
     show_student,
     show_teacher,
     student_taps,
@@ -68,13 +68,13 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
-    weights. told: hears how far the look at files is. plan: whether to work out what would run, with its cost.
+    weights. progress: hears how far the look at files is. plan: whether to work out what would run, with its cost.
     """
 
     plugins: tuple[str, ...] = ()
     places: Places = HERE
     look: Look = "nothing"
-    told: Callable[[int, int], None] | None = None
+    progress: Callable[[int, int], None] | None = None
     plan: bool = True
 
 
@@ -129,14 +129,14 @@ def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
     if options.look == "nothing":
         return DataSeen(train, test, ())
     found = Findings()
-    found.found += check_data_files(sides, look=options.look, progress=options.told)
-    told = {(finding.code, finding.message) for finding in found.found}
+    found.found += check_data_files(sides, look=options.look, progress=options.progress)
+    reported = {(finding.code, finding.message) for finding in found.found}
     own: tuple[str, ...] = ()
     for side in (True, False):
         try:
             opened = sides.opened(side)
         except KdError:
-            continue  # told by the look at its files
+            continue  # found by the look at its files
         if side:
             train = opened.facts
         else:
@@ -144,10 +144,10 @@ def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
     try:
         numbered = sides.test
         test = numbered.facts
-        if options.look != "start":  # the run tells it as a notice
+        if options.look != "start":  # the run gives it as a notice
             found.found += [_without_images(text) for text in numbered.notices if text not in own]
     except KdError as error:
-        found.found += [one for one in error.diagnostics if (one.code, one.message) not in told]
+        found.found += [one for one in error.diagnostics if (one.code, one.message) not in reported]
     return DataSeen(train, test, tuple(found.found))
 
 
@@ -192,17 +192,17 @@ class _Rehearsal:
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
-            wired = self.wire(nets, batch, stack)
+            wired = self.join(nets, batch, stack)
             if wired is None:
                 self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
                 return None
-            wiring, teachers = wired
+            joined, teachers = wired
             self.findings.found += check_losses(
-                wiring, teachers, batch, task_loss=any(s.active.task_loss for s in stages) or not stages
+                joined, teachers, batch, task_loss=any(s.active.task_loss for s in stages) or not stages
             )
             if not self.options.plan:
                 return None
-            return self.plan(nets, wiring, teachers, batch, stages, per_epoch, lr)
+            return self.plan(nets, joined, teachers, batch, stages, per_epoch, lr)
 
     def networks(self) -> dict[str, Network]:
         """Build every network that can be built, on fake tensors."""
@@ -222,7 +222,7 @@ class _Rehearsal:
                 nets[name] = net
         return nets
 
-    def wire(
+    def join(
         self, nets: Mapping[str, Network], batch: Mapping[str, Any], stack: ExitStack
     ) -> tuple[JoinedJobs, dict[str, Teacher]] | None:
         """Run every network once, then join them by the jobs; None where something was wrong."""
@@ -266,7 +266,7 @@ class _Rehearsal:
         self.check_classes(view)
         with self.findings.part():
             facts = self.facts
-            wiring = join(
+            joined = join_views(
                 self.spec,
                 student,
                 taps,
@@ -278,8 +278,8 @@ class _Rehearsal:
                 epochs=self.spec.trainer.max_epoch or 1,
             )
             if self.mode is not None:
-                to_fake(wiring.trainee, self.mode)
-            return wiring, teachers
+                to_fake(joined.trainee, self.mode)
+            return joined, teachers
         return None
 
     def teacher(self, name: str, taps: Taps) -> Teacher:
@@ -323,7 +323,7 @@ class _Rehearsal:
     def plan(
         self,
         nets: Mapping[str, Network],
-        wiring: JoinedJobs,
+        joined: JoinedJobs,
         teachers: Mapping[str, Teacher],
         batch: Mapping[str, Any],
         stages: tuple[StagePlan, ...],
@@ -357,7 +357,7 @@ class _Rehearsal:
             processes=1,
             precision=student_precision(runtime),
             networks=tuple(networks),
-            pairs=wiring.pairs,
+            pairs=joined.pairs,
             samples=self.facts.num_samples,
             batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
             steps_per_epoch=per_epoch,
@@ -412,7 +412,7 @@ def _facts(sides: Sides, train: bool) -> DataFacts | None:
     return source.facts if isinstance(source, SampleSource) else None
 
 
-def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, found: Findings) -> None:
+def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, findings: Findings) -> None:
     """Compare names and shapes in the headers of the weight files with the networks.
 
     nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
@@ -420,16 +420,16 @@ def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, 
     for name, net in nets.items():
         if name == "net":
             if spec.saver.pretrain_model is not None:
-                with found.part():
+                with findings.part():
                     where: SpecPath = ("saver", "pretrain_model")
                     path = find_file(spec.saver.pretrain_model, places, where)
                     check_weights(net, path, where=where, mode="pretrain")
             continue
         weight = teacher_settings(spec, name).teacher_weight
         if weight is not None:
-            with found.part():
+            with findings.part():
                 where = weight_path(spec, name)
                 for notice in check_weights(net, find_file(weight, places, where), where=where):
                     message = f"{name}: {notice}"
                     unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
-                    found.found.append(unused)
+                    findings.found.append(unused)

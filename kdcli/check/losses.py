@@ -17,34 +17,34 @@ from kdcli.training.join_jobs import JoinedJobs, require
 
 
 def check_losses(
-    wiring: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
+    joined: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
 ) -> list[Diagnostic]:
     """Findings of the losses: KD437 fails to compute, KD438 no path to the student, KD439 no scalar.
 
     What the student showed must have its gradients. Teachers run as far as training needs them; afterwards
     their `stopped_at` says how far.
     """
-    trainee = wiring.trainee
+    trainee = joined.trainee
     trainee.train()
-    running = require(wiring, teachers, None, task_loss)
+    running = require(joined, teachers, None, task_loss)
     views = {name: teachers[name].view(batch) for name in running}
-    student = wiring.student_view
-    found = list(_prepared(wiring, views, batch))
+    student = joined.student_view
+    found = list(_prepared(joined, views, batch))
     if found:
         return found
     if task_loss and not any(is_task_loss(name) for name in student.outputs):
-        found.append(_no_task_loss(bool(wiring.jobs)))
-    for job in wiring.jobs:
+        found.append(_no_task_loss(bool(joined.jobs)))
+    for job in joined.jobs:
         found += _job(trainee, job, student, views, batch)
     return found
 
 
 def _prepared(
-    wiring: JoinedJobs, views: Mapping[str, View], batch: Mapping[str, Any]
+    joined: JoinedJobs, views: Mapping[str, View], batch: Mapping[str, Any]
 ) -> Iterator[Diagnostic]:
-    for job, needs in wiring.needs.items():
+    for job, needs in joined.needs.items():
         if needs.prepare:
-            mimicker = wiring.trainee.mimickers[job]
+            mimicker = joined.trainee.mimickers[job]
             assert isinstance(mimicker, Mimicker)
             try:
                 mimicker.prepare(views, batch)
@@ -52,7 +52,7 @@ def _prepared(
             except NOT_FAKE:
                 raise
             except Exception as error:
-                yield from _told(error, ("mimic", "jobs", job), f"the preparation of `{job}`")
+                yield from _as_diagnostics(error, ("mimic", "jobs", job), f"the preparation of `{job}`")
 
 
 def _job(
@@ -72,7 +72,7 @@ def _job(
         except NOT_FAKE:
             raise
         except Exception as error:
-            yield from _told(error, path, f"the loss `{job}.{name}`")
+            yield from _as_diagnostics(error, path, f"the loss `{job}.{name}`")
             continue
         for key, loss in losses.items():
             what = f"the loss `{job}.{key}`"
@@ -95,11 +95,11 @@ def _trains_student(mimicker: Mimicker, key: str) -> bool:
     return term is None or term.record.trains_student
 
 
-def _told(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:
+def _as_diagnostics(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:
     if isinstance(error, KdError):
-        for found in error.diagnostics:
-            place = found.path or path
-            yield Diagnostic(code=found.code, message=found.message, help=found.help, path=place)
+        for diagnostic in error.diagnostics:
+            at = diagnostic.path or path
+            yield Diagnostic(code=diagnostic.code, message=diagnostic.message, help=diagnostic.help, path=at)
         return
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, KeyError):

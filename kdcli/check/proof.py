@@ -36,18 +36,18 @@ def proved(
     """
     if not options.prove:
         return options, []
-    found: tuple[Diagnostic, ...] = ()
+    findings: tuple[Diagnostic, ...] = ()
     done = bool(os.environ.get(LAUNCHER_PROVED)) or _was_proved(parsed, options, sides)
     if processes.speaks and not done:
         look = CheckOptions(plugins=options.plugins, places=options.places, look="start", plan=False)
         try:
-            found = check(parsed, look, sides).findings
+            findings = check(parsed, look, sides).findings
         except KdError as error:  # the others wait for what is found
-            found = error.diagnostics
-    found = processes.broadcast(found)
-    if any(finding.severity == "error" for finding in found):
-        raise SpecError(found)
-    return replace(options, proof=proof_of(parsed, sides)), list(found)
+            findings = error.diagnostics
+    findings = processes.broadcast(findings)
+    if any(finding.severity == "error" for finding in findings):
+        raise SpecError(findings)
+    return replace(options, proof=proof_of(parsed, sides)), list(findings)
 
 
 def proof_of(parsed: ParsedSpec, sides: Sides) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _was_proved(parsed: ParsedSpec, options: RunOptions, sides: Sides) -> bool:
     if not (options.resume or parsed.spec.saver.auto_resume):
         return False
     try:
-        said = json.loads(Path(run_root(parsed), PROVED).read_text(encoding="utf-8"))
+        recorded = json.loads(Path(run_root(parsed), PROVED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(said == proof_of(parsed, sides))
+    return bool(recorded == proof_of(parsed, sides))

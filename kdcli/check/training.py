@@ -26,7 +26,7 @@ ENDLESS = 10**9
 
 
 def check_stages(
-    spec: Spec, student: nn.Module | None, steps_per_epoch: int | None, found: Findings
+    spec: Spec, student: nn.Module | None, steps_per_epoch: int | None, findings: Findings
 ) -> tuple[tuple[StagePlan, ...], float]:
     """Check the stages; returns the lr at the end of the first one's warm-up (nan where unknown).
 
@@ -34,14 +34,14 @@ def check_stages(
     """
     stages: tuple[StagePlan, ...] = ()
     effective = float("nan")
-    with found.part():
+    with findings.part():
         stages = plan_stages(spec, steps_per_epoch or 1)
     names = [] if student is None else [name for name, _ in student.named_parameters()]
     parameters = [nn.Parameter(torch.zeros(1, 1))] if student is None else list(student.parameters())
     checked: set[SpecPath] = set()
     for index, stage in enumerate(stages):
         for pattern_index, pattern in enumerate(stage.train or ()):
-            with found.part():
+            with findings.part():
                 _check_pattern(pattern, names, ("mimic", "stages", index, "train", pattern_index))
         if {stage.optimizer_path, stage.lr_path} <= checked:
             continue
@@ -50,10 +50,10 @@ def check_stages(
             *_arguments(optimizer_class, stage.optimizer, stage.optimizer_path, "optimizer"),
             *_arguments(scheduler_class, stage.lr_scheduler, stage.lr_path, "scheduler"),
         ]
-        found.found += wrong
+        findings.found += wrong
         if wrong:
             continue
-        with found.part():
+        with findings.part():
             optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path)
             rate = LearningRate(
                 optimizer,
@@ -70,14 +70,14 @@ def check_stages(
 def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:
     """KD608 where a warm-up outlasts the training; stages of `max_iter` are checked without the data."""
     mimic = spec.mimic if spec.distils else None
-    told: set[SpecPath] = set()
+    reported: set[SpecPath] = set()
     for index, stage in enumerate(stages):
         whole = mimic is None or not mimic.stages
         if (spec.trainer if mimic is None or whole else mimic.stages[index]).max_iter is not None:
             continue
         warm_up = 0 if stage.lr_scheduler is None else stage.lr_scheduler.warmup_iter
-        if warm_up >= stage.steps and stage.lr_path not in told:
-            told.add(stage.lr_path)
+        if warm_up >= stage.steps and stage.lr_path not in reported:
+            reported.add(stage.lr_path)
             yield _long_warm_up((*stage.lr_path, "warmup_iter"), warm_up, stage.steps)
         for name, job in mimic.jobs.items() if mimic is not None and whole else ():
             if job.start_iter + job.warm_up_iters >= stage.steps:
@@ -95,20 +95,20 @@ def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
     )
 
 
-def check_data(spec: Spec, found: Findings) -> None:
+def check_data(spec: Spec, findings: Findings) -> None:
     """Build every transform and the mixing of both sides; no file is read."""
     for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
         path: SpecPath = ("dataset", side)
         if part.dataset.type.startswith(TORCHVISION) and not is_own(part.dataset.type):
             from kdcli.data.classification.torchvision_datasets import checked
 
-            with found.part():
+            with findings.part():
                 own = part.dataset.kwargs.model_extra or {}
                 checked(part.dataset.type.removeprefix(TORCHVISION), own, (*path, "dataset"))
         for index, component in enumerate(part.dataset.kwargs.transformer):
-            with found.part():
+            with findings.part():
                 build_transform(component, (*path, "dataset", "kwargs", "transformer", index))
-        with found.part():
+        with findings.part():
             _check_mixing(part, (*path, "dataloader", "kwargs", "batch_fn"))
 
 

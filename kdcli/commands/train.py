@@ -13,12 +13,12 @@ from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.errors import UsageError
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
+    continue_command,
     expose_gpus,
     follow_launcher,
     launch,
     plan_launch,
     started_again,
-    told_by_launcher,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> R
         overwrite=arguments.overwrite and not again,
         resume=again if resume is None else True if resume == AUTO else Path(resume),
         restarted=again,
-        again=told_by_launcher() or arguments.again(),
+        again=continue_command() or arguments.again(),
         prove=arguments.check,
     )
 

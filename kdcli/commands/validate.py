@@ -94,7 +94,7 @@ def examine(
                 plugins=tuple(plugins),
                 places=parsed.places,
                 look=look,
-                told=told,
+                progress=told,
             ),
         )
     return [*found, *checked.findings], checked.plan

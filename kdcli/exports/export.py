@@ -104,7 +104,7 @@ def export(
     chosen = output or run_root(parsed) / f"{run_root(parsed).resolve().name}{maker.suffix}"
     beside = chosen.with_name(f".{chosen.stem}.{os.getpid()}{maker.suffix}")
     try:
-        with _telling(chosen, format):
+        with _as_run_error(chosen, format):
             chosen.parent.mkdir(parents=True, exist_ok=True)
             maker.write(student, sample.inputs, beside, metadata)
             fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
@@ -199,7 +199,7 @@ def _remembered(parsed: ParsedSpec, weights: Path | None) -> DataFacts:
     facts = describe(parsed.spec.dataset.test, train=False)
     folder = RunFolder(run_root(parsed))
     for path in (weights, folder.best_student, folder.student):
-        known = {} if path is None else said(path)
+        known = {} if path is None else training_metadata(path)
         try:
             facts = DataFacts(
                 shape=facts.shape or json.loads(known["input_shape"]),
@@ -227,11 +227,11 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
         "std": json.dumps(facts.std),
         "class_names": json.dumps(student.class_names(facts)),
     }
-    known = said(source)
+    known = training_metadata(source)
     return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
 
 
-def said(weights: Path) -> dict[str, str]:
+def training_metadata(weights: Path) -> dict[str, str]:
     """The metadata that training wrote beside the weights; empty for files of another origin."""
     try:
         with safe_open(weights, framework="pt") as file:
@@ -294,7 +294,7 @@ def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> float:
 
 
 @contextmanager
-def _telling(path: Path, format: str) -> Iterator[None]:
+def _as_run_error(path: Path, format: str) -> Iterator[None]:
     """Convert what goes wrong while exporting into one line."""
     try:
         yield

@@ -221,11 +221,11 @@ def _python_flags() -> list[str]:
 def _tell(failures: Sequence[ProcessFailure]) -> int:
     """Print why the first worker failed, return its exit code; raises RunError KD723 where it was killed."""
     # One that the launcher stopped fell to SIGTERM; one that lost another tells so, where nobody tells more.
-    told = [failure for failure in failures if Path(failure.error_file).is_file()]
-    first = [failure for failure in told if not failure.error_file_data["lost_another"]]
+    reported = [failure for failure in failures if Path(failure.error_file).is_file()]
+    first = [failure for failure in reported if not failure.error_file_data["lost_another"]]
     killed = [failure for failure in failures if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
-    failure = min(first or killed or told or failures, key=lambda f: f.timestamp)
-    if failure in told:
+    failure = min(first or killed or reported or failures, key=lambda f: f.timestamp)
+    if failure in reported:
         sys.stderr.write(str(failure.error_file_data["message"]))
     elif failure.exitcode < 0:
         why = " (often too little memory)" if failure.exitcode == -signal.SIGKILL else ""
@@ -284,7 +284,7 @@ def _first_to_leave(mark: str) -> bool:
     return True
 
 
-def told_by_launcher() -> str | None:
+def continue_command() -> str | None:
     """In a worker: the command that continues the run, as the launcher passed it."""
     return os.environ.get(AGAIN) if LAUNCHER in os.environ and is_worker() else None
 

@@ -43,9 +43,9 @@ from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
 from kdcli.training.caches import sources_of
 from kdcli.training.checkpoint import checkpoints
-from kdcli.training.join_jobs import first_samples, jobs_of, teacher_taps, wire
+from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
 from kdcli.training.optim import MovingAverage, average_of
-from kdcli.training.resume import Asked, find_checkpoint
+from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder, with_own_files
 from kdcli.training.sides import Sides
@@ -86,19 +86,19 @@ def built(
             digests["train"] = digest_of(sides.train, train_loader)
             digests["test"] = digest_of(sides.test, test_loader, truth)
         # Before anything is written: a run that is refused leaves the folder as it was.
-        found = find_checkpoint(Asked(parsed, options, folder, processes, digests))
+        found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
             make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
-        known += told_or_raised(list(check_own_jobs(spec, loss_of, method_of)))
-        known += told_or_raised(task.agree(spec, facts, test_loader.facts, options.places))
+        known += as_notices(list(check_own_jobs(spec, loss_of, method_of)))
+        known += as_notices(task.agree(spec, facts, test_loader.facts, options.places))
         notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
         student = build_student(task, spec, options)
         notices += load_pretrained(student, spec, options, folder)
-        place(student, spec, processes)
-        nets, hashes = build_teachers(spec, options, told=notices)
+        move_to_device(student, spec, processes)
+        nets, hashes = build_teachers(spec, options, notices=notices)
         teachers = {
             name: build_teacher(task, name, taps, spec, facts, processes, options.places)
             for name, taps in teacher_taps(spec, nets).items()
@@ -107,25 +107,25 @@ def built(
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
-        known += told_or_raised(task.fits(spec, outputs, facts, test_loader.facts))
-        # The proof has told these already.
+        known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
+        # The proof has given these already.
         notices += known if options.proof is None else []
         epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
-        wiring = wire(spec, student, teachers, sample, facts, stack, epochs=epochs)
-        wiring.trainee.to(processes.device)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, epochs=epochs)
+        joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
-            notices += [folded(name, fold(teacher, sample)) for name, teacher in teachers.items()]
-        sources, told = sources_of(
+            notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]
+        sources, cache_notices = sources_of(
             spec,
             teachers,
-            wiring.teacher_views,
+            joined.teacher_views,
             len(sample["image"]),
             hashes,
             train_loader,
             processes,
             run_root(parsed) / "cache",
         )
-        notices += told
+        notices += cache_notices
         average = average_of(spec)
         precision = student_precision(spec.runtime)
         yield Run(
@@ -138,7 +138,7 @@ def built(
             facts=facts,
             train_loader=train_loader,
             test_loader=test_loader,
-            wiring=wiring,
+            joined=joined,
             teachers=teachers,
             sources=sources,
             teacher_hashes=hashes,
@@ -146,12 +146,12 @@ def built(
                 n for n in teachers if teacher_settings(spec, n).allow_weak_teacher
             ),
             stages=stages,
-            ema=None if average is None else MovingAverage(wiring.deployed, average),
+            ema=None if average is None else MovingAverage(joined.deployed, average),
             precision=precision,
             autocast=autocast_for(precision, processes.device),
             scaler=scaler_for(precision, processes.device),
             digests=digests,
-            found=found,
+            found_checkpoint=found_checkpoint,
             networks=tuple(
                 NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
                 for name, net in [("student", student), *nets.items()]
@@ -165,30 +165,32 @@ def file_notices(spec: Spec, places: Places, *sections: str) -> list[str]:
 
     sections: top-level keys whose files are read, all where none is given.
     """
-    found = [one for one in places.findings(spec) if not sections or (one.path and one.path[0] in sections)]
-    errors = [one for one in found if one.severity == "error"]
+    findings = [
+        one for one in places.findings(spec) if not sections or (one.path and one.path[0] in sections)
+    ]
+    errors = [one for one in findings if one.severity == "error"]
     if errors:
         raise SpecError(errors)
-    return list(dict.fromkeys(f"{one.message}; {one.help}" for one in found))
+    return list(dict.fromkeys(f"{one.message}; {one.help}" for one in findings))
 
 
-def told_or_raised(findings: list[Diagnostic]) -> list[str]:
-    """Turn warnings into notices of the run; raises SpecError with all findings where one of them is an error."""
+def as_notices(findings: list[Diagnostic]) -> list[str]:
+    """Warnings as notices of the run; raises SpecError with all findings where one of them is an error."""
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     # Both sides may read one file.
     return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
 
 
-def place(net: nn.Module, spec: Spec, processes: Processes) -> None:
+def move_to_device(net: nn.Module, spec: Spec, processes: Processes) -> None:
     """Move a network to its device, in channels-last memory format where the spec says so."""
     net.to(processes.device)
     if spec.runtime.channels_last:
         net.to(memory_format=torch.channels_last)
 
 
-def folded(name: str, count: int) -> str:
-    """Fold BatchNorms into convolutions where `fold_bn` asks for it; returns a notice for each network."""
+def folding_notice(name: str, count: int) -> str:
+    """The notice that `count` BatchNorms of a network were folded into its convolutions."""
     if count:
         return f"{count} BatchNorms of {name} are folded into the convolutions before them"
     return f"no BatchNorm of {name} can be folded into a convolution"
@@ -269,8 +271,8 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
 def teacher_settings(spec: Spec, name: str) -> JobTeacher:
     """One teacher's settings, merged over all jobs; the parser has checked that they agree."""
     parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
-    said = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
-    return parts[0].model_copy(update=said)
+    given = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
+    return parts[0].model_copy(update=given)
 
 
 def weight_path(spec: Spec, name: str) -> SpecPath:
@@ -281,11 +283,11 @@ def weight_path(spec: Spec, name: str) -> SpecPath:
 
 
 def build_teachers(
-    spec: Spec, options: RunOptions, *, load: bool = True, told: list[str] | None = None
+    spec: Spec, options: RunOptions, *, load: bool = True, notices: list[str] | None = None
 ) -> tuple[dict[str, Network], dict[str, str]]:
     """Build every teacher that a job uses, and hash its weights; without `load` the weights are random.
 
-    told: takes the notices of what was left out of the weights.
+    notices: a list that takes what was left out of the weights.
     """
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
@@ -302,8 +304,8 @@ def build_teachers(
             where = weight_path(spec, name)
             file = find_file(settings.teacher_weight, options.places, where)
             left_out = load_weights(net, file, where=where)
-            if told is not None:
-                told += [f"{name}: {notice}" for notice in left_out]
+            if notices is not None:
+                notices += [f"{name}: {notice}" for notice in left_out]
         nets[name] = net
         hashes[name] = weights_hash(net.state_dict())
     return nets, hashes
@@ -320,7 +322,7 @@ def build_teacher(
 ) -> Teacher:
     """Freeze a teacher on its device, with its own pixels, precision and classes."""
     settings = teacher_settings(spec, name)
-    place(taps.net, spec, processes)
+    move_to_device(taps.net, spec, processes)
     precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
     return Teacher(
         name,
@@ -368,9 +370,9 @@ def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
 
 def classes_path(spec: Spec, name: str) -> SpecPath:
     """The path in the spec of a teacher's `classes`."""
-    said = [job for job, its in jobs_of(spec).items() if name in its.teachers]
-    said = [job for job in said if jobs_of(spec)[job].teachers[name].classes is not None] or said
-    return ("mimic", "jobs", said[0], "teachers", name, "classes")
+    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    users = [job for job in users if jobs_of(spec)[job].teachers[name].classes is not None] or users
+    return ("mimic", "jobs", users[0], "teachers", name, "classes")
 
 
 def _class_names(settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
@@ -382,16 +384,16 @@ def _class_names(settings: JobTeacher, places: Places) -> tuple[str, ...] | None
     try:
         return stated_classes(find_file(settings.teacher_weight, places))
     except KdError:
-        return None  # told where the weights are read
+        return None  # an error where the weights are read
 
 
 def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:
     """The change from the student's pixels to this teacher's; None where both take the same."""
-    wanted = settings.input
-    if wanted is None:
+    own = settings.input
+    if own is None:
         return None
     mean, std = facts.mean, facts.std
-    if (wanted.mean or wanted.std) and (mean is None or std is None):
+    if (own.mean or own.std) and (mean is None or std is None):
         job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
         raise SpecError.at(
             ("mimic", "jobs", job, "teachers", name, "input"),
@@ -399,7 +401,7 @@ def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) 
             f"{name} expects its own mean and std, but the data is not normalised by a `normalize` transform",
             "add `normalize` to the transformer of dataset.train",
         )
-    ones = tuple(1.0 for _ in wanted.mean or mean or (0.0,))
+    ones = tuple(1.0 for _ in own.mean or mean or (0.0,))
     mean, std = mean or tuple(0.0 for _ in ones), std or ones
-    size: Any = (wanted.size, wanted.size) if isinstance(wanted.size, int) else wanted.size
-    return PixelChange(mean, std, wanted.mean or mean, wanted.std or std, size)
+    size: Any = (own.size, own.size) if isinstance(own.size, int) else own.size
+    return PixelChange(mean, std, own.mean or mean, own.std or std, size)

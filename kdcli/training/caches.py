@@ -85,8 +85,8 @@ def sources_of(
             )
             samples = loader.facts.num_samples or 0
             plan = plan_of(spec, name, layout, hashes[name], samples, default, teachers[name].labels.numbers)
-            sources[name], told = opened(plan, teachers[name], loader, processes)
-            notices += told
+            sources[name], cache_notices = opened(plan, teachers[name], loader, processes)
+            notices += cache_notices
     return sources, notices
 
 
@@ -99,7 +99,7 @@ def plan_of(
     default: Path,
     classes: tuple[int, ...] | None = None,
 ) -> StorePlan:
-    """StorePlan the store of one teacher's views. weights: their hash; classes: which of its logits it shows."""
+    """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows."""
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
     data["kwargs"].pop("evaluator", None)
@@ -244,8 +244,8 @@ def _input_of(spec: Spec, name: str) -> Any:
 
 def _module(module: ModuleSpec) -> dict[str, Any]:
     """A module as a part of the cache's key: caches made before `outputs` was a key stay valid."""
-    said = module.model_dump(mode="json")
-    return {key: value for key, value in said.items() if key != "outputs" or value is not None}
+    fields = module.model_dump(mode="json")
+    return {key: value for key, value in fields.items() if key != "outputs" or value is not None}
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

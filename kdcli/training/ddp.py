@@ -49,9 +49,9 @@ class DistributedTrainee:
             return
         self._in_force = in_force
         reached = frozenset[str]().union(*(self.reach[name] for name in in_force))
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in run.trainee.named_parameters():
-            parameter.requires_grad_(id(parameter) in mine and name in reached)
+            parameter.requires_grad_(id(parameter) in trained and name in reached)
         if not self.sharded:
             optimizer.zero_grad(set_to_none=True)  # gradients are views into the old wrapper's buckets
             self.model = run.trainee

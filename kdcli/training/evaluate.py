@@ -41,12 +41,12 @@ def evaluate(
     most_samples: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     name: str = "the network",
-    told: list[str] | None = None,
+    messages: list[str] | None = None,
 ) -> dict[str, float]:
     """Metrics of one network over the loader (or its first samples), each sample counted once.
 
     forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
-    batch; once it says yes this process looks at no more, and the metrics mean nothing. told: takes the message
+    batch; once it says yes this process looks at no more, and the metrics mean nothing. messages: takes the message
     about samples without a usable answer, which calls the network by its name.
     """
     meter = task.meter(loader.facts)
@@ -62,8 +62,8 @@ def evaluate(
             outputs = forward(batch)
         meter.update(outputs, batch)
     sums = processes.sum(meter.sums())
-    if told is not None:
-        told += unanswered(name, meter, sums, processes, loader)
+    if messages is not None:
+        messages += unanswered(name, meter, sums, processes, loader)
     return meter.result(sums)
 
 

@@ -92,7 +92,7 @@ def prove_losses(run: Run) -> GuardResult:
     of_task: float | None = None
     trainee.train()
     trainee.active = ActiveLosses(task_loss=task_loss)
-    running = require(run.wiring, run.teachers, None, task_loss)
+    running = require(run.joined, run.teachers, None, task_loss)
     try:
         with restored_state(trainee):
             for batch in islice(run.train_loader.batches(0), BATCHES):
@@ -110,9 +110,9 @@ def prove_losses(run: Run) -> GuardResult:
                     break
     finally:
         trainee.active = before
-    told = [problem for found in run.processes.gather(problems) for problem in found]
-    if told:
-        unique = {(problem.code, problem.message): problem for problem in told}
+    everywhere = [problem for there in run.processes.gather(problems) for problem in there]
+    if everywhere:
+        unique = {(problem.code, problem.message): problem for problem in everywhere}
         raise RunError(unique.values())
     return GuardResult(
         {name: finding.reached for name, finding in findings.items()},
@@ -132,7 +132,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
     """
     measured = {}
     notices: list[Notice] = []
-    told: list[str] = []
+    messages: list[str] = []
     problems = []
     classes = run.facts.num_classes or 0
     for name, teacher in run.teachers.items():
@@ -155,7 +155,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
                 autocast=teacher.autocast,
                 most_samples=TEACHER_SAMPLES,
                 name=name,
-                told=told,
+                messages=messages,
             )
         measured[name] = metrics
         samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)
@@ -171,12 +171,12 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
             )
     if problems:
         raise RunError(problems)
-    return measured, [*notices, *warnings(told)]
+    return measured, [*notices, *warnings(messages)]
 
 
 def _has_weights(run: Run, name: str) -> bool:
     """Whether a job gives the teacher's weights."""
-    jobs = run.wiring.jobs.values()
+    jobs = run.joined.jobs.values()
     return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 
 
@@ -187,14 +187,14 @@ def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
     gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
     reached = {n: g for (n, _), g in zip(named, gradients, strict=True) if g is not None}
     finite = bool(loss.isfinite()) and all(bool(g.isfinite().all()) for g in reached.values())
-    wanted = (
+    meant = (
         {n: g for n, g in reached.items() if n.startswith("student.")}
         if _trains_student(run, name)
         else reached
     )
-    moves = any(bool(g.any()) for g in wanted.values())
+    moves = any(bool(g.any()) for g in meant.values())
     pull = _norm(g for n, g in reached.items() if n.startswith("student."))
-    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(wanted), pull)
+    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(meant), pull)
 
 
 def _pull_of_task(run: Run, losses: Mapping[str, Tensor], findings: Mapping[str, Finding]) -> float:
@@ -233,7 +233,7 @@ def _logged_only(run: Run, name: str) -> str | None:
 
 def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
     if not finding.finite:
-        return _told(
+        return _about(
             run,
             name,
             "KD701",
@@ -243,7 +243,7 @@ def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
     if _logged_only(run, name) is not None:
         return None
     if not finding.has_path:
-        return _told(
+        return _about(
             run,
             name,
             "KD700",
@@ -251,7 +251,7 @@ def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
             "the student's tapped layers, or all before them, are frozen; name later layers or unfreeze them",
         )
     if not finding.moves_student:
-        return _told(
+        return _about(
             run,
             name,
             "KD702",
@@ -261,17 +261,17 @@ def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
     return None
 
 
-def _told(run: Run, name: str, code: str, what: str, help: str) -> Diagnostic:
+def _about(run: Run, name: str, code: str, what: str, help: str) -> Diagnostic:
     job_name, _, rest = name.partition(".")
     path: SpecPath | None = None
     layers = ""
-    if job_name in run.wiring.jobs:
-        job = run.wiring.jobs[job_name]
+    if job_name in run.joined.jobs:
+        job = run.joined.jobs[job_name]
         path = ("mimic", "jobs", job_name, "losses", rest.rpartition(".")[2])
         teacher = rest.rpartition(".")[0]
-        theirs = job.teachers[teacher].mimic_name if teacher in job.teachers else ()
+        teacher_taps = job.teachers[teacher].mimic_name if teacher in job.teachers else ()
         layers = f" (student {_names(job.student.mimic_name)}" + (
-            f", {teacher} {_names(theirs)})" if theirs else ")"
+            f", {teacher} {_names(teacher_taps)})" if teacher_taps else ")"
         )
     return Diagnostic(code=code, message=f"the loss `{name}`{layers} {what}", help=help, path=path)
 
@@ -291,8 +291,8 @@ def _why_zero(run: Run, name: str) -> str:
     job_name, _, rest = name.partition(".")
     if job_name == "task":
         return run.task.why_zero
-    if job_name in run.wiring.jobs:
-        job = run.wiring.jobs[job_name]
+    if job_name in run.joined.jobs:
+        job = run.joined.jobs[job_name]
         method = run.trainee.mimickers[job_name]
         losses = method.losses_of(job)  # type: ignore[operator]
         loss = losses.get(rest.rpartition(".")[2])

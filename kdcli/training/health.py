@@ -47,13 +47,13 @@ def doubtful_logits(run: Run) -> Iterator[Notice]:
         views = {name: teacher.whole_view(batch) for name, teacher in run.teachers.items()}
         run.trainee.train()  # what a peer shows, it shows in training
         student = run.trainee.view(batch)
-    told: dict[str, Diagnostic] = {}
-    for found in [*_taken(run, batch, student, views), *_classified(run, batch, student)]:
-        told.setdefault(found.message, found)
-    for found in told.values():
-        span = run.parsed.locate(found).span
+    findings: dict[str, Diagnostic] = {}
+    for finding in [*_taken(run, batch, student, views), *_classified(run, batch, student)]:
+        findings.setdefault(finding.message, finding)
+    for finding in findings.values():
+        span = run.parsed.locate(finding).span
         place = "" if span is None else f" ({span.source}:{span.line})"
-        yield Notice(message=f"{found.code}: {found.message}{place}; {found.help}", level="warning")
+        yield Notice(message=f"{finding.code}: {finding.message}{place}; {finding.help}", level="warning")
 
 
 def are_probabilities(value: Any) -> bool:
@@ -86,7 +86,9 @@ def _taken(
             for whose, view, side, where in sides:
                 value = view.features.get(side.tap)
                 if are_probabilities(value):
-                    yield _told(run, batch, whose, side.tap, value, (*where, "mimic_name", side.number), term)
+                    yield _softmax_twice(
+                        run, batch, whose, side.tap, value, (*where, "mimic_name", side.number), term
+                    )
             yield from _beside(job, term, student, teachers)
 
 
@@ -110,7 +112,7 @@ def _beside(job: str, term: Term, student: View, teachers: Mapping[str, View]) -
             )
 
 
-def _told(
+def _softmax_twice(
     run: Run,
     batch: Mapping[str, Any],
     teacher: str | None,
@@ -263,7 +265,7 @@ class FiniteCheck:
         parts = losses.get(again.step, [])
         raise self._stop(again, parts, self._what(parts, ()))
 
-    def told(self) -> Iterator[Notice]:
+    def take_notices(self) -> Iterator[Notice]:
         """Notices since the last call."""
         notices, self.notices = self.notices, []
         yield from notices
@@ -282,12 +284,12 @@ class FiniteCheck:
             wrong = {id(p) for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())}
             found = [name for name, p in self.run.trainee.named_parameters() if id(p) in wrong]
             names = [f"gradient {found[0]}"] if found else []
-        told = [name for theirs in self.run.processes.gather(names[:1]) for name in theirs]
-        if not told:
+        everywhere = [name for there in self.run.processes.gather(names[:1]) for name in there]
+        if not everywhere:
             return "a gradient"
-        if told[0].startswith("gradient "):
-            return f"the gradient of `{told[0].removeprefix('gradient ')}`"
-        return f"the loss `{told[0]}`"
+        if everywhere[0].startswith("gradient "):
+            return f"the gradient of `{everywhere[0].removeprefix('gradient ')}`"
+        return f"the loss `{everywhere[0]}`"
 
     def _stop(self, again: Recent, parts: list[dict[str, Tensor]], what: str) -> RunError:
         own = {
@@ -299,7 +301,7 @@ class FiniteCheck:
         path = self.run.folder.root / f"replay_{again.step:08d}.pt"
         if self.run.processes.speaks:
             write_replay(path, {"step": again.step, "epoch": again.epoch, "processes": everyone})
-        ids = [i for theirs in everyone for batch in theirs["indices"] for i in batch]
+        ids = [i for process in everyone for batch in process["indices"] for i in batch]
         more = ", ..." if len(ids) > SHOWN_IDS else ""
         return RunError.of(
             "KD730",
@@ -343,8 +345,8 @@ class BadSamples:
         ]
         known = {(side, sample) for side, sample, _, _ in progress.bad_samples}
         new = {}
-        for theirs in run.processes.gather(own):
-            for side, sample, name, reason in theirs:
+        for rows in run.processes.gather(own):
+            for side, sample, name, reason in rows:
                 if (side, sample) not in known:
                     new[side, sample] = (side, sample, name, reason)
         if not new:

@@ -68,16 +68,16 @@ def teacher_taps(
     """The taps of every teacher that a job uses, over all jobs; findings: as Taps takes them."""
     taps = {}
     for name, net in nets.items():
-        where: dict[str, SpecPath] = {}
+        paths: dict[str, SpecPath] = {}
         outputs: frozenset[str] = frozenset()
         for job_name, job in jobs_of(spec).items():
             if name not in job.teachers:
                 continue
             path = ("mimic", "jobs", job_name, "teachers", name, "mimic_name")
             for index, tap in enumerate(job.teachers[name].mimic_name):
-                where.setdefault(tap, (*path, index))
+                paths.setdefault(tap, (*path, index))
             outputs |= needs_of(job).teacher_outputs
-        taps[name] = Taps(net, where, outputs, where, findings)
+        taps[name] = Taps(net, paths, outputs, paths, findings)
     return taps
 
 
@@ -86,15 +86,15 @@ def student_taps(spec: Spec, student: nn.Module, findings: Findings | None = Non
     jobs = jobs_of(spec)
     if not jobs:
         return None
-    where: dict[str, SpecPath] = {}
+    paths: dict[str, SpecPath] = {}
     for job_name, job in jobs.items():
         path = ("mimic", "jobs", job_name, "student", "mimic_name")
         for index, tap in enumerate(job.student.mimic_name):
-            where.setdefault(tap, (*path, index))
-    return Taps(student, where, None, where, findings)
+            paths.setdefault(tap, (*path, index))
+    return Taps(student, paths, None, paths, findings)
 
 
-def wire(
+def join_jobs(
     spec: Spec,
     student: nn.Module,
     teachers: Mapping[str, Teacher],
@@ -115,7 +115,7 @@ def wire(
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
-    return join(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
+    return join_views(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
 
 
 def _require_no_count(spec: Spec) -> None:
@@ -144,7 +144,7 @@ def show_student(taps: Taps, sample: Mapping[str, Any], stack: ExitStack, *, gra
         return taps.learn(sample, gradients=gradients)
 
 
-def join(
+def join_views(
     spec: Spec,
     student: nn.Module,
     taps: Taps | None,
@@ -245,27 +245,27 @@ def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
 
 
 def require(
-    wiring: JoinedJobs, teachers: Mapping[str, Teacher], jobs: frozenset[str] | None, task_loss: bool
+    joined: JoinedJobs, teachers: Mapping[str, Teacher], jobs: frozenset[str] | None, task_loss: bool
 ) -> list[str]:
     """Limit every network to the layers that these jobs need; returns the teachers that must run.
 
     A network then stops after the deepest layer that is needed; a student whose task loss counts runs
     to its end.
     """
-    active = [name for name in wiring.jobs if jobs is None or name in jobs]
-    taps = wiring.trainee.taps
+    active = [name for name in joined.jobs if jobs is None or name in jobs]
+    taps = joined.trainee.taps
     if taps is not None:
-        names = {tap for name in active for tap in wiring.jobs[name].student.mimic_name}
-        outputs = {output for name in active for output in wiring.needs[name].student_outputs}
+        names = {tap for name in active for tap in joined.jobs[name].student.mimic_name}
+        outputs = {output for name in active for output in joined.needs[name].student_outputs}
         taps.require(names, None if task_loss else outputs)
     running = []
     for teacher_name, teacher in teachers.items():
-        users = [name for name in active if teacher_name in wiring.jobs[name].teachers]
+        users = [name for name in active if teacher_name in joined.jobs[name].teachers]
         if users:
             running.append(teacher_name)
             teacher.taps.require(
-                {tap for name in users for tap in wiring.jobs[name].teachers[teacher_name].mimic_name},
-                {output for name in users for output in wiring.needs[name].teacher_outputs},
+                {tap for name in users for tap in joined.jobs[name].teachers[teacher_name].mimic_name},
+                {output for name in users for output in joined.needs[name].teacher_outputs},
             )
     return running
 
@@ -296,11 +296,11 @@ def refuse_channels_last(setting: MimicContext, batch_of: Callable[[str | None],
             if tap not in view.channels_last:
                 continue
             with wrong.part():
-                found = ", ".join(shown(tensor.shape) for tensor in tensors_in(view.features[tap]))
+                shapes = ", ".join(shown(tensor.shape) for tensor in tensors_in(view.features[tap]))
                 raise SpecError.at(
                     (*path, index),
                     "KD425",
-                    f"`{tap}` of {whose or 'the student'} has its channels last: {found}; "
+                    f"`{tap}` of {whose or 'the student'} has its channels last: {shapes}; "
                     "kdcli reads maps as [B, C, H, W] and does not guess",
                     nearest_map(net, batch_of(whose), tap),
                 )

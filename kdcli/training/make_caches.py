@@ -21,8 +21,8 @@ from kdcli.training.join_jobs import first_samples, show_teacher, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
 
-TOLD = 10
-"""How often a pass is told."""
+PROGRESS_NOTICES = 10
+"""How often the progress of a pass is shown."""
 
 
 def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Notice]:
@@ -44,7 +44,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         stack.callback(loader.close)
         sample = to_device(first_samples(next(loader.batches(0))), processes.device)
         left_out = file_notices(spec, options.places, "mimic", "dataset")
-        nets, hashes = build_teachers(spec, options, told=left_out)
+        nets, hashes = build_teachers(spec, options, notices=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
         teachers = {
             name: build_teacher(sides.task, name, tap, spec, loader.facts, processes, options.places)
@@ -68,7 +68,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
                 moved = to_device(dict(batch), processes.device)
                 for source in cached:
                     source.view(moved)
-                if number * TOLD // due > (number - 1) * TOLD // due and number < due:
+                if number * PROGRESS_NOTICES // due > (number - 1) * PROGRESS_NOTICES // due and number < due:
                     yield Notice(message=f"{100 * number // due} % of {due:,} batches")
             flush_all(sources, processes)
         for source in cached:

@@ -403,10 +403,10 @@ class MovingAverage:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from what state_dict() returned."""
         self.step = int(state["step"])  # type: ignore[call-overload]
-        for mine, theirs in ((self.parameters, state["parameters"]), (self.buffers, state["buffers"])):
-            assert isinstance(theirs, dict)
-            for name, value in theirs.items():
-                mine[name].copy_(value)
+        for averages, saved in ((self.parameters, state["parameters"]), (self.buffers, state["buffers"])):
+            assert isinstance(saved, dict)
+            for name, value in saved.items():
+                averages[name].copy_(value)
         # As it was decided at the first step: a buffer that was infinite then may be finite now.
         averaged = state.get("averaged", sorted(self._averaged))
         assert isinstance(averaged, (list, tuple))

@@ -112,10 +112,10 @@ class _ProfiledLoop(TrainLoop):
         """Wrap a batch iterator so that the wait for each batch is counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            found = iter(batches(*args, **kwargs))
+            iterator = iter(batches(*args, **kwargs))
             while True:
                 with self.part("data"):
-                    batch = next(found, None)
+                    batch = next(iterator, None)
                 if batch is None:
                     return
                 yield batch

@@ -30,7 +30,7 @@ from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import Progress, checkpoints, fitting, load_checkpoint, newest_valid
 from kdcli.training.join_jobs import jobs_of, needs_of
 from kdcli.training.optim import average_of, same_meaning
-from kdcli.training.run import Found, Run, RunOptions
+from kdcli.training.run import FoundCheckpoint, Run, RunOptions
 from kdcli.training.run_folder import RunFolder
 
 MAY_DIFFER = (
@@ -88,7 +88,7 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UnbuiltRun:
     """The facts of a run before it is built: enough to compare a checkpoint with it.
 
     data: the digest of each side, on rank 0; empty where the data is not to be compared.
@@ -106,7 +106,7 @@ class Asked:
         return self.parsed.spec
 
 
-def find_checkpoint(run: Asked) -> Found | None:
+def find_checkpoint(run: UnbuiltRun) -> FoundCheckpoint | None:
     """Find the checkpoint to continue from, if any; rank 0 decides for all, nothing is written.
 
     Raises RunError KD715 where the checkpoint belongs to another spec, KD717 to another number of processes,
@@ -125,11 +125,11 @@ def find_checkpoint(run: Asked) -> Found | None:
                     notices += _check(run, state, path)
         except KdError as error:
             failure = error
-    told = (path, notices, None if failure is None else failure.diagnostics)
-    path, notices, diagnostics = run.processes.broadcast(told)
+    outcome = (path, notices, None if failure is None else failure.diagnostics)
+    path, notices, diagnostics = run.processes.broadcast(outcome)
     if diagnostics is not None:
         raise failure or RunError(diagnostics)
-    return None if path is None else Found(path, tuple(notices))
+    return None if path is None else FoundCheckpoint(path, tuple(notices))
 
 
 def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
@@ -137,20 +137,23 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
 
     Raises RunError KD716 where it belongs to another teacher, KD721 where it does not fit.
     """
-    if run.found is None:
+    if run.found_checkpoint is None:
         return None, []
     # Read again on rank 0, where it was looked at before the build: kept since then it would double the memory.
-    path, state = run.found.path, load_checkpoint(run.found.path)
+    path, state = run.found_checkpoint.path, load_checkpoint(run.found_checkpoint.path)
     with fitting(path):
         _check_teachers(run, state)
         progress = _progress(run, state)
         differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
     resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
     why = "a process died and all are started again: " if run.options.restarted else ""
-    return resumed, [*run.found.notices, Notice(message=f"{why}continuing at step {progress.step}")]
+    return resumed, [
+        *run.found_checkpoint.notices,
+        Notice(message=f"{why}continuing at step {progress.step}"),
+    ]
 
 
-def _read(run: Asked) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
+def _read(run: UnbuiltRun) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]:
     own, named = run.folder.checkpoints, _named(run)
     # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
     own_first = run.options.restarted or run.spec.saver.auto_resume
@@ -175,7 +178,7 @@ def _read(run: Asked) -> tuple[dict[str, Any] | None, Path | None, list[Notice]]
     )
 
 
-def _named(run: Asked) -> Path | None:
+def _named(run: UnbuiltRun) -> Path | None:
     """The checkpoint that the user named, as a file or its folder."""
     if isinstance(run.options.resume, Path):
         return run.options.resume
@@ -184,7 +187,7 @@ def _named(run: Asked) -> Path | None:
     return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
 
 
-def _no_resume_model(run: Asked) -> SpecError:
+def _no_resume_model(run: UnbuiltRun) -> SpecError:
     name = run.spec.saver.resume_model or ""
     message = f"there is no checkpoint `{name}`"
     return SpecError.at(RESUME_MODEL, "KD718", message, run.options.places.missing(name, RESUME_MODEL))
@@ -218,7 +221,7 @@ def _rows(progress: dict[str, Any]) -> list[tuple[str, int, str, str]]:
     return [tuple(row) for row in progress["bad_samples"]]
 
 
-def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
+def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     """Raise RunError with all that prevents resuming; returns notices."""
     allowed = (*MAY_DIFFER, *run.options.allow_changed)
     averaged = average_of(run.spec) is not None
@@ -233,28 +236,28 @@ def _check(run: Asked, state: dict[str, Any], path: Path) -> list[Notice]:
                 f"start over with `--overwrite`, or go on with today's by `--allow-changed {AVERAGE}`",
             )
     keys = differing_keys(state["spec"], run.parsed.resolved_yaml())
-    found: list[Diagnostic] = []
+    errors: list[Diagnostic] = []
     differing = [key for key in keys if not _among(key, allowed)]
     if differing:
-        found += RunError.of(
+        errors += RunError.of(
             "KD715",
             f"the checkpoint was made by another spec; these keys differ: {', '.join(differing)}",
             "put them back, start over with `--overwrite`, or accept each with `--allow-changed KEY`",
         ).diagnostics
     if state["world_size"] != run.processes.world_size and "world_size" not in run.options.allow_changed:
-        found += RunError.of(
+        errors += RunError.of(
             "KD717",
             f"the checkpoint was made by {state['world_size']} process(es), this run has {run.processes.world_size}",
             f"use {state['world_size']}, or accept it with `--allow-changed world_size`",
         ).diagnostics
     others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
-    if found or others:
-        raise RunError([*found, *others])
+    if errors or others:
+        raise RunError([*errors, *others])
     return notices
 
 
 def _compare_data(
-    run: Asked, state: dict[str, Any], path: Path, keys: Sequence[str]
+    run: UnbuiltRun, state: dict[str, Any], path: Path, keys: Sequence[str]
 ) -> tuple[list[Diagnostic], list[Notice]]:
     """KD733 for a side whose data has changed, KD734 where that can't be allowed; a notice where it was."""
     if not run.data:
@@ -263,7 +266,7 @@ def _compare_data(
         message = "the checkpoint has no digest of its data: whether that has changed since can't be told"
         return [], [Notice(message=message, level="warning")]
     root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    found, notices = [], []
+    errors, notices = [], []
     for other in differences(state["data"], run.data, RunFolder(root), keys):
         key = f"data.{other.side}"
         keeping = _keep_rows(run.spec) if other.side == "train" and len(set(other.samples)) > 1 else []
@@ -282,9 +285,9 @@ def _compare_data(
             help = (
                 f"put the data back, start over with `--overwrite`, or accept it with `--allow-changed {key}`"
             )
-        where: SpecPath = ("dataset", other.side)
-        found.append(Diagnostic(code=code, message=other.message, help=help, path=where, on_key=True))
-    return found, notices
+        side_path: SpecPath = ("dataset", other.side)
+        errors.append(Diagnostic(code=code, message=other.message, help=help, path=side_path, on_key=True))
+    return errors, notices
 
 
 def _keep_rows(spec: Spec) -> list[str]:
@@ -341,19 +344,19 @@ def differences(
     keys: those of the spec that differ, apart from ones that decide nothing; pixels are compared where they are
     made as before.
     """
-    found = []
+    result = []
     for side, digest in digests.items():
         before = kept[side]
         if before["listing"] != digest.listing:
-            told = _of_lists(side, before["listing"], digest, folder)
+            changed = _of_lists(side, before["listing"], digest, folder)
         elif pixels_made_alike(side, keys):
-            told = _of_pixels(before["probe"], digest)
+            changed = _of_pixels(before["probe"], digest)
         else:
             continue
-        if told:
+        if changed:
             samples = (int(before["samples"]), digest.samples)
-            found.append(Difference(side, f"{WHAT[side]}: {', '.join(told)}", samples))
-    return found
+            result.append(Difference(side, f"{WHAT[side]}: {', '.join(changed)}", samples))
+    return result
 
 
 def pixels_made_alike(side: str, keys: Sequence[str]) -> bool:
@@ -376,7 +379,7 @@ def _of_lists(side: str, listing: str, digest: Digest, folder: RunFolder) -> lis
     if before is None:
         return [f"its list of samples differs (the one before, {path}, is missing or damaged)"]
     new = listing_from(now)
-    return _told(changes(before, new), before, new) or ["its list of samples differs"]
+    return _in_words(changes(before, new), before, new) or ["its list of samples differs"]
 
 
 def _read_listing(path: Path, listing: str) -> Listing | None:
@@ -389,43 +392,45 @@ def _read_listing(path: Path, listing: str) -> Listing | None:
         return None
 
 
-def _told(found: Changes, before: Listing, now: Listing) -> list[str]:
+def _in_words(changes: Changes, before: Listing, now: Listing) -> list[str]:
     """The difference in words; the order of the samples only where nothing else differs."""
     thing = "sample" if now.kind == "arrays" else "image"
-    told = []
-    if found.came:
-        told.append(f"{_count(found.came, thing)} came ({_names(found.came)})")
-    if found.went:
-        told.append(f"{_count(found.went, thing)} went ({_names(found.went)})")
-    if found.labels:
-        several = len(found.labels) > 1
+    phrases = []
+    if changes.came:
+        phrases.append(f"{_count(changes.came, thing)} came ({_names(changes.came)})")
+    if changes.went:
+        phrases.append(f"{_count(changes.went, thing)} went ({_names(changes.went)})")
+    if changes.labels:
+        several = len(changes.labels) > 1
         if now.kind == "boxes":
-            what = f"{'have' if several else 'has'} other boxes ({_names([o.name for o in found.labels])})"
+            what = f"{'have' if several else 'has'} other boxes ({_names([o.name for o in changes.labels])})"
         else:
-            examples = [f"{_shown(o.name)} from {o.before} to {o.now}" for o in found.labels[:EXAMPLES]]
-            what = f"changed {'their' if several else 'its'} label ({_list(examples, found.labels)})"
-        told.append(f"{_count(found.labels, thing)} {what}")
-    if found.contents:
-        verb = "have" if len(found.contents) > 1 else "has"
+            examples = [f"{_shown(o.name)} from {o.before} to {o.now}" for o in changes.labels[:EXAMPLES]]
+            what = f"changed {'their' if several else 'its'} label ({_list(examples, changes.labels)})"
+        phrases.append(f"{_count(changes.labels, thing)} {what}")
+    if changes.contents:
+        verb = "have" if len(changes.contents) > 1 else "has"
         if now.kind == "arrays":
-            what = f"other pixels ({_names([o.name for o in found.contents])})"
+            what = f"other pixels ({_names([o.name for o in changes.contents])})"
         else:
-            what = f"another size ({_list(list(map(_resized, found.contents[:EXAMPLES])), found.contents)})"
-        told.append(f"{_count(found.contents, thing)} {verb} {what}")
-    if found.classes:
-        told.append(_of_classes(before.classes or (), now.classes or ()))
-    if found.truth and not told:
-        told.append("the annotations that it is measured by are others")
-    if found.reordered and not told:
-        told.append("its samples come in another order")
-    return told
+            what = (
+                f"another size ({_list(list(map(_resized, changes.contents[:EXAMPLES])), changes.contents)})"
+            )
+        phrases.append(f"{_count(changes.contents, thing)} {verb} {what}")
+    if changes.classes:
+        phrases.append(_of_classes(before.classes or (), now.classes or ()))
+    if changes.truth and not phrases:
+        phrases.append("the annotations that it is measured by are others")
+    if changes.reordered and not phrases:
+        phrases.append("its samples come in another order")
+    return phrases
 
 
 def _of_classes(before: Sequence[str], now: Sequence[str]) -> str:
     came = [name for name in now if name not in set(before)]
     went = [name for name in before if name not in set(now)]
-    told = [f"{_names(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
-    return f"of its classes {' and '.join(told)}" if told else "its classes come in another order"
+    phrases = [f"{_names(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
+    return f"of its classes {' and '.join(phrases)}" if phrases else "its classes come in another order"
 
 
 def _of_pixels(kept: Any, digest: Digest) -> list[str]:
@@ -439,9 +444,11 @@ def _of_pixels(kept: Any, digest: Digest) -> list[str]:
     assert text is not None
     names, ids = listing_from(text).names, probed_ids(digest.samples)
     looked = f"{len(places)} of the {len(digest.probe)} images looked at"
-    told = f"{looked} {'have' if len(places) > 1 else 'has'} other pixels"
+    phrase = f"{looked} {'have' if len(places) > 1 else 'has'} other pixels"
     # A test sample that can't be read is left out of the probe: which is which is not known then.
-    return [f"{told} ({_names([names[ids[p]] for p in places])})" if len(ids) == len(digest.probe) else told]
+    return [
+        f"{phrase} ({_names([names[ids[p]] for p in places])})" if len(ids) == len(digest.probe) else phrase
+    ]
 
 
 def _resized(other: Other) -> str:
@@ -453,8 +460,8 @@ def _resized(other: Other) -> str:
     return f"{name} from {other.before} to {other.now} bytes"
 
 
-def _count(found: Sequence[Any], thing: str) -> str:
-    return f"{len(found):,} {thing}{'s' if len(found) != 1 else ''}"
+def _count(items: Sequence[Any], thing: str) -> str:
+    return f"{len(items):,} {thing}{'s' if len(items) != 1 else ''}"
 
 
 def _names(names: Sequence[str]) -> str:

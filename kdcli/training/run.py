@@ -58,7 +58,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCheckpoint:
     """A checkpoint that this run may continue from, and notices about it."""
 
     path: Path
@@ -70,8 +70,8 @@ class Run:
     """A run that is built and not yet started.
 
     sources: where each teacher's views come from in training: itself, or its cache. allowed_weak_teachers: teachers
-    that may be near chance. digests: of the data, by side; empty on processes that don't speak. found: the
-    checkpoint to continue from.
+    that may be near chance. digests: of the data, by side; empty on processes that don't speak. found_checkpoint: the
+    one to continue from.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Run:
     facts: DataFacts
     train_loader: Loader
     test_loader: Loader
-    wiring: JoinedJobs
+    joined: JoinedJobs
     teachers: Mapping[str, Teacher]
     sources: Mapping[str, ViewSource]
     teacher_hashes: Mapping[str, str]
@@ -94,7 +94,7 @@ class Run:
     autocast: torch.autocast | None
     scaler: torch.amp.GradScaler | None
     digests: Mapping[str, Digest] = field(default_factory=dict)
-    found: Found | None = None
+    found_checkpoint: FoundCheckpoint | None = None
     networks: tuple[NetworkFacts, ...] = ()
     pairs: tuple[Pair, ...] = ()
     notices: tuple[str, ...] = field(default=())
@@ -107,7 +107,7 @@ class Run:
     @property
     def trainee(self) -> Trainee:
         """The module of everything that trains: student, adapters, losses with parameters."""
-        return self.wiring.trainee
+        return self.joined.trainee
 
     @property
     def student(self) -> Network:
@@ -118,8 +118,8 @@ class Run:
     @property
     def deployed(self) -> Network | DeployedStudent:
         """The network that is measured and exported: the student, with another end where a method gives it one."""
-        assert isinstance(self.wiring.deployed, (Network, DeployedStudent))
-        return self.wiring.deployed
+        assert isinstance(self.joined.deployed, (Network, DeployedStudent))
+        return self.joined.deployed
 
     @property
     def accumulate(self) -> int:

@@ -121,10 +121,10 @@ class RunFolder:
     def exports(self) -> list[str]:
         """The files that `kdcli export` has written here."""
         try:
-            said = json.loads((self.root / EXPORTED).read_text(encoding="utf-8"))
+            recorded = json.loads((self.root / EXPORTED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
-        names = said if isinstance(said, list) else []
+        names = recorded if isinstance(recorded, list) else []
         return [
             name
             for name in names
@@ -228,8 +228,8 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     text = text_of(resolved)
     mapping_in(text, resolved)
     taken = _taken(env, root)
-    said = env.get("spec_dir")
-    parsed = parse(text, str(resolved), base_dir=Path(said) if isinstance(said, str) else None)
+    spec_dir = env.get("spec_dir")
+    parsed = parse(text, str(resolved), base_dir=Path(spec_dir) if isinstance(spec_dir, str) else None)
     places = replace(parsed.places, taken=taken)
     _require_plugins(parsed, env, plugins)
     return Reopened(
@@ -269,8 +269,8 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
 
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
     """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
-    told = root / ENV
-    return _taken(mapping_in(text_of(told), told), root) if told.exists() else {}
+    path = root / ENV
+    return _taken(mapping_in(text_of(path), path), root) if path.exists() else {}
 
 
 def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
@@ -293,8 +293,8 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
         what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
-    told = root / ENV
-    env = mapping_in(text_of(told), told) if told.exists() else {}
+    path = root / ENV
+    env = mapping_in(text_of(path), path) if path.exists() else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:
         raise RunError.of(
@@ -337,8 +337,10 @@ def write_facts(run: Run) -> None:
 
     spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
     """
-    here = run.processes
-    where = environment(str(here.device), here.world_size, run.options.places, run.spec, run.options.plugins)
+    processes = run.processes
+    env = environment(
+        str(processes.device), processes.world_size, run.options.places, run.spec, run.options.plugins
+    )
     data = {
         side: {"samples": facts.num_samples, "classes": facts.class_names}
         for side, facts in (("train", run.facts), ("test", run.test_loader.facts))
@@ -346,7 +348,7 @@ def write_facts(run: Run) -> None:
     texts = {
         "spec.yaml": run.parsed.text,
         "spec.resolved.yaml": run.parsed.resolved_yaml(),
-        "env.json": json.dumps(where, indent=2, ensure_ascii=False) + "\n",
+        "env.json": json.dumps(env, indent=2, ensure_ascii=False) + "\n",
         DATA: json.dumps(data, indent=2, ensure_ascii=False) + "\n",
     }
     if run.options.proof is not None:

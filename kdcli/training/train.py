@@ -108,7 +108,7 @@ class TrainLoop:
         run.trainee.active = plan.active
         if resumed is None:
             yield from inherited(run, index)
-        teachers = require(run.wiring, run.teachers, plan.active.jobs, plan.active.task_loss)
+        teachers = require(run.joined, run.teachers, plan.active.jobs, plan.active.task_loss)
         parameters = train_only(run.trainee, plan, self.trainable, self.guard.reach)
         optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path)
         rate = LearningRate(
@@ -148,7 +148,7 @@ class TrainLoop:
                     continue
                 self.step(stage, group)
                 group = []
-                yield from self.finite.told()
+                yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
                     yield from self.flush()
                 stop, save = self.consensus.settle(self.interrupts.signal_number or 0, self.save_is_due())
@@ -251,7 +251,7 @@ class TrainLoop:
         """Measure the student (its average where there is one), and save its weights where it is the best so far."""
         run, progress = self.run, self.progress
         began = time.perf_counter()
-        told: list[str] = []
+        messages: list[str] = []
         # Each process has normalised by its own batches; what is measured and kept is the first's.
         run.processes.share(run.deployed.buffers())
         if run.ema is not None:
@@ -266,7 +266,7 @@ class TrainLoop:
                     autocast=run.autocast,
                     stop=lambda: self.interrupts.signal_number is not None,
                     name="the student",
-                    told=told,
+                    messages=messages,
                 )
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
             primary = run.task.primary
@@ -274,7 +274,7 @@ class TrainLoop:
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
-        yield from warnings(told)
+        yield from warnings(messages)
         progress.last = metrics
         if exported is not None:
             progress.best, progress.best_step = metrics, progress.step
@@ -337,7 +337,7 @@ class TrainLoop:
             processes=run.processes.world_size,
             precision=run.precision,
             networks=run.networks,
-            pairs=run.wiring.pairs,
+            pairs=run.joined.pairs,
             pulls=self.guard.pulls,
             samples=run.facts.num_samples or 0,
             batch_size=run.train_loader.batch_size,
@@ -402,11 +402,11 @@ def prepare(run: Run) -> Iterator[Notice]:
 
     What they make of it is a function of the data alone; a checkpoint holds only what training changes.
     """
-    asking = {name: run.trainee.mimickers[name] for name, needs in run.wiring.needs.items() if needs.prepare}
+    asking = {name: run.trainee.mimickers[name] for name, needs in run.joined.needs.items() if needs.prepare}
     if not asking:
         return
     yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
-    running = require(run.wiring, run.teachers, frozenset(asking), False)
+    running = require(run.joined, run.teachers, frozenset(asking), False)
     methods = [method for method in asking.values() if isinstance(method, Mimicker)]
     for batch in run.train_loader.batches(0):
         batch = to_device(dict(batch), run.processes.device)
@@ -422,16 +422,16 @@ def inherited(run: Run, index: int) -> Iterator[Notice]:
     mimickers = run.trainee.mimickers
 
     def jobs_of(number: int) -> list[str]:
-        wanted = run.stages[number].active.jobs
-        return [name for name in mimickers if wanted is None or name in wanted]
+        active = run.stages[number].active.jobs
+        return [name for name in mimickers if active is None or name in active]
 
     earlier = [mimickers[name] for number in range(index) for name in jobs_of(number)]
     ancestors = [mimicker for mimicker in earlier if isinstance(mimicker, Mimicker)]
     for name in jobs_of(index):
         mimicker = mimickers[name]
         assert isinstance(mimicker, Mimicker)
-        mine = [ancestor for ancestor in ancestors if ancestor is not mimicker]
-        for message in mimicker.inherit(mine):
+        others = [ancestor for ancestor in ancestors if ancestor is not mimicker]
+        for message in mimicker.inherit(others):
             yield Notice(message=message, level="warning")
 
 

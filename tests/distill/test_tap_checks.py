@@ -70,4 +70,4 @@ def test_a_pooled_map_is_a_vector() -> None:
     mimic = mimic_of("crd", TEACHER)
     mimic["student"]["mimic_name"] = mimic["teacher0"]["mimic_name"] = ["model.avgpool"]
     with run_of(spec_with(mimic, net=network([2, 2, 4, 6]))) as run:
-        assert run.wiring.pairs[0].student_shape == "[B, 6, 1, 1]"
+        assert run.joined.pairs[0].student_shape == "[B, 6, 1, 1]"

@@ -75,7 +75,7 @@ def test_a_frozen_student_has_no_path() -> None:
 def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
     text = SPEC.replace("kd_loss, kwargs: {T: 2}", "kd_loss, kwargs: {loss_weight: 0}")
     with run_of(spec_of(text)) as run:
-        if "loss_weight" not in str(run.wiring.pairs):
+        if "loss_weight" not in str(run.joined.pairs):
             pytest.raises(RunError)
         with pytest.raises(RunError) as caught:
             prove_losses(run)

@@ -403,7 +403,7 @@ def test_auto_makes_no_classes_of_others() -> None:
 
 def test_a_linear_map_between_classes_is_learnt_where_the_spec_says_so() -> None:
     with run_of(spec_of(SPEC, SIX, "mimic.adapter={type: linear}")) as run:
-        (pair,) = run.wiring.pairs
+        (pair,) = run.joined.pairs
         assert (pair.student_shape, pair.adapter, pair.teacher_shape) == ("[B, 4]", "LinearAdapter", "[B, 6]")
 
 

@@ -53,7 +53,7 @@ def test_a_tuple_with_names_is_a_network_like_any_other(kind: str, outputs: str)
     parsed = pair(kind=kind, outputs=outputs)
     assert findings(parsed) == []
     with run_of(parsed, plugins=PLUGINS) as run:
-        (row,) = run.wiring.pairs
+        (row,) = run.joined.pairs
         assert (row.student_shape, row.teacher_shape) == ("[B, 4, 4, 4]", "[B, 8, 4, 4]")
         net = run.teachers["teacher0"].net
         batch = dict(next(run.train_loader.batches(0)))
