@@ -33,7 +33,7 @@ from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.models.network import Network, build_network
 from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan
-from kdcli.spec.check.records import check_own_jobs
+from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec, Spec

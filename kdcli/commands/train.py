@@ -118,7 +118,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.parallel.distributed import processes
     from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun, Loggers
-    from kdcli.spec.form.written import resolved_data
+    from kdcli.spec.parse import resolved_data
     from kdcli.training.build import built
     from kdcli.training.train import train as records_of
 

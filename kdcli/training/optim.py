@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
-from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
+from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
 
 IN_EPOCHS = {
     "MultiStepLR": ("milestones",),

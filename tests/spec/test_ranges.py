@@ -11,7 +11,7 @@ import pytest
 from kdcli.losses import LOSSES
 from kdcli.reference.schema_json import annotation_schema
 from kdcli.reference.tables import tables
-from kdcli.spec.check.arguments import check_type, fits, wording
+from kdcli.spec.check.components import check_type, fits, wording
 from kdcli.spec.check.signatures import Parameter, signature
 from kdcli.spec.ranges import Range, range_of, shown
 from kdcli.spec.tables import Target

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from kdcli.errors import Diagnostic, Span, SpecPath, did_you_mean
 from kdcli.spec import schema
-from kdcli.spec.form.canonical_jobs import JOB_KEYS, MIMIC_KEYS
+from kdcli.spec.form.canonical import JOB_KEYS, MIMIC_KEYS
 from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, describe, kind, to_data
 
 M = TypeVar("M", bound=BaseModel)

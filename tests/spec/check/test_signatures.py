@@ -12,8 +12,7 @@ from kdcli.distill import ADAPTERS
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.models import MODULES
-from kdcli.spec.check.definitions import source_file
-from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.signatures import signature, source_file
 from kdcli.spec.tables import Target
 
 EVERY = {
