@@ -51,8 +51,8 @@ def report(options: ReportOptions) -> None:
     """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
-    from kdcli.report.page.report_page import write_report
     from kdcli.report.recorded_run import read_run
+    from kdcli.report.report_page import write_report
 
     need_matplotlib()
     read_run(options.run)
@@ -82,8 +82,7 @@ def write_up(
     from kdcli.analysis.collected import write_report_data
     from kdcli.records import Notice
     from kdcli.report.charts import need_matplotlib
-    from kdcli.report.page.logger_pictures import report_pictures
-    from kdcli.report.page.report_page import write_report
+    from kdcli.report.report_page import report_pictures, write_report
 
     try:
         need_matplotlib()
@@ -108,8 +107,7 @@ def write_up(
 
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
-    from kdcli.report.compare.compare_plot import write_plot
-    from kdcli.report.compare.compare_runs import compare_runs, compare_text
+    from kdcli.report.compare_runs import compare_runs, compare_text, write_plot
     from kdcli.report.console import wants_colour, write
 
     compared = compare_runs(options.runs)

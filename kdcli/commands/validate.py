@@ -38,7 +38,7 @@ def validate(options: ValidateOptions) -> int:
     write(render(found, options.format, colour=colour))
     wrong = any(d.severity == "error" or options.strict for d in found)
     if options.format == "text" and not options.quiet:
-        from kdcli.report.live.plan import plan_text
+        from kdcli.report.live.plain_text import plan_text
 
         for plan in plans:
             write(("\n" if found or plan is not plans[0] else "") + plan_text(plan, colour=colour))
