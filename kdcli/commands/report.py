@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands import located, run_or_spec
 from kdcli.errors import KdError, RunError
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 def evaluate(options: EvalOptions) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.commands import located
-    from kdcli.commands.reading import run_or_spec
-
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.analysis.evaluated_networks import compare

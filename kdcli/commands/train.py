@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.errors import UsageError
 from kdcli.parallel.interrupts import Interrupts, listening
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 def train(arguments: TrainOptions) -> None:
     """Run the whole command `kdcli train`. Raises KdError, and Interrupted for a signal."""
-    from kdcli.commands import located
-    from kdcli.commands.reading import read_checked
     from kdcli.report.loggers.logger import check_loggers
 
     follow_launcher()
@@ -62,7 +61,6 @@ def train(arguments: TrainOptions) -> None:
 
 def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> RunOptions:
     """RunOptions of the command line. again: the launcher has restarted the processes after one died."""
-    from kdcli.commands.reading import run_options
 
     resume = arguments.resume
     return run_options(
@@ -93,7 +91,6 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
 def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
     """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
     from kdcli.check.proof import proved
-    from kdcli.commands import located
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.training.build import run_root
@@ -112,7 +109,6 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
-    from kdcli.commands import located
     from kdcli.commands.report import write_up
     from kdcli.parallel.devices import oom_as_error
     from kdcli.parallel.distributed import processes
@@ -175,10 +171,7 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
 
 def cache(options: CacheOptions) -> None:
     """`kdcli cache`: store the teachers' outputs that a spec caches, and print where they lie."""
-    from kdcli.commands.reading import read_checked, run_options
-
     parsed = read_checked(options.spec, options.changes, options.plugins)
-    from kdcli.commands import located
     from kdcli.parallel.devices import oom_as_error
     from kdcli.parallel.distributed import processes
     from kdcli.report.console import write

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdcli.commands.reading import uncollected
+from kdcli.commands import uncollected
 from kdcli.errors import Diagnostic, KdError
 
 if TYPE_CHECKING:
