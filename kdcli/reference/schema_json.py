@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
-from kdcli.spec.check.signatures import Option, Parameter, Signature, options_of, signature
+from kdcli.spec.check.signatures import MethodOption, Parameter, Signature, options_of, signature
 from kdcli.spec.form.canonical import JOB_KEYS, OPTION_LEFTOVERS
 from kdcli.spec.ranges import range_of
 from kdcli.spec.tables import Method, Table, Tables
@@ -369,7 +369,7 @@ def summary_of(doc: str | None) -> str:
     return " ".join((doc or "").partition("\n\n")[0].split())
 
 
-def option_schema(option: Option) -> Json:
+def option_schema(option: MethodOption) -> Json:
     """The schema of one option of a mimic method."""
     return {**_argument(option), "description": option.meaning}
 

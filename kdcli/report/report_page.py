@@ -20,7 +20,7 @@ from kdcli.report.charts import (
 )
 from kdcli.report.quantities import duration, speed
 from kdcli.report.recorded_run import (
-    Detection,
+    DetectedImage,
     Disagreement,
     FeatureMaps,
     RecordedRun,
@@ -137,7 +137,7 @@ def _maps(pair: FeatureMaps) -> str:
     return page.card(pair.title, page.paragraph("input, student, teacher") + rows)
 
 
-def _detections(detections: tuple[Detection, ...]) -> list[str]:
+def _detections(detections: tuple[DetectedImage, ...]) -> list[str]:
     if not detections:
         return []
     networks = list(dict.fromkeys(name for one in detections for name in one.boxes))
@@ -148,7 +148,7 @@ def _detections(detections: tuple[Detection, ...]) -> list[str]:
     return [f"<p>{legend}</p>", page.cards(_boxes(one, colours) for one in detections)]
 
 
-def _boxes(one: Detection, colours: Mapping[str, str]) -> str:
+def _boxes(one: DetectedImage, colours: Mapping[str, str]) -> str:
     size = max(one.width, one.height, 1.0)
     parts = [f'<image href="{one.image}" width="{one.width:g}" height="{one.height:g}"/>']
     for name, boxes in one.boxes.items():

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 from kdcli.spec.ranges import shown
 from kdcli.spec.tables import Kind, Loss, Target
 
-__all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
+__all__ = ["MethodOption", "Parameter", "Signature", "options_of", "signature", "source_file"]
 
 NO_ARGUMENTS = frozenset({"ABC", "Dataset", "Generic", "Module", "Protocol", "object"})
 """Bases whose constructors take nothing."""
@@ -226,7 +226,7 @@ def derived_loss(name: str) -> Loss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option(Parameter):
+class MethodOption(Parameter):
     """One option of a mimic method. meaning, code: as `kdcli.spec.tables.option` takes them."""
 
     annotation: ast.expr
@@ -234,14 +234,14 @@ class Option(Parameter):
     code: str | None = None
 
 
-def options_of(options: type[Any]) -> Mapping[str, Option]:
+def options_of(options: type[Any]) -> Mapping[str, MethodOption]:
     """The options of a mimic method by name, from the dataclass in its record."""
     hints = get_type_hints(options, include_extras=True)
     found = {}
     for one in fields(options):
         made = one.default_factory() if one.default_factory is not MISSING else one.default
         written = inspect.formatannotation(hints[one.name]).replace("typing.", "")
-        found[one.name] = Option(
+        found[one.name] = MethodOption(
             name=one.name,
             annotation=ast.parse(written, mode="eval").body,
             required=made is MISSING,
