@@ -36,9 +36,9 @@ def command_of(options: type, target: Target) -> Callable[..., None]:
 
 def importable_from_here(plugins: tuple[str, ...]) -> None:
     """Let plugins lie in the working directory, as with `python -m`; what is installed goes first."""
-    here = str(Path.cwd())
-    if plugins and here not in sys.path:
-        sys.path.append(here)
+    folder = str(Path.cwd())
+    if plugins and folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:

@@ -123,11 +123,11 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     from kdcli.spec.parse import read
 
     parsed = read(spec, changes)
-    found = [*parsed.warnings, *check_references(parsed, tables(plugins))]
-    if any(finding.severity == "error" for finding in found):
-        raise SpecError(found)
-    if found and is_first():
-        write(render(found, colour=wants_colour(sys.stderr)), sys.stderr)
+    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
+    if any(finding.severity == "error" for finding in findings):
+        raise SpecError(findings)
+    if findings and is_first():
+        write(render(findings, colour=wants_colour(sys.stderr)), sys.stderr)
     return parsed
 
 

@@ -24,8 +24,8 @@ def evaluate(options: EvalOptions) -> None:
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.results_table import eval_text
     from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
@@ -33,12 +33,12 @@ def evaluate(options: EvalOptions) -> None:
     with (
         located(parsed),
         oom_as_error(parsed.spec, "test"),
-        processes(options.device or parsed.spec.runtime.device) as here,
+        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
         sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
         keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-        rows, notices = compare(parsed, opened.options, here, options.weights, keep, sides)
-    if here.speaks:
+        rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
+    if processes.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
         as_json = options.format == "json"

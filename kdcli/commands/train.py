@@ -83,12 +83,12 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
     from kdcli.check.proof import LAUNCHER_PROVED
     from kdcli.parallel.distributed import Processes
 
-    here = Processes(device=torch.device("cpu"))
-    prove_and_warn(parsed, options_of(arguments, parsed, again=False), here)
+    processes = Processes(device=torch.device("cpu"))
+    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
+def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
     """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
     from kdcli.check.proof import proved
     from kdcli.report.console import wants_colour, write
@@ -99,10 +99,10 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
     from kdcli.training.sides import Sides
 
     with located(parsed):
-        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
+        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
         sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-        options, warnings = proved(parsed, options, sides, here)
-    if warnings and here.speaks:
+        options, warnings = proved(parsed, options, sides, processes)
+    if warnings and processes.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
     return options, sides
 
@@ -110,8 +110,8 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
     from kdcli.commands.report import write_up
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun, Loggers
     from kdcli.spec.parse import resolved_data
@@ -123,17 +123,17 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
-        here = stack.enter_context(processes(device))
-        options, sides = prove_and_warn(parsed, options, here)
-        run = stack.enter_context(built(parsed, options, here, sides))
+        processes = stack.enter_context(distributed.processes(device))
+        options, sides = prove_and_warn(parsed, options, processes)
+        run = stack.enter_context(built(parsed, options, processes, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return
-        if not here.speaks:
+        if not processes.speaks:
             for _ in records_of(run, interrupts):
                 pass
             return
-        report = partial(write_up, parsed, run.options, run.folder.root, here.device)
+        report = partial(write_up, parsed, run.options, run.folder.root, processes.device)
         logged = LoggedRun(
             name=run.name,
             run_dir=run.folder.root,
@@ -162,25 +162,25 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     from kdcli.report.console import write
     from kdcli.training.profile import profile
 
-    found = profile(run, steps, interrupts)
+    profiled = profile(run, steps, interrupts)
     if run.processes.speaks:
-        text = profile_text(found, run.processes.world_size)
-        found.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        text = profile_text(profiled, run.processes.world_size)
+        profiled.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
         write(text)
 
 
 def cache(options: CacheOptions) -> None:
     """`kdcli cache`: store the teachers' outputs that a spec caches, and print where they lie."""
     parsed = read_checked(options.spec, options.changes, options.plugins)
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.console import write
     from kdcli.training.make_caches import make_caches
 
     with (
         located(parsed),
         oom_as_error(parsed.spec),
-        processes(options.device or parsed.spec.runtime.device) as here,
+        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
-        for notice in make_caches(parsed, run_options(options, parsed), here):
+        for notice in make_caches(parsed, run_options(options, parsed), processes):
             write(notice.message + "\n", sys.stderr)

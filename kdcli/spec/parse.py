@@ -19,7 +19,7 @@ from kdcli.spec.check.rules import check_rules
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
 from kdcli.spec.places import Places, places_of
-from kdcli.spec.ranges import told_once
+from kdcli.spec.ranges import without_reported_numbers
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.include import Includer
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
@@ -207,18 +207,18 @@ def _no_mapping(source: str, text: str, message: str) -> Diagnostic:
 
 def raise_errors(findings: Iterable[Diagnostic]) -> None:
     """Raise SpecError with all findings if one of them is an error, in the order of the text."""
-    found = told_once(once(findings))
-    if any(finding.severity == "error" for finding in found):
-        raise SpecError(sorted(found, key=_order))
+    unique = without_reported_numbers(once(findings))
+    if any(finding.severity == "error" for finding in unique):
+        raise SpecError(sorted(unique, key=_order))
 
 
 def once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Each finding once: what train and test share is checked twice."""
-    found: dict[object, Diagnostic] = {}
+    unique: dict[object, Diagnostic] = {}
     for one in findings:
         place = one.path if one.span is None else (one.span.source, one.span.line, one.span.column)
-        found.setdefault((one.code, one.message, place), one)
-    return list(found.values())
+        unique.setdefault((one.code, one.message, place), one)
+    return list(unique.values())
 
 
 def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:

@@ -169,7 +169,7 @@ def _is_tuple(hint: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """One task.
+    """What is true of one task and can be asked without its code.
 
     target: its implementation (kdcli.tasks.task.Task). datasets: types of data sets that hold its truth.
     words: parts of `runtime.task_names` that name it. not_compiled, not_cached: why its networks can't be

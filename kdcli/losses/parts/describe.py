@@ -69,7 +69,7 @@ def describe(name: str) -> Description:
         taps=taps or None,
         needs=tuple(phrase for word, phrase in NEEDS.items() if word in taken.needs),
         options=tuple(
-            LossOption(name=p.name, annotation=p.wanted or "Any", default=p.default)
+            LossOption(name=p.name, annotation=p.type_text or "Any", default=p.default)
             for p in taken.kwargs.values()
         ),
         trains=taken.kind == "class",

@@ -56,14 +56,14 @@ def check_component(
     name = component.type
     if any(name.startswith(prefix) and len(name) > len(prefix) for prefix in prefixes) and not is_own(name):
         return
-    where = (*path, "type")
+    type_path = (*path, "type")
     try:
         target = lookup(
-            table, name, plugins, path=where, code=code, what=what, forgotten="KD309", others=others
+            table, name, plugins, path=type_path, code=code, what=what, forgotten="KD309", others=others
         )
     except SpecError as error:
-        for found in error.diagnostics:
-            yield found if found.help or is_own(name) else replace(found, help=help)
+        for finding in error.diagnostics:
+            yield finding if finding.help or is_own(name) else replace(finding, help=help)
         return
     if target is not None:
         given = component.kwargs if kwargs is None else kwargs
@@ -87,12 +87,14 @@ def check_against(
     takes = signature(target)
     if takes is None:
         return
-    where = (*path, "kwargs")
+    kwargs_path = (*path, "kwargs")
     if target.own:
         given = (*given, *BOUND.get(what, ()))
-        yield from check_arguments(kwargs, takes, where, named, hidden=hidden, given=given, positional=True)
+        yield from check_arguments(
+            kwargs, takes, kwargs_path, named, hidden=hidden, given=given, positional=True
+        )
     else:
-        yield from check_arguments(kwargs, takes, where, named, hidden=hidden, given=given)
+        yield from check_arguments(kwargs, takes, kwargs_path, named, hidden=hidden, given=given)
 
 
 def check_arguments(
@@ -306,5 +308,5 @@ def _wording_of_one(part: ast.expr) -> str:
 
 
 def _of(bounds: Range) -> str:
-    """`more than 0`, `of at least 1`."""
+    """A range as it follows a type: `more than 0`, `of at least 1`."""
     return bounds.bounds if bounds.bounds.startswith(("more", "less")) else f"of {bounds.bounds}"

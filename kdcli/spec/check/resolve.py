@@ -30,7 +30,7 @@ MADE_FROM = (
 def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
     """All findings about names and arguments, errors and warnings, with their places."""
     spec = parsed.spec
-    found = [
+    findings = [
         *check_network(spec.net, ("net",), tables),
         *(d for name, net in spec.teachers.items() for d in check_network(net, ("teachers", name), tables)),
         *check_part(spec.dataset.train, ("dataset", "train"), tables),
@@ -40,7 +40,7 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
         *(check_jobs(spec, tables) if spec.distils else ()),
         *check_cautions(spec, tables.losses, tables.hooks),
     ]
-    return once(parsed.locate(diagnostic) for diagnostic in found)
+    return once(parsed.locate(diagnostic) for diagnostic in findings)
 
 
 # networks
@@ -50,21 +50,21 @@ def check_network(modules: Sequence[ModuleSpec], path: SpecPath, tables: Tables)
     """Check the types, arguments, names and `prev` of one network's modules."""
     earlier: list[str] = []
     for index, module in enumerate(modules):
-        here = (*path, index)
-        yield from _module(module, here, tables)
+        module_path = (*path, index)
+        yield from _module(module, module_path, tables)
         if module.type == "self":
             continue
         if module.name in earlier:
             message = f"a second module is called `{module.name}`"
-            yield Diagnostic(code="KD325", message=message, help="rename one", path=(*here, "name"))
+            yield Diagnostic(code="KD325", message=message, help="rename one", path=(*module_path, "name"))
         elif "." in module.name or not module.name:
             message = f"`{module.name}` cannot name a module: a name has no dot and is not empty"
-            yield Diagnostic(code="KD325", message=message, path=(*here, "name"))
+            yield Diagnostic(code="KD325", message=message, path=(*module_path, "name"))
         if module.prev is not None and module.prev not in earlier:
             later = module.prev in [other.name for other in modules]
             message = f"`prev` names `{module.prev}`, which {'comes later' if later else 'is no module here'}"
             help = "modules run in list order" if later else suggest(module.prev, earlier)
-            yield Diagnostic(code="KD324", message=message, help=help, path=(*here, "prev"))
+            yield Diagnostic(code="KD324", message=message, help=help, path=(*module_path, "prev"))
         earlier.append(module.name)
 
 
@@ -102,10 +102,10 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
 def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
     """Check dataset, reader, transforms, evaluator, sampler and batch function of one side of the data."""
     kwargs = part.dataset.kwargs
-    here = (*path, "dataset")
+    dataset_path = (*path, "dataset")
     yield from check_component(
         part.dataset,
-        here,
+        dataset_path,
         tables.datasets,
         "KD310",
         "dataset",
@@ -116,10 +116,10 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
         kwargs=dict(kwargs.model_extra or {}),
     )
     for index, transform in enumerate(kwargs.transformer):
-        where = (*here, "kwargs", "transformer", index)
+        transform_path = (*dataset_path, "kwargs", "transformer", index)
         yield from check_component(
             transform,
-            where,
+            transform_path,
             tables.transforms,
             "KD311",
             "transform",
@@ -128,15 +128,15 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
             others=("torchvision.<name>",),
         )
     loader, sampler = part.dataloader.kwargs, part.batch_sampler.kwargs.sampler
-    for component, where, table, code, what in (
+    for component, component_path, table, code, what in (
         (
             kwargs.image_reader,
-            (*here, "kwargs", "image_reader"),
+            (*dataset_path, "kwargs", "image_reader"),
             tables.image_readers,
             "KD313",
             "image reader",
         ),
-        (kwargs.evaluator, (*here, "kwargs", "evaluator"), tables.evaluators, "KD315", "evaluator"),
+        (kwargs.evaluator, (*dataset_path, "kwargs", "evaluator"), tables.evaluators, "KD315", "evaluator"),
         (sampler, (*path, "batch_sampler", "kwargs", "sampler"), tables.samplers, "KD314", "sampler"),
         (
             loader.batch_fn,
@@ -147,7 +147,7 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
         ),
     ):
         if component is not None:
-            yield from check_component(component, where, table, code, what, tables.plugins)
+            yield from check_component(component, component_path, table, code, what, tables.plugins)
 
 
 def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
@@ -203,18 +203,17 @@ def _job(spec: Spec, job: Job, path: SpecPath, tables: Tables) -> Iterator[Diagn
     name = job.mimic_ins_type
     own = is_own(name)
     try:
-        where = (*path, "mimic_ins_type")
-        found = lookup(
+        record = lookup(
             tables.mimickers,
             name,
             tables.plugins,
-            path=where,
+            path=(*path, "mimic_ins_type"),
             code="KD307",
             what="mimic method",
             forgotten="KD309",
         )
         # What a method of one's own takes is known once it is imported (check_own_jobs).
-        method = None if own else found
+        method = None if own else record
     except SpecError as error:
         yield from error.diagnostics
     if method is not None:
@@ -251,12 +250,12 @@ def _options(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
                 help = f"add `{option.name}` to `cfgs`" + (f": {option.meaning}" if option.meaning else "")
                 yield Diagnostic(code="KD321", message=message, help=help, path=path, on_key=True)
             continue
-        for found in check_type(option.name, value, option.annotation, (*path, "options"), what):
+        for finding in check_type(option.name, value, option.annotation, (*path, "options"), what):
             of_choices = choices_of(option.annotation)
-            if option.code is not None and (of_choices or found.code == "KD328"):
-                found = replace(found, code=option.code)
+            if option.code is not None and (of_choices or finding.code == "KD328"):
+                finding = replace(finding, code=option.code)
             near = suggest(value, of_choices) if of_choices and isinstance(value, str) else None
-            yield replace(found, help=found.help or near or option.meaning or None)
+            yield replace(finding, help=finding.help or near or option.meaning or None)
 
 
 def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
@@ -302,9 +301,9 @@ def _losses(job: Job, method: Method | None, path: SpecPath) -> Iterator[_Loss]:
 def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> Iterator[Diagnostic]:
     name = loss.spec.type
     if loss.spec.adapter is not None:
-        where = (*loss.path, "adapter")
+        adapter_path = (*loss.path, "adapter")
         yield from check_component(
-            loss.spec.adapter, where, tables.adapters, "KD318", "adapter", tables.plugins
+            loss.spec.adapter, adapter_path, tables.adapters, "KD318", "adapter", tables.plugins
         )
     try:
         record = lookup(
@@ -318,9 +317,9 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
             own=lambda name: Loss(name, kind="feature", own=True),
         )
     except SpecError as error:
-        for found in error.diagnostics:
-            known = found.help or is_own(name)
-            yield found if known else replace(found, help="`kdcli methods` lists them all")
+        for finding in error.diagnostics:
+            known = finding.help or is_own(name)
+            yield finding if known else replace(finding, help="`kdcli methods` lists them all")
         return
     takes = signature(record)
     if takes is None:
@@ -330,8 +329,8 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
     given = set(loss.defaults)
     if loss.spec.temperature is not None or job.temperature is not None:
         given.add("T")
-    where = (*loss.path, "kwargs")
-    yield from check_arguments(loss.spec.kwargs, takes, where, f"`{name}`", given=given)
+    kwargs_path = (*loss.path, "kwargs")
+    yield from check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given)
     if loss.spec.temperature is not None and "T" in loss.spec.kwargs:
         message = "`T` in `kwargs` and `temperature` are one argument, given twice"
         yield Diagnostic(
@@ -384,42 +383,42 @@ def _counts(job: Job, path: SpecPath) -> Iterator[Diagnostic]:
 def check_own_jobs(
     spec: Spec, loss_of: Callable[[str], Loss], method_of: Callable[[str], Method]
 ) -> Iterator[Diagnostic]:
-    """What can be told of own losses and mimic methods once they are imported.
+    """Findings about own losses and mimic methods, once they are imported.
 
     loss_of, method_of: the records. KD350 where a record is wrong, KD319 and what `cfgs` may hold otherwise, and
     KD351, a warning, where there is no record and one is derived.
     """
     if spec.mimic is None or not spec.distils:
         return
-    told: set[str] = set()
+    checked: set[str] = set()
     for name, job in spec.mimic.jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
         yield from _own_method(job, path, method_of)
         for key, loss in job.losses.items():
-            if is_own(loss.type) and loss.type not in told:
-                told.add(loss.type)
+            if is_own(loss.type) and loss.type not in checked:
+                checked.add(loss.type)
                 yield from _own_loss(loss.type, (*path, "losses", key, "type"), loss_of)
 
 
 def _own_method(job: Job, path: SpecPath, method_of: Callable[[str], Method]) -> Iterator[Diagnostic]:
     if not is_own(job.mimic_ins_type):
         return
-    where = (*path, "mimic_ins_type")
+    method_path = (*path, "mimic_ins_type")
     made = Target(job.mimic_ins_type).load()
     if not hasattr(made, "losses_of"):
         message = f"`{job.mimic_ins_type}` is no subclass of `Mimicker` (kdcli.distill.mimickers.mimicker)"
-        yield Diagnostic(code="KD350", message=message, path=where)
+        yield Diagnostic(code="KD350", message=message, path=method_path)
         return
     try:
         record = method_of(job.mimic_ins_type)
     except SpecError as error:
-        yield from (_at(found, where) for found in error.diagnostics)
+        yield from (_at(finding, method_path) for finding in error.diagnostics)
         return
     yield from check_method(job, record, path)
     if not record.losses and not record.extra_losses:
-        message = f"`{job.mimic_ins_type}` says no `kdcli_record`: it is taken as a method without losses of its own"
+        message = f"`{job.mimic_ins_type}` has no `kdcli_record`: it is taken as a method without losses of its own"
         help = "give the class `kdcli_record = Method(losses=..., options=...)` (kdcli.spec.tables)"
-        yield Diagnostic(code="KD351", severity="warning", message=message, help=help, path=where)
+        yield Diagnostic(code="KD351", severity="warning", message=message, help=help, path=method_path)
 
 
 def _own_loss(name: str, path: SpecPath, loss_of: Callable[[str], Loss]) -> Iterator[Diagnostic]:
@@ -431,14 +430,14 @@ def _own_loss(name: str, path: SpecPath, loss_of: Callable[[str], Loss]) -> Iter
     try:
         record = loss_of(name)
     except SpecError as error:
-        yield from (_at(found, path) for found in error.diagnostics)
+        yield from (_at(finding, path) for finding in error.diagnostics)
         return
     if getattr(made, "kdcli_record", None) is None:
         over = "lists of features" if record.whole_list else "features of any layout"
         what = "over the logits" if record.kind == "logit" else f"over {over}"
         if record.kind == "teacher-free":
             what = "without a teacher"
-        message = f"`{name}` says no `kdcli_record`: it is taken as a {record.kind} loss {what}"
+        message = f"`{name}` has no `kdcli_record`: it is taken as a {record.kind} loss {what}"
         module, _, attribute = name.partition(":")
         help = (
             f"to say otherwise, write `{attribute}.kdcli_record = {{'kind': ..., 'takes': ...}}` in {module}"
@@ -446,5 +445,5 @@ def _own_loss(name: str, path: SpecPath, loss_of: Callable[[str], Loss]) -> Iter
         yield Diagnostic(code="KD351", severity="warning", message=message, help=help, path=path)
 
 
-def _at(found: Diagnostic, path: SpecPath) -> Diagnostic:
-    return Diagnostic(code=found.code, message=found.message, help=found.help, path=path)
+def _at(finding: Diagnostic, path: SpecPath) -> Diagnostic:
+    return Diagnostic(code=finding.code, message=finding.message, help=finding.help, path=path)

@@ -201,14 +201,14 @@ def _stages(spec: Spec) -> Iterator[Diagnostic]:
 
 def caches_of(spec: Spec) -> dict[str, tuple[SpecPath, Cache]]:
     """The cache of each teacher that has one, with its path in the spec."""
-    found: dict[str, tuple[SpecPath, Cache]] = {}
+    caches: dict[str, tuple[SpecPath, Cache]] = {}
     if spec.mimic is None or not spec.distils:
-        return found
+        return caches
     for job_name, job in spec.mimic.jobs.items():
         for name, part in job.teachers.items():
-            if part.cache is not None and name not in found:
-                found[name] = (("mimic", "jobs", job_name, "teachers", name, "cache"), part.cache)
-    return found
+            if part.cache is not None and name not in caches:
+                caches[name] = (("mimic", "jobs", job_name, "teachers", name, "cache"), part.cache)
+    return caches
 
 
 def views_of(spec: Spec) -> int | None:
@@ -235,7 +235,7 @@ def check_caches(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def unfit(name: str, path: SpecPath, why: str, help: str) -> Diagnostic:
-    """KD550 for a teacher; path: of its cache."""
+    """The finding KD550 for a teacher that can't be cached; path: of its cache."""
     return _error(path, "KD550", f"`{name}` can't be cached: {why}", help, on_key=True)
 
 
@@ -323,17 +323,17 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
         scheduler: SchedulerSpec | None = place.lr_scheduler
         if scheduler is None:
             continue
-        where = (*path, "lr_scheduler")
-        yield from _shifted(scheduler, where)
+        scheduler_path = (*path, "lr_scheduler")
+        yield from _shifted(scheduler, scheduler_path)
         if place.max_epoch is not None and place.max_iter is None:
             milestones = scheduler.kwargs.get("milestones")
             for index, milestone in enumerate(milestones if isinstance(milestones, list) else ()):
                 if isinstance(milestone, (int, float)) and milestone >= place.max_epoch:
                     message = f"milestone {milestone} is past the end: training has {place.max_epoch} epochs"
-                    yield _warning((*where, "kwargs", "milestones", index), "KD607", message)
+                    yield _warning((*scheduler_path, "kwargs", "milestones", index), "KD607", message)
         if place.max_iter is not None and scheduler.warmup_iter >= place.max_iter:
             message = f"the warm-up takes {scheduler.warmup_iter} iterations, the training {place.max_iter}"
-            yield _warning((*where, "warmup_iter"), "KD608", message, "lower `warmup_iter`")
+            yield _warning((*scheduler_path, "warmup_iter"), "KD608", message, "lower `warmup_iter`")
     if spec.mimic is None or not spec.distils or spec.mimic.stages or trainer.max_iter is None:
         return
     for name, job in spec.mimic.jobs.items():
@@ -343,7 +343,7 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             yield _warning(path, "KD608", message, "lower `warm_up_iters`")
 
 
-def _shifted(scheduler: SchedulerSpec, where: SpecPath) -> Iterator[Diagnostic]:
+def _shifted(scheduler: SchedulerSpec, path: SpecPath) -> Iterator[Diagnostic]:
     """Warn of `warmup_iter` in a cosine's kwargs: it delays the cosine and is no warm-up."""
     shift = scheduler.kwargs.get("warmup_iter")
     if scheduler.type != "CosineAnnealingLR" or not isinstance(shift, int) or shift <= scheduler.warmup_iter:
@@ -351,7 +351,7 @@ def _shifted(scheduler: SchedulerSpec, where: SpecPath) -> Iterator[Diagnostic]:
     warm = f"the warm-up ends at {scheduler.warmup_iter}" if scheduler.warmup_iter else "there is no warm-up"
     message = f"`warmup_iter` in `kwargs` is no warm-up: it begins the cosine at step {shift}, and {warm}"
     help = f"for a warm-up write `warmup_iter: {shift}` beside `kwargs` too"
-    yield _warning((*where, "kwargs", "warmup_iter"), "KD603", message, help)
+    yield _warning((*path, "kwargs", "warmup_iter"), "KD603", message, help)
 
 
 def _placeholders(spec: Spec) -> Iterator[Diagnostic]:
@@ -408,16 +408,16 @@ def _untrained_starts(spec: Spec, losses: LossTable) -> Iterator[Diagnostic]:
         return
     jobs = spec.mimic.jobs
     trained: dict[str, set[tuple[str, str]]] = {}
-    told: set[str] = set()
+    warned: set[str] = set()
     for stage in spec.mimic.stages or (None,):
         active = [name for name in jobs if stage is None or stage.jobs is None or name in stage.jobs]
         for name in active:
             for key, loss in jobs[name].losses.items():
                 before = losses[loss.type].takes_over if loss.type in losses else None
-                if before is None or name in told:
+                if before is None or name in warned:
                     continue
                 if not _teacher_layers(jobs[name]) <= trained.get(before, set()):
-                    told.add(name)
+                    warned.add(name)
                     message = (
                         f"`{loss.type}` starts from what `{before}` trains, and nothing has trained that"
                     )

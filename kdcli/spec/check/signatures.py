@@ -108,10 +108,10 @@ def imported_module(module: str, statement: ast.ImportFrom) -> str:
     return ".".join([*parts, *([statement.module] if statement.module else [])])
 
 
-def lineage_of(found: Definition) -> list[Definition]:
+def lineage_of(definition: Definition) -> list[Definition]:
     """A class and its bases, nearest first, as far as kdcli's or its own package defines them."""
     line: list[Definition] = []
-    waiting = [found]
+    waiting = [definition]
     while waiting and len(line) < MOST_STEPS:
         one = waiting.pop(0)
         line.append(one)
@@ -147,7 +147,7 @@ class Parameter:
     keyword_only: bool = True
 
     @property
-    def wanted(self) -> str | None:
+    def type_text(self) -> str | None:
         """The annotation as written, its ranges in words."""
         return None if self.annotation is None else shown(self.annotation)
 
@@ -255,13 +255,13 @@ def options_of(options: type[Any]) -> Mapping[str, MethodOption]:
 @cache
 def _signature(path: str) -> Signature | None:
     module, _, attribute = path.partition(":")
-    found = find_definition(module, attribute)
-    if found is None:
+    definition = find_definition(module, attribute)
+    if definition is None:
         return None
-    if not isinstance(found.node, ast.ClassDef):
-        parameters, opened = _parameters(found.node, found.module, bound=False)
-        return _made("function", parameters, opened, found.node)
-    lineage = lineage_of(found)
+    if not isinstance(definition.node, ast.ClassDef):
+        parameters, opened = _parameters(definition.node, definition.module, bound=False)
+        return _made("function", parameters, opened, definition.node)
+    lineage = lineage_of(definition)
     called: dict[str, Parameter] = {}
     method = _method(lineage, "forward")
     if method is not None:
@@ -272,10 +272,10 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = _fields(lineage), False
     elif constructor is None:
         # What a base class of another package takes can't be known.
-        parameters, opened = [], found.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
+        parameters, opened = [], definition.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
     else:
         parameters, opened = _parameters(*constructor, bound=True)
-    return _made("class", parameters, opened, found.node, called)
+    return _made("class", parameters, opened, definition.node, called)
 
 
 def _made(

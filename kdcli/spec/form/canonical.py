@@ -226,9 +226,9 @@ class _Maker(Findings):
         if entry is None or not isinstance(entry.value, Mapping) or name not in KWARG_LEFTOVERS:
             return component
         for key in KWARG_LEFTOVERS[name]:
-            found = entry.value.find(key)
-            if found is not None:
-                self.warn("KD614", f"`{key}` has no effect in kdcli", found.key_span, "delete the line")
+            leftover = entry.value.find(key)
+            if leftover is not None:
+                self.warn("KD614", f"`{key}` has no effect in kdcli", leftover.key_span, "delete the line")
         left = entry.value.without(*KWARG_LEFTOVERS[name])
         return component.with_entry(replace(entry, value=left))
 
@@ -310,14 +310,14 @@ def canonical_ema(spec: Mapping, findings: Findings) -> Mapping:
     own = trainer.value.find("ema")
     if top is not None and own is not None and to_data(top.value) != to_data(own.value):
         first, second = sorted((top, own), key=_order)
-        here, there = second.key_span, first.key_span
-        where = (
-            f"in line {there.line}"
-            if here.source == there.source
-            else f"in {there.source}, line {there.line}"
+        span, other = second.key_span, first.key_span
+        line = (
+            f"in line {other.line}"
+            if span.source == other.source
+            else f"in {other.source}, line {other.line}"
         )
         message = "`ema` is given twice, at the top level and under `trainer`, with different values"
-        findings.error("KD225", message, here, f"keep one of them; the other is {where}")
+        findings.error("KD225", message, span, f"keep one of them; the other is {line}")
     entry = top or own
     if entry is None:
         return spec

@@ -96,7 +96,7 @@ class Text:
         return self.span(event.start_mark, event.end_mark)
 
     def unreadable(self) -> Diagnostic | None:
-        """What no parser should see: too much, or control characters."""
+        """The finding for a text that no parser should see: too long, or with control characters; else None."""
         if len(self.text) > MAX_CHARACTERS:
             message = f"the text has more than {MAX_CHARACTERS:,} characters"
             return Diagnostic(code="KD109", message=message, span=self.at(0, 0))
@@ -111,7 +111,7 @@ class Text:
         return Diagnostic(code="KD104", message=message, span=span, help=help)
 
     def syntax(self, error: yaml.YAMLError) -> Diagnostic:
-        """The parser's complaint in plain words."""
+        """The finding for a syntax error that the parser reports, in plain words."""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         context = getattr(error, "context", None) or ""
@@ -121,9 +121,12 @@ class Text:
         last = max((i for i, text in enumerate(self.lines) if text.strip()), default=0)
         if line > last:
             line, column = last, len(self.lines[last].rstrip())
-        here = self.lines[line][column : column + 1]
+        character = self.lines[line][column : column + 1]
         code, help = "KD101", None
-        if here == "\t" or "\t" in self.lines[line][: len(self.lines[line]) - len(self.lines[line].lstrip())]:
+        if (
+            character == "\t"
+            or "\t" in self.lines[line][: len(self.lines[line]) - len(self.lines[line].lstrip())]
+        ):
             code, problem, help = "KD102", "a tab indents this line", "YAML is indented with spaces"
         elif "quoted scalar" in context and "end of stream" in problem:
             start = error.context_mark  # type: ignore[attr-defined]
@@ -131,7 +134,7 @@ class Text:
         elif "mapping values are not allowed" in problem:
             problem, help = "a second `:` on this line", "quote the value, or start a new line"
         elif "cannot start any token" in problem:
-            problem, help = f"no value can start with `{here}`", "put the value in quotes"
+            problem, help = f"no value can start with `{character}`", "put the value in quotes"
         elif "maximum nesting depth" in problem:  # libyaml's own limit, which it meets while it looks ahead
             code, problem = "KD108", f"nested deeper than {MAX_DEPTH} levels"
         elif "flow" in context:
@@ -410,8 +413,8 @@ class _Composer:
             value = text
         if name == "float" and type(value) is int and abs(value) < 10**300:
             value = float(value)
-        wanted = {"int": int, "float": float, "bool": bool, "null": type(None)}[name]
-        if type(value) is not wanted:
+        expected = {"int": int, "float": float, "bool": bool, "null": type(None)}[name]
+        if type(value) is not expected:
             self._find("KD118", f"`{text}` is not a value of `!!{name}`", span)
         return value
 
