@@ -43,7 +43,7 @@ WHAT = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CachePlan:
+class StorePlan:
     """What one teacher's store will hold, before it is opened."""
 
     name: str
@@ -98,7 +98,7 @@ def plan_of(
     samples: int,
     default: Path,
     classes: tuple[int, ...] | None = None,
-) -> CachePlan:
+) -> StorePlan:
     """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows."""
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
@@ -123,7 +123,7 @@ def plan_of(
         facts["classes"] = list(classes)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = (default if cache.dir is None else Path(cache.dir)) / f"{name}-{key}"
-    return CachePlan(
+    return StorePlan(
         name=name,
         path=path,
         cache=cache,
@@ -135,7 +135,7 @@ def plan_of(
 
 
 def opened(
-    plan: CachePlan, teacher: Teacher, loader: Loader, processes: Processes
+    plan: StorePlan, teacher: Teacher, loader: Loader, processes: Processes
 ) -> tuple[CachedTeacher, list[str]]:
     """Open the cached teacher; the first process creates the store where none fits."""
     notices: list[str] = []
@@ -157,7 +157,7 @@ def opened(
     return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
 
 
-def _made_ready(plan: CachePlan, loader: Loader) -> list[str]:
+def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
     meta = read_meta(plan.folder)
     probe = probe_of(loader)
     notices = []
@@ -179,7 +179,7 @@ def _made_ready(plan: CachePlan, loader: Loader) -> list[str]:
     return notices
 
 
-def _others(plan: CachePlan) -> list[str]:
+def _others(plan: StorePlan) -> list[str]:
     """Stores of the same teacher that belong to other data or settings: what differs, and their bytes."""
     notices = []
     for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
@@ -196,7 +196,7 @@ def _others(plan: CachePlan) -> list[str]:
     return notices
 
 
-def _check_size(plan: CachePlan) -> None:
+def _check_size(plan: StorePlan) -> None:
     limit = plan.cache.limit_gb * 1e9
     nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
@@ -253,7 +253,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _refused(plan: CachePlan, error: Exception) -> RunError:
+def _refused(plan: StorePlan, error: Exception) -> RunError:
     return RunError.of(
         "KD554",
         f"the cache {plan.folder} can't be made: {getattr(error, 'strerror', None) or error}",

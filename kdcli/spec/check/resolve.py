@@ -416,7 +416,9 @@ def _own_method(job: Job, path: SpecPath, method_of: Callable[[str], Method]) ->
         return
     yield from check_method(job, record, path)
     if not record.losses and not record.extra_losses:
-        message = f"`{job.mimic_ins_type}` has no `kdcli_record`: it is taken as a method without losses of its own"
+        message = (
+            f"`{job.mimic_ins_type}` has no `kdcli_record`: it is taken as a method without losses of its own"
+        )
         help = "give the class `kdcli_record = Method(losses=..., options=...)` (kdcli.spec.tables)"
         yield Diagnostic(code="KD351", severity="warning", message=message, help=help, path=method_path)
 
