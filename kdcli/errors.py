@@ -117,10 +117,18 @@ class Interrupted(KdError):
 
 
 class Findings:
-    """Errors of independent parts, collected and raised together."""
+    """Errors and warnings of independent parts, collected so that one does not hide the next."""
 
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
+
+    def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        """Add an error at a place in the text."""
+        self.found.append(Diagnostic(code=code, message=message, span=span, help=help))
+
+    def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        """Add a warning at a place in the text."""
+        self.found.append(Diagnostic(code=code, message=message, span=span, help=help, severity="warning"))
 
     @contextmanager
     def part(self) -> Iterator[None]:
@@ -131,8 +139,8 @@ class Findings:
             self.found.extend(error.diagnostics)
 
     def raise_errors(self) -> None:
-        """Raise SpecError with everything found, if anything was."""
-        if self.found:
+        """Raise SpecError with everything found, if an error is among it."""
+        if any(finding.severity == "error" for finding in self.found):
             raise SpecError(self.found)
 
 

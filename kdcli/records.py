@@ -117,7 +117,7 @@ class Notice:
 
 
 def warnings(messages: Iterable[str]) -> Iterator[Notice]:
-    """Each message as a record."""
+    """A warning for each message."""
     for message in messages:
         yield Notice(message=message, level="warning")
 

@@ -34,7 +34,7 @@ from kdcli.models.network import Network, build_network
 from kdcli.models.weights import check_weights, find_file
 from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan
-from kdcli.spec.check.records import check_own_jobs
+from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import ModuleSpec, Spec

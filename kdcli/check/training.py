@@ -14,7 +14,7 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
-from kdcli.spec.check.arguments import check_arguments
+from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import DataPart, Spec

@@ -18,15 +18,15 @@ COMMANDS: dict[str, tuple[type, Target]] = {
     "cache": (options.CacheOptions, Target("kdcli.commands.train:cache")),
     "validate": (options.ValidateOptions, Target("kdcli.commands.validate:validate")),
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),
-    "methods": (options.MethodsOptions, Target("kdcli.commands.words:methods")),
-    "explain": (options.ExplainOptions, Target("kdcli.commands.words:explain")),
-    "schema": (options.SchemaOptions, Target("kdcli.commands.words:schema")),
+    "methods": (options.MethodsOptions, Target("kdcli.commands.reference:methods")),
+    "explain": (options.ExplainOptions, Target("kdcli.commands.reference:explain")),
+    "schema": (options.SchemaOptions, Target("kdcli.commands.reference:schema")),
     "make-data": (options.MakeDataOptions, Target("kdcli.commands.init:make_data")),
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),
     "compare": (options.CompareOptions, Target("kdcli.commands.report:compare")),
     "export": (options.ExportOptions, Target("kdcli.commands.export:export")),
     "init": (options.InitOptions, Target("kdcli.commands.init:init")),
-    "doctor": (options.DoctorOptions, Target("kdcli.commands.words:doctor")),
+    "doctor": (options.DoctorOptions, Target("kdcli.commands.reference:doctor")),
 }
 """Each command's options, and the function that is given them."""
 
@@ -39,8 +39,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         from kdcli import __version__
 
         typer.echo(__version__)

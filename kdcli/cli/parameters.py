@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from kdcli.commands.options import Completion, Parameter, parameters
+from kdcli.commands.options import CommandParameter, Completion, parameters
 from kdcli.spec.tables import Target
 
 
@@ -36,12 +36,12 @@ def command_of(options: type, target: Target) -> Callable[..., None]:
 
 def importable_from_here(plugins: tuple[str, ...]) -> None:
     """Let plugins lie in the working directory, as with `python -m`; what is installed goes first."""
-    here = str(Path.cwd())
-    if plugins and here not in sys.path:
-        sys.path.append(here)
+    folder = str(Path.cwd())
+    if plugins and folder not in sys.path:
+        sys.path.append(folder)
 
 
-def _typed(parameter: Parameter) -> list[inspect.Parameter]:
+def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:
     """The parameters of Typer's function for one field: two where it may be given as a word or as an option."""
     type_, default = parameter.type, parameter.default
     if parameter.repeated:
@@ -70,11 +70,11 @@ def _typed(parameter: Parameter) -> list[inspect.Parameter]:
     ]
 
 
-def _option_name(parameter: Parameter) -> str:
+def _option_name(parameter: CommandParameter) -> str:
     return parameter.name if parameter.argument is None else f"{parameter.name}_as_option"
 
 
-def _value(parameter: Parameter, given: dict[str, Any]) -> Any:
+def _value(parameter: CommandParameter, given: dict[str, Any]) -> Any:
     """The value of a field from what Typer parsed, words and option together."""
     if not parameter.repeated:
         return given[parameter.name]

@@ -78,6 +78,17 @@ CAUTIONS: dict[str, Explanation] = {
         " section's.",
         "wrong: trianer: &t {...}\nright: trainer: {...}",
     ),
+    "KD614": Explanation(
+        "key without effect",
+        "United-Perception's specs carry this key; kdcli needs nothing like it.",
+        "image_reader: {kwargs: {memcached: false}}",
+    ),
+    "KD615": Explanation(
+        "module twice",
+        "United-Perception lets a later module of the same name take the first one's place, and some of its"
+        " specs repeat one; so does kdcli where both have one type.",
+        "wrong: two modules `{name: bbox_head_pre_process, type: BboxFC_Pre}`",
+    ),
     "KD616": Explanation(
         "factors of an untrained paraphraser",
         "`ft` compares the student with factors that a paraphraser makes of the teacher's map. A stage with"
@@ -101,18 +112,6 @@ CAUTIONS: dict[str, Explanation] = {
         "The transforms leave images of various sizes, so the shapes were checked at a usual one.",
         "right: end the transformer with torch_center_crop, or torch_resize to [height, width]",
     ),
-    "KD623": Explanation(
-        "files left out of an image folder",
-        "Below `root` lie files that are no images kdcli reads, hidden files and folders, or images in no class"
-        " folder. They are counted by kind, so that images left out by mistake are seen.",
-        "`.heic` files are left out: save them as JPEG or PNG",
-    ),
-    "KD624": Explanation(
-        "classes of the test data not as trained",
-        "The test data has no image of a class that is trained on, so nothing tells how well that is learnt; or one"
-        " side alone names its classes, so that the other's numbers are taken for them, in order.",
-        "train/{cat,dog}, test/{cat}",
-    ),
     "KD621": Explanation(
         "two files of one name",
         "A path written in a file is looked up beside that file, then in the working directory, and it is in"
@@ -125,22 +124,23 @@ CAUTIONS: dict[str, Explanation] = {
         " path was looked up anew; what it names now may hold something else.",
         "right: the file back in its place, or a run folder that is moved together with its files",
     ),
+    "KD623": Explanation(
+        "files left out of an image folder",
+        "Below `root` lie files that are no images kdcli reads, hidden files and folders, or images in no class"
+        " folder. They are counted by kind, so that images left out by mistake are seen.",
+        "`.heic` files are left out: save them as JPEG or PNG",
+    ),
+    "KD624": Explanation(
+        "classes of the test data not as trained",
+        "The test data has no image of a class that is trained on, so nothing tells how well that is learnt; or one"
+        " side alone names its classes, so that the other's numbers are taken for them, in order.",
+        "train/{cat,dog}, test/{cat}",
+    ),
     "KD626": Explanation(
         "probabilities where logits are meant",
         "A loss on logits takes their softmax itself. Values that have been through one lie between 0 and 1, and the"
         " softmax of these is nearly even: the teacher tells nothing, or cross entropy can't fall. Name the layer"
         " before the softmax, or leave it out of the student's forward.",
         "wrong: mimic_name: [model.softmax]\nright: mimic_name: ['model.softmax:in']",
-    ),
-    "KD614": Explanation(
-        "key without effect",
-        "United-Perception's specs carry this key; kdcli needs nothing like it.",
-        "image_reader: {kwargs: {memcached: false}}",
-    ),
-    "KD615": Explanation(
-        "module twice",
-        "United-Perception lets a later module of the same name take the first one's place, and some of its"
-        " specs repeat one; so does kdcli where both have one type.",
-        "wrong: two modules `{name: bbox_head_pre_process, type: BboxFC_Pre}`",
     ),
 }

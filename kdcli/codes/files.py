@@ -1,4 +1,4 @@
-"""Codes KD5xx: data, annotation and weight files."""
+"""Codes KD5xx: files: data, annotations, weights, caches of teachers."""
 
 from __future__ import annotations
 
@@ -66,28 +66,6 @@ FILES: dict[str, Explanation] = {
         "12 bits: image_reader: {type: fs_pillow, kwargs: {image_dir: data, value_range: [0, 4095]}}\n"
         "cut-outs: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
-    "KD541": Explanation(
-        "classes of the two sides differ",
-        "Classes are matched by name: the training data's list is the truth, and the test data is labelled by it. A"
-        " name that the training data lacks would be measured against another class, or none.",
-        "wrong: train/{cat,dog}, test/{cat,hound}\nright: train/{cat,dog}, test/{cat,dog}",
-    ),
-    "KD542": Explanation(
-        "batches that are none",
-        "What is given in memory in place of a dataset is gone through once an epoch: it has a length, and each of its"
-        " batches is a mapping with `image`, or a pair (image, labels).",
-        "right: DataLoader(dataset, batch_size=64)",
-    ),
-    "KD543": Explanation(
-        "data without labels",
-        "A classifier is trained and measured against labels, and this data has none.",
-        'right: {"image": images, "labels": labels}',
-    ),
-    "KD544": Explanation(
-        "unknown number of samples",
-        "The loss keeps something for every sample of the data, so it has to know how many there are.",
-        "wrong: crd on batches of unknown origin",
-    ),
     "KD512": Explanation(
         "too many bad samples",
         "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"
@@ -129,6 +107,13 @@ FILES: dict[str, Explanation] = {
         " stores.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data/train, color_mode: RGB}}",
     ),
+    "KD520": Explanation(
+        "images that hold no pictures",
+        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
+        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
+        " which only a few are used.",
+        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
+    ),
     "KD525": Explanation(
         "annotation file with something to derive",
         "Tools write COCO's json with ids as text or with a decimal point, without `area` or `iscrowd`, with"
@@ -136,11 +121,179 @@ FILES: dict[str, Explanation] = {
         " is read, the same way for training and evaluation, and told once, with its numbers.",
         'derived: {"id": "17"} is 17, no `area` is width x height, no `iscrowd` is 0',
     ),
-    "KD520": Explanation(
-        "images that hold no pictures",
-        "The images looked at, evenly spread over the data, are each of one colour, or all have the same pixels:"
-        " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
-        " which only a few are used.",
-        "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
+    "KD530": Explanation(
+        "a weights file that is not there",
+        "A relative path is looked up beside the file that writes it, then in the working directory; one on the"
+        " command line in the working directory alone.",
+        "wrong: teacher_weight: teacher.pt\nright: teacher_weight: ../weights/teacher.pt",
+    ),
+    "KD531": Explanation(
+        "weights that do not fit the network",
+        "Every tensor of the network must be in the file with its shape, and nothing else;"
+        " otherwise a part would"
+        " stay random in silence. `saver.pretrain_model` may lack whole modules and the classifier;"
+        " a teacher's file may hold modules that its list lacks, as a list may end after the layers"
+        " that are mimicked.",
+        "wrong: a file of 1000 classes for num_classes: 10 as teacher_weight\n"
+        "right: the network as it was trained",
+    ),
+    "KD532": Explanation(
+        "a file that can't be read as weights",
+        "It is torn, of another format, or holds no tensors. kdcli reads safetensors and torch"
+        " files: a state dict,"
+        " bare or under `model`, `state_dict` or `ema.ema_state_dict`, and its own checkpoints.",
+        "wrong: teacher_weight: page.html\nright: teacher_weight: teacher.safetensors",
+    ),
+    "KD533": Explanation(
+        "a weights file that declares more than it holds",
+        "A small file may claim tensors of any size, to fill the memory. It is damaged or was made"
+        " to do harm.",
+        "right: fetch the file again from a source you trust",
+    ),
+    "KD534": Explanation(
+        "torchvision has no weights of that name",
+        "`torchvision:` is followed by a weights class of torchvision and a member of it.",
+        "wrong: teacher_weight: torchvision:resnet50\n"
+        "right: teacher_weight: torchvision:ResNet50_Weights.IMAGENET1K_V2",
+    ),
+    "KD535": Explanation(
+        "weights that can't be downloaded",
+        "The weights were asked for by name and neither the network nor torchvision's cache has them.",
+        "right: download the file elsewhere, and give its path as the weight",
+    ),
+    "KD536": Explanation(
+        "a checkpoint that would run code",
+        "A pickle can name any function to be called while it is read. kdcli reads tensors and"
+        " plain values only;"
+        " the message names what the file asks for beyond that.",
+        "right: torch.save(model.state_dict(), 'weights.pt'), where you trust the original",
+    ),
+    "KD540": Explanation(
+        "weights that can't be written",
+        "The disk is full or the folder is not writable. A file of that name is still the old one, whole.",
+        "right: saver: {save_dir: /data/runs}",
+    ),
+    "KD541": Explanation(
+        "classes of the two sides differ",
+        "Classes are matched by name: the training data's list is the truth, and the test data is labelled by it. A"
+        " name that the training data lacks would be measured against another class, or none.",
+        "wrong: train/{cat,dog}, test/{cat,hound}\nright: train/{cat,dog}, test/{cat,dog}",
+    ),
+    "KD542": Explanation(
+        "batches that are none",
+        "What is given in memory in place of a dataset is gone through once an epoch: it has a length, and each of its"
+        " batches is a mapping with `image`, or a pair (image, labels).",
+        "right: DataLoader(dataset, batch_size=64)",
+    ),
+    "KD543": Explanation(
+        "data without labels",
+        "A classifier is trained and measured against labels, and this data has none.",
+        'right: {"image": images, "labels": labels}',
+    ),
+    "KD544": Explanation(
+        "unknown number of samples",
+        "The loss keeps something for every sample of the data, so it has to know how many there are.",
+        "wrong: crd on batches of unknown origin",
+    ),
+    "KD550": Explanation(
+        "a teacher that can't be cached",
+        "A cache holds what a teacher shows of each sample. That must depend on the sample alone: not on the"
+        " batch it comes in (batch statistics, mixup, cutmix, padding), and not on which process asks.",
+        "wrong: teacher0: {mimic_name: logits, teacher_bn_mode: train, cache: {}}\n"
+        "right: teacher0: {mimic_name: logits, cache: {}}",
+    ),
+    "KD551": Explanation(
+        "caches of different views",
+        "`views` says after how many epochs the augmentations come again. Student and teachers see the same"
+        " pixels, so there is one number for all teachers.",
+        "wrong: teacher0 with cache: {views: 2}, teacher1 with cache: {views: 4}\n"
+        "right: cache: {views: 4} for both",
+    ),
+    "KD552": Explanation(
+        "a cache that is too large",
+        "What the jobs read of the teacher, times samples and views, takes more than `limit_gb` or than is"
+        " free on the disk. Logits are small, feature maps are not.",
+        "right: cache: {dtype: float16, topk: 20}\nor: cache: {limit_gb: 200, dir: /data/cache}",
+    ),
+    "KD553": Explanation(
+        "a feature that has no row for each sample",
+        "Each sample's part of a feature is stored by itself, so its first dimension must be the batch.",
+        "wrong: a layer that returns [tokens, batch, channels]\nright: a layer that returns [batch, ...]",
+    ),
+    "KD554": Explanation(
+        "a cache that can't be written",
+        "The cache's folder can't be made, or its disk is full: nothing can be stored.",
+        "right: cache: {dir: /data/cache}",
+    ),
+    "KD555": Explanation(
+        "nothing to cache",
+        "`kdcli cache` stores teachers whose part in a job says `cache`; this spec has none.",
+        "right: teacher0: {mimic_name: logits, cache: {}}",
+    ),
+    "KD560": Explanation(
+        "no COCO annotation file",
+        "`meta_file` names a json file with images, annotations and categories; this one is missing or is"
+        " something else.",
+        "meta_file: coco/annotations/instances_val2017.json",
+    ),
+    "KD561": Explanation(
+        "annotation that makes no sense",
+        "An annotation has no box and no polygon, names no image or a category that the file does not list, or has"
+        " a `bbox`, `area` or `iscrowd` that is no such thing. What exporters leave out and can be derived is"
+        " derived: KD525.",
+        "right: {image_id: 3, category_id: 1, bbox: [x, y, width, height]}",
+    ),
+    "KD562": Explanation(
+        "image entry that lacks something",
+        "Every image has an id of its own, a whole number or a text, a file name, and its height and width in"
+        " pixels.",
+        "right: {id: 3, file_name: 000003.jpg, height: 480, width: 640}",
+    ),
+    "KD563": Explanation(
+        "detector with other classes than the annotations",
+        "A detector's head counts the categories of the annotation file and the background: with fewer it can't"
+        " name them all, with more some are never learnt.",
+        "COCO has 80 categories: num_classes: 81",
+    ),
+    "KD564": Explanation(
+        "transform that leaves the boxes behind",
+        "Moving pixels without their boxes would train on wrong boxes.",
+        "right: flip, keep_ar_resize, to_tensor, normalize",
+    ),
+    "KD565": Explanation(
+        "evaluation package missing",
+        "The COCO metric is computed by a package that is not installed.",
+        "the help line of the message names it",
+    ),
+    "KD566": Explanation(
+        "results about other images",
+        "Each image of the test set is evaluated exactly once, and only those of the annotation file are.",
+        "evaluator: {type: COCO, kwargs: {gt_file: the same file as meta_file}}",
+    ),
+    "KD567": Explanation(
+        "detections that can't be kept",
+        "`kdcli eval` writes what was found to the file of `--save-predictions` and pictures to the folder of"
+        " `--show`; one of them can't be written. Both are tried before anything runs.",
+        "right: kdcli eval runs/scenes_student --save-predictions found.json --show pictures",
+    ),
+    "KD568": Explanation(
+        "no box to measure by",
+        "Average precision is the share of boxes that are found: without a box in the test annotations, or with"
+        " crowds and boxes outside their image alone, there is nothing to tell.",
+        "right: {image_id: 3, category_id: 1, bbox: [10, 10, 40, 40], iscrowd: 0}",
+    ),
+    "KD569": Explanation(
+        "test category that was not trained on",
+        "A detector learns the categories of the training file, and those of a test file are the same by their"
+        " names, whatever their ids and order. One with another name can't be found. Where a file has a name"
+        " twice, ids tell categories apart, and have to be the same in both files.",
+        "wrong: {id: 1, name: dog} in the training file, {id: 1, name: dogs} in the test file\n"
+        "right: {id: 1, name: dog} in the training file, {id: 7, name: dog} in the test file",
+    ),
+    "KD570": Explanation(
+        "test file without some of the categories",
+        "What a detector finds of a category that the test file does not list counts for nothing, and average"
+        " precision is the mean over the others. This is only told.",
+        "right: the same names in the `categories` of both files, in any order",
     ),
 }

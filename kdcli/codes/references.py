@@ -153,12 +153,6 @@ REFERENCES: dict[str, Explanation] = {
         " the range of each argument of a loss.",
         "wrong: kwargs: {T: 0}\nright: kwargs: {T: 4}",
     ),
-    "KD390": Explanation(
-        "unknown logger",
-        "`trainer.loggers` names where else a run's numbers go: tensorboard, wandb, mlflow, or own code as"
-        " package.module:Logger, which the command line must allow.",
-        "right: loggers: [tensorboard]\nright: loggers: [mylab.logs:Logger], with --plugin mylab",
-    ),
     "KD350": Explanation(
         "own loss or mimic method that is none",
         "A loss of your own is a function or an nn.Module class, a mimic method a subclass of `Mimicker`. What they"
@@ -176,5 +170,11 @@ REFERENCES: dict[str, Explanation] = {
         "Positional parameters of a loss are bound by their names (student, teacher, labels ...), keyword-only ones"
         " are the options of the spec.",
         "wrong: def huber(x, y, beta=1.0)\nright: def huber(student, teacher, *, beta=1.0)",
+    ),
+    "KD390": Explanation(
+        "unknown logger",
+        "`trainer.loggers` names where else a run's numbers go: tensorboard, wandb, mlflow, or own code as"
+        " package.module:Logger, which the command line must allow.",
+        "right: loggers: [tensorboard]\nright: loggers: [mylab.logs:Logger], with --plugin mylab",
     ),
 }

@@ -32,8 +32,7 @@ def complete_key(spec: str | None, incomplete: str) -> list[str]:
 
 
 def _tree(spec: str) -> Any:
-    from kdcli.spec.form.written import resolved_data
-    from kdcli.spec.parse import read
+    from kdcli.spec.parse import read, resolved_data
 
     try:
         return resolved_data(read(spec).spec)

@@ -6,6 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from kdcli.commands import located, run_or_spec
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 def export(options: ExportOptions) -> None:
     """Export the student, and print the file's inputs, outputs, accuracy and latency."""
-    from kdcli.commands import located
-    from kdcli.commands.reading import run_or_spec
     from kdcli.exports.export import export as run
     from kdcli.report.console import write
     from kdcli.training.build import file_notices

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kdcli.commands.reading import uncollected
+from kdcli.commands import uncollected
 from kdcli.errors import KdError, UsageError
 
 if TYPE_CHECKING:

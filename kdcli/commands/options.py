@@ -48,7 +48,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
+class CommandParameter:
     """A field of a command's dataclass. type: without its marks. default: MISSING where it must be given."""
 
     name: str
@@ -85,7 +85,7 @@ class Parameter:
         return [word for one in values for word in (flag, str(one))]
 
 
-def parameters(options: type) -> list[Parameter]:
+def parameters(options: type) -> list[CommandParameter]:
     """The arguments and options of a command's dataclass, in the order of its fields."""
     hints = get_type_hints(options, include_extras=True)
     result = []
@@ -95,7 +95,9 @@ def parameters(options: type) -> list[Parameter]:
         argument = next((mark for mark in marks if isinstance(mark, Argument)), None)
         option = next((mark for mark in marks if isinstance(mark, Option)), None)
         result.append(
-            Parameter(name=field.name, type=type_, default=field.default, argument=argument, option=option)
+            CommandParameter(
+                name=field.name, type=type_, default=field.default, argument=argument, option=option
+            )
         )
     return result
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands import located, run_or_spec
 from kdcli.errors import KdError, RunError
 
 if TYPE_CHECKING:
@@ -20,14 +21,11 @@ if TYPE_CHECKING:
 
 def evaluate(options: EvalOptions) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
-    from kdcli.commands import located
-    from kdcli.commands.reading import run_or_spec
-
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.analysis.evaluated_networks import compare
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.results_table import eval_text
     from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
@@ -35,12 +33,12 @@ def evaluate(options: EvalOptions) -> None:
     with (
         located(parsed),
         oom_as_error(parsed.spec, "test"),
-        processes(options.device or parsed.spec.runtime.device) as here,
+        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
         sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
         keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-        rows, notices = compare(parsed, opened.options, here, options.weights, keep, sides)
-    if here.speaks:
+        rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
+    if processes.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
         as_json = options.format == "json"
@@ -51,8 +49,8 @@ def report(options: ReportOptions) -> None:
     """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
-    from kdcli.report.page.report_page import write_report
     from kdcli.report.recorded_run import read_run
+    from kdcli.report.report_page import write_report
 
     need_matplotlib()
     read_run(options.run)
@@ -82,8 +80,7 @@ def write_up(
     from kdcli.analysis.collected import write_report_data
     from kdcli.records import Notice
     from kdcli.report.charts import need_matplotlib
-    from kdcli.report.page.logger_pictures import report_pictures
-    from kdcli.report.page.report_page import write_report
+    from kdcli.report.report_page import report_pictures, write_report
 
     try:
         need_matplotlib()
@@ -108,8 +105,7 @@ def write_up(
 
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
-    from kdcli.report.compare.compare_plot import write_plot
-    from kdcli.report.compare.compare_runs import compare_runs, compare_text
+    from kdcli.report.compare_runs import compare_runs, compare_text, write_plot
     from kdcli.report.console import wants_colour, write
 
     compared = compare_runs(options.runs)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.errors import UsageError
 from kdcli.parallel.interrupts import Interrupts, listening
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 def train(arguments: TrainOptions) -> None:
     """Run the whole command `kdcli train`. Raises KdError, and Interrupted for a signal."""
-    from kdcli.commands import located
-    from kdcli.commands.reading import read_checked
     from kdcli.report.loggers.logger import check_loggers
 
     follow_launcher()
@@ -62,7 +61,6 @@ def train(arguments: TrainOptions) -> None:
 
 def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> RunOptions:
     """RunOptions of the command line. again: the launcher has restarted the processes after one died."""
-    from kdcli.commands.reading import run_options
 
     resume = arguments.resume
     return run_options(
@@ -85,15 +83,14 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
     from kdcli.check.proof import LAUNCHER_PROVED
     from kdcli.parallel.distributed import Processes
 
-    here = Processes(device=torch.device("cpu"))
-    prove_and_warn(parsed, options_of(arguments, parsed, again=False), here)
+    processes = Processes(device=torch.device("cpu"))
+    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> tuple[RunOptions, Sides]:
+def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
     """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
     from kdcli.check.proof import proved
-    from kdcli.commands import located
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.training.build import run_root
@@ -101,23 +98,22 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, here: Processes) -> 
     from kdcli.training.sides import Sides
 
     with located(parsed):
-        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), here)
+        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
         sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-        options, warnings = proved(parsed, options, sides, here)
-    if warnings and here.speaks:
+        options, warnings = proved(parsed, options, sides, processes)
+    if warnings and processes.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
     return options, sides
 
 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
-    from kdcli.commands import located
     from kdcli.commands.report import write_up
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun, Loggers
-    from kdcli.spec.form.written import resolved_data
+    from kdcli.spec.parse import resolved_data
     from kdcli.training.build import built
     from kdcli.training.train import train as records_of
 
@@ -126,17 +122,17 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
-        here = stack.enter_context(processes(device))
-        options, sides = prove_and_warn(parsed, options, here)
-        run = stack.enter_context(built(parsed, options, here, sides))
+        processes = stack.enter_context(distributed.processes(device))
+        options, sides = prove_and_warn(parsed, options, processes)
+        run = stack.enter_context(built(parsed, options, processes, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return
-        if not here.speaks:
+        if not processes.speaks:
             for _ in records_of(run, interrupts):
                 pass
             return
-        report = partial(write_up, parsed, run.options, run.folder.root, here.device)
+        report = partial(write_up, parsed, run.options, run.folder.root, processes.device)
         logged = LoggedRun(
             name=run.name,
             run_dir=run.folder.root,
@@ -165,28 +161,25 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     from kdcli.report.console import write
     from kdcli.training.profile import profile
 
-    found = profile(run, steps, interrupts)
+    profiled = profile(run, steps, interrupts)
     if run.processes.speaks:
-        text = profile_text(found, run.processes.world_size)
-        found.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        text = profile_text(profiled, run.processes.world_size)
+        profiled.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
         write(text)
 
 
 def cache(options: CacheOptions) -> None:
     """`kdcli cache`: store the teachers' outputs that a spec caches, and print where they lie."""
-    from kdcli.commands.reading import read_checked, run_options
-
     parsed = read_checked(options.spec, options.changes, options.plugins)
-    from kdcli.commands import located
+    from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.parallel.distributed import processes
     from kdcli.report.console import write
     from kdcli.training.make_caches import make_caches
 
     with (
         located(parsed),
         oom_as_error(parsed.spec),
-        processes(options.device or parsed.spec.runtime.device) as here,
+        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
-        for notice in make_caches(parsed, run_options(options, parsed), here):
+        for notice in make_caches(parsed, run_options(options, parsed), processes):
             write(notice.message + "\n", sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdcli.commands.reading import uncollected
+from kdcli.commands import uncollected
 from kdcli.errors import Diagnostic, KdError
 
 if TYPE_CHECKING:
@@ -24,26 +24,26 @@ def validate(options: ValidateOptions) -> int:
     from kdcli.report.diagnostics import render
 
     specs, changes = files_and_changes(options.specs)
-    found: list[Diagnostic] = []
+    findings: list[Diagnostic] = []
     plans: list[Plan] = []
     for spec in specs:
         with uncollected():
             diagnostics, plan = examine(
                 spec, [*changes, *options.changes], files=options.files, plugins=options.plugins
             )
-        found += diagnostics
+        findings += diagnostics
         if plan is not None:
             plans.append(plan)
     colour = wants_colour(sys.stdout)
-    write(render(found, options.format, colour=colour))
-    wrong = any(d.severity == "error" or options.strict for d in found)
+    write(render(findings, options.format, colour=colour))
+    wrong = any(d.severity == "error" or options.strict for d in findings)
     if options.format == "text" and not options.quiet:
-        from kdcli.report.live.plan import plan_text
+        from kdcli.report.live.plain_text import plan_text
 
         for plan in plans:
-            write(("\n" if found or plan is not plans[0] else "") + plan_text(plan, colour=colour))
+            write(("\n" if findings or plan is not plans[0] else "") + plan_text(plan, colour=colour))
         if not wrong:
-            write(f"\n{_right(len(specs), len(found))}\n")
+            write(f"\n{_right(len(specs), len(findings))}\n")
     return 1 if wrong else 0
 
 
@@ -75,29 +75,29 @@ def examine(
         if error.exit_code != 1:
             raise
         return list(error.diagnostics), None
-    found = [*parsed.warnings, *check_references(parsed, tables(plugins))]
+    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
     try:
         check_loggers(parsed.spec.trainer.loggers, plugins)
     except KdError as error:
-        found += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
-    if any(diagnostic.severity == "error" for diagnostic in found):
-        return found, None
+        findings += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
+    if any(diagnostic.severity == "error" for diagnostic in findings):
+        return findings, None
     from kdcli.check.check import CheckOptions, check
     from kdcli.data.check import Look
     from kdcli.report.live.live_screen import progress
 
     look: Look = "nothing" if files is None else "quick" if files == "quick" else "whole"
-    with progress("looking at images") as told:
+    with progress("looking at images") as update:
         checked = check(
             parsed,
             CheckOptions(
                 plugins=tuple(plugins),
                 places=parsed.places,
                 look=look,
-                progress=told,
+                progress=update,
             ),
         )
-    return [*found, *checked.findings], checked.plan
+    return [*findings, *checked.findings], checked.plan
 
 
 def _right(specs: int, warnings: int) -> str:

@@ -91,7 +91,7 @@ def pixel_findings(
     source: Source | BatchSource,
     reported_at: ReportedAt,
     known: frozenset[str] = frozenset(),
-    shapes: Shapes | None = None,
+    shapes: SampleShapes | None = None,
 ) -> list[Diagnostic]:
     """KD511 for those of some images that can't be decoded, KD520 where all of them are constant.
 
@@ -113,7 +113,7 @@ def pixel_findings(
     return found
 
 
-class Shapes:
+class SampleShapes:
     """The shapes of images after the transforms, as the first epoch sees them."""
 
     def __init__(self, source: Any, pipeline: Pipeline, where: SpecPath) -> None:
@@ -151,16 +151,16 @@ class Shapes:
         return []
 
 
-def shapes_of(source: Source | BatchSource, part: DataPart, place: SpecPath) -> Shapes | None:
+def shapes_of(source: Source | BatchSource, part: DataPart, place: SpecPath) -> SampleShapes | None:
     """The collector of shapes for images that are read one by one; None for data whose images are known to be alike."""
     if isinstance(source, (SampleSource, ArrayImages, BatchSource)):
         return None
     where = (*place, "kwargs", "transformer")
-    return Shapes(source, build_pipeline(part.dataset.kwargs.transformer, where), where)
+    return SampleShapes(source, build_pipeline(part.dataset.kwargs.transformer, where), where)
 
 
 def _read(
-    source: Any, indices: list[int], bad: list[BadSample], shapes: Shapes | None = None
+    source: Any, indices: list[int], bad: list[BadSample], shapes: SampleShapes | None = None
 ) -> Iterator[Tensor]:
     """Decode images one by one; errors of those that can't be decoded are appended to `bad`."""
     for index in indices:

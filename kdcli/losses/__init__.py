@@ -158,6 +158,6 @@ def loss_of(name: str) -> Loss:
 
 @cache
 def _own(name: str) -> Loss:
-    from kdcli.spec.check.records import derived_loss
+    from kdcli.spec.check.signatures import derived_loss
 
     return recorded(name, Loss) or derived_loss(name)

@@ -56,7 +56,7 @@ class WassersteinFeature(StatefulLoss):
         if projector == "conv":
             self.projector = ConvRegression(student_shape, teacher_shape, method="wkd_f")
         else:
-            self.projector = Bottleneck(student_shape, teacher_shape, hidden)
+            self.projector = BottleneckProjector(student_shape, teacher_shape, hidden)
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class WassersteinFeature(StatefulLoss):
         return means, deviations
 
 
-class Bottleneck(nn.Module):
+class BottleneckProjector(nn.Module):
     """1×1, 3×3 and 1×1 convolutions with nothing between, then batch norm and ReLU; sizes stay."""
 
     def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int], hidden: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdcli.distill.mimickers import method_of as record_of
 from kdcli.losses import loss_of
 from kdcli.losses.parts.describe import describe
-from kdcli.spec.check.signatures import Option, options_of, signature
+from kdcli.spec.check.signatures import MethodOption, options_of, signature
 from kdcli.spec.tables import Kind, Method, Place
 
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
@@ -34,7 +34,7 @@ class MethodDescription:
     summary: str
     details: str
     record: Method
-    options: tuple[Option, ...]
+    options: tuple[MethodOption, ...]
 
 
 def method_of(name: str) -> MethodDescription:

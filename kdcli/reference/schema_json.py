@@ -11,11 +11,10 @@ from pydantic import BaseModel
 
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
-from kdcli.spec.check.resolve import Tables
-from kdcli.spec.check.signatures import Option, Parameter, Signature, options_of, signature
-from kdcli.spec.form.canonical_jobs import JOB_KEYS, LEFTOVERS
+from kdcli.spec.check.signatures import MethodOption, Parameter, Signature, options_of, signature
+from kdcli.spec.form.canonical import JOB_KEYS, OPTION_LEFTOVERS
 from kdcli.spec.ranges import range_of
-from kdcli.spec.tables import Method, Table
+from kdcli.spec.tables import Method, Table, Tables
 
 Json = dict[str, Any]
 
@@ -271,7 +270,9 @@ def _cfgs(methods: Mapping[str, Method]) -> Json:
     for name, method in sorted(methods.items()):
         known = {loss: _ref("Loss") for loss in method.losses}
         known |= {option.name: option_schema(option) for option in options_of(method.options).values()}
-        known |= {key: {"description": f"no effect: {help}"} for key, help in LEFTOVERS.get(name, {}).items()}
+        known |= {
+            key: {"description": f"no effect: {help}"} for key, help in OPTION_LEFTOVERS.get(name, {}).items()
+        }
         given: Json = {"properties": known, "additionalProperties": False}
         if method.extra_losses:
             given["additionalProperties"] = _ref("Loss")
@@ -368,7 +369,7 @@ def summary_of(doc: str | None) -> str:
     return " ".join((doc or "").partition("\n\n")[0].split())
 
 
-def option_schema(option: Option) -> Json:
+def option_schema(option: MethodOption) -> Json:
     """The schema of one option of a mimic method."""
     return {**_argument(option), "description": option.meaning}
 

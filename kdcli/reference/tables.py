@@ -9,7 +9,7 @@ from kdcli.distill import ADAPTERS
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.models import MODULES
-from kdcli.spec.check.resolve import Tables
+from kdcli.spec.tables import Tables
 from kdcli.tasks import TASKS
 
 

@@ -185,7 +185,7 @@ class Similarity:
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
+class DetectedImage:
     """One image with boxes by network; a box is x1, y1, x2, y2 in pixels, a label and perhaps a score."""
 
     image: str
@@ -233,7 +233,7 @@ class ReportData:
     disagreements: tuple[Disagreement, ...] = ()
     features: tuple[FeatureMaps, ...] = ()
     cka: tuple[Similarity, ...] = ()
-    detections: tuple[Detection, ...] = ()
+    detections: tuple[DetectedImage, ...] = ()
 
 
 def read_report_data(path: Path) -> ReportData:
@@ -320,7 +320,7 @@ def _similarity(value: Any) -> Similarity:
     return Similarity(str(value["teacher"]), student, teacher, values)
 
 
-def _detection(value: Any) -> Detection:
+def _detection(value: Any) -> DetectedImage:
     boxes = {
         str(name): tuple(
             (float(x1), float(y1), float(x2), float(y2), str(label), None if score is None else float(score))
@@ -328,7 +328,7 @@ def _detection(value: Any) -> Detection:
         )
         for name, listed in value["boxes"].items()
     }
-    return Detection(_image(value["image"]), float(value["width"]), float(value["height"]), boxes)
+    return DetectedImage(_image(value["image"]), float(value["width"]), float(value["height"]), boxes)
 
 
 def _image(value: Any) -> str:

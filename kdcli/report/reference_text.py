@@ -66,7 +66,7 @@ def method_text(method: MethodDescription, fragment: str, *, colour: bool = Fals
         rows = [[name, loss.type] for name, loss in method.record.losses.items()]
         parts += [Text(""), table(["its losses (under `cfgs`)", "type"], rows)]
     if method.options:
-        rows = [[one.name, one.wanted or "", _value(one.default), one.meaning] for one in method.options]
+        rows = [[one.name, one.type_text or "", _value(one.default), one.meaning] for one in method.options]
         parts += [Text(""), table(["its options (under `cfgs`)", "type", "default", "what it is"], rows)]
     if method.record.extra_losses:
         parts += [Text(""), Text("any loss of `kdcli methods` may stand under `cfgs`")]

@@ -31,7 +31,9 @@ class Networks(Model):
 
 @dataclass(frozen=True)
 class ParsedNetworks:
-    """networks: `net` and every teacher, by name. train, test: the data, where the text has it.
+    """The networks of a text, with the span of everything in it.
+
+    networks: `net` and every teacher, by name. train, test: the data, where the text has it.
 
     Paths are those of a spec: ("net", 0, "kwargs"), ("teachers", "teacher0", 0, "type").
     """

@@ -1,26 +1,30 @@
-"""From the text of a spec and its overrides to a ParsedSpec, all findings collected."""
+"""Specs read from text with overrides into a ParsedSpec, all findings collected, and written back as complete YAML."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
 from kdcli.spec.check.rules import check_rules
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
-from kdcli.spec.form.written import resolved_yaml, spec_hash
 from kdcli.spec.places import Places, places_of
-from kdcli.spec.ranges import told_once
+from kdcli.spec.ranges import without_reported_numbers
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.include import Includer
-from kdcli.spec.text.lines import decode
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
 from kdcli.spec.text.overrides import Override, apply, is_argument, parse_assignment
-from kdcli.spec.text.source import Composed, compose
+from kdcli.spec.text.source import Composed, compose, decode
 
 
 @dataclass(frozen=True)
@@ -203,18 +207,18 @@ def _no_mapping(source: str, text: str, message: str) -> Diagnostic:
 
 def raise_errors(findings: Iterable[Diagnostic]) -> None:
     """Raise SpecError with all findings if one of them is an error, in the order of the text."""
-    found = told_once(once(findings))
-    if any(finding.severity == "error" for finding in found):
-        raise SpecError(sorted(found, key=_order))
+    unique = without_reported_numbers(once(findings))
+    if any(finding.severity == "error" for finding in unique):
+        raise SpecError(sorted(unique, key=_order))
 
 
 def once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Each finding once: what train and test share is checked twice."""
-    found: dict[object, Diagnostic] = {}
+    unique: dict[object, Diagnostic] = {}
     for one in findings:
         place = one.path if one.span is None else (one.span.source, one.span.line, one.span.column)
-        found.setdefault((one.code, one.message, place), one)
-    return list(found.values())
+        unique.setdefault((one.code, one.message, place), one)
+    return list(unique.values())
 
 
 def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
@@ -222,3 +226,70 @@ def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
     if span is None:
         return (True, "", 0, 0)
     return (is_argument(span.source), "", span.line, span.column)
+
+
+class Dumper(yaml.SafeDumper):
+    """A YAML dumper that quotes exactly the strings that YAML 1.2's core schema would read as something else."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _float(dumper: Dumper, value: float) -> yaml.ScalarNode:
+    text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+Dumper.add_representer(float, _float)
+Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+for _tag, _pattern in (
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    ),
+    ("merge", "<<"),
+):
+    Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
+
+
+def resolved_data(spec: Spec) -> dict[str, Any]:
+    """The spec with every default, under the language's own keys."""
+    data = spec.model_dump(exclude_none=True)
+    mimic = data.get("mimic")
+    teachers = data.pop("teachers")
+    written: dict[str, Any] = {"runtime": data["runtime"], "net": data["net"], **teachers}
+    if mimic is not None:
+        written["mimic"] = _mimic(mimic)
+    return {**written, **{key: value for key, value in data.items() if key not in written}}
+
+
+def _mimic(mimic: dict[str, Any]) -> dict[str, Any]:
+    jobs = {name: _job(job) for name, job in mimic.pop("jobs").items()}
+    if list(jobs) == ["mimic_job0"]:
+        return {**jobs["mimic_job0"], **mimic}
+    return {"mimic_as_jobs": True, **jobs, **mimic}
+
+
+def _job(job: dict[str, Any]) -> dict[str, Any]:
+    cfgs = {**job.pop("losses"), **job.pop("options")}
+    teachers = job.pop("teachers")
+    return {**job, "cfgs": cfgs, **teachers}
+
+
+def resolved_yaml(spec: Spec) -> str:
+    """Complete YAML; parsing it gives an equal Spec."""
+    data = resolved_data(spec)
+    return yaml.dump(
+        data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
+
+
+def spec_hash(spec: Spec) -> str:
+    """sha256 of the resolved spec, the same for every way of writing it."""
+    text = json.dumps(resolved_data(spec), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

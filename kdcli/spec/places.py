@@ -67,24 +67,24 @@ class Places:
 
     def missing(self, name: str, path: SpecPath) -> str:
         """A help line for a missing file: where it was looked for, the nearest name, another place."""
-        found = self.find(name, path)
-        if os.path.exists(found):
-            return f"`{os.path.abspath(found)}` is a {'folder' if found.is_dir() else 'file'}"
+        file = self.find(name, path)
+        if os.path.exists(file):
+            return f"`{os.path.abspath(file)}` is a {'folder' if file.is_dir() else 'file'}"
         tried = self.tried(name, path)
-        told = ["there is no " + " nor ".join(f"`{os.path.abspath(place)}`" for place in tried)]
+        hints = ["there is no " + " nor ".join(f"`{os.path.abspath(place)}`" for place in tried)]
         before = self._before(name, path)
         if before is not None and os.path.abspath(before) not in map(os.path.abspath, tried):
-            told.append(f"the run took `{before}`")
+            hints.append(f"the run took `{before}`")
         beside = self.folder / name if self.folder is not None else None
         if beside is not None and self.elsewhere.get(path, beside) is None and os.path.exists(beside):
-            told.append(
+            hints.append(
                 f"`{beside}` lies beside the spec, and a path on the command line is looked up in the "
                 "working directory alone"
             )
         near = dict.fromkeys(like for place in tried for like in _names_like(place, name))
         if near:
-            told.append("did you mean " + " or ".join(f"`{like}`" for like in near) + "?")
-        return "; ".join(told)
+            hints.append("did you mean " + " or ".join(f"`{like}`" for like in near) + "?")
+        return "; ".join(hints)
 
     def findings(self, spec: Spec) -> Iterator[Diagnostic]:
         """Findings about where the spec's files were found.
@@ -94,15 +94,17 @@ class Places:
         """
         for path, name in files_named(spec):
             before = self._before(name, path)
-            there = [place for place in self.tried(name, path) if os.path.exists(place)]
+            existing = [place for place in self.tried(name, path) if os.path.exists(place)]
             if before is None:
-                if len(there) == 2 and not _same(*there):
-                    yield _two(path, name, there[0], there[1], f"{HOW}; an absolute path leaves no choice")
+                if len(existing) == 2 and not _same(*existing):
+                    yield _two(
+                        path, name, existing[0], existing[1], f"{HOW}; an absolute path leaves no choice"
+                    )
             elif not os.path.exists(before):
-                if there:
-                    yield _gone(path, name, before, there[0])
-            elif there and not _same(there[0], before):
-                yield _two(path, name, before, there[0], "the run took it when it was started")
+                if existing:
+                    yield _gone(path, name, before, existing[0])
+            elif existing and not _same(existing[0], before):
+                yield _two(path, name, before, existing[0], "the run took it when it was started")
         yield from self._teachers(spec)
 
     def record(self, spec: Spec) -> list[dict[str, Any]]:
@@ -138,25 +140,25 @@ HERE = Places()
 
 
 def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
-    """Every path of a spec that names a file to be read, with its place."""
+    """Every file that a spec names for reading: its path in the spec, and the name as written."""
     for key in ("pretrain_model", "resume_model"):
         yield from _paths(("saver", key), getattr(spec.saver, key))
     if spec.mimic is not None and spec.distils:
         for job_name, job in spec.mimic.jobs.items():
             for teacher, part in job.teachers.items():
-                place: SpecPath = ("mimic", "jobs", job_name, "teachers", teacher)
-                yield from _paths((*place, "teacher_weight"), part.teacher_weight)
+                teacher_path: SpecPath = ("mimic", "jobs", job_name, "teachers", teacher)
+                yield from _paths((*teacher_path, "teacher_weight"), part.teacher_weight)
     for side, data in (("train", spec.dataset.train), ("test", spec.dataset.test)):
-        where: SpecPath = ("dataset", side, "dataset", "kwargs")
+        kwargs_path: SpecPath = ("dataset", side, "dataset", "kwargs")
         kwargs = data.dataset.kwargs
         for key in ("root", "meta_file"):
-            yield from _paths((*where, key), (kwargs.model_extra or {}).get(key))
+            yield from _paths((*kwargs_path, key), (kwargs.model_extra or {}).get(key))
         if kwargs.image_reader is not None:
             folder = kwargs.image_reader.kwargs.get("image_dir")
-            yield from _paths((*where, "image_reader", "kwargs", "image_dir"), folder)
+            yield from _paths((*kwargs_path, "image_reader", "kwargs", "image_dir"), folder)
         if kwargs.evaluator is not None and side == "test":
             truth = kwargs.evaluator.kwargs.get("gt_file")
-            yield from _paths((*where, "evaluator", "kwargs", "gt_file"), truth)
+            yield from _paths((*kwargs_path, "evaluator", "kwargs", "gt_file"), truth)
 
 
 def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[SpecPath], Span]) -> Places:
@@ -166,8 +168,8 @@ def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[Spec
     """
     elsewhere: dict[SpecPath, Path | None] = {}
     for path, _ in files_named(spec):
-        where = span(path)
-        written = (where.written or where).source
+        used = span(path)
+        written = (used.written or used).source
         if written == source:
             continue
         if is_argument(written):
@@ -206,8 +208,8 @@ def _names_like(place: Path, name: str) -> list[str]:
     """Names in the folder of a missing file that are close to its name, as the spec would write them."""
     try:
         with os.scandir(place.parent) as entries:
-            there = [entry.name for entry, _ in zip(entries, range(MOST_NAMES), strict=False)]
-        return [str(Path(name).with_name(like)) for like in nearest(place.name, sorted(there), most=1)]
+            names = [entry.name for entry, _ in zip(entries, range(MOST_NAMES), strict=False)]
+        return [str(Path(name).with_name(like)) for like in nearest(place.name, sorted(names), most=1)]
     except (OSError, ValueError):
         return []
 

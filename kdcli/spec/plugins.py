@@ -106,7 +106,7 @@ def load_own(name: str, plugins: Sequence[str], path: SpecPath) -> Any:
     try:
         found: Any = import_module(module)
     except (Exception, SystemExit) as error:
-        message = f"`{module}` can't be imported: {told(error)}"
+        message = f"`{module}` can't be imported: {error_text(error)}"
         help = None
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             help = "it is looked up among what is installed, then in the working directory"
@@ -121,14 +121,14 @@ def load_own(name: str, plugins: Sequence[str], path: SpecPath) -> Any:
 
 
 def import_plugins(spec: BaseModel, plugins: Sequence[str]) -> None:
-    """Import all own code that a spec names, so that whatever is wrong with it is told before anything else.
+    """Import all own code that a spec names, so that whatever is wrong with it is reported before anything else.
 
     plugins: the packages that the command line allows.
 
     Raises SpecError KD413 where a package is no plugin, KD414 where a module can't be imported (once for each)
     or has no such attribute.
     """
-    found, failed = Findings(), set[str]()
+    findings, failed = Findings(), set[str]()
     for path, name in own_code(spec):
         module = name.partition(":")[0]
         if module in failed:
@@ -137,10 +137,10 @@ def import_plugins(spec: BaseModel, plugins: Sequence[str]) -> None:
             load_own(name, plugins, path)
             _imported.add(name)
         except SpecError as error:
-            found.found += error.diagnostics
+            findings.found += error.diagnostics
             if "has no" not in error.diagnostics[0].message:
                 failed.add(module)
-    found.raise_errors()
+    findings.raise_errors()
 
 
 def admit(name: str) -> None:
@@ -154,22 +154,22 @@ def recorded(name: str, kind: type[T]) -> T | None:
 
     kind: of the record, a Target: one of these, or a mapping of its fields. Raises SpecError KD350.
     """
-    said = getattr(_own_target(name).load(), "kdcli_record", None)
-    if said is None:
+    record = getattr(_own_target(name).load(), "kdcli_record", None)
+    if record is None:
         return None
-    if isinstance(said, kind):
-        return replace(said, path=name, own=True)  # type: ignore[type-var]
+    if isinstance(record, kind):
+        return replace(record, path=name, own=True)  # type: ignore[type-var]
     known = [one.name for one in fields(kind) if one.name not in ("path", "own")]  # type: ignore[arg-type]
-    if not isinstance(said, Mapping):
-        message = f"`kdcli_record` of `{name}` is a `{type(said).__name__}`, not a `{kind.__name__}`"
+    if not isinstance(record, Mapping):
+        message = f"`kdcli_record` of `{name}` is a `{type(record).__name__}`, not a `{kind.__name__}`"
         raise SpecError([Diagnostic(code="KD350", message=message, help=f"it may say: {', '.join(known)}")])
-    for key in said:
+    for key in record:
         if key not in known:
             help = did_you_mean(str(key), known) or f"it may say: {', '.join(known)}"
             message = f"`kdcli_record` of `{name}` has no field `{key}`"
             raise SpecError([Diagnostic(code="KD350", message=message, help=help)])
     try:
-        return kind(name, own=True, **said)  # type: ignore[call-arg]
+        return kind(name, own=True, **record)  # type: ignore[call-arg]
     except TypeError as error:
         message = f"`kdcli_record` of `{name}`: {error}"
         raise SpecError([Diagnostic(code="KD350", message=message)]) from error
@@ -198,7 +198,7 @@ def own_code(part: Any, path: SpecPath = ()) -> Iterator[tuple[SpecPath, str]]:
 def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: SpecPath) -> Any:
     """What a table's entry makes of the spec's arguments; SpecError KD505 at `path` where it refuses them.
 
-    Own code may raise anything: its words are told with the file and line that they come from.
+    Own code may raise anything: its message is given with the file and line that it comes from.
     """
     try:
         return target.load()(**{**target.preset, **kwargs})
@@ -206,15 +206,15 @@ def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: Spec
         raise
     except Exception as reason:
         if target.own and not isinstance(reason, ValueError):
-            raise SpecError.at(path, "KD505", f"`{name}` can't be built: {told(reason)}") from reason
+            raise SpecError.at(path, "KD505", f"`{name}` can't be built: {error_text(reason)}") from reason
         if not isinstance(reason, (TypeError, ValueError)):
             raise
         message = re.sub(r"^[\w.<>]+\(\) ", "", str(reason))
         raise SpecError.at(path, "KD505", f"`{name}`: {message}") from reason
 
 
-def told(error: BaseException) -> str:
-    """What own code that failed says, and where: `NameError: name 'x' is not defined (mine/losses.py:3)`."""
+def error_text(error: BaseException) -> str:
+    """The message of an error in own code, and its place: `NameError: name 'x' is not defined (mine/losses.py:3)`."""
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     where = _place_of(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{f' ({where})' if where else ''}"

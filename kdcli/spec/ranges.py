@@ -1,4 +1,4 @@
-"""Ranges of numeric arguments, written beside their types; and NaN, infinity and integers beyond 64 bits found."""
+"""Which numbers are allowed: ranges written beside the types of arguments; no NaN, infinity or more than 64 bits."""
 
 from __future__ import annotations
 
@@ -91,37 +91,39 @@ CODE = "KD223"
 def check_finite(root: Mapping) -> Iterator[Diagnostic]:
     """A finding for every NaN, infinity and integer beyond 64 bits, under whatever key.
 
-    root: the raw nodes, building blocks that nothing uses included. What aliases repeat is told once, where
+    root: the raw nodes, building blocks that nothing uses included. What aliases repeat is reported once, where
     it is written.
     """
-    told: set[tuple[str, int, int]] = set()
+    reported: set[tuple[str, int, int]] = set()
     for name, scalar in _scalars(root, ""):
         found = _finding(name, scalar)
-        if found is not None and _written(scalar.span) not in told:
-            told.add(_written(scalar.span))
+        if found is not None and _written(scalar.span) not in reported:
+            reported.add(_written(scalar.span))
             yield found
 
 
-def told_once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+def without_reported_numbers(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Findings without those about a number that `check_finite` has reported already."""
     findings = list(findings)
-    told = {_written(one.span) for one in findings if one.code == CODE and one.span is not None}
-    return [one for one in findings if one.code == CODE or one.span is None or _written(one.span) not in told]
+    reported = {_written(one.span) for one in findings if one.code == CODE and one.span is not None}
+    return [
+        one for one in findings if one.code == CODE or one.span is None or _written(one.span) not in reported
+    ]
 
 
 def _finding(name: str, scalar: Scalar) -> Diagnostic | None:
     value, help = scalar.value, None
     if isinstance(value, float) and not math.isfinite(value):
-        wanted = "a finite number"
+        expected = "a finite number"
         if any(sign.isdigit() for sign in scalar.text):
             help = f"`{scalar.text[:40]}` is beyond the largest number, 1.8e308; a name stands in quotes"
     elif isinstance(value, int) and not -MOST - 1 <= value <= MOST:
         bound = f"at most {MOST}" if value > 0 else f"at least {-MOST - 1}"
-        wanted = f"a whole number that 64 bits hold ({bound})"
+        expected = f"a whole number that 64 bits hold ({bound})"
         help = "a name of digits stands in quotes"
     else:
         return None
-    message = f"`{name}` must be {wanted}, got {describe(value)}"
+    message = f"`{name}` must be {expected}, got {describe(value)}"
     return Diagnostic(code=CODE, message=message, help=help, span=scalar.span)
 
 

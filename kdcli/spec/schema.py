@@ -213,7 +213,7 @@ class SchedulerSpec(Model):
     warmup_register_type: str | None = None
 
 
-class Stage(Model):
+class StageSpec(Model):
     """One of several stages of a run."""
 
     name: str
@@ -231,7 +231,7 @@ class Mimic(Model):
 
     jobs: dict[str, Job]
     task_loss: bool = True
-    stages: Many[Stage] = ()
+    stages: Many[StageSpec] = ()
 
 
 # data

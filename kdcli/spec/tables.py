@@ -6,7 +6,7 @@ without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import UnionType
@@ -169,7 +169,7 @@ def _is_tuple(hint: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """One task.
+    """What is true of one task and can be asked without its code.
 
     target: its implementation (kdcli.tasks.task.Task). datasets: types of data sets that hold its truth.
     words: parts of `runtime.task_names` that name it. not_compiled, not_cached: why its networks can't be
@@ -181,6 +181,67 @@ class TaskRecord:
     words: tuple[str, ...] = ()
     not_compiled: str | None = None
     not_cached: str | None = None
+
+
+OPTIMIZERS = (
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Muon",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+    "SparseAdam",
+)
+"""LBFGS is not among them: it asks for the loss several times a step."""
+
+SCHEDULERS = (
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "StepLR",
+)
+"""Those whose arguments are data: no functions, no schedulers of schedulers."""
+
+HOOKS = ("auto_checkpoint", "auto_save_best", "train_val_logger")
+"""United-Perception's hooks that kdcli serves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """Every name that a spec may use; torch-free.
+
+    evaluators: a table, or names alone. plugins: packages whose code the command line allows.
+    """
+
+    losses: LossTable = field(default_factory=dict)
+    mimickers: Mapping[str, Method] = field(default_factory=dict)
+    modules: Table = field(default_factory=dict)
+    adapters: Table = field(default_factory=dict)
+    datasets: Table = field(default_factory=dict)
+    transforms: Table = field(default_factory=dict)
+    batch_fns: Table = field(default_factory=dict)
+    image_readers: Table = field(default_factory=dict)
+    samplers: Table = field(default_factory=dict)
+    evaluators: Table | Collection[str] = field(default_factory=dict)
+    tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
+    optimizers: Collection[str] = OPTIMIZERS
+    schedulers: Collection[str] = SCHEDULERS
+    hooks: Collection[str] = HOOKS
+    plugins: Sequence[str] = ()
 
 
 def task_of(records: Mapping[str, TaskRecord], task_names: str | None, dataset: str | None) -> str:

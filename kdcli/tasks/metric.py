@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.errors import KdError, RunError, SpecError, SpecPath
-from kdcli.spec.plugins import constructed, told
+from kdcli.spec.plugins import constructed, error_text
 from kdcli.spec.tables import Target
 from kdcli.tasks.task import Kept, Meter, Task
 
@@ -97,7 +97,9 @@ class Meters:
         if isinstance(error, KdError):
             return error
         help = "what a metric's methods get and give: kdcli/tasks/metric.py"
-        return RunError.of("KD495", f"`{method}` of the metric `{self.name}` failed: {told(error)}", help)
+        return RunError.of(
+            "KD495", f"`{method}` of the metric `{self.name}` failed: {error_text(error)}", help
+        )
 
 
 class WithMetric:

@@ -263,7 +263,7 @@ Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedOutputs:
     """Outputs of the student and of an exported file in pairs, by name, the student's first.
 
     boxes: how many there are, None where the outputs have no boxes; alone: how many have no counterpart.
@@ -290,9 +290,9 @@ class Portable(nn.Module):
     def eager(self, *inputs: Tensor) -> Tensors:
         """The student's own outputs."""
 
-    def compared(self, expected: Tensors, found: Tensors) -> Compared:
+    def compared(self, expected: Tensors, found: Tensors) -> ComparedOutputs:
         """Pairs of the student's outputs and a file's; raises RunError KD761 where they can't be paired."""
-        return Compared(list(zip(self.outputs, expected, found, strict=True)))
+        return ComparedOutputs(list(zip(self.outputs, expected, found, strict=True)))
 
     @property
     def followed(self) -> bool:

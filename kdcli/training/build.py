@@ -35,7 +35,7 @@ from kdcli.models.weights import find_file, load_weights, weights_hash
 from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
-from kdcli.spec.check.records import check_own_jobs
+from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import GT_FILE, TORCHVISION, Places

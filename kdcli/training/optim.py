@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
-from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
+from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
 
 IN_EPOCHS = {
     "MultiStepLR": ("milestones",),

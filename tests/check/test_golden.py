@@ -11,8 +11,8 @@ import pytest
 import kdcli
 from kdcli.codes import CODES
 from kdcli.commands.options import ExplainOptions
+from kdcli.commands.reference import explain
 from kdcli.commands.validate import examine
-from kdcli.commands.words import explain
 from kdcli.report.diagnostics import render
 from tests.check.wrong_specs import CASES, ELSEWHERE, PLUGIN, lay
 

@@ -48,7 +48,7 @@ def test_the_spec_may_give_a_weight_with_the_records_as_default(name: str) -> No
     taken = signature(LOSSES[name])
     assert taken is not None
     option = taken.kwargs["loss_weight"]
-    assert (option.default, option.wanted, option.required) == (LOSSES[name].weight, "float", False)
+    assert (option.default, option.type_text, option.required) == (LOSSES[name].weight, "float", False)
 
 
 @pytest.mark.parametrize("name", NAMES)

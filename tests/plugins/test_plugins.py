@@ -220,7 +220,7 @@ def test_a_loss_without_a_record_is_taken_as_its_signature_says_and_told_once() 
     (one,) = build(*cfgs("huber', kwargs: {beta: 0.5}}", "huber'}"))
     assert (one.code, one.severity) == ("KD351", "warning") and one.span is not None
     assert one.message == (
-        "`mine_kd.losses:huber` says no `kdcli_record`: it is taken as a feature loss over features of any layout"
+        "`mine_kd.losses:huber` has no `kdcli_record`: it is taken as a feature loss over features of any layout"
     )
     assert build("mimic.cfgs={loss: {type: 'mine_kd.losses:softened'}}", "mimic.temperature=3.0") == []
     record = loss_of("mine_kd.losses:softened")

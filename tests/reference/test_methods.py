@@ -16,7 +16,7 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
 from kdcli.reference.methods import fragment, method_fragment, method_of
-from kdcli.spec.check.arguments import check_arguments, check_type
+from kdcli.spec.check.components import check_arguments, check_type
 from kdcli.spec.check.signatures import options_of, signature
 from tests.check.check_cases import CIFAR, examined
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from kdcli.errors import Diagnostic, Span
 from kdcli.report.console import display_width
-from kdcli.report.diagnostics import FORMATS, render
-from kdcli.report.diagnostics.machine_formats import github
+from kdcli.report.diagnostics import FORMATS, github, render
 
 from .samples import MISSPELT, UNUSED, span
 

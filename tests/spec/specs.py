@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli.errors import Diagnostic, KdError
-from kdcli.spec.check.resolve import Tables, check_references
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.tables import Loss, Target
+from kdcli.spec.tables import Loss, Tables, Target
 from kdcli.spec.text.overrides import parse_assignment
 from tests.spec import fakes
 

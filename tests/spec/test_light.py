@@ -12,7 +12,8 @@ PROGRAM = """
 import sys, time
 started = time.process_time()
 from kdcli.spec.parse import read
-from kdcli.spec.check.resolve import Tables, check_references
+from kdcli.spec.check.resolve import check_references
+from kdcli.spec.tables import Tables
 from kdcli.spec.networks import read_networks
 parsed = read(sys.argv[1])
 check_references(parsed, Tables())

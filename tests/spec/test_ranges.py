@@ -11,7 +11,7 @@ import pytest
 from kdcli.losses import LOSSES
 from kdcli.reference.schema_json import annotation_schema
 from kdcli.reference.tables import tables
-from kdcli.spec.check.arguments import check_type, fits, wording
+from kdcli.spec.check.components import check_type, fits, wording
 from kdcli.spec.check.signatures import Parameter, signature
 from kdcli.spec.ranges import Range, range_of, shown
 from kdcli.spec.tables import Target
@@ -187,7 +187,7 @@ def test_an_alias_of_kdcli_in_other_code() -> None:
     found = signature(Target("tests.spec.fakes:kd_loss"))
     assert found is not None and found.kwargs["T"].annotation is not None
     assert range_of(found.kwargs["T"].annotation) == Range(more_than=0)
-    assert found.kwargs["T"].wanted == "float (more than 0)"
+    assert found.kwargs["T"].type_text == "float (more than 0)"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ NEEDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class LossOption:
     """One YAML kwarg: its name, annotation as written, and default value."""
 
     name: str
@@ -45,7 +45,7 @@ class Description:
     details: str
     taps: str | None
     needs: tuple[str, ...]
-    options: tuple[Option, ...]
+    options: tuple[LossOption, ...]
     trains: bool
     whole_list: bool
     prepares: bool
@@ -69,7 +69,7 @@ def describe(name: str) -> Description:
         taps=taps or None,
         needs=tuple(phrase for word, phrase in NEEDS.items() if word in taken.needs),
         options=tuple(
-            Option(name=p.name, annotation=p.wanted or "Any", default=p.default)
+            LossOption(name=p.name, annotation=p.type_text or "Any", default=p.default)
             for p in taken.kwargs.values()
         ),
         trains=taken.kind == "class",

@@ -32,7 +32,7 @@ class PreActivationBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
-class Stage(nn.Module):
+class WideStage(nn.Module):
     """Blocks in order, under `layer`."""
 
     def __init__(self, inplanes: int, planes: int, blocks: int, stride: int, dropout: float) -> None:
@@ -71,9 +71,9 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         widths = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
-        self.block1 = Stage(widths[0], widths[1], blocks, 1, dropout)
-        self.block2 = Stage(widths[1], widths[2], blocks, 2, dropout)
-        self.block3 = Stage(widths[2], widths[3], blocks, 2, dropout)
+        self.block1 = WideStage(widths[0], widths[1], blocks, 1, dropout)
+        self.block2 = WideStage(widths[1], widths[2], blocks, 2, dropout)
+        self.block3 = WideStage(widths[2], widths[3], blocks, 2, dropout)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -17,8 +17,7 @@ from rich.text import Text
 
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import console_for, is_terminal, printable
-from kdcli.report.live.plain_text import EpochSoFar
-from kdcli.report.live.plan import plan_summary
+from kdcli.report.live.plain_text import EpochSoFar, plan_summary
 from kdcli.report.quantities import duration, measure, rate
 from kdcli.report.results_table import ResultsSoFar, finished_table
 

@@ -1,4 +1,4 @@
-"""A training as plain lines of text, for logs, pipes and CI.
+"""A training as text: the summary of its plan, then plain lines for logs, pipes and CI.
 
 A line at the first step, at every epoch's end and at most nineteen in between, these no closer than five
 seconds; after a minute of silence one more. What a line says depends on the records alone, but for speed and
@@ -11,14 +11,96 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
-from kdcli.report.console import as_text, printable
-from kdcli.report.live.plan import plan_summary
-from kdcli.report.quantities import duration, measure, rate, speed
+from kdcli.report.console import as_text, printable, table
+from kdcli.report.quantities import MISSING, count, duration, flops, measure, rate, speed
 from kdcli.report.results_table import ResultsSoFar, finished_table
 
 RECENT_SECONDS = 30.0
 """Speed and time left are measured over about this long."""
+
+LINES_AN_EPOCH = 20
+SPACING_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+
+
+def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> str:
+    """The plan's summary as text; nothing wraps where there is no width."""
+    return as_text(plan_summary(plan), colour=colour, width=width)
+
+
+def plan_summary(plan: Plan) -> RenderableType:
+    """The plan's summary for a console: networks, pairs of layers, data, steps, learning rate."""
+    parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
+    if plan.pairs:
+        parts += [Text(""), _pairs(plan)]
+    if plan.pulls:
+        parts.append(Text("pull: how hard a term's gradient is on the student, to the task loss's 1"))
+    parts += [Text(""), *map(Text, _schedule_lines(plan))]
+    return Group(*parts)
+
+
+def _schedule_lines(plan: Plan) -> list[str]:
+    """A line each for data, steps, learning rate, and where a resumed run goes on."""
+    global_batch = plan.batch_size * plan.processes
+    batch = f"batch {plan.batch_size}"
+    if plan.processes > 1:
+        batch += f" x {plan.processes} processes = {global_batch}"
+    images = "number of training images not known without the files" if plan.samples is None else ""
+    lines = [
+        f"data   {images or f'{plan.samples:,} training images'}, {batch}",
+        f"steps  {_steps(plan)}",
+        f"lr     {rate(plan.effective_lr)} effective",
+    ]
+    if plan.resumed_step and plan.total_steps is not None:
+        lines.append(f"resume at step {plan.resumed_step:,} of {plan.total_steps:,}")
+    return lines
+
+
+def _steps(plan: Plan) -> str:
+    if plan.total_steps is None:
+        return "not known without the files: `validate --files` counts them"
+    if not plan.steps_per_epoch:
+        return f"{plan.total_steps:,}"
+    epochs = plan.total_steps / plan.steps_per_epoch
+    return f"{plan.total_steps:,} = {epochs:g} epochs x {plan.steps_per_epoch:,}"
+
+
+def _headline(plan: Plan) -> Text:
+    processes = f"{plan.processes} process{'' if plan.processes == 1 else 'es'}"
+    return Text.assemble(
+        (printable(plan.name), "bold"), f" · {plan.device} · {processes} · {plan.precision} · {plan.run_dir}"
+    )
+
+
+def _networks(plan: Plan) -> RenderableType:
+    rows = [
+        [network.name, count(network.parameters), flops(network.flops), network.runs_until or "whole"]
+        for network in plan.networks
+    ]
+    return table(["network", ">parameters", ">FLOPs", "runs until"], rows)
+
+
+def _pairs(plan: Plan) -> RenderableType:
+    rows = [
+        [
+            pair.term,
+            pair.student_layer,
+            pair.student_shape,
+            pair.adapter or MISSING,
+            ": ".join(part for part in (pair.teacher, pair.teacher_layer) if part) or MISSING,
+            pair.teacher_shape or MISSING,
+            pair.loss,
+            f"{pair.weight:g}",
+            *([f"{plan.pulls[pair.term]:.2g}" if pair.term in plan.pulls else MISSING] if plan.pulls else []),
+        ]
+        for pair in plan.pairs
+    ]
+    columns = ["term", "student layer", "shape", "adapter", "teacher layer", "shape", "loss", ">weight"]
+    return table([*columns, ">pull"] if plan.pulls else columns, rows)
 
 
 @dataclass(slots=True)
@@ -95,11 +177,6 @@ class EpochSoFar:
         steps = f"step {step.step_in_epoch}/{step.steps_per_epoch}"
         loss = f"loss {measure(self.mean_total)}  ({self.parts()})"
         return f"{self.position()}  {steps}  {loss}  lr {rate(step.lr)}"
-
-
-LINES_AN_EPOCH = 20
-SPACING_SECONDS = 5.0
-SILENCE_SECONDS = 60.0
 
 
 class PlainText:

@@ -1,20 +1,24 @@
-"""Things chosen by `type` with `kwargs`, checked against the table they are chosen from."""
+"""A `type` with its `kwargs` checked: the name against its table, the arguments against its code's signature."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from kdcli.errors import Diagnostic, SpecError, SpecPath
-from kdcli.spec.check.arguments import check_arguments
-from kdcli.spec.check.signatures import signature
-from kdcli.spec.check.torch_names import HOOKS, OPTIMIZERS, SCHEDULERS
-from kdcli.spec.plugins import is_own, lookup, suggest
+from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
+from kdcli.spec.check.signatures import Parameter, Signature, signature
+from kdcli.spec.plugins import is_own, lookup
+from kdcli.spec.ranges import Range, range_of, ranged
 from kdcli.spec.schema import Component
-from kdcli.spec.tables import LossTable, Method, Table, Target, TaskRecord
+from kdcli.spec.tables import Table, Target
+from kdcli.spec.text.nodes import describe
 
-__all__ = ["BOUND", "Tables", "check_against", "check_component", "suggest"]
+_SIMPLE = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "bool": "true or false"}
+_LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Collection", "set", "frozenset")
+_MAPPINGS = ("dict", "Dict", "Mapping", "MutableMapping")
 
 BOUND: Mapping[str, tuple[str, ...]] = {
     "module": ("inplanes", "aligned"),
@@ -27,30 +31,6 @@ BOUND: Mapping[str, tuple[str, ...]] = {
     "scheduler": ("optimizer", "last_epoch"),
 }
 """Positional parameters of own code that kdcli gives by name, by what the code is; others are the spec's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tables:
-    """Every name that a spec may use; torch-free.
-
-    evaluators: a table, or names alone. plugins: packages whose code the command line allows.
-    """
-
-    losses: LossTable = field(default_factory=dict)
-    mimickers: Mapping[str, Method] = field(default_factory=dict)
-    modules: Table = field(default_factory=dict)
-    adapters: Table = field(default_factory=dict)
-    datasets: Table = field(default_factory=dict)
-    transforms: Table = field(default_factory=dict)
-    batch_fns: Table = field(default_factory=dict)
-    image_readers: Table = field(default_factory=dict)
-    samplers: Table = field(default_factory=dict)
-    evaluators: Table | Collection[str] = field(default_factory=dict)
-    tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
-    optimizers: Collection[str] = OPTIMIZERS
-    schedulers: Collection[str] = SCHEDULERS
-    hooks: Collection[str] = HOOKS
-    plugins: Sequence[str] = ()
 
 
 def check_component(
@@ -76,14 +56,14 @@ def check_component(
     name = component.type
     if any(name.startswith(prefix) and len(name) > len(prefix) for prefix in prefixes) and not is_own(name):
         return
-    where = (*path, "type")
+    type_path = (*path, "type")
     try:
         target = lookup(
-            table, name, plugins, path=where, code=code, what=what, forgotten="KD309", others=others
+            table, name, plugins, path=type_path, code=code, what=what, forgotten="KD309", others=others
         )
     except SpecError as error:
-        for found in error.diagnostics:
-            yield found if found.help or is_own(name) else replace(found, help=help)
+        for finding in error.diagnostics:
+            yield finding if finding.help or is_own(name) else replace(finding, help=help)
         return
     if target is not None:
         given = component.kwargs if kwargs is None else kwargs
@@ -107,9 +87,226 @@ def check_against(
     takes = signature(target)
     if takes is None:
         return
-    where = (*path, "kwargs")
+    kwargs_path = (*path, "kwargs")
     if target.own:
         given = (*given, *BOUND.get(what, ()))
-        yield from check_arguments(kwargs, takes, where, named, hidden=hidden, given=given, positional=True)
+        yield from check_arguments(
+            kwargs, takes, kwargs_path, named, hidden=hidden, given=given, positional=True
+        )
     else:
-        yield from check_arguments(kwargs, takes, where, named, hidden=hidden, given=given)
+        yield from check_arguments(kwargs, takes, kwargs_path, named, hidden=hidden, given=given)
+
+
+def check_arguments(
+    kwargs: Mapping[str, Any],
+    signature: Signature,
+    path: SpecPath,
+    what: str,
+    *,
+    given: Collection[str] = (),
+    hidden: Collection[str] = (),
+    positional: bool = False,
+) -> Iterator[Diagnostic]:
+    """Findings for unknown, missing, mistyped and out-of-range arguments, each at its key.
+
+    path: of the mapping that holds the kwargs. given: arguments that come from elsewhere. hidden:
+    parameters that a spec cannot give. positional: whether positional parameters may be given too.
+    """
+    known = {name: p for name, p in signature.kwargs.items() if name not in hidden}
+    if positional:
+        known = {**signature.positional, **known}
+    for name, value in kwargs.items():
+        parameter = known.get(name)
+        if parameter is None:
+            if not signature.opened:
+                yield Diagnostic(
+                    code="KD320",
+                    message=f"{what} has no argument `{name}`",
+                    help=did_you_mean(name, list(known)) or _all_of(known),
+                    path=(*path, name),
+                    on_key=True,
+                )
+        elif parameter.annotation is not None:
+            yield from check_type(name, value, parameter.annotation, path, what)
+    for name, parameter in known.items():
+        if parameter.required and name not in kwargs and name not in given:
+            message = f"{what} needs the argument `{name}`"
+            hint = "" if parameter.annotation is None else f" ({wording(parameter.annotation)})"
+            help = f"add `{name}` to its `kwargs`{hint}"
+            yield Diagnostic(code="KD321", message=message, help=help, path=path, on_key=True)
+
+
+def check_type(
+    name: str, value: Any, annotation: ast.expr, path: SpecPath, what: str
+) -> Iterator[Diagnostic]:
+    """A finding for a value of the wrong type or out of range, at the element that is wrong.
+
+    path: of the mapping that holds it.
+    """
+    code, wrong = "KD322", _misfit(annotation, value)
+    if wrong is None:
+        code, wrong = "KD328", _misfit(annotation, value, within=True)
+    if wrong is None:
+        return
+    got = f"got {describe(value)}"
+    if wrong:
+        element = value
+        for index in wrong:
+            element = element[index]
+        got = f"but element {'.'.join(map(str, wrong))} is {describe(element)}"
+    yield Diagnostic(
+        code=code,
+        message=f"`{name}` of {what} must be {wording(annotation)}, {got}",
+        help=_number_help(annotation, value),
+        path=(*path, name, *wrong),
+    )
+
+
+def choices_of(annotation: ast.expr) -> list[Any]:
+    """The values of an annotation `Literal[...]`; none of any other."""
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Literal":
+        return _choices(annotation)
+    return []
+
+
+def _all_of(known: Mapping[str, Parameter]) -> str:
+    return f"it takes: {', '.join(known)}" if known else "it takes none"
+
+
+def _number_help(annotation: ast.expr, value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 and fits(annotation, int(value)):
+        return f"write `{int(value)}`"
+    return None
+
+
+def fits(annotation: ast.expr, value: Any) -> bool:
+    """Whether a YAML value can be of an annotated type; an annotation that is not understood fits all."""
+    return _misfit(annotation, value) is None
+
+
+def _misfit(annotation: ast.expr, value: Any, *, within: bool = False) -> SpecPath | None:
+    """Where in the value the type is wrong: () for the whole, indices below; None where it fits.
+
+    within: a number out of its range does not fit either.
+    """
+    parts = _alternatives(annotation)
+    misfits = [_misfit_of_one(part, value, within) for part in parts]
+    if any(found is None for found in misfits):
+        return None
+    return max((found for found in misfits if found is not None), key=len)
+
+
+def _misfit_of_one(part: ast.expr, value: Any, within: bool) -> SpecPath | None:
+    if isinstance(part, ast.Constant):
+        return None if part.value is not None or value is None else ()
+    bounds = range_of(part)
+    if bounds is not None:
+        below = _misfit(ranged(part), value, within=within)
+        return () if below is None and within and value not in bounds else below
+    if isinstance(part, ast.Subscript):
+        return _misfit_of_generic(part, value, within)
+    return None if _is_simple(_name(part), value) else ()
+
+
+def _misfit_of_generic(part: ast.Subscript, value: Any, within: bool) -> SpecPath | None:
+    name = _name(part.value)
+    if name == "Literal":
+        return None if any(type(c) is type(value) and c == value for c in _choices(part)) else ()
+    if name in _MAPPINGS:
+        return None if isinstance(value, dict) else ()
+    if name not in _LISTS:
+        return None
+    if not isinstance(value, list):
+        return ()
+    elements = part.slice.elts if isinstance(part.slice, ast.Tuple) else [part.slice]
+    fixed = name in ("tuple", "Tuple") and not any(
+        isinstance(e, ast.Constant) and e.value is Ellipsis for e in elements
+    )
+    if fixed and len(value) != len(elements):
+        return ()
+    for index, item in enumerate(value):
+        below = _misfit(elements[index if fixed else 0], item, within=within)
+        if below is not None:
+            return (index, *below)
+    return None
+
+
+def _is_simple(name: str, value: Any) -> bool:
+    if name == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "bool":
+        return isinstance(value, bool)
+    if name == "str":
+        return isinstance(value, str)
+    if name in _LISTS:
+        return isinstance(value, list)
+    if name in _MAPPINGS:
+        return isinstance(value, dict)
+    return True
+
+
+def _alternatives(annotation: ast.expr) -> list[ast.expr]:
+    """The parts of a union; a part with a range keeps it."""
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return [*_alternatives(annotation.left), *_alternatives(annotation.right)]
+    if isinstance(annotation, ast.Subscript):
+        name = _name(annotation.value)
+        inner = annotation.slice
+        if name == "Optional":
+            return [*_alternatives(inner), ast.Constant(value=None)]
+        if name == "Union" and isinstance(inner, ast.Tuple):
+            return [part for element in inner.elts for part in _alternatives(element)]
+        if name == "Annotated" and isinstance(inner, ast.Tuple) and range_of(annotation) is None:
+            return _alternatives(inner.elts[0])
+    return [annotation]
+
+
+def _name(node: ast.expr) -> str:
+    return ast.unparse(node).rsplit(".", 1)[-1]
+
+
+def _choices(part: ast.Subscript) -> list[Any]:
+    elements = part.slice.elts if isinstance(part.slice, ast.Tuple) else [part.slice]
+    return [element.value for element in elements if isinstance(element, ast.Constant)]
+
+
+def wording(annotation: ast.expr) -> str:
+    """A type in plain words: "a whole number or a list of whole numbers"."""
+    words: list[str] = []
+    for part in _alternatives(annotation):
+        if isinstance(part, ast.Constant) and part.value is None:
+            continue
+        word = _wording_of_one(part)
+        if word not in words:
+            words.append(word)
+    return " or ".join(words) or "nothing"
+
+
+def _wording_of_one(part: ast.expr) -> str:
+    bounds = range_of(part)
+    if bounds is not None:
+        return f"{wording(ranged(part))} {_of(bounds)}"
+    if isinstance(part, ast.Subscript):
+        name = _name(part.value)
+        if name == "Literal":
+            choices = [f"`{choice}`" for choice in _choices(part)]
+            return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        if name in _LISTS:
+            element = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
+            bounds = range_of(element)
+            name = _name(element if bounds is None else ranged(element))
+            if name not in _PLURALS:
+                return "a list"
+            return f"a list of {_PLURALS[name]}" + ("" if bounds is None else f" {_of(bounds)}")
+        return "a mapping" if name in _MAPPINGS else ast.unparse(part)
+    name = _name(part)
+    if name in _LISTS:
+        return "a list"
+    return "a mapping" if name in _MAPPINGS else _SIMPLE.get(name, name)
+
+
+def _of(bounds: Range) -> str:
+    """A range as it follows a type: `more than 0`, `of at least 1`."""
+    return bounds.bounds if bounds.bounds.startswith(("more", "less")) else f"of {bounds.bounds}"

@@ -7,25 +7,132 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from kdcli.spec.check.definitions import (
-    KDCLI,
-    MOST_STEPS,
-    Definition,
-    find_definition,
-    imported_module,
-    lineage_of,
-    names_of,
-    source_file,
-)
 from kdcli.spec.ranges import shown
-from kdcli.spec.tables import Loss, Target
+from kdcli.spec.tables import Kind, Loss, Target
 
-__all__ = ["Option", "Parameter", "Signature", "options_of", "signature", "source_file"]
+__all__ = ["MethodOption", "Parameter", "Signature", "options_of", "signature", "source_file"]
 
 NO_ARGUMENTS = frozenset({"ABC", "Dataset", "Generic", "Module", "Protocol", "object"})
 """Bases whose constructors take nothing."""
+
+
+KDCLI = Path(__file__).parents[2]
+MOST_STEPS = 20
+"""How many imports, aliases or base classes are followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A function or class, and the module that defines it."""
+
+    module: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@cache
+def source_file(module: str) -> Path | None:
+    """The file of a module, found without importing its package."""
+    parts = module.split(".")
+    if parts[0] == KDCLI.name:
+        base = KDCLI.joinpath(*parts[1:])
+    else:
+        try:
+            spec = PathFinder.find_spec(parts[0])
+        except (ImportError, ValueError):
+            return None
+        if spec is None or spec.origin is None:
+            return None
+        origin = Path(spec.origin)
+        if origin.suffix != ".py":
+            return None
+        root = origin.parent if origin.name == "__init__.py" else origin.with_suffix("")
+        base = root.joinpath(*parts[1:])
+    for path in (base.with_name(base.name + ".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def names_of(module: str) -> dict[str, ast.stmt] | None:
+    """The names that a module defines at top level."""
+    path = source_file(module)
+    if path is None:
+        return None
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    names: dict[str, ast.stmt] = {}
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names[statement.name] = statement
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            for alias in statement.names:
+                names[alias.asname or alias.name] = statement
+        elif isinstance(statement, ast.Assign):
+            for place in statement.targets:
+                if isinstance(place, ast.Name):
+                    names[place.id] = statement
+    return names
+
+
+def find_definition(module: str, attribute: str, steps: int = 0) -> Definition | None:
+    """The definition of a name, through imports and plain aliases."""
+    names = names_of(module)
+    statement = None if names is None else names.get(attribute)
+    if statement is None or steps > MOST_STEPS:
+        return None
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return Definition(module, statement)
+    if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
+        return find_definition(module, statement.value.id, steps + 1)
+    if isinstance(statement, ast.ImportFrom):
+        original = next(a.name for a in statement.names if (a.asname or a.name) == attribute)
+        return find_definition(imported_module(module, statement), original, steps + 1)
+    return None
+
+
+def imported_module(module: str, statement: ast.ImportFrom) -> str:
+    """The full name of the module that an import statement in `module` takes from."""
+    if statement.level == 0:
+        return statement.module or ""
+    path = source_file(module)
+    package = module.split(".")
+    up = statement.level - (1 if path is not None and path.name == "__init__.py" else 0)
+    parts = package[: len(package) - up]
+    return ".".join([*parts, *([statement.module] if statement.module else [])])
+
+
+def lineage_of(definition: Definition) -> list[Definition]:
+    """A class and its bases, nearest first, as far as kdcli's or its own package defines them."""
+    line: list[Definition] = []
+    waiting = [definition]
+    while waiting and len(line) < MOST_STEPS:
+        one = waiting.pop(0)
+        line.append(one)
+        assert isinstance(one.node, ast.ClassDef)
+        for base in one.node.bases:
+            name = base.value if isinstance(base, ast.Subscript) else base
+            if not isinstance(name, ast.Name):
+                continue
+            below = find_definition(one.module, name.id) if _same_package(one.module, name.id) else None
+            if below is not None and isinstance(below.node, ast.ClassDef):
+                waiting.append(below)
+    return line
+
+
+def _same_package(module: str, name: str) -> bool:
+    """Whether a base class belongs to the same package or kdcli: torch's own sources are never read."""
+    names = names_of(module) or {}
+    statement = names.get(name)
+    if isinstance(statement, ast.ImportFrom):
+        return imported_module(module, statement).split(".")[0] in (module.split(".")[0], KDCLI.name)
+    return statement is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +147,7 @@ class Parameter:
     keyword_only: bool = True
 
     @property
-    def wanted(self) -> str | None:
+    def type_text(self) -> str | None:
         """The annotation as written, its ranges in words."""
         return None if self.annotation is None else shown(self.annotation)
 
@@ -100,8 +207,26 @@ def signature(target: Target) -> Signature | None:
     return replace(made, kwargs=kwargs, positional=positional)
 
 
+def derived_loss(name: str) -> Loss:
+    """The record of an own loss that has none, from its signature in the source; nothing is imported.
+
+    It compares features where it takes a `teacher`, logits where it takes `teacher_logits`, and else needs no
+    teacher. Its `T` softens; a `student` that is a Sequence or a list is the list of all features.
+    """
+    takes = signature(Target(name, own=True))
+    if takes is None:
+        return Loss(name, kind="feature", own=True)
+    needs = takes.needs
+    kind: Kind = "feature" if "teacher" in needs else "logit" if "teacher_logits" in needs else "teacher-free"
+    called = takes.called if takes.kind == "class" else takes.positional
+    student = called.get("student") or called.get("teacher")
+    written = "" if student is None or student.annotation is None else ast.unparse(student.annotation)
+    lists = written.split("[")[0].split(".")[-1] in ("Sequence", "list", "tuple")
+    return Loss(name, kind=kind, softened="T" in takes.kwargs, whole_list=lists, own=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option(Parameter):
+class MethodOption(Parameter):
     """One option of a mimic method. meaning, code: as `kdcli.spec.tables.option` takes them."""
 
     annotation: ast.expr
@@ -109,14 +234,14 @@ class Option(Parameter):
     code: str | None = None
 
 
-def options_of(options: type[Any]) -> Mapping[str, Option]:
+def options_of(options: type[Any]) -> Mapping[str, MethodOption]:
     """The options of a mimic method by name, from the dataclass in its record."""
     hints = get_type_hints(options, include_extras=True)
     found = {}
     for one in fields(options):
         made = one.default_factory() if one.default_factory is not MISSING else one.default
         written = inspect.formatannotation(hints[one.name]).replace("typing.", "")
-        found[one.name] = Option(
+        found[one.name] = MethodOption(
             name=one.name,
             annotation=ast.parse(written, mode="eval").body,
             required=made is MISSING,
@@ -130,13 +255,13 @@ def options_of(options: type[Any]) -> Mapping[str, Option]:
 @cache
 def _signature(path: str) -> Signature | None:
     module, _, attribute = path.partition(":")
-    found = find_definition(module, attribute)
-    if found is None:
+    definition = find_definition(module, attribute)
+    if definition is None:
         return None
-    if not isinstance(found.node, ast.ClassDef):
-        parameters, opened = _parameters(found.node, found.module, bound=False)
-        return _made("function", parameters, opened, found.node)
-    lineage = lineage_of(found)
+    if not isinstance(definition.node, ast.ClassDef):
+        parameters, opened = _parameters(definition.node, definition.module, bound=False)
+        return _made("function", parameters, opened, definition.node)
+    lineage = lineage_of(definition)
     called: dict[str, Parameter] = {}
     method = _method(lineage, "forward")
     if method is not None:
@@ -147,10 +272,10 @@ def _signature(path: str) -> Signature | None:
         parameters, opened = _fields(lineage), False
     elif constructor is None:
         # What a base class of another package takes can't be known.
-        parameters, opened = [], found.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
+        parameters, opened = [], definition.module.split(".")[0] != KDCLI.name and _has_unread_base(lineage)
     else:
         parameters, opened = _parameters(*constructor, bound=True)
-    return _made("class", parameters, opened, found.node, called)
+    return _made("class", parameters, opened, definition.node, called)
 
 
 def _made(

@@ -1,1 +1,1 @@
-"""The form of a spec: nodes brought into one shape, typed, and written out again."""
+"""The form of a spec: nodes brought into one shape, and typed."""

@@ -7,27 +7,46 @@ in both. Keys that are given nothing are not given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 
-from kdcli.errors import Diagnostic, Span, did_you_mean, nearest
-from kdcli.spec.form.canonical_jobs import DiagnosticList, canonical_mimic
+from kdcli.errors import Diagnostic, Findings, Span, did_you_mean, nearest
+from kdcli.spec import schema
 from kdcli.spec.ranges import check_finite
-from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, Sequence, to_data
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, Sequence, kind, to_data
 from kdcli.spec.text.source import repeated_key
 
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
+MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
+JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 SHARED_DATA = ("batch_sampler", "dataloader")
 # Arguments of a cosine that are called like a warm-up.
 SHIFTS = ("warmup_iter",)
-# Keys that United-Perception's own specs carry and that change nothing here.
-LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
+# Counts of `ema` of which 0 is read as 1.
+COUNTS = ("inner_T", "warmup")
+# Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
+KWARG_LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
+# Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.
+OPTION_LEFTOVERS = {
+    "DeFeat": dict.fromkeys(
+        (
+            "rcnn_fpn_levels",
+            "rcnn_fpn_strides",
+            "rcnn_fpn_base_scale",
+            "teacher_proposal",
+            "head_fg_loss",
+            "head_bg_loss",
+        ),
+        "delete it",
+    ),
+    "FRS": {"rpn_loss": "its loss of scores is `pred_loss`, now with its defaults"},
+}
 
 
 def canonical(root: Mapping) -> tuple[Mapping, list[Diagnostic]]:
     """The canonical tree, with errors and warnings found on the way."""
     maker = _Maker()
-    return maker.spec(root), [*check_finite(root), *maker.findings]
+    return maker.spec(root), [*check_finite(root), *maker.found]
 
 
 def without_nothing(node: Node) -> Node:
@@ -70,8 +89,7 @@ def _text_entry(key: str, value: str, span: Span) -> Entry:
     return Entry(key=key, key_span=span, value=Scalar(value=value, span=span, text=value))
 
 
-@dataclass(slots=True)
-class _Maker(DiagnosticList):
+class _Maker(Findings):
     # the top level
 
     def spec(self, root: Mapping) -> Mapping:
@@ -150,7 +168,7 @@ class _Maker(DiagnosticList):
                 message = f"two building blocks are called `{entry.key}`"
                 self.warn("KD604", message, entry.key_span, "each is found by its anchor; rename one")
             else:
-                self.findings.append(repeated_key(entry, first))
+                self.found.append(repeated_key(entry, first))
 
     def _runner(self, spec: Mapping, has_mimic: bool) -> Mapping:
         runtime = spec.get("runtime")
@@ -205,13 +223,13 @@ class _Maker(DiagnosticList):
     def _leftovers(self, component: Mapping, name: str) -> Mapping:
         """The component without kwargs that do nothing here."""
         entry = component.find("kwargs")
-        if entry is None or not isinstance(entry.value, Mapping) or name not in LEFTOVERS:
+        if entry is None or not isinstance(entry.value, Mapping) or name not in KWARG_LEFTOVERS:
             return component
-        for key in LEFTOVERS[name]:
-            found = entry.value.find(key)
-            if found is not None:
-                self.warn("KD614", f"`{key}` has no effect in kdcli", found.key_span, "delete the line")
-        left = entry.value.without(*LEFTOVERS[name])
+        for key in KWARG_LEFTOVERS[name]:
+            leftover = entry.value.find(key)
+            if leftover is not None:
+                self.warn("KD614", f"`{key}` has no effect in kdcli", leftover.key_span, "delete the line")
+        left = entry.value.without(*KWARG_LEFTOVERS[name])
         return component.with_entry(replace(entry, value=left))
 
     # data and training
@@ -283,10 +301,7 @@ def _laid_over(shared: Node, own: Node) -> Node:
     return made
 
 
-COUNTS = ("inner_T", "warmup")
-
-
-def canonical_ema(spec: Mapping, found: DiagnosticList) -> Mapping:
+def canonical_ema(spec: Mapping, findings: Findings) -> Mapping:
     """The spec with a top-level `ema`, where United-Perception has it, moved under `trainer`."""
     top, trainer = spec.find("ema"), spec.find("trainer")
     spec = spec.without("ema")
@@ -295,22 +310,22 @@ def canonical_ema(spec: Mapping, found: DiagnosticList) -> Mapping:
     own = trainer.value.find("ema")
     if top is not None and own is not None and to_data(top.value) != to_data(own.value):
         first, second = sorted((top, own), key=_order)
-        here, there = second.key_span, first.key_span
-        where = (
-            f"in line {there.line}"
-            if here.source == there.source
-            else f"in {there.source}, line {there.line}"
+        span, other = second.key_span, first.key_span
+        line = (
+            f"in line {other.line}"
+            if span.source == other.source
+            else f"in {other.source}, line {other.line}"
         )
         message = "`ema` is given twice, at the top level and under `trainer`, with different values"
-        found.error("KD225", message, here, f"keep one of them; the other is {where}")
+        findings.error("KD225", message, span, f"keep one of them; the other is {line}")
     entry = top or own
     if entry is None:
         return spec
-    settled = replace(entry, value=_from_one(entry.value, found))
+    settled = replace(entry, value=_from_one(entry.value, findings))
     return spec.with_entry(replace(trainer, value=trainer.value.with_entry(settled)))
 
 
-def _from_one(ema: Node, found: DiagnosticList) -> Node:
+def _from_one(ema: Node, findings: Findings) -> Node:
     """The `ema` block with counts of 0 read as 1."""
     kwargs = ema.find("kwargs") if isinstance(ema, Mapping) else None
     if not isinstance(ema, Mapping) or kwargs is None or not isinstance(kwargs.value, Mapping):
@@ -319,7 +334,7 @@ def _from_one(ema: Node, found: DiagnosticList) -> Node:
     for key in COUNTS:
         entry = made.find(key)
         if entry is not None and isinstance(entry.value, Scalar) and _is_zero(entry.value.value):
-            found.warn("KD619", f"`{key}: 0` is read as 1", entry.value.span, f"write `{key}: 1`")
+            findings.warn("KD619", f"`{key}: 0` is read as 1", entry.value.span, f"write `{key}: 1`")
             made = made.with_entry(replace(entry, value=replace(entry.value, value=1, text="1")))
     return ema.with_entry(replace(kwargs, value=made))
 
@@ -333,3 +348,129 @@ def _order(entry: Entry) -> tuple[bool, str, int, int]:
     span = entry.key_span
     argument = span.source.startswith("argument ")
     return (argument, span.source if argument else "", span.line, span.column)
+
+
+def canonical_mimic(mimic: Mapping, top: Entry, findings: Findings) -> Mapping:
+    """`mimic` as {jobs, stages, task_loss}; top: its entry in the spec."""
+    as_jobs = mimic.find("mimic_as_jobs")
+    if as_jobs is not None and not (
+        isinstance(as_jobs.value, Scalar) and isinstance(as_jobs.value.value, bool)
+    ):
+        message = f"`mimic_as_jobs` must be true or false, got {kind(as_jobs.value)}"
+        findings.error("KD204", message, as_jobs.value.span)
+    kept = [e for e in mimic.entries if e.key in ("stages", "task_loss")]
+    rest = [e for e in mimic.entries if e.key not in MIMIC_KEYS]
+    named = [e for e in rest if e.key.startswith("mimic_job")]
+    jobs: list[Entry]
+    if _is_true(as_jobs.value if as_jobs else None):
+        jobs = [replace(e, value=_job(e.value, findings)) for e in named]
+        for entry in rest:
+            if entry not in named:
+                help = did_you_mean(entry.key, (*MIMIC_KEYS, "mimic_job0"))
+                if entry.key in JOB_KEYS or entry.key == "cfgs" or entry.key.startswith("teacher"):
+                    help = "with `mimic_as_jobs` it belongs into a job (`mimic_job0: ...`)"
+                findings.error("KD202", f"unknown key `{entry.key}` in `mimic`", entry.key_span, help)
+        if not jobs:
+            assert as_jobs is not None
+            help = "add `mimic_job0: {...}`, or delete `mimic_as_jobs`"
+            findings.error("KD213", "`mimic_as_jobs` is true, but there is no job", as_jobs.key_span, help)
+    else:
+        for entry in named:
+            help = "add `mimic_as_jobs: true` under `mimic`"
+            message = f"`{entry.key}` is a job, but `mimic_as_jobs` is not true"
+            findings.error("KD213", message, entry.key_span, help)
+        one = replace(mimic, entries=tuple(e for e in rest if e not in named))
+        jobs = [Entry(key="mimic_job0", key_span=top.key_span, value=_job(one, findings))]
+        if named and not one.entries:
+            jobs = []
+    made = Mapping(entries=tuple(jobs), span=mimic.span)
+    key_span = as_jobs.key_span if as_jobs else top.key_span
+    return replace(mimic, entries=(Entry(key="jobs", key_span=key_span, value=made), *kept))
+
+
+def _job(job: Node, findings: Findings) -> Node:
+    if not isinstance(job, Mapping):
+        return job
+    entries: list[Entry] = []
+    teachers: list[Entry] = []
+    for entry in job.entries:
+        if entry.key in ("losses", "options"):
+            help = "losses and options both stand under `cfgs`"
+            findings.error("KD202", f"unknown key `{entry.key}` in a job", entry.key_span, help)
+        elif entry.key == "cfgs":
+            entries += _cfgs(_less_leftovers(entry, job, findings), findings)
+        elif entry.key.startswith("teacher") and entry.key != "teacher_weighting":
+            teachers.append(entry)
+        elif entry.key == "adapter":
+            entries.append(replace(entry, value=_adapter(entry.value)))
+        else:
+            entries.append(entry)
+    if teachers:
+        span = teachers[0].key_span
+        mapping = Mapping(entries=tuple(teachers), span=span)
+        entries.append(Entry(key="teachers", key_span=span, value=mapping))
+    return replace(job, entries=tuple(entries))
+
+
+def _less_leftovers(cfgs: Entry, job: Mapping, findings: Findings) -> Entry:
+    named = job.get("mimic_ins_type")
+    method = str(named.value) if isinstance(named, Scalar) else ""
+    if method not in OPTION_LEFTOVERS or not isinstance(cfgs.value, Mapping):
+        return cfgs
+    for key, help in OPTION_LEFTOVERS[method].items():
+        entry = cfgs.value.find(key)
+        if entry is not None:
+            findings.warn("KD614", f"`{key}` has no effect in `{method}`", entry.key_span, help)
+    return replace(cfgs, value=cfgs.value.without(*OPTION_LEFTOVERS[method]))
+
+
+def _cfgs(cfgs: Entry, findings: Findings) -> list[Entry]:
+    if not isinstance(cfgs.value, Mapping):
+        message = f"`cfgs` must be a mapping, got {kind(cfgs.value)}"
+        findings.error("KD204", message, cfgs.value.span)
+        return []
+    losses: list[Entry] = []
+    options: list[Entry] = []
+    for entry in cfgs.value.entries:
+        if isinstance(entry.value, Mapping) and {"type", "kwargs"} & set(entry.value.keys()):
+            value = _loss(entry.value, findings)
+            losses.append(replace(entry, value=value))
+        else:
+            options.append(entry)
+    span = cfgs.value.span
+    return [
+        Entry(key=key, key_span=cfgs.key_span, value=Mapping(entries=tuple(entries), span=span))
+        for key, entries in (("losses", losses), ("options", options))
+        if entries
+    ]
+
+
+def _loss(loss: Mapping, findings: Findings) -> Mapping:
+    """A loss with its adapter as a mapping, and its temperature called `T`."""
+    adapter = loss.find("adapter")
+    if adapter is not None:
+        loss = loss.with_entry(replace(adapter, value=_adapter(adapter.value)))
+    kwargs = loss.find("kwargs")
+    if kwargs is None or not isinstance(kwargs.value, Mapping):
+        return loss
+    long, short = kwargs.value.find("temperature"), kwargs.value.find("T")
+    if long is None:
+        return loss
+    if short is not None:
+        message = "`T` and `temperature` are one argument, given twice"
+        findings.error("KD323", message, long.key_span, "keep `T`")
+        return loss
+    entries = tuple(replace(e, key="T") if e is long else e for e in kwargs.value.entries)
+    return loss.with_entry(replace(kwargs, value=replace(kwargs.value, entries=entries)))
+
+
+def _adapter(node: Node) -> Node:
+    """`adapter: auto` as a mapping."""
+    if isinstance(node, Scalar) and isinstance(node.value, str):
+        entry = Entry(key="type", key_span=node.span, value=node)
+        return Mapping(entries=(entry,), span=node.span)
+    return node
+
+
+def _is_true(node: Node | None) -> bool:
+    return isinstance(node, Scalar) and node.value is True

@@ -11,12 +11,12 @@ from pydantic_core import ErrorDetails
 
 from kdcli.errors import Diagnostic, Span, SpecPath, did_you_mean
 from kdcli.spec import schema
-from kdcli.spec.form.canonical_jobs import JOB_KEYS, MIMIC_KEYS
+from kdcli.spec.form.canonical import JOB_KEYS, MIMIC_KEYS
 from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, describe, kind, to_data
 
 M = TypeVar("M", bound=BaseModel)
 
-_WANTED = {
+_EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing_size": "a whole number",
@@ -80,7 +80,7 @@ def span_of(tree: Node, path: SpecPath, *, on_key: bool = False) -> Span:
 
 
 def _diagnostics(model: type[BaseModel], tree: Node, errors: Iterable[ErrorDetails]) -> list[Diagnostic]:
-    found: dict[tuple[SpecPath, str], Diagnostic] = {}
+    unique: dict[tuple[SpecPath, str], Diagnostic] = {}
     placed = [(_place(tree, error), error) for error in errors]
     # Of a union whose one alternative fits but for a bound, the others say nothing that helps.
     bounded = {place.union for place, error in placed if error["type"] in _BOUNDS}
@@ -96,8 +96,8 @@ def _diagnostics(model: type[BaseModel], tree: Node, errors: Iterable[ErrorDetai
             if one is None:
                 continue
             diagnostic = one
-        found.setdefault((diagnostic.path or (), diagnostic.code), diagnostic)
-    return list(found.values())
+        unique.setdefault((diagnostic.path or (), diagnostic.code), diagnostic)
+    return list(unique.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +194,13 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
     span = span_of(tree, path)
     context: dict[str, Any] = error.get("ctx") or {}
     if sort == "literal_error":
-        wanted = str(context.get("expected", "")).replace("'", "`").replace(" or ", ", ")
-        wanted = {"True": "true", "False": "false"}.get(wanted, wanted)
-        names = [name.strip("` ") for name in wanted.split(",")]
+        expected = str(context.get("expected", "")).replace("'", "`").replace(" or ", ", ")
+        expected = {"True": "true", "False": "false"}.get(expected, expected)
+        names = [name.strip("` ") for name in expected.split(",")]
         help = None
         if isinstance(node, Scalar) and isinstance(node.value, str) and len(names) > 1:
             help = did_you_mean(node.value, names) if len(names) > 3 else _nearest_only(node.value, names)
-        message = f"{_shown(path)} must be {'one of ' if len(names) > 1 else ''}{wanted}, got {kind(node)}"
+        message = f"{_shown(path)} must be {'one of ' if len(names) > 1 else ''}{expected}, got {kind(node)}"
         return Diagnostic(code="KD205", message=message, help=help, path=path, span=span)
     if sort in _BOUNDS:
         key, words = _BOUNDS[sort]
@@ -209,11 +209,11 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
         message = f"{_shown(path)} must be {words} {shown}, got {kind(node)}"
         help = _BOUND_HELPS.get(str(path[-1]))
         return Diagnostic(code="KD206", message=message, help=help, path=path, span=span)
-    wanted = _WANTED.get(sort, error["msg"].lower())
+    expected = _EXPECTED.get(sort, error["msg"].lower())
     return Diagnostic(
         code="KD204",
-        message=f"{_shown(path)} must be {wanted}, got {kind(node)}",
-        help=_type_help(wanted, node),
+        message=f"{_shown(path)} must be {expected}, got {kind(node)}",
+        help=_type_help(expected, node),
         path=path,
         span=span,
     )
@@ -222,8 +222,8 @@ def _diagnostic(model: type[BaseModel], tree: Node, path: SpecPath, error: Error
 def _no_list(tree: Node, path: SpecPath) -> Diagnostic:
     modules = path[0] in ("net", "teachers") and len(path) <= 2
     help = "one whole model is written `{type: torchvision.resnet18}`" if modules else None
-    wanted = "a list of modules" if modules else "a list of mappings"
-    message = f"{_shown(path)} must be {wanted}, got {kind(_node_at(tree, path))}"
+    expected = "a list of modules" if modules else "a list of mappings"
+    message = f"{_shown(path)} must be {expected}, got {kind(_node_at(tree, path))}"
     return Diagnostic(code="KD204", message=message, help=help, path=path, span=span_of(tree, path))
 
 
@@ -232,16 +232,16 @@ def _nearest_only(word: str, names: list[str]) -> str | None:
     return help if help is not None and help.startswith("did") else None
 
 
-def _type_help(wanted: str, node: Node) -> str | None:
+def _type_help(expected: str, node: Node) -> str | None:
     if not isinstance(node, Scalar) or not isinstance(node.value, str):
-        if wanted == "text" and isinstance(node, Scalar):
+        if expected == "text" and isinstance(node, Scalar):
             return "put it in quotes if it is a name"
         return None
     text = node.value.lower()
-    if wanted == "true or false" and text in ("on", "off", "yes", "no", "y", "n"):
+    if expected == "true or false" and text in ("on", "off", "yes", "no", "y", "n"):
         meant = "true" if text in ("on", "yes", "y") else "false"
         return f"write `{meant}`: YAML 1.2 reads `{node.value}` as text"
-    if not node.plain and wanted in ("a whole number", "a number", "true or false"):
+    if not node.plain and expected in ("a whole number", "a number", "true or false"):
         return "take the quotes away"
     return None
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
-from kdcli.spec.text.lines import MAX_CHARACTERS, decode
 from kdcli.spec.text.nodes import Mapping, Node, Sequence, used_at
-from kdcli.spec.text.source import Budget, compose, repeated_key
+from kdcli.spec.text.source import MAX_CHARACTERS, Budget, compose, decode, repeated_key
 
 
 @dataclass(frozen=True, slots=True)

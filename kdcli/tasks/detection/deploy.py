@@ -16,7 +16,7 @@ from kdcli.models.detection.deploy.whole import eager_rows, is_known
 from kdcli.models.detection.whole import TorchvisionDetector
 from kdcli.models.network import Network
 from kdcli.spec.schema import Spec
-from kdcli.tasks.task import Compared, Portable, Tensors, without_training_only
+from kdcli.tasks.task import ComparedOutputs, Portable, Tensors, without_training_only
 
 SCENES = 16
 """On how many test images a file is proved: they take longer than a classifier's."""
@@ -128,11 +128,11 @@ class Detector(Portable):
         known = dict(zip(ids, names, strict=True))
         return tuple(known.get(number, "N/A") for number in range(1, max(ids) + 1))
 
-    def compared(self, expected: Tensors, found: Tensors) -> Compared:
+    def compared(self, expected: Tensors, found: Tensors) -> ComparedOutputs:
         """Boxes and scores of the boxes that are the same in both; a file may have few others."""
         pairs, boxes, alone = _matched(expected, found)
         refuse_strangers(boxes, alone)
-        return Compared(pairs, boxes, alone)
+        return ComparedOutputs(pairs, boxes, alone)
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensors:
         """The boxes, in the form that exporters can follow."""

@@ -16,7 +16,7 @@ from kdcli.records import Notice
 from kdcli.report import charts
 from kdcli.report.live.recorder import Recorder
 from kdcli.report.loggers.logger import Loggers
-from kdcli.report.page.logger_pictures import report_pictures
+from kdcli.report.report_page import report_pictures
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.run import RunOptions
 from tests.report.run_folders import make_run, report_data

@@ -10,8 +10,7 @@ from itertools import count
 import pytest
 
 from kdcli.records import Finished, Notice, Record
-from kdcli.report.live.plain_text import PlainText
-from kdcli.report.live.plan import plan_text
+from kdcli.report.live.plain_text import PlainText, plan_text
 from kdcli.report.live.recorder import Terminal, last_line
 from tests.report.samples import RUN, evaluation, finished, plan, records, step
 

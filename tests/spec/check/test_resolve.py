@@ -11,12 +11,11 @@ import pytest
 
 from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
 from kdcli.losses import LOSSES
-from kdcli.spec.check.arguments import fits
+from kdcli.spec.check.components import fits
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.check.signatures import options_of
-from kdcli.spec.check.torch_names import OPTIMIZERS, SCHEDULERS
 from kdcli.spec.parse import parse
-from kdcli.spec.tables import Method
+from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS, Method
 from kdcli.spec.text.overrides import parse_assignment
 from tests.spec.specs import BASE, TABLES, changed, findings
 

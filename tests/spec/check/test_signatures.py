@@ -12,8 +12,7 @@ from kdcli.distill import ADAPTERS
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.losses import LOSSES
 from kdcli.models import MODULES
-from kdcli.spec.check.definitions import source_file
-from kdcli.spec.check.signatures import signature
+from kdcli.spec.check.signatures import signature, source_file
 from kdcli.spec.tables import Target
 
 EVERY = {
@@ -46,7 +45,7 @@ def test_a_function() -> None:
     found = signature(Target("tests.spec.fakes:dkd"))
     assert found is not None
     assert (found.kind, found.facts) == ("function", ("student", "teacher", "labels"))
-    assert {n: (p.wanted, p.default) for n, p in found.kwargs.items()} == {
+    assert {n: (p.type_text, p.default) for n, p in found.kwargs.items()} == {
         "alpha": ("float", 1.0),
         "loss_weight": ("float", 1.0),
     }
@@ -69,7 +68,7 @@ def test_presets_are_not_to_be_given() -> None:
 def test_aliases_are_written_out() -> None:
     found = signature(Target("tests.spec.fakes:Reader"))
     assert found is not None
-    assert found.kwargs["color_mode"].wanted == "Literal['RGB', 'GRAY']"
+    assert found.kwargs["color_mode"].type_text == "Literal['RGB', 'GRAY']"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_inheritance_imports_dataclasses_and_open_ends(
     assert own is not None
     assert own.opened
     assert own.facts == ("a",)
-    assert own.kwargs["b"].wanted == "Union[int, list[int]]"
+    assert own.kwargs["b"].type_text == "Union[int, list[int]]"
     more = signature(Target("readable_pkg.own:More"))
     assert more is not None
     assert {n: p.required for n, p in more.kwargs.items()} == {"x": True, "y": False, "z": False}

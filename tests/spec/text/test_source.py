@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from kdcli.errors import KdError, Span, SpecError
 from kdcli.spec.parse import parse
-from kdcli.spec.text.lines import MAX_DEPTH, decode
 from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, to_data
-from kdcli.spec.text.source import compose
+from kdcli.spec.text.source import MAX_DEPTH, compose, decode
 
 
 def mapping(text: str) -> Mapping:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.spec.check.arguments import fits, wording
+from kdcli.spec.check.components import fits, wording
 
 
 def parsed(text: str) -> ast.expr:

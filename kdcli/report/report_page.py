@@ -1,13 +1,16 @@
-"""report.html: one self-contained page about a run, section by section."""
+"""report.html: one self-contained page about a run, section by section; its pictures also as PNG, for loggers."""
 
 from __future__ import annotations
 
+import base64
 import shlex
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from kdcli.disk import write_whole
+from kdcli.report import html_elements as page
 from kdcli.report.charts import (
     PALETTE,
     class_chart,
@@ -16,10 +19,9 @@ from kdcli.report.charts import (
     run_curves,
     similarity_chart,
 )
-from kdcli.report.page import elements as page
 from kdcli.report.quantities import duration, speed
 from kdcli.report.recorded_run import (
-    Detection,
+    DetectedImage,
     Disagreement,
     FeatureMaps,
     RecordedRun,
@@ -31,6 +33,8 @@ from kdcli.report.results_table import cost_sentence, eval_rows, result_rows
 
 REPORT = "report.html"
 REPORT_DATA = "report_data.json"
+TILE, GAP = 96, 8
+"""Pixels of an image in a sheet, and between two."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -133,7 +137,7 @@ def _maps(pair: FeatureMaps) -> str:
     return page.card(pair.title, page.paragraph("input, student, teacher") + rows)
 
 
-def _detections(detections: tuple[Detection, ...]) -> list[str]:
+def _detections(detections: tuple[DetectedImage, ...]) -> list[str]:
     if not detections:
         return []
     networks = list(dict.fromkeys(name for one in detections for name in one.boxes))
@@ -144,7 +148,7 @@ def _detections(detections: tuple[Detection, ...]) -> list[str]:
     return [f"<p>{legend}</p>", page.cards(_boxes(one, colours) for one in detections)]
 
 
-def _boxes(one: Detection, colours: Mapping[str, str]) -> str:
+def _boxes(one: DetectedImage, colours: Mapping[str, str]) -> str:
     size = max(one.width, one.height, 1.0)
     parts = [f'<image href="{one.image}" width="{one.width:g}" height="{one.height:g}"/>']
     for name, boxes in one.boxes.items():
@@ -172,3 +176,37 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         ]
     shown = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
     return [] if value in (None, "", []) else [(prefix, shown)]
+
+
+def report_pictures(run_dir: Path) -> dict[str, bytes]:
+    """Charts and image sheets of a run's report_data.json as PNG by name; empty without such a file."""
+    data = read_report_data(run_dir / REPORT_DATA)
+    pictures: dict[str, bytes] = {}
+    if data.class_accuracy is not None and data.class_accuracy.classes:
+        pictures["report/accuracy_by_class"] = class_chart(data.class_accuracy)[0].png()
+    if data.reliability:
+        pictures["report/reliability"] = reliability_chart(data.reliability).png()
+    for similarity in data.cka:
+        pictures[f"report/similarity_{similarity.teacher}"] = similarity_chart(similarity).png()
+    if data.disagreements:
+        rows = [[one.image for one in data.disagreements[at : at + 4]] for at in range(0, 12, 4)]
+        pictures["report/disagreements"] = _sheet([row for row in rows if row])
+    for number, maps in enumerate(data.features):
+        pictures[f"report/features_{number}"] = _sheet([list(row) for row in maps.rows])
+    return pictures
+
+
+def _sheet(rows: list[list[str]]) -> bytes:
+    """A PNG that shows images, given as data URIs, as tiles in rows."""
+    from PIL import Image
+
+    width = max(len(row) for row in rows) * (TILE + GAP) + GAP
+    sheet = Image.new("RGB", (width, len(rows) * (TILE + GAP) + GAP), "white")
+    for y, row in enumerate(rows):
+        for x, uri in enumerate(row):
+            tile = Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
+            tile = tile.resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (GAP + x * (TILE + GAP), GAP + y * (TILE + GAP)))
+    buffer = BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.spec.form.written import Dumper
+from kdcli.spec.parse import Dumper
 from kdcli.spec.text.nodes import to_data
 from kdcli.spec.text.source import compose
 from tests.spec.cases import TWO_JOBS

@@ -14,7 +14,7 @@ import pytest
 
 from kdcli.errors import RunError
 from kdcli.report import charts
-from kdcli.report.page.report_page import write_report
+from kdcli.report.report_page import write_report
 from tests.report.run_folders import make_run, report_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -155,7 +155,7 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
 
 
 def test_matplotlib_is_imported_late() -> None:
-    modules = "kdcli.report.page.report_page, kdcli.report.compare.compare_plot"
+    modules = "kdcli.report.report_page, kdcli.report.compare_runs"
     code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     import sys
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import KdError, UsageError
-from kdcli.report.compare.compare_plot import write_plot
-from kdcli.report.compare.compare_runs import RunComparison, compare_runs, compare_text, spread_of
+from kdcli.report.compare_runs import RunComparison, compare_runs, compare_text, spread_of, write_plot
 from tests.report.run_folders import make_run
 
 TEACHERS = {"teachers": {"teacher0": [{"name": "model"}]}}
@@ -82,7 +81,7 @@ def test_an_unfinished_run_is_not_folded_with_finished_ones(tmp_path: Path) -> N
 
 
 def test_higher_is_better() -> None:
-    from kdcli.report.compare.compare_runs import Verdict, verdict_sentence
+    from kdcli.report.compare_runs import Verdict, verdict_sentence
 
     verdict = Verdict(name="b", baseline="a", difference=-1.0, spread=0.5)
     assert "worse" in verdict_sentence(verdict, "top1")

@@ -1,1 +1,0 @@
-"""`kdcli compare`: several runs side by side, as a table and as a plot."""
