@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kdcli.analysis.rebuild_student import deployed_state, rebuild
 from kdcli.data.facts import DataFacts
-from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.module_search import find_classifier
+from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import KdError, RunError, SpecError
-from kdcli.models.flops import flops_of
 from kdcli.models.network import Network, build_network
+from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
 from kdcli.parallel.devices import autocast_for, student_precision, to_device

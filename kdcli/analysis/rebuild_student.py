@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.trainee import DeployedStudent, Trainee
 from kdcli.losses import loss_of
 from kdcli.models.network import Network
 from kdcli.spec.schema import Spec

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.analysis.layers import Layer
 from kdcli.distill.taps import tensors_in
-from kdcli.models.flops import every_layer_runs
+from kdcli.models.torch_modes import every_layer_runs
 
 LAYERS = 12
 FEW = 4

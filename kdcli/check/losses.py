@@ -12,7 +12,7 @@ from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.models.fake import NOT_FAKE
+from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.training.wiring import JoinedJobs, require
 
 

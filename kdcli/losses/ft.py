@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.losses.parts.directions import normalized
-from kdcli.losses.parts.layout import only_maps, same_size
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision, only_maps, same_size
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 

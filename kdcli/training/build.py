@@ -19,10 +19,9 @@ from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
-from kdcli.distill.dry_run import rehearse
+from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, SpecError, SpecPath

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import MimicContext
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
 

@@ -12,9 +12,8 @@ import torch
 from kdcli.data.digest import Digest
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
-from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher, ViewSource
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.trainee import DeployedStudent, Trainee
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts, Notice, Pair

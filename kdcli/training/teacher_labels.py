@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdcli.data.facts import DataFacts, describe
-from kdcli.distill.labels import NO_LABELS, Labels
+from kdcli.distill.teacher import NO_LABELS, Labels
 from kdcli.errors import KdError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.weight_files import find_file, stated_classes

@@ -16,18 +16,17 @@ from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
-from kdcli.distill.deployed import deployed_student
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import loss_of
-from kdcli.models.norms import synchronise, synchronises
+from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
 from kdcli.spec.schema import Job, Spec
 from kdcli.training.channels import refuse_channels_last

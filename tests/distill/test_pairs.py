@@ -13,9 +13,9 @@ from torch import Tensor
 from kdcli.check.check import CheckOptions, check
 from kdcli.distill import binding as bindings
 from kdcli.distill.channels import Layout
-from kdcli.distill.labels import Labels
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
 from kdcli.distill.taps import Taps, View
+from kdcli.distill.teacher import Labels
 from kdcli.distill.terms import Term, sides_of
 from kdcli.errors import SpecError
 from kdcli.models.network import Network

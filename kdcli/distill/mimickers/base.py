@@ -7,14 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcli.distill.binding import binding_of
-from kdcli.distill.build_terms import build_term
-from kdcli.distill.labels import is_logits
+from kdcli.distill.build_terms import build_term, way_out
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import Feature, View, tapped
-from kdcli.distill.terms import Term, sides_of
-from kdcli.distill.unlike_classes import way_out
+from kdcli.distill.teacher import is_logits
+from kdcli.distill.terms import Term, binding_of, sides_of
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import View, tapped
-from kdcli.distill.terms import TapSide, sides_of
+from kdcli.distill.terms import TapSide, binding_of, sides_of
 from kdcli.errors import SpecError
 from kdcli.losses import loss_of
 from kdcli.spec.schema import Job, LossSpec

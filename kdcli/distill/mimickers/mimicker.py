@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcli.distill.labels import Labels
 from kdcli.distill.taps import Feature, View
+from kdcli.distill.teacher import Labels
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method

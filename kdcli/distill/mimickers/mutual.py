@@ -7,11 +7,10 @@ from itertools import permutations
 from typing import Any, ClassVar
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import View, tapped, tensors_in
-from kdcli.distill.terms import TapPair, Term, sides_of
+from kdcli.distill.terms import TapPair, Term, binding_of, sides_of
 from kdcli.errors import SpecError
 from kdcli.losses import loss_of
 from kdcli.spec.schema import Job

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from kdcli.models.initializers import initialize
+from kdcli.models.layers import build_norm, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.norms import build_norm, norm_name
 from kdcli.spec.ranges import ShareBelowOne
 
 Block = Literal["basic", "bottleneck"]
