@@ -42,8 +42,8 @@ def check_losses(
 def _prepared(
     wiring: JoinedJobs, views: Mapping[str, View], batch: Mapping[str, Any]
 ) -> Iterator[Diagnostic]:
-    for job, needs in wiring.needs.items():
-        if needs.prepare:
+    for job, requirements in wiring.requirements.items():
+        if requirements.prepare:
             mimicker = wiring.trainee.mimickers[job]
             assert isinstance(mimicker, Mimicker)
             try:

@@ -29,7 +29,7 @@ class LossOfJob:
     loss: its spec with the method's defaults filled in. teacher: None where the method needs none.
     """
 
-    setting: MimicContext
+    context: MimicContext
     name: str
     loss: LossSpec
     teacher: str | None
@@ -37,7 +37,7 @@ class LossOfJob:
     @property
     def path(self) -> SpecPath:
         """Where the spec says it."""
-        return (*self.setting.path, "losses", self.name)
+        return (*self.context.path, "losses", self.name)
 
     @property
     def binding(self) -> Binding:
@@ -53,18 +53,18 @@ class LossOfJob:
     def view(self) -> View:
         """What the teacher showed on the sample."""
         assert self.teacher is not None
-        return self.setting.teachers[self.teacher]
+        return self.context.teachers[self.teacher]
 
     def no_option(self, on_loss: bool, option: str, why: str) -> SpecError:
         """The error KD452 for an option that does nothing. on_loss: it stands at the loss, else at the job."""
-        path = (*self.path, option) if on_loss else (*self.setting.path, option)
+        path = (*self.path, option) if on_loss else (*self.context.path, option)
         return SpecError.at(
             path, "KD452", f"`{option}` does nothing here: `{self.loss.type}` {why}", on_key=True
         )
 
 
 def build_term(
-    setting: MimicContext,
+    context: MimicContext,
     name: str,
     loss: LossSpec,
     teacher: str | None,
@@ -82,7 +82,7 @@ def build_term(
     what holds where the loss says nothing; None goes by its type. options: kwargs that the method sets, over
     the spec's. factors: see Term.
     """
-    of = LossOfJob(setting=setting, name=name, loss=loss, teacher=teacher)
+    of = LossOfJob(context=context, name=name, loss=loss, teacher=teacher)
     binding = of.binding
     standardizes = standardizes_of(of)
     kwargs = {**of.record.preset, **loss.kwargs}
@@ -97,17 +97,17 @@ def build_term(
     if standardizes and "standardize" in of.binding.keywords:
         kwargs["standardize"], standardizes = True, False
     if of.record.kind == "logit":
-        students = [_read_as_logits(side, setting.student) for side in students]
+        students = [_read_as_logits(side, context.student) for side in students]
         teachers = [_read_as_logits(side, of.view) for side in teachers]
     if binding.uses_features:
-        check_taps(setting, loss.type, students, teacher, teachers)
+        check_taps(context, loss.type, students, teacher, teachers)
     _compare_outputs(of)
     pairs = (
         [TapPair(student=side) for side in students] if teacher is None else _paired(of, students, teachers)
     )
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
-        adapters = _adapters(of, pairs, loss.adapter or (setting.job.adapter if adapted else None))
+        adapters = _adapters(of, pairs, loss.adapter or (context.job.adapter if adapted else None))
     own = binding.own(kwargs)
     how = loss.over_pairs or over_pairs or ("mean" if of.record.mean_over_pairs else "sum")
     return Term(
@@ -133,7 +133,7 @@ def temperature_of(of: LossOfJob, *, from_logits: bool) -> float | Temperature |
     from_logits: whether the loss is told to read logits. Raises SpecError KD452 where a temperature is given
     and no loss takes it, or one is to be learned and the loss can't.
     """
-    loss, job = of.loss, of.setting.job
+    loss, job = of.loss, of.context.job
     has_one, on_loss = "T" in of.binding.keywords, loss.temperature is not None
     if on_loss and not has_one:
         raise of.no_option(True, "temperature", "has no temperature")
@@ -159,7 +159,7 @@ def standardizes_of(of: LossOfJob) -> bool:
 
     Raises SpecError KD452 where no loss compares logits.
     """
-    loss, job = of.loss, of.setting.job
+    loss, job = of.loss, of.context.job
     asked = job.standardize if loss.standardize is None else loss.standardize
     if not asked or of.record.kind == "logit":
         return asked
@@ -181,11 +181,11 @@ def _compare_outputs(of: LossOfJob) -> None:
     """Raise SpecError KD470 where the loss reads both networks' logits beside the features, of two widths."""
     if of.teacher is None or not {"student_logits", "teacher_logits"} <= set(of.binding.inputs):
         return
-    ours, theirs = (view.outputs.get("logits") for view in (of.setting.student, of.view))
+    ours, theirs = (view.outputs.get("logits") for view in (of.context.student, of.view))
     if is_logits(ours) and is_logits(theirs) and ours.shape[1] != theirs.shape[1]:
-        path = (*of.setting.path, "teachers", of.teacher)
+        path = (*of.context.path, "teachers", of.teacher)
         what = f"{of.loss.type} compares them class by class, beside the features"
-        raise unlike_classes(of.setting, of.teacher, ours.shape, theirs.shape, path, what)
+        raise unlike_classes(of.context, of.teacher, ours.shape, theirs.shape, path, what)
 
 
 def _paired(of: LossOfJob, students: Sequence[TapSide], teachers: Sequence[TapSide]) -> list[TapPair]:
@@ -200,7 +200,7 @@ def _paired(of: LossOfJob, students: Sequence[TapSide], teachers: Sequence[TapSi
     sides = zip(taps, counts, ("the student", of.teacher), strict=True)
     several = [f"{elements_of(tap, count)} of {whose}" for tap, count, whose in sides if count > 1]
     raise SpecError.at(
-        (*of.setting.path, "student", "mimic_name", number),
+        (*of.context.path, "student", "mimic_name", number),
         "KD431",
         f"`{taps[0]}` of the student gives {counts[0]} feature(s), `{taps[1]}` of {of.teacher} {counts[1]}",
         f"pick single ones: {'; '.join(several)}" if several else "pick single ones with `path[i]`",
@@ -212,7 +212,7 @@ def _adapters(of: LossOfJob, pairs: Sequence[TapPair], spec: AdapterSpec | None)
     if spec is None and (of.binding.sizes_itself or of.record.unlike_shapes):
         return None
     assert of.teacher is not None
-    where = (*(of.path if of.loss.adapter else of.setting.path), "adapter")
+    where = (*(of.path if of.loss.adapter else of.context.path), "adapter")
     wrong = Findings()
     built: list[nn.Module] = []
     for pair in pairs:
@@ -227,8 +227,8 @@ def _adapters(of: LossOfJob, pairs: Sequence[TapPair], spec: AdapterSpec | None)
             else:
                 if spec.type == "auto" and _hold_logits(pair):
                     what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
-                    raise unlike_classes(of.setting, of.teacher, ours, theirs, where, what)
-                help = joinable(of.setting, of.teacher)
+                    raise unlike_classes(of.context, of.teacher, ours, theirs, where, what)
+                help = joinable(of.context, of.teacher)
                 built.append(build_adapter(spec, ours, theirs, where, help))
     wrong.raise_errors()
     return None if spec is None else nn.ModuleList(built)
@@ -238,18 +238,18 @@ def _mismatch(of: LossOfJob, student: TapSide, teacher: TapSide) -> SpecError:
     assert of.teacher is not None
     loss = of.loss.type
     if _hold_logits(TapPair(student=student, teacher=teacher)):
-        path = (*of.setting.path, "teachers", of.teacher, "mimic_name")
+        path = (*of.context.path, "teachers", of.teacher, "mimic_name")
         what = f"{loss} compares them class by class"
-        return unlike_classes(of.setting, of.teacher, student.shape, teacher.shape, path, what)
+        return unlike_classes(of.context, of.teacher, student.shape, teacher.shape, path, what)
     why = unjoinable(student.shape, teacher.shape)
     if why is None:
         help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
     else:
-        help = f"no adapter joins them: {why}\n{joinable(of.setting, of.teacher)}"
+        help = f"no adapter joins them: {why}\n{joinable(of.context, of.teacher)}"
     if of.record.kind == "logit" and len(student.shape) == len(teacher.shape) == 2:
         help = "logits are compared class by class: name `logits` of both networks"
     return SpecError.at(
-        (*of.setting.path, "student", "mimic_name", student.number),
+        (*of.context.path, "student", "mimic_name", student.number),
         "KD430",
         f"`{student.name}` of the student is {shown(student.shape)}, "
         f"`{teacher.name}` of {of.teacher} is {shown(teacher.shape)}: {loss} compares equal shapes",
@@ -266,20 +266,20 @@ def _calls(
     of: LossOfJob, pairs: Sequence[TapPair], adapted: bool, kwargs: Mapping[str, Any]
 ) -> list[Callable[..., Tensor]]:
     """The loss as one callable for all pairs, or one for each where it is made from shapes."""
-    setting, binding = of.setting, of.binding
-    facts: dict[str, Any] = {"num_samples": setting.num_samples, "num_classes": setting.num_classes}
+    context, binding = of.context, of.binding
+    facts: dict[str, Any] = {"num_samples": context.num_samples, "num_classes": context.num_classes}
     if "teacher_classifier" in binding.facts:
         assert of.teacher is not None
-        facts["teacher_classifier"] = setting.teacher_classifier(of.teacher)
+        facts["teacher_classifier"] = context.teacher_classifier(of.teacher)
     if "teacher_norms" in binding.facts:
         assert of.teacher is not None
         taps = {pair.teacher.number: pair.teacher.tap for pair in pairs if pair.teacher is not None}
-        facts["teacher_norms"] = [setting.teacher_norm(of.teacher, tap) for tap in taps.values()]
+        facts["teacher_norms"] = [context.teacher_norm(of.teacher, tap) for tap in taps.values()]
     if not binding.stateful or not binding.uses_features:
         return [binding.make(facts, kwargs)]
     theirs = [(pair.teacher or pair.student).shape for pair in pairs]
     ours = theirs if adapted else [pair.student.shape for pair in pairs]
-    names: SpecPath = (*setting.path, "student", "mimic_name")
+    names: SpecPath = (*context.path, "student", "mimic_name")
     if of.record.whole_list:
         with placed(names):
             return [binding.make({**facts, "student_shape": ours, "teacher_shape": theirs}, kwargs)]
@@ -291,19 +291,19 @@ def _calls(
 
 
 def unlike_classes(
-    setting: MimicContext, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
+    context: MimicContext, teacher: str, student: Shape, theirs: Shape, path: SpecPath, what: str
 ) -> SpecError:
     """The error for logits of two widths. what: which loss or adapter compares them."""
     message = f"the student's logits are {shown(student)}, those of {teacher} {shown(theirs)}: {what}"
-    return SpecError.at(path, "KD470", message, way_out(setting, teacher, student[1], theirs[1]))
+    return SpecError.at(path, "KD470", message, way_out(context, teacher, student[1], theirs[1]))
 
 
-def way_out(setting: MimicContext, teacher: str, width: int, other: int) -> str:
+def way_out(context: MimicContext, teacher: str, width: int, other: int) -> str:
     """What to do about a teacher with `other` logits where `width` are meant."""
-    labels = setting.labels.get(teacher, NO_LABELS)
+    labels = context.labels.get(teacher, NO_LABELS)
     if labels.asked:
         return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
-    if other == setting.num_classes:
+    if other == context.num_classes:
         return f"{teacher} knows the data's {other} classes: give the student `num_classes: {other}`"
     if other < width:
         return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
@@ -328,7 +328,7 @@ POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def check_taps(
-    setting: MimicContext,
+    context: MimicContext,
     loss: str,
     students: Sequence[TapSide],
     teacher: str | None,
@@ -340,18 +340,18 @@ def check_taps(
     """
     wrong = Findings()
     for whose, sides in ((None, students), (teacher, teachers)):
-        net = setting.student_module("") if whose is None else setting.teacher_module(whose, "")
+        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
         part = ("student",) if whose is None else ("teachers", whose)
         for number, of_tap in groupby(sides, key=lambda side: side.number):
             with wrong.part():
                 for side in of_tap:
-                    _check(setting, loss, whose, side, net, (*setting.path, *part, "mimic_name", number))
+                    _check(context, loss, whose, side, net, (*context.path, *part, "mimic_name", number))
     wrong.raise_errors()
 
 
-def joinable(setting: MimicContext, teacher: str) -> str:
+def joinable(context: MimicContext, teacher: str) -> str:
     """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
-    sides = [("the student", setting.student_module("")), (teacher, setting.teacher_module(teacher, ""))]
+    sides = [("the student", context.student_module("")), (teacher, context.teacher_module(teacher, ""))]
     found = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
     vectors = ", ".join(f"`{linear}:in` of {whose}" for whose, linear in found if linear is not None)
     return (
@@ -361,7 +361,7 @@ def joinable(setting: MimicContext, teacher: str) -> str:
 
 
 def _check(
-    setting: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
+    context: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
 ) -> None:
     whose = "the student" if teacher is None else teacher
     takes, tap, kind, shape = loss_of(loss).takes, side.tap, side.layout.kind, side.shape
@@ -379,7 +379,7 @@ def _check(
             path, "KD451", f"`{loss}` takes tokens [B, N, D]; {found}", "name a block of a transformer"
         )
     if loss_of(loss).before_relu:
-        relu = setting.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
+        relu = context.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
         if relu is not None:
             raise SpecError.at(
                 path,

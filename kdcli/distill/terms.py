@@ -38,7 +38,7 @@ class Binding:
     inputs: tuple[str, ...]
     optional: frozenset[str]
     facts: tuple[str, ...]
-    needs: Requirements
+    requirements: Requirements
 
     @property
     def uses_teacher(self) -> bool:
@@ -111,7 +111,7 @@ def binding_of(record: Loss) -> Binding:
         inputs=names,
         optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
         facts=facts,
-        needs=Requirements(
+        requirements=Requirements(
             student_outputs=frozenset({"logits"} if "student_logits" in names else ()),
             teacher_outputs=frozenset({"logits"} if "teacher_logits" in names else ()),
             batch=BATCH_FIELDS & set(names),
@@ -236,7 +236,7 @@ class Term(nn.Module):
         students: Sequence[Feature],
         teachers: Sequence[Feature],
         batch: Mapping[str, Any],
-        clock: StepInfo,
+        step_info: StepInfo,
         masks: Sequence[Tensor] | None = None,
         *,
         student_logits: Tensor | None = None,
@@ -256,13 +256,13 @@ class Term(nn.Module):
             "mixed_labels": batch.get("mixed_labels"),
             "student_logits": student_logits,
             "teacher_logits": teacher_logits,
-            "step": clock.stage_step,
-            "epoch": int(clock.epoch),
+            "step": step_info.stage_step,
+            "epoch": int(step_info.epoch),
             "teacher_weights": teacher_weights,
         }
         extra = self.kwargs
         if self.temperature is not None:
-            extra = {**extra, "T": self.temperature(clock.epoch)}
+            extra = {**extra, "T": self.temperature(step_info.epoch)}
         if not self.binding.uses_features:
             return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         pairs = flat_pairs(students or teachers, teachers or students)

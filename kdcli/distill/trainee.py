@@ -46,7 +46,11 @@ class Trainee(nn.Module):
         self.active = ActiveLosses()
 
     def forward(
-        self, batch: Mapping[str, Any], teachers: Mapping[str, View], clock: StepInfo, weighted: bool = True
+        self,
+        batch: Mapping[str, Any],
+        teachers: Mapping[str, View],
+        step_info: StepInfo,
+        weighted: bool = True,
     ) -> dict[str, Tensor]:
         """Scalar losses by name, each already weighted for this step (1.0 where weighted is False).
 
@@ -64,13 +68,13 @@ class Trainee(nn.Module):
             spec = self.specs[job]
             assert isinstance(mimicker, Mimicker)
             weights = {
-                name: term_weight(spec, loss, clock.stage_step) if weighted else 1.0
+                name: term_weight(spec, loss, step_info.stage_step) if weighted else 1.0
                 for name, loss in mimicker.losses_of(spec).items()
             }
             in_force = {name: weight for name, weight in weights.items() if weight is not None}
             if in_force:
                 theirs = {name: teachers[name] for name in spec.teachers if name in teachers}
-                for name, value in mimicker(view, theirs, batch, clock, in_force).items():
+                for name, value in mimicker(view, theirs, batch, step_info, in_force).items():
                     losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
         return losses
 
@@ -111,7 +115,7 @@ def total_of(losses: Mapping[str, Tensor]) -> Tensor:
     return sum(parts[1:], start=parts[0])
 
 
-def active_names(trainee: Trainee, clock: StepInfo, names: Iterable[str]) -> frozenset[str]:
+def active_names(trainee: Trainee, step_info: StepInfo, names: Iterable[str]) -> frozenset[str]:
     """Of these loss names those that are computed at this step."""
     found = set()
     for name in names:
@@ -123,7 +127,7 @@ def active_names(trainee: Trainee, clock: StepInfo, names: Iterable[str]) -> fro
             mimicker, spec = trainee.mimickers[job], trainee.specs[job]
             assert isinstance(mimicker, Mimicker)
             loss = mimicker.losses_of(spec)[rest.rpartition(".")[2]]
-            if term_weight(spec, loss, clock.stage_step) is not None:
+            if term_weight(spec, loss, step_info.stage_step) is not None:
                 found.add(name)
     return frozenset(found)
 

@@ -18,20 +18,20 @@ from kdcli.distill.taps import Tap, View, tensors_in
 from kdcli.errors import Findings, SpecError, SpecPath
 
 
-def refuse_channels_last(setting: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
+def refuse_channels_last(context: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
     """Raise SpecError KD425 at each `mimic_name` of a job that names a map [B, H, W, C].
 
     batch_of: what a teacher runs on, or the student where the name is None.
     """
-    job, wrong = setting.job, Findings()
+    job, wrong = context.job, Findings()
     sides: list[tuple[str | None, View, Sequence[str], SpecPath]] = [
-        (None, setting.student, job.student.mimic_name, (*setting.path, "student", "mimic_name"))
+        (None, context.student, job.student.mimic_name, (*context.path, "student", "mimic_name"))
     ]
     for name, teacher in job.teachers.items():
-        path = (*setting.path, "teachers", name, "mimic_name")
-        sides.append((name, setting.teachers[name], teacher.mimic_name, path))
+        path = (*context.path, "teachers", name, "mimic_name")
+        sides.append((name, context.teachers[name], teacher.mimic_name, path))
     for whose, view, taps, path in sides:
-        net = setting.student_module("") if whose is None else setting.teacher_module(whose, "")
+        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
         for index, tap in enumerate(taps):
             if tap not in view.channels_last:
                 continue

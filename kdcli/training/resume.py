@@ -21,7 +21,7 @@ from kdcli.training.run import Found, Run, RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.same_data import differences
 from kdcli.training.state import Progress, fitting
-from kdcli.training.wiring import jobs_of, needs_of
+from kdcli.training.wiring import jobs_of, requirements_of
 
 MAY_DIFFER = (
     "saver",
@@ -266,7 +266,7 @@ def _compare_data(
 
 def _keep_rows(spec: Spec) -> list[str]:
     """The jobs whose losses keep one row per training sample."""
-    return [name for name, job in jobs_of(spec).items() if "num_samples" in needs_of(job).facts]
+    return [name for name, job in jobs_of(spec).items() if "num_samples" in requirements_of(job).facts]
 
 
 def _check_teachers(run: Run, state: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class JoinedJobs:
     trainee: Trainee
     deployed: nn.Module
     jobs: Mapping[str, Job]
-    needs: Mapping[str, Requirements]
+    requirements: Mapping[str, Requirements]
     student_view: View
     teacher_views: Mapping[str, View]
     pairs: tuple[Pair, ...]
@@ -53,11 +53,11 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
-def needs_of(job: Job) -> Requirements:
+def requirements_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
     method = method_of(job.mimic_ins_type).load()
-    needs: Requirements = method.needs_of(job)
-    return needs
+    requirements: Requirements = method.requirements_of(job)
+    return requirements
 
 
 def teacher_taps(
@@ -74,7 +74,7 @@ def teacher_taps(
             path = ("mimic", "jobs", job_name, "teachers", name, "mimic_name")
             for index, tap in enumerate(job.teachers[name].mimic_name):
                 where.setdefault(tap, (*path, index))
-            outputs |= needs_of(job).teacher_outputs
+            outputs |= requirements_of(job).teacher_outputs
         taps[name] = Taps(net, where, outputs, where, findings)
     return taps
 
@@ -160,7 +160,7 @@ def join(
     mimickers: dict[str, Mimicker] = {}
     for name, job in jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
-        setting = MimicContext(
+        context = MimicContext(
             job=job,
             name=name,
             path=path,
@@ -186,8 +186,8 @@ def join(
             labels={teacher: teachers[teacher].labels for teacher in job.teachers},
         )
         with wrong.part():
-            refuse_channels_last(setting, lambda t: sample if t is None else teachers[t].pixels_of(sample))
-            mimickers[name] = build_mimicker(setting)
+            refuse_channels_last(context, lambda t: sample if t is None else teachers[t].pixels_of(sample))
+            mimickers[name] = build_mimicker(context)
     wrong.raise_errors()
     if synchronises(student):
         for mimicker in mimickers.values():
@@ -197,7 +197,7 @@ def join(
         trainee=trainee,
         deployed=deployed_student(student, mimickers, spec.mimic),
         jobs=jobs,
-        needs={name: needs_of(job) for name, job in jobs.items()},
+        requirements={name: requirements_of(job) for name, job in jobs.items()},
         student_view=student_view,
         teacher_views=views,
         pairs=tuple(
@@ -206,17 +206,17 @@ def join(
     )
 
 
-def build_mimicker(setting: MimicContext) -> Mimicker:
+def build_mimicker(context: MimicContext) -> Mimicker:
     """Build one job's mimic method; errors of its losses point at the job."""
-    method = method_of(setting.job.mimic_ins_type).load()
+    method = method_of(context.job.mimic_ins_type).load()
     try:
-        mimicker = method(setting)
+        mimicker = method(context)
     except KdError as error:
-        placed = [d if d.path is not None else replace(d, path=setting.path) for d in error.diagnostics]
+        placed = [d if d.path is not None else replace(d, path=context.path) for d in error.diagnostics]
         raise SpecError(placed) from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise SpecError.at(
-            setting.path, "KD435", f"job `{setting.name}` can't be built: {str(error).splitlines()[0]}"
+            context.path, "KD435", f"job `{context.name}` can't be built: {str(error).splitlines()[0]}"
         ) from error
     assert isinstance(mimicker, Mimicker)
     return mimicker
@@ -254,7 +254,7 @@ def require(
     taps = wiring.trainee.taps
     if taps is not None:
         names = {tap for name in active for tap in wiring.jobs[name].student.mimic_name}
-        outputs = {output for name in active for output in wiring.needs[name].student_outputs}
+        outputs = {output for name in active for output in wiring.requirements[name].student_outputs}
         taps.require(names, None if task_loss else outputs)
     running = []
     for teacher_name, teacher in teachers.items():
@@ -263,7 +263,7 @@ def require(
             running.append(teacher_name)
             teacher.taps.require(
                 {tap for name in users for tap in wiring.jobs[name].teachers[teacher_name].mimic_name},
-                {output for name in users for output in wiring.needs[name].teacher_outputs},
+                {output for name in users for output in wiring.requirements[name].teacher_outputs},
             )
     return running
 

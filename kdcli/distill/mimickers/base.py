@@ -26,33 +26,33 @@ class BaseMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        needs = Requirements()
+        requirements = Requirements()
         for loss in cls.losses_of(job).values():
-            needs |= binding_of(loss_of(loss.type)).needs
+            requirements |= binding_of(loss_of(loss.type)).requirements
         if job.teacher_weighting != "average":
-            needs |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
-        return needs
+            requirements |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
+        return requirements
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        self.weighting = weighting_of(setting)
-        own = sides_of(setting.student, self.student_taps)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        self.weighting = weighting_of(context)
+        own = sides_of(context.student, self.student_taps)
         wrong = Findings()
-        for name, loss in self.losses_of(setting.job).items():
+        for name, loss in self.losses_of(context.job).items():
             if binding_of(loss_of(loss.type)).uses_teacher:
-                for teacher, view in setting.teachers.items():
+                for teacher, view in context.teachers.items():
                     with wrong.part():
                         theirs = sides_of(view, self.teacher_taps[teacher])
                         self.terms[f"{teacher}:{name}"] = build_term(
-                            setting, name, loss, teacher, own, theirs
+                            context, name, loss, teacher, own, theirs
                         )
             else:
                 with wrong.part():
-                    self.terms[name] = build_term(setting, name, loss, None, own)
+                    self.terms[name] = build_term(context, name, loss, None, own)
         wrong.raise_errors()
-        self.ends = ends_of(setting, self.terms)
+        self.ends = ends_of(context, self.terms)
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -118,7 +118,7 @@ class BaseMimicker(Mimicker):
                 call.prepared()
 
 
-def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
+def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
     """The student's layers that a loss gives a new end, with that end.
 
     Raises SpecError KD449 where there is more than one.
@@ -132,7 +132,7 @@ def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
                 found.append((pair.student.name, end))
                 if len(found) > 1:
                     raise SpecError.at(
-                        (*setting.path, "student", "mimic_name"),
+                        (*context.path, "student", "mimic_name"),
                         "KD449",
                         f"`{term.loss_type}` replaces the student's classifier, and it has only one",
                         "name one layer and one teacher in the job",
@@ -140,32 +140,32 @@ def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
     return found
 
 
-def weighting_of(setting: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
     not of the data's classes.
     """
-    name = setting.job.teacher_weighting
-    if name == "average" or len(setting.job.teachers) < 2:
+    name = context.job.teacher_weighting
+    if name == "average" or len(context.job.teachers) < 2:
         return None
-    for loss in BaseMimicker.losses_of(setting.job).values():
+    for loss in BaseMimicker.losses_of(context.job).values():
         if "teacher_weights" not in binding_of(loss_of(loss.type)).inputs:
             raise SpecError.at(
-                (*setting.path, "teacher_weighting"),
+                (*context.path, "teacher_weighting"),
                 "KD453",
                 f"`{loss.type}` can't weigh its samples by teacher",
                 "use `teacher_weighting: average`, or a loss such as kd_loss",
             )
-    for teacher, view in setting.teachers.items():
+    for teacher, view in context.teachers.items():
         logits = view.outputs.get("logits")
-        if is_logits(logits) and setting.num_classes and logits.shape[1] != setting.num_classes:
+        if is_logits(logits) and context.num_classes and logits.shape[1] != context.num_classes:
             raise SpecError.at(
-                (*setting.path, "teacher_weighting"),
+                (*context.path, "teacher_weighting"),
                 "KD470",
                 f"`teacher_weighting: {name}` weighs each teacher by its logits, and {teacher} gives "
-                f"{logits.shape[1]} of them for the data's {setting.num_classes} classes",
-                way_out(setting, teacher, setting.num_classes, logits.shape[1]),
+                f"{logits.shape[1]} of them for the data's {context.num_classes} classes",
+                way_out(context, teacher, context.num_classes, logits.shape[1]),
             )
     weights: Callable[[Sequence[Tensor], Tensor], Tensor] = getattr(teacher_weights, name)
     return weights

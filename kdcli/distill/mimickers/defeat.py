@@ -32,17 +32,17 @@ class DeFeatMimicker(DetectorMimicker):
     options: DeFeatOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """Boxes, and the student's adapted maps."""
         return Requirements(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
         options = self.options
         self.necks = options.neck_feature_nums
-        taps = setting.job.student.mimic_name
+        taps = context.job.student.mimic_name
         self.backbones = len(taps) - self.necks
-        where: SpecPath = (*setting.path, "options")
+        where: SpecPath = (*context.path, "options")
         if self.backbones < 0:
             raise SpecError.at(
                 (*where, "neck_feature_nums"),
@@ -61,19 +61,19 @@ class DeFeatMimicker(DetectorMimicker):
         self.levels, self.strides = list(options.rpn_fpn_levels), list(options.rpn_fpn_strides)
         self.base_scale = float(options.rpn_fpn_base_scale)
         check_levels(self.levels, self.necks, "neck layers", (*where, "rpn_fpn_levels"))
-        bones, neck = self._parts(setting.student, self.student_taps)
-        name = ADAPTED if ADAPTED in setting.student.outputs else "mimic_name"
+        bones, neck = self._parts(context.student, self.student_taps)
+        name = ADAPTED if ADAPTED in context.student.outputs else "mimic_name"
         if name == ADAPTED:
-            neck = made_sides(ADAPTED, setting.student.outputs[ADAPTED], self.backbones)
+            neck = made_sides(ADAPTED, context.student.outputs[ADAPTED], self.backbones)
         if len(neck) != self.necks:
             message = f"`{name}` has {len(neck)} maps, and {self.necks} neck layers are mimicked"
             raise SpecError.at((*where, "neck_feature_nums"), "KD462", message)
-        for teacher, view in setting.teachers.items():
+        for teacher, view in context.teachers.items():
             their_bones, their_neck = self._parts(view, self.teacher_taps[teacher])
-            self.add(setting, "neck_fg_loss", teacher, neck, their_neck)
-            self.add(setting, "neck_bg_loss", teacher, neck, their_neck)
+            self.add(context, "neck_fg_loss", teacher, neck, their_neck)
+            self.add(context, "neck_bg_loss", teacher, neck, their_neck)
             if self.backbones:
-                self.add(setting, "backbone_loss", teacher, bones, their_bones)
+                self.add(context, "backbone_loss", teacher, bones, their_bones)
 
     def _parts(self, view: View, taps: Sequence[str]) -> tuple[list[TapSide], list[TapSide]]:
         """The tapped layers of the backbone, and those of the neck."""

@@ -19,7 +19,7 @@ class DetectorMimicker(Mimicker):
 
     def add(
         self,
-        setting: MimicContext,
+        context: MimicContext,
         name: str,
         teacher: str,
         students: Sequence[TapSide],
@@ -27,8 +27,8 @@ class DetectorMimicker(Mimicker):
         **more: Any,
     ) -> None:
         """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it."""
-        loss = self.losses_of(setting.job)[name]
-        term = build_term(setting, name, loss, teacher, students, teachers, over_pairs="sum", **more)
+        loss = self.losses_of(context.job)[name]
+        term = build_term(context, name, loss, teacher, students, teachers, over_pairs="sum", **more)
         self.terms[f"{teacher}:{name}"] = term
 
     def score_maps(self, view: View, whose: str) -> list[Tensor]:

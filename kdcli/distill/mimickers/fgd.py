@@ -24,15 +24,15 @@ class FgdMimicker(DetectorMimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["FGD"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """The boxes of the batch."""
         return Requirements(batch=frozenset({"boxes"}))
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        own = sides_of(setting.student, self.student_taps)
-        for teacher, view in setting.teachers.items():
-            self.add(setting, "loss", teacher, own, sides_of(view, self.teacher_taps[teacher]))
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        own = sides_of(context.student, self.student_taps)
+        for teacher, view in context.teachers.items():
+            self.add(context, "loss", teacher, own, sides_of(view, self.teacher_taps[teacher]))
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]

@@ -46,7 +46,7 @@ class SampleFeatureMimicker(DetectorMimicker):
     options: SampleFeatureOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """Proposals of one side."""
         boxes = frozenset({"rpn_dt_bboxes"})
         options: SampleFeatureOptions = cls.kdcli_record.options_of(job.options)
@@ -54,12 +54,12 @@ class SampleFeatureMimicker(DetectorMimicker):
             return Requirements(teacher_outputs=boxes)
         return Requirements(student_outputs=boxes)
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
         options = self.options
-        own = sides_of(setting.student, self.student_taps)
-        theirs = {name: sides_of(view, self.teacher_taps[name]) for name, view in setting.teachers.items()}
-        where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
+        own = sides_of(context.student, self.student_taps)
+        theirs = {name: sides_of(view, self.teacher_taps[name]) for name, view in context.teachers.items()}
+        where: SpecPath = (*context.path, "options", "rcnn_fpn_levels")
         given, wanted = len(options.rcnn_fpn_strides), len(options.rcnn_fpn_levels)
         if given != wanted:
             raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
@@ -67,12 +67,12 @@ class SampleFeatureMimicker(DetectorMimicker):
         self.base_scale = float(options.rcnn_fpn_base_scale)
         check_levels(self.levels, min(len(sides) for sides in (own, *theirs.values())), "tapped maps", where)
         # Kept from being children: they are the networks', and hold no parameters.
-        self.poolers: dict[str, Poolers | None] = _poolers(setting, options)
-        for teacher, view in setting.teachers.items():
-            self._rois(setting.student, view, teacher)
+        self.poolers: dict[str, Poolers | None] = _poolers(context, options)
+        for teacher, view in context.teachers.items():
+            self._rois(context.student, view, teacher)
             sizes = [pool.pool_size for pool in self.poolers[teacher] or ()] or [POOL_SIZE] * 2
             pair = [self._pooled_side(*side) for side in zip((own, theirs[teacher]), sizes, strict=True)]
-            self.add(setting, "feature_loss", teacher, pair[:1], pair[1:])
+            self.add(context, "feature_loss", teacher, pair[:1], pair[1:])
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -120,30 +120,30 @@ class SampleFeatureMimicker(DetectorMimicker):
         return torch.cat([pool(rois[at], features[level], int(stride)) for level, stride, at in levels])
 
 
-def _poolers(setting: MimicContext, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
+def _poolers(context: MimicContext, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
     """For each teacher its pooling layer and the student's; None where neither has one.
 
     Raises SpecError KD462 and KD464 where the paths that the spec gives lead to none.
     """
-    where = (*setting.path, "options")
-    paths = options.teacher_roipooler or (None,) * len(setting.teachers)
-    if len(paths) != len(setting.teachers):
+    where = (*context.path, "options")
+    paths = options.teacher_roipooler or (None,) * len(context.teachers)
+    if len(paths) != len(context.teachers):
         raise SpecError.at(
             (*where, "teacher_roipooler"),
             "KD462",
-            f"{len(paths)} poolers for {len(setting.teachers)} teachers",
+            f"{len(paths)} poolers for {len(context.teachers)} teachers",
             "`teacher_roipooler` is a list with a layer path for each teacher of the job",
         )
     wrong = Findings()
     own: RoiAlign | None = None
     with wrong.part():
         path = (*where, "student_roipooler")
-        own = _pooler(setting.student_module(""), options.student_roipooler, "the student", path)
+        own = _pooler(context.student_module(""), options.student_roipooler, "the student", path)
     found: dict[str, Poolers | None] = {}
-    for index, (teacher, given) in enumerate(zip(setting.teachers, paths, strict=True)):
+    for index, (teacher, given) in enumerate(zip(context.teachers, paths, strict=True)):
         with wrong.part():
             path = (*where, "teacher_roipooler", index)
-            theirs = _pooler(setting.teacher_module(teacher, ""), given, teacher, path)
+            theirs = _pooler(context.teacher_module(teacher, ""), given, teacher, path)
             student, other = own or theirs, theirs or own
             found[teacher] = None if student is None or other is None else (student, other)
     wrong.raise_errors()

@@ -36,7 +36,7 @@ class SignMatching(Mimicker):
     )
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         return Requirements()
 
     def forward(
@@ -44,7 +44,7 @@ class SignMatching(Mimicker):
         student: View,
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
-        clock: StepInfo,
+        step_info: StepInfo,
         wanted: Collection[str],
     ) -> dict[str, Tensor]:
         found = {}
