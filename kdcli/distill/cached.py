@@ -246,7 +246,7 @@ class Store:
                 self.paths.append(path)
             self.files.append(mapped)
         self.filled = _mapped(folder / FILLED, (rows,), torch.uint8)
-        self.mine = torch.zeros(rows, dtype=torch.uint8)
+        self.written = torch.zeros(rows, dtype=torch.uint8)
         self.waiting: list[Tensor] = []
 
     @staticmethod
@@ -278,14 +278,14 @@ class Store:
 
     def has(self, rows: Tensor) -> Tensor:
         """bool [n]: which rows are stored, by any process."""
-        return (self.filled[rows] | self.mine[rows]).bool()
+        return (self.filled[rows] | self.written[rows]).bool()
 
     def write(self, rows: Tensor, values: Sequence[Tensor]) -> None:
         """Store rows, one tensor [n, ...] a column; they are safe after `flush`."""
         for column, files, value in zip(self.columns, self.files, values, strict=True):
             for file, part in zip(files, column.pack(value), strict=True):
                 file[rows] = part.cpu()
-        self.mine[rows] = 1
+        self.written[rows] = 1
         self.waiting.append(rows)
 
     def read(self, rows: Tensor, column: int) -> Tensor:
@@ -304,7 +304,7 @@ class Store:
 
     def count(self) -> int:
         """The number of stored rows."""
-        return int((self.filled | self.mine).sum())
+        return int((self.filled | self.written).sum())
 
 
 def bytes_of(columns: Sequence[Column], rows: int) -> int:

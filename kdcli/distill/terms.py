@@ -300,11 +300,11 @@ class Term(nn.Module):
 
     def call_on(self, other: Term, index: int) -> nn.Module | None:
         """The module of this loss that reads the same teacher layer as another term's number `index`."""
-        wanted = other.pairs[index].teacher
-        if self is other or self.teacher != other.teacher or wanted is None:
+        teacher_side = other.pairs[index].teacher
+        if self is other or self.teacher != other.teacher or teacher_side is None:
             return None
         for pair, call in zip(self.pairs, self.calls, strict=False):
-            if pair.teacher is not None and pair.teacher.name == wanted.name:
+            if pair.teacher is not None and pair.teacher.name == teacher_side.name:
                 return call if isinstance(call, nn.Module) else None
         return None
 

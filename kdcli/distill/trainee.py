@@ -73,8 +73,8 @@ class Trainee(nn.Module):
             }
             in_force = {name: weight for name, weight in weights.items() if weight is not None}
             if in_force:
-                theirs = {name: teachers[name] for name in spec.teachers if name in teachers}
-                for name, value in mimicker(view, theirs, batch, step_info, in_force).items():
+                teacher_views = {name: teachers[name] for name in spec.teachers if name in teachers}
+                for name, value in mimicker(view, teacher_views, batch, step_info, in_force).items():
                     losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
         return losses
 

@@ -208,15 +208,15 @@ def _freeze_patterns(spec: ModuleSpec, module_path: SpecPath) -> list[str]:
                 on_key=True,
             )
     patterns = spec.kwargs.get("freeze_patterns") or []
-    where = (*module_path, "kwargs", "freeze_patterns")
+    path = (*module_path, "kwargs", "freeze_patterns")
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise SpecError.at(where, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
+        raise SpecError.at(path, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
     for index, pattern in enumerate(patterns):
         try:
             re.compile(pattern.removeprefix("r:"))
         except re.error as error:
             if pattern.startswith("r:"):
-                raise SpecError.at((*where, index), "KD408", f"`{pattern}` is no regex: {error}") from None
+                raise SpecError.at((*path, index), "KD408", f"`{pattern}` is no regex: {error}") from None
     return list(patterns)
 
 
@@ -329,17 +329,17 @@ def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecP
     """The finding for a failed constructor, at the argument that its words name first, else at the module."""
     named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    where = path if named is None else (*path, "kwargs", named)
-    return SpecError.at(where, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
+    argument_path = path if named is None else (*path, "kwargs", named)
+    return SpecError.at(argument_path, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
 
 
 def _own(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:
     """The attribute of a package that the command line allows."""
-    here = (*path, "type")
-    lookup(MODULES, kind, plugins, path=here, code="KD401", what="module type")
-    found = load_own(kind, plugins, here)
+    type_path = (*path, "type")
+    lookup(MODULES, kind, plugins, path=type_path, code="KD401", what="module type")
+    found = load_own(kind, plugins, type_path)
     if not callable(found):
         raise SpecError.at(
-            here, "KD406", f"`{kind}` is a `{type(found).__name__}`, not a model class or function"
+            type_path, "KD406", f"`{kind}` is a `{type(found).__name__}`, not a model class or function"
         )
     return found  # type: ignore[no-any-return]

@@ -41,7 +41,7 @@ def build_task(spec: Spec, places: Places = HERE) -> Task:
         path = (*EVALUATOR, "type")
         target = lookup(EVALUATORS, evaluator.type, path=path, code="KD501", what="evaluator")
         task = task_for(spec.runtime, spec.dataset.train, {}, places)
-        return cast(Task, WithMetric(task, target, evaluator.kwargs, evaluator.type))
+        return cast("Task", WithMetric(task, target, evaluator.kwargs, evaluator.type))
     kwargs = {} if evaluator is None else dict(evaluator.kwargs)
     return task_for(spec.runtime, spec.dataset.train, kwargs, places)
 

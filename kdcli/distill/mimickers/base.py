@@ -38,19 +38,19 @@ class BaseMimicker(Mimicker):
     def __init__(self, context: MimicContext) -> None:
         super().__init__(context)
         self.weighting = weighting_of(context)
-        own = sides_of(context.student, self.student_taps)
+        student_sides = sides_of(context.student, self.student_taps)
         wrong = Findings()
         for name, loss in self.losses_of(context.job).items():
             if binding_of(loss_of(loss.type)).uses_teacher:
                 for teacher, view in context.teachers.items():
                     with wrong.part():
-                        theirs = sides_of(view, self.teacher_taps[teacher])
+                        teacher_sides = sides_of(view, self.teacher_taps[teacher])
                         self.terms[f"{teacher}:{name}"] = build_term(
-                            context, name, loss, teacher, own, theirs
+                            context, name, loss, teacher, student_sides, teacher_sides
                         )
             else:
                 with wrong.part():
-                    self.terms[name] = build_term(context, name, loss, None, own)
+                    self.terms[name] = build_term(context, name, loss, None, student_sides)
         wrong.raise_errors()
         self.ends = ends_of(context, self.terms)
 
@@ -64,15 +64,15 @@ class BaseMimicker(Mimicker):
             weights = dict(zip(teachers, self.weighting(logits, batch["labels"]), strict=True))
         for key, term in self.terms.items():
             assert isinstance(term, Term)
-            ours: list[Feature] = []
-            theirs: list[Feature] = []
+            student_features: list[Feature] = []
+            teacher_features: list[Feature] = []
             if term.binding.uses_features and term.teacher is not None:
-                theirs = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
+                teacher_features = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
             # A loss that reads the teacher alone is in force where no student runs.
             if "student" in term.binding.inputs:
-                ours = tapped(student, self.student_taps)
+                student_features = tapped(student, self.student_taps)
             share = None if term.teacher is None else weights.get(term.teacher)
-            yield key, Compared(students=ours, teachers=theirs, teacher_weights=share)
+            yield key, Compared(students=student_features, teachers=teacher_features, teacher_weights=share)
 
     @property
     def reads_student(self) -> bool:
@@ -123,21 +123,21 @@ def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
 
     Raises SpecError KD449 where there is more than one.
     """
-    found = []
+    ends = []
     for term in terms.values():
         assert isinstance(term, Term)
         for pair, call in zip(term.pairs, term.stateful, strict=False):
             end = call.student_end()
             if end is not None:
-                found.append((pair.student.name, end))
-                if len(found) > 1:
+                ends.append((pair.student.name, end))
+                if len(ends) > 1:
                     raise SpecError.at(
                         (*context.path, "student", "mimic_name"),
                         "KD449",
                         f"`{term.loss_type}` replaces the student's classifier, and it has only one",
                         "name one layer and one teacher in the job",
                     )
-    return found
+    return ends
 
 
 def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:

@@ -147,16 +147,16 @@ class Mimicker(nn.Module):
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
         step_info: StepInfo,
-        wanted: Collection[str],
+        in_force: Collection[str],
     ) -> dict[str, Tensor]:
         """The losses by `<teacher>.<loss>` (`<loss>` where no teacher is involved), before the job's weight.
 
-        wanted: the losses in force; no other is computed.
+        in_force: the losses in force; no other is computed.
         """
         losses: dict[str, Tensor] = {}
         for key, compared in self.features(student, teachers, batch):
             teacher, _, name = key.rpartition(":")
-            if name not in wanted:
+            if name not in in_force:
                 continue
             view = teachers[teacher] if teacher else None
             loss: Tensor = self.terms[key](

@@ -156,8 +156,8 @@ def logits_fit(
 
 def head_path(spec: Spec) -> SpecPath:
     """Where the student's number of classes stands, or its network where it stands nowhere."""
-    where = [index for index, module in enumerate(spec.net) if "num_classes" in module.kwargs]
-    return ("net", where[-1], "kwargs", "num_classes") if where else ("net",)
+    heads = [index for index, module in enumerate(spec.net) if "num_classes" in module.kwargs]
+    return ("net", heads[-1], "kwargs", "num_classes") if heads else ("net",)
 
 
 BATCH = 2
