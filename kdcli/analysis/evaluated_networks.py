@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts, describe
-from kdcli.distill.deployed import DeployedStudent
-from kdcli.distill.labels import Labels
 from kdcli.distill.module_search import find_classifier
-from kdcli.distill.teacher import Teacher
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.teacher import Labels, Teacher
+from kdcli.distill.trainee import DeployedStudent, Trainee
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.losses import loss_of
-from kdcli.models.flops import flops_of
 from kdcli.models.network import Network, build_network
+from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
 from kdcli.parallel.devices import autocast_for, student_precision, to_device

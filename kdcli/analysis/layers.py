@@ -18,11 +18,19 @@ from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.errors import UsageError, did_you_mean
-from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake, to_zero
-from kdcli.models.flops import FlopCount, TooMuch, every_layer_runs
 from kdcli.models.network import build_network
+from kdcli.models.torch_modes import (
+    NOT_FAKE,
+    FlopCount,
+    TooMuch,
+    Unfilled,
+    every_layer_runs,
+    fake_mode,
+    to_fake,
+    to_zero,
+)
 from kdcli.spec.networks import ParsedNetworks
-from kdcli.tasks.build import task_for
+from kdcli.tasks import task_for
 from kdcli.tasks.task import Task
 from kdcli.training.build import channels_of
 from kdcli.training.join_jobs import first_samples

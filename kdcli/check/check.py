@@ -28,9 +28,16 @@ from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath
 from kdcli.losses import loss_of
-from kdcli.models.fake import NOT_FAKE, Unfilled, fake_mode, to_fake
-from kdcli.models.flops import FlopCount, every_layer_runs, flops_of
 from kdcli.models.network import Network, build_network
+from kdcli.models.torch_modes import (
+    NOT_FAKE,
+    FlopCount,
+    Unfilled,
+    every_layer_runs,
+    fake_mode,
+    flops_of,
+    to_fake,
+)
 from kdcli.models.weights import check_weights, find_file
 from kdcli.parallel.devices import student_precision
 from kdcli.records import NetworkFacts, Plan

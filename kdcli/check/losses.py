@@ -12,7 +12,7 @@ from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.models.fake import NOT_FAKE
+from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.training.join_jobs import JoinedJobs, require
 
 
@@ -42,7 +42,7 @@ def check_losses(
 def _prepared(
     joined: JoinedJobs, views: Mapping[str, View], batch: Mapping[str, Any]
 ) -> Iterator[Diagnostic]:
-    for job, needs in joined.needs.items():
+    for job, needs in joined.requirements.items():
         if needs.prepare:
             mimicker = joined.trainee.mimickers[job]
             assert isinstance(mimicker, Mimicker)

@@ -26,8 +26,7 @@ from kdcli.data.sources import (
     SampleSource,
     Source,
 )
-from kdcli.data.transforms.pipeline import Pipeline, build_pipeline
-from kdcli.data.transforms.torchvision_v2 import Foreign
+from kdcli.data.transforms.pipeline import Foreign, Pipeline, build_pipeline
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.plugins import constructed, is_own, lookup, mixes_labels

@@ -83,8 +83,8 @@ def check_files(
 
 def left_out(source: Source | BatchSource, place: SpecPath) -> list[Diagnostic]:
     """KD623 where the folders of the images hold other files, which are left out."""
-    said = getattr(source, "left_out", None)
-    return [] if said is None else [Diagnostic(code="KD623", message=said, severity="warning", path=place)]
+    note = getattr(source, "left_out", None)
+    return [] if note is None else [Diagnostic(code="KD623", message=note, severity="warning", path=place)]
 
 
 def pixel_findings(
@@ -103,12 +103,12 @@ def pixel_findings(
         return []
     bad: list[BadSample] = []
     indices = spread(len(source), LOOKED_AT)
-    said = constant_images(_read(source, indices, bad, shapes))
+    warning = constant_images(_read(source, indices, bad, shapes))
     found = unreadable([error for error in bad if error.name not in known], len(indices), reported_at)
-    if said is not None:
+    if warning is not None:
         help = "`background` tells what lies behind alpha, `value_range` which numbers are black and white"
         found.append(
-            Diagnostic(code="KD520", message=said, severity="warning", help=help, path=reported_at.dataset)
+            Diagnostic(code="KD520", message=warning, severity="warning", help=help, path=reported_at.dataset)
         )
     return found
 

@@ -26,12 +26,12 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
     if truth is None or own is None or isinstance(test.source, (SampleSource, BatchSource)):
         return test
     if tuple(truth) != own:
-        where = (*test.path, "dataset")
-        place_of = _places(truth, where, "training")
-        named = list(_places(own, where, "test"))
+        path = (*test.path, "dataset")
+        place_of = _places(truth, path, "training")
+        named = list(_places(own, path, "test"))
         unknown = [name for name in named if name not in place_of]
         if unknown:
-            raise SpecError([_unknown(name, list(place_of), where) for name in unknown])
+            raise SpecError([_unknown(name, list(place_of), path) for name in unknown])
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
     assert not isinstance(test.source, (SampleSource, BatchSource))
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
@@ -78,14 +78,14 @@ def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> 
     return f"the {plain} data has numbers and no class names: they are taken for the {named} data's, {shown}"
 
 
-def _places(names: Sequence[str], where: SpecPath, side: str) -> dict[str, int]:
+def _places(names: Sequence[str], path: SpecPath, side: str) -> dict[str, int]:
     """The number of each name, which all differ."""
     alike = list(map(one_form, names))
     places = {name: number for number, name in enumerate(alike)}
     if len(places) < len(names):
         twice = next(name for name, same in zip(names, alike, strict=True) if alike.count(same) > 1)
         raise SpecError.at(
-            where,
+            path,
             "KD541",
             f"two classes of the {side} data are called `{twice}`, so the two sides can't be matched by name",
             "give both sides the same list of classes, in the same order, or rename one",
@@ -100,12 +100,12 @@ def _meant(name: str, known: list[str]) -> str | None:
     )
 
 
-def _unknown(name: str, known: list[str], where: SpecPath) -> Diagnostic:
+def _unknown(name: str, known: list[str], path: SpecPath) -> Diagnostic:
     return Diagnostic(
         code="KD541",
         message=f"class `{name}` of the test data is no class of the training data",
         help="; ".join(filter(None, (_meant(name, known), "rename it, or leave it out of the test data"))),
-        path=where,
+        path=path,
     )
 
 

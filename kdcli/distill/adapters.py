@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.errors import SpecError, SpecPath
-from kdcli.losses.parts.layout import places_in
+from kdcli.losses.parts.inputs import places_in
 from kdcli.spec.plugins import lookup
 from kdcli.spec.schema import AdapterSpec
 

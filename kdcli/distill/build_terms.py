@@ -6,32 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdcli.distill.adapters import build_adapter, shown, unjoinable, what_joins
-from kdcli.distill.binding import Binding, binding_of
-from kdcli.distill.labels import is_logits
+from kdcli.distill.adapters import Shape, build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.mimickers.mimicker import MimicContext
-from kdcli.distill.tap_checks import check_taps, joinable
-from kdcli.distill.taps import View, elements_of
-from kdcli.distill.terms import TapPair, TapSide, Term
-from kdcli.distill.unlike_classes import unlike_classes
+from kdcli.distill.taps import Tap, View, elements_of
+from kdcli.distill.teacher import NO_LABELS, is_logits
+from kdcli.distill.terms import Binding, TapPair, TapSide, Term, binding_of
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import Loss, loss_of
-from kdcli.losses.parts.temperature import LearnedTemperature
+from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossOfJob:
+class JobLoss:
     """One loss of a job before it is built: what the spec says of it, and of which networks.
 
     loss: its spec with the method's defaults filled in. teacher: None where the method needs none.
     """
 
-    setting: MimicContext
+    context: MimicContext
     name: str
     loss: LossSpec
     teacher: str | None
@@ -39,7 +37,7 @@ class LossOfJob:
     @property
     def path(self) -> SpecPath:
         """Where the spec says it."""
-        return (*self.setting.path, "losses", self.name)
+        return (*self.context.path, "losses", self.name)
 
     @property
     def binding(self) -> Binding:
@@ -55,18 +53,28 @@ class LossOfJob:
     def view(self) -> View:
         """What the teacher showed on the sample."""
         assert self.teacher is not None
-        return self.setting.teachers[self.teacher]
+        return self.context.teachers[self.teacher]
 
     def no_option(self, on_loss: bool, option: str, why: str) -> SpecError:
         """The error KD452 for an option that does nothing. on_loss: it stands at the loss, else at the job."""
-        path = (*self.path, option) if on_loss else (*self.setting.path, option)
+        path = (*self.path, option) if on_loss else (*self.context.path, option)
         return SpecError.at(
             path, "KD452", f"`{option}` does nothing here: `{self.loss.type}` {why}", on_key=True
         )
 
+    def unlike_classes(self, student: Shape, teacher: Shape, path: SpecPath, what: str) -> SpecError:
+        """The error KD470 for logits of two widths. what: which loss or adapter compares them."""
+        assert self.teacher is not None
+        message = (
+            f"the student's logits are {shown(student)}, those of {self.teacher} {shown(teacher)}: {what}"
+        )
+        return SpecError.at(
+            path, "KD470", message, way_out(self.context, self.teacher, student[1], teacher[1])
+        )
+
 
 def build_term(
-    setting: MimicContext,
+    context: MimicContext,
     name: str,
     loss: LossSpec,
     teacher: str | None,
@@ -84,11 +92,11 @@ def build_term(
     what holds where the loss says nothing; None goes by its type. options: kwargs that the method sets, over
     the spec's. factors: see Term.
     """
-    of = LossOfJob(setting=setting, name=name, loss=loss, teacher=teacher)
-    binding = of.binding
-    standardizes = standardizes_of(of)
-    kwargs = {**of.record.preset, **loss.kwargs}
-    temperature = temperature_of(of, from_logits=bool(kwargs.get("from_logits")))
+    job_loss = JobLoss(context=context, name=name, loss=loss, teacher=teacher)
+    binding = job_loss.binding
+    standardizes = standardizes_of(job_loss)
+    kwargs = {**job_loss.record.preset, **loss.kwargs}
+    temperature = temperature_of(job_loss, from_logits=bool(kwargs.get("from_logits")))
     learned: LearnedTemperature | None = None
     if isinstance(temperature, Temperature):
         learned = LearnedTemperature(
@@ -96,28 +104,30 @@ def build_term(
         )
     elif temperature is not None:
         kwargs.setdefault("T", temperature)
-    if standardizes and "standardize" in of.binding.keywords:
+    if standardizes and "standardize" in job_loss.binding.keywords:
         kwargs["standardize"], standardizes = True, False
-    if of.record.kind == "logit":
-        students = [_read_as_logits(side, setting.student) for side in students]
-        teachers = [_read_as_logits(side, of.view) for side in teachers]
+    if job_loss.record.kind == "logit":
+        students = [_read_as_logits(side, context.student) for side in students]
+        teachers = [_read_as_logits(side, job_loss.view) for side in teachers]
     if binding.uses_features:
-        check_taps(setting, loss.type, students, teacher, teachers)
-    _compare_outputs(of)
+        check_taps(context, loss.type, students, teacher, teachers)
+    _compare_outputs(job_loss)
     pairs = (
-        [TapPair(student=side) for side in students] if teacher is None else _paired(of, students, teachers)
+        [TapPair(student=side) for side in students]
+        if teacher is None
+        else _paired(job_loss, students, teachers)
     )
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
-        adapters = _adapters(of, pairs, loss.adapter or (setting.job.adapter if adapted else None))
+        adapters = _adapters(job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None))
     own = binding.own(kwargs)
-    how = loss.over_pairs or over_pairs or ("mean" if of.record.mean_over_pairs else "sum")
+    how = loss.over_pairs or over_pairs or ("mean" if job_loss.record.mean_over_pairs else "sum")
     return Term(
         name,
         loss.type,
         pairs,
         binding=binding,
-        calls=_calls(of, pairs, adapters is not None, own),
+        calls=_calls(job_loss, pairs, adapters is not None, own),
         teacher=teacher,
         adapters=adapters,
         temperature=learned,
@@ -129,45 +139,45 @@ def build_term(
     )
 
 
-def temperature_of(of: LossOfJob, *, from_logits: bool) -> float | Temperature | None:
+def temperature_of(job_loss: JobLoss, *, from_logits: bool) -> float | Temperature | None:
     """The loss's own temperature, else the job's where it is meant for this loss.
 
     from_logits: whether the loss is told to read logits. Raises SpecError KD452 where a temperature is given
     and no loss takes it, or one is to be learned and the loss can't.
     """
-    loss, job = of.loss, of.setting.job
-    has_one, on_loss = "T" in of.binding.keywords, loss.temperature is not None
+    loss, job = job_loss.loss, job_loss.context.job
+    has_one, on_loss = "T" in job_loss.binding.keywords, loss.temperature is not None
     if on_loss and not has_one:
-        raise of.no_option(True, "temperature", "has no temperature")
-    found = loss.temperature if on_loss else job.temperature
-    if found is None:
+        raise job_loss.no_option(True, "temperature", "has no temperature")
+    temperature = loss.temperature if on_loss else job.temperature
+    if temperature is None:
         return None
-    if not on_loss and not of.record.softened:
+    if not on_loss and not job_loss.record.softened:
         if not any(loss_of(other.type).softened for other in job.losses.values()):
             why = "does not soften logits by its `T`: set `kwargs.T`" if has_one else "has no temperature"
-            raise of.no_option(False, "temperature", why)
+            raise job_loss.no_option(False, "temperature", why)
         return None
-    if isinstance(found, Temperature):
-        if of.binding.stateful:
-            raise of.no_option(on_loss, "temperature", "can't learn one")
-        if "from_logits" in of.binding.keywords and not from_logits:
+    if isinstance(temperature, Temperature):
+        if job_loss.binding.stateful:
+            raise job_loss.no_option(on_loss, "temperature", "can't learn one")
+        if "from_logits" in job_loss.binding.keywords and not from_logits:
             why = "has a temperature only with `from_logits: true`"
-            raise of.no_option(on_loss, "temperature", why)
-    return found
+            raise job_loss.no_option(on_loss, "temperature", why)
+    return temperature
 
 
-def standardizes_of(of: LossOfJob) -> bool:
+def standardizes_of(job_loss: JobLoss) -> bool:
     """Whether logits are standardised: as the loss says, else the job where this compares logits.
 
     Raises SpecError KD452 where no loss compares logits.
     """
-    loss, job = of.loss, of.setting.job
+    loss, job = job_loss.loss, job_loss.context.job
     asked = job.standardize if loss.standardize is None else loss.standardize
-    if not asked or of.record.kind == "logit":
+    if not asked or job_loss.record.kind == "logit":
         return asked
     on_loss = loss.standardize is not None
     if on_loss or not any(loss_of(other.type).kind == "logit" for other in job.losses.values()):
-        raise of.no_option(on_loss, "standardize", "compares no logits")
+        raise job_loss.no_option(on_loss, "standardize", "compares no logits")
     return False
 
 
@@ -179,82 +189,88 @@ def _read_as_logits(side: TapSide, view: View) -> TapSide:
     return replace(side, layout=replace(side.layout, kind="logits", known_from="spec"))
 
 
-def _compare_outputs(of: LossOfJob) -> None:
+def _compare_outputs(job_loss: JobLoss) -> None:
     """Raise SpecError KD470 where the loss reads both networks' logits beside the features, of two widths."""
-    if of.teacher is None or not {"student_logits", "teacher_logits"} <= set(of.binding.inputs):
+    if job_loss.teacher is None or not {"student_logits", "teacher_logits"} <= set(job_loss.binding.inputs):
         return
-    ours, theirs = (view.outputs.get("logits") for view in (of.setting.student, of.view))
-    if is_logits(ours) and is_logits(theirs) and ours.shape[1] != theirs.shape[1]:
-        path = (*of.setting.path, "teachers", of.teacher)
-        what = f"{of.loss.type} compares them class by class, beside the features"
-        raise unlike_classes(of.setting, of.teacher, ours.shape, theirs.shape, path, what)
+    student, teacher = (view.outputs.get("logits") for view in (job_loss.context.student, job_loss.view))
+    if is_logits(student) and is_logits(teacher) and student.shape[1] != teacher.shape[1]:
+        path = (*job_loss.context.path, "teachers", job_loss.teacher)
+        what = f"{job_loss.loss.type} compares them class by class, beside the features"
+        raise job_loss.unlike_classes(student.shape, teacher.shape, path, what)
 
 
-def _paired(of: LossOfJob, students: Sequence[TapSide], teachers: Sequence[TapSide]) -> list[TapPair]:
+def _paired(job_loss: JobLoss, students: Sequence[TapSide], teachers: Sequence[TapSide]) -> list[TapPair]:
     """The sides in pairs; raises SpecError KD431 where two taps give unequally many features."""
-    ours, theirs = (Counter(side.number for side in sides) for sides in (students, teachers))
-    uneven = [number for number in sorted({*ours, *theirs}) if ours[number] != theirs[number]]
-    if not uneven or not of.binding.uses_features:
+    student_counts, teacher_counts = (
+        Counter(side.number for side in sides) for sides in (students, teachers)
+    )
+    uneven = [
+        number
+        for number in sorted({*student_counts, *teacher_counts})
+        if student_counts[number] != teacher_counts[number]
+    ]
+    if not uneven or not job_loss.binding.uses_features:
         return [TapPair(student=s, teacher=t) for s, t in zip(students, teachers, strict=False)]
     number = uneven[0]
-    counts = ours[number], theirs[number]
+    counts = student_counts[number], teacher_counts[number]
     taps = [next(side.tap for side in sides if side.number == number) for sides in (students, teachers)]
-    sides = zip(taps, counts, ("the student", of.teacher), strict=True)
+    sides = zip(taps, counts, ("the student", job_loss.teacher), strict=True)
     several = [f"{elements_of(tap, count)} of {whose}" for tap, count, whose in sides if count > 1]
     raise SpecError.at(
-        (*of.setting.path, "student", "mimic_name", number),
+        (*job_loss.context.path, "student", "mimic_name", number),
         "KD431",
-        f"`{taps[0]}` of the student gives {counts[0]} feature(s), `{taps[1]}` of {of.teacher} {counts[1]}",
+        f"`{taps[0]}` of the student gives {counts[0]} feature(s), `{taps[1]}` of {job_loss.teacher} {counts[1]}",
         f"pick single ones: {'; '.join(several)}" if several else "pick single ones with `path[i]`",
     )
 
 
-def _adapters(of: LossOfJob, pairs: Sequence[TapPair], spec: AdapterSpec | None) -> nn.ModuleList | None:
+def _adapters(job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | None) -> nn.ModuleList | None:
     """An adapter for each pair, as the spec says; None without one, where every pair must fit as it is."""
-    if spec is None and (of.binding.sizes_itself or of.record.unlike_shapes):
+    if spec is None and (job_loss.binding.sizes_itself or job_loss.record.unlike_shapes):
         return None
-    assert of.teacher is not None
-    where = (*(of.path if of.loss.adapter else of.setting.path), "adapter")
+    assert job_loss.teacher is not None
+    path = (*(job_loss.path if job_loss.loss.adapter else job_loss.context.path), "adapter")
     wrong = Findings()
     built: list[nn.Module] = []
     for pair in pairs:
         assert pair.teacher is not None
-        ours, theirs = pair.student.shape, pair.teacher.shape
+        student_shape, teacher_shape = pair.student.shape, pair.teacher.shape
         with wrong.part():
             if spec is None:
-                if ours != theirs:
-                    raise _mismatch(of, pair.student, pair.teacher)
-            elif spec.type == "auto" and ours[1:] == theirs[1:]:
+                if student_shape != teacher_shape:
+                    raise _mismatch(job_loss, pair.student, pair.teacher)
+            elif spec.type == "auto" and student_shape[1:] == teacher_shape[1:]:
                 built.append(nn.Identity())
             else:
                 if spec.type == "auto" and _hold_logits(pair):
                     what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
-                    raise unlike_classes(of.setting, of.teacher, ours, theirs, where, what)
-                help = joinable(of.setting, of.teacher)
-                built.append(build_adapter(spec, ours, theirs, where, help))
+                    raise job_loss.unlike_classes(student_shape, teacher_shape, path, what)
+                help = joinable(job_loss.context, job_loss.teacher)
+                built.append(build_adapter(spec, student_shape, teacher_shape, path, help))
     wrong.raise_errors()
     return None if spec is None else nn.ModuleList(built)
 
 
-def _mismatch(of: LossOfJob, student: TapSide, teacher: TapSide) -> SpecError:
-    assert of.teacher is not None
-    loss = of.loss.type
+def _mismatch(job_loss: JobLoss, student: TapSide, teacher: TapSide) -> SpecError:
+    assert job_loss.teacher is not None
+    loss = job_loss.loss.type
     if _hold_logits(TapPair(student=student, teacher=teacher)):
-        path = (*of.setting.path, "teachers", of.teacher, "mimic_name")
+        path = (*job_loss.context.path, "teachers", job_loss.teacher, "mimic_name")
         what = f"{loss} compares them class by class"
-        return unlike_classes(of.setting, of.teacher, student.shape, teacher.shape, path, what)
+        return job_loss.unlike_classes(student.shape, teacher.shape, path, what)
     why = unjoinable(student.shape, teacher.shape)
     if why is None:
         help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
     else:
-        help = f"no adapter joins them: {why}\n{joinable(of.setting, of.teacher)}"
-    if of.record.kind == "logit" and len(student.shape) == len(teacher.shape) == 2:
+        help = f"no adapter joins them: {why}\n{joinable(job_loss.context, job_loss.teacher)}"
+    if job_loss.record.kind == "logit" and len(student.shape) == len(teacher.shape) == 2:
         help = "logits are compared class by class: name `logits` of both networks"
     return SpecError.at(
-        (*of.setting.path, "student", "mimic_name", student.number),
+        (*job_loss.context.path, "student", "mimic_name", student.number),
         "KD430",
         f"`{student.name}` of the student is {shown(student.shape)}, "
-        f"`{teacher.name}` of {of.teacher} is {shown(teacher.shape)}: {loss} compares equal shapes",
+        f"`{teacher.name}` of {job_loss.teacher} is {shown(teacher.shape)}: {loss} compares equal shapes",
         help,
     )
 
@@ -265,31 +281,50 @@ def _hold_logits(pair: TapPair) -> bool:
 
 
 def _calls(
-    of: LossOfJob, pairs: Sequence[TapPair], adapted: bool, kwargs: Mapping[str, Any]
+    job_loss: JobLoss, pairs: Sequence[TapPair], adapted: bool, kwargs: Mapping[str, Any]
 ) -> list[Callable[..., Tensor]]:
     """The loss as one callable for all pairs, or one for each where it is made from shapes."""
-    setting, binding = of.setting, of.binding
-    facts: dict[str, Any] = {"num_samples": setting.num_samples, "num_classes": setting.num_classes}
+    context, binding = job_loss.context, job_loss.binding
+    facts: dict[str, Any] = {"num_samples": context.num_samples, "num_classes": context.num_classes}
     if "teacher_classifier" in binding.facts:
-        assert of.teacher is not None
-        facts["teacher_classifier"] = setting.teacher_classifier(of.teacher)
+        assert job_loss.teacher is not None
+        facts["teacher_classifier"] = context.teacher_classifier(job_loss.teacher)
     if "teacher_norms" in binding.facts:
-        assert of.teacher is not None
+        assert job_loss.teacher is not None
         taps = {pair.teacher.number: pair.teacher.tap for pair in pairs if pair.teacher is not None}
-        facts["teacher_norms"] = [setting.teacher_norm(of.teacher, tap) for tap in taps.values()]
+        facts["teacher_norms"] = [context.teacher_norm(job_loss.teacher, tap) for tap in taps.values()]
     if not binding.stateful or not binding.uses_features:
         return [binding.make(facts, kwargs)]
-    theirs = [(pair.teacher or pair.student).shape for pair in pairs]
-    ours = theirs if adapted else [pair.student.shape for pair in pairs]
-    names: SpecPath = (*setting.path, "student", "mimic_name")
-    if of.record.whole_list:
+    teacher_shapes = [(pair.teacher or pair.student).shape for pair in pairs]
+    student_shapes = teacher_shapes if adapted else [pair.student.shape for pair in pairs]
+    names: SpecPath = (*context.path, "student", "mimic_name")
+    if job_loss.record.whole_list:
         with placed(names):
-            return [binding.make({**facts, "student_shape": ours, "teacher_shape": theirs}, kwargs)]
+            facts |= {"student_shape": student_shapes, "teacher_shape": teacher_shapes}
+            return [binding.make(facts, kwargs)]
     calls = []
-    for pair, own, other in zip(pairs, ours, theirs, strict=True):
+    for pair, student_shape, teacher_shape in zip(pairs, student_shapes, teacher_shapes, strict=True):
         with placed((*names, pair.student.number)):
-            calls.append(binding.make({**facts, "student_shape": own, "teacher_shape": other}, kwargs))
+            facts |= {"student_shape": student_shape, "teacher_shape": teacher_shape}
+            calls.append(binding.make(facts, kwargs))
     return calls
+
+
+def way_out(context: MimicContext, teacher: str, width: int, other: int) -> str:
+    """What to do about a teacher with `other` logits where `width` are meant."""
+    labels = context.labels.get(teacher, NO_LABELS)
+    if labels.asked:
+        return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
+    if other == context.num_classes:
+        return f"{teacher} knows the data's {other} classes: give the student `num_classes: {other}`"
+    if other < width:
+        return f"{teacher} knows fewer classes than are learnt: mimic its features instead"
+    if labels.hint is not None:
+        return f"its file names the data's classes among its own: beside its mimic_name write `{labels.hint}`"
+    return (
+        f"say beside its mimic_name which of {teacher}'s classes those of the data are: `classes: [...]`, "
+        f"{width} of its {other} numbers (from 0) in the data's order; or mimic its features"
+    )
 
 
 @contextmanager
@@ -299,3 +334,90 @@ def placed(path: SpecPath) -> Iterator[None]:
         yield
     except KdError as error:
         raise SpecError(replace(d, path=d.path or path) for d in error.diagnostics) from error
+
+
+POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+def check_taps(
+    context: MimicContext,
+    loss: str,
+    students: Sequence[TapSide],
+    teacher: str | None,
+    teachers: Sequence[TapSide],
+) -> None:
+    """Refuse features that the loss does not take; raises SpecError KD451 at each `mimic_name`.
+
+    loss: its type. students, teachers: the sides of its pairs, of the student and of `teacher`.
+    """
+    wrong = Findings()
+    for whose, sides in ((None, students), (teacher, teachers)):
+        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
+        part = ("student",) if whose is None else ("teachers", whose)
+        for number, of_tap in groupby(sides, key=lambda side: side.number):
+            with wrong.part():
+                for side in of_tap:
+                    _check(context, loss, whose, side, net, (*context.path, *part, "mimic_name", number))
+    wrong.raise_errors()
+
+
+def joinable(context: MimicContext, teacher: str) -> str:
+    """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
+    sides = [("the student", context.student_module("")), (teacher, context.teacher_module(teacher, ""))]
+    linears = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
+    vectors = ", ".join(f"`{linear}:in` of {whose}" for whose, linear in linears if linear is not None)
+    return (
+        "name layers that give maps in both networks (`kdcli inspect-features` lists them), or vectors in both"
+        + (f": {vectors}" if vectors else "")
+    )
+
+
+def _check(
+    context: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
+) -> None:
+    whose = "the student" if teacher is None else teacher
+    takes, tap, kind, shape = loss_of(loss).takes, side.tap, side.layout.kind, side.shape
+    tapped = f"`{tap}` of {whose} is {shown(shape)}"
+    if takes == "logits" and kind not in ("logits", "vector"):
+        raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {tapped}", "name `logits`")
+    if takes == "vector" and len(shape) > 2 and shape[1:].numel() != shape[1]:
+        raise SpecError.at(
+            path, "KD451", f"`{loss}` takes a pooled vector [B, D]; {tapped}", _pooled_vector(net)
+        )
+    if takes == "map" and kind != "map":
+        raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {tapped}", _last_map(net))
+    if takes == "tokens" and kind != "tokens":
+        raise SpecError.at(
+            path, "KD451", f"`{loss}` takes tokens [B, N, D]; {tapped}", "name a block of a transformer"
+        )
+    if loss_of(loss).before_relu:
+        relu = context.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
+        if relu is not None:
+            raise SpecError.at(
+                path,
+                "KD451",
+                f"`{loss}` takes what goes into a ReLU; `{tap}` of {whose} is what comes out of one",
+                f"name `{Tap.parse(relu).path}:in{relu.removeprefix(Tap.parse(relu).path)}`",
+            )
+
+
+def _pooled_vector(net: nn.Module) -> str:
+    linear = _last(net, (nn.Linear,))
+    if linear is not None:
+        return f"name what goes into the classifier: `{linear}:in`"
+    pool = _last(net, POOLS)
+    return "name a layer after pooling" + (f": `{pool}`" if pool is not None else "")
+
+
+def _last_map(net: nn.Module) -> str:
+    pool = _last(net, POOLS)
+    if pool is not None:
+        return f"name a layer before pooling; the last map is `{pool}:in`"
+    conv = _last(net, (nn.Conv2d,))
+    return "name a convolutional layer" + (f", such as `{conv}`" if conv is not None else "")
+
+
+def _last(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+    """The last of the modules of these kinds, in the order in which they stand."""
+    names = [name for name, module in net.named_modules() if isinstance(module, kinds)]
+    return names[-1] if names else None

@@ -1,15 +1,19 @@
-"""A cached teacher: views read from a store, and stored where they are not there yet."""
+"""A cached teacher: views read from a store on disk, and stored where they are not there yet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdcli.distill.store import Column, Store
 from kdcli.distill.taps import Feature, View
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import SpecError
@@ -163,3 +167,192 @@ def _on(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return value
     return value.pin_memory().to(device, non_blocking=True)
+
+
+META, FILLED = "meta.json", "filled.u8"
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One tensor of a row. shape: of one sample. dtype: as the network gives it; stored: as on the disk."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stored: torch.dtype
+    topk: int | None = None
+
+    def parts(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """The files of the column: the values; of top-k logits the values, their classes and the rest."""
+        if self.topk is None:
+            return [(self.shape, self.stored)]
+        kept = (*self.shape[:-1], self.topk)
+        classes = torch.int16 if self.shape[-1] <= torch.iinfo(torch.int16).max else torch.int32
+        return [(kept, self.stored), (kept, classes), ((*self.shape[:-1], 1), torch.float32)]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row on disk."""
+        return sum(_count(shape) * dtype.itemsize for shape, dtype in self.parts())
+
+    def pack(self, value: Tensor) -> list[Tensor]:
+        """Convert values [n, *shape] into what is stored."""
+        if self.topk is None:
+            return [_as(value, self.stored)]
+        value = value.float()
+        top, classes = value.topk(self.topk, dim=-1)
+        # Every other class gets an equal share of the probability that the largest leave.
+        rest = value.scatter(-1, classes, float("-inf")).logsumexp(-1, keepdim=True)
+        rest = rest - math.log(self.shape[-1] - self.topk)
+        return [_as(top, self.stored), classes.to(self.parts()[1][1]), rest]
+
+    def unpack(self, parts: Sequence[Tensor]) -> Tensor:
+        """Convert what is stored back into values."""
+        if self.topk is None:
+            return parts[0].to(self.dtype)
+        top, classes, rest = parts
+        full = rest.expand(*rest.shape[:-1], self.shape[-1]).clone()
+        return full.scatter_(-1, classes.long(), top.float()).to(self.dtype)
+
+    def facts(self) -> dict[str, Any]:
+        """The column as plain data, for meta.json and the key."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "stored": str(self.stored),
+            "topk": self.topk,
+        }
+
+
+class Store:
+    """Tensors on disk, one row per sample and view, mapped into memory; `create` makes one.
+
+    A folder holds a file for each column, `filled.u8` with one byte a row, and `meta.json`. It is made under
+    another name and then renamed, so a folder that is there is whole. A row counts as filled once its bytes
+    are on the disk: values are synced before their flags, and whatever a killed process had not synced is
+    simply computed again. Processes of one machine share the mapped pages. Rows are int64 tensors on the CPU.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[Column], rows: int) -> None:
+        self.folder, self.columns, self.rows = folder, tuple(columns), rows
+        self.files: list[list[Tensor]] = []
+        self.paths: list[Path] = []
+        for number, column in enumerate(self.columns):
+            mapped = []
+            for path, (shape, dtype) in zip(_files(folder, number, column), column.parts(), strict=True):
+                mapped.append(_mapped(path, (rows, *shape), dtype))
+                self.paths.append(path)
+            self.files.append(mapped)
+        self.filled = _mapped(folder / FILLED, (rows,), torch.uint8)
+        self.written = torch.zeros(rows, dtype=torch.uint8)
+        self.waiting: list[Tensor] = []
+
+    @staticmethod
+    def create(folder: Path, columns: Sequence[Column], rows: int, meta: Mapping[str, Any]) -> None:
+        """Reserve the disk space and create the folder at once; one that another process made first stays.
+
+        Raises OSError where the disk says no.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            for number, column in enumerate(columns):
+                for path, (shape, dtype) in zip(_files(beside, number, column), column.parts(), strict=True):
+                    _reserve(path, rows * _count(shape) * dtype.itemsize)
+            _reserve(beside / FILLED, rows)
+            with (beside / META).open("w", encoding="utf-8") as file:
+                json.dump(meta, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.rename(beside, folder)
+            except OSError:
+                if not (folder / META).is_file():
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def has(self, rows: Tensor) -> Tensor:
+        """bool [n]: which rows are stored, by any process."""
+        return (self.filled[rows] | self.written[rows]).bool()
+
+    def write(self, rows: Tensor, values: Sequence[Tensor]) -> None:
+        """Store rows, one tensor [n, ...] a column; they are safe after `flush`."""
+        for column, files, value in zip(self.columns, self.files, values, strict=True):
+            for file, part in zip(files, column.pack(value), strict=True):
+                file[rows] = part.cpu()
+        self.written[rows] = 1
+        self.waiting.append(rows)
+
+    def read(self, rows: Tensor, column: int) -> Tensor:
+        """One column's rows, [n, *shape]."""
+        return self.columns[column].unpack([file.index_select(0, rows) for file in self.files[column]])
+
+    def flush(self) -> None:
+        """Write rows to disk, then mark them as stored. Raises OSError."""
+        if not self.waiting:
+            return
+        for path in self.paths:
+            _sync(path)
+        rows, self.waiting = torch.cat(self.waiting), []
+        self.filled[rows] = 1
+        _sync(self.folder / FILLED)
+
+    def count(self) -> int:
+        """The number of stored rows."""
+        return int((self.filled | self.written).sum())
+
+
+def bytes_of(columns: Sequence[Column], rows: int) -> int:
+    """Bytes of a store on disk."""
+    return rows * (1 + sum(column.bytes_per_row for column in columns))
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """What `create` was given; None where there is no whole store."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def _files(folder: Path, number: int, column: Column) -> list[Path]:
+    kinds = ("values",) if column.topk is None else ("values", "classes", "rest")
+    return [folder / f"{number}.{kind}" for kind in kinds]
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.from_file(str(path), shared=True, size=_count(shape), dtype=dtype).view(shape)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Create a file of zeros with its blocks allocated: a full disk kills whoever writes to mapped pages."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float16 and value.dtype != torch.float16:
+        value = value.float().clamp(-LARGEST_HALF, LARGEST_HALF)
+    return value.to(dtype)
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

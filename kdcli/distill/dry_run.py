@@ -1,9 +1,9 @@
-"""A network's first run, and which layer it fails in."""
+"""A network run for trial: all state is put back, and a failure names the layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,14 +11,29 @@ import torch
 from torch import nn
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import tensors_in
 from kdcli.errors import KdError, SpecError, SpecPath
-from kdcli.models.fake import NOT_FAKE
-from kdcli.models.flops import TooMuch
+from kdcli.models.torch_modes import NOT_FAKE, TooMuch
 from kdcli.spec.schema import ModuleSpec
 
 T = TypeVar("T")
+
+
+@contextmanager
+def restored_state(*modules: nn.Module) -> Iterator[None]:
+    """Restore the generators of torch, and every buffer and training mode of the modules, at the end."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    modes = [(child, child.training) for module in modules for child in module.modules()]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for child, mode in modes:
+                child.training = mode
 
 
 def rehearse(

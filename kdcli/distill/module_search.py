@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdcli.distill.restored_state import restored_state
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.taps import Tap
 from kdcli.errors import RunError
 

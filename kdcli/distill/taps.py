@@ -34,12 +34,12 @@ class Tap:
     index: int | None = None
 
     @classmethod
-    def parse(cls, text: str, where: SpecPath = ()) -> Tap:
+    def parse(cls, text: str, path: SpecPath = ()) -> Tap:
         """Read `path`, `path:in`, `path[i]` or `path:in[i]`."""
         match = _TAP.fullmatch(text)
         if match is None:
             raise SpecError.at(
-                where,
+                path,
                 "KD420",
                 f"`{text}` is not a layer path",
                 "write a path such as `backbone.layer3`, `backbone.layer3:in` or `head.conv[2]`",
@@ -326,18 +326,18 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def find_layer(net: nn.Module, tap: Tap, where: SpecPath = ()) -> nn.Module | None:
+def find_layer(net: nn.Module, tap: Tap, path: SpecPath = ()) -> nn.Module | None:
     """The module a tap names; None where it can only be the name of an output."""
     try:
         module = net.get_submodule(tap.path)
     except AttributeError:
         if "." in tap.path or tap.at_input:
-            raise _unknown(net, tap, where, {}) from None
+            raise _unknown(net, tap, path, {}) from None
         return None
     if isinstance(module, CONTAINERS):
         children = [f"{tap.path}.{name}" for name, _ in module.named_children()]
         raise SpecError.at(
-            where,
+            path,
             "KD421",
             f"`{tap.path}` is a {type(module).__name__}: it holds layers and never runs itself",
             f"name one of its children: {_listed(children)}",
@@ -345,7 +345,7 @@ def find_layer(net: nn.Module, tap: Tap, where: SpecPath = ()) -> nn.Module | No
     return module
 
 
-def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, Any]) -> SpecError:
+def _unknown(net: nn.Module, tap: Tap, path: SpecPath, outputs: Mapping[str, Any]) -> SpecError:
     names = [name for name, _ in net.named_modules() if name] + list(outputs)
     head, _, _ = tap.path.rpartition(".")
     siblings = [name for name in names if head and name.startswith(head + ".")]
@@ -355,7 +355,7 @@ def _unknown(net: nn.Module, tap: Tap, where: SpecPath, outputs: Mapping[str, An
     if help_line is None and siblings:
         help_line = f"`{head}` has: {_listed(siblings)}"
     return SpecError.at(
-        where,
+        path,
         "KD422",
         f"no layer or output is called `{tap.path}`",
         help_line or "`kdcli inspect-features` lists every layer that can be named",
@@ -379,11 +379,11 @@ def elements_of(name: str, count: int) -> str:
     return f"`{name}[0]`{' ...' if count > 2 else ','} `{name}[{count - 1}]`"
 
 
-def _never_ran(net: nn.Module, tap: Tap, where: SpecPath) -> SpecError:
+def _never_ran(net: nn.Module, tap: Tap, path: SpecPath) -> SpecError:
     module = net.get_submodule(tap.path)
     children = [f"{tap.path}.{name}" for name, _ in module.named_children()]
     return SpecError.at(
-        where,
+        path,
         "KD424",
         f"`{tap.path}` ({type(module).__name__}) does not run in a forward pass, or returns no tensor",
         f"name one of its children: {_listed(children)}"

@@ -1,23 +1,159 @@
-"""A term: one loss of one job over pairs of features, with its adapters and options."""
+"""A term: one loss of one job, its signature bound to tensors and options, over pairs of features."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.binding import Binding
 from kdcli.distill.channels import Layout
-from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.mimickers.mimicker import Requirements, StepInfo
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
+from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.logits import standardize
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.losses.parts.temperature import LearnedTemperature
+
+FEATURES = ("student", "teacher")
+BATCH_FIELDS = frozenset({"labels", "indices", "mixed_labels"})
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The inputs of one loss: facts when it is made, tensors when it is called.
+
+    stateful: it is an nn.Module class that is made from facts. keywords: what it takes from the spec.
+    """
+
+    record: Loss
+    target: Callable[..., Any]
+    stateful: bool
+    keywords: frozenset[str]
+    inputs: tuple[str, ...]
+    optional: frozenset[str]
+    facts: tuple[str, ...]
+    requirements: Requirements
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the loss reads a teacher's feature or output."""
+        return any(name in ("teacher", "teacher_logits") for name in self.inputs)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the loss reads a tapped feature."""
+        return any(name in FEATURES for name in self.inputs)
+
+    @property
+    def uses_student(self) -> bool:
+        """Whether the loss reads the student's feature or output."""
+        return any(name in ("student", "student_logits") for name in self.inputs)
+
+    @property
+    def sizes_itself(self) -> bool:
+        """Whether the loss is made with both shapes, and so joins unlike ones by itself."""
+        return any(fact.startswith("student_shape") for fact in self.facts)
+
+    @property
+    def weighs_itself(self) -> bool:
+        """Whether the loss takes `loss_weight` and multiplies by it; kdcli's own leave that to `compute`."""
+        return "loss_weight" in self.keywords
+
+    def weight_of(self, kwargs: Mapping[str, Any]) -> float:
+        """`loss_weight` of the spec's kwargs; where they give none the loss's default."""
+        given = default_of(self.target, "loss_weight", self.record.weight)
+        return float(kwargs.get("loss_weight", given))
+
+    def own(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The kwargs that the loss itself takes: without a `loss_weight` that is multiplied outside."""
+        return {name: value for name, value in kwargs.items() if name != "loss_weight" or self.weighs_itself}
+
+    def compute(
+        self,
+        call: Callable[..., Tensor],
+        available: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        weight: float,
+    ) -> Tensor:
+        """The loss of one call, times its weight: the only place where `loss_weight` is multiplied."""
+        loss = call(**bind(self, available), **kwargs)
+        return loss if self.weighs_itself else loss * weight
+
+    def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:
+        """The callable loss: the function itself, or an instance made from the facts it asks for."""
+        if not self.stateful:
+            return self.target
+        instance = self.target(**{name: facts[name] for name in self.facts}, **kwargs)
+        assert isinstance(instance, nn.Module)
+        return instance
+
+
+@cache
+def binding_of(record: Loss) -> Binding:
+    """Read the signature of a loss function or class once."""
+    target = record.load()
+    stateful = inspect.isclass(target)
+    call = target.forward if isinstance(target, type) and issubclass(target, nn.Module) else target
+    parameters = _positional(call)
+    facts = tuple(_positional(target)) if isinstance(target, type) else ()
+    names = tuple(parameters)
+    return Binding(
+        record=record,
+        target=target,
+        stateful=stateful,
+        keywords=keyword_names(target),
+        inputs=names,
+        optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
+        facts=facts,
+        requirements=Requirements(
+            student_outputs=frozenset({"logits"} if "student_logits" in names else ()),
+            teacher_outputs=frozenset({"logits"} if "teacher_logits" in names else ()),
+            batch=BATCH_FIELDS & set(names),
+            facts=frozenset(facts),
+            prepare=record.prepares,
+        ),
+    )
+
+
+def keyword_names(target: Callable[..., Any]) -> frozenset[str]:
+    """The kwargs that a loss takes from the spec."""
+    return frozenset(
+        name
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+
+
+def default_of(target: Callable[..., Any], name: str, otherwise: Any) -> Any:
+    """The default of one kwarg of a loss."""
+    parameter = inspect.signature(target).parameters.get(name)
+    return (
+        otherwise if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+    )
+
+
+def bind(binding: Binding, available: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of one call; optional ones only where they are there."""
+    return {
+        name: available[name]
+        for name in binding.inputs
+        if name not in binding.optional or available.get(name) is not None
+    }
+
+
+def _positional(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        and name != "self"
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +236,7 @@ class Term(nn.Module):
         students: Sequence[Feature],
         teachers: Sequence[Feature],
         batch: Mapping[str, Any],
-        clock: StepInfo,
+        step_info: StepInfo,
         masks: Sequence[Tensor] | None = None,
         *,
         student_logits: Tensor | None = None,
@@ -120,13 +256,13 @@ class Term(nn.Module):
             "mixed_labels": batch.get("mixed_labels"),
             "student_logits": student_logits,
             "teacher_logits": teacher_logits,
-            "step": clock.stage_step,
-            "epoch": int(clock.epoch),
+            "step": step_info.stage_step,
+            "epoch": int(step_info.epoch),
             "teacher_weights": teacher_weights,
         }
         extra = self.kwargs
         if self.temperature is not None:
-            extra = {**extra, "T": self.temperature(clock.epoch)}
+            extra = {**extra, "T": self.temperature(step_info.epoch)}
         if not self.binding.uses_features:
             return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
         pairs = flat_pairs(students or teachers, teachers or students)
@@ -164,11 +300,11 @@ class Term(nn.Module):
 
     def call_on(self, other: Term, index: int) -> nn.Module | None:
         """The module of this loss that reads the same teacher layer as another term's number `index`."""
-        wanted = other.pairs[index].teacher
-        if self is other or self.teacher != other.teacher or wanted is None:
+        teacher_side = other.pairs[index].teacher
+        if self is other or self.teacher != other.teacher or teacher_side is None:
             return None
         for pair, call in zip(self.pairs, self.calls, strict=False):
-            if pair.teacher is not None and pair.teacher.name == wanted.name:
+            if pair.teacher is not None and pair.teacher.name == teacher_side.name:
                 return call if isinstance(call, nn.Module) else None
         return None
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import as_map, map_shape
-from kdcli.losses.parts.precision import full_precision
-from kdcli.losses.parts.regression import ConvRegression
-from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.inputs import as_map, full_precision, map_shape
+from kdcli.losses.parts.stateful import ConvRegression, StatefulLoss
 
 
 class ActivationBoundaries(StatefulLoss):

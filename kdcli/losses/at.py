@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli.losses.parts.directions import normalized
-from kdcli.losses.parts.layout import with_positions
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision, with_positions
 
 
 @full_precision

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.parts.layout import equal_shapes
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.parts.directions import normalized
 from kdcli.losses.parts.draws import drawn_integers, new_salt
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import distributed, global_mean
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive, Share

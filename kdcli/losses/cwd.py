@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.parts.layout import as_map, equal_shapes
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import as_map, equal_shapes, full_precision
 from kdcli.spec.ranges import Positive
 
 

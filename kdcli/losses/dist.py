@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from kdcli.losses.parts.directions import heard, lengths, rounding
-from kdcli.losses.parts.layout import check_logits
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.epochs import epoch_share
+from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import kl_rows, log_softmax_without, one_hot_mask, two_way
-from kdcli.losses.parts.precision import full_precision
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.losses.parts.warmup import epoch_share
 from kdcli.spec.ranges import Positive
 
 

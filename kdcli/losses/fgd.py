@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import RunError
-from kdcli.losses.parts.layout import only_maps, shown
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision, only_maps, shown
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 

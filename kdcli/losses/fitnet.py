@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.parts.layout import as_map
-from kdcli.losses.parts.precision import full_precision
-from kdcli.losses.parts.regression import ConvRegression
-from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.inputs import as_map, full_precision
+from kdcli.losses.parts.stateful import ConvRegression, StatefulLoss
 
 
 class FitNet(StatefulLoss):

@@ -8,8 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from kdcli.errors import RunError
-from kdcli.losses.parts.layout import only_maps, same_size, shown
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision, only_maps, same_size, shown
 
 
 @full_precision

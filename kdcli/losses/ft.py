@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.losses.parts.directions import normalized
-from kdcli.losses.parts.layout import only_maps, same_size
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision, only_maps, same_size
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
@@ -110,13 +109,13 @@ class FactorTransfer(StatefulLoss):
         earlier: the losses of the stages before, in order. Returns whether one was found; without one
         the paraphraser stays as it was made, at random.
         """
-        mine = {name: value.shape for name, value in self.paraphraser.state_dict().items()}
+        own_shapes = {name: value.shape for name, value in self.paraphraser.state_dict().items()}
         found = False
         for loss in earlier:
             if isinstance(loss, FactorParaphrase):
-                theirs = loss.paraphraser.state_dict()
-                if {name: value.shape for name, value in theirs.items()} == mine:
-                    self.paraphraser.load_state_dict(theirs)
+                earlier_state = loss.paraphraser.state_dict()
+                if {name: value.shape for name, value in earlier_state.items()} == own_shapes:
+                    self.paraphraser.load_state_dict(earlier_state)
                     found = True
         return found
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from kdcli.losses.parts.directions import heard, lengths, normalized, rounding
-from kdcli.losses.parts.layout import as_vectors, enough_values, map_shape
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import as_vectors, enough_values, full_precision, map_shape
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.logits import tempered_kl_rows
-from kdcli.losses.parts.masks import broadcast_mask, row_mask
-from kdcli.losses.parts.precision import full_precision
-from kdcli.losses.parts.reduce import per_count, row_mean
+from kdcli.losses.parts.reduce import broadcast_mask, per_count, row_mask, row_mean
 from kdcli.spec.ranges import Positive
 
 

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdcli.losses.parts.layout import equal_shapes
+from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.logits import kl_rows
-from kdcli.losses.parts.precision import full_precision
 
 EPSILON = 1e-6
 

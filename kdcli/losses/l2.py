@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli.losses.parts.directions import normalized
-from kdcli.losses.parts.layout import equal_shapes
-from kdcli.losses.parts.masks import broadcast_mask
-from kdcli.losses.parts.precision import full_precision
-from kdcli.losses.parts.reduce import per_count
+from kdcli.losses.parts.inputs import equal_shapes, full_precision
+from kdcli.losses.parts.reduce import broadcast_mask, per_count
 
 
 @full_precision

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import standardize as standardized
 from kdcli.losses.parts.logits import tempered_kl_rows
-from kdcli.losses.parts.precision import full_precision
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from kdcli.errors import RunError
 from kdcli.losses.parts.directions import heard, lengths
-from kdcli.losses.parts.layout import as_map, enough_values, same_places, shown
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import as_map, enough_values, full_precision, same_places, shown
 
 
 @full_precision

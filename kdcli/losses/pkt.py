@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.parts.directions import heard, lengths
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import as_map, enough_values, map_shape, places_in, same_places
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.epochs import epoch_share
+from kdcli.losses.parts.inputs import as_map, enough_values, full_precision, map_shape, places_in, same_places
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.losses.parts.warmup import epoch_share
 from kdcli.spec.ranges import Count
 
 

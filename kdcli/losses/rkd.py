@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.losses.parts.directions import normalized
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.spec.ranges import Positive
 

@@ -8,8 +8,14 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import check_classifier, enough_values, only_maps, pooled, same_size
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import (
+    check_classifier,
+    enough_values,
+    full_precision,
+    only_maps,
+    pooled,
+    same_size,
+)
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count
 

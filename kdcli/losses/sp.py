@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from kdcli.losses.parts.directions import heard, lengths
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows
 
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import as_vectors, enough_values, map_shape
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import as_vectors, enough_values, full_precision, map_shape
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 

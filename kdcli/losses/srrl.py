@@ -9,8 +9,14 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import as_map, as_vectors, check_classifier, enough_values, map_shape
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import (
+    as_map,
+    as_vectors,
+    check_classifier,
+    enough_values,
+    full_precision,
+    map_shape,
+)
 from kdcli.losses.parts.stateful import StatefulLoss
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import check_labels
+from kdcli.losses.parts.inputs import check_labels, full_precision
 from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
-from kdcli.losses.parts.precision import full_precision
 from kdcli.losses.parts.reduce import global_mean
 from kdcli.losses.parts.stateful import StatefulLoss
 

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.losses.parts.layout import as_map, map_shape, same_places, same_size
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import as_map, full_precision, map_shape, same_places, same_size
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Positive
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
-from kdcli.losses.parts.layout import enough_values, only_maps, shown
-from kdcli.losses.parts.precision import full_precision
-from kdcli.losses.parts.regression import ConvRegression
-from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.losses.parts.inputs import enough_values, full_precision, only_maps, shown
+from kdcli.losses.parts.stateful import ConvRegression, StatefulLoss
 from kdcli.spec.ranges import Count, Positive
 
 

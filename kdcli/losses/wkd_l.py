@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import distributed
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive

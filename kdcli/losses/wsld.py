@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import label_log_probability
-from kdcli.losses.parts.precision import full_precision
 from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 

@@ -53,7 +53,7 @@ CLASSIFICATION: dict[str, Target] = {
     "base_cls_head": Target("kdcli.models.heads:ClsHead"),
     "base_cls_postprocess": Target("kdcli.models.heads:ClsPostProcess"),
     "ADAP": Target("kdcli.models.adapt:Adapt"),
-    "peer": Target("kdcli.models.peer:Peer"),
+    "peer": Target("kdcli.models.heads:Peer"),
 }
 
 DETECTION: dict[str, Target] = {

@@ -6,14 +6,15 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcli.errors import RunError
+from kdcli.errors import RunError, SpecError
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.models.network import construct
 from kdcli.spec.ranges import Share
 
 
@@ -181,3 +182,43 @@ class ClsPostProcess(ViewModule):
             for head, label in zip(heads, own_labels, strict=True)
         ]
         return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}
+
+
+class Peer(ViewModule):
+    """A whole classifier with a loss of its own, run while training and left out of the exported student.
+
+    Reads `image` and the labels. Outputs `<prefix>_logits` [B, K] and `<prefix>_loss`, one of the task's
+    losses; nothing in evaluation. network: the type of a whole model (`cifar_resnet8`,
+    `torchvision.resnet18`), kwargs: its arguments; cls_loss: as in base_cls_postprocess. Several peers
+    need a prefix each.
+    Source: "Deep Mutual Learning", arXiv:1706.00384.
+    """
+
+    training_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        kwargs: dict[str, Any] | None = None,
+        prefix: str = "peer",
+        cls_loss: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            self.net = construct(network, kwargs or {}, {}, path=())
+        except SpecError as error:
+            raise ValueError(f"network `{network}`: {error.diagnostics[0].message}") from None
+        if isinstance(self.net, ViewModule):
+            raise ValueError(f"`{network}` is a part of a network, and a peer is a whole model")
+        self.prefix = prefix
+        self._loss = build_cls_loss(cls_loss or {"type": "ce"})
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `image`, and `mixed_labels` or `labels`."""
+        if not self.training:
+            return {}
+        logits: Tensor = self.net(outputs["image"])
+        mixed = outputs.get("mixed_labels")
+        loss = self._loss(logits, outputs["labels"] if mixed is None else mixed)
+        return {f"{self.prefix}_logits": logits, f"{self.prefix}_loss": loss}

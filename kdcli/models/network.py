@@ -1,22 +1,26 @@
-"""A network: named modules run in order, each seeing what the ones before returned."""
+"""A network: modules built by their type names and run in order, each seeing what the ones before returned."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.errors import SpecError, SpecPath, did_you_mean
-from kdcli.models.construct import construct
+from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
+from kdcli.models import MODULES
 from kdcli.models.module import ViewModule, named_outputs
+from kdcli.spec.plugins import load_own, lookup
 from kdcli.spec.schema import ModuleSpec
 
 SELF = "self"
 """The `type` of the list entry that is no module: its kwargs (`freeze_patterns`) are about the whole network."""
+
 
 TEACHERS = "teachers"
 """Where in the spec the frozen networks stand."""
@@ -113,6 +117,14 @@ class Network(nn.Module):
                 )
 
 
+def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:
+    """Every tensor of the fields with its count of in-place changes."""
+    for name, value in fields.items():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Tensor) and not item.is_inference():
+                yield name, item, item._version
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether a freeze pattern (a prefix, or 'r:' and a regex found anywhere) meets a path."""
     if pattern.startswith("r:"):
@@ -196,15 +208,15 @@ def _freeze_patterns(spec: ModuleSpec, module_path: SpecPath) -> list[str]:
                 on_key=True,
             )
     patterns = spec.kwargs.get("freeze_patterns") or []
-    where = (*module_path, "kwargs", "freeze_patterns")
+    path = (*module_path, "kwargs", "freeze_patterns")
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise SpecError.at(where, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
+        raise SpecError.at(path, "KD404", "`freeze_patterns` is a list of prefixes or 'r:regex' texts")
     for index, pattern in enumerate(patterns):
         try:
             re.compile(pattern.removeprefix("r:"))
         except re.error as error:
             if pattern.startswith("r:"):
-                raise SpecError.at((*where, index), "KD408", f"`{pattern}` is no regex: {error}") from None
+                raise SpecError.at((*path, index), "KD408", f"`{pattern}` is no regex: {error}") from None
     return list(patterns)
 
 
@@ -225,9 +237,109 @@ def _widths_before(
     return next((width for width in reversed(widths) if width is not None), None)
 
 
-def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:
-    """Every tensor of the fields with its count of in-place changes."""
-    for name, value in fields.items():
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, Tensor) and not item.is_inference():
-                yield name, item, item._version
+FACTS = ("inplanes", "aligned")
+"""What a constructor may take that the spec does not say: passed by name, only to those who ask."""
+
+
+def construct(
+    kind: str,
+    kwargs: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    path: SpecPath,
+    plugins: Sequence[str] = (),
+) -> nn.Module:
+    """Build the module that `kind` names.
+
+    kind: a name of MODULES, `torchvision.<name>`, `timm.<name>` or `package.module:attribute` of a
+    package among plugins. facts: values for FACTS. Raises SpecError at the module's path.
+    """
+    try:
+        if kind in MODULES:
+            target = MODULES[kind]
+            return _call(target.load(), kind, kwargs, {**facts}, target.preset, path)
+        if kind.startswith("torchvision."):
+            from kdcli.models.foreign import build_torchvision  # torchvision takes as long as torch itself
+
+            return build_torchvision(kind.removeprefix("torchvision."), kwargs, path)
+        if kind.startswith("timm."):
+            from kdcli.models.foreign import build_timm
+
+            return build_timm(kind.removeprefix("timm."), kwargs, path)
+        if ":" in kind:
+            return _call(_own(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
+    except KdError:
+        raise
+    except URLError as error:
+        from kdcli.models.foreign import download_failed
+
+        raise download_failed(f"the weights of `{kind}`", error, (*path, "kwargs", "weights")) from error
+    except Exception as error:
+        # Whatever a constructor raises is about the arguments the spec gave it.
+        raise _refused(kind, kwargs, error, path) from error
+    help = did_you_mean(kind, list(MODULES))
+    if "." in kind and help is None:
+        help = f"own code is written `{'.'.join(kind.split('.')[:-1])}:{kind.split('.')[-1]}`"
+    raise SpecError.at((*path, "type"), "KD401", f"there is no module type `{kind}`", help)
+
+
+def _call(
+    constructor: Callable[..., Any],
+    kind: str,
+    kwargs: Mapping[str, Any],
+    facts: dict[str, Any],
+    preset: Mapping[str, Any],
+    path: SpecPath,
+) -> nn.Module:
+    parameters = inspect.signature(constructor).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = [name for name in named if name not in preset and name != "aligned"]
+    for key in kwargs:
+        if key not in known and not open_ended:
+            raise SpecError.at(
+                (*path, "kwargs", key),
+                "KD404",
+                f"`{kind}` has no argument `{key}`",
+                did_you_mean(key, known),
+                on_key=True,
+            )
+    given = {key: value for key, value in facts.items() if key in named and value is not None}
+    arguments = {**given, **kwargs, **preset}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
+    if "inplanes" in missing:
+        raise SpecError.at(
+            path,
+            "KD403",
+            f"`{kind}` needs the widths of a module before it, and none has any",
+            "put it after a backbone, or name one in `prev`",
+        )
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise SpecError.at(path, "KD405", f"`{kind}` needs {names}", "add it under `kwargs`")
+    module = constructor(**arguments)
+    if not isinstance(module, nn.Module):
+        raise SpecError.at(
+            (*path, "type"), "KD406", f"`{kind}` gives a `{type(module).__name__}`, not an `nn.Module`"
+        )
+    return module
+
+
+def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecPath) -> SpecError:
+    """The finding for a failed constructor, at the argument that its words name first, else at the module."""
+    named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    argument_path = path if named is None else (*path, "kwargs", named)
+    return SpecError.at(argument_path, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
+
+
+def _own(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:
+    """The attribute of a package that the command line allows."""
+    type_path = (*path, "type")
+    lookup(MODULES, kind, plugins, path=type_path, code="KD401", what="module type")
+    found = load_own(kind, plugins, type_path)
+    if not callable(found):
+        raise SpecError.at(
+            type_path, "KD406", f"`{kind}` is a `{type(found).__name__}`, not a model class or function"
+        )
+    return found  # type: ignore[no-any-return]

@@ -37,14 +37,14 @@ NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
 
 
 @contextmanager
-def at_path(where: SpecPath | None) -> Iterator[None]:
+def at_path(path: SpecPath | None) -> Iterator[None]:
     """Set the path in the spec on errors about files, where there is one."""
     try:
         yield
     except RunError as error:
-        if where is None:
+        if path is None:
             raise
-        raise SpecError([replace(found, path=where) for found in error.diagnostics]) from error
+        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:

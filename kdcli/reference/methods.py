@@ -52,9 +52,12 @@ def method_of(name: str) -> MethodDescription:
     )
 
 
-def fragment(loss: str) -> str:
-    """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take."""
-    told, record = describe(loss), loss_of(loss)
+def fragment(loss: str, *, name: str = "loss", method: str = "base") -> str:
+    """The `mimic` block that uses a loss on small CIFAR networks, with the layers its authors take.
+
+    name: the loss's name under `cfgs`. method: the mimic method; `base` is the default of a spec and not written.
+    """
+    description, record = describe(loss), loss_of(loss)
     student = record.example or DEFAULT_EXAMPLE[record.kind]
     teacher = record.teacher_example or student
     kwargs = f", kwargs: {record.example_kwargs}" if record.example_kwargs else ""
@@ -62,10 +65,11 @@ def fragment(loss: str) -> str:
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
         "mimic:",
         *(["  task_loss: false"] if record.replaces_end else []),
+        *([] if method == "base" else [f"  mimic_ins_type: {method}"]),
         "  cfgs:",
-        f"    loss: {{type: {loss}{kwargs}}}",
+        f"    {name}: {{type: {loss}{kwargs}}}",
     ]
-    if "a teacher" in told.needs or "the teacher's logits" in told.needs:
+    if "a teacher" in description.needs or "the teacher's logits" in description.needs:
         lines += [
             "  teacher0:",
             f"    mimic_name: [{_layers(teacher, TEACHER_RELUS)}]",
@@ -76,11 +80,15 @@ def fragment(loss: str) -> str:
 
 
 def method_fragment(method: str) -> str:
-    """The `mimic` block that uses a mimic method, as its record says; `base` is shown by its first loss."""
+    """The `mimic` block that uses a mimic method: the example of its record, else its first loss.
+
+    A method that has neither and takes any losses (`extra_losses`) is shown with `l2_loss`.
+    """
     record = record_of(method)
     example = record.example
     if example is None:
-        return fragment(next(iter(record.losses.values())).type)
+        name, loss = next(((name, own.type) for name, own in record.losses.items()), ("loss", "l2_loss"))
+        return fragment(loss, name=name, method=method)
     lines = [f"# {example.networks}", "mimic:", f"  mimic_ins_type: {method}"]
     if example.adapter is not None:
         lines.append(f"  adapter: {example.adapter}")

@@ -1,8 +1,18 @@
-"""What differs by task: metrics, predictions, chance; torch-free."""
+"""The tasks by name, and the task of a spec: what differs by task is asked of it (tasks/task.py); torch-free."""
 
 from __future__ import annotations
 
-from kdcli.spec.tables import Target, TaskRecord
+import inspect
+from typing import TYPE_CHECKING, Any, cast
+
+from kdcli.data import EVALUATORS
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.plugins import is_own, lookup
+from kdcli.spec.schema import DataPart, Runtime, Spec
+from kdcli.spec.tables import Target, TaskRecord, task_of
+
+if TYPE_CHECKING:
+    from kdcli.tasks.task import Task
 
 TASKS: dict[str, TaskRecord] = {
     "classification": TaskRecord(target=Target("kdcli.tasks.classification.task:Classification")),
@@ -15,3 +25,33 @@ TASKS: dict[str, TaskRecord] = {
     ),
 }
 """A spec that names no task, with data that is no task's own, is of the first one."""
+
+
+def build_task(spec: Spec, places: Places = HERE) -> Task:
+    """What `runtime.task_names` and the data's type say, with the arguments of the test data's evaluator.
+
+    An evaluator of one's own (kdcli.tasks.metric) measures beside the task's metrics.
+
+    places: where the files among these are looked up.
+    """
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    if evaluator is not None and is_own(evaluator.type):
+        from kdcli.tasks.metric import EVALUATOR, WithMetric
+
+        path = (*EVALUATOR, "type")
+        target = lookup(EVALUATORS, evaluator.type, path=path, code="KD501", what="evaluator")
+        task = task_for(spec.runtime, spec.dataset.train, {}, places)
+        return cast("Task", WithMetric(task, target, evaluator.kwargs, evaluator.type))
+    kwargs = {} if evaluator is None else dict(evaluator.kwargs)
+    return task_for(spec.runtime, spec.dataset.train, kwargs, places)
+
+
+def task_for(
+    runtime: Runtime, train: DataPart | None, kwargs: dict[str, Any] | None = None, places: Places = HERE
+) -> Task:
+    """The same of networks alone. train: of the training data; kwargs: of the implementation."""
+    record = TASKS[task_of(TASKS, runtime.task_names, None if train is None else train.dataset.type)]
+    implementation = record.target.load()
+    given = {} if "places" not in inspect.signature(implementation).parameters else {"places": places}
+    task: Task = implementation(**(kwargs or {}), **given)
+    return task

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
-from kdcli.distill.deployed import DeployedStudent
-from kdcli.distill.labels import Labels
+from kdcli.distill.teacher import Labels
+from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.models.network import Network
 from kdcli.spec.places import Places

@@ -20,13 +20,11 @@ from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
-from kdcli.distill.dry_run import rehearse
+from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
-from kdcli.distill.labels import NO_LABELS, Labels
 from kdcli.distill.mimickers import method_of
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Taps
-from kdcli.distill.teacher import PixelChange, Teacher
+from kdcli.distill.teacher import NO_LABELS, Labels, PixelChange, Teacher
 from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network

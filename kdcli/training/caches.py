@@ -17,8 +17,7 @@ from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
-from kdcli.distill.cached import CachedTeacher, CacheLayout, cache_layout_of
-from kdcli.distill.store import Store, bytes_of, read_meta
+from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import RunError, SpecError, SpecPath

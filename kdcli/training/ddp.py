@@ -35,7 +35,7 @@ class DistributedTrainee:
         """Forget which losses were active: other parameters train from the next step on."""
         self._in_force = None
 
-    def follow(self, clock: StepInfo, optimizer: torch.optim.Optimizer) -> None:
+    def follow(self, step_info: StepInfo, optimizer: torch.optim.Optimizer) -> None:
         """Share exactly the parameters that the active losses reach at this step.
 
         DDP waits for a gradient of each of its parameters, so those that no loss reaches at this step are
@@ -44,7 +44,7 @@ class DistributedTrainee:
         run = self.run
         if run.processes.world_size == 1:
             return
-        in_force = active_names(run.trainee, clock, self.reach)
+        in_force = active_names(run.trainee, step_info, self.reach)
         if in_force == self._in_force:
             return
         self._in_force = in_force

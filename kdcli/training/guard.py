@@ -13,8 +13,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.trainee import ActiveLosses, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.losses import loss_of

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from kdcli.data.batches import BadRecord
 from kdcli.disk import write_whole
-from kdcli.distill.labels import is_logits
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.module_search import maker_of
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import View
+from kdcli.distill.teacher import is_logits
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.parallel.devices import to_device

@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
-from kdcli.distill.deployed import deployed_student
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
-from kdcli.distill.restored_state import restored_state
 from kdcli.distill.taps import Tap, Taps, View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
-from kdcli.distill.trainee import Trainee
+from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import loss_of
-from kdcli.models.norms import synchronise, synchronises
+from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
 from kdcli.spec.schema import Job, Spec
 
@@ -44,7 +43,7 @@ class JoinedJobs:
     trainee: Trainee
     deployed: nn.Module
     jobs: Mapping[str, Job]
-    needs: Mapping[str, Requirements]
+    requirements: Mapping[str, Requirements]
     student_view: View
     teacher_views: Mapping[str, View]
     pairs: tuple[Pair, ...]
@@ -55,11 +54,11 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
-def needs_of(job: Job) -> Requirements:
+def requirements_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
     method = method_of(job.mimic_ins_type).load()
-    needs: Requirements = method.needs_of(job)
-    return needs
+    requirements: Requirements = method.requirements_of(job)
+    return requirements
 
 
 def teacher_taps(
@@ -76,7 +75,7 @@ def teacher_taps(
             path = ("mimic", "jobs", job_name, "teachers", name, "mimic_name")
             for index, tap in enumerate(job.teachers[name].mimic_name):
                 paths.setdefault(tap, (*path, index))
-            outputs |= needs_of(job).teacher_outputs
+            outputs |= requirements_of(job).teacher_outputs
         taps[name] = Taps(net, paths, outputs, paths, findings)
     return taps
 
@@ -162,7 +161,7 @@ def join_views(
     mimickers: dict[str, Mimicker] = {}
     for name, job in jobs.items():
         path: SpecPath = ("mimic", "jobs", name)
-        setting = MimicContext(
+        context = MimicContext(
             job=job,
             name=name,
             path=path,
@@ -188,8 +187,8 @@ def join_views(
             labels={teacher: teachers[teacher].labels for teacher in job.teachers},
         )
         with wrong.part():
-            refuse_channels_last(setting, lambda t: sample if t is None else teachers[t].pixels_of(sample))
-            mimickers[name] = build_mimicker(setting)
+            refuse_channels_last(context, lambda t: sample if t is None else teachers[t].pixels_of(sample))
+            mimickers[name] = build_mimicker(context)
     wrong.raise_errors()
     if synchronises(student):
         for mimicker in mimickers.values():
@@ -199,7 +198,7 @@ def join_views(
         trainee=trainee,
         deployed=deployed_student(student, mimickers, spec.mimic),
         jobs=jobs,
-        needs={name: needs_of(job) for name, job in jobs.items()},
+        requirements={name: requirements_of(job) for name, job in jobs.items()},
         student_view=student_view,
         teacher_views=views,
         pairs=tuple(
@@ -208,17 +207,17 @@ def join_views(
     )
 
 
-def build_mimicker(setting: MimicContext) -> Mimicker:
+def build_mimicker(context: MimicContext) -> Mimicker:
     """Build one job's mimic method; errors of its losses point at the job."""
-    method = method_of(setting.job.mimic_ins_type).load()
+    method = method_of(context.job.mimic_ins_type).load()
     try:
-        mimicker = method(setting)
+        mimicker = method(context)
     except KdError as error:
-        placed = [d if d.path is not None else replace(d, path=setting.path) for d in error.diagnostics]
+        placed = [d if d.path is not None else replace(d, path=context.path) for d in error.diagnostics]
         raise SpecError(placed) from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise SpecError.at(
-            setting.path, "KD435", f"job `{setting.name}` can't be built: {str(error).splitlines()[0]}"
+            context.path, "KD435", f"job `{context.name}` can't be built: {str(error).splitlines()[0]}"
         ) from error
     assert isinstance(mimicker, Mimicker)
     return mimicker
@@ -256,7 +255,7 @@ def require(
     taps = joined.trainee.taps
     if taps is not None:
         names = {tap for name in active for tap in joined.jobs[name].student.mimic_name}
-        outputs = {output for name in active for output in joined.needs[name].student_outputs}
+        outputs = {output for name in active for output in joined.requirements[name].student_outputs}
         taps.require(names, None if task_loss else outputs)
     running = []
     for teacher_name, teacher in teachers.items():
@@ -265,7 +264,7 @@ def require(
             running.append(teacher_name)
             teacher.taps.require(
                 {tap for name in users for tap in joined.jobs[name].teachers[teacher_name].mimic_name},
-                {output for name in users for output in joined.needs[name].teacher_outputs},
+                {output for name in users for output in joined.requirements[name].teacher_outputs},
             )
     return running
 
@@ -278,20 +277,20 @@ def first_samples(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
     }
 
 
-def refuse_channels_last(setting: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
+def refuse_channels_last(context: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
     """Raise SpecError KD425 at each `mimic_name` of a job that names a map [B, H, W, C].
 
     batch_of: what a teacher runs on, or the student where the name is None.
     """
-    job, wrong = setting.job, Findings()
+    job, wrong = context.job, Findings()
     sides: list[tuple[str | None, View, Sequence[str], SpecPath]] = [
-        (None, setting.student, job.student.mimic_name, (*setting.path, "student", "mimic_name"))
+        (None, context.student, job.student.mimic_name, (*context.path, "student", "mimic_name"))
     ]
     for name, teacher in job.teachers.items():
-        path = (*setting.path, "teachers", name, "mimic_name")
-        sides.append((name, setting.teachers[name], teacher.mimic_name, path))
+        path = (*context.path, "teachers", name, "mimic_name")
+        sides.append((name, context.teachers[name], teacher.mimic_name, path))
     for whose, view, taps, path in sides:
-        net = setting.student_module("") if whose is None else setting.teacher_module(whose, "")
+        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
         for index, tap in enumerate(taps):
             if tap not in view.channels_last:
                 continue

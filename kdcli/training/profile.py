@@ -153,11 +153,11 @@ class _ProfiledLoop(TrainLoop):
         yield from super().stage(index, resumed)
 
     def backward(
-        self, stage: Stage, batch: dict[str, Any], clock: StepInfo, *, last: bool, share: float
+        self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch."""
         with self.part("batch"):
-            return super().backward(stage, batch, clock, last=last, share=share)
+            return super().backward(stage, batch, step_info, last=last, share=share)
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
         """Everything from the gradients to the new weights."""

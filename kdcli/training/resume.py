@@ -28,7 +28,7 @@ from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import Progress, checkpoints, fitting, load_checkpoint, newest_valid
-from kdcli.training.join_jobs import jobs_of, needs_of
+from kdcli.training.join_jobs import jobs_of, requirements_of
 from kdcli.training.optim import average_of, same_meaning
 from kdcli.training.run import FoundCheckpoint, Run, RunOptions
 from kdcli.training.run_folder import RunFolder
@@ -292,7 +292,7 @@ def _compare_data(
 
 def _keep_rows(spec: Spec) -> list[str]:
     """The jobs whose losses keep one row per training sample."""
-    return [name for name, job in jobs_of(spec).items() if "num_samples" in needs_of(job).facts]
+    return [name for name, job in jobs_of(spec).items() if "num_samples" in requirements_of(job).facts]
 
 
 def _check_teachers(run: Run, state: dict[str, Any]) -> None:

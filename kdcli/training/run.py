@@ -14,9 +14,8 @@ from torch import nn
 from kdcli.data.digest import Digest
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
-from kdcli.distill.deployed import DeployedStudent
 from kdcli.distill.teacher import Teacher, ViewSource
-from kdcli.distill.trainee import ActiveLosses, Trainee
+from kdcli.distill.trainee import ActiveLosses, DeployedStudent, Trainee
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes

@@ -13,7 +13,7 @@ from kdcli.errors import KdError, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
-from kdcli.tasks.build import build_task
+from kdcli.tasks import build_task
 from kdcli.training.run_folder import has_data_facts, recorded_classes
 
 T = TypeVar("T")

@@ -171,12 +171,12 @@ class TrainLoop:
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
-        clock = StepInfo(
+        step_info = StepInfo(
             step=progress.step,
             stage_step=progress.stage_step,
             epoch=progress.epoch + progress.batch / len(run.train_loader),
         )
-        self.ddp.follow(clock, stage.optimizer)
+        self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
         stage.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
@@ -185,7 +185,7 @@ class TrainLoop:
             batch = to_device(dict(batch), run.processes.device)
             images += len(batch["image"])
             last = number == len(group) - 1
-            parts.append(self.backward(stage, batch, clock, last=last, share=1.0 / len(group)))
+            parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
         self.update(stage.optimizer, parts)
         progress.step += 1
         progress.stage_step += 1
@@ -194,7 +194,7 @@ class TrainLoop:
         stage.rate.advance(progress.last.get(run.task.primary))
 
     def backward(
-        self, stage: Stage, batch: dict[str, Any], clock: StepInfo, *, last: bool, share: float
+        self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
@@ -202,7 +202,7 @@ class TrainLoop:
         views = {name: run.sources[name].view(batch) for name in stage.teachers}
         with self.ddp.gradients(last=last):
             with run.autocast or nullcontext():
-                losses = self.ddp.model(batch, views, clock)
+                losses = self.ddp.model(batch, views, step_info)
             total = total_of(losses) * share
             (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
@@ -402,7 +402,9 @@ def prepare(run: Run) -> Iterator[Notice]:
 
     What they make of it is a function of the data alone; a checkpoint holds only what training changes.
     """
-    asking = {name: run.trainee.mimickers[name] for name, needs in run.joined.needs.items() if needs.prepare}
+    asking = {
+        name: run.trainee.mimickers[name] for name, needs in run.joined.requirements.items() if needs.prepare
+    }
     if not asking:
         return
     yield Notice(message=f"one pass over the training data for {', '.join(asking)}")

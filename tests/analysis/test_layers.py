@@ -29,8 +29,8 @@ from kdcli.commands.inspect import inspect_features
 from kdcli.commands.options import InspectOptions
 from kdcli.distill.taps import Taps
 from kdcli.errors import SpecError, UsageError
-from kdcli.models.fake import fake_mode
 from kdcli.models.network import Network, build_network
+from kdcli.models.torch_modes import fake_mode
 from kdcli.spec.networks import parse_networks
 from kdcli.tasks.detection.task import detection_sample
 from tests.check.test_check import MODULE
@@ -239,7 +239,7 @@ def test_every_torchvision_classifier(name: str) -> None:
 def test_flops_agree_with_torch() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from kdcli.models.flops import flops_of
+    from kdcli.models.torch_modes import flops_of
 
     net = torchvision.models.mobilenet_v3_small().eval()
     image = torch.zeros(2, 3, 64, 64)

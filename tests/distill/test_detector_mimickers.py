@@ -36,7 +36,7 @@ class Net(nn.Module):
             self.bbox_head_pre_process.roipool = nn.ModuleList(pools) if with_drp else pools[0]
 
 
-def setting(
+def context(
     student: View,
     teachers: Mapping[str, View],
     *,
@@ -97,7 +97,7 @@ OPTIONS = {"rcnn_fpn_levels": [0, 1], "rcnn_fpn_strides": [4, 8], "rcnn_fpn_base
 def test_sample_feature_pools_each_box_on_its_level(teacher_has_pool: bool) -> None:
     student, teachers = sample_views()
     mimicker = SampleFeatureMimicker(
-        setting(student, teachers, teacher_has_pool=teacher_has_pool, options=OPTIONS)
+        context(student, teachers, teacher_has_pool=teacher_has_pool, options=OPTIONS)
     )
     found = run(mimicker, student, teachers)
     # Differences 1 on the first level and 3 on the second: mean of 1 and 9, halved.
@@ -112,15 +112,15 @@ def test_sample_feature_on_the_students_proposals() -> None:
     own = View(student.features, {"rpn_dt_bboxes": torch.tensor([[0.0, 0.0, 0.0, 24.0, 24.0, 0.9, 1.0]])})
     options = {**OPTIONS, "teacher_proposal": False}
     job = Job(options=options)
-    assert SampleFeatureMimicker.needs_of(job).student_outputs == {"rpn_dt_bboxes"}
-    assert SampleFeatureMimicker.needs_of(job).teacher_outputs == frozenset()
-    found = run(SampleFeatureMimicker(setting(own, teachers, options=options)), own, teachers)
+    assert SampleFeatureMimicker.requirements_of(job).student_outputs == {"rpn_dt_bboxes"}
+    assert SampleFeatureMimicker.requirements_of(job).teacher_outputs == frozenset()
+    found = run(SampleFeatureMimicker(context(own, teachers, options=options)), own, teachers)
     assert float(found["teacher.feature_loss"].detach()) == pytest.approx(4.5)
 
 
 def test_sample_feature_without_boxes_is_an_attached_zero() -> None:
     student, teachers = sample_views()
-    mimicker = SampleFeatureMimicker(setting(student, teachers, options=OPTIONS))
+    mimicker = SampleFeatureMimicker(context(student, teachers, options=OPTIONS))
     empty = {"teacher": View(teachers["teacher"].features, {"rpn_dt_bboxes": torch.zeros(0, 7)})}
     loss = run(mimicker, student, empty)["teacher.feature_loss"]
     assert float(loss.detach()) == 0 and loss.requires_grad
@@ -132,9 +132,9 @@ def test_sample_feature_adapts_what_it_pools() -> None:
     teachers = {"teacher": View({"b": torch.randn(1, 5, 8, 8)}, {"rpn_dt_bboxes": boxes})}
     options = {"rcnn_fpn_levels": [0], "rcnn_fpn_strides": [4]}
     with pytest.raises(SpecError, match="KD430"):
-        SampleFeatureMimicker(setting(student, teachers, options=options))
+        SampleFeatureMimicker(context(student, teachers, options=options))
     mimicker = SampleFeatureMimicker(
-        setting(student, teachers, options=options, adapter=AdapterSpec(type="auto"))
+        context(student, teachers, options=options, adapter=AdapterSpec(type="auto"))
     )
     run(mimicker, student, teachers)["teacher.feature_loss"].backward()
     assert all(p.grad is not None for p in mimicker.parameters()) and list(mimicker.parameters())
@@ -144,11 +144,11 @@ def test_sample_feature_needs_proposals_and_fitting_levels() -> None:
     student, teachers = sample_views()
     none = {"teacher": View(teachers["teacher"].features)}
     with pytest.raises(SpecError, match="KD461"):
-        SampleFeatureMimicker(setting(student, none, options=OPTIONS))
+        SampleFeatureMimicker(context(student, none, options=OPTIONS))
     with pytest.raises(SpecError, match="KD462"):
-        SampleFeatureMimicker(setting(student, teachers))
+        SampleFeatureMimicker(context(student, teachers))
     with pytest.raises(SpecError, match="KD462"):
-        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, "rcnn_fpn_strides": [4]}))
+        SampleFeatureMimicker(context(student, teachers, options={**OPTIONS, "rcnn_fpn_strides": [4]}))
 
 
 def three_levels(method: type[Mimicker], **options: Any) -> list[tuple[Any, ...]]:
@@ -162,7 +162,7 @@ def three_levels(method: type[Mimicker], **options: Any) -> list[tuple[Any, ...]
     if method is DeFeatMimicker:
         given["neck_feature_nums"] = 3
     try:
-        method(setting(View(features), teachers, options=given))
+        method(context(View(features), teachers, options=given))
     except SpecError as error:
         assert {found.code for found in error.diagnostics} == {"KD462"}
         return [(found.path or ())[4:] for found in error.diagnostics]
@@ -188,11 +188,11 @@ def test_sample_feature_counts_the_maps_of_a_layer_that_gives_several() -> None:
     theirs = {
         "teacher": View({"fpn": list(teachers["teacher"].features.values())}, teachers["teacher"].outputs)
     }  # type: ignore[arg-type]
-    mimicker = SampleFeatureMimicker(setting(maps, theirs, options=OPTIONS))
+    mimicker = SampleFeatureMimicker(context(maps, theirs, options=OPTIONS))
     assert float(run(mimicker, maps, theirs)["teacher.feature_loss"].detach()) == pytest.approx(2.5)
     with pytest.raises(SpecError, match=r"levels \[0, 1, 2\] of 2 tapped maps"):
         options = {**OPTIONS, "rcnn_fpn_levels": [0, 1, 2], "rcnn_fpn_strides": [4, 8, 16]}
-        SampleFeatureMimicker(setting(maps, theirs, options=options))
+        SampleFeatureMimicker(context(maps, theirs, options=options))
 
 
 NETS = {
@@ -217,7 +217,7 @@ def test_sample_feature_of_identical_maps_is_nothing(student: str, teacher: str)
     own = View({"a": maps[0], "b": maps[1]})
     theirs = {"teacher": View({"c": maps[0], "d": maps[1]}, {"rpn_dt_bboxes": proposed(40, random)})}
     mimicker = SampleFeatureMimicker(
-        setting(own, theirs, own=NETS[student], theirs=NETS[teacher], options=OPTIONS)
+        context(own, theirs, own=NETS[student], theirs=NETS[teacher], options=OPTIONS)
     )
     batch = {"annotations": {"box_offset": 1}}
     assert float(run(mimicker, own, theirs, batch)["teacher.feature_loss"]) == 0.0
@@ -231,7 +231,7 @@ def test_sample_feature_without_pooling_layers_takes_the_runs_geometry(box_offse
     own, theirs = View({"a": ramp}), {"teacher": View({"c": ramp * 0}, {"rpn_dt_bboxes": boxes})}
     options = {"rcnn_fpn_levels": [0], "rcnn_fpn_strides": [4]}
     none = NETS["none"]
-    mimicker = SampleFeatureMimicker(setting(own, theirs, own=none, theirs=none, options=options))
+    mimicker = SampleFeatureMimicker(context(own, theirs, own=none, theirs=none, options=options))
     found = run(mimicker, own, theirs, {"annotations": {"box_offset": box_offset}})
     columns = [1 + (i + 0.5) * 2 / 7 - shift for i in range(7)]
     assert float(found["teacher.feature_loss"]) == pytest.approx(sum(x * x for x in columns) / 7 / 2)
@@ -244,7 +244,7 @@ def test_sample_feature_takes_levels_by_the_runs_geometry(box_offset: int, expec
     boxes = torch.tensor([[0.0, 4.0, 4.0, 19.0, 19.0, 0.9, 1.0]])
     teachers = {"teacher": View(teachers["teacher"].features, {"rpn_dt_bboxes": boxes})}
     mimicker = SampleFeatureMimicker(
-        setting(student, teachers, own=NETS["none"], theirs=NETS["none"], options=OPTIONS)
+        context(student, teachers, own=NETS["none"], theirs=NETS["none"], options=OPTIONS)
     )
     found = run(mimicker, student, teachers, {"annotations": {"box_offset": box_offset}})
     assert float(found["teacher.feature_loss"].detach()) == pytest.approx(expected)
@@ -254,7 +254,7 @@ def test_sample_feature_refuses_a_path_without_a_pooling_layer() -> None:
     student, teachers = sample_views()
     wrong = {"student_roipooler": "bbox_head_preprocess.roipool", "teacher_roipooler": ["bbox_head"]}
     with pytest.raises(SpecError) as error:
-        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, **wrong}))
+        SampleFeatureMimicker(context(student, teachers, options={**OPTIONS, **wrong}))
     own, theirs = error.value.diagnostics
     assert (own.code, theirs.code) == ("KD464", "KD464")
     options = ("mimic", "jobs", "mimic_job0", "options")
@@ -264,10 +264,10 @@ def test_sample_feature_refuses_a_path_without_a_pooling_layer() -> None:
     # A layer that is there and pools nothing; a network that has nothing to name.
     wrong = {"student_roipooler": "bbox_head_pre_process"}
     with pytest.raises(SpecError, match="KD464: `bbox_head_pre_process` of the student is a Module"):
-        SampleFeatureMimicker(setting(student, teachers, options={**OPTIONS, **wrong}))
+        SampleFeatureMimicker(context(student, teachers, options={**OPTIONS, **wrong}))
     wrong = {"student_roipooler": "bbox_head_pre_process.roipool"}
     with pytest.raises(SpecError, match="KD464"):
-        SampleFeatureMimicker(setting(student, teachers, own=NETS["none"], options={**OPTIONS, **wrong}))
+        SampleFeatureMimicker(context(student, teachers, own=NETS["none"], options={**OPTIONS, **wrong}))
 
 
 SHARED = {
@@ -286,7 +286,7 @@ def of_rois(loss: str, part: slice) -> Tensor:
     teachers = {"teacher": View(features, {"rpn_dt_bboxes": proposed(40, random)[part]})}
     torch.manual_seed(2)
     mimicker = SampleFeatureMimicker(
-        setting(
+        context(
             student,
             teachers,
             options=OPTIONS,
@@ -378,7 +378,7 @@ DEFEAT = {
 def test_defeat_takes_foreground_and_background_apart(adapted: bool) -> None:
     student, teachers = defeat_views(adapted)
     batch = {"boxes": [torch.tensor([[0.0, 0.0, 8.0, 8.0, 1.0]])]}  # the first level only
-    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    mimicker = DeFeatMimicker(context(student, teachers, options=DEFEAT))
     found = run(mimicker, student, teachers, batch)
     fine, coarse = (4.0, 9.0) if adapted else (9.0, 16.0)
     # Means over masked elements; levels added up, divided by 2 levels and 2.
@@ -389,7 +389,7 @@ def test_defeat_takes_foreground_and_background_apart(adapted: bool) -> None:
 
 def test_defeat_without_boxes_has_no_foreground() -> None:
     student, teachers = defeat_views()
-    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    mimicker = DeFeatMimicker(context(student, teachers, options=DEFEAT))
     found = run(mimicker, student, teachers, {"boxes": [torch.zeros(0, 5)]})
     assert float(found["teacher.neck_fg_loss"].detach()) == 0 and found["teacher.neck_fg_loss"].requires_grad
 
@@ -398,7 +398,7 @@ def test_defeat_without_backbone_layers_leaves_that_loss_out() -> None:
     student, teachers = defeat_views()
     student = View({k: v for k, v in student.features.items() if k != "bb"}, student.outputs)
     teachers = {"teacher": View({k: v for k, v in teachers["teacher"].features.items() if k != "t_bb"})}
-    mimicker = DeFeatMimicker(setting(student, teachers, options=DEFEAT))
+    mimicker = DeFeatMimicker(context(student, teachers, options=DEFEAT))
     found = run(mimicker, student, teachers, {"boxes": [torch.zeros(0, 5)]})
     assert set(found) == {"teacher.neck_fg_loss", "teacher.neck_bg_loss"}
 
@@ -409,13 +409,13 @@ def test_defeat_without_backbone_layers_leaves_that_loss_out() -> None:
 def test_defeat_wants_levels_that_fit(options: dict[str, Any]) -> None:
     student, teachers = defeat_views()
     with pytest.raises(SpecError, match="KD462"):
-        DeFeatMimicker(setting(student, teachers, options=options))
+        DeFeatMimicker(context(student, teachers, options=options))
 
 
 def test_only_losses_in_force_are_computed() -> None:
     student, teachers = defeat_views()
     mimicker = DeFeatMimicker(
-        setting(student, teachers, options=DEFEAT, losses={"neck_fg_loss": LossSpec(type="l2_loss")})
+        context(student, teachers, options=DEFEAT, losses={"neck_fg_loss": LossSpec(type="l2_loss")})
     )
     batch = {"boxes": [torch.zeros(0, 5)]}
     assert set(mimicker(student, teachers, batch, StepInfo(), {"backbone_loss"})) == {"teacher.backbone_loss"}
@@ -442,7 +442,7 @@ def test_fgd_of_constant_maps() -> None:
     # Constant maps: all attention is 1, and the contexts add nothing at first. Four cells of weight 1/4 and
     # twelve of 1/12, of two channels with squared differences 4; relation 32 * 4.
     kwargs = {"alpha": 1.0, "beta": 10.0, "gamma": 100.0, "relation": 1000.0, "loss_weight": 0.5}
-    mimicker = FgdMimicker(setting(student, teachers, losses={"loss": LossSpec(type="fgd", kwargs=kwargs)}))
+    mimicker = FgdMimicker(context(student, teachers, losses={"loss": LossSpec(type="fgd", kwargs=kwargs)}))
     loss = run(mimicker, student, teachers, batch)["teacher.loss"]
     assert float(loss.detach()) == pytest.approx(0.5 * (8 + 10 * 8 + 1000 * 128))
     loss.backward()

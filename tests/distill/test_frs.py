@@ -16,7 +16,7 @@ from kdcli.distill.mimickers.frs import FrsMimicker
 from kdcli.distill.taps import View
 from kdcli.errors import SpecError
 from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
-from tests.distill.test_detector_mimickers import constant, run, setting
+from tests.distill.test_detector_mimickers import constant, context, run
 from tests.training.processes import serve
 
 
@@ -30,12 +30,12 @@ def views() -> tuple[View, dict[str, View]]:
 
 def test_it_weighs_positions_by_the_teachers_best_score() -> None:
     student, teachers = views()
-    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
+    found = run(FrsMimicker(context(student, teachers)), student, teachers)
     # Masks 3/4 and 1/4 add up to one position. Every difference is 2 on two channels.
     assert float(found["teacher.neck_loss"].detach()) == pytest.approx(2 * 4.0)
     # The student's score is 1/2 everywhere: every entropy is ln 2, of two score channels.
     assert float(found["teacher.pred_loss"].detach()) == pytest.approx(2 * math.log(2))
-    by_elements = FrsMimicker(setting(student, teachers, options={"mask_count": "elements"}))
+    by_elements = FrsMimicker(context(student, teachers, options={"mask_count": "elements"}))
     found = run(by_elements, student, teachers)
     assert float(found["teacher.neck_loss"].detach()) == pytest.approx(4.0)
     assert float(found["teacher.pred_loss"].detach()) == pytest.approx(math.log(2))
@@ -82,7 +82,7 @@ def test_it_divides_by_positions_whatever_the_number_of_channels() -> None:
     }
     neck, pred = by_hand(student, teacher)
     found, again, elements = (
-        run(FrsMimicker(setting(student, teachers, losses=losses, options=options)), student, teachers)
+        run(FrsMimicker(context(student, teachers, losses=losses, options=options)), student, teachers)
         for options in ({}, {"mask_count": "positions"}, {"mask_count": "elements"})
     )
     assert float(found["teacher.neck_loss"]) == pytest.approx(0.002 * neck, rel=1e-5)
@@ -101,7 +101,7 @@ def test_what_divides_by_no_mask_stays() -> None:
     }
     found, elements = (
         run(
-            FrsMimicker(setting(student, teachers, losses=losses, options={"mask_count": count})),
+            FrsMimicker(context(student, teachers, losses=losses, options={"mask_count": count})),
             student,
             teachers,
         )
@@ -117,14 +117,14 @@ def test_channels_are_those_that_are_compared() -> None:
     losses = []
     for count in ("positions", "elements"):
         torch.manual_seed(0)
-        made = FrsMimicker(setting(narrow, {"t": teacher}, adapter=adapter, options={"mask_count": count}))
+        made = FrsMimicker(context(narrow, {"t": teacher}, adapter=adapter, options={"mask_count": count}))
         losses.append(run(made, narrow, {"t": teacher})["t.neck_loss"].detach())
     assert float(losses[0] / losses[1]) == pytest.approx(256, rel=1e-5)
 
 
 def test_predictions_have_a_gradient_towards_the_teacher() -> None:
     student, teachers = views()
-    found = run(FrsMimicker(setting(student, teachers)), student, teachers)
+    found = run(FrsMimicker(context(student, teachers)), student, teachers)
     logits = student.outputs["preds"][0][0]
     (gradient,) = torch.autograd.grad(found["teacher.pred_loss"], logits)
     # d/dx of the entropy is (sigmoid(x) - t) * mask / count, count = 3/4 + 1/4
@@ -152,7 +152,7 @@ def scored(
 def test_large_logits_keep_their_gradient(size: float, options: dict[str, Any]) -> None:
     student, teacher = scored([size, -size], [-1.0, 2.0])
     losses = {"pred_loss": LossSpec(type="bce_loss", kwargs=options)}
-    found = run(FrsMimicker(setting(student, {"t": teacher}, losses=losses)), student, {"t": teacher})[
+    found = run(FrsMimicker(context(student, {"t": teacher}, losses=losses)), student, {"t": teacher})[
         "t.pred_loss"
     ]
     # Of a logit x and a target q the entropy is softplus(x) - q x: here nearly size (1 - q) and size q.
@@ -168,7 +168,7 @@ def test_large_logits_keep_their_gradient(size: float, options: dict[str, Any]) 
 
 def test_logits_compare_as_probabilities_do() -> None:
     student, teacher = scored([0.3, -2.0], [1.0, -1.5], torch.float64)
-    made = FrsMimicker(setting(student, {"t": teacher}))
+    made = FrsMimicker(context(student, {"t": teacher}))
     found = run(made, student, {"t": teacher})["t.pred_loss"]
     p, q = (view.outputs["preds"][0][0].sigmoid() for view in (student, teacher))
     expected = (torch.nn.functional.binary_cross_entropy(p, q, reduction="none") * q).sum() / q.sum()
@@ -181,19 +181,19 @@ def test_a_temperature_is_that_of_logits_alone() -> None:
 
     def loss(**kwargs: Any) -> float:
         spec = {"pred_loss": LossSpec(type="bce_loss", kwargs=kwargs)}
-        made = FrsMimicker(setting(student, {"t": teacher}, losses=spec))
+        made = FrsMimicker(context(student, {"t": teacher}, losses=spec))
         return float(run(made, student, {"t": teacher})["t.pred_loss"].detach())
 
     assert loss() == loss(T=4.0) == loss(T=1.0, from_logits=True) != loss(T=4.0, from_logits=True)
     learned = {"pred_loss": LossSpec(type="bce_loss", temperature=Temperature())}
     with pytest.raises(SpecError, match="KD452"):
-        FrsMimicker(setting(student, {"t": teacher}, losses=learned))
+        FrsMimicker(context(student, {"t": teacher}, losses=learned))
 
 
 def test_predictions_may_be_logged_alone() -> None:
     student, teachers = views()
-    loud = FrsMimicker(setting(student, teachers))
-    silent = FrsMimicker(setting(student, teachers, options={"pred_gradient": False}))
+    loud = FrsMimicker(context(student, teachers))
+    silent = FrsMimicker(context(student, teachers, options={"pred_gradient": False}))
     found, before = run(silent, student, teachers), run(loud, student, teachers)
     assert all(torch.equal(found[name], loss) for name, loss in before.items()) and len(before) == 2
     assert found["teacher.neck_loss"].requires_grad and not found["teacher.pred_loss"].requires_grad
@@ -211,7 +211,7 @@ def test_it_adds_levels_up_and_keeps_teachers_apart() -> None:
     )
     same = View({"c": one.features["s"], "d": one.features["s"]}, {"preds": theirs.outputs["preds"] * 2})
     both = {"teacher0": double, "teacher1": same}
-    found = run(FrsMimicker(setting(student, both)), student, both)
+    found = run(FrsMimicker(context(student, both)), student, both)
     assert set(found) == {f"teacher{i}.{name}" for i in range(2) for name in ("neck_loss", "pred_loss")}
     assert float(found["teacher0.neck_loss"].detach()) == pytest.approx(16.0)
     assert float(found["teacher1.neck_loss"].detach()) == 0.0
@@ -220,7 +220,7 @@ def test_it_adds_levels_up_and_keeps_teachers_apart() -> None:
 def test_it_needs_heads_with_as_many_levels() -> None:
     student, teachers = views()
     with pytest.raises(SpecError, match="KD460"):
-        FrsMimicker(setting(View(student.features), teachers))
+        FrsMimicker(context(View(student.features), teachers))
     more = View({**student.features, "u": constant(0.0, 1, 2, 1, 2)}, student.outputs)
     theirs = {
         "teacher": View(
@@ -228,7 +228,7 @@ def test_it_needs_heads_with_as_many_levels() -> None:
         )
     }
     with pytest.raises(SpecError, match="KD463"):
-        FrsMimicker(setting(more, theirs))
+        FrsMimicker(context(more, theirs))
 
 
 def shared(part: slice) -> Tensor:
@@ -246,7 +246,7 @@ def shared(part: slice) -> Tensor:
         return View(maps, {"rpn_preds": [(level[0][part], None) for level in view.outputs["rpn_preds"]]})  # type: ignore[arg-type]
 
     own, theirs = of(student), {"t": of(teacher)}
-    found = run(FrsMimicker(setting(own, theirs)), own, theirs)
+    found = run(FrsMimicker(context(own, theirs)), own, theirs)
     losses = torch.stack(list(found.values()))
     gradients = torch.autograd.grad(losses.sum(), leaves)  # type: ignore[arg-type]
     return torch.cat([losses.detach(), *(gradient.flatten() for gradient in gradients)])

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.distill.binding import keyword_names
 from kdcli.distill.mimickers.mimicker import StepInfo
-from kdcli.distill.terms import Term
+from kdcli.distill.terms import Term, keyword_names
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES
 from kdcli.losses.crd import ContrastiveRepresentation

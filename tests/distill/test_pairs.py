@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kdcli.check.check import CheckOptions, check
-from kdcli.distill import binding as bindings
+from kdcli.distill import terms
 from kdcli.distill.channels import Layout
-from kdcli.distill.labels import Labels
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
 from kdcli.distill.taps import Taps, View
+from kdcli.distill.teacher import Labels
 from kdcli.distill.terms import Term, sides_of
 from kdcli.errors import SpecError
 from kdcli.models.network import Network
@@ -24,7 +24,7 @@ from kdcli.spec.parse import ParsedSpec, parse
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, spec_with
 from tests.distill.test_detector_mimickers import DEFEAT as DEFEAT_OPTIONS
-from tests.distill.test_detector_mimickers import defeat_views, setting
+from tests.distill.test_detector_mimickers import context, defeat_views
 from tests.distill.test_mutual import mutual
 from tests.training.detectors import DEFEAT, FEATURE, FRS, NECK, SAMPLE, detector
 from tests.training.runs import run_of
@@ -46,7 +46,7 @@ def shape_of(value: Any) -> str:
 def given(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[Shapes]]:
     """What every loss was called with, by `<teacher>.<loss>`: the shapes of student and teacher."""
     found: dict[str, list[Shapes]] = defaultdict(list)
-    bind, forward = bindings.bind, Term.forward
+    bind, forward = terms.bind, Term.forward
     now: list[str] = []
 
     def noted_forward(self: Term, *args: Any, **kwargs: Any) -> Tensor:
@@ -59,7 +59,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[Shapes]]:
         found[now[0]] += [(shape_of(s), shape_of(t)) for s, t in sides]
         return bind(binding, available)
 
-    monkeypatch.setattr(bindings, "bind", noted_bind)
+    monkeypatch.setattr(terms, "bind", noted_bind)
     monkeypatch.setattr(Term, "forward", noted_forward)
     return found
 
@@ -183,7 +183,7 @@ def test_a_neck_layer_that_does_not_fit_is_told_at_its_own_place() -> None:
         for tap, f in teacher.features.items()
     }
     with pytest.raises(SpecError, match="KD430") as error:
-        DeFeatMimicker(setting(student, {"teacher": View(wider, teacher.outputs)}, options=DEFEAT_OPTIONS))
+        DeFeatMimicker(context(student, {"teacher": View(wider, teacher.outputs)}, options=DEFEAT_OPTIONS))
     assert {found.path for found in error.value.diagnostics} == {
         ("mimic", "jobs", "mimic_job0", "student", "mimic_name", len(taps) - 1)
     }

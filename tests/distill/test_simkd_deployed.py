@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdcli.analysis.evaluated_networks import compare
-from kdcli.distill.deployed import DeployedStudent
+from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights
 from kdcli.parallel.distributed import Processes

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.losses.parts.layout import check_logits
+from kdcli.losses.parts.inputs import check_logits
 from kdcli.losses.parts.logits import tempered_kl_rows
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import row_mean
 from kdcli.spec.ranges import Positive
 

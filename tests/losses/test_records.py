@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from kdcli.distill.binding import binding_of
+from kdcli.distill.terms import binding_of
 from kdcli.errors import KdError
 from kdcli.losses import LOSSES, Loss
 from kdcli.losses.parts.stateful import StatefulLoss

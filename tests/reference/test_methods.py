@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,9 +17,13 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.errors import UsageError
 from kdcli.losses import LOSSES
 from kdcli.reference.methods import fragment, method_fragment, method_of
+from kdcli.reference.tables import tables
 from kdcli.spec.check.components import check_arguments, check_type
+from kdcli.spec.check.resolve import check_references
 from kdcli.spec.check.signatures import options_of, signature
+from kdcli.spec.tables import Method, OwnLoss
 from tests.check.check_cases import CIFAR, examined
+from tests.training.runs import spec_of
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
@@ -37,6 +42,21 @@ def test_validate_accepts_the_fragment_of_a_method(method: str, text: str) -> No
     """Those of detectors: test_check_detectors.py."""
     found = examined("fragment.yaml", text + method_fragment(method))
     assert [f"{one.code}: {one.message}" for one in found if one.severity == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "line"), [({}, "loss: {type: l2_loss}"), ({"maps": OwnLoss(type="cwd")}, "maps: {type: cwd}")]
+)
+def test_a_method_without_an_example_is_shown_by_a_loss(
+    losses: dict[str, OwnLoss], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own first one; a method that takes any losses by l2_loss."""
+    target = "kdcli.distill.mimickers.base:BaseMimicker"
+    method = Method(target, losses=losses, extra_losses=not losses)
+    monkeypatch.setitem(cast("dict[str, Method]", MIMICKERS), "Centred", method)
+    block = method_fragment("Centred")
+    assert f"\n  mimic_ins_type: Centred\n  cfgs:\n    {line}\n" in block
+    assert not list(check_references(spec_of(CIFAR + block), tables()))
 
 
 @pytest.mark.parametrize("name", sorted([*LOSSES, *MIMICKERS]))

@@ -141,7 +141,7 @@ def test_what_was_not_synced_does_not_count() -> None:
         batch = next(iter(run.train_loader.batches(0)))
         source.view(batch)
         folder, columns = source.store.folder, source.store.columns
-        from kdcli.distill.store import Store
+        from kdcli.distill.cached import Store
 
         assert Store(folder, columns, 80).count() == 0
         source.flush()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.distill.store import FILLED
+from kdcli.distill.cached import FILLED
 from kdcli.report.run_files import read_metrics
 from tests.training.processes import start
 from tests.training.runs import SPEC

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import read
 from kdcli.spec.places import HERE
-from kdcli.tasks.build import build_task
+from kdcli.tasks import build_task
 from kdcli.training.build import build_data
 from kdcli.training.evaluate import evaluate
 from kdcli.training.sides import Sides

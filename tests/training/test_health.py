@@ -24,8 +24,8 @@ def spoil(run: Run, *steps: int, gradient: bool = False) -> None:
     """Make the student's task loss (or a gradient alone) NaN at these steps, once training has begun."""
     forward, done = run.trainee.forward, [0]
 
-    def spoiled(batch: Any, views: Any, clock: Any, weighted: bool = True) -> dict[str, torch.Tensor]:
-        losses = forward(batch, views, clock, weighted)
+    def spoiled(batch: Any, views: Any, step_info: Any, weighted: bool = True) -> dict[str, torch.Tensor]:
+        losses = forward(batch, views, step_info, weighted)
         if weighted:
             done[0] += 1
             if done[0] in steps:

@@ -20,7 +20,7 @@ from kdcli.models.weights import read_weights, save_safetensors
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice, Saved
 from kdcli.spec.parse import ParsedSpec, read
-from kdcli.tasks.build import build_task
+from kdcli.tasks import build_task
 from kdcli.training.build import build_teachers, built
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import files_taken, reopen

@@ -59,9 +59,11 @@ def cls(
     if classes is not None and num_classes not in (None, len(classes)):
         raise ValueError(f"`num_classes` is {num_classes}, and `classes` lists {len(classes)}")
     num_classes = num_classes if classes is None else len(classes)
-    where: SpecPath = (*path, "kwargs", "meta_file")
-    wheres = [where if isinstance(meta_file, str) else (*where, number) for number in range(len(metas))]
-    lists = [places.find(meta, place) for meta, place in zip(metas, wheres, strict=True)]
+    lists_path: SpecPath = (*path, "kwargs", "meta_file")
+    file_paths = [
+        lists_path if isinstance(meta_file, str) else (*lists_path, number) for number in range(len(metas))
+    ]
+    lists = [places.find(meta, place) for meta, place in zip(metas, file_paths, strict=True)]
     missing = [
         Diagnostic(
             code="KD506",
@@ -69,7 +71,7 @@ def cls(
             help=f"`meta_file` lists the images; {places.missing(meta, place)}",
             path=place,
         )
-        for meta, place, file in zip(metas, wheres, lists, strict=True)
+        for meta, place, file in zip(metas, file_paths, lists, strict=True)
         if not file.is_file()
     ]
     if missing or image_reader.missing:

@@ -140,11 +140,11 @@ class CocoDataset:
 
     def _require_size(self, index: int, file: str, size: tuple[int, int], turn: int | None) -> None:
         image = self.images[index]
-        said = (image.height, image.width)
-        if size == said:
+        stated = (image.height, image.width)
+        if size == stated:
             return
-        reason = f"it is {size[0]}x{size[1]}, and the annotations say {said[0]}x{said[1]}"
-        if turn in LYING and size[::-1] == said:
+        reason = f"it is {size[0]}x{size[1]}, and the annotations say {stated[0]}x{stated[1]}"
+        if turn in LYING and size[::-1] == stated:
             turned, other = ("unturned", "fs_pillow") if self.reader.rotates else ("turned", "fs_opencv")
             reason += (
                 f"; the file has EXIF orientation {turn}, and the annotations' size is that of the {turned} image,"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import shorter_side
-from kdcli.data.transforms.torchvision_v2 import functional, transforms
+from kdcli.data.transforms.pixels import functional, torchvision_transforms
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
@@ -261,7 +261,7 @@ def resized_crops(
             for i in range(0, len(images), PIECE)
         ]
         return torch.cat(pieces)
-    tvf, mode = functional(), transforms().InterpolationMode(interpolation)
+    tvf, mode = functional(), torchvision_transforms().InterpolationMode(interpolation)
     return torch.stack(
         [
             tvf.resized_crop(image, *(int(v) for v in box), [height, width], mode, antialias)

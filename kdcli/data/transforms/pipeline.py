@@ -1,18 +1,21 @@
-"""A list of transforms, built from the spec and run in turn."""
+"""A list of transforms, built from the spec (kdcli's, torchvision's, one's own) and run in turn."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float
-from kdcli.data.transforms.torchvision_v2 import PREFIX, Foreign, build_foreign
-from kdcli.errors import SpecError, SpecPath
+from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float, torchvision_transforms
+from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import Component
 
@@ -86,3 +89,108 @@ def _own(transform: Any, name: str, path: SpecPath) -> Any:
         help = "give the class `random = True`, or False where it never reads `draws`"
         raise SpecError.at((*path, "type"), "KD505", message, help)
     return transform
+
+
+PREFIX = "torchvision."
+
+REFUSED: Mapping[str, str] = {
+    "Compose": "the transformer is a list already",
+    "CutMix": "mixing is the dataloader's: `batch_fn: {type: batch_cutmix}`",
+    "FiveCrop": "it makes several images of one",
+    "Lambda": "it takes code",
+    "LinearTransformation": "it takes a matrix",
+    "MixUp": "mixing is the dataloader's: `batch_fn: {type: batch_mixup}`",
+    "RandomApply": "it takes other transforms",
+    "RandomChoice": "it takes other transforms",
+    "RandomOrder": "it takes other transforms",
+    "TenCrop": "it makes several images of one",
+    "ToPILImage": "images stay tensors here",
+    "ToTensor": "write `to_tensor`",
+}
+
+
+def torchvision_names() -> list[str]:
+    """Every `torchvision.<Name>` that may stand in a transformer list."""
+    v2, found = torchvision_transforms(), []
+    for name in dir(v2):
+        kind = getattr(v2, name)
+        if inspect.isclass(kind) and issubclass(kind, v2.Transform) and kind is not v2.Transform:
+            if name not in REFUSED:
+                found.append(PREFIX + name)
+    return found
+
+
+class Foreign:
+    """A torchvision v2 transform, applied sample by sample.
+
+    torch's, numpy's and Python's global generators are seeded for each sample and put back afterwards.
+    """
+
+    random = True
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to what the transform makes of it."""
+        results = []
+        with generators_kept():
+            for image, seed in zip(images.contiguous(), draws.seeds(), strict=True):
+                torch.default_generator.manual_seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)
+                random.seed(seed)
+                results.append(self.transform(image))
+        return torch.stack([torch.as_tensor(result) for result in results])
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """The state of the global CPU generators, put back on leaving."""
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def build_foreign(type: str, kwargs: Mapping[str, Any], path: SpecPath) -> Foreign:
+    """`torchvision.<Name>` with its arguments checked against the class's own signature."""
+    name = type.removeprefix(PREFIX)
+    if name in REFUSED:
+        raise SpecError.at((*path, "type"), "KD503", f"`{type}` can't be used here: {REFUSED[name]}")
+    if type not in torchvision_names():
+        raise SpecError.at(
+            (*path, "type"),
+            "KD503",
+            f"torchvision has no transform `{name}`",
+            did_you_mean(type, torchvision_names()),
+        )
+    made: Any = getattr(torchvision_transforms(), name)
+    parameters = inspect.signature(made.__init__).parameters
+    known = [p for p in parameters if p not in ("self", "inplace")]
+    for key in kwargs:
+        if key not in known:
+            raise SpecError.at(
+                (*path, "kwargs", key),
+                "KD504",
+                f"`{type}` has no argument `{key}`",
+                did_you_mean(key, known),
+                on_key=True,
+            )
+    try:
+        return Foreign(made(**{key: _torchvision_value(key, value) for key, value in kwargs.items()}))
+    except (TypeError, ValueError, AttributeError, KeyError) as reason:
+        raise SpecError.at(path, "KD505", f"`{type}` can't be built: {reason}") from reason
+
+
+def _torchvision_value(key: str, value: Any) -> Any:
+    """A YAML scalar as the object that torchvision expects."""
+    if key == "interpolation" and isinstance(value, str):
+        return torchvision_transforms().InterpolationMode(value)
+    if key == "policy" and isinstance(value, str):
+        return torchvision_transforms().AutoAugmentPolicy(value.lower())
+    if key == "dtype" and isinstance(value, str):
+        return getattr(torch, value)
+    return value

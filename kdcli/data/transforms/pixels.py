@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.torchvision_v2 import functional
 from kdcli.spec.ranges import Positive
 
 
@@ -160,3 +162,15 @@ class ToRgb:
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, 1 or 3, H, W] to [n, 3, H, W]."""
         return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+@cache
+def functional() -> Any:
+    """The functions of torchvision.transforms.v2, imported on first use: that takes as long as torch itself."""
+    return import_module("torchvision.transforms.v2.functional")
+
+
+@cache
+def torchvision_transforms() -> Any:
+    """The classes of torchvision.transforms.v2, imported on first use."""
+    return import_module("torchvision.transforms.v2")

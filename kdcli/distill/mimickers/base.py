@@ -7,14 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcli.distill.binding import binding_of
-from kdcli.distill.build_terms import build_term
-from kdcli.distill.labels import is_logits
+from kdcli.distill.build_terms import build_term, way_out
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import Feature, View, tapped
-from kdcli.distill.terms import Term, sides_of
-from kdcli.distill.unlike_classes import way_out
+from kdcli.distill.teacher import is_logits
+from kdcli.distill.terms import Term, binding_of, sides_of
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights
@@ -28,33 +26,33 @@ class BaseMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        needs = Requirements()
+        requirements = Requirements()
         for loss in cls.losses_of(job).values():
-            needs |= binding_of(loss_of(loss.type)).needs
+            requirements |= binding_of(loss_of(loss.type)).requirements
         if job.teacher_weighting != "average":
-            needs |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
-        return needs
+            requirements |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
+        return requirements
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        self.weighting = weighting_of(setting)
-        own = sides_of(setting.student, self.student_taps)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        self.weighting = weighting_of(context)
+        student_sides = sides_of(context.student, self.student_taps)
         wrong = Findings()
-        for name, loss in self.losses_of(setting.job).items():
+        for name, loss in self.losses_of(context.job).items():
             if binding_of(loss_of(loss.type)).uses_teacher:
-                for teacher, view in setting.teachers.items():
+                for teacher, view in context.teachers.items():
                     with wrong.part():
-                        theirs = sides_of(view, self.teacher_taps[teacher])
+                        teacher_sides = sides_of(view, self.teacher_taps[teacher])
                         self.terms[f"{teacher}:{name}"] = build_term(
-                            setting, name, loss, teacher, own, theirs
+                            context, name, loss, teacher, student_sides, teacher_sides
                         )
             else:
                 with wrong.part():
-                    self.terms[name] = build_term(setting, name, loss, None, own)
+                    self.terms[name] = build_term(context, name, loss, None, student_sides)
         wrong.raise_errors()
-        self.ends = ends_of(setting, self.terms)
+        self.ends = ends_of(context, self.terms)
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -66,15 +64,15 @@ class BaseMimicker(Mimicker):
             weights = dict(zip(teachers, self.weighting(logits, batch["labels"]), strict=True))
         for key, term in self.terms.items():
             assert isinstance(term, Term)
-            ours: list[Feature] = []
-            theirs: list[Feature] = []
+            student_features: list[Feature] = []
+            teacher_features: list[Feature] = []
             if term.binding.uses_features and term.teacher is not None:
-                theirs = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
+                teacher_features = tapped(teachers[term.teacher], self.teacher_taps[term.teacher])
             # A loss that reads the teacher alone is in force where no student runs.
             if "student" in term.binding.inputs:
-                ours = tapped(student, self.student_taps)
+                student_features = tapped(student, self.student_taps)
             share = None if term.teacher is None else weights.get(term.teacher)
-            yield key, Compared(students=ours, teachers=theirs, teacher_weights=share)
+            yield key, Compared(students=student_features, teachers=teacher_features, teacher_weights=share)
 
     @property
     def reads_student(self) -> bool:
@@ -120,54 +118,54 @@ class BaseMimicker(Mimicker):
                 call.prepared()
 
 
-def ends_of(setting: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
+def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
     """The student's layers that a loss gives a new end, with that end.
 
     Raises SpecError KD449 where there is more than one.
     """
-    found = []
+    ends = []
     for term in terms.values():
         assert isinstance(term, Term)
         for pair, call in zip(term.pairs, term.stateful, strict=False):
             end = call.student_end()
             if end is not None:
-                found.append((pair.student.name, end))
-                if len(found) > 1:
+                ends.append((pair.student.name, end))
+                if len(ends) > 1:
                     raise SpecError.at(
-                        (*setting.path, "student", "mimic_name"),
+                        (*context.path, "student", "mimic_name"),
                         "KD449",
                         f"`{term.loss_type}` replaces the student's classifier, and it has only one",
                         "name one layer and one teacher in the job",
                     )
-    return found
+    return ends
 
 
-def weighting_of(setting: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """How much each teacher counts for each sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
     not of the data's classes.
     """
-    name = setting.job.teacher_weighting
-    if name == "average" or len(setting.job.teachers) < 2:
+    name = context.job.teacher_weighting
+    if name == "average" or len(context.job.teachers) < 2:
         return None
-    for loss in BaseMimicker.losses_of(setting.job).values():
+    for loss in BaseMimicker.losses_of(context.job).values():
         if "teacher_weights" not in binding_of(loss_of(loss.type)).inputs:
             raise SpecError.at(
-                (*setting.path, "teacher_weighting"),
+                (*context.path, "teacher_weighting"),
                 "KD453",
                 f"`{loss.type}` can't weigh its samples by teacher",
                 "use `teacher_weighting: average`, or a loss such as kd_loss",
             )
-    for teacher, view in setting.teachers.items():
+    for teacher, view in context.teachers.items():
         logits = view.outputs.get("logits")
-        if is_logits(logits) and setting.num_classes and logits.shape[1] != setting.num_classes:
+        if is_logits(logits) and context.num_classes and logits.shape[1] != context.num_classes:
             raise SpecError.at(
-                (*setting.path, "teacher_weighting"),
+                (*context.path, "teacher_weighting"),
                 "KD470",
                 f"`teacher_weighting: {name}` weighs each teacher by its logits, and {teacher} gives "
-                f"{logits.shape[1]} of them for the data's {setting.num_classes} classes",
-                way_out(setting, teacher, setting.num_classes, logits.shape[1]),
+                f"{logits.shape[1]} of them for the data's {context.num_classes} classes",
+                way_out(context, teacher, context.num_classes, logits.shape[1]),
             )
     weights: Callable[[Sequence[Tensor], Tensor], Tensor] = getattr(teacher_weights, name)
     return weights

@@ -32,20 +32,20 @@ class DeFeatMimicker(DetectorMimicker):
     options: DeFeatOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """Boxes, and the student's adapted maps."""
         return Requirements(batch=frozenset({"boxes"}), student_outputs=frozenset({ADAPTED}))
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
         options = self.options
         self.necks = options.neck_feature_nums
-        taps = setting.job.student.mimic_name
+        taps = context.job.student.mimic_name
         self.backbones = len(taps) - self.necks
-        where: SpecPath = (*setting.path, "options")
+        options_path: SpecPath = (*context.path, "options")
         if self.backbones < 0:
             raise SpecError.at(
-                (*where, "neck_feature_nums"),
+                (*options_path, "neck_feature_nums"),
                 "KD462",
                 f"{self.necks} neck layers of {len(taps)} tapped ones",
                 "`neck_feature_nums` counts the neck's layers at the end of `mimic_name`",
@@ -53,27 +53,27 @@ class DeFeatMimicker(DetectorMimicker):
         counts = [len(options.rpn_fpn_levels), len(options.rpn_fpn_strides)]
         if counts != [self.necks] * 2:
             raise SpecError.at(
-                (*where, "rpn_fpn_levels"),
+                (*options_path, "rpn_fpn_levels"),
                 "KD462",
                 f"{counts[0]} levels, {counts[1]} strides and {self.necks} neck layers",
                 "give as many of `rpn_fpn_levels` and `rpn_fpn_strides` as there are neck layers",
             )
         self.levels, self.strides = list(options.rpn_fpn_levels), list(options.rpn_fpn_strides)
         self.base_scale = float(options.rpn_fpn_base_scale)
-        check_levels(self.levels, self.necks, "neck layers", (*where, "rpn_fpn_levels"))
-        bones, neck = self._parts(setting.student, self.student_taps)
-        name = ADAPTED if ADAPTED in setting.student.outputs else "mimic_name"
+        check_levels(self.levels, self.necks, "neck layers", (*options_path, "rpn_fpn_levels"))
+        bones, neck = self._parts(context.student, self.student_taps)
+        name = ADAPTED if ADAPTED in context.student.outputs else "mimic_name"
         if name == ADAPTED:
-            neck = made_sides(ADAPTED, setting.student.outputs[ADAPTED], self.backbones)
+            neck = made_sides(ADAPTED, context.student.outputs[ADAPTED], self.backbones)
         if len(neck) != self.necks:
             message = f"`{name}` has {len(neck)} maps, and {self.necks} neck layers are mimicked"
-            raise SpecError.at((*where, "neck_feature_nums"), "KD462", message)
-        for teacher, view in setting.teachers.items():
+            raise SpecError.at((*options_path, "neck_feature_nums"), "KD462", message)
+        for teacher, view in context.teachers.items():
             their_bones, their_neck = self._parts(view, self.teacher_taps[teacher])
-            self.add(setting, "neck_fg_loss", teacher, neck, their_neck)
-            self.add(setting, "neck_bg_loss", teacher, neck, their_neck)
+            self.add(context, "neck_fg_loss", teacher, neck, their_neck)
+            self.add(context, "neck_bg_loss", teacher, neck, their_neck)
             if self.backbones:
-                self.add(setting, "backbone_loss", teacher, bones, their_bones)
+                self.add(context, "backbone_loss", teacher, bones, their_bones)
 
     def _parts(self, view: View, taps: Sequence[str]) -> tuple[list[TapSide], list[TapSide]]:
         """The tapped layers of the backbone, and those of the neck."""
@@ -84,18 +84,24 @@ class DeFeatMimicker(DetectorMimicker):
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
     ) -> Iterator[tuple[str, Compared]]:
         """The neck's maps, under a mask of what is inside of boxes and one of what is outside, and the backbone's."""
-        own, bones = tapped(student, self.student_taps), slice(self.backbones)
-        neck = list(tensors_in(student.outputs.get(ADAPTED, own[self.backbones :])))
+        student_features, bones = tapped(student, self.student_taps), slice(self.backbones)
+        neck = list(tensors_in(student.outputs.get(ADAPTED, student_features[self.backbones :])))
         boxes, sizes = batch["boxes"], [(int(map.shape[2]), int(map.shape[3])) for map in neck]
         offset = int(batch.get("annotations", {}).get("box_offset", 0))
         inside = truth_masks(boxes, sizes, self.strides, self.levels, self.base_scale, offset)
         masks = {"neck_fg_loss": inside, "neck_bg_loss": [1.0 - mask for mask in inside]}
         halves = 2.0 * self.necks
         for teacher, taps in self.teacher_taps.items():
-            theirs = tapped(teachers[teacher], taps)
+            teacher_features = tapped(teachers[teacher], taps)
             for name, mask in masks.items():
-                pair = Compared(students=neck, teachers=theirs[self.backbones :], masks=mask, divisor=halves)
+                pair = Compared(
+                    students=neck, teachers=teacher_features[self.backbones :], masks=mask, divisor=halves
+                )
                 yield f"{teacher}:{name}", pair
             if self.backbones:
-                pair = Compared(students=own[bones], teachers=theirs[bones], divisor=2.0 * self.backbones)
+                pair = Compared(
+                    students=student_features[bones],
+                    teachers=teacher_features[bones],
+                    divisor=2.0 * self.backbones,
+                )
                 yield f"{teacher}:backbone_loss", pair

@@ -19,7 +19,7 @@ class DetectorMimicker(Mimicker):
 
     def add(
         self,
-        setting: MimicContext,
+        context: MimicContext,
         name: str,
         teacher: str,
         students: Sequence[TapSide],
@@ -27,8 +27,8 @@ class DetectorMimicker(Mimicker):
         **more: Any,
     ) -> None:
         """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it."""
-        loss = self.losses_of(setting.job)[name]
-        term = build_term(setting, name, loss, teacher, students, teachers, over_pairs="sum", **more)
+        loss = self.losses_of(context.job)[name]
+        term = build_term(context, name, loss, teacher, students, teachers, over_pairs="sum", **more)
         self.terms[f"{teacher}:{name}"] = term
 
     def score_maps(self, view: View, whose: str) -> list[Tensor]:
@@ -62,22 +62,22 @@ def made_sides(name: str, features: Iterable[Tensor], first: int = 0) -> list[Ta
     return sides_of(View(found), found, first)
 
 
-def check_levels(levels: Sequence[int], count: int, maps: str, where: SpecPath) -> None:
+def check_levels(levels: Sequence[int], count: int, maps: str, path: SpecPath) -> None:
     """Raises SpecError KD462 where levels are no indices into the maps, or leave a gap.
 
-    count: how many maps there are to number; maps: what the user calls them. where: of the option.
+    count: how many maps there are to number; maps: what the user calls them. path: of the option.
     """
-    name = where[-1]
+    name = path[-1]
     if not levels or max(levels) >= count or min(levels) < 0:
         raise SpecError.at(
-            where, "KD462", f"levels {levels} of {count} {maps}", f"`{name}` are indices into them, from 0 on"
+            path, "KD462", f"levels {levels} of {count} {maps}", f"`{name}` are indices into them, from 0 on"
         )
     if levels != list(range(levels[0], levels[0] + len(levels))):
         # A box of a level that is not there would be left out without a word.
         first = min(levels)
         last = min(count, max(max(levels) + 1, first + len(levels)))
         raise SpecError.at(
-            where,
+            path,
             "KD462",
             f"levels {levels} are not successive",
             f"every size of box needs its map: write `{list(range(first, last))}`",

@@ -24,15 +24,15 @@ class FgdMimicker(DetectorMimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["FGD"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """The boxes of the batch."""
         return Requirements(batch=frozenset({"boxes"}))
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        own = sides_of(setting.student, self.student_taps)
-        for teacher, view in setting.teachers.items():
-            self.add(setting, "loss", teacher, own, sides_of(view, self.teacher_taps[teacher]))
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        student_sides = sides_of(context.student, self.student_taps)
+        for teacher, view in context.teachers.items():
+            self.add(context, "loss", teacher, student_sides, sides_of(view, self.teacher_taps[teacher]))
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -40,11 +40,11 @@ class FgdMimicker(DetectorMimicker):
         """The tapped maps, under a mask for each of the student's."""
         image_size = (int(batch["image"].shape[-2]), int(batch["image"].shape[-1]))
         offset = int(batch.get("annotations", {}).get("box_offset", 0))
-        own = tapped(student, self.student_taps)
+        student_maps = tapped(student, self.student_taps)
         masks = [
             area_masks(batch["boxes"], (int(m.shape[-2]), int(m.shape[-1])), image_size, offset)
-            for m in tensors_in(own)
+            for m in tensors_in(student_maps)
         ]
         for teacher, taps in self.teacher_taps.items():
-            theirs = tapped(teachers[teacher], taps)
-            yield f"{teacher}:loss", Compared(students=own, teachers=theirs, masks=masks)
+            teacher_maps = tapped(teachers[teacher], taps)
+            yield f"{teacher}:loss", Compared(students=student_maps, teachers=teacher_maps, masks=masks)

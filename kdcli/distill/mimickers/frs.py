@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS, FrsOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, made_sides
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
 from kdcli.distill.taps import View, tapped
-from kdcli.distill.terms import TapSide, sides_of
+from kdcli.distill.terms import TapSide, binding_of, sides_of
 from kdcli.errors import SpecError
 from kdcli.losses import loss_of
 from kdcli.spec.schema import Job, LossSpec
@@ -33,38 +32,38 @@ class FrsMimicker(DetectorMimicker):
     options: FrsOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """The class logits of every level, of both sides."""
         return Requirements(student_outputs=frozenset({"preds"}), teacher_outputs=frozenset({"preds"}))
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        losses = self.losses_of(setting.job)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        losses = self.losses_of(context.job)
         self.by_positions = self.options.mask_count == "positions"
         # Probabilities that are compared know no temperature, and as logits they are compared at 1.
         self.compares_logits = "from_logits" in binding_of(loss_of(losses["pred_loss"].type)).keywords
         given = bool(losses["pred_loss"].kwargs.get("from_logits", False))
         as_logits = {"from_logits": True, "T": 1.0} if self.compares_logits and not given else {}
         own, neck = (
-            self.score_maps(setting.student, "the student"),
-            sides_of(setting.student, self.student_taps),
+            self.score_maps(context.student, "the student"),
+            sides_of(context.student, self.student_taps),
         )
         self.counts: dict[str, int] = {}
-        for teacher, view in setting.teachers.items():
+        for teacher, view in context.teachers.items():
             maps, scores = sides_of(view, self.teacher_taps[teacher]), self.score_maps(view, teacher)
             self.counts[teacher] = count = len(maps)
             if not count <= min(len(own), len(scores)):
                 raise SpecError.at(
-                    (*setting.path, "teachers", teacher, "mimic_name"),
+                    (*context.path, "teachers", teacher, "mimic_name"),
                     "KD463",
                     f"{count} layers, and the heads have {len(own)} and {len(scores)} levels",
                     "name one neck layer for each level, from the finest on",
                 )
             preds = [made_sides("preds", side[:count]) for side in (own, scores)]
             factors = self._factors(losses["neck_loss"], maps)
-            self.add(setting, "neck_loss", teacher, neck, maps, factors=factors)
+            self.add(context, "neck_loss", teacher, neck, maps, factors=factors)
             factors = self._factors(losses["pred_loss"], preds[1])
-            self.add(setting, "pred_loss", teacher, *preds, adapted=False, options=as_logits, factors=factors)
+            self.add(context, "pred_loss", teacher, *preds, adapted=False, options=as_logits, factors=factors)
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]

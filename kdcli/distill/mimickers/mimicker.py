@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcli.distill.labels import Labels
 from kdcli.distill.taps import Feature, View
+from kdcli.distill.teacher import Labels
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
@@ -122,18 +122,18 @@ class Mimicker(nn.Module):
         return merged
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """What the method reads beside its taps, from the job alone."""
         raise NotImplementedError(cls.__name__)
 
-    def __init__(self, setting: MimicContext) -> None:
+    def __init__(self, context: MimicContext) -> None:
         super().__init__()
-        self.job_name = setting.name
-        self.job_path = setting.path
-        self.options = self.kdcli_record.options_of(setting.job.options)
+        self.job_name = context.name
+        self.job_path = context.path
+        self.options = self.kdcli_record.options_of(context.job.options)
         self.terms = nn.ModuleDict()
-        self.student_taps = tuple(setting.job.student.mimic_name)
-        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in setting.job.teachers.items()}
+        self.student_taps = tuple(context.job.student.mimic_name)
+        self.teacher_taps = {name: tuple(t.mimic_name) for name, t in context.job.teachers.items()}
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -146,24 +146,24 @@ class Mimicker(nn.Module):
         student: View,
         teachers: Mapping[str, View],
         batch: Mapping[str, Any],
-        clock: StepInfo,
-        wanted: Collection[str],
+        step_info: StepInfo,
+        in_force: Collection[str],
     ) -> dict[str, Tensor]:
         """The losses by `<teacher>.<loss>` (`<loss>` where no teacher is involved), before the job's weight.
 
-        wanted: the losses in force; no other is computed.
+        in_force: the losses in force; no other is computed.
         """
         losses: dict[str, Tensor] = {}
         for key, compared in self.features(student, teachers, batch):
             teacher, _, name = key.rpartition(":")
-            if name not in wanted:
+            if name not in in_force:
                 continue
             view = teachers[teacher] if teacher else None
             loss: Tensor = self.terms[key](
                 compared.students,
                 compared.teachers,
                 batch,
-                clock,
+                step_info,
                 compared.masks,
                 student_logits=student.outputs.get("logits"),
                 teacher_logits=None if view is None else view.outputs.get("logits"),

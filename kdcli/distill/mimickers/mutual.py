@@ -7,11 +7,10 @@ from itertools import permutations
 from typing import Any, ClassVar
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.binding import binding_of
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import View, tapped, tensors_in
-from kdcli.distill.terms import TapPair, Term, sides_of
+from kdcli.distill.terms import TapPair, Term, binding_of, sides_of
 from kdcli.errors import SpecError
 from kdcli.losses import loss_of
 from kdcli.spec.schema import Job
@@ -31,23 +30,23 @@ class MutualMimicker(Mimicker):
     kdcli_record: ClassVar[Method] = MIMICKERS["Mutual"]
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """The labels, where the loss asks for them."""
-        return Requirements(batch=binding_of(loss_of(cls.losses_of(job)["loss"].type)).needs.batch)
+        return Requirements(batch=binding_of(loss_of(cls.losses_of(job)["loss"].type)).requirements.batch)
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
-        loss = self.losses_of(setting.job)["loss"]
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
+        loss = self.losses_of(context.job)["loss"]
         binding = binding_of(loss_of(loss.type))
-        path = (*setting.path, "student", "mimic_name")
-        if setting.job.teachers or binding.stateful or "teacher" not in binding.inputs:
+        path = (*context.path, "student", "mimic_name")
+        if context.job.teachers or binding.stateful or "teacher" not in binding.inputs:
             raise SpecError.at(
-                setting.path,
+                context.path,
                 "KD454",
                 "mutual learning takes no teacher, and a loss that is a function of two logits",
                 "leave the teacher out, and use kd_loss, dist, dkd or another logit loss",
             )
-        sides = sides_of(setting.student, self.student_taps)
+        sides = sides_of(context.student, self.student_taps)
         sizes = [side.shape for side in sides if side.element is None]
         if len(sizes) != len(self.student_taps) or len({*sizes}) != 1 or len(sizes) < 2 or len(sizes[0]) != 2:
             given = ", ".join(shown(size) for size in sizes) or "none"

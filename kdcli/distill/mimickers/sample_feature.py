@@ -46,7 +46,7 @@ class SampleFeatureMimicker(DetectorMimicker):
     options: SampleFeatureOptions
 
     @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
+    def requirements_of(cls, job: Job) -> Requirements:
         """Proposals of one side."""
         boxes = frozenset({"rpn_dt_bboxes"})
         options: SampleFeatureOptions = cls.kdcli_record.options_of(job.options)
@@ -54,25 +54,35 @@ class SampleFeatureMimicker(DetectorMimicker):
             return Requirements(teacher_outputs=boxes)
         return Requirements(student_outputs=boxes)
 
-    def __init__(self, setting: MimicContext) -> None:
-        super().__init__(setting)
+    def __init__(self, context: MimicContext) -> None:
+        super().__init__(context)
         options = self.options
-        own = sides_of(setting.student, self.student_taps)
-        theirs = {name: sides_of(view, self.teacher_taps[name]) for name, view in setting.teachers.items()}
-        where: SpecPath = (*setting.path, "options", "rcnn_fpn_levels")
-        given, wanted = len(options.rcnn_fpn_strides), len(options.rcnn_fpn_levels)
-        if given != wanted:
-            raise SpecError.at(where, "KD462", f"{wanted} levels need as many strides, not {given}")
+        student_sides = sides_of(context.student, self.student_taps)
+        teacher_sides = {
+            name: sides_of(view, self.teacher_taps[name]) for name, view in context.teachers.items()
+        }
+        path: SpecPath = (*context.path, "options", "rcnn_fpn_levels")
+        strides, levels = len(options.rcnn_fpn_strides), len(options.rcnn_fpn_levels)
+        if strides != levels:
+            raise SpecError.at(path, "KD462", f"{levels} levels need as many strides, not {strides}")
         self.levels, self.strides = list(options.rcnn_fpn_levels), list(options.rcnn_fpn_strides)
         self.base_scale = float(options.rcnn_fpn_base_scale)
-        check_levels(self.levels, min(len(sides) for sides in (own, *theirs.values())), "tapped maps", where)
+        check_levels(
+            self.levels,
+            min(len(sides) for sides in (student_sides, *teacher_sides.values())),
+            "tapped maps",
+            path,
+        )
         # Kept from being children: they are the networks', and hold no parameters.
-        self.poolers: dict[str, Poolers | None] = _poolers(setting, options)
-        for teacher, view in setting.teachers.items():
-            self._rois(setting.student, view, teacher)
+        self.poolers: dict[str, Poolers | None] = _poolers(context, options)
+        for teacher, view in context.teachers.items():
+            self._rois(context.student, view, teacher)
             sizes = [pool.pool_size for pool in self.poolers[teacher] or ()] or [POOL_SIZE] * 2
-            pair = [self._pooled_side(*side) for side in zip((own, theirs[teacher]), sizes, strict=True)]
-            self.add(setting, "feature_loss", teacher, pair[:1], pair[1:])
+            pair = [
+                self._pooled_side(*side)
+                for side in zip((student_sides, teacher_sides[teacher]), sizes, strict=True)
+            ]
+            self.add(context, "feature_loss", teacher, pair[:1], pair[1:])
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
@@ -92,13 +102,15 @@ class SampleFeatureMimicker(DetectorMimicker):
                 # with a stand-in, which counts for nothing below.
                 rois = rois.new_tensor([[0.0, 0.0, 0.0, self.base_scale, self.base_scale]])
                 groups = by_level(rois, self.levels, self.base_scale, offset)
-            pool, their_pool = pools or (RoiAlign(POOL_SIZE, 0, aligned=offset == 0),) * 2
-            own = self._pooled(pool, tapped(student, self.student_taps), rois, groups)
-            theirs = self._pooled(their_pool, tapped(teachers[teacher], taps), rois, groups)
+            student_pool, teacher_pool = pools or (RoiAlign(POOL_SIZE, 0, aligned=offset == 0),) * 2
+            student_pooled = self._pooled(student_pool, tapped(student, self.student_taps), rois, groups)
+            teacher_pooled = self._pooled(teacher_pool, tapped(teachers[teacher], taps), rois, groups)
             # The mean over this process's rois counts by how many of all rois they are: a weight, not a mask
             # of ones, since it fits losses without a mask too, and those divided by the number of rows.
             share = per_count(count, count)
-            compared = Compared(students=[own], teachers=[theirs], divisor=2.0, share=share)
+            compared = Compared(
+                students=[student_pooled], teachers=[teacher_pooled], divisor=2.0, share=share
+            )
             yield f"{teacher}:feature_loss", compared
 
     def _rois(self, student: View, view: View, teacher: str) -> Tensor:
@@ -120,34 +132,34 @@ class SampleFeatureMimicker(DetectorMimicker):
         return torch.cat([pool(rois[at], features[level], int(stride)) for level, stride, at in levels])
 
 
-def _poolers(setting: MimicContext, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
+def _poolers(context: MimicContext, options: SampleFeatureOptions) -> dict[str, Poolers | None]:
     """For each teacher its pooling layer and the student's; None where neither has one.
 
     Raises SpecError KD462 and KD464 where the paths that the spec gives lead to none.
     """
-    where = (*setting.path, "options")
-    paths = options.teacher_roipooler or (None,) * len(setting.teachers)
-    if len(paths) != len(setting.teachers):
+    options_path = (*context.path, "options")
+    paths = options.teacher_roipooler or (None,) * len(context.teachers)
+    if len(paths) != len(context.teachers):
         raise SpecError.at(
-            (*where, "teacher_roipooler"),
+            (*options_path, "teacher_roipooler"),
             "KD462",
-            f"{len(paths)} poolers for {len(setting.teachers)} teachers",
+            f"{len(paths)} poolers for {len(context.teachers)} teachers",
             "`teacher_roipooler` is a list with a layer path for each teacher of the job",
         )
     wrong = Findings()
-    own: RoiAlign | None = None
+    student_pool: RoiAlign | None = None
     with wrong.part():
-        path = (*where, "student_roipooler")
-        own = _pooler(setting.student_module(""), options.student_roipooler, "the student", path)
-    found: dict[str, Poolers | None] = {}
-    for index, (teacher, given) in enumerate(zip(setting.teachers, paths, strict=True)):
+        path = (*options_path, "student_roipooler")
+        student_pool = _pooler(context.student_module(""), options.student_roipooler, "the student", path)
+    poolers: dict[str, Poolers | None] = {}
+    for index, (teacher, given) in enumerate(zip(context.teachers, paths, strict=True)):
         with wrong.part():
-            path = (*where, "teacher_roipooler", index)
-            theirs = _pooler(setting.teacher_module(teacher, ""), given, teacher, path)
-            student, other = own or theirs, theirs or own
-            found[teacher] = None if student is None or other is None else (student, other)
+            path = (*options_path, "teacher_roipooler", index)
+            teacher_pool = _pooler(context.teacher_module(teacher, ""), given, teacher, path)
+            student, other = student_pool or teacher_pool, teacher_pool or student_pool
+            poolers[teacher] = None if student is None or other is None else (student, other)
     wrong.raise_errors()
-    return found
+    return poolers
 
 
 def _pooler(net: nn.Module, path: str | None, whose: str, where: SpecPath) -> RoiAlign | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.losses.parts.directions import lengths
-from kdcli.losses.parts.precision import full_precision
+from kdcli.losses.parts.inputs import full_precision
 
 EXCLUDED = -1e9
 """Stands for the logarithm of nought: finite, so that no gradient becomes NaN."""

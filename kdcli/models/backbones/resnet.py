@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from kdcli.models.initializers import initialize
+from kdcli.models.layers import build_norm, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.norms import build_norm, norm_name
 from kdcli.spec.ranges import ShareBelowOne
 
 Block = Literal["basic", "bottleneck"]
@@ -132,8 +131,8 @@ class ResNet(ViewModule):
 
     depth: 18, 34, 50, 101 or 152; or block with layers (blocks per layer). out_strides: as many as
     out_layers; layer4 is built if it is among those, and dilated where its stride is layer3's. frozen_layers:
-    in eval mode and without gradient, whatever train() says. normalize: {type, kwargs} of
-    models/norms.py. initializer: of models/initializers.py. deep_stem: three 3×3 convolutions
+    in eval mode and without gradient, whatever train() says. normalize: {type, kwargs} and
+    initializer: of models/layers.py. deep_stem: three 3×3 convolutions
     instead of the 7×7. avg_down: average pooling before the shortcut's 1×1. style: where a
     bottleneck strides, 3×3 (pytorch) or 1×1 (caffe). width: channels of the stem, times multiplier.
     drop_path_rate: of the last block, rising linearly from 0. stem: `cifar` is one 3×3 of stride 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdcli.models.initializers import kaiming_fan_out, small_linear
+from kdcli.models.layers import kaiming_fan_out, small_linear
 
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Of each stage: channels at width 1, blocks, stride."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdcli.models.initializers import check_widths
+from kdcli.models.layers import check_widths
 
 STEM = 24
 

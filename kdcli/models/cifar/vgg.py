@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdcli.models.initializers import check_widths, kaiming_fan_out, small_linear
+from kdcli.models.layers import check_widths, kaiming_fan_out, small_linear
 
 CONVOLUTIONS = {
     8: (1, 1, 1, 1, 1),

@@ -48,17 +48,17 @@ class BboxPredictor:
         found = []
         for image, info in enumerate(image_info):
             own = rois[:, 0] == image
-            mine = clip(boxes[own, first:].reshape(-1, 4), info, self.offset)
+            own_boxes = clip(boxes[own, first:].reshape(-1, 4), info, self.offset)
             score = scores[own, first:].flatten()
             label = labels.repeat(int(own.sum()))
             chosen = score > self.threshold
-            mine, score, label = mine[chosen], score[chosen], label[chosen]
-            kept = nms_by_group(mine, score, label, self.nms, self.offset)
+            own_boxes, score, label = own_boxes[chosen], score[chosen], label[chosen]
+            kept = nms_by_group(own_boxes, score, label, self.nms, self.offset)
             if self.top_n >= 0:
                 kept = kept[: self.top_n]
             image_column = torch.full_like(score, image)
             ends = torch.stack([score, label.to(score.dtype)], dim=1)
-            found.append(torch.cat([image_column[:, None], mine, ends], dim=1)[kept])
+            found.append(torch.cat([image_column[:, None], own_boxes, ends], dim=1)[kept])
         return torch.cat(found)
 
 

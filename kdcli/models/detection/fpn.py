@@ -8,9 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcli.models.initializers import initialize
+from kdcli.models.layers import build_norm, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.norms import build_norm, norm_name
 
 
 class FPN(ViewModule):

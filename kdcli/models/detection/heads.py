@@ -8,9 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from kdcli.models.detection.blocks import known_keys, needed, one_width
-from kdcli.models.initializers import initialize
+from kdcli.models.layers import build_norm, initialize
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.norms import build_norm
 
 NORMAL = {"method": "normal", "std": 0.01}
 

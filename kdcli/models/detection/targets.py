@@ -71,14 +71,14 @@ class AnchorSupervisor:
             if inside is not None and not self.outside_first:
                 target = torch.where(inside, target, IGNORED)
             taken, negative = self.sampler.sample(target)
-            where = chosen[taken]
+            anchor = chosen[taken]
             classes[image, chosen[negative]] = 0
             if len(taken):
                 matched = truth[target[taken]]
                 labels = matched[:, 4].to(torch.int64)
-                classes[image, where] = labels.clamp(max=1) if self.foreground else labels
-                deltas[image, where] = encode(anchors[where], matched, self.offset)
-                positive[image, where] = True
+                classes[image, anchor] = labels.clamp(max=1) if self.foreground else labels
+                deltas[image, anchor] = encode(anchors[anchor], matched, self.offset)
+                positive[image, anchor] = True
         return AnchorTargets(classes, deltas, positive)
 
     def _inside(self, anchors: Tensor, image_info: Sequence[float]) -> Tensor | None:

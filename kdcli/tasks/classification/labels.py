@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli.data.classes import listed, one_form
 from kdcli.data.facts import DataFacts
-from kdcli.distill.labels import Labels, is_logits
+from kdcli.distill.teacher import Labels, is_logits
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 
 Said = tuple[int | str, ...] | dict[str, int | str]

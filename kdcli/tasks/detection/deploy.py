@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.distill.deployed import DeployedStudent
+from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import RunError, UsageError
 from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
 from kdcli.models.detection.deploy.whole import eager_rows, is_known

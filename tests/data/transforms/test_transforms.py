@@ -15,9 +15,8 @@ from torchvision.transforms.v2 import functional as tvf
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
 from kdcli.data.facts import transformed
-from kdcli.data.transforms import torchvision_v2 as foreign
 from kdcli.data.transforms.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, resized_crops
-from kdcli.data.transforms.pipeline import Pipeline, build_pipeline, build_transform
+from kdcli.data.transforms.pipeline import REFUSED, Pipeline, build_pipeline, build_transform, generators_kept
 from kdcli.data.transforms.pixels import Cutout, Normalize
 from kdcli.errors import SpecError
 from kdcli.spec.schema import Component
@@ -198,7 +197,7 @@ def test_augmentation_is_torchvisions_in_distribution() -> None:
     reference = v2.Compose(
         [v2.RandomResizedCrop(8, scale=(0.3, 1.0)), v2.RandomHorizontalFlip(), v2.RandomCrop(8, padding=1)]
     )
-    with foreign.generators_kept():
+    with generators_kept():
         torch.manual_seed(0)
         theirs = torch.stack([reference(image[0]) for _ in range(3000)]).float()
     spread = theirs.std(0)
@@ -242,7 +241,7 @@ def test_what_torchvision_lacks_is_told_with_the_nearest_name() -> None:
         built("torchvision.RandAugment", {"num_op": 2})
     assert "num_ops" in (error.value.diagnostics[0].help or "")
     assert error.value.diagnostics[0].path == ("t", "kwargs", "num_op")
-    for name in foreign.REFUSED:
+    for name in REFUSED:
         with pytest.raises(SpecError, match="can't be used"):
             built(f"torchvision.{name}", {})
 

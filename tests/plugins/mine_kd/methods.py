@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from kdcli.distill.mimickers.mimicker import Mimicker, Requirements, StepInfo
-from kdcli.distill.taps import View, tensors_in
-from kdcli.spec.schema import Job
+from kdcli.distill.mimickers.base import BaseMimicker
+from kdcli.distill.mimickers.mimicker import Compared
+from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.spec.tables import Method, MethodExample, OwnLoss, option
 
 
@@ -18,10 +18,10 @@ from kdcli.spec.tables import Method, MethodExample, OwnLoss, option
 class SignOptions:
     """What `cfgs` of a SignMatching job may hold beside its loss."""
 
-    power: float = option(2.0, "what the difference of the signs is raised to")
+    divisor: float = option(2.0, "what the loss is divided by")
 
 
-class SignMatching(Mimicker):
+class SignMatching(BaseMimicker):
     """Soft signs of the student's features are drawn to the teacher's."""
 
     kdcli_record: ClassVar[Method] = Method(
@@ -35,22 +35,20 @@ class SignMatching(Mimicker):
         ),
     )
 
-    @classmethod
-    def needs_of(cls, job: Job) -> Requirements:
-        return Requirements()
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        for key, compared in super().features(student, teachers, batch):
+            yield (
+                key,
+                replace(
+                    compared,
+                    students=signs(compared.students),
+                    teachers=signs(compared.teachers),
+                    divisor=self.options.divisor,
+                ),
+            )
 
-    def forward(
-        self,
-        student: View,
-        teachers: Mapping[str, View],
-        batch: Mapping[str, Any],
-        clock: StepInfo,
-        wanted: Collection[str],
-    ) -> dict[str, Tensor]:
-        found = {}
-        ours = tensors_in([student.features[tap] for tap in self.student_taps])
-        for name, taps in self.teacher_taps.items():
-            theirs = tensors_in([teachers[name].features[tap] for tap in taps])
-            gaps = [(one.tanh() - two.tanh()).abs().mean() for one, two in zip(ours, theirs, strict=True)]
-            found[f"{name}.signs"] = sum(gaps[1:], gaps[0]) ** self.options.power
-        return found
+
+def signs(features: Sequence[Feature]) -> list[Tensor]:
+    return [feature.tanh() for feature in tensors_in(features)]

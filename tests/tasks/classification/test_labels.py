@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcli.data.facts import DataFacts
-from kdcli.distill.labels import NO_LABELS, Labels
+from kdcli.distill.teacher import NO_LABELS, Labels
 from kdcli.errors import SpecError
 from kdcli.models.weight_files import save_safetensors, stated_classes
 from kdcli.tasks.classification.labels import asked_labels, not_scored, stated_labels

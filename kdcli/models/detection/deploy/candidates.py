@@ -28,9 +28,9 @@ class Candidates:
         """The best `most` of each group, best first; 0 or less: all."""
         count = self.scores.shape[2]
         scores, order = self.scores.topk(min(most, count) if most > 0 else count, dim=2)
-        where = order[..., None].expand(-1, -1, -1, 4)
+        places = order[..., None].expand(-1, -1, -1, 4)
         return Candidates(
-            boxes=self.boxes.gather(2, where),
+            boxes=self.boxes.gather(2, places),
             scores=scores,
             labels=self.labels.gather(2, order),
             classes=self.classes,

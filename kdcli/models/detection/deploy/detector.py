@@ -115,9 +115,9 @@ def _of_each_class(boxes: Tensor, scores: Tensor, top_n: int) -> Candidates:
     """Each class a group: its best boxes; boxes [B, K, 4], scores [B, K, C]."""
     count, classes = scores.shape[1:]
     best, order = scores.transpose(1, 2).topk(min(top_n, count) if top_n > 0 else count, dim=2)
-    where = order.flatten(1)[..., None].expand(-1, -1, 4)
+    places = order.flatten(1)[..., None].expand(-1, -1, 4)
     return Candidates(
-        boxes=boxes.gather(1, where).view(*order.shape, 4),
+        boxes=boxes.gather(1, places).view(*order.shape, 4),
         scores=best,
         labels=torch.arange(classes, device=boxes.device)[:, None].expand_as(order),
         classes=classes,
@@ -135,9 +135,9 @@ def _all_classes(
     # As many as boxes are large enough, at most.
     rank = torch.arange(best.shape[1], device=best.device)
     chosen = (rank < wide.sum(1, keepdim=True)) & (best > (threshold if threshold > 0 else PRESENT))
-    where = torch.div(order, classes, rounding_mode="floor")[..., None].expand(-1, -1, 4)
+    places = torch.div(order, classes, rounding_mode="floor")[..., None].expand(-1, -1, 4)
     found = Candidates(
-        boxes=boxes.gather(1, where)[:, None],
+        boxes=boxes.gather(1, places)[:, None],
         scores=best[:, None],
         labels=(order % classes)[:, None],
         classes=classes,

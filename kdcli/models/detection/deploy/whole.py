@@ -159,9 +159,9 @@ def _retina(detector: Any, image: Tensor, maps: list[Tensor], sizes: Tensor) -> 
         scores = logits.sigmoid().flatten(1)
         scores = torch.where(scores > detector.score_thresh, scores, ABSENT)
         best, order = scores.topk(min(detector.topk_candidates, count * columns), dim=1)
-        where = torch.div(order, columns, rounding_mode="floor")
+        places = torch.div(order, columns, rounding_mode="floor")
         level = anchors[part].expand(logits.shape[0], -1, -1)
-        boxes = _moved(_chosen(level, where), _chosen(moves, where), detector.box_coder.weights)
+        boxes = _moved(_chosen(level, places), _chosen(moves, places), detector.box_coder.weights)
         found.append(
             Candidates(
                 boxes=clipped(boxes, sizes, 0)[:, None],

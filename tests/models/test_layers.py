@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from kdcli.models.norms import build_norm, synchronise, synchronises
+from kdcli.models.layers import build_norm, synchronise, synchronises
 
 
 def test_layer_norm_is_over_channels() -> None:

@@ -1,4 +1,4 @@
-"""CTKD: a temperature that is learned against the student."""
+"""What of a loss changes from epoch to epoch: a learned temperature (CTKD), a warm-up that belongs to a method."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+
+def epoch_share(epoch: int | None, warmup_epochs: int) -> float:
+    """min((epoch + 1)/warmup_epochs, 1) for epochs from 0; 1 without epoch or warm-up."""
+    if epoch is None or warmup_epochs <= 0:
+        return 1.0
+    return min((epoch + 1) / warmup_epochs, 1.0)
 
 
 class LearnedTemperature(nn.Module):

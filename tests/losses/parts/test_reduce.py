@@ -13,7 +13,7 @@ from kdcli.losses.bce import bce_loss
 from kdcli.losses.dkd import dkd
 from kdcli.losses.kd import gkd_loss, kd_loss
 from kdcli.losses.l2 import l2_loss
-from kdcli.losses.parts.masks import broadcast_mask
+from kdcli.losses.parts.reduce import broadcast_mask
 
 S = torch.full((2, 3, 2, 2), 0.5)
 T = torch.ones(2, 3, 2, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdcli.errors import RunError
-from kdcli.losses.parts.regression import ConvRegression
+from kdcli.losses.parts.stateful import ConvRegression
 
 
 @pytest.mark.parametrize(

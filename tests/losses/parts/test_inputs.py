@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcli.errors import RunError
-from kdcli.losses.parts.layout import as_map, as_vectors, only_maps, same_places, same_size
+from kdcli.losses.parts.inputs import as_map, as_vectors, only_maps, same_places, same_size
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcli.losses.kd import kd_loss
-from kdcli.losses.parts.temperature import LearnedTemperature
+from kdcli.losses.parts.epochs import LearnedTemperature
 
 
 def test_it_starts_at_the_authors_value() -> None:
