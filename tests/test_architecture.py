@@ -103,6 +103,44 @@ def test_imports_point_left() -> None:
     assert wrong == []
 
 
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """The modules of kdcli that a file imports when it runs, inside functions too."""
+    names = {module_of(one) for one in sources()}
+    tree = ast.parse(path.read_text())
+    typed = {id(inner) for node in ast.walk(tree) if is_for_types_only(node) for inner in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and id(node) not in typed
+            and (node.module or "").startswith("kdcli")
+        ):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in names else str(node.module))
+    return found - {module_of(path)}
+
+
+def test_no_circle_of_imports() -> None:
+    waiting = {module_of(path): runtime_imports(path) for path in sources()}
+    while waiting:
+        free = {module for module, imported in waiting.items() if not imported & waiting.keys()}
+        assert free, f"these import each other, or what does: {sorted(waiting)}"
+        waiting = {module: imported for module, imported in waiting.items() if module not in free}
+
+
+def test_a_room_reads_as_a_list() -> None:
+    for folder in (PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())):
+        if folder.name in ("losses", "__pycache__"):
+            continue
+        entries = [p for p in folder.iterdir() if p.suffix == ".py" or (p.is_dir() and list(p.glob("*.py")))]
+        assert len(entries) <= 25, f"{folder}: {len(entries)} files and folders"
+
+
 TASK_NAMES = ("classification", "detection")
 OLD_QUESTIONS = frozenset({"task_kind", "detects", "DETECTION_DATA", "DetectionMeter", "answers_with_boxes"})
 """What asks which task it is, or looks for the parts of one."""
