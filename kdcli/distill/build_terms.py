@@ -36,22 +36,22 @@ class JobLoss:
 
     @property
     def path(self) -> SpecPath:
-        """Where the spec says it."""
+        """The loss's place in the spec."""
         return (*self.context.path, "losses", self.name)
 
     @property
     def binding(self) -> Binding:
-        """What the loss takes in."""
+        """How the loss's signature is bound to tensors and options."""
         return binding_of(self.record)
 
     @property
     def record(self) -> Loss:
-        """What is true of the loss."""
+        """The loss's record in the table."""
         return loss_of(self.loss.type)
 
     @property
     def view(self) -> View:
-        """What the teacher showed on the sample."""
+        """The teacher's view of the sample batch."""
         assert self.teacher is not None
         return self.context.teachers[self.teacher]
 
@@ -311,7 +311,7 @@ def _calls(
 
 
 def way_out(context: MimicContext, teacher: str, width: int, other: int) -> str:
-    """What to do about a teacher with `other` logits where `width` are meant."""
+    """The help of KD470: what to do about a teacher with `other` logits where `width` are meant."""
     labels = context.labels.get(teacher, NO_LABELS)
     if labels.asked:
         return f"`classes` names {other} of {teacher}'s: name one for each of the {width}"
@@ -329,7 +329,7 @@ def way_out(context: MimicContext, teacher: str, width: int, other: int) -> str:
 
 @contextmanager
 def placed(path: SpecPath) -> Iterator[None]:
-    """An error without a place gets this one."""
+    """Give this place in the spec to errors from inside that have none."""
     try:
         yield
     except KdError as error:
@@ -362,7 +362,7 @@ def check_taps(
 
 
 def joinable(context: MimicContext, teacher: str) -> str:
-    """A help line where tokens or vectors can't be joined with what the other network gives: what can be."""
+    """The help line where no adapter joins two features: the layers of both networks whose features can be joined."""
     sides = [("the student", context.student_module("")), (teacher, context.teacher_module(teacher, ""))]
     linears = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
     vectors = ", ".join(f"`{linear}:in` of {whose}" for whose, linear in linears if linear is not None)
@@ -418,6 +418,6 @@ def _last_map(net: nn.Module) -> str:
 
 
 def _last(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """The last of the modules of these kinds, in the order in which they stand."""
+    """The path of the network's last module of these kinds, in order of definition; None without one."""
     names = [name for name, module in net.named_modules() if isinstance(module, kinds)]
     return names[-1] if names else None

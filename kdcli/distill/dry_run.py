@@ -1,4 +1,4 @@
-"""A network run for trial: all state is put back, and a failure names the layer."""
+"""Trial runs of a network: its state is put back, and a failure names the layer that fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rehearse(
     modules: Sequence[ModuleSpec],
     path: SpecPath,
 ) -> T:
-    """Do something that runs the network on the batch; raises SpecError KD418 at the module that fails.
+    """The result of `action`, which runs the network on the batch; raises SpecError KD418 at the module that fails.
 
     modules, path: the network's list in the spec, and its place. What needs values and finds none
     (NOT_FAKE) passes, and so does TooMuch.

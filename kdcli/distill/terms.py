@@ -96,7 +96,7 @@ class Binding:
 
 @cache
 def binding_of(record: Loss) -> Binding:
-    """Read the signature of a loss function or class once."""
+    """The signature of a loss function or class, read once."""
     target = record.load()
     stateful = inspect.isclass(target)
     call = target.forward if isinstance(target, type) and issubclass(target, nn.Module) else target
@@ -139,7 +139,7 @@ def default_of(target: Callable[..., Any], name: str, otherwise: Any) -> Any:
 
 
 def bind(binding: Binding, available: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of one call; optional ones only where they are there."""
+    """The arguments of one call of a loss, by name; optional ones only where they are there."""
     return {
         name: available[name]
         for name in binding.inputs
@@ -283,7 +283,7 @@ class Term(nn.Module):
 
     @property
     def record(self) -> Loss:
-        """What is true of the loss."""
+        """The loss's record in the table."""
         return self.binding.record
 
     @property

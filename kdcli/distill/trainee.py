@@ -1,4 +1,4 @@
-"""Everything that trains as one module (Trainee), and the student of it that is measured and taken away."""
+"""Everything that trains, as one module (Trainee), and the student that is measured and exported of it."""
 
 from __future__ import annotations
 

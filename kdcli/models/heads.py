@@ -1,4 +1,4 @@
-"""Classification heads: pooling and a linear classifier, its losses on labels or mixed targets, predictions."""
+"""Classification heads: pooling and a linear classifier, losses on labels or mixed targets, predictions, peers."""
 
 from __future__ import annotations
 

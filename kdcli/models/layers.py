@@ -1,4 +1,4 @@
-"""Normalization layers and initial weights by the names of a spec, and those of the small-image models."""
+"""Normalization layers and initial weights: by the names of a spec, and as the small-image models have them."""
 
 from __future__ import annotations
 

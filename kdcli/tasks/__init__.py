@@ -28,7 +28,7 @@ TASKS: dict[str, TaskRecord] = {
 
 
 def build_task(spec: Spec, places: Places = HERE) -> Task:
-    """What `runtime.task_names` and the data's type say, with the arguments of the test data's evaluator.
+    """The task of a spec, by `runtime.task_names` and its data's type, with the arguments of the test data's evaluator.
 
     An evaluator of one's own (kdcli.tasks.metric) measures beside the task's metrics.
 
@@ -49,7 +49,7 @@ def build_task(spec: Spec, places: Places = HERE) -> Task:
 def task_for(
     runtime: Runtime, train: DataPart | None, kwargs: dict[str, Any] | None = None, places: Places = HERE
 ) -> Task:
-    """The same of networks alone. train: of the training data; kwargs: of the implementation."""
+    """The task of networks alone. train: the training data, where there is any; kwargs: of the implementation."""
     record = TASKS[task_of(TASKS, runtime.task_names, None if train is None else train.dataset.type)]
     implementation = record.target.load()
     given = {} if "places" not in inspect.signature(implementation).parameters else {"places": places}

@@ -16,7 +16,7 @@ from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.records import Notice
 from kdcli.report.recorded_run import ReportData, read_report_data
-from kdcli.tasks.classification.report import Predictions
+from kdcli.tasks.classification.metrics import Predictions
 from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.training.run_folder import reopen

@@ -119,7 +119,7 @@ class BaseMimicker(Mimicker):
 
 
 def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.Module]]:
-    """The student's layers that a loss gives a new end, with that end.
+    """The new ends that losses give the student (`simkd`): the layer that each follows, and its module.
 
     Raises SpecError KD449 where there is more than one.
     """
@@ -141,7 +141,7 @@ def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
 
 
 def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
-    """How much each teacher counts for each sample; None where all count alike.
+    """The function of `teacher_weighting`, which weighs teachers sample by sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
     not of the data's classes.

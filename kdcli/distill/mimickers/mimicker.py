@@ -194,11 +194,11 @@ class Mimicker(nn.Module):
         return None
 
     def inherit(self, earlier: Sequence[Mimicker]) -> list[str]:
-        """A stage begins: take over what the jobs of the stages before have trained; returns warnings."""
+        """Take over, as a stage begins, what the jobs of earlier stages have trained; returns warnings."""
         return []
 
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
         """Take in one batch of the pass before training."""
 
     def prepared(self) -> None:
-        """The pass before training is over."""
+        """End the pass before training."""

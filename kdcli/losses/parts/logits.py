@@ -10,7 +10,7 @@ from kdcli.losses.parts.directions import lengths
 from kdcli.losses.parts.inputs import full_precision
 
 EXCLUDED = -1e9
-"""Stands for the logarithm of nought: finite, so that no gradient becomes NaN."""
+"""Stands for log(0): finite, so that no gradient becomes NaN."""
 
 
 def kl_rows(student_log: Tensor, teacher_log: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def global_count(count: Tensor) -> Tensor:
 
 
 def per_count(total: Tensor, count: Tensor) -> Tensor:
-    """`total` divided by the count over all processes; `total` itself where that is nought."""
+    """`total` divided by the count over all processes; `total` itself where the count is 0."""
     share = global_count(count.to(total.dtype))
     return total / torch.where(share == 0, torch.ones_like(share), share)
 

@@ -18,8 +18,7 @@ from kdcli.spec.places import Places
 from kdcli.spec.plugins import mixes_labels
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.classification.labels import ClassMatching
-from kdcli.tasks.classification.metrics import ClassificationMeter, LogitsAgreement
-from kdcli.tasks.classification.report import PredictionsReport
+from kdcli.tasks.classification.metrics import ClassificationMeter, LogitsAgreement, PredictionsReport
 from kdcli.tasks.task import (
     Agreement,
     Deployment,

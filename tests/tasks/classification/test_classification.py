@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from kdcli.tasks.classification.metrics import ClassificationMeter, agreement_sums
-from kdcli.tasks.classification.report import Predictions
+from kdcli.tasks.classification.metrics import ClassificationMeter, Predictions, agreement_sums
 
 NAN, INF = float("nan"), float("inf")
 
