@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from kdcli.codes import CODES
-from kdcli.commands import words
+from kdcli.commands import reference
 from kdcli.commands.options import ExplainOptions, MethodsOptions
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Mimicker
@@ -61,27 +61,27 @@ def test_a_method_without_an_example_is_shown_by_a_loss(
 
 @pytest.mark.parametrize("name", sorted([*LOSSES, *MIMICKERS]))
 def test_each_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods(MethodsOptions(name=name))
+    reference.methods(MethodsOptions(name=name))
     assert capsys.readouterr().out.startswith(name)
 
 
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods(MethodsOptions(name=None))
+    reference.methods(MethodsOptions(name=None))
     text = capsys.readouterr().out
     assert all(f"{name} " in text for name in [*LOSSES, *MIMICKERS])
 
 
 def test_codes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     code = next(iter(CODES))
-    words.explain(ExplainOptions(code=code.lower()))
+    reference.explain(ExplainOptions(code=code.lower()))
     assert CODES[code].title in capsys.readouterr().out
 
 
 def test_slips_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="kd_los"):
-        words.methods(MethodsOptions(name="kd_los"))
+        reference.methods(MethodsOptions(name="kd_los"))
     with pytest.raises(UsageError):
-        words.explain(ExplainOptions(code="KD999"))
+        reference.explain(ExplainOptions(code="KD999"))
 
 
 @pytest.mark.parametrize("name", sorted(MIMICKERS))
@@ -114,7 +114,7 @@ def test_the_base_method() -> None:
 
 
 def test_options_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    words.methods(MethodsOptions(name="FRS"))
+    reference.methods(MethodsOptions(name="FRS"))
     text = capsys.readouterr().out
     for option in options_of(MIMICKERS["FRS"].options).values():
         assert option.name in text and option.meaning in text

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from kdcli.commands import words
+from kdcli.commands import reference
 from kdcli.commands.options import MethodsOptions
 from kdcli.commands.validate import examine
 from kdcli.data.classification.arrays import fake
@@ -49,7 +49,7 @@ trainer: {{max_epoch: 1, optimizer: {{type: SGD, kwargs: {{lr: 0.01}}}}}}
 
 def printed(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The block that the command prints, from its comment on."""
-    words.methods(MethodsOptions(name=name))
+    reference.methods(MethodsOptions(name=name))
     text = capsys.readouterr().out
     return text[text.index("# for net") :]
 

@@ -176,7 +176,7 @@ def test_the_command_writes_it() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from kdcli.commands import options, words; words.schema(options.SchemaOptions());"
+            "import sys; from kdcli.commands import options, reference; reference.schema(options.SchemaOptions());"
             "assert 'torch' not in sys.modules",
         ],
         capture_output=True,
