@@ -109,9 +109,8 @@ def is_for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def runtime_imports(path: Path) -> set[str]:
-    """The modules of kdcli that a file imports when it runs, inside functions too."""
-    names = {module_of(one) for one in sources()}
+def runtime_imports(path: Path, names: set[str]) -> set[str]:
+    """Those of the modules `names` that a file imports when it runs, inside functions too."""
     tree = ast.parse(path.read_text())
     typed = {id(inner) for node in ast.walk(tree) if is_for_types_only(node) for inner in ast.walk(node)}
     found = set()
@@ -128,7 +127,8 @@ def runtime_imports(path: Path) -> set[str]:
 
 
 def test_no_circle_of_imports() -> None:
-    waiting = {module_of(path): runtime_imports(path) for path in sources()}
+    names = {module_of(path) for path in sources()}
+    waiting = {module_of(path): runtime_imports(path, names) for path in sources()}
     while waiting:
         free = {module for module, imported in waiting.items() if not imported & waiting.keys()}
         assert free, f"these import each other, or what does: {sorted(waiting)}"

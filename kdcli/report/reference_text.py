@@ -49,7 +49,8 @@ def loss_text(loss: Description, fragment: str, *, colour: bool = False) -> str:
         parts.append(Text(f"needs   {', '.join(loss.needs)}"))
     if loss.taps:
         parts.append(Text(f"layers  {loss.taps}"))
-    parts.append(Text(f"source  {_source(loss, whole=True)}"))
+    if source := _source(loss, whole=True):
+        parts.append(Text(f"source  {source}"))
     if loss.options:
         rows = [[option.name, option.annotation, _value(option.default)] for option in loss.options]
         parts += [Text(""), table(["kwargs", "type", "default"], rows)]

@@ -439,7 +439,8 @@ def _own_loss(name: str, path: SpecPath, loss_of: Callable[[str], Loss]) -> Iter
         what = "over the logits" if record.kind == "logit" else f"over {over}"
         if record.kind == "teacher-free":
             what = "without a teacher"
-        message = f"`{name}` has no `kdcli_record`: it is taken as a {record.kind} loss {what}"
+        tempered = ", whose `T` is a temperature" if record.softened else ""
+        message = f"`{name}` has no `kdcli_record`: it is taken as a {record.kind} loss {what}{tempered}"
         module, _, attribute = name.partition(":")
         help = (
             f"to say otherwise, write `{attribute}.kdcli_record = {{'kind': ..., 'takes': ...}}` in {module}"
