@@ -18,12 +18,13 @@ PUBLIC = {
     # What kdcli raises for a user's mistake, and what a plugin raises to be told like kdcli's own.
     "kdcli.errors": ("KdError", "SpecError", "RunError", "UsageError", "Interrupted", "Diagnostic", "Span"),
     # The tables of names, and an entry of one.
-    "kdcli.losses": ("LOSSES",),
+    "kdcli.losses": ("LOSSES", "Loss"),
+    "kdcli.losses.parts.stateful": ("StatefulLoss",),
     "kdcli.distill.mimickers": ("MIMICKERS",),
     "kdcli.models": ("MODULES",),
     "kdcli.data": ("DATASETS", "TRANSFORMS", "BATCH_FNS"),
     "kdcli.tasks": ("TASKS",),
-    "kdcli.spec.tables": ("Target", "TaskRecord"),
+    "kdcli.spec.tables": ("Target", "Loss", "Method", "OwnLoss", "MethodExample", "option", "TaskRecord"),
     # Ranges of an option, for annotations.
     "kdcli.spec.ranges": ("Range", "Positive", "Count", "Share", "ShareBelowOne"),
     # A module of `net` that reads and gives named outputs.
@@ -38,6 +39,7 @@ PUBLIC = {
     "kdcli.data.transforms.pipeline": ("Transform",),
     # What a task answers.
     "kdcli.tasks.task": ("Task", "Meter", "Agreement", "Deployment"),
+    "kdcli.tasks.metric": ("Metric",),
     # What follows a run.
     "kdcli.report.loggers.logger": ("Logger", "LoggedRun"),
 }
