@@ -144,6 +144,12 @@ class Findings:
             raise SpecError(self.found)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known words that `word` is most likely a slip of, best first."""
     return difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)

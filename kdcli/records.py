@@ -105,7 +105,6 @@ class Saved:
 
     step: int
     path: Path
-    best: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

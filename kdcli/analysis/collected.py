@@ -122,8 +122,8 @@ def _rows(
     recorded: Mapping[str, dict[str, float]],
     sample: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The comparison's rows. recorded: metrics of the whole test data, which replace those of a part of it.
-    and where there are others than a report measures (a metric of one's own).
+    """The comparison's rows. recorded: metrics of the whole test data, which replace those of a part of it,
+    also those that a report does not measure itself (a metric of one's own).
     """
     rows = []
     for contender in contenders:

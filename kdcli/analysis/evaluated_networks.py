@@ -375,7 +375,7 @@ def rebuild(
         labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
         teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
     with ExitStack() as stack:
-        joined = join_jobs(spec, student, teachers, sample, facts, stack, epochs=1)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack)
     assert isinstance(joined.deployed, (Network, DeployedStudent))
     return joined.deployed, joined.trainee
 

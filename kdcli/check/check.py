@@ -1,6 +1,6 @@
 """The build stage of `validate`: the run rehearsed on fake tensors, all errors reported at once.
 
-Networks are made for real and turned into shapes (fake.py); then the code that builds and trains a run
+Networks are made for real and turned into shapes (models/torch_modes.py); then the code that builds and trains a run
 is used as it is. Parts that do not depend on each other are all looked at before anything is reported.
 """
 
@@ -282,7 +282,6 @@ class _Rehearsal:
                 views,
                 batch,
                 facts,
-                epochs=self.spec.trainer.max_epoch or 1,
             )
             if self.mode is not None:
                 to_fake(joined.trainee, self.mode)

@@ -249,7 +249,7 @@ class EvalOptions:
     weights: Weights = None
     device: Device = None
     plugins: Plugins = ()
-    format: Annotated[str, Option("table or json.")] = "table"
+    format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
     save_predictions: Annotated[
         Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
     ] = None

@@ -177,7 +177,6 @@ FORMAT = 1
 LEVEL = 3
 """Of gzip: of ImageNet's training list 10.7 MB in half a second; level 9 gives 9.3 MB in four."""
 
-KINDS = ("images", "arrays", "boxes")
 """What a list is of: image files with classes, images in memory with classes, image files with boxes."""
 
 

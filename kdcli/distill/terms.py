@@ -67,8 +67,8 @@ class Binding:
 
     def weight_of(self, kwargs: Mapping[str, Any]) -> float:
         """`loss_weight` of the spec's kwargs; where they give none the loss's default."""
-        given = default_of(self.target, "loss_weight", self.record.weight)
-        return float(kwargs.get("loss_weight", given))
+        given = kwargs.get("loss_weight", default_of(self.target, "loss_weight", self.record.weight))
+        return self.record.weight if given is None else float(given)
 
     def own(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The kwargs that the loss itself takes: without a `loss_weight` that is multiplied outside."""

@@ -46,7 +46,7 @@ class SimKD(StatefulLoss):
     The projector is 1×1, 3×3 and 1×1 convolutions without bias, each with batch norm and ReLU, through
     the teacher's channels ÷ factor; the larger map is averaged down to the smaller. The student's own
     classifier gets no gradient: set `task_loss: false`. What is evaluated and exported is the student up
-    to this layer with `student_end()` on top; `export_parts()` names its parts.
+    to this layer with `student_end()` on top.
     Taps: the last map before pooling.
     Source: "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.
     """
@@ -91,10 +91,6 @@ class SimKD(StatefulLoss):
         if self.training:
             enough_values(student.numel() // student.shape[1], "simkd")
         return F.mse_loss(self.projector(student), teacher)
-
-    def export_parts(self) -> dict[str, nn.Module]:
-        """What the exported student needs of this loss: `projector` and `classifier`."""
-        return {"projector": self.projector, "classifier": self.teacher_classifier}
 
     def student_end(self) -> nn.Module:
         """The student's new end, from its tapped map to logits; shares its weights with this loss."""

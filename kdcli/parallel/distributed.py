@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from kdcli.errors import RunError
+from kdcli.errors import RunError, first_line
 from kdcli.parallel.devices import choose_device
 from kdcli.parallel.launch import in_slurm_step, restarts
 
@@ -118,7 +118,7 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
 
 def _reason(error: Exception) -> str:
     """The first sentence of a library's error, without the place in its source."""
-    return re.sub(r"\[/[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
+    return re.sub(r"\[/[^\]]*\]\s*", "", first_line(error)).partition(". ")[0]
 
 
 def _meeting() -> Store:

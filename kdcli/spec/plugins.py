@@ -150,10 +150,11 @@ def admit(name: str) -> None:
         _imported.add(name)
 
 
-def recorded(name: str, kind: type[T]) -> T | None:
+def recorded(name: str, kind: type[T], *, mapping: bool = True) -> T | None:
     """What own code that has been imported says of itself in its attribute `kdcli_record`; None where it has none.
 
-    kind: of the record, a Target: one of these, or a mapping of its fields. Raises SpecError KD350.
+    kind: of the record, a Target: one of these, or, where `mapping` says so, a mapping of its fields. Raises
+    SpecError KD350.
     """
     record = getattr(_own_target(name).load(), "kdcli_record", None)
     if record is None:
@@ -161,7 +162,7 @@ def recorded(name: str, kind: type[T]) -> T | None:
     if isinstance(record, kind):
         return replace(record, path=name, own=True)  # type: ignore[type-var]
     known = [one.name for one in fields(kind) if one.name not in ("path", "own")]  # type: ignore[arg-type]
-    if not isinstance(record, Mapping):
+    if not isinstance(record, Mapping) or not mapping:
         message = f"`kdcli_record` of `{name}` is a `{type(record).__name__}`, not a `{kind.__name__}`"
         raise SpecError([Diagnostic(code="KD350", message=message, help=f"it may say: {', '.join(known)}")])
     for key in record:

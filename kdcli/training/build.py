@@ -108,8 +108,7 @@ def built(
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has given these already.
         notices += known if options.proof is None else []
-        epochs = -(-sum(stage.steps for stage in stages) * spec.trainer.accumulate_steps // len(train_loader))
-        joined = join_jobs(spec, student, teachers, sample, facts, stack, epochs=epochs)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack)
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]

@@ -26,7 +26,7 @@ from kdcli.distill.taps import Tap, Taps, View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
-from kdcli.errors import Findings, KdError, SpecError, SpecPath
+from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
@@ -100,8 +100,6 @@ def join_jobs(
     sample: Mapping[str, Any],
     facts: DataFacts,
     stack: ExitStack,
-    *,
-    epochs: int,
 ) -> JoinedJobs:
     """Run every network once on the sample, then build the mimickers from what it gave.
 
@@ -114,7 +112,7 @@ def join_jobs(
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
-    return join_views(spec, student, taps, teachers, student_view, views, sample, facts, epochs=epochs)
+    return join_views(spec, student, taps, teachers, student_view, views, sample, facts)
 
 
 def _require_no_count(spec: Spec) -> None:
@@ -152,8 +150,6 @@ def join_views(
     views: Mapping[str, View],
     sample: Mapping[str, Any],
     facts: DataFacts,
-    *,
-    epochs: int,
 ) -> JoinedJobs:
     """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
     jobs = jobs_of(spec)
@@ -169,7 +165,6 @@ def join_views(
             teachers={teacher: views[teacher] for teacher in job.teachers},
             num_samples=facts.num_samples or len(sample["image"]),
             num_classes=facts.num_classes or 0,
-            epochs=epochs,
             teacher_classifier=lambda t: teachers[t].labels.classifier(
                 frozen_copy(find_classifier(teachers[t].net, teachers[t].pixels_of(sample)))
             ),
@@ -217,7 +212,7 @@ def build_mimicker(context: MimicContext) -> Mimicker:
         raise SpecError(placed) from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise SpecError.at(
-            context.path, "KD435", f"job `{context.name}` can't be built: {str(error).splitlines()[0]}"
+            context.path, "KD435", f"job `{context.name}` can't be built: {first_line(error)}"
         ) from error
     assert isinstance(mimicker, Mimicker)
     return mimicker

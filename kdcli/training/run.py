@@ -19,7 +19,7 @@ from kdcli.distill.trainee import ActiveLosses, DeployedStudent, Trainee
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
-from kdcli.records import NetworkFacts, Notice, Pair
+from kdcli.records import NetworkFacts, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec
@@ -95,7 +95,6 @@ class Run:
     digests: Mapping[str, Digest] = field(default_factory=dict)
     found_checkpoint: FoundCheckpoint | None = None
     networks: tuple[NetworkFacts, ...] = ()
-    pairs: tuple[Pair, ...] = ()
     notices: tuple[str, ...] = field(default=())
 
     @property

@@ -61,7 +61,6 @@ def context(
         teachers=teachers,
         num_samples=8,
         num_classes=3,
-        epochs=1,
         teacher_classifier=lambda name: nets[name],
         teacher_norm=lambda name, tap: nets[name],
         teacher_module=lambda name, path: nets[name].get_submodule(path),

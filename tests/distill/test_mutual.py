@@ -106,3 +106,25 @@ def test_a_peer_is_a_whole_model() -> None:
         run_of(spec_with(MUTUAL, net=[network([2, 2, 4, 6]), part])),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ({"temperature": 4.0}, "KD452", "`temperature` does nothing here"),
+        ({"adapter": {"type": "auto"}}, "KD452", "`adapter` does nothing here"),
+        (
+            {"cfgs": {"loss": {"type": "kd_loss", "standardize": True}}},
+            "KD452",
+            "`standardize` does nothing here",
+        ),
+        ({"teacher_weighting": "entropy"}, "KD453", "`Mutual` weighs no teachers"),
+    ],
+)
+def test_an_option_of_the_job_that_mutual_learning_does_not_take_is_refused(
+    more: dict[str, Any], code: str, words: str
+) -> None:
+    with pytest.raises(SpecError) as caught, run_of(mutual(**more)):
+        pass
+    (one,) = caught.value.diagnostics
+    assert one.code == code and words in one.message and one.path is not None

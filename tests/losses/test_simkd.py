@@ -23,8 +23,6 @@ def test_it_is_the_mean_square_of_the_projected_map() -> None:
 def test_the_exported_student_ends_in_the_projector_and_the_teachers_classifier() -> None:
     classifier = nn.Linear(6, 5)
     loss = SimKD((2, 3, 8, 8), (2, 6, 4, 4), classifier).eval()
-    parts = loss.export_parts()
-    assert parts == {"projector": loss.projector, "classifier": classifier}
     student = torch.randn(2, 3, 8, 8)
     head = loss.student_end()
     pooled = loss.projector(nn.functional.avg_pool2d(student, 2)).mean((2, 3))

@@ -307,3 +307,12 @@ def test_the_block_that_is_printed_validates(name: str, kdcli: Kdcli) -> None:
 def test_methods_of_a_package_that_is_no_plugin(kdcli: Kdcli) -> None:
     code, _, err = kdcli("methods", "theirs:huber")
     assert code == 1 and "`theirs` is not a plugin of this run: add `--plugin theirs`" in err
+
+
+def test_the_record_of_a_mimic_method_is_no_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mine_kd.methods as methods
+
+    mapped = type("Mapped", (methods.SignMatching,), {"kdcli_record": {"paired": False}})
+    monkeypatch.setattr(methods, "Mapped", mapped, raising=False)
+    found = build("mimic.mimic_ins_type=mine_kd.methods:Mapped", "mimic.cfgs={}")
+    assert [one.code for one in found] == ["KD350"] and "is a `dict`, not a `Method`" in found[0].message

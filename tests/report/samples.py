@@ -123,6 +123,6 @@ def records(steps_per_epoch: int = 40, epochs: int = 3) -> Iterator[Record]:
             yield step(epoch * steps_per_epoch + index + 1, steps_per_epoch, epochs)
         done = (epoch + 1) * steps_per_epoch
         yield evaluation(done, 90.0 + epoch, best=True)
-        yield Saved(step=done, path=RUN / "checkpoints" / f"{done}", best=True)
+        yield Saved(step=done, path=RUN / "checkpoints" / f"{done}")
     yield Notice(message="lr is high", level="warning")
     yield finished(epochs * steps_per_epoch)

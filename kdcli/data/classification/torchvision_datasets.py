@@ -17,7 +17,7 @@ from kdcli.data.draws import Ids
 from kdcli.data.image_readers import PillowReader, decoded, pixels_of
 from kdcli.data.pixel_values import PixelRule, Refused
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.errors import SpecError, SpecPath, did_you_mean, first_line
 from kdcli.spec.places import HERE, Places
 
 GIVEN = ("transform", "target_transform", "transforms", "loader", "is_valid_file", "download")
@@ -145,7 +145,7 @@ def torchvision_dataset(
         raise SpecError.at(
             at_root,
             "KD506",
-            f"`torchvision.{name}` is not in `{given.get('root')}`: {str(reason).splitlines()[0]}",
+            f"`torchvision.{name}` is not in `{given.get('root')}`: {first_line(reason)}",
             missing + _how_to_get(name, given),
         ) from reason
     except (TypeError, ValueError) as reason:

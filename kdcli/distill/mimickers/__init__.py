@@ -129,7 +129,7 @@ def method_of(name: str) -> Method:
 
 @cache
 def _own(name: str) -> Method:
-    record = recorded(name, Method) or Method(name, own=True)
+    record = recorded(name, Method, mapping=False) or Method(name, own=True)
     for loss in record.losses.values():
         admit(loss.type)
     return record

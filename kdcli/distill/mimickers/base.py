@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from kdcli.distill.terms import Term, binding_of, sides_of
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights
-from kdcli.spec.schema import Job
+from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
 
@@ -24,6 +24,7 @@ class BaseMimicker(Mimicker):
     """Any losses of the table over the tapped pairs; by default one, l2_loss of row-normalised features."""
 
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
+    weighs_teachers: ClassVar[bool] = True
 
     @classmethod
     def requirements_of(cls, job: Job) -> Requirements:
@@ -37,7 +38,7 @@ class BaseMimicker(Mimicker):
 
     def __init__(self, context: MimicContext) -> None:
         super().__init__(context)
-        self.weighting = weighting_of(context)
+        self.weighting = weighting_of(context, self.losses_of(context.job).values())
         student_sides = sides_of(context.student, self.student_taps)
         wrong = Findings()
         for name, loss in self.losses_of(context.job).items():
@@ -140,7 +141,9 @@ def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
     return ends
 
 
-def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+def weighting_of(
+    context: MimicContext, losses: Iterable[LossSpec]
+) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
     """The function of `teacher_weighting`, which weighs teachers sample by sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
@@ -149,7 +152,7 @@ def weighting_of(context: MimicContext) -> Callable[[Sequence[Tensor], Tensor], 
     name = context.job.teacher_weighting
     if name == "average" or len(context.job.teachers) < 2:
         return None
-    for loss in BaseMimicker.losses_of(context.job).values():
+    for loss in losses:
         if "teacher_weights" not in binding_of(loss_of(loss.type)).inputs:
             raise SpecError.at(
                 (*context.path, "teacher_weighting"),

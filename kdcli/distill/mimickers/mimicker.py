@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.taps import Feature, View
 from kdcli.distill.teacher import Labels
-from kdcli.errors import SpecPath
+from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Method
 
@@ -69,13 +69,11 @@ class MimicContext:
     teachers: Mapping[str, View]
     num_samples: int
     num_classes: int
-    epochs: int
     teacher_classifier: Callable[[str], nn.Module]
     teacher_norm: Callable[[str, str], nn.Module]
     teacher_module: Callable[[str, str], nn.Module]
     student_module: Callable[[str], nn.Module]
     maker: Callable[[str | None, str, tuple[type[nn.Module], ...]], str | None] = lambda *_: None
-    facts: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
 
@@ -100,10 +98,12 @@ class Mimicker(nn.Module):
     """One method applied by one job.
 
     kdcli_record: what the method says of itself; of kdcli's own methods the record in MIMICKERS.
-    options: those of this job, of the class that the record names.
+    options: those of this job, of the class that the record names. weighs_teachers: whether `teacher_weighting`
+    of a job is meant for it.
     """
 
     kdcli_record: ClassVar[Method] = Method()
+    weighs_teachers: ClassVar[bool] = False
     options: Any
 
     @classmethod
@@ -130,6 +130,15 @@ class Mimicker(nn.Module):
         super().__init__()
         self.job_name = context.name
         self.job_path = context.path
+        weighting = context.job.teacher_weighting
+        if weighting != "average" and not self.weighs_teachers:
+            raise SpecError.at(
+                (*context.path, "teacher_weighting"),
+                "KD453",
+                f"`teacher_weighting: {weighting}` does nothing here: "
+                f"`{context.job.mimic_ins_type}` weighs no teachers",
+                "leave it out, or use the `base` method",
+            )
         self.options = self.kdcli_record.options_of(context.job.options)
         self.terms = nn.ModuleDict()
         self.student_taps = tuple(context.job.student.mimic_name)

@@ -57,6 +57,12 @@ class MutualMimicker(Mimicker):
                 "add a module of type `peer` to `net`, and write `mimic_name: [logits, peer_logits]`",
             )
 
+        for option in ("temperature", "standardize", "adapter"):
+            for place, part in ((context.path, context.job), ((*context.path, "losses", "loss"), loss)):
+                if getattr(part, option):
+                    help = "set `kwargs.T` of the loss" if option == "temperature" else "leave it out"
+                    message = f"`{option}` does nothing here: `Mutual` compares logits as they are"
+                    raise SpecError.at((*place, option), "KD452", message, help, on_key=True)
         kwargs = {**loss_of(loss.type).preset, **loss.kwargs}
         self.terms["loss"] = Term(
             "loss",
@@ -74,5 +80,5 @@ class MutualMimicker(Mimicker):
         """Every ordered pair of two networks' logits."""
         logits = list(tensors_in(tapped(student, self.student_taps)))
         students, others = zip(*permutations(logits, 2), strict=True)
-        theirs = [other.detach() for other in others]
-        yield "loss", Compared(students=students, teachers=theirs, divisor=len(logits) - 1)
+        teachers_logits = [other.detach() for other in others]
+        yield "loss", Compared(students=students, teachers=teachers_logits, divisor=len(logits) - 1)

@@ -31,12 +31,11 @@ class LossOption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """One loss in words.
+    """One loss in words, for `kdcli methods`; what is parsed from its docstring is shown and decides nothing.
 
     kind: logit, feature, relational or teacher-free. summary: the docstring's first paragraph.
     details: the rest of it. taps: which layers its authors take. needs: what it takes beside the
-    student. trains: whether it may own parameters or buffers. whole_list: takes all pairs at once.
-    prepares: has a pass over the training data first. paper: title or title and venue; arxiv: its id.
+    student. paper: title or title and venue; arxiv: its id.
     """
 
     name: str
@@ -46,9 +45,6 @@ class Description:
     taps: str | None
     needs: tuple[str, ...]
     options: tuple[LossOption, ...]
-    trains: bool
-    whole_list: bool
-    prepares: bool
     paper: str
     arxiv: str | None
 
@@ -72,9 +68,6 @@ def describe(name: str) -> Description:
             LossOption(name=p.name, annotation=p.type_text or "Any", default=p.default)
             for p in taken.kwargs.values()
         ),
-        trains=taken.kind == "class",
-        whole_list=target.whole_list,
-        prepares=target.prepares,
         paper=re.sub(r",? arXiv:[\d.]+", "", paper).strip().rstrip("."),
         arxiv=arxiv.group(1) if arxiv else None,
     )

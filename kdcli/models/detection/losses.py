@@ -22,7 +22,6 @@ class ClassLoss:
     """
 
     activation: ClassVar[Literal["sigmoid", "softmax"]]
-    by_positives: ClassVar[bool] = False
 
     def __init__(self, name: str | None = None, loss_weight: float = 1.0, init_prior: float = 0.01) -> None:
         self.loss_weight, self.init_prior = loss_weight, init_prior
@@ -59,7 +58,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         )
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Nats."""
+        """The cross entropy of each row in nats, [N]."""
         return F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED_TARGET)
 
 
@@ -85,13 +84,12 @@ class SigmoidCrossEntropy(ClassLoss):
 
 
 class SigmoidFocal(ClassLoss):
-    """Focal loss, divided by the number of positives.
+    """Focal loss; the head divides it by the number of positives.
 
     Source: "Focal Loss for Dense Object Detection", arXiv:1708.02002.
     """
 
     activation = "sigmoid"
-    by_positives = True
 
     def __init__(
         self,

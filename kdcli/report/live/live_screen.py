@@ -53,10 +53,7 @@ class LiveScreen:
                 ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
             )
             self._console.print(plan_summary(record), Text(""))
-        elif isinstance(record, Saved):
-            if record.best:
-                self._console.print(Text(f"saved {record.path} (best)", style="dim"), soft_wrap=True)
-        else:
+        elif not isinstance(record, Saved):
             self._finished(record)
 
     def close(self) -> None:

@@ -195,7 +195,7 @@ class PlainText:
         if isinstance(record, Evaluation):
             return self._evaluation(record)
         if isinstance(record, Saved):
-            return f"saved {record.path}{' (best)' if record.best else ''}\n"
+            return f"saved {record.path}\n"
         if isinstance(record, Notice):
             return f"{'warning: ' if record.level == 'warning' else ''}{printable(record.message)}\n"
         if isinstance(record, Plan):

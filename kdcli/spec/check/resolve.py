@@ -13,7 +13,7 @@ from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
-from kdcli.spec.tables import Loss, Method, Tables, Target, task_of
+from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
 
 CALLED_WITH = (
     *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
@@ -415,7 +415,7 @@ def _own_method(job: Job, path: SpecPath, method_of: Callable[[str], Method]) ->
         yield from (_at(finding, method_path) for finding in error.diagnostics)
         return
     yield from check_method(job, record, path)
-    if not record.losses and not record.extra_losses:
+    if not record.losses and not record.extra_losses and record.options is NoOptions:
         message = (
             f"`{job.mimic_ins_type}` has no `kdcli_record`: it is taken as a method without losses of its own"
         )
