@@ -11,8 +11,9 @@ from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
-from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.errors import Diagnostic, KdError, SpecPath, first_line
 from kdcli.models.torch_modes import NOT_FAKE
+from kdcli.spec.plugins import error_text, plugin_failure
 from kdcli.training.join_jobs import JoinedJobs, require
 
 
@@ -101,7 +102,11 @@ def _as_diagnostics(error: Exception, path: SpecPath, what: str) -> Iterator[Dia
             at = diagnostic.path or path
             yield Diagnostic(code=diagnostic.code, message=diagnostic.message, help=diagnostic.help, path=at)
         return
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if plugin_failure(error) is not None:
+        message = f"{what} can't be computed: {error_text(error)}"
+        yield Diagnostic(code="KD437", message=message, path=path)
+        return
+    reason = first_line(error)
     if isinstance(error, KeyError):
         reason = f"it reads {error.args[0]!r}, which is not there"
     yield Diagnostic(

@@ -357,4 +357,10 @@ BUILD: dict[str, Explanation] = {
         " methods get and give is `Metric` in kdcli/tasks/metric.py.",
         "right: sums() gives a vector of one length, also before the first batch",
     ),
+    "KD496": Explanation(
+        "code of a plugin failed",
+        "A network, loss, method, dataset, transform, optimizer or other code of a package that `--plugin` names raised"
+        " an error while it was built or run; the message has its type, its text, and the file and line.",
+        "wrong: a transform that reads a file which only one machine has",
+    ),
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcli.errors import Interrupted, KdError, SpecError, UsageError
+from kdcli.errors import Interrupted, KdError, RunError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from kdcli.commands.options import EvalOptions, ExportOptions
@@ -25,7 +25,7 @@ OWN_FAULT = 3
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Run a command and return its exit code. Print a user's error as diagnostics, a fault of kdcli as a traceback."""
+    """Run a command and return its exit code. A user's error is printed as diagnostics, kdcli's own as a traceback."""
     try:
         action()
     except KdError as error:
@@ -37,11 +37,16 @@ def guarded(action: Callable[[], object]) -> int:
         return int(leaving.code or 0) if not isinstance(leaving.code, str) else 1
     except BrokenPipeError:
         return 1
-    except Exception:
+    except Exception as error:
         import traceback
 
         from kdcli.parallel.launch import finish_telling, tell_launcher
+        from kdcli.spec.plugins import plugin_failure
 
+        failure = plugin_failure(error)
+        if failure is not None:
+            _print(RunError([failure]))
+            return RunError.exit_code
         finish_telling()
         message = (
             f"{traceback.format_exc()}\nThis is kdcli's own fault; please report it with the lines above.\n"

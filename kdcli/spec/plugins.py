@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib import import_module
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -170,6 +171,14 @@ def recorded(name: str, kind: type[T], *, mapping: bool = True) -> T | None:
             help = did_you_mean(str(key), known) or f"it may say: {', '.join(known)}"
             message = f"`kdcli_record` of `{name}` has no field `{key}`"
             raise SpecError([Diagnostic(code="KD350", message=message, help=help)])
+    hints = get_type_hints(kind)
+    for key, value in record.items():
+        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        number = hints[key] is float and (isinstance(value, bool) or not isinstance(value, (int, float)))
+        if number or (choices and value not in choices):
+            expected = "a number" if number else f"one of {', '.join(f'`{one}`' for one in choices)}"
+            message = f"`{key}` in `kdcli_record` of `{name}` must be {expected}, got {value!r}"
+            raise SpecError([Diagnostic(code="KD350", message=message)])
     try:
         return kind(name, own=True, **record)  # type: ignore[call-arg]
     except TypeError as error:
@@ -215,10 +224,47 @@ def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: Spec
         raise SpecError.at(path, "KD505", f"`{name}`: {message}") from reason
 
 
-def error_text(error: BaseException) -> str:
+def plugin_failure(error: BaseException) -> Diagnostic | None:
+    """The finding KD496 for an exception that own code raised; None where kdcli itself did.
+
+    Of kdcli's and own code's frames the innermost decides, also of what a data worker hands on as text.
+    """
+    packages = {package_of(name) for name in _imported}
+    frames = [
+        (str(frame.f_globals.get("__name__", "")).partition(".")[0], f"{frame.f_code.co_filename}:{line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    text = error_text(error, place=False)
+    _, _, handed_on = str(error).partition("Original Traceback")
+    if handed_on:
+        places = re.findall(r'^ *File "(.+)", line (\d+)', handed_on, flags=re.MULTILINE)
+        frames += [(_package_at(Path(file), packages), f"{file}:{line}") for file, line in places]
+        text = handed_on.strip().splitlines()[-1]
+    for package, place in reversed(frames):
+        if package == "kdcli":
+            return None
+        if package in packages:
+            message = f"code of the plugin `{package}` failed: {text} ({place})"
+            help = "mend it there; `kdcli validate` runs every network and loss once, before any training"
+            return Diagnostic(code="KD496", message=message, help=help)
+    return None
+
+
+def _package_at(file: Path, packages: Collection[str]) -> str:
+    """The package, of kdcli and these, in whose folder a file lies; empty where it is in none."""
+    for package in ("kdcli", *packages):
+        origin = getattr(sys.modules.get(package), "__file__", None)
+        if origin is not None:
+            root = Path(origin).parent if Path(origin).name == "__init__.py" else Path(origin)
+            if file == root or root in file.parents:
+                return package
+    return ""
+
+
+def error_text(error: BaseException, *, place: bool = True) -> str:
     """The message of an error in own code, and its place: `NameError: name 'x' is not defined (mine/losses.py:3)`."""
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    where = _place_of(error)
+    where = _place_of(error) if place else None
     return f"{type(error).__name__}{': ' if text else ''}{text}{f' ({where})' if where else ''}"
 
 

@@ -47,8 +47,8 @@ class Metric(Protocol):
 class Meters:
     """The task's meter and a metric of one's own as one meter: their sums lie one behind the other."""
 
-    def __init__(self, task: Meter, metric: Metric, name: str) -> None:
-        self.task, self.metric, self.name = task, metric, name
+    def __init__(self, task: Meter, metric: Metric, name: str, primary: str | None = None) -> None:
+        self.task, self.metric, self.name, self.primary = task, metric, name, primary
         self.unusable = task.unusable
 
     def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
@@ -70,10 +70,19 @@ class Meters:
         length = len(self._own())
         metrics = self.task.result(self.of_task(sums))
         try:
-            own = self.metric.result(sums[len(sums) - length :].cpu())
-            return {**metrics, **{str(name): float(value) for name, value in own.items()}}
+            result = self.metric.result(sums[len(sums) - length :].cpu())
+            own = {str(name): float(value) for name, value in result.items()}
         except Exception as error:
             raise self._failed("result", error) from error
+        help = f"it gives {', '.join(f'`{name}`' for name in own)}"
+        if self.primary is not None and self.primary not in {**metrics, **own}:
+            message = f"`result` of the metric `{self.name}` gives no `{self.primary}`, its `primary`"
+            raise RunError.of("KD495", message, help)
+        taken = sorted(own.keys() & metrics.keys())
+        if taken:
+            message = f"the metric `{self.name}` calls a value `{taken[0]}`, as the task calls its own"
+            raise RunError.of("KD495", message, f"{help}; give it another name")
+        return {**metrics, **own}
 
     def of_task(self, sums: Tensor) -> Tensor:
         """The task's part of (summed) sums."""
@@ -129,7 +138,7 @@ class WithMetric:
 
     def meter(self, facts: DataFacts | None = None) -> Meters:
         """A fresh meter of the task's with a fresh metric."""
-        return Meters(self._task.meter(facts), self.metric(facts or DataFacts()), self._name)
+        return Meters(self._task.meter(facts), self.metric(facts or DataFacts()), self._name, self.primary)
 
 
 class _Kept:

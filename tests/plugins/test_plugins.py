@@ -14,7 +14,8 @@ from kdcli.losses import loss_of
 from kdcli.records import Evaluation, Finished, Step
 from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
-from kdcli.spec.plugins import import_plugins, own_code
+from kdcli.spec.plugins import import_plugins, own_code, recorded
+from kdcli.spec.tables import Loss
 from kdcli.training.run_folder import reopen
 from tests.plugins.specs import MINE
 from tests.training.conftest import Kdcli
@@ -316,3 +317,50 @@ def test_the_record_of_a_mimic_method_is_no_mapping(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(methods, "Mapped", mapped, raising=False)
     found = build("mimic.mimic_ins_type=mine_kd.methods:Mapped", "mimic.cfgs={}")
     assert [one.code for one in found] == ["KD350"] and "is a `dict`, not a `Method`" in found[0].message
+
+
+FRAIL = "mine_kd.frail"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (f"mimic.cfgs={{loss: {{type: '{FRAIL}:late'}}}}", "KeyError: 'late'"),
+        (f"mimic.cfgs={{loss: {{type: '{FRAIL}:Forgetful'}}}}", "IndexError: list index out of range"),
+        (f"trainer.optimizer={{type: '{FRAIL}:Optimizer', kwargs: {{lr: 0.1}}}}", "ZeroDivisionError: step"),
+        (f"{NOISE}={{type: '{FRAIL}:Transform'}}", "LookupError: image"),
+    ],
+)
+def test_own_code_that_fails_is_no_fault_of_kdcli(change: str, message: str, kdcli: Kdcli) -> None:
+    from mine_kd import frail
+
+    frail.CALLS["loss"] = 0
+    Path("mine.yaml").write_text(MINE)
+    code, _, errors = kdcli("train", "mine.yaml", change, "--plugin", "mine_kd", "--no-check", "--no-report")
+    assert code == 1 and "Traceback" not in errors
+    assert "KD496" in errors and message in errors and "mine_kd/frail.py:" in " ".join(errors.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("mac", "gives no `macro`, its `primary`"), ("top1", "calls a value `top1`")]
+)
+def test_a_metric_gives_its_primary_and_no_name_of_the_tasks(name: str, words: str, kdcli: Kdcli) -> None:
+    Path("mine.yaml").write_text(MINE)
+    metric = f"{METRIC}={{type: '{FRAIL}:Metric', kwargs: {{name: {name}}}}}"
+    code, _, errors = kdcli("train", "mine.yaml", metric, "--plugin", "mine_kd", "--no-report")
+    assert code == 1 and "KD495" in errors and words in " ".join(errors.split())
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [({"kind": "featur"}, "`kind` in `kdcli_record`"), ({"kind": "feature", "weight": "five"}, "a number")],
+)
+def test_a_value_of_a_record_is_checked(
+    record: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mine_kd.losses as losses
+
+    monkeypatch.setattr(losses.huber, "kdcli_record", record, raising=False)
+    with pytest.raises(SpecError, match=words) as caught:
+        recorded("mine_kd.losses:huber", Loss)
+    assert caught.value.diagnostics[0].code == "KD350"
