@@ -157,7 +157,10 @@ def build_source(
                 f"`{spec.type}` gives a `{type(source).__name__}`, which is no dataset",
                 "it gives a torch Dataset of (image, label), or a source of kdcli.data.sources",
             )
-        source = DatasetImages(source)
+        try:
+            source = DatasetImages(source)
+        except ValueError as reason:
+            raise SpecError.at((*place, "type"), "KD505", f"`{spec.type}`: {reason}") from reason
     found = source
     return found
 

@@ -364,3 +364,18 @@ def test_a_value_of_a_record_is_checked(
     with pytest.raises(SpecError, match=words) as caught:
         recorded("mine_kd.losses:huber", Loss)
     assert caught.value.diagnostics[0].code == "KD350"
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("9", "the label 9 of item 5 is none of 4 classes"),
+        ("-1", "the label -1 of item 5 is none of 4 classes"),
+        ("cat", "labels are whole numbers"),
+    ],
+)
+def test_a_label_of_an_own_dataset_that_is_no_class_is_told(label: str, words: str) -> None:
+    kwargs = f"{{label: {label}, transformer: [{{type: to_tensor}}]}}"
+    dataset = f"dataset.train.dataset={{type: '{FRAIL}:Labelled', kwargs: {kwargs}}}"
+    found = build(dataset)
+    assert any(one.code == "KD505" and words in one.message for one in found), found

@@ -63,7 +63,8 @@ class DatasetImages:
     """A dataset of (image, label) that is read item by item; images are PIL's, uint8 [C, H, W] or [H, W, C] arrays.
 
     labels: int64 [N]; else the dataset's `targets` or `labels`, else every item is asked for its own. class_names:
-    else the dataset's `classes`; without names the greatest label tells how many there are.
+    else the dataset's `classes`; without names the greatest label tells how many there are. Raises ValueError for
+    labels that are no whole numbers, or beyond the classes.
     """
 
     notices: tuple[str, ...] = ()
@@ -76,10 +77,19 @@ class DatasetImages:
         for attribute in ("targets", "labels"):
             found = getattr(dataset, attribute, None) if found is None else found
         found = [dataset[index][1] for index in range(len(dataset))] if found is None else found
-        self.labels: Ids = np.asarray(found, dtype=np.int64)
+        try:
+            self.labels: Ids = np.asarray(found, dtype=np.int64)
+        except (TypeError, ValueError) as reason:
+            raise ValueError(f"labels are whole numbers, got `{found[0]!r}`") from reason
         named = getattr(dataset, "classes", None) if class_names is None else class_names
         self.class_names = None if named is None else tuple(map(str, named))
         self.num_classes = int(self.labels.max(initial=-1)) + 1 if named is None else len(named)
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= self.num_classes))
+        if len(wrong):
+            first = int(wrong[0])
+            raise ValueError(
+                f"the label {self.labels[first]} of item {first} is none of {self.num_classes} classes from 0 on"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

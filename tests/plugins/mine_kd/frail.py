@@ -65,3 +65,18 @@ class Metric:
     def result(self, sums: Tensor) -> dict[str, float]:
         """One value by another name."""
         return {self.name: 1.0, **({"macro": 0.0} if self.name != "mac" else {})}
+
+
+class Labelled:
+    """Grey images of four classes, one of them with the label that is asked for."""
+
+    classes = ("a", "b", "c", "d")
+
+    def __init__(self, *, label: Any = 9) -> None:
+        self.label = label
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return torch.zeros(1, 8, 8, dtype=torch.uint8), self.label if index == 5 else index % 4
