@@ -80,20 +80,13 @@ def _job(
             if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
                 shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 yield Diagnostic(code="KD439", message=f"{what} is no scalar: {shape}", path=path)
-            elif not (moves and loss.requires_grad) and _trains_student(mimicker, key):
+            elif not (moves and loss.requires_grad) and mimicker.moves_student(key):
                 yield Diagnostic(
                     code="KD438",
                     message=f"{what} gives the student no gradient: all it reads is frozen",
                     help="name later layers of the student, or unfreeze these",
                     path=path,
                 )
-
-
-def _trains_student(mimicker: Mimicker, key: str) -> bool:
-    if key.rpartition(".")[2] in mimicker.logged_only:
-        return False
-    term = mimicker.term_of(key)
-    return term is None or term.record.trains_student
 
 
 def _as_diagnostics(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:

@@ -213,12 +213,13 @@ def _norm(gradients: Iterable[Tensor]) -> float:
 
 
 def _trains_student(run: Run, name: str) -> bool:
-    """Whether a loss is meant to move the student: FT's paraphraser learns from the teacher alone."""
-    job = name.partition(".")[0]
+    """Whether a loss is meant to move the student; some learn from the teacher alone."""
+    job, _, rest = name.partition(".")
     if job == "task":
         return True
-    term = run.trainee.mimickers[job].term_of(name.removeprefix(f"{job}."))  # type: ignore[operator]
-    return term is None or term.record.trains_student
+    mimicker = run.trainee.mimickers[job]
+    assert isinstance(mimicker, Mimicker)
+    return mimicker.moves_student(rest)
 
 
 def _logged_only(run: Run, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A mimic method: what it needs, as data, and the losses it computes from views."""
+"""A mimic method: what it is built from, what it requires and compares, and the losses that it computes."""
 
 from __future__ import annotations
 
@@ -187,6 +187,13 @@ class Mimicker(nn.Module):
         """The term behind `<teacher>.<loss>` or `<loss>`; None where the method has none by that name."""
         key = name.replace(".", ":")
         return self.terms[key] if key in self.terms else None
+
+    def moves_student(self, name: str) -> bool:
+        """Whether a loss (`<teacher>.<loss>`) is meant to move the student, and is not logged alone or a teacher's."""
+        if name.rpartition(".")[2] in self.logged_only:
+            return False
+        term = self.term_of(name)
+        return term is None or bool(term.record.trains_student)
 
     @property
     def reads_student(self) -> bool:
