@@ -30,8 +30,6 @@ def test_one_description() -> None:
     assert description.arxiv == "2203.08679"
     assert description.paper == '"Decoupled Knowledge Distillation"'
     assert {o.name: o.default for o in description.options}["beta"] == 8.0
-    assert not description.trains and not description.whole_list and not description.prepares
-    assert describe("uskd").trains
 
 
 def test_the_table_and_its_descriptions_do_without_torch() -> None:
