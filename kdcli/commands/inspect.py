@@ -23,13 +23,9 @@ def inspect_features(options: InspectOptions) -> None:
     """Print the layers of every network in a file; with --pairs, those of student and teacher that fit."""
     from kdcli.report.analysis_text import layers_text, networks_text
     from kdcli.report.console import wants_colour, write
-    from kdcli.spec.networks import parse_networks
-    from kdcli.spec.parse import read_text
-    from kdcli.spec.text.overrides import parse_assignment
+    from kdcli.spec.networks import read_networks
 
-    text, source, folder = read_text(options.spec)
-    overrides = [parse_assignment(one, number) for number, one in enumerate(options.changes, 1)]
-    parsed = parse_networks(text, source, overrides=overrides, base_dir=folder)
+    parsed = read_networks(options.spec, options.changes)
     try:
         with uncollected():
             from kdcli.analysis.layers import chosen, filtered, input_size, inspect
@@ -47,7 +43,7 @@ def inspect_features(options: InspectOptions) -> None:
         if "net" not in networks or not teachers:
             raise UsageError.of("--pairs needs a student (`net`) and a teacher", "add the missing network")
         pairs = {n: fitting_pairs(networks["net"], t) for n, t in chosen(teachers, options.net).items()}
-        known = _settings(text, source, options.changes)
+        known = _settings(parsed.text, parsed.source, options.changes)
         fitting = {name: found for name, found in pairs.items() if found}
         block = mimic_block(fitting, known) if fitting else NOTHING_FITS
         write(pairs_text(pairs, block, colour=colour))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdcli.distill.channels import ChannelTrace, Layout, image_size, layout_of
-from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean
+from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean, first_line
 from kdcli.models.network import Network
 
 Feature = Tensor | list[Tensor]
@@ -393,7 +393,7 @@ def _never_ran(net: nn.Module, tap: Tap, path: SpecPath) -> SpecError:
 
 
 def _not_compiled(error: Exception) -> RunError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     return RunError.of(
         "KD726",
         f"torch.compile can't compile a network: {reason[:200]}",

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.losses.parts.directions import normalized
 from kdcli.losses.parts.draws import drawn_integers, new_salt
 from kdcli.losses.parts.inputs import full_precision
-from kdcli.losses.parts.reduce import distributed, global_mean
+from kdcli.losses.parts.reduce import gather_rows, global_mean
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.ranges import Count, Positive, Share
 
@@ -101,8 +100,7 @@ class ContrastiveRepresentation(StatefulLoss):
 
     @torch.no_grad()
     def _move(self, indices: Tensor, v1: Tensor, v2: Tensor) -> None:
-        if distributed():
-            indices, v1, v2 = (_of_all(x) for x in (indices, v1, v2))
+        indices, v1, v2 = (gather_rows(x) for x in (indices, v1, v2))
         # A sample that comes twice (a padded last batch) writes its last row each time: the order in
         # which a device writes is not fixed.
         same = indices[:, None] == indices[None, :]
@@ -110,9 +108,3 @@ class ContrastiveRepresentation(StatefulLoss):
         for memory, v in ((self.memory_v1, v1), (self.memory_v2, v2)):
             row = memory[indices].to(v.dtype) * self.momentum + v[last] * (1 - self.momentum)
             memory.index_copy_(0, indices, F.normalize(row).to(memory.dtype))
-
-
-def _of_all(rows: Tensor) -> Tensor:
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)

@@ -237,10 +237,6 @@ def _widths_before(
     return next((width for width in reversed(widths) if width is not None), None)
 
 
-FACTS = ("inplanes", "aligned")
-"""What a constructor may take that the spec does not say: passed by name, only to those who ask."""
-
-
 def construct(
     kind: str,
     kwargs: Mapping[str, Any],
@@ -252,7 +248,8 @@ def construct(
     """Build the module that `kind` names.
 
     kind: a name of MODULES, `torchvision.<name>`, `timm.<name>` or `package.module:attribute` of a
-    package among plugins. facts: values for FACTS. Raises SpecError at the module's path.
+    package among plugins. facts: what a constructor may ask for by name
+    and the spec does not say (`inplanes`, `aligned`). Raises SpecError at the module's path.
     """
     try:
         if kind in MODULES:

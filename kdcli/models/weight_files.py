@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean
+from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean, first_line
 from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
@@ -219,8 +219,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         # A torn file fails in as many ways as there are readers.
-        lines = [*str(error).strip().splitlines(), type(error).__name__]
-        line = printable(lines[0])
+        line = printable(first_line(error))
         raise RunError.of("KD532", f"`{path}` can't be read as weights: {line}", WHOLE) from error
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from kdcli.distill.mimickers import method_of as record_of
 from kdcli.losses import loss_of
-from kdcli.losses.parts.describe import describe
 from kdcli.spec.check.signatures import MethodOption, options_of, signature
 from kdcli.spec.tables import Kind, Method, Place
 
@@ -57,9 +56,8 @@ def fragment(loss: str, *, name: str = "loss", method: str = "base") -> str:
 
     name: the loss's name under `cfgs`. method: the mimic method; `base` is the default of a spec and not written.
     """
-    description, record = describe(loss), loss_of(loss)
-    student = record.example or DEFAULT_EXAMPLE[record.kind]
-    teacher = record.teacher_example or student
+    record = loss_of(loss)
+    places = record.example or DEFAULT_EXAMPLE[record.kind]
     kwargs = f", kwargs: {record.example_kwargs}" if record.example_kwargs else ""
     lines = [
         f"# for net: {{name: model, type: {STUDENT}}} and teacher0: {{name: model, type: {TEACHER}}}",
@@ -69,14 +67,10 @@ def fragment(loss: str, *, name: str = "loss", method: str = "base") -> str:
         "  cfgs:",
         f"    {name}: {{type: {loss}{kwargs}}}",
     ]
-    if "a teacher" in description.needs or "the teacher's logits" in description.needs:
-        lines += [
-            "  teacher0:",
-            f"    mimic_name: [{_layers(teacher, TEACHER_RELUS)}]",
-            "    teacher_weight: teacher0.safetensors",
-        ]
-    lines += ["  student:", f"    mimic_name: [{_layers(student, STUDENT_RELUS)}]"]
-    return "\n".join(lines) + "\n"
+    takes = signature(record)
+    reads_teacher = takes is not None and not takes.needs.isdisjoint(("teacher", "teacher_logits"))
+    teacher = (record.teacher_example or places) if reads_teacher else ()
+    return _block(lines, _layers(places, STUDENT_RELUS), _layers(teacher, TEACHER_RELUS))
 
 
 def method_fragment(method: str) -> str:
@@ -97,18 +91,22 @@ def method_fragment(method: str) -> str:
             "  cfgs:",
             *(f"    {name}: {{type: {record.losses[name].type}}}" for name in example.losses),
         ]
-    if example.teacher:
-        lines += [
-            "  teacher0:",
-            f"    mimic_name: [{', '.join(example.teacher)}]",
-            "    teacher_weight: teacher0.safetensors",
-        ]
-    lines += ["  student:", f"    mimic_name: [{', '.join(example.student)}]"]
-    return "\n".join(lines) + "\n"
+    return _block(lines, example.student, example.teacher)
 
 
-def _layers(places: Sequence[Place], relus: Sequence[str]) -> str:
-    """The layers at some places of a small CIFAR network, as a list in YAML; relus: what its stages end in."""
+def _block(lines: Sequence[str], student: Sequence[str], teacher: Sequence[str]) -> str:
+    """The lines, then which layers of the teacher and of the student; no teacher where it has no layers."""
+    of_teacher = [
+        "  teacher0:",
+        f"    mimic_name: [{', '.join(teacher)}]",
+        "    teacher_weight: teacher0.safetensors",
+    ]
+    of_student = ["  student:", f"    mimic_name: [{', '.join(student)}]"]
+    return "\n".join([*lines, *(of_teacher if teacher else []), *of_student]) + "\n"
+
+
+def _layers(places: Sequence[Place], relus: Sequence[str]) -> list[str]:
+    """The layers at some places of a small CIFAR network; relus: what its stages end in."""
     at: dict[Place, Sequence[str]] = {
         "logits": ("logits",),
         "pooled vector": (POOLED,),
@@ -117,4 +115,4 @@ def _layers(places: Sequence[Place], relus: Sequence[str]) -> str:
         "stages": STAGES,
         "before ReLU": relus,
     }
-    return ", ".join(layer for place in places for layer in at[place])
+    return [layer for place in places for layer in at[place]]

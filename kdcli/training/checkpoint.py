@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdcli import __version__
 from kdcli.disk import write_whole
-from kdcli.errors import RunError
+from kdcli.errors import RunError, first_line
 from kdcli.models.weights import save_safetensors
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RunError.of(
             "KD721", f"{path} does not fit this run: {reason}", "start without it, or over with `--overwrite`"
         ) from error
@@ -241,7 +241,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RunError.of(
             "KD712", f"{path} is not a checkpoint that can be loaded safely: {reason}"
         ) from None

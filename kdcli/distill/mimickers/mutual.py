@@ -56,7 +56,6 @@ class MutualMimicker(Mimicker):
                 f"mutual learning takes the logits [B, K] of two networks or more, not {given}",
                 "add a module of type `peer` to `net`, and write `mimic_name: [logits, peer_logits]`",
             )
-
         for option in ("temperature", "standardize", "adapter"):
             for place, part in ((context.path, context.job), ((*context.path, "losses", "loss"), loss)):
                 if getattr(part, option):
