@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath
+from kdcli.spec.check.cautions import check_cautions
 from kdcli.spec.check.components import BOUND, check_arguments, check_component, check_type, choices_of
-from kdcli.spec.check.rules import caches_of, check_cautions, unfit
+from kdcli.spec.check.rules import caches_of, negative_help, unfit
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
-from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
+from kdcli.spec.ranges import parsed, range_of
+from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of, torch_arguments
 
 CALLED_WITH = (
     *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
@@ -179,6 +181,15 @@ def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
                 yield from check_component(
                     component, (*path, key), names, code, what, tables.plugins, help=help
                 )
+                yield from _torch_arguments(component, (*path, key, "kwargs"), what)
+
+
+def _torch_arguments(component: Any, path: SpecPath, what: str) -> Iterator[Diagnostic]:
+    """Arguments of torch's optimizers and schedulers that are of a wrong type or out of their range."""
+    known = torch_arguments(component.type)
+    for name, value in component.kwargs.items():
+        if name in known and value is not None:
+            yield from check_type(name, value, parsed(known[name]), path, f"{what} `{component.type}`")
 
 
 # jobs
@@ -330,7 +341,12 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
     if loss.spec.temperature is not None or job.temperature is not None:
         given.add("T")
     kwargs_path = (*loss.path, "kwargs")
-    yield from check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given)
+    for finding in check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given):
+        weight = _negative_weight(finding, takes)
+        if weight is None:
+            yield finding
+        elif not loss.spec.allow_negative:
+            yield replace(finding, code="KD228", help=negative_help(weight, "beside the `kwargs`"))
     if loss.spec.temperature is not None and "T" in loss.spec.kwargs:
         message = "`T` in `kwargs` and `temperature` are one argument, given twice"
         yield Diagnostic(
@@ -345,6 +361,16 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
         help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
+
+
+def _negative_weight(finding: Diagnostic, takes: Signature) -> str | None:
+    """The name of the weight that a finding is about; None where it is about something else."""
+    if finding.code != "KD328" or finding.path is None:
+        return None
+    name = finding.path[finding.path.index("kwargs") + 1]
+    annotation = takes.kwargs[name].annotation if isinstance(name, str) and name in takes.kwargs else None
+    bounds = None if annotation is None else range_of(annotation)
+    return str(name) if bounds is not None and bounds.weight else None
 
 
 def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic]:
