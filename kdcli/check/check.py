@@ -17,7 +17,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.losses import check_losses
-from kdcli.check.training import check_data, check_stages, check_warm_ups, steps_per_epoch_of
+from kdcli.check.training import (
+    check_batch,
+    check_data,
+    check_lengths,
+    check_stages,
+    check_warm_ups,
+    steps_per_epoch_of,
+)
 from kdcli.data.check import Look, check_files
 from kdcli.data.check_images import Progress
 from kdcli.data.facts import DataFacts, describe
@@ -39,7 +46,7 @@ from kdcli.models.torch_modes import (
     to_fake,
 )
 from kdcli.models.weights import check_weights, find_file
-from kdcli.parallel.devices import student_precision
+from kdcli.parallel.devices import check_threads, student_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
@@ -194,6 +201,10 @@ class _Rehearsal:
                 check_weight_files(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
+            self.findings.found += check_lengths(self.spec, stages, per_epoch)
+            self.findings.found += check_batch(self.spec, samples)
+            with self.findings.part():
+                check_threads(self.spec.runtime)
             if per_epoch is not None:
                 self.findings.found += check_warm_ups(self.spec, stages)
             if len(nets) < len(self.lists):

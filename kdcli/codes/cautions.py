@@ -172,8 +172,9 @@ CAUTIONS: dict[str, Explanation] = {
     ),
     "KD635": Explanation(
         "learning rate that falls over another length than the training's",
-        "CosineAnnealingLR falls until `T_max` epochs and rises again after them; PolynomialLR is 0 after `total_iters`;"
-        " OneCycleLR ends at `total_steps`. Where the training is shorter, the learning rate never comes to its end.",
+        "CosineAnnealingLR falls until `T_max` epochs and rises again after them; PolynomialLR is 0 after"
+        " `total_iters`; OneCycleLR ends at `total_steps`. Where the training is shorter, the learning rate never"
+        " comes to its end.",
         "wrong: max_epoch: 100, kwargs: {T_max: 90}\nright: max_epoch: 100, kwargs: {T_max: 100}",
     ),
     "KD636": Explanation(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.reduce import broadcast_mask, per_count
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 
 @full_precision
@@ -16,7 +16,7 @@ def bce_loss(
     teacher: Tensor,
     mask: Tensor | None = None,
     *,
-    T: Positive = 1.0,
+    T: Temperature = 1.0,
     batch_mean: bool = False,
     from_logits: bool = False,
 ) -> Tensor:

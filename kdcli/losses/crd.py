@@ -14,7 +14,7 @@ from kdcli.losses.parts.draws import drawn_integers, new_salt
 from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows, global_mean
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Count, Positive, Share
+from kdcli.spec.ranges import Count, Share, Temperature
 
 EPS = 1e-7
 
@@ -46,7 +46,7 @@ class ContrastiveRepresentation(StatefulLoss):
         *,
         feat_dim: Count = 128,
         K: Count = 16384,
-        T: Positive = 0.07,
+        T: Temperature = 0.07,
         momentum: Share = 0.5,
     ) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcli.errors import RunError
 from kdcli.losses.parts.inputs import enough_values, full_precision, only_maps, shown
 from kdcli.losses.parts.stateful import ConvRegression, StatefulLoss
-from kdcli.spec.ranges import Count, Positive
+from kdcli.spec.ranges import Count, Positive, Weight
 
 
 class WassersteinFeature(StatefulLoss):
@@ -32,7 +32,7 @@ class WassersteinFeature(StatefulLoss):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        mean_cov_ratio: float = 2.0,
+        mean_cov_ratio: Weight = 2.0,
         grid: Count = 1,
         projector: Literal["bottleneck", "conv"] = "bottleneck",
         hidden: Count = 256,

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import distributed
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Count, Positive
+from kdcli.spec.ranges import Count, NonNegative, Positive, Temperature, Weight
 
 
 class WassersteinLogit(StatefulLoss):
@@ -33,12 +33,12 @@ class WassersteinLogit(StatefulLoss):
         self,
         num_classes: int,
         *,
-        T: Positive = 2.0,
-        gamma: float = 30.0,
-        sharpen: float = 1.0,
+        T: Temperature = 2.0,
+        gamma: Weight = 30.0,
+        sharpen: NonNegative = 1.0,
         sinkhorn_lambda: Positive = 0.05,
         iterations: Count = 10,
-        max_per_class: int = 1000,
+        max_per_class: Count = 1000,
     ) -> None:
         super().__init__()
         self.T, self.gamma, self.sharpen = T, gamma, sharpen

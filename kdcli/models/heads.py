@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from kdcli.errors import RunError, SpecError
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.network import construct
-from kdcli.spec.ranges import Share
+from kdcli.spec.check.components import refuse_misfits, types_of
+from kdcli.spec.ranges import NonNegative, Share, Width
 
 
 class ClsHead(ViewModule):
@@ -30,8 +31,8 @@ class ClsHead(ViewModule):
         self,
         inplanes: int | list[int] | None = None,
         *,
-        num_classes: int | list[int],
-        in_plane: int | None = None,
+        num_classes: Width | list[Width],
+        in_plane: Width | None = None,
         input_feature_idx: int = -1,
         use_pool: bool = True,
         dropout: Share | None = None,
@@ -73,7 +74,7 @@ def _linear(width: int, classes: int) -> nn.Linear:
     return layer
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: NonNegative = 1.0) -> Tensor:
     """Cross entropy in nats, mean over the batch.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K].
@@ -82,7 +83,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) 
 
 
 def label_smooth_ce(
-    logits: Tensor, targets: Tensor, *, smooth_ratio: float, num_classes: int, loss_weight: float = 1.0
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    smooth_ratio: Share,
+    num_classes: Width,
+    loss_weight: NonNegative = 1.0,
 ) -> Tensor:
     """Cross entropy to (1 − s) of the target and s/K for every class, mean over the batch.
 
@@ -99,7 +105,7 @@ def label_smooth_ce(
     return F.cross_entropy(logits, smooth) * loss_weight
 
 
-def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: float = 1.0) -> Tensor:
+def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: NonNegative = 1.0) -> Tensor:
     """Binary cross entropy of each class in nats, mean over batch and classes.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K]. bias: with probabilities,
@@ -144,7 +150,7 @@ def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor
     for name, parameter in options.items():
         if parameter.default is parameter.empty and name not in kwargs:
             raise ValueError(f"cls_loss `{kind}` needs `{name}`")
-
+    refuse_misfits(kwargs, types_of(loss), "cls_loss.kwargs")
     return partial(loss, **kwargs)
 
 

@@ -62,6 +62,27 @@ NonNegative = Annotated[float, Range(at_least=0)]
 CountOrNone = Annotated[int, Range(at_least=0)]
 """How many of something, where 0 is none; an index."""
 
+Temperature = Annotated[float, Range(more_than=0, at_most=10000)]
+"""What logits are divided by before a softmax: beyond, all classes are equal to float32's precision."""
+
+Width = Annotated[int, Range(at_least=1, at_most=1048576)]
+"""How many channels or classes."""
+
+Factor = Annotated[float, Range(more_than=0, at_most=1000)]
+"""What a network's widths are multiplied by."""
+
+Prior = Annotated[float, Range(more_than=0, less_than=1)]
+"""The share of positives that a detector begins with."""
+
+Side = Annotated[int, Range(at_least=1, at_most=65536)]
+"""A height or width in pixels."""
+
+Border = Annotated[int, Range(at_least=0, at_most=65536)]
+"""Pixels around an image."""
+
+PixelValue = Annotated[float, Range(at_least=-1000000, at_most=1000000)]
+"""The value of a pixel, in whatever unit."""
+
 Weight = Annotated[float, Range(at_least=0, weight=True)]
 """What a loss, or a part of one, is multiplied by."""
 

@@ -30,7 +30,7 @@ from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import stated_classes
 from kdcli.models.weights import find_file, load_weights, weights_hash
-from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
+from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device, use_threads
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
@@ -70,8 +70,7 @@ def built(
     spec = parsed.spec
     folder = build_folder(parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
+    use_threads(spec.runtime)
     with ExitStack() as stack:
         sides = sides or Sides(spec, options.places, plugins=options.plugins)
         train_loader = build_data(sides.train, spec, processes)

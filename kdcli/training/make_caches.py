@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import torch
-
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
 from kdcli.errors import RunError
-from kdcli.parallel.devices import to_device
+from kdcli.parallel.devices import to_device, use_threads
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.check.rules import caches_of
@@ -36,8 +34,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         raise RunError.of(
             "KD555", "no teacher of this spec is cached", "say `cache: {}` beside its `mimic_name`"
         )
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
+    use_threads(spec.runtime)
     with ExitStack() as stack:
         sides = Sides(spec, options.places, plugins=options.plugins)
         loader = build_data(sides.train, spec, processes)

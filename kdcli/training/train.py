@@ -118,6 +118,7 @@ class TrainLoop:
             world_size=run.processes.world_size,
             steps_per_epoch=run.steps_per_epoch,
             path=plan.lr_path,
+            steps=plan.steps,
         )
         stage = Stage(plan=plan, teachers=teachers, optimizer=optimizer, rate=rate)
         if resumed is not None:

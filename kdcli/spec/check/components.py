@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 from kdcli.spec.check.signatures import Parameter, Signature, signature
 from kdcli.spec.plugins import is_own, lookup
-from kdcli.spec.ranges import Range, range_of, ranged
+from kdcli.spec.ranges import Range, parsed, range_of, ranged
 from kdcli.spec.schema import Component
 from kdcli.spec.tables import Table, Target
 from kdcli.spec.text.nodes import describe
@@ -160,6 +160,32 @@ def check_type(
         help=_number_help(annotation, value),
         path=(*path, name, *wrong),
     )
+
+
+class WrongArgument(ValueError):
+    """Raised by code that builds from nested mappings. code: KD322 or KD328. path: of the value, below `kwargs`."""
+
+    def __init__(self, finding: Diagnostic) -> None:
+        super().__init__(finding.message)
+        self.code, self.help, self.path = finding.code, finding.help, finding.path or ()
+
+
+def refuse_misfits(given: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Raise WrongArgument for the first value that is of a wrong type or out of its range.
+
+    hints: types by name; what has none fits. where: the keys that lead from `kwargs` to the mapping, with dots.
+    """
+    path = tuple(where.split(".")) if where else ()
+    for name, value in given.items():
+        if name in hints:
+            for finding in check_type(name, value, parsed(hints[name]), path, f"`{where}`"):
+                raise WrongArgument(finding)
+
+
+def types_of(made: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a function or class, with their ranges."""
+    function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    return get_type_hints(function, include_extras=True)
 
 
 def choices_of(annotation: ast.expr) -> list[Any]:

@@ -13,8 +13,8 @@ from kdcli.spec.check.rules import caches_of, negative_help, unfit
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
-from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
 from kdcli.spec.ranges import parsed, range_of
+from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
 from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of, torch_arguments
 
 CALLED_WITH = (
