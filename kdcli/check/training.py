@@ -103,7 +103,7 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
                 help=f"write `total_steps: {stage.steps}`",
                 path=(*stage.lr_path, "kwargs", "total_steps"),
             )
-        if in_steps and per_epoch is not None:
+        if in_steps and per_epoch is not None and stage.name is None:
             yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
 
 

@@ -16,7 +16,7 @@ from kdcli.errors import RunError, SpecError
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.network import construct
 from kdcli.spec.check.components import refuse_misfits, types_of
-from kdcli.spec.ranges import NonNegative, Share, Width
+from kdcli.spec.ranges import Share, TaskWeight, Width
 
 
 class ClsHead(ViewModule):
@@ -74,7 +74,7 @@ def _linear(width: int, classes: int) -> nn.Linear:
     return layer
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: NonNegative = 1.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: TaskWeight = 1.0) -> Tensor:
     """Cross entropy in nats, mean over the batch.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K].
@@ -88,7 +88,7 @@ def label_smooth_ce(
     *,
     smooth_ratio: Share,
     num_classes: Width,
-    loss_weight: NonNegative = 1.0,
+    loss_weight: TaskWeight = 1.0,
 ) -> Tensor:
     """Cross entropy to (1 − s) of the target and s/K for every class, mean over the batch.
 
@@ -105,7 +105,7 @@ def label_smooth_ce(
     return F.cross_entropy(logits, smooth) * loss_weight
 
 
-def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: NonNegative = 1.0) -> Tensor:
+def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: TaskWeight = 1.0) -> Tensor:
     """Binary cross entropy of each class in nats, mean over batch and classes.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K]. bias: with probabilities,

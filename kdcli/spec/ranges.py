@@ -83,6 +83,9 @@ Border = Annotated[int, Range(at_least=0, at_most=65536)]
 PixelValue = Annotated[float, Range(at_least=-1000000, at_most=1000000)]
 """The value of a pixel, in whatever unit."""
 
+TaskWeight = Annotated[float, Range(more_than=0, at_most=1000000)]
+"""What the loss of a task is multiplied by; `task_loss: false` leaves it out."""
+
 Weight = Annotated[float, Range(at_least=0, weight=True)]
 """What a loss, or a part of one, is multiplied by."""
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from kdcli.losses.parts.reduce import per_count
-from kdcli.spec.ranges import NonNegative, Positive, Prior, Share
+from kdcli.spec.ranges import NonNegative, Positive, Prior, Share, TaskWeight
 
 IGNORED_TARGET = -1
 """The class of an anchor that counts in no loss; 0 is the background."""
@@ -25,7 +25,7 @@ class ClassLoss:
     activation: ClassVar[Literal["sigmoid", "softmax"]]
 
     def __init__(
-        self, name: str | None = None, loss_weight: NonNegative = 1.0, init_prior: Prior = 0.01
+        self, name: str | None = None, loss_weight: TaskWeight = 1.0, init_prior: Prior = 0.01
     ) -> None:
         self.loss_weight, self.init_prior = loss_weight, init_prior
 
@@ -49,7 +49,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         self,
         class_dim: Literal[-1, 1] = -1,
         name: str | None = None,
-        loss_weight: NonNegative = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
     ) -> None:
@@ -73,7 +73,7 @@ class SigmoidCrossEntropy(ClassLoss):
     def __init__(
         self,
         name: str | None = None,
-        loss_weight: NonNegative = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
         init_prior: Prior = 0.5,
@@ -101,7 +101,7 @@ class SigmoidFocal(ClassLoss):
         gamma: NonNegative = 2.0,
         init_prior: Prior = 0.01,
         name: str | None = None,
-        loss_weight: NonNegative = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
     ) -> None:
@@ -119,7 +119,7 @@ class L1:
     """Absolute differences, summed."""
 
     def __init__(
-        self, name: str | None = None, loss_weight: NonNegative = 1.0, reduction: Literal["mean"] = "mean"
+        self, name: str | None = None, loss_weight: TaskWeight = 1.0, reduction: Literal["mean"] = "mean"
     ) -> None:
         as_they_are(reduction=(reduction, ("mean",)))
         self.loss_weight = loss_weight
@@ -139,7 +139,7 @@ class SmoothL1(L1):
     def __init__(
         self,
         name: str | None = None,
-        loss_weight: NonNegative = 1.0,
+        loss_weight: TaskWeight = 1.0,
         sigma: Positive = 1.0,
         reduction: Literal["mean"] = "mean",
     ) -> None:

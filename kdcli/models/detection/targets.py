@@ -14,6 +14,7 @@ from kdcli.models.detection.boxes import clip, encode, intersection_over_first, 
 from kdcli.models.detection.losses import IGNORED_TARGET
 from kdcli.spec.ranges import Count, Range, Share
 
+SomeShare = Annotated[float, Range(more_than=0, at_most=1)]
 Outside = Annotated[float, Range(at_least=-65536, at_most=65536)]
 
 SMALLEST_TRUTH = 1.0
@@ -214,7 +215,7 @@ class MaxIouMatcher:
 
     def __init__(
         self,
-        negative_iou_thresh: Share,
+        negative_iou_thresh: SomeShare,
         positive_iou_thresh: Share,
         ignore_iou_thresh: Share,
         allow_low_quality_match: bool,
@@ -258,7 +259,7 @@ MATCHERS = {"max_iou": MaxIouMatcher}
 class NaiveSampler:
     """At most batch_size·positive_percent positives, filled up to batch_size with negatives, at random."""
 
-    def __init__(self, batch_size: Count, positive_percent: Share) -> None:
+    def __init__(self, batch_size: Count, positive_percent: SomeShare) -> None:
         if batch_size < 1 or not 0 <= positive_percent <= 1:
             raise ValueError("batch_size is positive and positive_percent in 0..1")
         self.batch_size, self.positive_percent = batch_size, positive_percent

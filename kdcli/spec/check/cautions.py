@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
@@ -90,11 +90,7 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
         if place.max_iter is not None and scheduler.warmup_iter >= place.max_iter:
             message = f"the warm-up takes {scheduler.warmup_iter} iterations, the training {place.max_iter}"
             yield _warning((*scheduler_path, "warmup_iter"), "KD608", message, "lower `warmup_iter`")
-    for path, place in places:
-        scheduler = place.lr_scheduler or trainer.lr_scheduler
-        if scheduler is not None and place.max_epoch is not None and place.max_iter is None:
-            at: SpecPath = path if place.lr_scheduler is not None else ("trainer",)
-            yield from other_length(scheduler, (*at, "lr_scheduler"), place.max_epoch, "epochs")
+    yield from _other_epochs(places, trainer.lr_scheduler)
     if spec.mimic is None or not spec.distils or spec.mimic.stages or trainer.max_iter is None:
         return
     for name, job in spec.mimic.jobs.items():
@@ -102,6 +98,25 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             message = f"the job's warm-up ends after the training of {trainer.max_iter} iterations"
             path = ("mimic", "jobs", name, "warm_up_iters")
             yield _warning(path, "KD608", message, "lower `warm_up_iters`")
+
+
+def _other_epochs(
+    places: Iterable[tuple[SpecPath, Any]], shared: SchedulerSpec | None
+) -> Iterator[Diagnostic]:
+    """KD635 for schedulers that fall over another number of epochs than every stage that uses them has.
+
+    places: the trainer or the stages. shared: the trainer's, of stages that have none.
+    """
+    uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
+    for path, place in places:
+        scheduler = place.lr_scheduler or shared
+        if scheduler is not None and place.max_epoch is not None and place.max_iter is None:
+            at: SpecPath = path if place.lr_scheduler is not None else ("trainer",)
+            uses.setdefault((*at, "lr_scheduler"), (scheduler, []))[1].append(place.max_epoch)
+    for path, (scheduler, lengths) in uses.items():
+        found = [list(other_length(scheduler, path, length, "epochs")) for length in lengths]
+        if all(found):
+            yield from found[-1]
 
 
 WHOLE_LENGTH = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}

@@ -8,14 +8,23 @@ from typing import Any
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.check.cautions import check_cautions
-from kdcli.spec.check.components import BOUND, check_arguments, check_component, check_type, choices_of
+from kdcli.spec.check.components import (
+    BOUND,
+    check_against,
+    check_arguments,
+    check_component,
+    check_torch_arguments,
+    check_type,
+    choices_of,
+    weight_below_0,
+)
 from kdcli.spec.check.rules import caches_of, negative_help, unfit
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
-from kdcli.spec.ranges import parsed, range_of
+from kdcli.spec.ranges import Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
-from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of, torch_arguments
+from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
 
 CALLED_WITH = (
     *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
@@ -27,6 +36,13 @@ MADE_FROM = (
     *("student_shape", "teacher_shape", "num_samples", "num_classes", "teacher_classifier", "teacher_norms"),
 )
 """The same of the constructor of a loss that is a class."""
+
+
+FOREIGN = ("torchvision.", "timm.")
+"""How the names of networks of other packages begin."""
+
+FOREIGN_ARGUMENTS = {"num_classes": Width, "in_chans": Width}
+"""What all of them call so."""
 
 
 def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
@@ -81,6 +97,12 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
                     code="KD320", message=message, help=help, path=(*path, "kwargs", key), on_key=True
                 )
         return
+    if name == "peer":
+        yield from _network_of_peer(module, path, tables)
+    if name.startswith(FOREIGN):
+        for key, hint in FOREIGN_ARGUMENTS.items():
+            if module.kwargs.get(key) is not None:
+                yield from check_type(key, module.kwargs[key], parsed(hint), (*path, "kwargs"), f"`{name}`")
     help = "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
     if "." in name:
         package, _, attribute = name.rpartition(".")
@@ -92,10 +114,19 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
         "KD308",
         "module type",
         tables.plugins,
-        prefixes=("torchvision.", "timm."),
+        prefixes=FOREIGN,
         hidden=BOUND["module"],
         help=help,
     )
+
+
+def _network_of_peer(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    """Check the arguments of the whole network inside a `peer`; its name is checked as it is built."""
+    network, kwargs = module.kwargs.get("network"), module.kwargs.get("kwargs")
+    target = tables.modules.get(network) if isinstance(network, str) else None
+    if target is not None and isinstance(kwargs, dict):
+        named, inside = f"`{network}`", (*path, "kwargs")
+        yield from check_against(target, kwargs, inside, named, "module type", BOUND["module"])
 
 
 # data and training
@@ -181,15 +212,7 @@ def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
                 yield from check_component(
                     component, (*path, key), names, code, what, tables.plugins, help=help
                 )
-                yield from _torch_arguments(component, (*path, key, "kwargs"), what)
-
-
-def _torch_arguments(component: Any, path: SpecPath, what: str) -> Iterator[Diagnostic]:
-    """Arguments of torch's optimizers and schedulers that are of a wrong type or out of their range."""
-    known = torch_arguments(component.type)
-    for name, value in component.kwargs.items():
-        if name in known and value is not None:
-            yield from check_type(name, value, parsed(known[name]), path, f"{what} `{component.type}`")
+                yield from check_torch_arguments(component, (*path, key, "kwargs"), what)
 
 
 # jobs
@@ -342,7 +365,7 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         given.add("T")
     kwargs_path = (*loss.path, "kwargs")
     for finding in check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given):
-        weight = _negative_weight(finding, takes)
+        weight = weight_below_0(finding, takes)
         if weight is None:
             yield finding
         elif not loss.spec.allow_negative:
@@ -361,16 +384,6 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
         help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
-
-
-def _negative_weight(finding: Diagnostic, takes: Signature) -> str | None:
-    """The name of the weight that a finding is about; None where it is about something else."""
-    if finding.code != "KD328" or finding.path is None:
-        return None
-    name = finding.path[finding.path.index("kwargs") + 1]
-    annotation = takes.kwargs[name].annotation if isinstance(name, str) and name in takes.kwargs else None
-    bounds = None if annotation is None else range_of(annotation)
-    return str(name) if bounds is not None and bounds.weight else None
 
 
 def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic]:
