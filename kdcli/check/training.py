@@ -114,7 +114,7 @@ def check_batch(spec: Spec, samples: int | None) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="KD636",
             severity="warning",
-            message=f"`batch_size` is {size}, and the training data has {samples} samples",
+            message=f"`batch_size` is {size}, and the training data has {samples} sample{'s' if samples != 1 else ''}",
             help="each epoch is one smaller batch: lower `batch_size`",
             path=("dataset", "train", "batch_sampler", "kwargs", "batch_size"),
         )

@@ -157,7 +157,7 @@ def check_type(
     yield Diagnostic(
         code=code,
         message=f"`{name}` of {what} must be {wording(annotation)}, {got}",
-        help=_number_help(annotation, value),
+        help=_number_help(annotation, value) if code == "KD322" else None,
         path=(*path, name, *wrong),
     )
 

@@ -150,13 +150,7 @@ def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnosti
 
 def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterator[Diagnostic]:
     """Check a learned temperature: it lies between `start` and `start + range`, both more than 0."""
-    if isinstance(temperature, Temperature) and temperature.range == 0:
-        message, help = (
-            "`range` is 0: the temperature could not be learned",
-            "write `temperature: 4` for a fixed one",
-        )
-        yield _error((*path, "temperature", "range"), "KD206", message, help)
-    elif isinstance(temperature, Temperature) and temperature.start + temperature.range <= 0:
+    if isinstance(temperature, Temperature) and temperature.start + temperature.range <= 0:
         start = f"{temperature.start:g}"
         message = f"`range` must be more than -{start}, got the number {temperature.range:g}"
         help = f"the temperature is learned between `start` ({start}) and `start + range`"
