@@ -47,7 +47,7 @@ from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_
 from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
-from kdcli.training.run_folder import RunFolder, make_ready, open_folder, with_own_files
+from kdcli.training.run_folder import RunFolder, make_ready, open_folder, refuse_foreign, with_own_files
 from kdcli.training.sides import Sides
 
 
@@ -74,7 +74,7 @@ def claimed_folder(
     """The run folder, held by rank 0 for a `with` block; nothing but its lock is written yet.
 
     say: takes a sentence where an earlier process of this job has to be waited for. Raises RunError on every
-    process, as `kdcli.training.claim.claim`.
+    process, as `refuse_foreign` and `claim`.
     """
     root, results = run_root(parsed), parsed.spec.saver.results_dir
     if options.profile is not None:
@@ -83,6 +83,7 @@ def claimed_folder(
     with ExitStack() as stack:
         if processes.speaks:
             try:
+                refuse_foreign(root)
                 restarted = options.restarted or was_requeued()
                 own = stack.enter_context(claim(root, restarted=restarted, say=say))
             except RunError as error:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -22,12 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from kdcli import __version__
 from kdcli.disk import TEMPORARY, beginning_of, disk_error, folder_gone
 from kdcli.errors import RunError
-from kdcli.training.checkpoint import checkpoints
 
 LOCK = ".lock"
 """Who holds a run folder, as JSON, under flock."""
@@ -44,9 +41,6 @@ PATIENCE_SECONDS = 60.0
 
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 """What flock fails with on a file system without locks."""
-
-NAMED = 3
-"""How many files of a folder that is no run's are named."""
 
 _open_handles: set[int] = set()
 """Descriptors of the claims of this process."""
@@ -86,15 +80,17 @@ def holder_of(path: Path) -> Holder | None:
     """The holder that a lock file names; None where it names none."""
     try:
         content = json.loads(beginning_of(path, 4096))
-        return Holder(
+        holder = Holder(
             host=str(content["host"]),
             pid=int(content["pid"]),
             started=float(content["started"]),
             jobs=tuple(map(str, content["jobs"])),
             token=str(content["token"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+        str(holder)  # a time that is none
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return holder
 
 
 class Claim:
@@ -113,32 +109,32 @@ class Claim:
 
     def take(self) -> bool:
         """Lock the folder; False where another run holds it. Raises OSError."""
-        lock = self.root / LOCK
-        new = not lock.exists()
         try:
-            handle = _locked(lock)
+            handle = _locked(self.root / LOCK)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            return self._take_by_beats(new)
+            return self._take_by_beats()
         if handle is None:
             return False
+        self._lock = _remembered(handle)
         if (self.root / ALIVE).exists():
             # From a machine where this file system has no locks.
             if not _is_stale(self.root / ALIVE):
-                os.close(handle)
+                _closed(handle)
+                self._lock = None
                 return False
             (self.root / ALIVE).unlink(missing_ok=True)
-        self._lock = _remembered(handle)
-        self._made_lock = new
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, self._text(), 0)
+        self._made_lock = os.fstat(handle).st_size == 0
+        with suppress(OSError):  # on a full disk the lock stands without a name
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, self._text(), 0)
         return True
 
-    def _take_by_beats(self, new: bool) -> bool:
+    def _take_by_beats(self) -> bool:
         if not _made_alone(self.root / ALIVE, self._text()):
             return False
-        self._made_lock = new
+        self._made_lock = (self.root / LOCK).stat().st_size == 0
         (self.root / LOCK).write_bytes(self._text())
         threading.Thread(target=self._beat, name="kdcli-claim", daemon=True).start()
         self.notices.append(
@@ -209,9 +205,9 @@ class Claim:
             if self._lock is None and self._is_held():
                 (self.root / ALIVE).unlink()
         with suppress(OSError):
-            # What this claim has made; a folder that is not empty stays.
-            if self._made_lock and [entry.name for entry in self.root.iterdir()] == [LOCK]:
-                (self.root / LOCK).unlink()
+            # What this claim has made; a folder that is not empty stays. Without a file of a run it is no run's.
+            if self._made_lock and all(path.name.startswith(".") for path in self.root.iterdir()):
+                (self.root / LOCK).unlink(missing_ok=True)
             for folder in self._made:
                 folder.rmdir()
         if self._lock is not None:
@@ -226,8 +222,7 @@ def claim(
     """Hold a run folder for a `with` block; it is made where there is none.
 
     restarted: this process takes the place of one that may still be ending, which is waited for; say: takes the
-    sentence that tells so. Raises RunError KD770 where another run holds it, KD771 where it is no run's, KD740 where
-    it can't be written.
+    sentence that tells so. Raises RunError KD770 where another run holds it, KD740 where it can't be written.
     """
     held = _taken(root, restarted, say)
     try:
@@ -241,13 +236,11 @@ def _taken(root: Path, restarted: bool, say: Callable[[str], object] | None) -> 
     attempts = 3
     while True:
         try:
-            refuse_links(root)
-            _refuse_strangers(root)
             held = Claim(root, _this_process(), _make(root))
             try:
                 if held.take():
                     return held
-                other = holder_of(root / LOCK) or holder_of(root / ALIVE)
+                other = holder_of(root / ALIVE) or holder_of(root / LOCK)
             except BaseException:
                 held.release()
                 raise
@@ -275,111 +268,12 @@ def _taken(root: Path, restarted: bool, say: Callable[[str], object] | None) -> 
 
 def _is_its_own(other: Holder | None, own: Holder) -> bool:
     """Whether the holder may be the process that this one takes the place of."""
-    return other is None or not other.jobs or not own.jobs or not set(other.jobs).isdisjoint(own.jobs)
+    return other is None or not own.jobs or not set(other.jobs).isdisjoint(own.jobs)
 
 
 def was_requeued() -> bool:
     """Whether Slurm has started this job before."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-
-
-# folders that are no run's
-
-
-def refuse_links(root: Path) -> None:
-    """Raise RunError KD743 where the folder, or anything in it or in its checkpoints, is a symbolic link."""
-    folders = [folder for folder in (root, root / "checkpoints") if folder.is_dir()]
-    entries = (path for folder in folders for path in folder.iterdir())
-    link = next((path for path in (root, *entries) if path.is_symlink()), None)
-    if link is not None:
-        raise RunError.of(
-            "KD743",
-            f"{link} is a symbolic link: what is written there would lie elsewhere",
-            "remove it, or name the real folder as `saver.save_dir`",
-        )
-
-
-def is_run_folder(root: Path) -> bool:
-    """Whether a folder bears the mark of a run: its lock, its env.json, its metrics or a checkpoint."""
-    lock, env = _json_of(root / LOCK), _json_of(root / "env.json")
-    return (
-        (isinstance(lock, dict) and "kdcli" in lock)
-        or (isinstance(env, dict) and {"kdcli", "run_format"} <= env.keys())
-        or _has_records(root / "metrics.jsonl")
-        or bool(checkpoints(root / "checkpoints"))
-    )
-
-
-def strangers(root: Path) -> list[str]:
-    """What lies in a folder that is no run's; empty for a run's folder, an empty one and what kdcli left there.
-
-    Hidden files count as nothing: no file of a run is called so but its lock.
-    """
-    if not root.is_dir() or is_run_folder(root):
-        return []
-    return sorted(path.name for path in root.iterdir() if not _is_harmless(path))
-
-
-def _refuse_strangers(root: Path) -> None:
-    """Raise RunError KD771 for a folder that is no run's, KD740 for a file in its place."""
-    if root.exists() and not root.is_dir():
-        raise disk_error(root, FileExistsError(errno.EEXIST, "it is a file"))
-    names = strangers(root)
-    if not names:
-        return
-    listed = ", ".join(f"`{name}`" for name in names[:NAMED])
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    raise RunError.of(
-        "KD771",
-        f"{root} is no run's folder: it holds {listed}{more}",
-        "a run would mix its files with them: name a new or empty folder as `saver.save_dir`",
-    )
-
-
-def _is_harmless(path: Path) -> bool:
-    """Whether an entry may lie in the folder of a run that has not begun to train, or of any new disk."""
-    name = path.name
-    if name == LOCK:
-        return path.is_file() and path.stat().st_size == 0
-    if name.startswith(".") or name in ("lost+found", "System Volume Information"):
-        return True
-    if name in ("metrics.jsonl", "train.log"):
-        # A killed start leaves both, the first without a record.
-        return path.is_file() and _size(path.with_name("metrics.jsonl")) == 0
-    if name == "profile":
-        return is_run_folder(path)
-    pattern = _OWN_FOLDERS.get(name)
-    if pattern is None or not path.is_dir():
-        return False
-    return all(pattern.fullmatch(entry.name) for entry in path.iterdir())
-
-
-_OWN_FOLDERS = {
-    "checkpoints": re.compile(rf"step_.*{re.escape(TEMPORARY)}"),
-    "cache": re.compile(r".+-[0-9a-f]{16}"),
-    "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
-}
-"""Folders that `kdcli cache` and a start that was killed leave, and what each may hold."""
-
-
-def _has_records(path: Path) -> bool:
-    """Whether the first line of metrics.jsonl is a record of a run."""
-    try:
-        record = json.loads(beginning_of(path, 1 << 16).partition(b"\n")[0])
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and {"kind", "step", "total_steps", "losses", "time"} <= record.keys()
-
-
-def _json_of(path: Path) -> Any:
-    try:
-        return json.loads(beginning_of(path, 1 << 20))
-    except (OSError, ValueError):
-        return None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 # locks

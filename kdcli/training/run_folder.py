@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.disk import disk_error, sweep_temporary, write_whole
+from kdcli.disk import TEMPORARY, beginning_of, disk_error, sweep_temporary, write_whole
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
@@ -19,7 +21,7 @@ from kdcli.spec.places import Taken, taken_from
 from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints
-from kdcli.training.claim import Claim
+from kdcli.training.claim import LOCK, Claim
 from kdcli.training.environment import environment
 from kdcli.training.run import Run, RunOptions
 
@@ -34,6 +36,9 @@ PROVED = "proved.json"
 
 SAMPLES = "data_{side}_{digest}.tsv.gz"
 """The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.digest)."""
+
+NAMED = 3
+"""How many files of a folder that is no run's are named."""
 
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
@@ -139,6 +144,111 @@ class RunFolder:
         if path.resolve().parent == self.root.resolve():
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
             write_whole(self.root / EXPORTED, text)
+
+
+def refuse_foreign(root: Path) -> None:
+    """Raise RunError for a folder that a run may not write into: a link (KD743), no run's (KD771) ..."""
+    try:
+        _refuse_links(root)
+        _refuse_strangers(root)
+    except OSError as error:
+        raise disk_error(root, error) from error
+
+
+def _refuse_links(root: Path) -> None:
+    """Raise RunError KD743 where the folder, or anything in it or in its checkpoints, is a symbolic link."""
+    folders = [folder for folder in (root, root / "checkpoints") if folder.is_dir()]
+    entries = (path for folder in folders for path in folder.iterdir())
+    link = next((path for path in (root, *entries) if path.is_symlink()), None)
+    if link is not None:
+        raise RunError.of(
+            "KD743",
+            f"{link} is a symbolic link: what is written there would lie elsewhere",
+            "remove it, or name the real folder as `saver.save_dir`",
+        )
+
+
+def is_run_folder(root: Path) -> bool:
+    """Whether a folder bears the mark of a run: its lock, its env.json, its metrics or a checkpoint."""
+    lock, env = _json_of(root / LOCK), _json_of(root / "env.json")
+    return (
+        (isinstance(lock, dict) and "kdcli" in lock)
+        or (isinstance(env, dict) and {"kdcli", "run_format"} <= env.keys())
+        or _has_records(root / "metrics.jsonl")
+        or bool(checkpoints(root / "checkpoints"))
+    )
+
+
+def strangers(root: Path) -> list[str]:
+    """What lies in a folder that is no run's; empty for a run's folder, an empty one and what kdcli left there.
+
+    Hidden files count as nothing: no file of a run is called so but its lock.
+    """
+    if not root.is_dir() or is_run_folder(root):
+        return []
+    return sorted(path.name for path in root.iterdir() if not _is_harmless(path))
+
+
+def _refuse_strangers(root: Path) -> None:
+    """Raise RunError KD771 for a folder that is no run's, KD740 for a file in its place."""
+    if root.exists() and not root.is_dir():
+        raise disk_error(root, FileExistsError(errno.EEXIST, "it is a file"))
+    names = strangers(root)
+    if not names:
+        return
+    listed = ", ".join(f"`{name}`" for name in names[:NAMED])
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    raise RunError.of(
+        "KD771",
+        f"{root} is no run's folder: it holds {listed}{more}",
+        "a run would mix its files with them: name a new or empty folder as `saver.save_dir`",
+    )
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether an entry may lie in the folder of a run that has not begun to train, or of any new disk."""
+    name = path.name
+    if name == LOCK:
+        return path.is_file() and path.stat().st_size == 0
+    if name.startswith(".") or name in ("lost+found", "System Volume Information"):
+        return True
+    if name in ("metrics.jsonl", "train.log"):
+        # A killed start leaves both, the first without a record.
+        return path.is_file() and _size(path.with_name("metrics.jsonl")) == 0
+    if name == "profile":
+        return is_run_folder(path)
+    pattern = _OWN_FOLDERS.get(name)
+    if pattern is None or not path.is_dir():
+        return False
+    return all(pattern.fullmatch(entry.name) for entry in path.iterdir())
+
+
+_OWN_FOLDERS = {
+    "checkpoints": re.compile(rf"step_.*{re.escape(TEMPORARY)}"),
+    "cache": re.compile(r".+-[0-9a-f]{16}"),
+    "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
+}
+"""Folders that `kdcli cache` and a start that was killed leave, and what each may hold."""
+
+
+def _has_records(path: Path) -> bool:
+    """Whether the first line of metrics.jsonl is a record of a run."""
+    try:
+        record = json.loads(beginning_of(path, 1 << 16).partition(b"\n")[0])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"kind", "step", "total_steps", "losses", "time"} <= record.keys()
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(beginning_of(path, 1 << 20))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def open_folder(folder: RunFolder, *, overwrite: bool, resume: bool) -> None:
