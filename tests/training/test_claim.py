@@ -136,11 +136,13 @@ def test_a_forked_child_does_not_keep_the_folder() -> None:
     with claim(ROOT):
         child = context.Process(target=childs.recv, daemon=True)
         child.start()
-    # Released by closing the descriptor, as the system does for a killed process.
-    with claim(ROOT):
-        assert child.is_alive()
-    ours.send("end")
-    child.join(10)
+    try:
+        # Released by closing the descriptor, as the system does for a killed process.
+        with claim(ROOT):
+            assert child.is_alive()
+    finally:
+        ours.send("end")
+        child.join(10)
     assert child.exitcode == 0
 
 
