@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,25 @@ from typing import Any, BinaryIO
 from kdcli.errors import RunError
 
 TEMPORARY = ".tmp"
+
+
+def expanded(name: str | Path) -> Path:
+    """A path as a shell reads it: `~/runs` lies in the home folder. A shell leaves `key=~/runs` as it is."""
+    return Path(os.path.expanduser(name))
+
+
+def beginning_of(path: Path, limit: int) -> bytes:
+    """The first bytes of a regular file; OSError for any other, which might wait for a writer for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        content = b""
+        while len(content) < limit and (part := os.read(handle, limit - len(content))):
+            content += part
+        return content
+    finally:
+        os.close(handle)
 
 
 def write_whole(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], Any]) -> Path:
@@ -71,6 +92,18 @@ def disk_error(path: Path, error: OSError) -> RunError:
         "KD740",
         f"cannot write {path}: {error.strerror or error}",
         "free some space or choose another folder (`saver.save_dir` for a run); what was saved before is whole",
+    )
+
+
+def folder_gone(path: Path, reason: str | None = None) -> RunError:
+    """RunError KD772 for a run folder, or a file in it, that went away. reason: what the system says of it."""
+    what = (
+        f"can't be reached any more: {reason}" if reason else "was deleted, moved or replaced during the run"
+    )
+    return RunError.of(
+        "KD772",
+        f"{path} {what}",
+        "put it back and continue with `--resume`, or start over with the same command",
     )
 
 

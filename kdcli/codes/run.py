@@ -206,4 +206,28 @@ RUN: dict[str, Explanation] = {
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
     ),
+    "KD770": Explanation(
+        "run folder in use",
+        "One run writes to a folder at a time: with two, checkpoints would be mixed and one run's results lost. `.lock`"
+        " in the folder names the process that holds it; once that has ended, however it ended, the folder is free.",
+        "kdcli train cfg.yaml saver.save_dir=runs/second, or runtime.random_seed=2, which has a folder of its own",
+    ),
+    "KD771": Explanation(
+        "folder that is no run's",
+        "The folder holds files, and nothing says that a run has made them: training would replace those of the same"
+        " name (env.json, spec.yaml, metrics.jsonl) and mix its own with the rest.",
+        "wrong: saver.save_dir=~/project\nright: saver.save_dir=~/project/runs/digits",
+    ),
+    "KD772": Explanation(
+        "run folder gone",
+        "The run folder, or its metrics.jsonl, was deleted, moved or replaced while the run wrote there, or its disk"
+        " went away: what came after would be saved nowhere.",
+        "kdcli train cfg.yaml --resume, once the folder is back in its place",
+    ),
+    "KD773": Explanation(
+        "run folder taken over",
+        "The folder's lock belongs to another run now: `.lock` was deleted while this run held it, or this process"
+        " stood still for so long that it was taken for dead. Only one of both may go on writing.",
+        "kdcli train cfg.yaml --resume, once the other run has ended",
+    ),
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
+from kdcli.disk import expanded
 from kdcli.errors import UsageError
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
@@ -55,7 +55,7 @@ def train(arguments: TrainOptions) -> None:
             raise UsageError.of(
                 "a spec from standard input can't be given to several processes", "use a file"
             )
-        prove_for_workers(arguments, parsed)
+        prove_for_workers(arguments, parsed, one_machine=plan.nnodes == 1)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
@@ -67,25 +67,38 @@ def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> R
         arguments,
         parsed,
         overwrite=arguments.overwrite and not again,
-        resume=again if resume is None else True if resume == AUTO else Path(resume),
+        resume=again if resume is None else True if resume == AUTO else expanded(resume),
         restarted=again,
         again=continue_command() or arguments.again(),
         prove=arguments.check,
     )
 
 
-def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
-    """Prove the spec in the launching process, once for all that it starts."""
+def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, *, one_machine: bool) -> None:
+    """Prove the spec in the launching process, once for all that it starts; first that the run folder is free.
+
+    one_machine: else another machine's processes may have claimed the folder for this run already.
+    """
     if not arguments.check:
         return
     import torch
 
     from kdcli.check.proof import LAUNCHER_PROVED
     from kdcli.parallel.distributed import Processes
+    from kdcli.training.build import claimed_folder
 
     processes = Processes(device=torch.device("cpu"))
-    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes)
+    options = options_of(arguments, parsed, again=False)
+    with claimed_folder(parsed, options, processes, say) if one_machine else nullcontext():
+        prove_and_warn(parsed, options, processes)
     os.environ[LAUNCHER_PROVED] = "1"
+
+
+def say(sentence: str) -> None:
+    """A sentence on standard error, at once."""
+    from kdcli.report.console import write
+
+    write(f"{sentence}\n", sys.stderr)
 
 
 def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
@@ -114,7 +127,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.report.live.recorder import Recorder
     from kdcli.report.loggers.logger import LoggedRun, Loggers
     from kdcli.spec.parse import resolved_data
-    from kdcli.training.build import built
+    from kdcli.training.build import built, claimed_folder
     from kdcli.training.train import train as records_of
 
     options = options_of(arguments, parsed, again=started_again())
@@ -123,8 +136,10 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
         processes = stack.enter_context(distributed.processes(device))
+        # First of all: a proof that takes a while must not end in "another run is here".
+        folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
         options, sides = prove_and_warn(parsed, options, processes)
-        run = stack.enter_context(built(parsed, options, processes, sides))
+        run = stack.enter_context(built(parsed, options, processes, sides, folder))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import writing
+from kdcli.disk import folder_gone, writing
 from kdcli.errors import RunError
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
@@ -56,7 +56,10 @@ class MetricsWriter:
         self.close()
 
     def write(self, record: Record) -> None:
-        """Append one record; a Plan is not written, it gives the number of processes and the step."""
+        """Append one record; a Plan is not written, it gives the number of processes and the step.
+
+        Raises RunError KD740 where the disk refuses, KD772 where the file has been deleted.
+        """
         if isinstance(record, Plan):
             self._processes, self._step = record.processes, record.resumed_step
             return
@@ -67,6 +70,8 @@ class MetricsWriter:
             line["images_per_second"] = record.images * self._processes / record.seconds
         line["time"] = now
         with writing(self.path):
+            if not self.path.exists():  # what is written into a deleted file goes nowhere, without an error
+                raise folder_gone(self.path)
             self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
 

@@ -190,12 +190,21 @@ def _with_save_dir(tree: Mapping, source: str) -> Mapping:
         return tree
     name = Path(source).stem if source and not source.startswith("<") else "spec"
     span = tree.span if saver is None else saver.key_span
-    text = f"runs/{name}"
+    text = f"runs/{name}{seed_suffix(tree)}"
     entry = Entry(key="save_dir", key_span=span, value=Scalar(value=text, span=span, text=text))
     made = Mapping(entries=(entry,), span=span)
     if saver is not None and isinstance(saver.value, Mapping):
         made = saver.value.with_entry(entry)
     return tree.with_entry(Entry(key="saver", key_span=span, value=made))
+
+
+def seed_suffix(tree: Mapping) -> str:
+    """`-seed2` where the command line sets `runtime.random_seed` to 2, else nothing: the runs of a sweep differ."""
+    runtime = tree.get("runtime")
+    seed = runtime.get("random_seed") if isinstance(runtime, Mapping) else None
+    if not isinstance(seed, Scalar) or not isinstance(seed.value, int):
+        return ""
+    return f"-seed{seed.value}" if is_argument((seed.span.written or seed.span).source) else ""
 
 
 def _no_mapping(source: str, text: str, message: str) -> Diagnostic:

@@ -17,6 +17,7 @@ from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
+from kdcli.disk import expanded
 from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
@@ -121,7 +122,7 @@ def plan_of(
     if classes is not None:
         facts["classes"] = list(classes)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (default if cache.dir is None else Path(cache.dir)) / f"{name}-{key}"
+    folder = (default if cache.dir is None else expanded(cache.dir)) / f"{name}-{key}"
     return StorePlan(
         name=name,
         path=path,

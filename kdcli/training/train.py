@@ -71,6 +71,7 @@ def train(
         with nullcontext() if resumed is None else fitting(resumed.path):
             restore_average(run, None if resumed is None else resumed.state)
         if run.processes.speaks:
+            run.folder.check_claim()
             write_facts(run)
         with heard.noting():
             for index in range(progress.stage, len(run.stages)):
@@ -168,6 +169,7 @@ class TrainLoop:
         """Yield the losses that wait on the device; raises RunError KD730 where one was not finite."""
         yield from self.losses.flush()
         self.finite.read()
+        self.run.folder.check_claim()
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
@@ -280,6 +282,7 @@ class TrainLoop:
         if exported is not None:
             progress.best, progress.best_step = metrics, progress.step
             if run.processes.speaks:
+                run.folder.check_claim()
                 save_student(run, run.folder.best_student, exported, progress, metrics)
         yield Evaluation(
             step=progress.step,
@@ -304,6 +307,7 @@ class TrainLoop:
         state = run_state(run, progress, stage.optimizer, stage.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:
+            run.folder.check_claim()
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
             flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
@@ -375,6 +379,7 @@ class TrainLoop:
         with run.ema.in_place() if run.ema is not None else nullcontext():
             exported = self.exported()
         if run.processes.speaks:
+            run.folder.check_claim()
             save_student(run, run.folder.student, exported, progress, progress.last)
             run.folder.close(finished)
         yield finished
