@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import writing
+from kdcli.disk import writing, written_beside
 from kdcli.errors import RunError
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
@@ -77,16 +77,13 @@ class MetricsWriter:
         """
         with writing(self.path):
             self._file.close()
-            kept = [
-                line
-                for line, record in _lines(self.path)
-                if record["step"] <= step
-                and record["kind"] != "finished"
-                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
-            ]
-            temporary = self.path.with_name(self.path.name + ".new")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with written_beside(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for line, record in _lines(self.path):
+                    if record["step"] > step or record["kind"] == "finished":
+                        continue
+                    if before_evaluation and record["kind"] == "evaluation" and record["step"] == step:
+                        continue
+                    file.write(line)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
         self._step = step
 

@@ -27,7 +27,14 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.training.checkpoint import Progress, checkpoints, fitting, load_checkpoint, newest_valid
+from kdcli.training.checkpoint import (
+    Progress,
+    checkpoints,
+    fitting,
+    is_checked,
+    load_checkpoint,
+    newest_valid,
+)
 from kdcli.training.join_jobs import jobs_of, requirements_of
 from kdcli.training.optim import average_of, same_meaning
 from kdcli.training.run import FoundCheckpoint, Run, RunOptions
@@ -56,6 +63,9 @@ MAY_DIFFER = (
 
 AVERAGE = "trainer.ema"
 """The key of the moving average; it decides nothing where neither side keeps one."""
+
+LENGTHS = ("trainer.max_iter", "trainer.max_epoch")
+"""Keys that may be larger than the checkpoint's: what was done until then is the same."""
 
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
@@ -159,7 +169,8 @@ def _read(run: UnbuiltRun) -> tuple[dict[str, Any] | None, Path | None, list[Not
     own_first = run.options.restarted or run.spec.saver.auto_resume
     if named is not None and not (own_first and checkpoints(own)):
         if named.is_file():
-            return load_checkpoint(named), named, []
+            state = load_checkpoint(named)
+            return state, named, [] if is_checked(named, state) else [_unchecked(named)]
         if not named.exists() and not isinstance(run.options.resume, Path):
             raise _no_resume_model(run)
         own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
@@ -187,6 +198,11 @@ def _named(run: UnbuiltRun) -> Path | None:
     return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
 
 
+def _unchecked(path: Path) -> Notice:
+    message = f"{path} was renamed and has no checksum inside, as kdcli 0.2 made it: whether it is whole can't be told"
+    return Notice(message=message, level="warning")
+
+
 def _no_resume_model(run: UnbuiltRun) -> SpecError:
     name = run.spec.saver.resume_model or ""
     message = f"there is no checkpoint `{name}`"
@@ -199,7 +215,9 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
         raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
     if len(state["processes"]) != state["world_size"]:
         raise ValueError("it does not hold the state of every process")
-    progress = Progress(**{**state["progress"], "bad_samples": _rows(state["progress"])})
+    kept = {"scheduled": state["progress"]["last"], **state["progress"]}
+    progress = Progress(**{**kept, "bad_samples": _rows(kept)})
+    _continue_epoch(run, progress, state["batches"])
     before, now = state["batches"], len(run.train_loader)
     if before != now:
         progress.batch = progress.batch * now // before
@@ -209,6 +227,13 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
     # A finished run goes on where the user lets it be longer now.
     progress.over = progress.over and progress.stage_step >= run.stages[progress.stage].steps
     return progress
+
+
+def _continue_epoch(run: Run, progress: Progress, batches: int) -> None:
+    """Set the place in the epoch where a run of before 0.3 ended in mid-epoch: it had moved to the next one."""
+    steps, rest = divmod(progress.stage_step, -(-batches // run.accumulate))
+    if progress.over and len(run.stages) == 1 and not progress.batch and rest:
+        progress.epoch, progress.batch = steps, rest * run.accumulate
 
 
 def _tests_otherwise(run: Run, state: dict[str, Any]) -> bool:
@@ -238,6 +263,9 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     keys = differing_keys(state["spec"], run.parsed.resolved_yaml())
     errors: list[Diagnostic] = []
     differing = [key for key in keys if not _among(key, allowed)]
+    longer = _longer(state["spec"], run.parsed.resolved_yaml(), differing)
+    if longer:
+        differing = []
     if differing:
         errors += RunError.of(
             "KD715",
@@ -253,7 +281,23 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
     if errors or others:
         raise RunError([*errors, *others])
-    return notices
+    return [*longer, *notices]
+
+
+def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
+    """A notice where a run is continued that differs in nothing but its length, which is larger; else none."""
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    if not differing or any(key.startswith("mimic.stages.") for key in new):
+        return []
+    words = []
+    for key in differing:
+        was, is_now = old.get(key), new.get(key)
+        if key not in LENGTHS or not isinstance(was, int) or not isinstance(is_now, int) or is_now <= was:
+            return []
+        words.append(f"{key} is {is_now:,}, it was {was:,}")
+    schedule = new.get("trainer.lr_scheduler.type")
+    stays = f"; {schedule} stays as it is written, it does not grow with the run" if schedule else ""
+    return [Notice(message=f"the run is made longer: {', '.join(words)}{stays}")]
 
 
 def _compare_data(

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from kdcli import __version__
-from kdcli.disk import disk_error, sweep_temporary, write_whole
+from kdcli.disk import disk_error, sweep_temporary, write_whole, writing
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
@@ -97,6 +97,11 @@ class RunFolder:
             if path is not None:
                 write_whole(path, text)
 
+    def reopen(self) -> None:
+        """Mark the run as not finished: it goes on."""
+        with writing(self.finished):
+            self.finished.unlink(missing_ok=True)
+
     def samples(self, side: str, digest: str) -> Path:
         """The file that lists one side's samples. digest: its SHA-256, in hex digits."""
         return self.root / SAMPLES.format(side=side, digest=digest[:16])
@@ -173,8 +178,8 @@ def make_ready(folder: RunFolder) -> None:
     """Create the folders and delete half-written files of a killed process; raises RunError KD740."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        sweep_temporary(folder.root)
-        sweep_temporary(folder.checkpoints)
+        for place in (folder.root, folder.checkpoints, folder.root / "cache"):
+            sweep_temporary(place)
     except OSError as error:
         raise disk_error(folder.root, error) from None
 
