@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 
 from kdcli.data.digest import (
-    MISSING,
-    Changes,
     Digest,
     Listing,
-    Other,
     changes,
+    in_words,
     listing_from,
+    names_in_words,
     other_pixels,
     probed_ids,
     unpacked,
@@ -71,12 +70,6 @@ SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
 
 RESUME_MODEL: SpecPath = ("saver", "resume_model")
-
-EXAMPLES = 3
-"""How many names are listed of each kind of change."""
-
-LONGEST = 120
-"""A longer name is cut to its last characters."""
 
 WHAT = {
     "train": "the training data is not what the checkpoint was trained on",
@@ -423,7 +416,7 @@ def _of_lists(side: str, listing: str, digest: Digest, folder: RunFolder) -> lis
     if before is None:
         return [f"its list of samples differs (the one before, {path}, is missing or damaged)"]
     new = listing_from(now)
-    return _in_words(changes(before, new), before, new) or ["its list of samples differs"]
+    return in_words(changes(before, new), before, new) or ["its list of samples differs"]
 
 
 def _read_listing(path: Path, listing: str) -> Listing | None:
@@ -434,47 +427,6 @@ def _read_listing(path: Path, listing: str) -> Listing | None:
         return listing_from(text) if text is not None and same else None
     except (OSError, ValueError):
         return None
-
-
-def _in_words(changes: Changes, before: Listing, now: Listing) -> list[str]:
-    """The difference in words; the order of the samples only where nothing else differs."""
-    thing = "sample" if now.kind == "arrays" else "image"
-    phrases = []
-    if changes.came:
-        phrases.append(f"{_count(changes.came, thing)} came ({_names(changes.came)})")
-    if changes.went:
-        phrases.append(f"{_count(changes.went, thing)} went ({_names(changes.went)})")
-    if changes.labels:
-        several = len(changes.labels) > 1
-        if now.kind == "boxes":
-            what = f"{'have' if several else 'has'} other boxes ({_names([o.name for o in changes.labels])})"
-        else:
-            examples = [f"{_shown(o.name)} from {o.before} to {o.now}" for o in changes.labels[:EXAMPLES]]
-            what = f"changed {'their' if several else 'its'} label ({_list(examples, changes.labels)})"
-        phrases.append(f"{_count(changes.labels, thing)} {what}")
-    if changes.contents:
-        verb = "have" if len(changes.contents) > 1 else "has"
-        if now.kind == "arrays":
-            what = f"other pixels ({_names([o.name for o in changes.contents])})"
-        else:
-            what = (
-                f"another size ({_list(list(map(_resized, changes.contents[:EXAMPLES])), changes.contents)})"
-            )
-        phrases.append(f"{_count(changes.contents, thing)} {verb} {what}")
-    if changes.classes:
-        phrases.append(_of_classes(before.classes or (), now.classes or ()))
-    if changes.truth and not phrases:
-        phrases.append("the annotations that it is measured by are others")
-    if changes.reordered and not phrases:
-        phrases.append("its samples come in another order")
-    return phrases
-
-
-def _of_classes(before: Sequence[str], now: Sequence[str]) -> str:
-    came = [name for name in now if name not in set(before)]
-    went = [name for name in before if name not in set(now)]
-    phrases = [f"{_names(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
-    return f"of its classes {' and '.join(phrases)}" if phrases else "its classes come in another order"
 
 
 def _of_pixels(kept: Any, digest: Digest) -> list[str]:
@@ -491,31 +443,7 @@ def _of_pixels(kept: Any, digest: Digest) -> list[str]:
     phrase = f"{looked} {'have' if len(places) > 1 else 'has'} other pixels"
     # A test sample that can't be read is left out of the probe: which is which is not known then.
     return [
-        f"{phrase} ({_names([names[ids[p]] for p in places])})" if len(ids) == len(digest.probe) else phrase
+        f"{phrase} ({names_in_words([names[ids[p]] for p in places])})"
+        if len(ids) == len(digest.probe)
+        else phrase
     ]
-
-
-def _resized(other: Other) -> str:
-    name = _shown(other.name)
-    if other.now == MISSING:
-        return f"{name} is missing"
-    if other.before == MISSING:
-        return f"{name} was missing"
-    return f"{name} from {other.before} to {other.now} bytes"
-
-
-def _count(items: Sequence[Any], thing: str) -> str:
-    return f"{len(items):,} {thing}{'s' if len(items) != 1 else ''}"
-
-
-def _names(names: Sequence[str]) -> str:
-    return _list([_shown(name) for name in names[:EXAMPLES]], names)
-
-
-def _list(examples: Sequence[str], all_: Sequence[Any]) -> str:
-    return ", ".join(examples) + (", ..." if len(all_) > len(examples) else "")
-
-
-def _shown(name: str) -> str:
-    plain = name.encode("utf-8", "backslashreplace").decode()
-    return f"`{plain if len(plain) <= LONGEST else '...' + plain[-LONGEST:]}`"
