@@ -98,6 +98,8 @@ def sweep_temporary(folder: Path, name: str | None = None) -> None:
             continue
         named = match.groupdict()
         meant = named.get("name") or f"{named['stem']}{named['suffix']}"
+        while (inner := LEFTOVERS[0].fullmatch(meant)) is not None:  # the temporary file of a temporary file
+            meant = inner["name"]
         if (name is None or meant == name) and _is_left(path, int(named["pid"]), named.get("computer")):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -93,12 +93,21 @@ class MetricsWriter:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
+def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl, one at a time and in order; lines that are no records are skipped.
+
+    Raises RunError KD750 where the file can't be read.
+    """
     try:
-        return [record for _, record in _lines(path)]
+        for _, record in _lines(path):
+            yield record
     except OSError as error:
         raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of metrics.jsonl at once: of a short run."""
+    return list(metrics_of(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
