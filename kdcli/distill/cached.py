@@ -325,7 +325,7 @@ class Store:
             new = rows[there & ~self.proved[number, rows]]
             if len(new):
                 first = self._place(number)
-                sums = _checksums(self._stored(new, number), new, first)
+                sums = _checksums(self._stored(new, number))
                 good = (self.checks[new, first : first + sums.shape[1]] == sums).all(1)
                 self.proved[number, new] = good
                 there &= ~torch.isin(rows, new[~good])
@@ -340,7 +340,7 @@ class Store:
                 file[rows] = part
             if self.checks is not None:
                 first = self._place(number)
-                self.checks[rows, first : first + len(parts)] = _checksums(parts, rows, first)
+                self.checks[rows, first : first + len(parts)] = _checksums(parts)
         self.proved[:, rows] = True
         self.written[rows] = 1
         self.waiting.append(rows)
@@ -390,13 +390,12 @@ def _files(folder: Path, number: int, column: Column) -> list[Path]:
     return [folder / f"{number}.{kind}" for kind in kinds]
 
 
-def _checksums(parts: Sequence[Tensor], rows: Tensor, first: int) -> Tensor:
-    """int32 [n, parts]: the CRC-32 of each row of each part; it differs by row and by file, whose first is `first`."""
-    sums = np.empty((len(rows), len(parts)), dtype=np.uint32)
+def _checksums(parts: Sequence[Tensor]) -> Tensor:
+    """int32 [n, parts]: the CRC-32 of each row of each part [n, ...]."""
+    sums = np.empty((len(parts[0]), len(parts)), dtype=np.uint32)
     for number, part in enumerate(parts):
-        raw = part.contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
-        for index, row in enumerate(rows.tolist()):
-            sums[index, number] = zlib.crc32(raw[index], (row * 257 + first + number) & 0xFFFFFFFF)
+        for index, row in enumerate(part.contiguous().reshape(len(part), -1).view(torch.uint8).numpy()):
+            sums[index, number] = zlib.crc32(row)
     return torch.from_numpy(sums.view(np.int32))
 
 

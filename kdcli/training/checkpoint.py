@@ -253,7 +253,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError.of("KD713", f"{path} is not a checkpoint of this version of kdcli")
     if state.get(SEALED) is True and whole is None:
         raise _damaged(path, "the checksum that it was saved with is missing")
-    step = state.get("progress", {}).get("step")
+    progress = state.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else None
     if match is not None and step not in (None, int(match[1])):
         raise _damaged(path, f"its name says step {int(match[1])}, and it holds step {step}")
     return state

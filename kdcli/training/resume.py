@@ -282,6 +282,8 @@ def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
     if not differing or any(key.startswith("mimic.stages.") for key in new):
         return []
+    if new.get("trainer.max_iter") is not None and "trainer.max_iter" not in differing:
+        return []  # it decides the length, whatever `max_epoch` says
     words = []
     for key in differing:
         was, is_now = old.get(key), new.get(key)

@@ -180,6 +180,7 @@ def make_ready(folder: RunFolder) -> None:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for place in (folder.root, folder.checkpoints, folder.root / "cache"):
             sweep_temporary(place)
+        (folder.root / "metrics.jsonl.new").unlink(missing_ok=True)  # of kdcli 0.2, which gave it this name
     except OSError as error:
         raise disk_error(folder.root, error) from None
 

@@ -14,6 +14,7 @@ import torch
 
 from kdcli import disk
 from kdcli.errors import RunError
+from kdcli.models.weights import read_weights
 from kdcli.training.checkpoint import (
     FORMAT,
     checkpoints,
@@ -110,6 +111,19 @@ def test_200_damages_are_noticed_whatever_the_name(tmp_path: Path) -> None:
             assert str(path) in str(error)
             refused += 1
     assert refused >= 190
+
+
+def test_a_checkpoint_that_lost_its_checksum_is_refused_for_that(tmp_path: Path) -> None:
+    data = save_checkpoint(tmp_path, 7, small_state(7), keep=1).read_bytes()
+    weights = small_state(7)["trainee"]["a"].numpy().tobytes()  # type: ignore[index]
+    path = tmp_path / "renamed.pt"
+    for old, new in ((b"kdcli sha256", b"kdcli sha257"), (weights[:80], weights[80:160])):
+        assert data.count(old) == 1
+        data = data.replace(old, new)
+    path.write_bytes(data)
+    for read in (load_checkpoint, read_weights):
+        with pytest.raises(RunError, match=r"KD711|KD537"):
+            read(path)
 
 
 def test_a_checkpoint_whose_name_says_another_step_is_refused(tmp_path: Path) -> None:
