@@ -35,8 +35,9 @@ RUN: dict[str, Explanation] = {
     ),
     "KD711": Explanation(
         "damaged checkpoint",
-        "The bytes do not give the checksum in the file's name; the one before is tried.",
-        "delete the file and resume again",
+        "The bytes do not give the checksum inside the file, or the one in its name; or the name says another step"
+        " than the file holds. Where the newest is looked for, the one before is tried.",
+        "delete the file and resume again: kdcli train cfg.yaml --resume",
     ),
     "KD712": Explanation(
         "checkpoint that is not safe to load",
@@ -55,8 +56,9 @@ RUN: dict[str, Explanation] = {
     ),
     "KD715": Explanation(
         "checkpoint of another spec",
-        "A run is continued with the spec that began it; these keys differ.",
-        "put them back, or --allow-changed trainer.max_epoch",
+        "A run is continued with the spec that began it; these keys differ. A larger `max_epoch` or `max_iter` alone is"
+        " no reason: the run is made longer.",
+        "put them back, or --allow-changed trainer.optimizer.kwargs.lr",
     ),
     "KD716": Explanation(
         "teacher with other weights",

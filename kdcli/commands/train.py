@@ -197,4 +197,5 @@ def cache(options: CacheOptions) -> None:
         distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
         for notice in make_caches(parsed, run_options(options, parsed), processes):
-            write(notice.message + "\n", sys.stderr)
+            level = "warning: " if notice.level == "warning" else ""
+            write(f"{level}{notice.message}\n", sys.stderr)

@@ -239,7 +239,7 @@ def _row(compared: RunComparison, group: Group) -> list[str]:
 
 
 def _steps(group: Group) -> str:
-    steps = [run.steps[-1]["step"] if run.steps else 0 for run in group.runs]
+    steps = [run.steps.last["step"] if run.steps.last else 0 for run in group.runs]
     return f"unfinished, step {min(steps)}"
 
 

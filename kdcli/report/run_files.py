@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import folder_gone, writing
+from kdcli.disk import folder_gone, writing, written_beside
 from kdcli.errors import RunError
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
@@ -82,16 +82,13 @@ class MetricsWriter:
         """
         with writing(self.path):
             self._file.close()
-            kept = [
-                line
-                for line, record in _lines(self.path)
-                if record["step"] <= step
-                and record["kind"] != "finished"
-                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
-            ]
-            temporary = self.path.with_name(self.path.name + ".new")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with written_beside(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for line, record in _lines(self.path):
+                    if record["step"] > step or record["kind"] == "finished":
+                        continue
+                    if before_evaluation and record["kind"] == "evaluation" and record["step"] == step:
+                        continue
+                    file.write(line)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
         self._step = step
 
@@ -101,12 +98,21 @@ class MetricsWriter:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
+def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl, one at a time and in order; lines that are no records are skipped.
+
+    Raises RunError KD750 where the file can't be read.
+    """
     try:
-        return [record for _, record in _lines(path)]
+        for _, record in _lines(path):
+            yield record
     except OSError as error:
         raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of metrics.jsonl at once: of a short run."""
+    return list(metrics_of(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
-from kdcli.disk import expanded
+from kdcli.disk import TEMPORARY, expanded, sweep_temporary
 from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
@@ -154,10 +154,16 @@ def opened(
             f"{plan.name} is cached in {plan.folder} ({gigabytes(plan.size)}: "
             f"{plan.facts['samples']:,} samples x {views}{share})"
         )
+        if store.checks is None:
+            notices.append(
+                f"{plan.folder} has no checksums, as kdcli 0.2 made it: damage to it can't be noticed; "
+                "delete it to have it made anew"
+            )
     return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
 
 
 def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
+    sweep_temporary(plan.folder.parent)
     meta = read_meta(plan.folder)
     probe = probe_of(loader)
     notices = []
@@ -184,7 +190,7 @@ def _others(plan: StorePlan) -> list[str]:
     notices = []
     for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
         meta = read_meta(folder)
-        if meta is None or folder == plan.folder:
+        if meta is None or folder == plan.folder or folder.suffix == TEMPORARY:
             continue
         before, now = meta.get("facts", {}), _plain(plan.facts)
         differs = [words for key, words in WHAT.items() if before.get(key) != now.get(key)]
@@ -228,6 +234,22 @@ def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
             ) from error
     if cached:
         processes.wait()
+
+
+def damaged_rows(sources: Mapping[str, ViewSource], processes: Processes) -> list[str]:
+    """Warnings of cache rows that were damaged since the last call, and made anew; every process takes part."""
+    messages = []
+    for source in sources.values():
+        if isinstance(source, CachedTeacher):
+            count = sum(processes.gather(source.store.damaged))
+            source.store.damaged = 0
+            if count:
+                rows, were = ("row", "was") if count == 1 else ("rows", "were")
+                messages.append(
+                    f"{count:,} {rows} of the cache {source.store.folder} {were} not as stored (damaged on the disk, "
+                    f"or changed by something else): {source.teacher.name} has computed them again"
+                )
+    return messages
 
 
 def gigabytes(size: float) -> str:

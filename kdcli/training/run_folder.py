@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.disk import TEMPORARY, beginning_of, disk_error, sweep_temporary, write_whole
+from kdcli.disk import TEMPORARY, beginning_of, disk_error, sweep_temporary, write_whole, writing
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
@@ -104,6 +104,11 @@ class RunFolder:
         for path in (self.results, self.finished):
             if path is not None:
                 write_whole(path, text)
+
+    def reopen(self) -> None:
+        """Mark the run as not finished: it goes on."""
+        with writing(self.finished):
+            self.finished.unlink(missing_ok=True)
 
     def samples(self, side: str, digest: str) -> Path:
         """The file that lists one side's samples. digest: its SHA-256, in hex digits."""
@@ -277,8 +282,9 @@ def make_ready(folder: RunFolder) -> None:
     """Create the folders and delete half-written files of a killed process; raises RunError KD740."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        sweep_temporary(folder.root)
-        sweep_temporary(folder.checkpoints)
+        for place in (folder.root, folder.checkpoints, folder.root / "cache"):
+            sweep_temporary(place)
+        (folder.root / "metrics.jsonl.new").unlink(missing_ok=True)  # of kdcli 0.2, which gave it this name
     except OSError as error:
         raise disk_error(folder.root, error) from None
 

@@ -19,7 +19,7 @@ from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
-from kdcli.training.caches import flush_all
+from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
     fitting,
@@ -73,6 +73,8 @@ def train(
         if run.processes.speaks:
             run.folder.check_claim()
             write_facts(run)
+            if not progress.over:
+                run.folder.reopen()
         with heard.noting():
             for index in range(progress.stage, len(run.stages)):
                 yield from loop.stage(index, resumed)
@@ -163,6 +165,7 @@ class TrainLoop:
                     yield self.save(stage)
         yield from self.flush()
         flush_all(run.sources, run.processes)
+        yield from warnings(damaged_rows(run.sources, run.processes))
         yield from self.after_epoch(stage)
 
     def flush(self) -> Iterator[Record]:
@@ -194,7 +197,7 @@ class TrainLoop:
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(progress.last.get(run.task.primary))
+        stage.rate.advance(progress.scheduled.get(run.task.primary))
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
@@ -236,9 +239,13 @@ class TrainLoop:
         whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
         number = progress.epoch + 1
-        if over or (whole_epoch and number % trainer.test_freq == 0):
+        due = whole_epoch and number % trainer.test_freq == 0
+        if over or due:
             yield from self.evaluate(stage)
-        if whole_epoch or ended:
+        if due:
+            progress.scheduled = progress.last
+        # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
+        if whole_epoch or (ended and not over):
             progress.epoch, progress.batch = number, 0
         progress.over = over
         if ended and not over:
