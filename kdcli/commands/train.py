@@ -51,10 +51,9 @@ def train(arguments: TrainOptions) -> None:
         if plan is None:
             run_here(arguments, parsed, interrupts)
             return
-        if arguments.spec == "-":
-            raise UsageError.of(
-                "a spec from standard input can't be given to several processes", "use a file"
-            )
+        if arguments.spec == "-" or not Path(arguments.spec).is_file():
+            whence = "standard input" if arguments.spec == "-" else "a pipe"
+            raise UsageError.of(f"a spec from {whence} can't be given to several processes", "use a file")
         prove_for_workers(arguments, parsed)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
