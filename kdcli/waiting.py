@@ -24,6 +24,7 @@ class _Wait:
     what: Callable[[], str | None]
     began: float
     due: float
+    shared: bool
     name: str | None = None
 
     def tell(self, seconds: float) -> None:
@@ -34,6 +35,8 @@ class _Wait:
             self.name = self.what()
             if self.name is not None:
                 say(f"waiting for {self.name} ({seconds:.0f} s so far)")
+                if self.shared and listener is not None:
+                    listener(self.name)
 
 
 class _Watch:
@@ -60,23 +63,29 @@ class _Watch:
 
 _watch = _Watch()
 
+listener: Callable[[str | None], None] | None = None
+"""Hears what this process waits for alone: those who wait for it are told. None: the wait is over."""
+
 
 def _forget() -> None:
     """In a forked process: no thread is running there."""
-    global _watch
-    _watch = _Watch()
+    global _watch, listener
+    _watch, listener = _Watch(), None
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
-def waiting(what: Callable[[], str | None], after: float | None = None) -> Iterator[None]:
+def waiting(
+    what: Callable[[], str | None], after: float | None = None, *, shared: bool = True
+) -> Iterator[None]:
     """A `with` block that waits: where it takes long, a notice names what it waits for.
 
     what: asked in another thread when the notice is due; None for a wait that others tell of. after: seconds.
+    shared: whether `listener` hears of it.
     """
-    wait = _Wait(what, time.monotonic(), FIRST_SECONDS if after is None else after)
+    wait = _Wait(what, time.monotonic(), FIRST_SECONDS if after is None else after, shared)
     _watch.start()
     _watch.waits.add(wait)
     try:
@@ -85,6 +94,8 @@ def waiting(what: Callable[[], str | None], after: float | None = None) -> Itera
         _watch.waits.discard(wait)
         if wait.name is not None:
             say(f"waited {time.monotonic() - wait.began:.0f} s for {wait.name}")
+            if shared and listener is not None:
+                listener(None)
 
 
 def say(text: str) -> None:

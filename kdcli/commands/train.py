@@ -121,7 +121,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
-        processes = stack.enter_context(distributed.processes(device))
+        facts = facts_of(parsed, arguments)
+        processes = stack.enter_context(distributed.processes(device, facts=facts))
         options, sides = prove_and_warn(parsed, options, processes)
         run = stack.enter_context(built(parsed, options, processes, sides))
         if arguments.profile is not None:
@@ -154,6 +155,15 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
                 recorder.take(record)
 
 
+def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict[str, object]:
+    """What every process of one run must have been given alike: the spec as it was read, and options."""
+    from kdcli.spec.parse import resolved_data
+
+    names = ("resume", "overwrite", "allow_changed", "plugins", "profile", "check", "report")
+    options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {"the spec": resolved_data(parsed.spec), "the command line": options}
+
+
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     """Profile some steps; print the result, and write it to profile.txt in the run folder."""
     from kdcli.report.analysis_text import profile_text
@@ -178,7 +188,9 @@ def cache(options: CacheOptions) -> None:
     with (
         located(parsed),
         oom_as_error(parsed.spec),
-        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
+        distributed.processes(
+            options.device or parsed.spec.runtime.device, facts=facts_of(parsed, options)
+        ) as processes,
     ):
         for notice in make_caches(parsed, run_options(options, parsed), processes):
             write(notice.message + "\n", sys.stderr)

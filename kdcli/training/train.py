@@ -146,7 +146,8 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                self.step(stage, group)
+                with run.processes.meeting_at(f"step {progress.step + 1}"):
+                    self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
