@@ -348,7 +348,7 @@ def ranks_text(ranks: Sequence[int]) -> str:
             spans[-1].append(rank)
         else:
             spans.append([rank])
-    parts = [str(s[0]) if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in spans]
+    parts = [", ".join(map(str, s)) if len(s) < 3 else f"{s[0]} to {s[-1]}" for s in spans]
     if len(parts) > 2 * MOST_NAMED:
         parts = [*parts[: 2 * MOST_NAMED], f"... ({len(ranks)} in all)"]
     return f"process{'es' if len(ranks) != 1 else ''} {', '.join(parts)}"
