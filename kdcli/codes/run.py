@@ -208,6 +208,11 @@ RUN: dict[str, Explanation] = {
         "Curves are drawn with matplotlib, which only the extra `report` installs.",
         "pip install 'kdcli[report]'",
     ),
+    "KD756": Explanation(
+        "epoch without a batch",
+        "The data said how many batches it has and gave none: going on would be a loop that never ends.",
+        "wrong: an own dataset over a generator, which is empty the second time",
+    ),
     "KD760": Explanation(
         "export without its libraries",
         "The format is written and proved with libraries that only an extra installs.",

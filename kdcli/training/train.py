@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.disk import flush_to_disk
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.trainee import total_of
+from kdcli.errors import RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
@@ -160,6 +161,12 @@ class TrainLoop:
                 if save:
                     yield from self.flush()
                     yield self.save(stage)
+        if progress.batch == first < batches_due:
+            raise RunError.of(
+                "KD756",
+                f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
+                "an own dataset must be readable as often as there are epochs: no generator that ends",
+            )
         yield from self.flush()
         flush_all(run.sources, run.processes)
         yield from self.after_epoch(stage)
