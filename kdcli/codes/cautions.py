@@ -143,4 +143,11 @@ CAUTIONS: dict[str, Explanation] = {
         " before the softmax, or leave it out of the student's forward.",
         "wrong: mimic_name: [model.softmax]\nright: mimic_name: ['model.softmax:in']",
     ),
+    "KD640": Explanation(
+        "cache with few views",
+        "Random transforms are drawn anew in each epoch; a cached teacher has seen `views` of them, and the student"
+        " sees the same ones over and over. It may learn these by heart: a low training loss then says less, and a"
+        " baseline with fresh pixels is no equal comparison.",
+        "more: cache: {views: 20}\nnone: leave `cache` out",
+    ),
 }

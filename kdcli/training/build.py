@@ -39,7 +39,7 @@ from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import GT_FILE, TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
-from kdcli.training.caches import sources_of
+from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
 from kdcli.training.optim import MovingAverage, average_of
@@ -103,6 +103,8 @@ def built(
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        batches = len(train_loader) or 1
+        known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))

@@ -303,3 +303,33 @@ def test_twenty_thousand_wrong_keys_are_found_in_time_that_grows_with_their_numb
     assert len(found) > 19_000
     # 15 to 40 s where each key was looked up among all others, and without an end on one line.
     assert time.process_time() - started < 12.0
+
+
+BUDGET = "dataset.train.dataloader.kwargs.bad_sample_budget"
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("20", 20), ("0", 0), ("1e3", 1000), ("0.01", 0.01), ("1%", 0.01), ("12.5 %", 0.125), ("0%", 0)],
+)
+def test_a_budget_of_bad_samples_is_a_number_or_a_share(text: str, budget: float) -> None:
+    parsed = good(BASE, f"{BUDGET}={text}")
+    found = parsed.spec.dataset.train.dataloader.kwargs.bad_sample_budget
+    assert (found, type(found)) == (budget, type(budget))
+    assert good(parsed.resolved_yaml()).spec == parsed.spec
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1.5", "KD206: `bad_sample_budget` must be less than 1, got the number 1.5"),
+        ("-1", "KD206: `bad_sample_budget` must be at least 0, got the number -1"),
+        (
+            "many",
+            "KD204: `bad_sample_budget` must be a number of samples, or a share of all such as 0.01 or 1%, "
+            "got the text 'many'",
+        ),
+    ],
+)
+def test_what_is_no_budget_of_bad_samples(text: str, said: str) -> None:
+    assert [f"{one.code}: {one.message}" for one in findings(BASE, f"{BUDGET}={text}")] == [said]
