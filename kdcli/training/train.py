@@ -40,6 +40,10 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.waiting import waiting
+
+FORWARD_SECONDS = 60.0
+"""After so long a forward pass is told: code of the user's may hang in it."""
 
 
 def train(
@@ -147,8 +151,7 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                with run.processes.meeting_at(f"step {progress.step + 1}"):
-                    self.step(stage, group)
+                self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
@@ -206,13 +209,16 @@ class TrainLoop:
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
-        # Teachers first: their transient peak must not stack on the student's saved activations.
-        views = {name: run.sources[name].view(batch) for name in stage.teachers}
+        number = step_info.step + 1
         with self.ddp.gradients(last=last):
-            with run.autocast or nullcontext():
-                losses = self.ddp.model(batch, views, step_info)
+            with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
+                # Teachers first: their transient peak must not stack on the student's saved activations.
+                views = {name: run.sources[name].view(batch) for name in stage.teachers}
+                with run.autocast or nullcontext():
+                    losses = self.ddp.model(batch, views, step_info)
             total = total_of(losses) * share
-            (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
+            with run.processes.meeting_at(f"the gradients of step {number}"):
+                (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -314,5 +313,6 @@ def test_a_stopped_process_is_named(folder: Path) -> None:
     while "waiting for process 1" not in tasks[0].screen() and time.monotonic() < until:
         time.sleep(0.2)
     for one in tasks:
-        one.process.send_signal(signal.SIGKILL)
-    assert f", pid {tasks[1].process.pid}), to come to step " in tasks[0].screen()
+        one.process.kill()
+        one.process.wait()
+    assert f", pid {tasks[1].process.pid}), to come to the gradients of step " in tasks[0].screen()
