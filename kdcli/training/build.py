@@ -46,7 +46,7 @@ from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder, with_own_files
-from kdcli.training.sides import Sides
+from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -79,10 +79,12 @@ def built(
         test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
         digests = {}
-        if processes.speaks and options.profile is None:  # a profile saves nothing
+        if options.profile is None:  # a profile saves nothing
             truth = truth_file(spec, options.places)
             digests["train"] = digest_of(sides.train, train_loader)
             digests["test"] = digest_of(sides.test, test_loader, truth)
+            require_same_data(processes, digests)
+            digests = digests if processes.speaks else {}
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from PIL import Image
 
 from kdcli import waiting as waits
 from kdcli.errors import KdError, RunError
@@ -316,3 +317,33 @@ def test_a_stopped_process_is_named(folder: Path) -> None:
         one.process.kill()
         one.process.wait()
     assert f", pid {tasks[1].process.pid}), to come to the gradients of step " in tasks[0].screen()
+
+
+@pytest.mark.slow
+def test_processes_that_find_other_data_do_not_train(folder: Path) -> None:
+    parts = [prepare(folder / name) for name in ("one", "other")]
+    for place, count in zip(parts, (8, 9), strict=True):
+        for number in range(count):
+            image = place / "images" / "ab"[number % 2] / f"{number}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 20 * number).save(image)
+    data = (
+        "{type: image_folder, kwargs: {root: images, transformer: [{type: grayscale}, {type: to_tensor}]}}"
+    )
+    port = free_port()
+    tasks = [
+        task(
+            parts[rank],
+            rank,
+            f"dataset.train.dataset={data}",
+            "net.kwargs.num_classes=2",
+            "teacher0.kwargs.num_classes=2",
+            f"dataset.test.dataset={data}",
+            "--no-check",
+            MASTER_PORT=port,
+        )
+        for rank in (0, 1)
+    ]
+    said = "process 1 found other training data than process 0: 9 samples there, 8 in process 0; one that differs is"
+    assert [one.code() for one in tasks] == [1, 1], tasks[0].screen() + tasks[1].screen()
+    assert all(f"error KD727: {said} `a/8.png`" in one.screen() for one in tasks), tasks[0].screen()
