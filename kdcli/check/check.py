@@ -63,6 +63,7 @@ from kdcli.training.build import (
     teacher_settings,
     weight_path,
 )
+from kdcli.training.caches import few_views
 from kdcli.training.join_jobs import (
     JoinedJobs,
     jobs_of,
@@ -207,6 +208,8 @@ class _Rehearsal:
                 check_threads(self.spec.runtime)
             if per_epoch is not None:
                 self.findings.found += check_warm_ups(self.spec, stages)
+            epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
+            self.findings.found += few_views(self.spec, epochs)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))

@@ -68,9 +68,9 @@ FILES: dict[str, Explanation] = {
     ),
     "KD512": Explanation(
         "too many bad samples",
-        "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"
-        " torn files.",
-        "right: mend the data, or dataloader: {kwargs: {bad_sample_budget: 1000}}",
+        "More samples than `bad_sample_budget` (a number, or a share such as 1%) could not be read, or none of a"
+        " whole batch: rather a wrong folder than a few torn files.",
+        "right: mend the data, or dataloader: {kwargs: {bad_sample_budget: 1%}}",
     ),
     "KD513": Explanation(
         "name that leads out of the image folder",

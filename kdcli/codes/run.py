@@ -116,10 +116,41 @@ RUN: dict[str, Explanation] = {
         "torch.compile needs a C++ compiler on the CPU and Triton on CUDA, and code that it can trace.",
         "kdcli train cfg.yaml runtime.compile=false",
     ),
+    "KD727": Explanation(
+        "processes that were started differently",
+        "Before training the processes of a run compare their spec with all overrides, the options, the versions of"
+        " kdcli and torch, and the data. With another lr or other images in one of them, the weights would be those"
+        " of no spec.",
+        "wrong: torchrun ... with files that differ by machine\nright: the same spec, options and installation for all",
+    ),
+    "KD728": Explanation(
+        "processes that did not come",
+        "A process of the run did not start, or can't reach the address where all meet. The others wait for it for"
+        " two minutes, or as long as the variable KDCLI_MEETING_SECONDS says.",
+        "look at what the missing process says; KDCLI_MEETING_SECONDS=600 where a machine takes long to start",
+    ),
+    "KD729": Explanation(
+        "meeting place of another run",
+        "Another run uses the address at which this run's processes meet, or a process of the same number is there"
+        " already. Two runs that met would train with each other.",
+        "MASTER_PORT=29512, the same for all processes of one run and another for each run",
+    ),
     "KD730": Explanation(
         "numbers that are not finite",
         "A loss or a gradient became infinite or no number during the run; the batch is kept for a look.",
         "lower the lr, set trainer.clip_grad_norm, or trainer.on_nonfinite: skip",
+    ),
+    "KD731": Explanation(
+        "Slurm task that does not know how many there are",
+        "Slurm says which task this is, and not of how many (SLURM_STEP_NUM_TASKS, SLURM_NTASKS). Each task would"
+        " train by itself in one folder.",
+        "right: srun --ntasks=8 kdcli train cfg.yaml\nin a container: hand on the variables SLURM_*",
+    ),
+    "KD732": Explanation(
+        "variables of a launcher that are wrong",
+        "RANK and WORLD_SIZE say that this is one of several processes; where they meet (MASTER_ADDR, MASTER_PORT) or"
+        " how long they wait for each other (KDCLI_MEETING_SECONDS) is missing or no number.",
+        "right: MASTER_ADDR=gpu01 MASTER_PORT=29511 RANK=0 WORLD_SIZE=2 kdcli train cfg.yaml",
     ),
     "KD733": Explanation(
         "checkpoint of other data",
@@ -178,6 +209,11 @@ RUN: dict[str, Explanation] = {
         "no plotting library",
         "Curves are drawn with matplotlib, which only the extra `report` installs.",
         "pip install 'kdcli[report]'",
+    ),
+    "KD756": Explanation(
+        "epoch without a batch",
+        "The data said how many batches it has and gave none: going on would be a loop that never ends.",
+        "wrong: an own dataset over a generator, which is empty the second time",
     ),
     "KD760": Explanation(
         "export without its libraries",

@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
@@ -51,10 +52,9 @@ def train(arguments: TrainOptions) -> None:
         if plan is None:
             run_here(arguments, parsed, interrupts)
             return
-        if arguments.spec == "-":
-            raise UsageError.of(
-                "a spec from standard input can't be given to several processes", "use a file"
-            )
+        if arguments.spec == "-" or not Path(arguments.spec).is_file():
+            whence = "standard input" if arguments.spec == "-" else "a pipe"
+            raise UsageError.of(f"a spec from {whence} can't be given to several processes", "use a file")
         prove_for_workers(arguments, parsed, one_machine=plan.nnodes == 1)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
@@ -135,7 +135,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
-        processes = stack.enter_context(distributed.processes(device))
+        facts = facts_of(parsed, arguments)
+        processes = stack.enter_context(distributed.processes(device, facts=facts))
         # First of all: a proof that takes a while must not end in "another run is here".
         folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
         options, sides = prove_and_warn(parsed, options, processes)
@@ -170,6 +171,15 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
                 recorder.take(record)
 
 
+def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict[str, object]:
+    """What every process of one run must have been given alike: the spec as it was read, and options."""
+    from kdcli.spec.parse import resolved_data
+
+    names = ("resume", "overwrite", "allow_changed", "plugins", "profile", "check", "report")
+    options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {"the spec": resolved_data(parsed.spec), "the command line": options}
+
+
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     """Profile some steps; print the result, and write it to profile.txt in the run folder."""
     from kdcli.report.analysis_text import profile_text
@@ -194,7 +204,9 @@ def cache(options: CacheOptions) -> None:
     with (
         located(parsed),
         oom_as_error(parsed.spec),
-        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
+        distributed.processes(
+            options.device or parsed.spec.runtime.device, facts=facts_of(parsed, options)
+        ) as processes,
     ):
         for notice in make_caches(parsed, run_options(options, parsed), processes):
             level = "warning: " if notice.level == "warning" else ""

@@ -101,6 +101,7 @@ def build_loader(
         # A second thread of tensor work helps where the main one waits for a GPU, and hurts elsewhere.
         prefetch=prefetch and torch.cuda.is_available(),
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
+        every_batch=train,
         bad_samples=bad,
         notices=opened.notices,
         name=source.name,

@@ -7,9 +7,10 @@ into `losses`, `options` (the rest of `cfgs`) and `teachers`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
@@ -31,6 +32,14 @@ def _as_whole(value: Any) -> Any:
     return value
 
 
+def _as_budget(value: Any) -> Any:
+    """`1%` is the share 0.01."""
+    percent = _PERCENT.fullmatch(value) if isinstance(value, str) and len(value) < 20 else None
+    return _as_whole(value if percent is None else float(percent[1]) / 100)
+
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
+
 Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 MOST = 10**12
@@ -42,6 +51,20 @@ Pixels = Annotated[PositiveInt, Field(le=2**16)]
 Positive = Annotated[float, Field(gt=0)]
 MOST_TEMPERATURE = 10_000.0
 SoftmaxTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
+Budget = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
+    BeforeValidator(_as_budget),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "string", "pattern": f"^{_PERCENT.pattern}$"},
+            ]
+        }
+    ),
+]
+"""How many, or (a number below 1, or `1%`) which share of all."""
 
 
 class Model(BaseModel):
@@ -294,7 +317,7 @@ class DataLoaderKwargs(Model):
     batch_fn: Component | None = None
     in_memory: bool | None = None
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    bad_sample_budget: NonNegativeInt = 100
+    bad_sample_budget: Budget = 100
 
 
 class DataLoader(Model):

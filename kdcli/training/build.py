@@ -40,7 +40,7 @@ from kdcli.spec.parse import ParsedSpec, seed_suffix
 from kdcli.spec.places import GT_FILE, TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
-from kdcli.training.caches import sources_of
+from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import claim, was_requeued
 from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
@@ -48,7 +48,7 @@ from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder, refuse_foreign, with_own_files
-from kdcli.training.sides import Sides
+from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -127,10 +127,12 @@ def _built(
         test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
         digests = {}
-        if processes.speaks and options.profile is None:  # a profile saves nothing
+        if options.profile is None:  # a profile saves nothing
             truth = truth_file(spec, options.places)
             digests["train"] = digest_of(sides.train, train_loader)
             digests["test"] = digest_of(sides.test, test_loader, truth)
+            require_same_data(processes, digests)
+            digests = digests if processes.speaks else {}
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
@@ -152,6 +154,8 @@ def _built(
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        batches = len(train_loader) or 1
+        known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
+from kdcli.data.transforms.pipeline import build_transform
 from kdcli.disk import TEMPORARY, expanded, sweep_temporary
 from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
-from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.devices import student_precision
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.check.rules import caches_of
@@ -40,6 +43,40 @@ WHAT = {
     "columns": "what the jobs read of it",
     "classes": "`classes`",
 }
+
+
+def few_views(spec: Spec, epochs: float | None = None) -> list[Diagnostic]:
+    """The warning KD640 where a cache has fewer views than there are epochs, so that augmentations come again.
+
+    epochs: where the spec counts steps instead.
+    """
+    caches = caches_of(spec)
+    stages = spec.mimic.stages if spec.mimic is not None and spec.mimic.stages else None
+    counted = [stage.max_epoch for stage in stages] if stages else [spec.trainer.max_epoch]
+    known = [number for number in counted if number is not None]
+    total = float(sum(known)) if len(known) == len(counted) else epochs
+    if not caches or total is None:
+        return []
+    name, (path, cache) = next(iter(caches.items()))
+    transforms = spec.dataset.train.dataset.kwargs.transformer
+    place = ("dataset", "train", "dataset", "kwargs", "transformer")
+    drawing: list[str] = []
+    with suppress(KdError):  # of whoever builds the data
+        drawing = [
+            part.type for i, part in enumerate(transforms) if build_transform(part, (*place, i)).random
+        ]
+    if not drawing or cache.views >= total:
+        return []
+    views = f"{cache.views} view{'s' if cache.views > 1 else ''}"
+    message = (
+        f"`{name}` is cached in {views}: what {', '.join(f'`{one}`' for one in drawing[:3])} draws for an image comes"
+        f" again after {cache.views} of {total:g} epochs"
+    )
+    help = (
+        f"`views: {math.ceil(total)}` gives fresh pixels in every epoch, as without `cache`; with fewer, a baseline"
+        " without a cache is no equal comparison"
+    )
+    return [Diagnostic(code="KD640", severity="warning", message=message, help=help, path=path)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.disk import flush_to_disk
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.trainee import total_of
+from kdcli.errors import RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
@@ -39,6 +40,10 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.waiting import waiting
+
+FORWARD_SECONDS = 60.0
+"""After so long a forward pass is told: code of the user's may hang in it."""
 
 
 def train(
@@ -163,6 +168,12 @@ class TrainLoop:
                 if save:
                     yield from self.flush()
                     yield self.save(stage)
+        if progress.batch == first < batches_due:
+            raise RunError.of(
+                "KD756",
+                f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
+                "an own dataset must be readable as often as there are epochs: no generator that ends",
+            )
         yield from self.flush()
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
@@ -204,13 +215,16 @@ class TrainLoop:
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
-        # Teachers first: their transient peak must not stack on the student's saved activations.
-        views = {name: run.sources[name].view(batch) for name in stage.teachers}
+        number = step_info.step + 1
         with self.ddp.gradients(last=last):
-            with run.autocast or nullcontext():
-                losses = self.ddp.model(batch, views, step_info)
+            with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
+                # Teachers first: their transient peak must not stack on the student's saved activations.
+                views = {name: run.sources[name].view(batch) for name in stage.teachers}
+                with run.autocast or nullcontext():
+                    losses = self.ddp.model(batch, views, step_info)
             total = total_of(losses) * share
-            (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
+            with run.processes.meeting_at(f"the gradients of step {number}"):
+                (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:

@@ -310,6 +310,7 @@ CASES: dict[str, Case] = {
     "KD520": listed("black.txt"),
     "KD623": images("classes"),
     "KD624": folders("cats"),
+    "KD640": changed("mimic.teacher0.cache={views: 1}"),
     "KD621": Case(
         text=SPEC.replace(
             "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
