@@ -39,6 +39,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.training.watch import Watch
 
 
 def train(
@@ -100,6 +101,7 @@ class TrainLoop:
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
+        self.watch = Watch(run, guard.reach, progress)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -130,6 +132,7 @@ class TrainLoop:
             before_evaluation = resumed is not None and at_end and not progress.over
             yield self.plan(rate, before_evaluation=before_evaluation)
         self.ddp.new_stage()
+        self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
             yield from self.epoch(stage)
 
@@ -164,9 +167,12 @@ class TrainLoop:
         yield from self.after_epoch(stage)
 
     def flush(self) -> Iterator[Record]:
-        """Yield the losses that wait on the device; raises RunError KD730 where one was not finite."""
-        yield from self.losses.flush()
+        """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
+        for record in self.losses.flush():
+            yield record
+            self.watch.take(record)
         self.finite.read()
+        yield from self.watch.judge()
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
@@ -178,6 +184,7 @@ class TrainLoop:
         )
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
+        self.watch.begin(group)
         stage.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
         images = 0
@@ -187,6 +194,7 @@ class TrainLoop:
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
         self.update(stage.optimizer, parts)
+        self.watch.looks.end()
         progress.step += 1
         progress.stage_step += 1
         progress.batch += len(group)
@@ -203,6 +211,8 @@ class TrainLoop:
         with self.ddp.gradients(last=last):
             with run.autocast or nullcontext():
                 losses = self.ddp.model(batch, views, step_info)
+            if last:
+                self.watch.looks.differentiate(losses)
             total = total_of(losses) * share
             (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
@@ -217,6 +227,7 @@ class TrainLoop:
             nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
         if not self.finite.passes(self.progress, parts, parameters):
             return
+        self.watch.looks.before_update()
         if run.scaler is not None:
             run.scaler.step(optimizer)
             run.scaler.update()
@@ -235,6 +246,7 @@ class TrainLoop:
         number = progress.epoch + 1
         if over or (whole_epoch and number % trainer.test_freq == 0):
             yield from self.evaluate(stage)
+            yield from self.watch.evaluated(over=over)
         if whole_epoch or ended:
             progress.epoch, progress.batch = number, 0
         progress.over = over
@@ -257,7 +269,7 @@ class TrainLoop:
         if run.ema is not None:
             run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
-            with evaluation_mode(run.deployed):
+            with evaluation_mode(run.deployed), self.watch.looks.evaluation():
                 metrics = evaluate(
                     run.deployed,
                     run.test_loader,
@@ -300,6 +312,7 @@ class TrainLoop:
         """Write a checkpoint; every process waits for it."""
         run, progress = self.run, self.progress
         flush_all(run.sources, run.processes)
+        progress.watch = self.watch.state()
         state = run_state(run, progress, stage.optimizer, stage.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:
@@ -467,7 +480,7 @@ class LossRecords:
         self.last = now
         self.waiting.append((facts, names, values))
 
-    def flush(self) -> Iterator[Record]:
+    def flush(self) -> Iterator[Step]:
         """Records of all waiting steps, after one read of the device; losses are means over processes."""
         if not self.waiting:
             return
