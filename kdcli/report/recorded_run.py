@@ -23,7 +23,7 @@ from kdcli.training.run_folder import SPEC, env_of_run, mapping_in, text_of
 class RecordedRun:
     """A run's spec, environment and records, read from its folder.
 
-    evaluations: by network, in order of steps; of several records of one step, the last.
+    evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch, in order.
     """
 
     path: Path
@@ -33,6 +33,7 @@ class RecordedRun:
     steps: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, tuple[Mapping[str, Any], ...]]
     finished: Mapping[str, Any] | None
+    alarms: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -111,6 +112,7 @@ def _assemble(
     steps: dict[int, Mapping[str, Any]] = {}
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
+    alarms = []
     try:
         for record in records:
             if record["kind"] == "step":
@@ -118,6 +120,8 @@ def _assemble(
             elif record["kind"] == "evaluation":
                 entry = {**record, "metrics": dict(record["metrics"])}
                 evaluations.setdefault(str(record["network"]), {})[record["step"]] = entry
+            elif record["kind"] == "alarm":
+                alarms.append({**record, "message": str(record["message"])})
             elif record["kind"] == "finished":
                 finished = record
     except (KeyError, TypeError, ValueError) as error:
@@ -132,6 +136,7 @@ def _assemble(
             name: tuple(series[number] for number in sorted(series)) for name, series in evaluations.items()
         },
         finished=finished,
+        alarms=tuple(alarms),
     )
 
 

@@ -17,9 +17,6 @@ from kdcli.training.optim import decay_at
 WINDOW = 20
 """Steps whose mean loss is compared with the start."""
 
-FIRST = 5
-"""Steps whose mean loss is the start."""
-
 SETTLED = 100
 """Steps after the warm-up before a student may be said to have learnt nothing."""
 
@@ -110,18 +107,18 @@ def drifted(before: Sequence[float], now: float) -> bool:
 class Memory:
     """What the watch remembers of a run, all of it in the checkpoint: plain numbers.
 
-    told: rules that have spoken, with what about. The rest is of the current stage. starts, windows: by loss, sum and
-    count of its first steps, of the current window. above: windows in a row that were far above. epoch: sum, count and
-    first lr of the steps since an epoch was judged; unsettled: whether one of them was in a warm-up. targets: as the
-    task counts them in these; mixed: whether they are. moving: looks at which weights moved. still, large, alike: looks
-    in a row at which they did not, at which they moved too far, at which outputs were alike. still_since: the step
-    before the first still one. alive: per unit, in how many of the last alive_looks it was. pulls: by loss, its
-    gradients of late. lr: at the last look.
+    told: rules that have spoken, with what about. The rest is of the current stage. starts: by loss, its first value,
+    before an update. windows: by loss, sum and count of the current window. above: windows in a row that were far
+    above. epoch: sum, count and first lr of the steps since an epoch was judged; unsettled: whether one of them was in
+    a warm-up. targets: as the task counts them in these; mixed: whether they are. moving: looks at which weights moved.
+    still, large, alike: looks in a row at which they did not, at which they moved too far, at which outputs were alike.
+    still_since: the step before the first still one. alive: per unit, in how many of the last alive_looks it was.
+    pulls: by loss, its gradients of late. lr: at the last look.
     """
 
     told: list[str] = field(default_factory=list)
     stage: int = -1
-    starts: dict[str, list[float]] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
     windows: dict[str, list[float]] = field(default_factory=dict)
     above: dict[str, int] = field(default_factory=dict)
     epoch: list[float] = field(default_factory=list)

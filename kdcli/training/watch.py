@@ -221,28 +221,24 @@ class Watch:
 
     def _against_start(self, step: int, name: str, loss: float) -> None:
         memory = self.memory
-        start = memory.starts.setdefault(name, [0.0, 0.0])
-        if start[1] < alarms.FIRST:
-            start[0] += loss
-            start[1] += 1
-            return
+        start = memory.starts.setdefault(name, loss)
         window = memory.windows.setdefault(name, [0.0, 0.0])
         window[0] += loss
         window[1] += 1
         if window[1] < WINDOW:
             return
-        began, mean = start[0] / start[1], window[0] / window[1]
+        mean = window[0] / window[1]
         memory.windows[name] = [0.0, 0.0]
         of_task = name.startswith("task.")
         limit = alarms.ABOVE if of_task and self.floor is not None else alarms.ABOVE_OTHER
-        above = alarms.far_above(began, mean, floor=(self.floor or 0.0) if of_task else 0.0, limit=limit)
+        above = alarms.far_above(start, mean, floor=(self.floor or 0.0) if of_task else 0.0, limit=limit)
         memory.above[name] = memory.above.get(name, 0) + 1 if above else 0
         if memory.above[name] == 2:
             self._alarm(
                 "KD780",
                 step,
-                f"`{name}` is {mean:.3g} over the last {WINDOW} steps; it began with {began:.3g}",
-                {"loss": mean, "start": began},
+                f"`{name}` is {mean:.3g} over the last {WINDOW} steps; it began with {start:.3g}",
+                {"loss": mean, "start": start},
                 about=name,
             )
 
