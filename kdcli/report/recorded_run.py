@@ -23,7 +23,7 @@ from kdcli.training.run_folder import SPEC, env_of_run, mapping_in, text_of
 class RecordedRun:
     """A run's spec, environment and records, read from its folder.
 
-    evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch, in order.
+    evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch.
     """
 
     path: Path

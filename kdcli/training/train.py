@@ -256,6 +256,8 @@ class TrainLoop:
             return
         if over or (whole_epoch and number % trainer.save_freq == 0):
             yield self.save(stage)
+        if over:
+            yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
 

@@ -106,7 +106,7 @@ class Watch:
     # an evaluation
 
     def evaluated(self, *, over: bool) -> Iterator[Alarm]:
-        """Alarms of an evaluation; over: it is the run's last."""
+        """Alarms of what an evaluation showed; over: it is the run's last."""
         plan = self.plan
         assert plan is not None
         found, self.looks.evaluated = self.looks.evaluated, None
@@ -116,11 +116,10 @@ class Watch:
                 self._alike(self.progress.step, found.spread, at_evaluation=True)
             if alarms.mostly_dead(found.alive):
                 self._dead(self.progress.step, found.alive, at_evaluation=True)
-        if over:
-            self._at_the_end()
         yield from self._told()
 
-    def _at_the_end(self) -> None:
+    def over(self) -> Iterator[Alarm]:
+        """Alarms of a run that has taken its last step and is measured and saved."""
         run, progress = self.run, self.progress
         if run.ema is not None:
             average = dict(run.ema.parameters)
@@ -149,6 +148,7 @@ class Watch:
                 {metric: progress.last[metric], "guessing": chance},
                 at_evaluation=True,
             )
+        yield from self._told()
 
     # judging
 
