@@ -57,10 +57,12 @@ class Watch:
         self.first_step = self.progress.step - self.progress.stage_step
         if self.memory.stage != self.progress.stage:
             self.memory = Memory(told=self.memory.told, stage=self.progress.stage)
+        self.targets = torch.tensor(self.memory.targets, dtype=torch.float64)
         self.warm_until = 0 if rate.spec is None else rate.spec.warmup_iter
 
     def state(self) -> dict[str, Any]:
         """What goes into the checkpoint."""
+        self.memory.targets = self.targets.tolist()
         return asdict(self.memory)
 
     def trains_outputs(self, plan: StagePlan) -> bool:
@@ -96,12 +98,10 @@ class Watch:
             self.looks.begin(Look(step, progress.stage_step + 1, self.rate.now))
 
     def _count(self, targets: Tensor | None) -> None:
-        if targets is None:
-            return
-        values, counts = targets.tolist(), self.memory.targets
-        counts += [0.0] * (len(values) - len(counts))
-        for index, value in enumerate(values):
-            counts[index] += value
+        """Add up targets; there may be more classes in one batch than in another."""
+        if targets is not None:
+            wider = max(len(targets), len(self.targets))
+            self.targets = _padded(self.targets, wider) + _padded(targets, wider)
 
     # an evaluation
 
@@ -249,11 +249,11 @@ class Watch:
         rising = record.lr > first_lr * (1 + 1e-9)
         if count < SETTLED and not (memory.unsettled or rising):
             return
-        counts = torch.tensor(memory.targets, dtype=torch.float64)
-        memory.epoch, memory.targets, mixed, memory.mixed = [], [], memory.mixed, False
+        classes = self.run.facts.num_classes or 0
+        counts, self.targets = _padded(self.targets, classes), self.targets.new_zeros(0)
+        memory.epoch, mixed, memory.mixed = [], memory.mixed, False
         if memory.unsettled or rising:
             return
-        counts = nn.functional.pad(counts, (0, max(0, (self.run.facts.num_classes or 0) - len(counts))))
         guessing = self._guessing(self.run.processes.sum(counts.to(self.run.processes.device)), mixed)
         mean = total / count
         if guessing is not None and alarms.knows_nothing(mean, guessing):
@@ -389,3 +389,8 @@ class Watch:
                 at_evaluation=at_evaluation,
             )
         )
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """Values [n] with zeros up to a length."""
+    return nn.functional.pad(values, (0, max(0, length - len(values))))

@@ -182,11 +182,18 @@ def alarms_of(records: list[Record]) -> list[Alarm]:
     return [record for record in records if isinstance(record, Alarm)]
 
 
-TOO_FAST = ("trainer.optimizer.kwargs.lr=300", "trainer.log_freq=2")
+TOO_FAST = (
+    "trainer.optimizer.kwargs.lr=300",
+    "trainer.log_freq=2",
+    "trainer.max_epoch=null",
+    "trainer.max_iter=4",
+)
 
 
 def test_each_thing_is_told_once_with_numbers_and_remedy() -> None:
-    told = [one for one in alarms_of(train_all(spec_of(SPEC, *TOO_FAST))) if one.code == "KD785"]
+    told = alarms_of(train_all(spec_of(SPEC, *TOO_FAST)))
+    assert len({one.code for one in told}) == len(told)
+    told = [one for one in told if one.code == "KD785"]
     assert len(told) == 1 and told[0].step == 1 and told[0].level == "warning"
     assert told[0].numbers["change"] > alarms.OVERSHOT_FAR and told[0].numbers["lr"] == pytest.approx(300)
     assert told[0].message.startswith("KD785: updates larger than the weights, step 1: ")
@@ -288,7 +295,10 @@ def dead_units(folder: Path) -> str:
 
 
 SGD, ADAM = "trainer.optimizer.kwargs", "trainer.optimizer={type: Adam, kwargs: {lr: %s}}"
-NORMALIZE = "dataset.%s.dataset.kwargs.transformer=[{type: to_tensor}, {type: normalize, kwargs: {mean: [%s], std: [%s]}}]"
+NORMALIZE = (
+    "dataset.%s.dataset.kwargs.transformer="
+    "[{type: to_tensor}, {type: normalize, kwargs: {mean: [%s], std: [%s]}}]"
+)
 
 COLLAPSED: dict[str, tuple[str, ...]] = {
     "lr 100": (f"{SGD}.lr=100", f"{SGD}.momentum=0", f"{SGD}.nesterov=false"),

@@ -110,8 +110,10 @@ class Classification:
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
         """Within three standard errors of guessing, or below twice what guessing gives.
 
-        False where the samples are too few to tell half of the way to perfect from guessing.
+        False where the samples are too few to tell half of the way to perfect from guessing, or have no classes.
         """
+        if not num_classes:
+            return False
         share = 1.0 / num_classes
         error = 100.0 * math.sqrt(share * (1.0 - share) / max(samples, 1))
         if 3.0 * error > 0.5 * (100.0 - self.chance(num_classes)):
