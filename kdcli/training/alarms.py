@@ -24,18 +24,44 @@ IN_A_ROW = 3
 """Looks (or windows) in a row that have to agree, where one alone may be chance."""
 
 ABOVE = 3.0
+"""How often its start a task's loss may be: good runs reach 1.05, lr 100 on digits 4e8."""
+
 ABOVE_OTHER = 30.0
+"""The same for other losses, whose start may be next to nothing: good runs reach 1.0, lr 100 on digits 4e8."""
+
 GUESSING = 0.98
+"""From this share of the loss of a guess on nothing is learnt: good runs reach 0.84 in 100 steps, lr 1e-12 has 1.02."""
+
 TELLING = 0.05
+"""Below this loss a guess is nearly right, as where one class is nearly all of the data."""
+
 ALIKE = 0.01
+"""Below this spread of the logits, in nats, outputs are alike: good runs have 1.4 and more, lr 100 on digits 0."""
+
 DEAD = 0.95
+"""From this share of dead units on: good runs have 0.25 at most, collapsed ones 1."""
+
 STILL = 1e-8
+"""Below this share of the weights an update is none: the last step of a cosine has 9e-8, lr 1e-12 2e-13."""
+
 OVERSHOT = 1.0
+"""An update of more than the weights, twice in a row: good runs reach 0.41."""
+
 OVERSHOT_FAR = 10.0
+"""An update that is too large even alone: the first with lr 100 on digits is 15 times the weights."""
+
 HELD = 0.1
+"""The share of the initial weights that a moving average may end with: decay 0.95 ends with none, 0.999 after 126
+steps with 0.88."""
+
 LAGGING = 0.5
+"""How far from the weights a moving average may end, over their norm."""
+
 DRIFTED = 100.0
+"""How often its median so far a gradient may be: good runs reach 7.5."""
+
 HISTORY = 100
+"""Over so many looks the median is taken."""
 
 
 # rules

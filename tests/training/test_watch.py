@@ -329,7 +329,8 @@ COLLAPSED: dict[str, tuple[str, ...]] = {
     "an average too slow for the run": ("trainer.ema.kwargs.decay=0.999",),
     "one bias alone trains": (
         "net=[{name: model, type: cifar_resnet8, kwargs: {num_classes: 10, in_channels: 1, widths: [2, 2, 4, 8]}}, "
-        "{name: self, type: self, kwargs: {freeze_patterns: ['r:^(?!model\\.fc\\.bias)']}}]",
+        "{name: self, type: self, kwargs: {freeze_patterns: "
+        "[model.conv1, model.bn1, model.layer1, model.layer2, model.layer3, model.fc.weight]}}]",
     ),
     "a loss of next to nothing": (
         "net=[{name: model, type: cifar_resnet8, kwargs: {num_classes: 10, in_channels: 1, widths: [2, 2, 4, 8]}}, "
@@ -357,7 +358,8 @@ def test_a_run_that_ends_at_chance_says_so(name: str, tmp_path: Path) -> None:
     if changes == ["DEAD"]:
         changes = [dead_units(tmp_path), f"{SGD}.weight_decay=0"]
     codes, top1, _ = outcome(sample, *changes)
-    assert codes & {*alarms.RULES, "KD730"}, (name, top1)
+    # The watch, the guard or the check of each step: whoever sees it first.
+    assert any(code.startswith("KD7") for code in codes), (name, top1)
     assert top1 < 35, "the run is none that ends at chance"
 
 
@@ -405,8 +407,9 @@ def test_a_good_distillation_has_no_alarm(changes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_of_hints_alone_is_no_matter_of_the_task(tmp_path: Path) -> None:
-    with run_of(read(str(SAMPLES / "digits_stages.yaml"), [*SHORT])) as run:
+def test_a_stage_of_hints_alone_is_no_matter_of_the_task() -> None:
+    parsed = read(str(SAMPLES / "digits_stages.yaml"), [*SHORT])
+    with run_of(parsed, places=parsed.places) as run:
         assert not alarms_of(list(train(run)))
 
 
