@@ -316,7 +316,7 @@ class Watch:
                 about=name,
             )
         before.append(pull)
-        del before[: -alarms.HISTORY]
+        del before[1 : -alarms.HISTORY]
 
     def _average(self) -> None:
         if self.held > alarms.HELD:

@@ -135,6 +135,9 @@ def test_what_an_average_holds_of_its_start_is_the_product_of_its_decays(
 def test_a_gradient_drifts_from_five_looks_on() -> None:
     assert not alarms.drifted([1.0] * 4, 1e6)
     assert alarms.drifted([1.0, 2.0, 1.0, 1.0, 1.0], 101.0)
+    # Nearly learnt: what is much to the median is little to the start.
+    assert not alarms.drifted([1.0, 1e-3, 1e-3, 1e-3, 1e-3], 9.0)
+    assert alarms.drifted([1.0, 1e-3, 1e-3, 1e-3, 1e-3], 11.0)
     assert not alarms.drifted([1.0] * 5, 99.0) and not alarms.drifted([0.0] * 5, 5.0)
 
 
