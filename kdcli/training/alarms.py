@@ -58,7 +58,7 @@ LAGGING = 0.5
 """How far from the weights a moving average may end, over their norm."""
 
 DRIFTED = 100.0
-"""How often its median so far a gradient may be: good runs reach 22, in a teacher that is nearly done (digits_teacher)."""
+"""How often its median so far a gradient may be: good runs reach 22, where nearly all is learnt (digits_teacher)."""
 
 HISTORY = 100
 """Over so many looks, and the first, the median is taken."""

@@ -80,8 +80,10 @@ def sums_of_squares(tensors: Sequence[Tensor]) -> Tensor:
 def spread_of(outputs: Tensor) -> Tensor:
     """How much outputs [B, K] differ between images: standard deviation over B, root mean square over K.
 
-    What is the same for all K counts for nothing, as in a softmax.
+    What is the same for all K counts for nothing, as in a softmax. NaN for a single image.
     """
+    if len(outputs) < 2:
+        return outputs.new_full((), torch.nan, dtype=torch.float64)
     centred = outputs.detach().double()
     centred = centred - centred.mean(1, keepdim=True)
     return centred.var(0, correction=0).mean().sqrt()
@@ -127,7 +129,7 @@ class OutputsSeen:
         """The logits [B, K] and the last feature [B, C] of a forward that has just ended; None where there is none."""
         passed, self._passed = self._passed, []
         logits = outputs.get("logits")
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) < 2:
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
             return None, None
         for name, feature, output in passed:
             if output is logits:
@@ -140,7 +142,8 @@ class OutputsSeen:
 class Looks:
     """Looks at single steps of a run from inside the training loop, and at its evaluations.
 
-    With a compiled student there is no last feature to look at, with FSDP no gradient of single losses.
+    With a compiled student there is no last feature to look at, with FSDP no gradient of single losses. What is read
+    of a look has the same length on all processes.
     """
 
     def __init__(self, run: Run) -> None:
@@ -183,14 +186,18 @@ class Looks:
             (one for one in candidates.values() if one.requires_grad and one.grad_fn is not None),
             key=lambda one: -one.grad_fn._sequence_nr(),  # type: ignore[union-attr]
         )
-        for name, loss in losses.items():
-            if not loss.requires_grad:
-                continue
-            for tensor in shown:
-                (gradient,) = torch.autograd.grad(loss, [tensor], retain_graph=True, allow_unused=True)
-                if gradient is not None:
-                    look.pulls[name] = gradient.double().square().sum()
-                    break
+        # Of every loss, that processes with and without a gradient have the same numbers to add up.
+        look.pulls = {name: loss.new_zeros((), dtype=torch.float64) for name, loss in losses.items()}
+        try:
+            for name, loss in losses.items():
+                for tensor in shown if loss.requires_grad else ():
+                    (gradient,) = torch.autograd.grad(loss, [tensor], retain_graph=True, allow_unused=True)
+                    if gradient is not None:
+                        look.pulls[name] = gradient.double().square().sum()
+                        break
+        except RuntimeError:
+            # Some graphs can't be differentiated in parts, as with reentrant checkpointing.
+            self.gradients, look.pulls = False, {}
 
     def before_update(self) -> None:
         """Keep a sample of the weights that the update may change."""

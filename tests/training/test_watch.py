@@ -98,6 +98,7 @@ def test_outputs_that_differ_by_what_a_softmax_does_not_see_are_alike() -> None:
     assert float(spread_of(same)) == pytest.approx(0.0, abs=1e-12) and alarms.all_alike(
         float(spread_of(same))
     )
+    assert math.isnan(float(spread_of(same[:1]))) and not alarms.all_alike(math.nan)
     # Centred rows are (1, -1) and (-1, 1): each column's deviation is 1.
     assert float(spread_of(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))) == pytest.approx(1.0)
 
