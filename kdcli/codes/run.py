@@ -268,4 +268,59 @@ RUN: dict[str, Explanation] = {
         " stood still for so long that it was taken for dead. Only one of both may go on writing.",
         "kdcli train cfg.yaml --resume, once the other run has ended",
     ),
+    "KD780": Explanation(
+        "loss far above its start",
+        "Over two windows of 20 steps a loss stayed many times as high as before the first update: the steps are too"
+        " large, and the student is thrown about instead of taught.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.01 trainer.clip_grad_norm=5",
+    ),
+    "KD781": Explanation(
+        "nothing learnt for an epoch",
+        "For an epoch (of 100 steps at least, after the warm-up) the task's loss is what a network gets that answers"
+        " every image with how frequent the classes are: ln C for C equal ones, more with label smoothing.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.01, and look whether labels fit the images",
+    ),
+    "KD782": Explanation(
+        "outputs that do not differ between images",
+        "The student answers every image the same: it has collapsed, mostly by steps that were too large.",
+        "kdcli train cfg.yaml --overwrite trainer.optimizer.kwargs.lr=0.01 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD783": Explanation(
+        "dead units of the last feature",
+        "Nearly all units that the student's classifier reads are the same for every image, as a ReLU gives zero for"
+        " all: no gradient comes through them any more.",
+        "kdcli train cfg.yaml --overwrite trainer.optimizer.kwargs.lr=0.01 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD784": Explanation(
+        "updates that change no weight",
+        "The optimizer's steps are so small that the weights stay what they are: an lr or a schedule at nothing, or a"
+        " gradient that is clipped away.",
+        "wrong: lr: 1.0e-12\nright: lr: 0.05",
+    ),
+    "KD785": Explanation(
+        "updates larger than the weights",
+        "A single step changed the weights by more than their own norm: what they knew before is gone.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.05 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD786": Explanation(
+        "moving average that holds its start",
+        "With this `decay` the run is too short for the moving average: at its end a good part of it still is the"
+        " student from before the training, and the average is what is measured and exported.",
+        "wrong: ema: {kwargs: {decay: 0.9999}} for 900 steps\nright: ema: {kwargs: {decay: 0.99}}",
+    ),
+    "KD787": Explanation(
+        "moving average far from the weights",
+        "The run ends with a moving average that is another network than the one that was trained.",
+        "ema: {kwargs: {decay: 0.99}}, or an lr that falls to the end (CosineAnnealingLR)",
+    ),
+    "KD788": Explanation(
+        "student at chance",
+        "The run has ended, and its student can't be told from one that guesses.",
+        "look at the alarms before it, at the lr and at the labels; or train for longer",
+    ),
+    "KD789": Explanation(
+        "gradient far from its median",
+        "A loss pulls a hundred times as hard as it mostly did in this run, so that it drowns all others.",
+        "lower its `loss_weight` or the lr, or set trainer.clip_grad_norm",
+    ),
 }

@@ -142,7 +142,7 @@ class StepRecords:
 class RecordedRun:
     """A run's spec, environment and records, read from its folder.
 
-    evaluations: by network, in order of steps; of several records of one step, the last.
+    evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch.
     """
 
     path: Path
@@ -152,6 +152,7 @@ class RecordedRun:
     steps: StepRecords
     evaluations: Mapping[str, tuple[Mapping[str, Any], ...]]
     finished: Mapping[str, Any] | None
+    alarms: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -230,6 +231,7 @@ def _assemble(
     steps = StepRecords()
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
+    alarms = []
     try:
         for record in records:
             if record["kind"] == "step":
@@ -237,6 +239,8 @@ def _assemble(
             elif record["kind"] == "evaluation":
                 entry = {**record, "metrics": dict(record["metrics"])}
                 evaluations.setdefault(str(record["network"]), {})[record["step"]] = entry
+            elif record["kind"] == "alarm":
+                alarms.append({**record, "message": str(record["message"])})
             elif record["kind"] == "finished":
                 finished = record
     except (KeyError, TypeError, ValueError) as error:
@@ -251,6 +255,7 @@ def _assemble(
             name: tuple(series[number] for number in sorted(series)) for name, series in evaluations.items()
         },
         finished=finished,
+        alarms=tuple(alarms),
     )
 
 

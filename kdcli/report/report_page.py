@@ -59,6 +59,7 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
     ]
     return [
         _head(run),
+        page.section("What went wrong", *(page.paragraph(alarm["message"]) for alarm in run.alarms)),
         page.section("Result", _results(run)),
         page.section("Quality and cost", *_comparison(data)),
         page.section("Curves", page.cards(curves)),

@@ -1,7 +1,7 @@
 """Files that a training appends to in its run folder: metrics.jsonl and train.log.
 
 metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
-line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
+line has `kind` (step, evaluation, alarm, notice, saved, finished), `step` and `time` (seconds since 1970). The
 clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
 Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
 """
@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 from kdcli.disk import folder_gone, writing, written_beside
 from kdcli.errors import RunError
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
@@ -28,6 +28,7 @@ _KINDS: dict[type, str] = {
     Step: "step",
     Evaluation: "evaluation",
     Notice: "notice",
+    Alarm: "alarm",
     Saved: "saved",
     Finished: "finished",
 }
@@ -86,7 +87,7 @@ class MetricsWriter:
                 for line, record in _lines(self.path):
                     if record["step"] > step or record["kind"] == "finished":
                         continue
-                    if before_evaluation and record["kind"] == "evaluation" and record["step"] == step:
+                    if before_evaluation and record["step"] == step and _of_evaluation(record):
                         continue
                     file.write(line)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
@@ -126,6 +127,10 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
                 yield line, _readable(record)
+
+
+def _of_evaluation(record: dict[str, Any]) -> bool:
+    return record["kind"] == "evaluation" or bool(record.get("at_evaluation"))
 
 
 def _drop_incomplete_line(path: Path) -> None:

@@ -52,6 +52,7 @@ MAY_DIFFER = (
     "trainer.loggers",
     "trainer.on_nonfinite",
     "trainer.nonfinite_budget",
+    "trainer.on_collapse",
     *(
         f"dataset.{side}.dataloader.kwargs.{key}"
         for side in ("train", "test")

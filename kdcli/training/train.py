@@ -40,6 +40,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
 FORWARD_SECONDS = 60.0
@@ -108,6 +109,7 @@ class TrainLoop:
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
+        self.watch = Watch(run, guard.reach, progress)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -139,6 +141,7 @@ class TrainLoop:
             before_evaluation = resumed is not None and at_end and not progress.over
             yield self.plan(rate, before_evaluation=before_evaluation)
         self.ddp.new_stage()
+        self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
             yield from self.epoch(stage)
 
@@ -180,10 +183,13 @@ class TrainLoop:
         yield from self.after_epoch(stage)
 
     def flush(self) -> Iterator[Record]:
-        """Yield the losses that wait on the device; raises RunError KD730 where one was not finite."""
-        yield from self.losses.flush()
+        """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
+        for record in self.losses.flush():
+            yield record
+            self.watch.take(record)
         self.finite.read()
         self.run.folder.check_claim()
+        yield from self.watch.judge()
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
@@ -195,6 +201,7 @@ class TrainLoop:
         )
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
+        self.watch.begin(group)
         stage.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
         images = 0
@@ -204,6 +211,7 @@ class TrainLoop:
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
         self.update(stage.optimizer, parts)
+        self.watch.looks.end()
         progress.step += 1
         progress.stage_step += 1
         progress.batch += len(group)
@@ -222,6 +230,8 @@ class TrainLoop:
                 views = {name: run.sources[name].view(batch) for name in stage.teachers}
                 with run.autocast or nullcontext():
                     losses = self.ddp.model(batch, views, step_info)
+            if last:
+                self.watch.looks.differentiate(losses)
             total = total_of(losses) * share
             with run.processes.meeting_at(f"the gradients of step {number}"):
                 (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
@@ -237,6 +247,7 @@ class TrainLoop:
             nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
         if not self.finite.passes(self.progress, parts, parameters):
             return
+        self.watch.looks.before_update()
         if run.scaler is not None:
             run.scaler.step(optimizer)
             run.scaler.update()
@@ -256,6 +267,7 @@ class TrainLoop:
         due = whole_epoch and number % trainer.test_freq == 0
         if over or due:
             yield from self.evaluate(stage)
+            yield from self.watch.evaluated(over=over)
         if due:
             progress.scheduled = progress.last
         # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
@@ -268,6 +280,8 @@ class TrainLoop:
             return
         if over or (whole_epoch and number % trainer.save_freq == 0):
             yield self.save(stage)
+        if over:
+            yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
 
@@ -281,7 +295,7 @@ class TrainLoop:
         if run.ema is not None:
             run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
-            with evaluation_mode(run.deployed):
+            with evaluation_mode(run.deployed), self.watch.looks.evaluation():
                 metrics = evaluate(
                     run.deployed,
                     run.test_loader,
@@ -325,6 +339,7 @@ class TrainLoop:
         """Write a checkpoint; every process waits for it."""
         run, progress = self.run, self.progress
         flush_all(run.sources, run.processes)
+        progress.watch = self.watch.state()
         state = run_state(run, progress, stage.optimizer, stage.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:
@@ -494,7 +509,7 @@ class LossRecords:
         self.last = now
         self.waiting.append((facts, names, values))
 
-    def flush(self) -> Iterator[Record]:
+    def flush(self) -> Iterator[Step]:
         """Records of all waiting steps, after one read of the device; losses are means over processes."""
         if not self.waiting:
             return
