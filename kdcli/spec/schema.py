@@ -177,10 +177,15 @@ class JobStudent(Model):
 
 
 class Job(Model):
-    """One mimic job: a method, its losses, whose features."""
+    """One mimic job: a method, its losses, whose features.
+
+    allow_strong_pull: train although a loss pulls the student over 10,000 times as hard as the task, out of scale to
+    the weights.
+    """
 
     mimic_ins_type: str = "base"
     loss_weight: float = 1.0
+    allow_strong_pull: bool = False
     warm_up_iters: Annotated[Whole, Field(ge=-1)] = -1
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)

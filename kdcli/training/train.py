@@ -32,7 +32,8 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
+from kdcli.training.first_step import prove_first_step
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
 from kdcli.training.optim import LearningRate, build_optimizer
@@ -125,10 +126,13 @@ class TrainLoop:
                 restore_optimizer(run, resumed.state, optimizer, rate, changed=resumed.new_schedule)
         else:
             progress.stage, progress.stage_step = index, 0
+            prove_first_step(run, plan, optimizer, rate.target, self.finite.notices)
         if index == 0 or resumed is not None:
             at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
             before_evaluation = resumed is not None and at_end and not progress.over
             yield self.plan(rate, before_evaluation=before_evaluation)
+            if resumed is None:
+                refuse_strong_pulls(run, self.guard, plan, rate.target)
         self.ddp.new_stage()
         while progress.stage == index and not progress.over:
             yield from self.epoch(stage)
