@@ -50,6 +50,12 @@ RUN: dict[str, Explanation] = {
         " warning where the two are not nearly parallel.",
         "wrong: optimizer: {type: SGD, kwargs: {lr: 0.1, maximize: true}}",
     ),
+    "KD708": Explanation(
+        "negatives of other classes without labels",
+        "`crd` draws what it contrasts a sample with from the other classes: it needs the label of every sample before"
+        " the first step, and two classes.",
+        "right: crd: {type: crd, kwargs: {negatives: all}}",
+    ),
     "KD710": Explanation(
         "checkpoint that cannot be read",
         "The file is missing, unreadable, or the disk fails.",

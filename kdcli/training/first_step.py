@@ -150,10 +150,10 @@ class _FirstStep:
 
     def _broken(self) -> str:
         """The first parameter that has become infinite or no number, on this process."""
-        names = {parameter: name for name, parameter in self.run.trainee.named_parameters()}
+        names = {parameter: f"`{name}`" for name, parameter in self.run.trainee.named_parameters()}
         for parameter, weight in self.weights.items():
             if bool(_is_broken(weight, self.earlier[parameter], _some(parameter)).any()):
-                return f"`{names[parameter]}`"
+                return names.get(parameter, "a weight")
         return "a weight"
 
     @property

@@ -4,8 +4,8 @@ Each declared loss is differentiated alone and unweighted on real batches, under
 that a warm-up weight of 0 can't hide one that is dead. Random state and buffers are restored afterwards.
 
 Memory: a forward pass for each loss, whose graph its backward pass frees, and each gradient is let go of as soon as it
-has been looked at. So the peak is that of a training step (`python -m tests.benchmarks.guard`): one forward pass with
-its graph kept for all losses would need up to 1.4 of it.
+has been looked at. So the peak is at most that of a training step (`python -m tests.benchmarks.guard`); one forward
+pass whose graph is kept for all losses needs 1.1 of it.
 """
 
 from __future__ import annotations

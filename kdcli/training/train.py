@@ -402,23 +402,31 @@ def compile_networks(run: Run) -> Iterator[Notice]:
 
 
 def prepare(run: Run) -> Iterator[Notice]:
-    """Show every training batch once to the methods that prepare themselves; also in a resumed run.
+    """Show the training data once, not augmented, to the methods that prepare themselves; also in a resumed run.
 
-    What they make of it is a function of the data alone; a checkpoint holds only what training changes.
+    What they make of it is a function of the data alone; a checkpoint holds only what training changes. Teachers run
+    themselves: a cache holds what they show of augmented samples.
     """
     asking = {
         name: run.trainee.mimickers[name] for name, needs in run.joined.requirements.items() if needs.prepare
     }
     if not asking:
         return
-    yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
+    loader = run.unaugmented()
+    how = (
+        "augmented, as the data itself does that"
+        if loader is None
+        else "with the transforms of the test data"
+    )
+    yield Notice(message=f"one pass over the training data for {', '.join(asking)}, {how}")
     running = require(run.joined, run.teachers, frozenset(asking), False)
     methods = [method for method in asking.values() if isinstance(method, Mimicker)]
-    for batch in run.train_loader.batches(0):
-        batch = to_device(dict(batch), run.processes.device)
-        views = {name: run.sources[name].view(batch) for name in running}
-        for method in methods:
-            method.prepare(views, batch)
+    with closing(loader) if loader is not None else nullcontext(run.train_loader) as batches:
+        for batch in batches.batches(0):
+            batch = to_device(dict(batch), run.processes.device)
+            views = {name: run.teachers[name].view(batch) for name in running}
+            for method in methods:
+                method.prepare(views, batch)
     for method in methods:
         method.prepared()
 

@@ -21,6 +21,7 @@ FORWARD = {
 }  # fmt: skip
 FACTS = {
     "student_shape", "teacher_shape", "student_shapes", "teacher_shapes", "num_samples", "num_classes",
+    "sample_labels",
     "teacher_classifier", "teacher_norms",
 }  # fmt: skip
 OPTIONAL = {"mask", "epoch", "step", "teacher_weights"}
