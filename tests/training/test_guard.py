@@ -11,10 +11,11 @@ import torch
 
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError
+from kdcli.losses.wkd_l import WassersteinLogit
 from kdcli.records import Plan, Step
 from kdcli.spec.parse import read
 from kdcli.training.guard import prove_losses, prove_teachers, refuse_strong_pulls
-from kdcli.training.train import train
+from kdcli.training.train import prepare, train
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 from tests.training.runs import SPEC, run_of, spec_of
 
@@ -157,6 +158,53 @@ def test_each_loss_is_differentiated_from_the_same_draws() -> None:
         after = run.trainee.state_dict()
     assert len(draws) == 2 and draws[0] == draws[1], "task and mimic loss, one pass each"
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+AUGMENTED = SPEC.replace("type: kd_loss, kwargs: {T: 2}", "type: wkd_l")
+CROP = "{type: torch_random_crop, kwargs: {size: 8, padding: 1}}"
+
+
+def prepared_costs(text: str, *changes: str) -> torch.Tensor:
+    """The costs of `wkd_l` after the pass over the training data."""
+    with run_of(spec_of(text, *changes)) as run:
+        list(prepare(run))
+        term = next(m for m in run.trainee.modules() if isinstance(m, WassersteinLogit))
+        return term.cost.clone()
+
+
+def test_a_method_that_prepares_sees_the_training_data_not_augmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = AUGMENTED.replace(f"          - {CROP}\n", "", 1)
+    assert plain != AUGMENTED
+    with run_of(spec_of(AUGMENTED)) as run:
+        bare = run.unaugmented()
+        assert bare is not None
+        trained = {}
+        for batch in run.train_loader.batches(0):
+            trained |= dict(zip(batch["indices"].tolist(), batch["image"], strict=True))
+        pixels = {
+            i: x for b in bare.batches(0) for i, x in zip(b["indices"].tolist(), b["image"], strict=True)
+        }
+    with run_of(spec_of(plain, "saver.save_dir=b")) as run:
+        truth = {
+            i: x
+            for b in run.train_loader.batches(0)
+            for i, x in zip(b["indices"].tolist(), b["image"], strict=True)
+        }
+    assert pixels.keys() == truth.keys() == set(range(40))
+    assert all(torch.equal(pixels[i], truth[i]) for i in truth)
+    assert not all(torch.equal(pixels[i], trained[i]) for i in truth), "training itself stays augmented"
+    # The same costs as without any augmentation, beside a cache, and read image by image.
+    costs = prepared_costs(AUGMENTED, "saver.save_dir=c")
+    assert torch.equal(costs, prepared_costs(plain, "saver.save_dir=d"))
+    assert torch.equal(
+        costs, prepared_costs(AUGMENTED, "mimic.teacher0.cache={views: 2}", "saver.save_dir=e")
+    )
+    one_by_one = "dataset.train.dataloader={type: base, kwargs: {in_memory: false}}"
+    assert torch.equal(costs, prepared_costs(AUGMENTED, one_by_one, "saver.save_dir=f"))
+    assert not torch.equal(costs, WassersteinLogit(4).cost)
 
 
 def test_without_a_task_loss_nothing_is_compared() -> None:
