@@ -15,6 +15,9 @@ from kdcli.errors import RunError
 from kdcli.losses import crd
 from kdcli.losses.crd import ContrastiveRepresentation
 from kdcli.losses.parts.draws import drawn_integers
+from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
+from tests.training.runs import SPEC, spec_of
 
 INDICES = torch.tensor([7, 2, 5])
 
@@ -99,6 +102,21 @@ def test_without_other_classes_it_says_what_to_do(labels: NDArray[np.int64] | No
         made(labels)
     assert "negatives: all" in (caught.value.diagnostics[0].help or "")
     made(labels, negatives="all")
+
+
+@pytest.mark.parametrize(
+    ("negatives", "codes"), [("", ["KD326"]), (", negatives: other", ["KD326"]), (", negatives: all", [])]
+)
+def test_mixed_labels_leave_no_other_class(negatives: str, codes: list[str]) -> None:
+    mixing = "{batch_fn: {type: batch_mixup, kwargs: {alpha: 0.2, num_classes: 4}}}"
+    parsed = spec_of(
+        SPEC,
+        f"mimic.cfgs.loss={{type: crd, kwargs: {{K: 4{negatives}}}}}",
+        f"dataset.train.dataloader={{type: base, kwargs: {mixing}}}",
+    )
+    found = check_references(parsed, tables())
+    assert [f.code for f in found if f.severity == "error"] == codes
+    assert all("`negatives: all`" in (f.help or "") for f in found if f.code == "KD326")
 
 
 def test_the_rows_of_the_batch_move_in_training_alone() -> None:
