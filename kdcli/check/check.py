@@ -68,6 +68,7 @@ from kdcli.training.join_jobs import (
     JoinedJobs,
     jobs_of,
     join_views,
+    made_up_labels,
     show_student,
     show_teacher,
     student_taps,
@@ -296,6 +297,7 @@ class _Rehearsal:
                 views,
                 batch,
                 facts,
+                made_up_labels(facts),
             )
             if self.mode is not None:
                 to_fake(joined.trainee, self.mode)

@@ -28,6 +28,34 @@ RUN: dict[str, Explanation] = {
         " weights that were not its own.",
         "if it is meant: teacher0: {allow_weak_teacher: true, ...}",
     ),
+    "KD704": Explanation(
+        "loss that pulls far too hard",
+        "Its gradient on the student is over 10,000 times the task's, and out of scale to the weights: one plain SGD"
+        " step along it, at the lr that the warm-up reaches, would change them by more than their own norm.",
+        "wrong: loss_weight: 1e6\nright: the `loss_weight` that the message names, or allow_strong_pull: true",
+    ),
+    "KD705": Explanation(
+        "first step that changes no weight",
+        "The optimizer had a gradient and an lr, and every weight is what it was: what was added is lost in rounding.",
+        "wrong: lr: 1.0e-12\nright: lr: 1.0e-3",
+    ),
+    "KD706": Explanation(
+        "first step to weights that are not finite",
+        "With finite gradients the optimizer made a weight infinite or no number.",
+        "wrong: lr: 1.0e+38\nright: lr: 0.1",
+    ),
+    "KD707": Explanation(
+        "first step that follows the gradient",
+        "An update has to oppose the gradient: their inner product is negative. This one drives the loss up. It is a"
+        " warning where the two are not nearly parallel.",
+        "wrong: optimizer: {type: SGD, kwargs: {lr: 0.1, maximize: true}}",
+    ),
+    "KD708": Explanation(
+        "negatives of other classes without labels",
+        "`crd` draws what it contrasts a sample with from the other classes: it needs the label of every sample before"
+        " the first step, and two classes.",
+        "right: crd: {type: crd, kwargs: {negatives: all}}",
+    ),
     "KD710": Explanation(
         "checkpoint that cannot be read",
         "The file is missing, unreadable, or the disk fails.",

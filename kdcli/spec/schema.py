@@ -211,11 +211,14 @@ class Job(Model):
     """One mimic job: a method, its losses, whose features.
 
     allow_negative: `loss_weight` may be less than 0, so that the losses rise; each loss says so for itself.
+    allow_strong_pull: train although a loss pulls the student over 10,000 times as hard as the task, out of scale to
+    the weights.
     """
 
     mimic_ins_type: str = "base"
     loss_weight: float = 1.0
     allow_negative: bool | None = None
+    allow_strong_pull: bool = False
     warm_up_iters: Annotated[Whole, Field(ge=-1, le=MOST)] = -1
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, unaugmented_loader
 from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
@@ -161,7 +161,7 @@ def _built(
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has given these already.
         notices += known if options.proof is None else []
-        joined = join_jobs(spec, student, teachers, sample, facts, stack)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, sides.train.labels)
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]
@@ -187,6 +187,13 @@ def _built(
             task=task,
             facts=facts,
             train_loader=train_loader,
+            unaugmented=lambda: unaugmented_loader(
+                sides.train,
+                sides.test,
+                seed=spec.runtime.random_seed,
+                rank=processes.rank,
+                world_size=processes.world_size,
+            ),
             test_loader=test_loader,
             joined=joined,
             teachers=teachers,

@@ -33,7 +33,8 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
+from kdcli.training.first_step import prove_first_step
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
 from kdcli.training.optim import LearningRate, build_optimizer
@@ -136,10 +137,13 @@ class TrainLoop:
                 restore_optimizer(run, resumed.state, optimizer, rate, changed=resumed.new_schedule)
         else:
             progress.stage, progress.stage_step = index, 0
+            prove_first_step(run, plan, optimizer, rate.target, self.finite.notices)
         if index == 0 or resumed is not None:
             at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
             before_evaluation = resumed is not None and at_end and not progress.over
             yield self.plan(rate, before_evaluation=before_evaluation)
+            if resumed is None:
+                refuse_strong_pulls(run, self.guard, plan, rate.target)
         self.ddp.new_stage()
         self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
@@ -440,23 +444,31 @@ def compile_networks(run: Run) -> Iterator[Notice]:
 
 
 def prepare(run: Run) -> Iterator[Notice]:
-    """Show every training batch once to the methods that prepare themselves; also in a resumed run.
+    """Show the training data once, not augmented, to the methods that prepare themselves; also in a resumed run.
 
-    What they make of it is a function of the data alone; a checkpoint holds only what training changes.
+    What they make of it is a function of the data alone; a checkpoint holds only what training changes. Teachers run
+    themselves: a cache holds what they show of augmented samples.
     """
     asking = {
         name: run.trainee.mimickers[name] for name, needs in run.joined.requirements.items() if needs.prepare
     }
     if not asking:
         return
-    yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
+    loader = run.unaugmented()
+    how = (
+        "augmented, as the data itself does that"
+        if loader is None
+        else "with the transforms of the test data"
+    )
+    yield Notice(message=f"one pass over the training data for {', '.join(asking)}, {how}")
     running = require(run.joined, run.teachers, frozenset(asking), False)
     methods = [method for method in asking.values() if isinstance(method, Mimicker)]
-    for batch in run.train_loader.batches(0):
-        batch = to_device(dict(batch), run.processes.device)
-        views = {name: run.sources[name].view(batch) for name in running}
-        for method in methods:
-            method.prepare(views, batch)
+    with closing(loader) if loader is not None else nullcontext(run.train_loader) as batches:
+        for batch in batches.batches(0):
+            batch = to_device(dict(batch), run.processes.device)
+            views = {name: run.teachers[name].view(batch) for name in running}
+            for method in methods:
+                method.prepare(views, batch)
     for method in methods:
         method.prepared()
 

@@ -12,6 +12,7 @@ from tests.benchmarks import (
     cost,
     data_path,
     detection,
+    guard,
     overhead,
     start,
     truncation,
@@ -33,6 +34,7 @@ def main(rounds: int) -> None:
         "Detection": lambda: detection.rows(rounds),
         "Start": lambda: start.rows(rounds),
         "The watch, to none": lambda: watch_cost.rows(rounds),
+        "Guard, to a training step": lambda: guard.rows(rounds),
     }
     for title, rows in parts.items():
         print(table(title, rows()), flush=True)
