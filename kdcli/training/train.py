@@ -19,7 +19,7 @@ from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -37,6 +37,7 @@ from kdcli.training.first_step import prove_first_step
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
+from kdcli.training.loss_records import LossRecords
 from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
@@ -489,48 +490,3 @@ def inherited(run: Run, index: int) -> Iterator[Notice]:
         others = [ancestor for ancestor in ancestors if ancestor is not mimicker]
         for message in mimicker.inherit(others):
             yield Notice(message=message, level="warning")
-
-
-class LossRecords:
-    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
-        self.last = time.perf_counter()
-
-    def add(
-        self, progress: Progress, parts: list[dict[str, Tensor]], lr: float, images: int, stage: str | None
-    ) -> None:
-        """Take the losses of one step, one mapping a batch; they are averaged."""
-        names = tuple(parts[0])
-        stacked = [torch.stack([part[name] for name in names]) for part in parts]
-        values = stacked[0] if len(stacked) == 1 else torch.stack(stacked).mean(0)
-        now = time.perf_counter()
-        facts: dict[str, object] = {
-            "step": progress.step,
-            "total_steps": self.run.total_steps,
-            "epoch": progress.epoch,
-            "step_in_epoch": -(-progress.batch // self.run.accumulate),
-            "steps_per_epoch": self.run.steps_per_epoch,
-            "lr": lr,
-            "images": images,
-            "seconds": now - self.last,
-            "stage": stage,
-        }
-        self.last = now
-        self.waiting.append((facts, names, values))
-
-    def flush(self) -> Iterator[Step]:
-        """Records of all waiting steps, after one read of the device; losses are means over processes."""
-        if not self.waiting:
-            return
-        values = torch.cat([values for _, _, values in self.waiting])
-        flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
-        waiting, self.waiting = self.waiting, []
-        position = 0
-        for facts, names, _ in waiting:
-            losses = dict(zip(names, flat[position : position + len(names)], strict=True))
-            position += len(names)
-            yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
-        self.last = time.perf_counter()

@@ -214,7 +214,7 @@ def test_the_watch_can_stop_the_run_and_says_how_to_go_on() -> None:
 
 @pytest.mark.parametrize("word", ["warn", "stop"])
 def test_a_student_at_chance_is_told_when_all_is_saved(word: str) -> None:
-    still = ("trainer.optimizer.kwargs.lr=1e-12", f"trainer.on_collapse={word}")
+    still = ("trainer.optimizer.kwargs.lr=1e-6", f"trainer.on_collapse={word}")
     with run_of(spec_of(SPEC, *still)) as run:
         run.task.near_chance = lambda *_: True  # type: ignore[method-assign]
         if word == "warn":

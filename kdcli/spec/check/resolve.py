@@ -38,7 +38,6 @@ MADE_FROM = (
 )
 """The same of the constructor of a loss that is a class."""
 
-
 FOREIGN = ("torchvision.", "timm.")
 """How the names of networks of other packages begin."""
 
