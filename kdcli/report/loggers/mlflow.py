@@ -20,8 +20,12 @@ from kdcli.report.loggers.logger import LoggedRun, ServerAway, flat, worth_anoth
 
 BATCH, PARAMETERS, VALUE_LENGTH = 500, 100, 500
 
-REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "8", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""Environment variables of MLflow, where the user has not set them: by itself a request is tried for minutes."""
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Environment variables of MLflow where the user has not set them: by itself it tries a request for minutes."""
 
 ATTEMPT = "kdcli.attempt"
 """The tag by which a run is found whose creation the server has done but not answered."""
@@ -35,7 +39,7 @@ class MlflowLogger:
     """
 
     def __init__(self) -> None:
-        for name, value in REQUESTS.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self._id: str | None = None
         self._attempt: str | None = None
