@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -53,8 +52,9 @@ class WandbLogger:
             mode = "offline"
             self._run = _init(run, identity, mode)
         self._offline = mode == "offline"
-        folder = Path(str(getattr(self._run.settings, "sync_dir", "") or run.run_dir / "wandb"))
-        self.later = f"`{shlex.join(['wandb', 'sync', str(folder)])}` uploads it"
+        # A resumed run has a folder for each start.
+        folders = f"{shlex.quote(str(run.run_dir / 'wandb'))}/{'offline-' if self._offline else ''}run-*"
+        self.later = f"`wandb sync {folders}` uploads it"
         return identity
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
