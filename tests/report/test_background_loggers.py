@@ -207,7 +207,7 @@ def test_a_call_that_never_returns_holds_up_neither_the_steps_nor_the_end(
 def test_an_interrupted_run_waits_for_a_logger_that_works_and_not_for_one_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "END_SECONDS", 30.0)
+    monkeypatch.setattr(background, "INTERRUPTED_SECONDS", 30.0)
     server = Server()
     training = Training(tmp_path, monkeypatch, Plain(server))
     server.away = lambda: time.sleep(0.02)
@@ -284,6 +284,27 @@ def test_identities_of_an_older_kdcli_go_on_after_the_checkpoint(
     training.take(step(4))
     training.close()
     assert server.runs == [("old", 3)] and [number for number, _ in server.received] == [4]
+
+
+def test_a_run_that_stops_before_its_first_numbers_has_begun_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    training = Training(tmp_path, monkeypatch, Plain(server))
+    assert training.close() == [] and server.runs == []
+
+
+def test_an_interrupted_run_stops_sending_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "INTERRUPTED_SECONDS", 0.1)
+    server = Server()
+    server.away = lambda: time.sleep(0.02)
+    training = Training(tmp_path, monkeypatch, Plain(server))
+    for number in range(1, 51):
+        training.take(step(number))
+    assert "`kdcli train cfg.yaml --resume` sends the rest" in training.close()[0]
+    assert 0 < len(server.received) < 50
 
 
 def test_records_wait_in_the_file_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from kdcli.disk import TEMPORARY
 from kdcli.parallel.interrupts import abandon_threads
-from kdcli.records import Finished, Notice, Plan, Record
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
 from kdcli.report.loggers.logger import LoggedRun, Logger, is_away
 from kdcli.report.run_files import records_from
@@ -47,11 +47,14 @@ SILENT_SECONDS = 10.0
 END_SECONDS = 15.0
 """How long the end of a run waits for its loggers."""
 
+INTERRUPTED_SECONDS = 5.0
+"""How long a run that was stopped waits for a logger that still sends."""
+
 LONGEST = 240
 """A longer reason is cut."""
 
 STUCK_SECONDS = 1.0
-"""How long an interrupted run waits for a logger whose call does not return."""
+"""How long a run that was stopped waits for a call that does not return."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,7 @@ class BackgroundLogger:
         self.name, self.logger = name, logger
         self.notices: deque[Notice] = deque()
         self.done = threading.Event()
-        self.failed = False
+        self.started, self.failed = False, False
         self._run, self._metrics, self._marks, self._again = run, metrics, marks, again
         self._identity, position = marks.of(name)
         if getattr(logger, "repeats", False):
@@ -142,8 +145,10 @@ class BackgroundLogger:
         self._thread = threading.Thread(target=self._work, name=f"kdcli-logger-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, if it is not yet started."""
+        if not self.started:
+            self.started = True
+            self._thread.start()
 
     def add_pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
         """Hand these pictures over at the end."""
@@ -257,7 +262,10 @@ class BackgroundLogger:
             self._called = None
             messages: list[str] = getattr(self.logger, "messages", [])
             while messages:
-                self.notices.append(Notice(message=f"logger `{self.name}`: {messages.pop(0)}"))
+                text = f"logger `{self.name}`: {messages.pop(0)}"
+                self.notices.append(
+                    Notice(message=text, level="info" if self._ending.is_set() else "warning")
+                )
 
     def _note_away(self, kind: str, reason: str) -> None:
         if self._away is None and kind not in self._told:
@@ -319,14 +327,19 @@ class Loggers:
         return notices
 
     def take(self, record: Record) -> list[Notice]:
-        """Start the loggers with the plan; after it, see how they do."""
+        """Start the loggers with the first numbers; after that, see how they do."""
         if isinstance(record, Plan) and not self._running:
             run = replace(self._run, resumed_step=record.resumed_step)
             marks = Marks(run.run_dir / IDENTITIES, record.resumed_step)
-            for name, logger in self._made.items():
-                self._running.append(BackgroundLogger(name, logger, run, self._metrics, marks, self._again))
-                self._running[-1].start()
-        self._finished = self._finished or isinstance(record, Finished)
+            self._running = [
+                BackgroundLogger(name, logger, run, self._metrics, marks, self._again)
+                for name, logger in self._made.items()
+            ]
+        elif isinstance(record, (Step, Evaluation, Finished)):
+            # Not with the plan: a thread may then hold an import's lock while the data workers are forked.
+            self._finished = isinstance(record, Finished)
+            for one in self._running:
+                one.start()
         for one in self._running:
             one.watch()
         return self._notices()
@@ -338,15 +351,15 @@ class Loggers:
         return self._notices()
 
     def close(self) -> list[Notice]:
-        """Wait for every logger to send what is left: some seconds; hardly at all in a run that was stopped."""
+        """Wait for every logger to send what is left: some seconds, in a run that was stopped only while it sends."""
+        began, limit = time.monotonic(), END_SECONDS if self._finished else INTERRUPTED_SECONDS
         for one in self._running:
             one.stop(finished=self._finished)
-        began = time.monotonic()
         for one in self._running:
-            while not one.done.wait(0.05):
+            while one.started and not one.done.wait(0.05):
                 waited = time.monotonic() - began
                 stuck = not self._finished and min(waited, one.called_for()) > STUCK_SECONDS
-                if stuck or waited > END_SECONDS:
+                if stuck or waited > limit:
                     one.leave()
                     break
         notices = self._notices()
