@@ -181,6 +181,24 @@ def test_a_flush_that_fails_is_repeated_with_all_since_the_last_one(
     assert len(logger.times) > 35  # repeated
 
 
+def test_without_flush_only_the_call_that_failed_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, calls = Server(), iter(range(100))
+
+    def fifth_and_ninth() -> None:
+        if next(calls) in (5, 9):
+            raise TimeoutError
+
+    server.away = fifth_and_ninth
+    training = Training(tmp_path, monkeypatch, Plain(server))
+    for number in range(1, 21):
+        training.take(step(number))
+    until(lambda: len(server.received) >= 20)
+    training.close()
+    assert [number for number, _ in server.received] == list(range(1, 21))
+
+
 def test_a_call_that_never_returns_holds_up_neither_the_steps_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
