@@ -159,7 +159,8 @@ def server() -> Iterator[LineServer]:
 
 
 def kept_going(times: Times, usual: Times) -> None:
-    assert times.first < max(15.0, usual.first + 5.0)
+    # On a busy machine the imports of the library alone take long.
+    assert times.first < max(15.0, 2 * usual.first)
     assert times.gap < 1.0 + usual.gap
     assert times.stop < 2.0 + usual.stop
 
