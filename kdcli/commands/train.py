@@ -125,7 +125,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
     from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.logger import LoggedRun, Loggers
+    from kdcli.report.loggers.background import Loggers
+    from kdcli.report.loggers.logger import LoggedRun
     from kdcli.spec.parse import resolved_data
     from kdcli.training.build import built, claimed_folder
     from kdcli.training.train import train as records_of
@@ -164,7 +165,9 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
                 *(word for package in arguments.plugins for word in ("--plugin", package)),
             ],
             quiet=arguments.quiet,
-            loggers=Loggers(parsed.spec.trainer.loggers, logged),
+            loggers=Loggers(
+                parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
+            ),
             write_up=report if arguments.report else None,
         ) as recorder:
             for record in records_of(run, interrupts):

@@ -116,17 +116,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return list(metrics_of(path))
 
 
+def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of metrics.jsonl from a byte on, each with the byte at which it ends; half a line is none yet."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            record = _record_in(line.decode("utf-8", "replace"))
+            if record is not None:
+                yield offset, record
+
+
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.endswith("\n"):
                 return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
-                yield line, _readable(record)
+            record = _record_in(line)
+            if record is not None:
+                yield line, record
+
+
+def _record_in(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+    return _readable(record) if known else None
 
 
 def _of_evaluation(record: dict[str, Any]) -> bool:

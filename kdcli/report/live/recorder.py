@@ -15,7 +15,7 @@ from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Ste
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText
-from kdcli.report.loggers.logger import Loggers
+from kdcli.report.loggers.background import Loggers
 from kdcli.report.run_files import MetricsWriter, TrainLog
 
 WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]

@@ -15,7 +15,7 @@ from kdcli.errors import RunError
 from kdcli.records import Alarm, Notice
 from kdcli.report import charts
 from kdcli.report.live.recorder import Recorder
-from kdcli.report.loggers.logger import Loggers
+from kdcli.report.loggers.background import Loggers
 from kdcli.report.report_page import report_pictures
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.run import RunOptions
@@ -40,7 +40,7 @@ def record(folder: Path, names: Sequence[str] = (), resumed: int = 0) -> list[bo
         log=folder / "train.log",
         spec=["cfg.yaml", "trainer.max_epoch=1"],
         quiet=False,
-        loggers=Loggers(names, logged(folder)),
+        loggers=Loggers(names, logged(folder), metrics=folder / "metrics.jsonl"),
         write_up=write_up,
     ) as recorder:
         recorder.take(replace(plan(), resumed_step=resumed))
