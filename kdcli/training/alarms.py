@@ -36,7 +36,7 @@ TELLING = 0.05
 """Below this loss a guess is nearly right, as where one class is nearly all of the data."""
 
 ALIKE = 0.01
-"""Below this spread of the logits, in nats, outputs are alike: good runs have 0.8 and more, lr 100 on digits 0."""
+"""Below this spread of the logits, in nats, outputs are alike: good runs have 0.5 and more, lr 100 on digits 0."""
 
 DEAD = 0.95
 """From this share of dead units on: good runs have 0.25 at most, collapsed ones 1."""
