@@ -18,7 +18,7 @@ from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.plugins import constructed, is_own, lookup
-from kdcli.spec.schema import DataPart, Spec
+from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
 from kdcli.training.optim import (
     LearningRate,
     build_optimizer,
@@ -81,30 +81,30 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
     per_epoch: steps in an epoch, None where that is unknown. Where both are said in epochs, KD635 has been given.
     """
     mimic = spec.mimic if spec.distils else None
-    reported: set[SpecPath] = set()
+    staged = () if mimic is None else mimic.stages
+    uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
     for index, stage in enumerate(stages):
-        in_steps = (
-            mimic.stages[index] if mimic is not None and mimic.stages else spec.trainer
-        ).max_iter is not None
-        if stage.lr_scheduler is None or stage.lr_path in reported or (per_epoch is None and not in_steps):
+        in_steps = (staged[index] if staged else spec.trainer).max_iter is not None
+        if stage.lr_scheduler is None or (per_epoch is None and not in_steps):
             continue
-        reported.add(stage.lr_path)
+        uses.setdefault(stage.lr_path, (stage.lr_scheduler, []))[1].append(stage.steps)
+        if in_steps and per_epoch is not None and not staged:
+            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
+    for path, (scheduler, lengths) in uses.items():
+        longest, total = max(lengths), total_of(scheduler)
         try:
-            check_total(stage.lr_scheduler, stage.steps, stage.lr_path)
+            check_total(scheduler, longest, path)
         except SpecError as error:
             yield from error.diagnostics
             continue
-        total = total_of(stage.lr_scheduler)
-        if total is not None and total > stage.steps:
+        if total is not None and total > longest:
             yield Diagnostic(
                 code="KD635",
                 severity="warning",
-                message=f"OneCycleLR goes on for {total} steps, the training has {stage.steps}",
-                help=f"write `total_steps: {stage.steps}`",
-                path=(*stage.lr_path, "kwargs", "total_steps"),
+                message=f"OneCycleLR goes on for {total} steps, the training has {longest}",
+                help=f"write `total_steps: {longest}`",
+                path=(*path, "kwargs", "total_steps"),
             )
-        if in_steps and per_epoch is not None and stage.name is None:
-            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
 
 
 def check_batch(spec: Spec, samples: int | None) -> Iterator[Diagnostic]:

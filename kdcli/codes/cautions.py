@@ -171,7 +171,7 @@ CAUTIONS: dict[str, Explanation] = {
         "wrong: kwargs: {milestones: [30, 60], gamma: 10}\nright: kwargs: {milestones: [30, 60], gamma: 0.1}",
     ),
     "KD635": Explanation(
-        "learning rate that falls over another length than the training's",
+        "schedule of another length than the training",
         "CosineAnnealingLR falls until `T_max` epochs and rises again after them; PolynomialLR is 0 after"
         " `total_iters`; OneCycleLR ends at `total_steps`. Where the training is shorter, the learning rate never"
         " comes to its end.",
