@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
-from kdcli.errors import KdError, RunError
+from kdcli.errors import KdError, RunError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -46,14 +46,15 @@ def evaluate(options: EvalOptions) -> None:
 
 
 def report(options: ReportOptions) -> None:
-    """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
+    """`kdcli report`: write report.html into a run folder, finished or not; with --quick no network is run."""
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
     from kdcli.report.recorded_run import read_run
     from kdcli.report.report_page import write_report
 
     need_matplotlib()
-    read_run(options.run)
+    root = _run_folder(options)
+    read_run(root)
     if not options.quick:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
@@ -61,7 +62,7 @@ def report(options: ReportOptions) -> None:
         from kdcli.training.run_folder import reopen
 
         try:
-            run = reopen(options.run, device=options.device, plugins=options.plugins)
+            run = reopen(root, device=options.device, plugins=options.plugins)
             _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
             chosen = choose_device(options.device or run.parsed.spec.runtime.device)
             _, notices = write_report_data(run.parsed, run.options, chosen)
@@ -70,7 +71,19 @@ def report(options: ReportOptions) -> None:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
-    write(f"{write_report(options.run)}\n")
+    write(f"{write_report(root)}\n")
+
+
+def _run_folder(options: ReportOptions) -> Path:
+    """The run folder that `RUN|SPEC` names."""
+    if not options.spec.endswith((".yaml", ".yml")) or Path(options.spec).is_dir():
+        if options.changes:
+            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
+        return Path(options.spec)
+    from kdcli.spec.parse import read
+    from kdcli.training.build import run_root
+
+    return run_root(read(options.spec, options.changes))
 
 
 def write_up(

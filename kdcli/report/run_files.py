@@ -1,7 +1,7 @@
 """Files that a training appends to in its run folder: metrics.jsonl and train.log.
 
 metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
-line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
+line has `kind` (step, evaluation, alarm, notice, saved, finished), `step` and `time` (seconds since 1970). The
 clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
 Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import writing
+from kdcli.disk import folder_gone, writing, written_beside
 from kdcli.errors import RunError
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
@@ -28,6 +28,7 @@ _KINDS: dict[type, str] = {
     Step: "step",
     Evaluation: "evaluation",
     Notice: "notice",
+    Alarm: "alarm",
     Saved: "saved",
     Finished: "finished",
 }
@@ -56,7 +57,10 @@ class MetricsWriter:
         self.close()
 
     def write(self, record: Record) -> None:
-        """Append one record; a Plan is not written, it gives the number of processes and the step."""
+        """Append one record; a Plan is not written, it gives the number of processes and the step.
+
+        Raises RunError KD740 where the disk refuses, KD772 where the file has been deleted.
+        """
         if isinstance(record, Plan):
             self._processes, self._step = record.processes, record.resumed_step
             return
@@ -67,6 +71,8 @@ class MetricsWriter:
             line["images_per_second"] = record.images * self._processes / record.seconds
         line["time"] = now
         with writing(self.path):
+            if not self.path.exists():  # what is written into a deleted file goes nowhere, without an error
+                raise folder_gone(self.path)
             self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
 
@@ -77,16 +83,13 @@ class MetricsWriter:
         """
         with writing(self.path):
             self._file.close()
-            kept = [
-                line
-                for line, record in _lines(self.path)
-                if record["step"] <= step
-                and record["kind"] != "finished"
-                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
-            ]
-            temporary = self.path.with_name(self.path.name + ".new")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with written_beside(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for line, record in _lines(self.path):
+                    if record["step"] > step or record["kind"] == "finished":
+                        continue
+                    if before_evaluation and record["step"] == step and _of_evaluation(record):
+                        continue
+                    file.write(line)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
         self._step = step
 
@@ -96,12 +99,21 @@ class MetricsWriter:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
+def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl, one at a time and in order; lines that are no records are skipped.
+
+    Raises RunError KD750 where the file can't be read.
+    """
     try:
-        return [record for _, record in _lines(path)]
+        for _, record in _lines(path):
+            yield record
     except OSError as error:
         raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of metrics.jsonl at once: of a short run."""
+    return list(metrics_of(path))
 
 
 def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -134,6 +146,10 @@ def _record_in(line: str) -> dict[str, Any] | None:
         return None
     known = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
     return _readable(record) if known else None
+
+
+def _of_evaluation(record: dict[str, Any]) -> bool:
+    return record["kind"] == "evaluation" or bool(record.get("at_evaluation"))
 
 
 def _drop_incomplete_line(path: Path) -> None:

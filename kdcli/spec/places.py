@@ -1,7 +1,7 @@
 """Where files named in a spec are: beside the file that names them, or in the working directory.
 
 What a run writes (`save_dir`, `results_dir`, a cache's `dir`) is not looked up: it lies where it is named,
-seen from the working directory.
+seen from the working directory. `~` is the home folder everywhere (kdcli.disk.expanded).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcli.disk import expanded
 from kdcli.errors import Diagnostic, Span, SpecPath, nearest
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.overrides import is_argument
@@ -58,7 +59,7 @@ class Places:
 
     def tried(self, name: str, path: SpecPath) -> tuple[Path, ...]:
         """Where `find` looks, in order; the last one is in the working directory."""
-        given = Path(os.path.expanduser(name))
+        given = expanded(name)
         folder = self.elsewhere.get(path, self.folder)
         if folder is None or given.is_absolute():
             return (given,)

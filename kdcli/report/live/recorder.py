@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText
@@ -66,7 +66,7 @@ class Recorder:
             self._metrics.truncate_after(
                 record.resumed_step, before_evaluation=record.resumed_before_evaluation
             )
-        if isinstance(record, (Plan, Step, Evaluation, Finished)):
+        if isinstance(record, (Plan, Step, Evaluation, Alarm, Finished)):
             self._metrics.write(record)
         self._show_all(self._loggers.take(record))
         if isinstance(record, Finished) and self._write_up is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
 from kdcli.spec.text.nodes import Mapping, Node, Sequence, used_at
-from kdcli.spec.text.source import MAX_CHARACTERS, Budget, compose, decode, repeated_key
+from kdcli.spec.text.source import MAX_BYTES, Budget, compose, decode, repeated_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Includer:
         if path in self.open:
             chain = " -> ".join(p.name for p in (*self.open[self.open.index(path) :], path))
             raise _refused("KD116", f"files include each other: {chain}", use)
-        if path.stat().st_size > 4 * MAX_CHARACTERS:
+        if path.stat().st_size > MAX_BYTES:
             raise _refused("KD109", f"`{name}` is too big for a spec", use)
         return path
 
