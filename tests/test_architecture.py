@@ -18,6 +18,7 @@ PACKAGE = ROOT / "kdcli"
 ORDER = (
     "errors",
     "disk",
+    "failures",
     "records",
     "codes",
     "spec",
@@ -40,6 +41,7 @@ TORCH_FREE = (
     "kdcli",
     "kdcli.errors",
     "kdcli.disk",
+    "kdcli.failures",
     "kdcli.codes",
     "kdcli.spec.parse",
     "kdcli.spec.check.resolve",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
 from kdcli.errors import KdError, RunError
+from kdcli.failures import doing, with_place
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,10 @@ def evaluate(options: EvalOptions) -> None:
         oom_as_error(parsed.spec, "test"),
         distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
-        sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
-        keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-        rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
+        with doing("measuring the networks"):
+            sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
+            keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
+            rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
     if processes.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
@@ -64,13 +66,16 @@ def report(options: ReportOptions) -> None:
             run = reopen(options.run, device=options.device, plugins=options.plugins)
             _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
             chosen = choose_device(options.device or run.parsed.spec.runtime.device)
-            _, notices = write_report_data(run.parsed, run.options, chosen)
+            with doing("running the networks for the report"):
+                _, notices = write_report_data(run.parsed, run.options, chosen)
             _warn(notice.message for notice in notices)
         except KdError as error:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
-    write(f"{write_report(options.run)}\n")
+    with doing(f"writing the report of {options.run}"):
+        page = write_report(options.run)
+    write(f"{page}\n")
 
 
 def write_up(
@@ -121,7 +126,4 @@ def _warn(messages: Iterable[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, KdError):
-        return error.diagnostics[0].message
-    first = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *first[:1]])
+    return error.diagnostics[0].message if isinstance(error, KdError) else with_place(error)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
+from kdcli.disk import write_whole
 from kdcli.errors import UsageError
+from kdcli.failures import doing
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
     continue_command,
@@ -55,7 +57,7 @@ def train(arguments: TrainOptions) -> None:
             raise UsageError.of(
                 "a spec from standard input can't be given to several processes", "use a file"
             )
-        prove_for_workers(arguments, parsed)
+        prove_for_workers(arguments, parsed, plan.processes * plan.nnodes)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
@@ -74,8 +76,8 @@ def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> R
     )
 
 
-def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
-    """Prove the spec in the launching process, once for all that it starts."""
+def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int) -> None:
+    """Prove the spec in the launching process, once for all that it starts; count: how many those are."""
     if not arguments.check:
         return
     import torch
@@ -84,12 +86,17 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
     from kdcli.parallel.distributed import Processes
 
     processes = Processes(device=torch.device("cpu"))
-    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes)
+    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes, count)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
-    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
+def prove_and_warn(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, started: int | None = None
+) -> tuple[RunOptions, Sides]:
+    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it.
+
+    started: how many processes will train, where these are not the ones.
+    """
     from kdcli.check.proof import proved
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
@@ -99,8 +106,9 @@ def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes
 
     with located(parsed):
         options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
-        sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-        options, warnings = proved(parsed, options, sides, processes)
+        with doing("looking at the spec's files and networks"):
+            sides = Sides(parsed.spec, options.places, plugins=options.plugins)
+            options, warnings = proved(parsed, options, sides, processes, started)
     if warnings and processes.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
     return options, sides
@@ -124,7 +132,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         stack.enter_context(oom_as_error(parsed.spec))
         processes = stack.enter_context(distributed.processes(device))
         options, sides = prove_and_warn(parsed, options, processes)
-        run = stack.enter_context(built(parsed, options, processes, sides))
+        with doing("building the run"):
+            run = stack.enter_context(built(parsed, options, processes, sides))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return
@@ -161,10 +170,11 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     from kdcli.report.console import write
     from kdcli.training.profile import profile
 
-    profiled = profile(run, steps, interrupts)
+    with doing("profiling"):
+        profiled = profile(run, steps, interrupts)
     if run.processes.speaks:
         text = profile_text(profiled, run.processes.world_size)
-        profiled.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        write_whole(profiled.trace.with_name("profile.txt"), text)
         write(text)
 
 
@@ -181,5 +191,6 @@ def cache(options: CacheOptions) -> None:
         oom_as_error(parsed.spec),
         distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
-        for notice in make_caches(parsed, run_options(options, parsed), processes):
-            write(notice.message + "\n", sys.stderr)
+        with doing("caching the teachers"):
+            for notice in make_caches(parsed, run_options(options, parsed), processes):
+                write(notice.message + "\n", sys.stderr)

@@ -28,6 +28,7 @@ from kdcli.data.draws import Ids, permutation
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
+from kdcli.failures import doing
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that end a run; data workers leave them to the main process."""
@@ -119,13 +120,14 @@ class Loader:
             atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
-        if self._num_workers:
-            yield from self._from_workers(keys)
-        elif self._prefetch:
-            yield from self._from_thread(keys)
-        else:
-            for key in keys:
-                yield self._here(key)
+        with doing("reading the data"):
+            if self._num_workers:
+                yield from self._from_workers(keys)
+            elif self._prefetch:
+                yield from self._from_thread(keys)
+            else:
+                for key in keys:
+                    yield self._here(key)
 
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]
@@ -171,7 +173,9 @@ class Loader:
         try:
             yield from loaded
         except (RuntimeError, EOFError, ConnectionError) as reason:
-            if isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason):
+            # What the user's code raises there has the worker's traceback in its text.
+            handed_on = "Original Traceback" in str(reason)
+            if handed_on or (isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason)):
                 raise
             self.close()
             raise RunError.of(
@@ -215,11 +219,12 @@ class GivenLoader(Loader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one pass, from number `start` on."""
         seen = 0
-        for number, given in enumerate(islice(self.source.batches, len(self.source))):
-            batch = self.source.batch(given, seen)
-            seen += len(batch["image"])
-            if number >= start:
-                yield batch
+        with doing("reading the given data"):
+            for number, given in enumerate(islice(self.source.batches, len(self.source))):
+                batch = self.source.batch(given, seen)
+                seen += len(batch["image"])
+                if number >= start:
+                    yield batch
 
     def some(self, ids: Sequence[int]) -> Batch:
         """Nothing: single samples can't be asked for."""

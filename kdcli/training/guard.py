@@ -115,7 +115,7 @@ def prove_losses(run: Run) -> GuardResult:
         unique = {(problem.code, problem.message): problem for problem in everywhere}
         raise RunError(unique.values())
     return GuardResult(
-        {name: finding.reached for name, finding in findings.items()},
+        _reach_everywhere(run, {name: finding.reached for name, finding in findings.items()}),
         {
             name: trainee.specs[job].loss_weight * finding.pull / of_task
             for name, finding in findings.items()
@@ -123,6 +123,12 @@ def prove_losses(run: Run) -> GuardResult:
         },
         {name: why for name in findings if (why := _logged_only(run, name)) is not None},
     )
+
+
+def _reach_everywhere(run: Run, reach: Reach) -> Reach:
+    """What each loss reaches in any process: a block that is skipped at random may have been skipped in one."""
+    everywhere = run.processes.gather(reach)
+    return {name: frozenset[str]().union(*(there.get(name, ()) for there in everywhere)) for name in reach}
 
 
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
