@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -112,6 +113,16 @@ def seen(path: Name) -> bool:
     return os.path.exists(path)
 
 
+def seen_file(path: Name) -> bool:
+    """Whether a regular file can be seen there; False too where the system refuses to say."""
+    return os.path.isfile(path)
+
+
+def seen_folder(path: Name) -> bool:
+    """Whether a folder can be seen there; False too where the system refuses to say."""
+    return os.path.isdir(path)
+
+
 def exists(path: Name) -> bool:
     """Whether something is there; RunError KD521 where the system refuses to say."""
     return _state(path) is not None
@@ -130,6 +141,21 @@ def is_folder(path: Name) -> bool:
 def is_link(path: Name) -> bool:
     """Whether a symbolic link is there; RunError KD521 where the system refuses to say."""
     return _state(path, follow=False) is not None and os.path.islink(path)
+
+
+def same(one: Name, other: Name) -> bool:
+    """Whether two paths lead to one file or folder; False where one is not there. RunError KD521."""
+    with asking(one):
+        try:
+            return os.path.samefile(one, other)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def free_bytes(folder: Name) -> int:
+    """Bytes that are free on the disk of a folder; RunError KD521."""
+    with asking(folder):
+        return shutil.disk_usage(folder).free
 
 
 def size_of(path: Name) -> int:
@@ -168,8 +194,9 @@ def entries_like(folder: Name, pattern: str) -> list[Path]:
     return [path for path in entries(folder) if fnmatchcase(path.name, pattern)] if is_folder(folder) else []
 
 
-def expanded(name: str) -> Path:
+def expanded(name: Name) -> Path:
     """The path with `~` and `~user` replaced by their folders; RunError KD521 where there is no such user."""
+    name = os.fspath(name)
     path = os.path.expanduser(name)
     if name.startswith("~") and path == name:
         user = name[1:].partition("/")[0]
@@ -281,9 +308,10 @@ def disk_error(path: Path, error: OSError | ValueError) -> RunError:
     reason, help = reason_of(error)
     if isinstance(error, OSError):
         reason = error.strerror or reason
-    help = help or "choose another place (`saver.save_dir` for a run)"
-    if isinstance(error, OSError) and error.errno in ROOM:
-        help = "free some space or choose another folder (`saver.save_dir` for a run)"
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in (errno.EMFILE, errno.ENFILE):
+        first = "free some space or" if number in ROOM else "ask for the right to write there or"
+        help = f"{first} choose another folder (`saver.save_dir` for a run)"
     return RunError.of(
         "KD740", f"cannot write {shown_path(path)}: {reason}", f"{help}; what was saved before is whole"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.disk import is_folder
 from kdcli.errors import Interrupted, KdError, RunError, SpecError, UsageError
 from kdcli.failures import failure, keep_tracebacks, tracebacks
 
@@ -107,7 +108,7 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.run_folder import reopen
 
-    if Path(options.spec).is_dir():
+    if options.spec != "-" and is_folder(options.spec):
         if options.changes:
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
         device = getattr(options, "device", None)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from kdcli.disk import seen
+
 Completion = Literal["spec", "key"]
 
 AUTO = "auto"
@@ -150,7 +152,7 @@ def is_checkpoint(word: str) -> bool:
     """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
     if word.startswith("-"):
         return False
-    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or Path(word).exists())
+    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or seen(word))
 
 
 Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC", "spec")]

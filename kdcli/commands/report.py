@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
+from kdcli.disk import remove
 from kdcli.errors import KdError, RunError
 from kdcli.failures import doing, with_place
 
@@ -97,7 +99,8 @@ def write_up(
     try:
         _, notices = write_report_data(parsed, options, device)
     except Exception as error:
-        (root / "report_data.json").unlink(missing_ok=True)
+        with suppress(RunError):
+            remove(root / "report_data.json")
         message = f"the report shows curves alone: {_reason(error)}"
         notices = [Notice(message=message, level="warning")]
     try:

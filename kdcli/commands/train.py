@@ -100,12 +100,13 @@ def prove_and_warn(
     from kdcli.check.proof import proved
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
-    from kdcli.training.build import run_root
+    from kdcli.training.build import naming, run_root
     from kdcli.training.run_folder import RunFolder, with_own_files
     from kdcli.training.sides import Sides
 
     with located(parsed):
-        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
+        with naming(parsed, "save_dir"):
+            options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
         with doing("looking at the spec's files and networks"):
             sides = Sides(parsed.spec, options.places, plugins=options.plugins)
             options, warnings = proved(parsed, options, sides, processes, started)

@@ -21,6 +21,7 @@ from torch import Tensor
 from kdcli.data.image_readers import PillowReader, load, numbers_in, opened
 from kdcli.data.pixel_values import depth_of, has_alpha, what_to_write
 from kdcli.data.sources import BadSample
+from kdcli.disk import seen
 from kdcli.errors import Diagnostic, SpecPath
 
 NAMED = 5
@@ -158,7 +159,7 @@ def _missing(files: Sequence[str]) -> list[str]:
         if folder not in listed:
             listed[folder] = _files_in(folder)
         # The listing is quick and knows names by their bytes only: what it lacks is asked for.
-        if name not in listed[folder] and not os.path.exists(file):
+        if name not in listed[folder] and not seen(file):
             missing.append(file)
     return missing
 

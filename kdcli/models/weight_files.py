@@ -12,7 +12,6 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,7 +23,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean, first_line
+from kdcli.disk import asking, at_path, is_file, refused, size_of
+from kdcli.errors import RunError, SpecPath, did_you_mean, first_line
 from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
@@ -36,17 +36,6 @@ NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
 """Where a checkpoint may keep its tensors, best first; () is the bare state dict."""
 
 
-@contextmanager
-def at_path(path: SpecPath | None) -> Iterator[None]:
-    """Set the path in the spec on errors about files, where there is one."""
-    try:
-        yield
-    except RunError as error:
-        if path is None:
-            raise
-        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
-
-
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
     """The weights that the spec names at `where`, or the command line; raises KD530.
 
@@ -55,9 +44,9 @@ def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = 
     if str(name).startswith(TORCHVISION):
         return Path(name)
     found = places.find(str(name), where or ())
-    if found.is_file():
-        return found
     with at_path(where):
+        if is_file(found):
+            return found
         help = places.missing(str(name), where or ())
         raise RunError.of("KD530", f"no weights file `{name}`", help)
 
@@ -211,6 +200,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
+    except OSError as error:
+        raise refused(path, error) from error
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except MemoryError as error:
@@ -244,13 +235,13 @@ def _refused(path: Path, error: Exception) -> RunError:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors, by its content: eight bytes of length, then a JSON header."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         start = file.read(9)
     if len(start) == 9 and start[8:9] == b"{":
         length = struct.unpack("<Q", start[:8])[0]
-        if length > path.stat().st_size:
+        if length > size_of(path):
             raise RunError.of("KD532", f"`{path}` is cut off within its header", "fetch the file again")
-        with path.open("rb") as file:
+        with asking(path), path.open("rb") as file:
             file.seek(8)
             json.loads(file.read(length))
         return True

@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kdcli.disk import at_path
 from kdcli.errors import RunError, SpecPath
 from kdcli.models.weight_files import (
-    at_path,
     find_file,
     printable,
     read_shapes,

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import writing
-from kdcli.errors import RunError
+from kdcli.disk import asking, is_file, writing
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
@@ -98,20 +97,17 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
-    try:
-        return [record for _, record in _lines(path)]
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    return [record for _, record in _lines(path)]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with asking(path), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.endswith("\n"):
                 return
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
                 yield line, _readable(record)
@@ -119,9 +115,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _drop_incomplete_line(path: Path) -> None:
     """Remove half a line that a killed run left: a record appended to it would be lost too."""
-    if not path.is_file():
+    if not is_file(path):
         return
-    with path.open("rb+") as file:
+    with writing(path), path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - 4096)

@@ -6,6 +6,7 @@ what the spec names of the packages that the command line allows; nothing is imp
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
+from kdcli.disk import at_path, refused
 from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import PLUGINS, with_place
 from kdcli.spec.schema import Component
@@ -209,12 +211,16 @@ def own_code(part: Any, path: SpecPath = ()) -> Iterator[tuple[SpecPath, str]]:
 def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: SpecPath) -> Any:
     """What a table's entry makes of the spec's arguments; SpecError KD505 at `path` where it refuses them.
 
-    Own code may raise anything: its message is given with the file and line that it comes from.
+    Own code may raise anything: its message is given with the file and line that it comes from. KD521 at `path` for a
+    file that the system refuses.
     """
     try:
         return target.load()(**{**target.preset, **kwargs})
     except KdError:
         raise
+    except OSError as reason:
+        with at_path(path):
+            raise refused(os.fsdecode(reason.filename or name), reason) from reason
     except Exception as reason:
         if target.own:
             raise SpecError.at(path, "KD505", f"`{name}` can't be built: {with_place(reason)}") from reason

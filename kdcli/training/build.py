@@ -20,12 +20,13 @@ from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
+from kdcli.disk import expanded, make_folder, prove_writable
 from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import NO_LABELS, Labels, PixelChange, Teacher
-from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import stated_classes
@@ -56,7 +57,11 @@ def run_name(parsed: ParsedSpec) -> str:
 
 def run_root(parsed: ParsedSpec) -> Path:
     """`saver.save_dir`, else runs/<spec name>."""
-    return Path(parsed.spec.saver.save_dir or Path("runs") / run_name(parsed))
+    named = parsed.spec.saver.save_dir
+    if named is None:
+        return Path("runs") / run_name(parsed)
+    with naming(parsed, "save_dir"):
+        return expanded(named)
 
 
 @contextmanager
@@ -86,7 +91,11 @@ def built(
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
-            make_ready(folder)
+            if folder.results is not None:
+                with naming(parsed, "results_dir"):
+                    prove_writable(folder.results)
+            with naming(parsed, "save_dir"):
+                make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
@@ -199,13 +208,29 @@ def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) 
     if options.profile is not None:
         # A run that lies there is none of its business.
         root = root / "profile"
-        root.mkdir(parents=True, exist_ok=True)
+        with naming(parsed, "save_dir"):
+            make_folder(root)
     elif processes.speaks:
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
-        open_folder(root, overwrite=options.overwrite, resume=resume)
+        with naming(parsed, "save_dir"):
+            open_folder(root, overwrite=options.overwrite, resume=resume)
     processes.wait()
     results = parsed.spec.saver.results_dir
-    return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
+    with naming(parsed, "results_dir"):
+        return RunFolder(root, None if results is None else expanded(results) / f"{run_name(parsed)}.json")
+
+
+@contextmanager
+def naming(parsed: ParsedSpec, key: str) -> Iterator[None]:
+    """Point at `saver.<key>`, where the spec writes it, in the error about a place that can't be used."""
+    path: SpecPath = ("saver", key)
+    try:
+        yield
+    except RunError as error:
+        written = parsed.span(path) != parsed.span(("saver",), on_key=True)
+        if not written or any(found.code not in ("KD521", "KD740") for found in error.diagnostics):
+            raise
+        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
+from kdcli.disk import entries, size_of
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
 from kdcli.errors import RunError
@@ -72,7 +73,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
                     yield Notice(message=f"{100 * number // due} % of {due:,} batches")
             flush_all(sources, processes)
         for source in cached:
-            size = sum(file.stat().st_size for file in source.store.folder.iterdir())
+            size = sum(size_of(file) for file in entries(source.store.folder))
             yield Notice(
                 message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows "
                 f"are in {source.store.folder} ({gigabytes(size)})"

@@ -16,7 +16,19 @@ from typing import Any
 import yaml
 
 from kdcli import __version__
-from kdcli.disk import disk_error, sweep_temporary, write_whole
+from kdcli.disk import (
+    disk_error,
+    entries,
+    entries_like,
+    exists,
+    is_file,
+    is_folder,
+    is_link,
+    real_path,
+    sweep_temporary,
+    text_in,
+    write_whole,
+)
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
@@ -113,9 +125,9 @@ class RunFolder:
             self.best_student,
             self.finished,
             self.root / "bad_samples.jsonl",
-            *self.root.glob("replay_*.pt"),
-            *self.root.glob(SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
-            *(self.root / TENSORBOARD).glob("events.out.tfevents.*"),
+            *entries_like(self.root, "replay_*.pt"),
+            *entries_like(self.root, SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
+            *entries_like(self.root / TENSORBOARD, "events.out.tfevents.*"),
         ]
 
     def exports(self) -> list[str]:
@@ -128,12 +140,12 @@ class RunFolder:
         return [
             name
             for name in names
-            if isinstance(name, str) and Path(name).name == name and (self.root / name).is_file()
+            if isinstance(name, str) and Path(name).name == name and is_file(self.root / name)
         ]
 
     def remember_export(self, path: Path) -> None:
         """Record an exported file as this run's own, if it lies in this folder."""
-        if path.resolve().parent == self.root.resolve():
+        if real_path(path).parent == real_path(self.root):
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
             write_whole(self.root / EXPORTED, text)
 
@@ -145,7 +157,7 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
     is a link (KD743) or can't be cleared (KD740).
     """
     folder = RunFolder(root)
-    link = next((path for path in (root, *_entries(root)) if path.is_symlink()), None)
+    link = next((path for path in (root, *_entries(root)) if is_link(path)), None)
     if link is not None:
         raise RunError.of(
             "KD743",
@@ -154,7 +166,7 @@ def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
         )
     if overwrite:
         _clear(folder)
-    elif folder.finished.exists() and not resume:
+    elif exists(folder.finished) and not resume:
         raise RunError.of(
             "KD741",
             f"a finished run lies in {root}",
@@ -181,12 +193,12 @@ def make_ready(folder: RunFolder) -> None:
 
 def _entries(root: Path) -> list[Path]:
     """What lies in a run folder, and in its checkpoints, as far as it is there."""
-    return [path for folder in (root, root / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
+    return [path for folder in (root, root / "checkpoints") if is_folder(folder) for path in entries(folder)]
 
 
 def has_data_facts(root: Path) -> bool:
     """Whether the run in a folder says what its data was, with class names or without."""
-    return (root / DATA).is_file()
+    return is_file(root / DATA)
 
 
 def recorded_classes(root: Path) -> tuple[str, ...] | None:
@@ -259,7 +271,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
     own = checkpoints(folder.checkpoints)
     root: Path | None = None
     if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
-        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = options.resume if is_folder(options.resume) else options.resume.parent
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
@@ -270,7 +282,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
     """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
     path = root / ENV
-    return _taken(mapping_in(text_of(path), path), root) if path.exists() else {}
+    return _taken(mapping_in(text_of(path), path), root) if exists(path) else {}
 
 
 def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
@@ -286,15 +298,15 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
     run format).
     """
-    if not root.exists():
+    if not exists(root):
         raise RunError.of("KD750", f"there is no folder {root}")
-    if not root.is_dir():
+    if not is_folder(root):
         raise RunError.of("KD750", f"{root} is a file", "name the run's folder, as in runs/digits_kd")
-    if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
-        what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
+    if not exists(root / "metrics.jsonl") and not exists(root / SPEC):
+        what = "is empty" if not any(entries(root)) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
     path = root / ENV
-    env = mapping_in(text_of(path), path) if path.exists() else {}
+    env = mapping_in(text_of(path), path) if exists(path) else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:
         raise RunError.of(
@@ -302,7 +314,7 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
             f"{root} has run format {written}; this kdcli reads format {RUN_FORMAT}",
             f"read it with kdcli {env.get('kdcli', 'of its own version')}",
         )
-    if not (root / SPEC).exists():
+    if not exists(root / SPEC):
         raise RunError.of("KD752", f"{root} has no {SPEC}: it was interrupted while being set up")
     return env
 
@@ -319,11 +331,8 @@ def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
 
 
 def text_of(path: Path) -> str:
-    """Read a text file; RunError KD750 where it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    """Read a text file; RunError KD521 where it can't be read."""
+    return text_in(path, errors="replace")
 
 
 def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
@@ -357,7 +366,7 @@ def write_facts(run: Run) -> None:
         write_whole(run.folder.root / name, text)
     for side, digest in run.digests.items():
         path = run.folder.samples(side, digest.listing)
-        if not path.exists():
+        if not exists(path):
             write_whole(path, digest.packed)
 
 
@@ -375,7 +384,7 @@ def environment(
     return {
         "kdcli": __version__,
         "run_format": RUN_FORMAT,
-        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
+        "spec_dir": None if places.folder is None else str(real_path(places.folder)),
         "files": places.record(spec),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
