@@ -118,7 +118,7 @@ KNOWN = (
         " message says which, or with CUDA_LAUNCH_BLOCKING=1",
     ),
     _known(
-        r"expected scalar type \w+ but found (?:Half|BFloat16|Float)|must have the same dtype"
+        r"expected scalar type \w+ but found (?:Half|BFloat16|Float)|(?:must|to) have the same dtype"
         r"|Input type .* and (?:weight|bias) type .* should be the same",
         "KD748",
         "under autocast some tensors are half precision: let the code follow the input's type (`x.to(weight.dtype)`),"

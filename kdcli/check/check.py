@@ -194,7 +194,8 @@ class _Rehearsal:
     def run(self) -> Plan | None:
         """Run all parts in turn, each as far as the ones before allow."""
         check_data(self.spec, self.findings)
-        self.findings.found += self.options.places.findings(self.spec)
+        with self.findings.part():
+            self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
         self.findings.found += self.data.findings
         samples = self.facts.num_samples

@@ -12,7 +12,7 @@ from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
-from kdcli.failures import ONE_SAMPLE, failure, own_mistake, with_place
+from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.training.join_jobs import JoinedJobs, require
 
@@ -106,7 +106,7 @@ def refuses_one_sample(
         raise
     except Exception as error:
         found = failure(error, running=True)
-        return found.message if found is not None and found.code == ONE_SAMPLE else None
+        return text_of(error) if found is not None and found.code == ONE_SAMPLE else None
     for job in joined.jobs:
         for finding in _job(trainee, job, view, views, one):
             if finding.code == "KD450" or "more than 1 value per channel" in finding.message:

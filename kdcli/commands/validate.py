@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdcli.commands import uncollected
 from kdcli.disk import seen
-from kdcli.errors import Diagnostic, KdError, RunError
+from kdcli.errors import Diagnostic, KdError
 from kdcli.failures import doing
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def examine(
                     progress=update,
                 ),
             )
-    except RunError as error:
+    except KdError as error:
+        if error.exit_code != 1:
+            raise
         return [*findings, *map(parsed.locate, error.diagnostics)], None
     return [*findings, *checked.findings], checked.plan
 

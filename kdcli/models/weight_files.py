@@ -210,7 +210,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         # A torn file fails in as many ways as there are readers.
-        line = printable(first_line(error))
+        line = printable(first_line(error))[:300]
         raise RunError.of("KD532", f"`{path}` can't be read as weights: {line}", WHOLE) from error
 
 
@@ -287,6 +287,7 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
             inner = inner.get(key) if isinstance(inner, Mapping) else None
         if isinstance(inner, Mapping):
             tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
+            _refuse_without_values(tensors, path)
             if tensors:
                 return _stripped(tensors)
     what = (
@@ -299,6 +300,19 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
         f"`{path}` holds no state dict but {what}",
         "expected tensors by name, plain or under `model`, `state_dict` or `ema.ema_state_dict`",
     )
+
+
+def _refuse_without_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise KD532 for a tensor that is sparse, quantized, or on the meta device, where none has values."""
+    for name, tensor in tensors.items():
+        shown = f"`{path}` holds `{printable(name)}`"
+        if tensor.device.type == "meta":
+            help = "save the weights once they are loaded or initialised"
+            raise RunError.of("KD532", f"{shown} without values, on the `meta` device", help)
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            help = "save it dense: `tensor.to_dense()`, `tensor.dequantize()`"
+            raise RunError.of("KD532", f"{shown} as a {kind} tensor; kdcli reads dense ones", help)
 
 
 def _student(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
