@@ -109,7 +109,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            if not isinstance(record, dict) or "kind" not in record:
+                continue
+            if isinstance(record.get("step"), int) and abs(record["step"]) < 2**63:
                 yield line, _readable(record)
 
 

@@ -52,7 +52,7 @@ class Places:
     def find(self, name: str, path: SpecPath) -> Path:
         """The file or folder that the spec names at `path`; a missing one comes back as written.
 
-        Raises KD521 where the system refuses to say whether it is there: a SpecError at the path, where there is one.
+        Raises SpecError at the path (RunError where that is empty) where the system refuses to say whether it is there.
         """
         before = self._before(name, path)
         with at_path(path or None):

@@ -211,8 +211,8 @@ def own_code(part: Any, path: SpecPath = ()) -> Iterator[tuple[SpecPath, str]]:
 def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: SpecPath) -> Any:
     """What a table's entry makes of the spec's arguments; SpecError KD505 at `path` where it refuses them.
 
-    Own code may raise anything: its message is given with the file and line that it comes from. KD521 at `path` for a
-    file that the system refuses.
+    Own code may raise anything: its message is given with the file and line that it comes from. A file that the system
+    refuses is told at `path` too.
     """
     try:
         return target.load()(**{**target.preset, **kwargs})
