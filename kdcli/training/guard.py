@@ -161,7 +161,7 @@ def prove_losses(run: Run) -> GuardResult:
         unique = {(problem.code, problem.message): problem for problem in everywhere}
         raise RunError(unique.values())
     return GuardResult(
-        {name: finding.reached for name, finding in findings.items()},
+        _reach_everywhere(run, {name: finding.reached for name, finding in findings.items()}),
         {
             name: _strength(run, name, finding, of_task)
             for name, finding in findings.items()
@@ -232,6 +232,12 @@ def _beside_the_task(run: Run, name: str) -> bool:
         stage.active.task_loss and (stage.active.jobs is None or job in stage.active.jobs)
         for stage in run.stages
     )
+
+
+def _reach_everywhere(run: Run, reach: Reach) -> Reach:
+    """What each loss reaches in any process: a block that is skipped at random may have been skipped in one."""
+    everywhere = run.processes.gather(reach)
+    return {name: frozenset[str]().union(*(there.get(name, ()) for there in everywhere)) for name in reach}
 
 
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:

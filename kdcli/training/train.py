@@ -15,6 +15,7 @@ from kdcli.disk import flush_to_disk
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.trainee import total_of
 from kdcli.errors import RunError
+from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
@@ -61,13 +62,17 @@ def train(
     with nullcontext(interrupts) if interrupts is not None else listening() as heard:
         for message in run.notices:
             yield Notice(message=message)
-        resumed, notices = resume(run)
+        with doing("reading the checkpoint"):
+            resumed, notices = resume(run)
         yield from notices
-        teacher_metrics, notices = prove_teachers(run)
-        yield from (*notices, *doubtful_logits(run))
-        guard = prove_losses(run)
+        with doing("looking at the teachers before training"):
+            teacher_metrics, notices = prove_teachers(run)
+            yield from (*notices, *doubtful_logits(run))
+        with doing("looking at each loss before training"):
+            guard = prove_losses(run)
         yield from guard.notices()
-        yield from prepare(run)
+        with doing("preparing the methods"):
+            yield from prepare(run)
         yield from compile_networks(run)
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         progress = Progress() if resumed is None else resumed.progress
@@ -84,10 +89,12 @@ def train(
             if not progress.over:
                 run.folder.reopen()
         with heard.noting():
-            for index in range(progress.stage, len(run.stages)):
-                yield from loop.stage(index, resumed)
-                resumed = None
-        yield from loop.finish(started)
+            with doing(lambda: f"epoch {progress.epoch + 1}"):
+                for index in range(progress.stage, len(run.stages)):
+                    yield from loop.stage(index, resumed)
+                    resumed = None
+        with doing("ending the run"):
+            yield from loop.finish(started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +170,8 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                self.step(stage, group)
+                with doing(self.at_step):
+                    self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
@@ -186,6 +194,10 @@ class TrainLoop:
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
         yield from self.after_epoch(stage)
+
+    def at_step(self) -> str:
+        """What is being done in a step, for the error of one that fails."""
+        return f"training step {self.progress.step + 1} of {self.run.total_steps}"
 
     def flush(self) -> Iterator[Record]:
         """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
@@ -232,7 +244,10 @@ class TrainLoop:
         with self.ddp.gradients(last=last):
             with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
                 # Teachers first: their transient peak must not stack on the student's saved activations.
-                views = {name: run.sources[name].view(batch) for name in stage.teachers}
+                views = {}
+                for name in stage.teachers:
+                    with doing(f"the forward pass of {name}"):
+                        views[name] = run.sources[name].view(batch)
                 with run.autocast or nullcontext():
                     losses = self.ddp.model(batch, views, step_info)
             if last:
@@ -406,6 +421,7 @@ class TrainLoop:
                         run.task,
                         run.processes,
                         autocast=teacher.autocast,
+                        name=name,
                     )
         finished = Finished(
             step=progress.step,
