@@ -208,18 +208,19 @@ def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float
 def _strength(run: Run, name: str, finding: Finding, of_task: float) -> Pull:
     job_name, _, rest = name.partition(".")
     job = run.trainee.specs[job_name]
-    to_task = job.loss_weight * finding.pull / of_task
+    to_task = abs(job.loss_weight) * finding.pull / of_task
     mimicker = run.trainee.mimickers[job_name]
     assert isinstance(mimicker, Mimicker)
     losses = mimicker.losses_of(job)
     loss = losses[rest.rpartition(".")[2]]
-    remedy = f"`loss_weight: {job.loss_weight / to_task:.2g}` at the job (now {job.loss_weight:g})"
-    if len(losses) > 1:
+    even = math.copysign(of_task / finding.pull, job.loss_weight)
+    remedy = f"`loss_weight: {even:.2g}` at the job (now {job.loss_weight:g})"
+    if len(losses) > 1 and to_task:
         weight = binding_of(loss_of(loss.type)).weight_of(loss.kwargs)
         remedy = f"`loss_weight: {weight / to_task:.2g}` in its `kwargs` (now {weight:g})"
     return Pull(
         to_task=to_task,
-        gradient=job.loss_weight * finding.pull,
+        gradient=abs(job.loss_weight) * finding.pull,
         weights=finding.weights,
         remedy=remedy,
     )

@@ -89,6 +89,24 @@ def test_a_pull_is_told_with_the_weight_that_would_make_it_even() -> None:
         assert prove_losses(run).pulls[name] == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("losses", ["{loss: {type: kd_loss}}", "{kd: {type: kd_loss}, l2: {type: l2_loss}}"])
+def test_a_job_of_weight_0_pulls_nothing(losses: str) -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=0", f"mimic.cfgs={losses}")) as run:
+        proven = prove_losses(run)
+        refuse_strong_pulls(run, proven, run.stages[0], 1.0)
+    assert set(proven.pulls.values()) == {0.0}
+    assert all(
+        notice.level == "warning" and "raise its `loss_weight`" in notice.message
+        for notice in proven.notices()
+    )
+
+
+def test_a_negative_weight_pulls_as_hard_the_other_way() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=-2000", "mimic.allow_negative=true")) as run:
+        (notice,) = prove_losses(run).notices()
+    assert "`loss_weight: -" in notice.message and "(now -2000)" in notice.message
+
+
 def test_of_several_losses_the_weight_is_each_ones_own() -> None:
     losses = "mimic.cfgs={kd: {type: kd_loss, kwargs: {loss_weight: 3000}}, l2: {type: l2_loss}}"
     with run_of(spec_of(SPEC, losses)) as run:
