@@ -91,7 +91,7 @@ class Position:
 
 
 class Marks:
-    """The file loggers.json. fresh: the run begins anew, so what an older one left there is forgotten."""
+    """The file loggers.json. resumed_step 0: the run begins anew, and what an older one left there is forgotten."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self._path = path
