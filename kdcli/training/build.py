@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, unaugmented_loader
 from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
-from kdcli.disk import expanded
+from kdcli.disk import expanded, prove_writable
 from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
@@ -31,7 +31,7 @@ from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import stated_classes
 from kdcli.models.weights import find_file, load_weights, weights_hash
-from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device
+from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device, use_threads
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
@@ -40,7 +40,7 @@ from kdcli.spec.parse import ParsedSpec, seed_suffix
 from kdcli.spec.places import GT_FILE, TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
-from kdcli.training.caches import sources_of
+from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import claim, was_requeued
 from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
@@ -48,7 +48,7 @@ from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder, refuse_foreign, with_own_files
-from kdcli.training.sides import Sides
+from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -63,7 +63,10 @@ def run_name(parsed: ParsedSpec) -> str:
 def run_root(parsed: ParsedSpec) -> Path:
     """`saver.save_dir`, else runs/<run name>."""
     named = parsed.spec.saver.save_dir
-    return Path("runs") / run_name(parsed) if named is None else expanded(named)
+    if named is None:
+        return Path("runs") / run_name(parsed)
+    with naming(parsed, "save_dir"):
+        return expanded(named)
 
 
 @contextmanager
@@ -75,25 +78,28 @@ def claimed_folder(
 ) -> Iterator[RunFolder]:
     """The run folder, held by rank 0 for a `with` block; nothing but its lock is written yet.
 
-    say: takes a sentence where an earlier process of this job has to be waited for. Raises RunError on every
+    say: takes a sentence where an earlier process of this job has to be waited for. Raises KdError on every
     process, as `refuse_foreign` and `claim`.
     """
     root, results = run_root(parsed), parsed.spec.saver.results_dir
     if options.profile is not None:
         root = root / "profile"  # a run that lies there is none of its business
-    own, failure = None, None
+    own = None
+    failure: KdError | None = None
     with ExitStack() as stack:
         if processes.speaks:
             try:
-                refuse_foreign(root)
-                restarted = options.restarted or was_requeued()
-                own = stack.enter_context(claim(root, restarted=restarted, say=say))
-            except RunError as error:
+                with naming(parsed, "save_dir"):
+                    refuse_foreign(root)
+                    restarted = options.restarted or was_requeued()
+                    own = stack.enter_context(claim(root, restarted=restarted, say=say))
+            except KdError as error:
                 failure = error
         diagnostics = processes.broadcast(None if failure is None else failure.diagnostics)
         if diagnostics is not None:
             raise failure or RunError(diagnostics)
-        figures = None if results is None else expanded(results) / f"{run_name(parsed)}.json"
+        with naming(parsed, "results_dir"):
+            figures = None if results is None else expanded(results) / f"{run_name(parsed)}.json"
         yield RunFolder(root, figures, own)
 
 
@@ -121,8 +127,7 @@ def _built(
     spec = parsed.spec
     clear_folder(folder, parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
+    use_threads(spec.runtime)
     with ExitStack() as stack:
         sides = sides or Sides(spec, options.places, plugins=options.plugins)
         train_loader = build_data(sides.train, spec, processes)
@@ -130,14 +135,20 @@ def _built(
         test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
         digests = {}
-        if processes.speaks and options.profile is None:  # a profile saves nothing
+        if options.profile is None:  # a profile saves nothing
             truth = truth_file(spec, options.places)
             digests["train"] = digest_of(sides.train, train_loader)
             digests["test"] = digest_of(sides.test, test_loader, truth)
+            require_same_data(processes, digests)
+            digests = digests if processes.speaks else {}
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
-            make_ready(folder)
+            if folder.results is not None:
+                with naming(parsed, "results_dir"):
+                    prove_writable(folder.results)
+            with naming(parsed, "save_dir"):
+                make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
@@ -155,12 +166,14 @@ def _built(
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        batches = len(train_loader) or 1
+        known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has given these already.
         notices += known if options.proof is None else []
-        joined = join_jobs(spec, student, teachers, sample, facts, stack)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, sides.train.labels)
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]
@@ -186,6 +199,13 @@ def _built(
             task=task,
             facts=facts,
             train_loader=train_loader,
+            unaugmented=lambda: unaugmented_loader(
+                sides.train,
+                sides.test,
+                seed=spec.runtime.random_seed,
+                rank=processes.rank,
+                world_size=processes.world_size,
+            ),
             test_loader=test_loader,
             joined=joined,
             teachers=teachers,
@@ -249,8 +269,22 @@ def clear_folder(folder: RunFolder, parsed: ParsedSpec, options: RunOptions, pro
     """Let rank 0 find the run folder free, or clear it; `make_ready` comes once the run may go on."""
     if processes.speaks and options.profile is None:
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
-        open_folder(folder, overwrite=options.overwrite, resume=resume)
+        with naming(parsed, "save_dir"):
+            open_folder(folder, overwrite=options.overwrite, resume=resume)
     processes.wait()
+
+
+@contextmanager
+def naming(parsed: ParsedSpec, key: str) -> Iterator[None]:
+    """Point at `saver.<key>`, where the spec writes it, in the error about a place that can't be used."""
+    path: SpecPath = ("saver", key)
+    try:
+        yield
+    except RunError as error:
+        written = parsed.span(path) != parsed.span(("saver",), on_key=True)
+        if not written or any(found.code not in ("KD521", "KD740") for found in error.diagnostics):
+            raise
+        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import math
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,14 @@ from kdcli.data.draws import CONTENT, SPLIT, Ids, generator, uniform
 from kdcli.data.facts import DIGITS, FASHION
 from kdcli.data.sources import ArrayImages
 from kdcli.data.transforms.geometry import resized
+from kdcli.disk import asking, bytes_in, is_file, is_folder
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.places import Places
+from kdcli.spec.ranges import Count, CountOrNone, Range, Side, Width
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+Samples = Annotated[int, Range(at_least=1, at_most=1000000000)]
+
 HOW_TO_GET = (
     "on Debian and Ubuntu: apt install dataset-fashion-mnist; or fetch the four *-ubyte.gz files from "
     "https://github.com/zalandoresearch/fashion-mnist and set `root` to their folder"
@@ -35,7 +39,7 @@ def fashion_mnist(
     *,
     root: str | None = None,
     split: Literal["train", "test"] | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> ArrayImages:
     """60,000 training or 10,000 test images of ten classes, uint8 [N, 1, 28, 28].
 
@@ -45,7 +49,7 @@ def fashion_mnist(
     """
     at_root = (*path, "kwargs", "root")
     folder = places.find(root, at_root) if root is not None else DEBIAN
-    if root is not None and not folder.is_dir():
+    if root is not None and not is_folder(folder):
         help = f"{places.missing(root, at_root)}; {HOW_TO_GET}"
         raise SpecError.at(at_root, "KD506", f"there is no folder `{root}`", help)
     prefix = "train" if (train if split is None else split == "train") else "t10k"
@@ -66,7 +70,7 @@ def fashion_mnist(
 def _file(folder: Path, name: str, path: SpecPath) -> Path:
     for place in (folder, folder / "FashionMNIST" / "raw"):
         for candidate in (place / name, place / f"{name}.gz"):
-            if candidate.is_file():
+            if is_file(candidate):
                 return candidate
     raise SpecError.at(
         (*path, "kwargs", "root"), "KD506", f"Fashion-MNIST is not in `{folder}`: no `{name}.gz`", HOW_TO_GET
@@ -82,7 +86,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     Raises RunError KD510 for another magic number, type, number of dimensions or length.
     """
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    with asking(path):
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     try:
         with opened as file:
             magic = file.read(4)
@@ -114,7 +119,7 @@ TEST_SAMPLES = 450
 
 
 def digits(
-    train: bool, *, split: Literal["train", "test"] | None = None, size: int | None = None
+    train: bool, *, split: Literal["train", "test"] | None = None, size: Side | None = None
 ) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
@@ -155,8 +160,8 @@ def _table() -> NDArray[np.float64]:
         )
     # Read straight from the package's data: importing scikit-learn takes longer than a training epoch.
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():
-        return np.loadtxt(io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=",", ndmin=2)
+    if is_file(file):
+        return np.loadtxt(io.BytesIO(gzip.decompress(bytes_in(file))), delimiter=",", ndmin=2)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -166,11 +171,11 @@ def _table() -> NDArray[np.float64]:
 def fake(
     train: bool,
     *,
-    num_samples: int = 256,
-    num_classes: int = 10,
-    shape: list[int] = [3, 32, 32],  # noqa: B006
-    noise: float = 0.2,
-    seed: int | None = None,
+    num_samples: Samples = 256,
+    num_classes: Width = 10,
+    shape: list[Side] = [3, 32, 32],  # noqa: B006
+    noise: Annotated[float, Range(at_least=0, at_most=100)] = 0.2,
+    seed: CountOrNone | None = None,
 ) -> ArrayImages:
     """uint8 [num_samples, *shape]: a smooth pattern of the class, with Gaussian noise of its own.
 

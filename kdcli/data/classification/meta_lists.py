@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from kdcli.data.classes import one_form
 from kdcli.data.classification.images import FileImages
 from kdcli.data.draws import SPLIT, Ids, permutation
 from kdcli.data.image_readers import SUFFIXES, PillowReader
+from kdcli.disk import asking, is_file
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places
+from kdcli.spec.ranges import CountOrNone, Range, Width
 
 LABEL_LIMIT = 10_000_000
 
@@ -27,9 +29,9 @@ def cls(
     *,
     meta_file: str | list[str],
     meta_type: str | list[str] = "imagenet",
-    label_mapping: list[int] | None = None,
-    fraction: float = 1.0,
-    num_classes: int | None = None,
+    label_mapping: list[CountOrNone] | None = None,
+    fraction: Annotated[float, Range(more_than=0, at_most=1)] = 1.0,
+    num_classes: Width | None = None,
     classes: list[str] | None = None,
     source: str | None = None,
 ) -> FileImages:
@@ -72,7 +74,7 @@ def cls(
             path=place,
         )
         for meta, place, file in zip(metas, file_paths, lists, strict=True)
-        if not file.is_file()
+        if not is_file(file)
     ]
     if missing or image_reader.missing:
         raise SpecError([*missing, *image_reader.missing])
@@ -175,7 +177,7 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | 
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+    with asking(file), file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
