@@ -230,6 +230,8 @@ ASKS_ITSELF = {
     "kdcli.data.image_readers": "for each image of a run: isfile never raises, and the reader says why",
     "kdcli.data.classification.image_folder": "a walk; its errors are caught by who calls it",
     "kdcli.distill.cached": "stores of rows; OSError becomes KD554 in kdcli.training.caches",
+    "kdcli.parallel.meeting": "reads kdcli's own source",
+    "kdcli.training.claim": "OSError becomes KD740 in `claim`",
     "kdcli.training.caches": "rmtree that ignores errors",
     "kdcli.tasks.detection.metrics": "OSError becomes KD567 in kdcli.tasks.saved_outputs",
     "kdcli.parallel.launch": "the launcher's own temporary folder",

@@ -114,7 +114,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of metrics.jsonl from a byte on, each with the byte at which it ends; half a line is none yet."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):

@@ -23,6 +23,7 @@ from kdcli.disk import (
     is_folder,
     is_link,
     real_path,
+    size_of,
     sweep_temporary,
     text_in,
     write_whole,
@@ -168,11 +169,8 @@ class RunFolder:
 
 def refuse_foreign(root: Path) -> None:
     """Raise RunError for a folder that a run may not write into: a link (KD743), no run's (KD771) ..."""
-    try:
-        _refuse_links(root)
-        _refuse_strangers(root)
-    except OSError as error:
-        raise disk_error(root, error) from error
+    _refuse_links(root)
+    _refuse_strangers(root)
 
 
 def _refuse_links(root: Path) -> None:
@@ -204,14 +202,14 @@ def strangers(root: Path) -> list[str]:
 
     Hidden files count as nothing: no file of a run is called so but its lock.
     """
-    if not root.is_dir() or is_run_folder(root):
+    if not is_folder(root) or is_run_folder(root):
         return []
-    return sorted(path.name for path in root.iterdir() if not _is_harmless(path))
+    return [path.name for path in entries(root) if not _is_harmless(path)]
 
 
 def _refuse_strangers(root: Path) -> None:
     """Raise RunError KD771 for a folder that is no run's, KD740 for a file in its place."""
-    if root.exists() and not root.is_dir():
+    if exists(root) and not is_folder(root):
         raise disk_error(root, FileExistsError(errno.EEXIST, "it is a file"))
     names = strangers(root)
     if not names:
@@ -229,18 +227,18 @@ def _is_harmless(path: Path) -> bool:
     """Whether an entry may lie in the folder of a run that has not begun to train, or of any new disk."""
     name = path.name
     if name == LOCK:
-        return path.is_file() and path.stat().st_size == 0
+        return _size(path) == 0
     if name.startswith(".") or name in ("lost+found", "System Volume Information"):
         return True
     if name in ("metrics.jsonl", "train.log"):
         # A killed start leaves both, the first without a record.
-        return path.is_file() and _size(path.with_name("metrics.jsonl")) == 0
+        return is_file(path) and _size(path.with_name("metrics.jsonl")) == 0
     if name == "profile":
         return is_run_folder(path)
     pattern = _OWN_FOLDERS.get(name)
-    if pattern is None or not path.is_dir():
+    if pattern is None or not is_folder(path):
         return False
-    return all(pattern.fullmatch(entry.name) for entry in path.iterdir())
+    return all(pattern.fullmatch(entry.name) for entry in entries(path))
 
 
 _OWN_FOLDERS = {
@@ -268,7 +266,7 @@ def _json_of(path: Path) -> Any:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    return size_of(path) if is_file(path) else -1
 
 
 def open_folder(folder: RunFolder, *, overwrite: bool, resume: bool) -> None:
