@@ -29,6 +29,7 @@ from kdcli.data.draws import Ids, permutation
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
+from kdcli.failures import doing
 from kdcli.waiting import waiting
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -144,15 +145,16 @@ class Loader:
             atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
-        if self._num_workers:
-            yield from self._from_workers(keys)
-        elif self._prefetch:
-            yield from self._from_thread(keys)
-        else:
-            for key in keys:
-                with waiting(self._slow_sample):
-                    loaded = self._here(key)
-                yield loaded
+        with doing("reading the data"):
+            if self._num_workers:
+                yield from self._from_workers(keys)
+            elif self._prefetch:
+                yield from self._from_thread(keys)
+            else:
+                for key in keys:
+                    with waiting(self._slow_sample):
+                        loaded = self._here(key)
+                    yield loaded
 
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]
@@ -213,7 +215,9 @@ class Loader:
         try:
             yield from waited
         except (RuntimeError, EOFError, ConnectionError) as reason:
-            if isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason):
+            # What the user's code raises there has the worker's traceback in its text.
+            handed_on = "Original Traceback" in str(reason)
+            if handed_on or (isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason)):
                 raise
             self.close()
             raise RunError.of(
@@ -270,11 +274,12 @@ class GivenLoader(Loader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one pass, from number `start` on."""
         seen = 0
-        for number, given in enumerate(islice(self.source.batches, len(self.source))):
-            batch = self.source.batch(given, seen)
-            seen += len(batch["image"])
-            if number >= start:
-                yield batch
+        with doing("reading the given data"):
+            for number, given in enumerate(islice(self.source.batches, len(self.source))):
+                batch = self.source.batch(given, seen)
+                seen += len(batch["image"])
+                if number >= start:
+                    yield batch
 
     def some(self, ids: Sequence[int]) -> Batch:
         """Nothing: single samples can't be asked for."""

@@ -17,6 +17,7 @@ from PIL import Image
 from kdcli.data.classification.arrays import fashion_mnist
 from kdcli.data.draws import CONTENT, generator
 from kdcli.data.facts import FASHION
+from kdcli.disk import make_folder, write_whole
 from kdcli.spec.places import HERE
 
 CANVAS = 128
@@ -62,7 +63,7 @@ def make_scenes(
     for number, (side, count) in enumerate((("train", num_train), ("test", num_test))):
         garments = _garments("train" if side == "train" else "test", root)
         folder = out_dir / side
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         images: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         for index in range(count):
@@ -76,7 +77,7 @@ def make_scenes(
         categories = [{"id": place, "name": name} for place, name in enumerate(FASHION, start=1)]
         file = out_dir / f"{side}.json"
         content = {"images": images, "annotations": rows, "categories": categories}
-        file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(content) + "\n")
         written[side] = file
     return written
 

@@ -19,7 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kdcli.disk import TEMPORARY
+from kdcli.disk import TEMPORARY, exists, size_of, text_in
+from kdcli.errors import RunError
 from kdcli.parallel.interrupts import abandon_threads
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
@@ -133,7 +134,7 @@ class BackgroundLogger:
         if getattr(logger, "repeats", False):
             position = position.repeated_from(run.resumed_step)
         # A resumed run has cut the file back to its checkpoint, and writes on there.
-        length = metrics.stat().st_size if metrics.exists() else 0
+        length = size_of(metrics) if exists(metrics) else 0
         self._position = replace(position, offset=min(position.offset, length))
         self._timed = "time" in inspect.signature(logger.scalars).parameters
         self._flush: Callable[[], object] | None = getattr(logger, "flush", None)
@@ -425,8 +426,8 @@ def _load(name: str) -> Logger:
 def _read(path: Path, resumed_step: int) -> dict[str, tuple[str | None, Position]]:
     """The entries of loggers.json; of one without positions, the loggers have all up to the resumed step."""
     entries: dict[str, tuple[str | None, Position]] = {}
-    with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+    with suppress(RunError, ValueError, AttributeError, TypeError, KeyError):
+        for name, entry in json.loads(text_in(path)).items():
             if isinstance(entry, str):
                 entries[name] = (entry, Position(step=resumed_step, names=None))
                 continue
