@@ -154,7 +154,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Times:
     """The times of a run without a logger, on this machine, now."""
     training = Training(tmp_path_factory.mktemp("usual"), None, 1, "trainer.max_epoch=1000")
     training.until(20)
-    training.run_for(2)
+    training.run_for(8)
     return training.interrupted()
 
 
