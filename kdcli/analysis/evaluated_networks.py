@@ -44,7 +44,7 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
+from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, made_up_labels, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -376,7 +376,7 @@ def rebuild(
         labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
         teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
     with ExitStack() as stack:
-        joined = join_jobs(spec, student, teachers, sample, facts, stack)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, made_up_labels(facts))
     assert isinstance(joined.deployed, (Network, DeployedStudent))
     return joined.deployed, joined.trainee
 

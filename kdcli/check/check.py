@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.losses import check_losses, refuses_one_sample
 from kdcli.check.training import (
+    check_batch,
     check_data,
+    check_lengths,
     check_stages,
     check_warm_ups,
     one_sample_batches,
@@ -45,7 +47,7 @@ from kdcli.models.torch_modes import (
     to_fake,
 )
 from kdcli.models.weights import check_weights, find_file
-from kdcli.parallel.devices import student_precision
+from kdcli.parallel.devices import check_threads, student_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
@@ -62,11 +64,13 @@ from kdcli.training.build import (
     teacher_settings,
     weight_path,
 )
+from kdcli.training.caches import few_views
 from kdcli.training.join_jobs import (
     JoinedJobs,
     first_samples,
     jobs_of,
     join_views,
+    made_up_labels,
     show_student,
     show_teacher,
     student_taps,
@@ -204,8 +208,14 @@ class _Rehearsal:
                 check_weight_files(self.spec, nets, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
+            self.findings.found += check_lengths(self.spec, stages, per_epoch)
+            self.findings.found += check_batch(self.spec, samples)
+            with self.findings.part():
+                check_threads(self.spec.runtime)
             if per_epoch is not None:
                 self.findings.found += check_warm_ups(self.spec, stages)
+            epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
+            self.findings.found += few_views(self.spec, epochs)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
@@ -317,6 +327,7 @@ class _Rehearsal:
                 views,
                 batch,
                 facts,
+                made_up_labels(facts),
             )
             if self.mode is not None:
                 to_fake(joined.trainee, self.mode)

@@ -14,11 +14,19 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.plugins import constructed, is_own, lookup
-from kdcli.spec.schema import DataPart, Spec
-from kdcli.training.optim import LearningRate, build_optimizer, optimizer_class, scheduler_class
+from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
+from kdcli.training.optim import (
+    LearningRate,
+    build_optimizer,
+    check_total,
+    optimizer_class,
+    scheduler_class,
+    total_of,
+)
 from kdcli.training.run import StagePlan, matches, plan_stages
 
 ENDLESS = 10**9
@@ -65,6 +73,51 @@ def check_stages(
             )
             effective = rate.target if index == 0 else effective
     return stages, effective
+
+
+def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None) -> Iterator[Diagnostic]:
+    """Schedules of another length than their stage: an error where one ends before it, else KD635.
+
+    per_epoch: steps in an epoch, None where that is unknown. Where both are said in epochs, KD635 has been given.
+    """
+    mimic = spec.mimic if spec.distils else None
+    staged = () if mimic is None else mimic.stages
+    uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
+    for index, stage in enumerate(stages):
+        in_steps = (staged[index] if staged else spec.trainer).max_iter is not None
+        if stage.lr_scheduler is None or (per_epoch is None and not in_steps):
+            continue
+        uses.setdefault(stage.lr_path, (stage.lr_scheduler, []))[1].append(stage.steps)
+        if in_steps and per_epoch is not None and not staged:
+            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
+    for path, (scheduler, lengths) in uses.items():
+        longest, total = max(lengths), total_of(scheduler)
+        try:
+            check_total(scheduler, longest, path)
+        except SpecError as error:
+            yield from error.diagnostics
+            continue
+        if total is not None and total > longest:
+            yield Diagnostic(
+                code="KD635",
+                severity="warning",
+                message=f"OneCycleLR goes on for {total} steps, the training has {longest}",
+                help=f"write `total_steps: {longest}`",
+                path=(*path, "kwargs", "total_steps"),
+            )
+
+
+def check_batch(spec: Spec, samples: int | None) -> Iterator[Diagnostic]:
+    """KD636 for a batch larger than the training data; samples: None where the number is unknown."""
+    size = spec.dataset.train.batch_sampler.kwargs.batch_size
+    if samples is not None and 0 < samples < size:
+        yield Diagnostic(
+            code="KD636",
+            severity="warning",
+            message=f"`batch_size` is {size}, and the training data has {samples} sample{'s' if samples != 1 else ''}",
+            help="each epoch is one smaller batch: lower `batch_size`",
+            path=("dataset", "train", "batch_sampler", "kwargs", "batch_size"),
+        )
 
 
 def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:

@@ -63,8 +63,9 @@ CAUTIONS: dict[str, Explanation] = {
     ),
     "KD611": Explanation(
         "learning rate scaled tenfold at once",
-        "The effective learning rate is lr x processes x batch_size from the first step on; so large a jump"
-        " without warm-up mostly diverges.",
+        "The effective learning rate is lr x processes x samples of a step, United-Perception's rule; so large a jump"
+        " without warm-up mostly diverges. Adam and its kin make steps as long as the learning rate, however many"
+        " samples a step has: there it is told with a warm-up too, above 0.01.",
         "right: warmup_iter: 500, or warmup_register_type: no_scale_lr",
     ),
     "KD612": Explanation(
@@ -142,5 +143,51 @@ CAUTIONS: dict[str, Explanation] = {
         " softmax of these is nearly even: the teacher tells nothing, or cross entropy can't fall. Name the layer"
         " before the softmax, or leave it out of the student's forward.",
         "wrong: mimic_name: [model.softmax]\nright: mimic_name: ['model.softmax:in']",
+    ),
+    "KD630": Explanation(
+        "learning rate of 0",
+        "With a learning rate of 0 no weight moves: the run ends with the weights that it began with.",
+        "wrong: optimizer: {type: SGD, kwargs: {lr: 0}}\nright: optimizer: {type: SGD, kwargs: {lr: 0.05}}",
+    ),
+    "KD631": Explanation(
+        "loss of weight 0",
+        "A loss that is multiplied by 0 has no gradient: it costs time and teaches nothing.",
+        "right: a weight above 0, or the loss left out",
+    ),
+    "KD632": Explanation(
+        "steps too large to train with",
+        "The learning rate, or its product with `weight_decay`, is so large that weights are thrown far away at every"
+        " step. Adam and its kin move each weight by about the learning rate; others diverge far below 100 too.",
+        "wrong: optimizer: {type: Adam, kwargs: {lr: 3}}\nright: optimizer: {type: Adam, kwargs: {lr: 0.003}}",
+    ),
+    "KD633": Explanation(
+        "optimizer that climbs",
+        "`maximize: true` of torch's optimizers makes the loss larger, and distillation wants it smaller.",
+        "right: leave `maximize` out",
+    ),
+    "KD634": Explanation(
+        "learning rate that grows",
+        "`gamma` is what the learning rate is multiplied by at each milestone or epoch. Above 1 it grows, without end.",
+        "wrong: kwargs: {milestones: [30, 60], gamma: 10}\nright: kwargs: {milestones: [30, 60], gamma: 0.1}",
+    ),
+    "KD635": Explanation(
+        "schedule of another length than the training",
+        "CosineAnnealingLR falls until `T_max` epochs and rises again after them; PolynomialLR is 0 after"
+        " `total_iters`; OneCycleLR ends at `total_steps`. Where the training is shorter, the learning rate never"
+        " comes to its end.",
+        "wrong: max_epoch: 100, kwargs: {T_max: 90}\nright: max_epoch: 100, kwargs: {T_max: 100}",
+    ),
+    "KD636": Explanation(
+        "batch larger than the training data",
+        "Every epoch has one batch of all samples, whatever `batch_size` says, so there are fewer steps and less noise"
+        " than meant.",
+        "wrong: batch_size: 256 for 100 images\nright: batch_size: 32",
+    ),
+    "KD640": Explanation(
+        "cache with few views",
+        "Random transforms are drawn anew in each epoch; a cached teacher has seen `views` of them, and the student"
+        " sees the same ones over and over. It may learn these by heart: a low training loss then says less, and a"
+        " baseline with fresh pixels is no equal comparison.",
+        "more: cache: {views: 20}\nnone: leave `cache` out",
     ),
 }

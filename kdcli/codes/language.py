@@ -133,4 +133,10 @@ LANGUAGE: dict[str, Explanation] = {
         " once and has letters, digits and `_` only; `_` alone drops an entry, and one entry at least is kept.",
         "wrong: outputs: [logits, logits]\nright: outputs: [logits, features]",
     ),
+    "KD228": Explanation(
+        "weight below 0",
+        "A loss with a negative weight is made larger, not smaller. Where that is meant, `allow_negative: true` says"
+        " so: beside `loss_weight` of a job, or beside the `kwargs` of a loss.",
+        "wrong: loss_weight: -1\nright: loss_weight: 1, or loss_weight: -1 with allow_negative: true",
+    ),
 }

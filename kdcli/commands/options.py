@@ -371,9 +371,10 @@ class MakeDataOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Write report.html into RUN: curves, costs, classes, calibration, disagreements, feature maps."""
+    """Write report.html into a run folder: curves, costs, classes, calibration, disagreements, feature maps."""
 
-    run: Annotated[Path, Argument("A run folder, finished or not.", "RUN")]
+    spec: RunOrSpec
+    changes: Changes = ()
     quick: Annotated[
         bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
     ] = False

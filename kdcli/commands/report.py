@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
-from kdcli.disk import remove
-from kdcli.errors import KdError, RunError
+from kdcli.disk import is_folder, remove
+from kdcli.errors import KdError, RunError, UsageError
 from kdcli.failures import doing, with_place
 
 if TYPE_CHECKING:
@@ -50,14 +50,15 @@ def evaluate(options: EvalOptions) -> None:
 
 
 def report(options: ReportOptions) -> None:
-    """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
+    """`kdcli report`: write report.html into a run folder, finished or not; with --quick no network is run."""
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
     from kdcli.report.recorded_run import read_run
     from kdcli.report.report_page import write_report
 
     need_matplotlib()
-    read_run(options.run)
+    root = _run_folder(options)
+    read_run(root)
     if not options.quick:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
@@ -65,7 +66,7 @@ def report(options: ReportOptions) -> None:
         from kdcli.training.run_folder import reopen
 
         try:
-            run = reopen(options.run, device=options.device, plugins=options.plugins)
+            run = reopen(root, device=options.device, plugins=options.plugins)
             _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
             chosen = choose_device(options.device or run.parsed.spec.runtime.device)
             with doing("running the networks for the report"):
@@ -75,9 +76,21 @@ def report(options: ReportOptions) -> None:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
-    with doing(f"writing the report of {options.run}"):
-        page = write_report(options.run)
+    with doing(f"writing the report of {root}"):
+        page = write_report(root)
     write(f"{page}\n")
+
+
+def _run_folder(options: ReportOptions) -> Path:
+    """The run folder that `RUN|SPEC` names."""
+    if not options.spec.endswith((".yaml", ".yml")) or is_folder(options.spec):
+        if options.changes:
+            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
+        return Path(options.spec)
+    from kdcli.spec.parse import read
+    from kdcli.training.build import run_root
+
+    return run_root(read(options.spec, options.changes))
 
 
 def write_up(

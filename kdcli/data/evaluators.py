@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kdcli.spec.ranges import Count
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagenetArguments:
@@ -15,7 +17,7 @@ class ImagenetArguments:
     topk: list[int] = field(default_factory=lambda: [1, 5])
 
 
-def imagenet(*, topk: list[int] = [1, 5]) -> ImagenetArguments:  # noqa: B006
+def imagenet(*, topk: list[Count] = [1, 5]) -> ImagenetArguments:  # noqa: B006
     """Top-k accuracy for each k."""
     if not topk or min(topk) < 1:
         raise ValueError(f"`topk` must be positive numbers, got {topk}")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-Background = tuple[int, int, int] | int | Literal["white", "black"]
-ValueRange = tuple[float, float]
+from kdcli.spec.ranges import PixelValue, Range
+
+Byte = Annotated[int, Range(at_least=0, at_most=255)]
+Background = tuple[Byte, Byte, Byte] | Byte | Literal["white", "black"]
+ValueRange = tuple[PixelValue, PixelValue]
 
 ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")

@@ -20,19 +20,34 @@ from kdcli.spec.schema import ModuleSpec
 T = TypeVar("T")
 
 
+LARGE = 2**22
+"""Elements of a buffer (a memory of all samples) whose copy is kept in the host's memory, not on the device."""
+
+
 @contextmanager
-def restored_state(*modules: nn.Module) -> Iterator[None]:
-    """Restore the generators of torch, and every buffer and training mode of the modules, at the end."""
+def restored_state(*modules: nn.Module) -> Iterator[Callable[[], None]]:
+    """Restore the generators of torch, and every buffer and training mode of the modules, at the end.
+
+    Gives a function that restores the buffers at once.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    buffers = [
+        (buffer, buffer.detach().to("cpu", copy=True) if buffer.numel() > LARGE else buffer.detach().clone())
+        for module in modules
+        for buffer in module.buffers()
+    ]
     modes = [(child, child.training) for module in modules for child in module.modules()]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
     with torch.random.fork_rng(devices=devices):
         try:
-            yield
+            yield put_back
         finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            put_back()
             for child, mode in modes:
                 child.training = mode
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class Trainee(nn.Module):
         self.specs = dict(jobs)
         self.mimickers = nn.ModuleDict(mimickers)
         self.active = ActiveLosses()
+        self.observer: Callable[[View], None] | None = None
+        """Is shown the student's view of each batch; None where nobody looks."""
 
     def forward(
         self,
@@ -61,6 +63,8 @@ class Trainee(nn.Module):
         if self.reads_student:
             with doing("the student's forward pass"):
                 view = self.view(batch)
+        if self.observer is not None:
+            self.observer(view)
         losses: dict[str, Tensor] = {}
         if self.active.task_loss:
             losses.update(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from kdcli.analysis.evaluated_networks import (
     student_of,
 )
 from kdcli.data.facts import DataFacts, describe
-from kdcli.disk import disk_error, make_folder, real_path, remove, size_of, writing
+from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
 from kdcli.exports.format import Answer, Format
@@ -102,10 +101,9 @@ def export(
     student.warm_up(*sample.inputs)
     metadata = metadata_of(student, sample, Path(source), spec_hash or parsed.hash())
     chosen = output or run_root(parsed) / f"{real_path(run_root(parsed)).name}{maker.suffix}"
-    beside = chosen.with_name(f".{chosen.stem}.{os.getpid()}{maker.suffix}")
-    try:
-        with _as_run_error(chosen, format):
-            make_folder(chosen.parent)
+    sweep_temporary(run_root(parsed))
+    with _as_run_error(chosen, format):
+        with written_beside(chosen) as beside:
             maker.write(student, sample.inputs, beside, metadata)
             fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
             answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
@@ -115,11 +113,7 @@ def export(
                 latency_ms(lambda given: answer(*given), one),
                 latency_ms(lambda given: student.eager(*given), one),
             )
-            with writing(chosen):
-                os.replace(beside, chosen)
-            RunFolder(run_root(parsed)).remember_export(chosen)
-    finally:
-        remove(beside)
+        RunFolder(run_root(parsed)).remember_export(chosen)
     return Exported(
         path=chosen,
         format=format,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.parts.inputs import as_map, full_precision, map_shape
 from kdcli.losses.parts.stateful import ConvRegression, StatefulLoss
+from kdcli.spec.ranges import NonNegative
 
 
 class ActivationBoundaries(StatefulLoss):
@@ -28,7 +29,7 @@ class ActivationBoundaries(StatefulLoss):
         student_shape: Sequence[Sequence[int]],
         teacher_shape: Sequence[Sequence[int]],
         *,
-        margin: float = 1.0,
+        margin: NonNegative = 1.0,
     ) -> None:
         super().__init__()
         self.margin = margin

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from kdcli.losses.parts.directions import normalized
 from kdcli.losses.parts.inputs import full_precision, with_positions
+from kdcli.spec.ranges import Count
 
 
 @full_precision
-def attention_transfer(student: Tensor, teacher: Tensor, *, p: int = 2) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor, *, p: Count = 2) -> Tensor:
     """Squared distance of two normalised attention maps (AT), averaged over batch and positions.
 
     The attention is the mean over channels of feature**p, flattened and divided by its row's L2 norm.

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.reduce import broadcast_mask, per_count
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 
 @full_precision
@@ -16,7 +16,7 @@ def bce_loss(
     teacher: Tensor,
     mask: Tensor | None = None,
     *,
-    T: Positive = 1.0,
+    T: Temperature = 1.0,
     batch_mean: bool = False,
     from_logits: bool = False,
 ) -> Tensor:
@@ -30,7 +30,9 @@ def bce_loss(
     """
     equal_shapes(student, teacher, "bce_loss")
     if from_logits:
-        entropy = F.binary_cross_entropy_with_logits(student / T, (teacher / T).sigmoid(), reduction="none")
+        # The complement of a score is the sigmoid of the negated logit: one minus a score of 20 would be 0.
+        s, t = student / T, teacher / T
+        entropy = -(t.sigmoid() * F.logsigmoid(s) + (-t).sigmoid() * F.logsigmoid(-s))
     else:
         entropy = F.binary_cross_entropy(student, teacher, reduction="none")
     weights = None if mask is None else broadcast_mask(mask, entropy)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 
 @full_precision
@@ -15,7 +15,7 @@ def ce_loss(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: Positive = 1.0,
+    T: Temperature = 1.0,
 ) -> Tensor:
     """−sum(softmax(teacher/T)·log softmax(student/T)) over axis 1, mean over rows, in nats, without T².
 

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.losses.parts.inputs import as_map, equal_shapes, full_precision
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 
 @full_precision
-def channel_wise(student: Tensor, teacher: Tensor, *, T: Positive = 1.0) -> Tensor:
+def channel_wise(student: Tensor, teacher: Tensor, *, T: Temperature = 1.0) -> Tensor:
     """T²·KL of the per-channel spatial softmaxes (CWD), averaged over B and C.
 
     student, teacher: maps [B, C, H, W], or tokens [B, N, D] (a channel is one of D), of equal shape.

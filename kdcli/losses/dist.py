@@ -8,7 +8,7 @@ from torch.linalg import vector_norm
 from kdcli.losses.parts.directions import heard, lengths, rounding
 from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.reduce import gather_rows
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature, Weight
 
 EPSILON = 1e-8
 
@@ -18,9 +18,9 @@ def dist(
     student: Tensor,
     teacher: Tensor,
     *,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    T: Positive = 1.0,
+    beta: Weight = 1.0,
+    gamma: Weight = 1.0,
+    T: Temperature = 1.0,
     gather: bool = False,
 ) -> Tensor:
     """T²·(beta·mean over rows of (1 − ρ) + gamma·mean over columns of (1 − ρ)).

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdcli.errors import RunError
 from kdcli.losses.parts.inputs import full_precision, only_maps, shown
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature, Weight
 
 
 class FocalGlobal(StatefulLoss):
@@ -32,11 +32,11 @@ class FocalGlobal(StatefulLoss):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        T: Positive = 0.5,
-        alpha: float = 5e-5,
-        beta: float = 2.5e-5,
-        gamma: float = 5e-5,
-        relation: float = 5e-7,
+        T: Temperature = 0.5,
+        alpha: Weight = 5e-5,
+        beta: Weight = 2.5e-5,
+        gamma: Weight = 5e-5,
+        relation: Weight = 5e-7,
     ) -> None:
         super().__init__()
         s_channels, t_channels = only_maps(student_shape, "fgd")[1], only_maps(teacher_shape, "fgd")[1]

@@ -13,7 +13,7 @@ from kdcli.losses.parts.directions import heard, lengths, normalized, rounding
 from kdcli.losses.parts.inputs import as_vectors, enough_values, full_precision, map_shape
 from kdcli.losses.parts.reduce import gather_rows
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Positive, Weight
 
 
 class InformationTheoretic(StatefulLoss):
@@ -36,8 +36,8 @@ class InformationTheoretic(StatefulLoss):
         teacher_shape: Sequence[int],
         *,
         alpha: Positive = 1.5,
-        correlation_weight: float = 2.0,
-        mutual_weight: float = 1.0,
+        correlation_weight: Weight = 2.0,
+        mutual_weight: Weight = 1.0,
         gather: bool = False,
     ) -> None:
         super().__init__()

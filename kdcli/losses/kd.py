@@ -7,7 +7,7 @@ from torch import Tensor
 from kdcli.losses.parts.inputs import equal_shapes, full_precision
 from kdcli.losses.parts.logits import tempered_kl_rows
 from kdcli.losses.parts.reduce import broadcast_mask, per_count, row_mask, row_mean
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 
 @full_precision
@@ -17,7 +17,7 @@ def kd_loss(
     mask: Tensor | None = None,
     teacher_weights: Tensor | None = None,
     *,
-    T: Positive = 1.0,
+    T: Temperature = 1.0,
 ) -> Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)) over axis 1, mean over rows, in nats.
 
@@ -37,7 +37,7 @@ def gkd_loss(
     labels: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: Positive = 1.0,
+    T: Temperature = 1.0,
 ) -> Tensor:
     """`kd_loss` over the rows where the teacher's best class is the label, divided by their count.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature, Weight
 
 
 @full_precision
@@ -17,8 +17,8 @@ def nkd(
     labels: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    gamma: float = 1.5,
-    T: Positive = 1.0,
+    gamma: Weight = 1.5,
+    T: Temperature = 1.0,
 ) -> Tensor:
     """−t_y·log s_y + gamma·T²·cross entropy of the non-target classes, mean over rows, in nats.
 

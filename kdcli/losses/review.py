@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcli.losses.parts.epochs import epoch_share
 from kdcli.losses.parts.inputs import as_map, enough_values, full_precision, map_shape, places_in, same_places
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Count
+from kdcli.spec.ranges import Count, CountOrNone
 
 
 class Fusion(nn.Module):
@@ -63,7 +63,7 @@ class KnowledgeReview(StatefulLoss):
         student_shape: Sequence[Sequence[int]],
         teacher_shape: Sequence[Sequence[int]],
         *,
-        warmup_epochs: int = 20,
+        warmup_epochs: CountOrNone = 20,
         max_mid_channel: Count = 512,
     ) -> None:
         super().__init__()

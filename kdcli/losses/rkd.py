@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcli.losses.parts.directions import normalized
 from kdcli.losses.parts.inputs import full_precision
 from kdcli.losses.parts.reduce import gather_rows
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Positive, Weight
 
 
 @full_precision
@@ -17,8 +17,8 @@ def relational(
     student: Tensor,
     teacher: Tensor,
     *,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    distance_weight: Weight = 25.0,
+    angle_weight: Weight = 50.0,
     squared: bool = False,
     eps: Positive = 1e-12,
     gather: bool = False,

@@ -8,7 +8,7 @@ from kdcli.losses.parts.epochs import epoch_share
 from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import kl_rows, log_softmax_without, one_hot_mask, two_way
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import CountOrNone, Positive, Temperature, Weight
 
 
 @full_precision
@@ -19,11 +19,11 @@ def rld(
     epoch: int | None = None,
     teacher_weights: Tensor | None = None,
     *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    T: Positive = 4.0,
+    alpha: Weight = 1.0,
+    beta: Weight = 8.0,
+    T: Temperature = 4.0,
     alpha_T: Positive = 1.0,
-    warmup_epochs: int = 20,
+    warmup_epochs: CountOrNone = 20,
 ) -> Tensor:
     """alpha·alpha_T²·sample confidence + beta·T²·masked correlation, mean over rows, in nats.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.parts.inputs import as_vectors, enough_values, full_precision, map_shape
 from kdcli.losses.parts.stateful import StatefulLoss
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature, Weight
 
 
 class SimpleRecipe(StatefulLoss):
@@ -28,9 +28,9 @@ class SimpleRecipe(StatefulLoss):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         *,
-        alpha: float = 2.0,
-        beta: float = 1.0,
-        T: Positive = 1.0,
+        alpha: Weight = 2.0,
+        beta: Weight = 1.0,
+        T: Temperature = 1.0,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.T = alpha, beta, T

@@ -18,6 +18,7 @@ from kdcli.losses.parts.inputs import (
     map_shape,
 )
 from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.spec.ranges import Weight
 
 
 class SoftmaxRegression(StatefulLoss):
@@ -36,8 +37,8 @@ class SoftmaxRegression(StatefulLoss):
         teacher_shape: Sequence[int],
         teacher_classifier: nn.Module,
         *,
-        alpha: float = 1.0,
-        beta: float = 1.0,
+        alpha: Weight = 1.0,
+        beta: Weight = 1.0,
     ) -> None:
         super().__init__()
         self.alpha, self.beta = alpha, beta

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdcli.losses.parts.inputs import check_labels, check_logits, full_precision
 from kdcli.losses.parts.logits import kl_rows, one_hot_mask, tempered_kl_rows
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.spec.ranges import Positive, Share
+from kdcli.spec.ranges import Share, Temperature, Weight
 
 
 @full_precision
@@ -17,8 +17,8 @@ def tfkd_self(
     teacher: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: Positive = 20.0,
-    multiplier: float = 1.0,
+    T: Temperature = 20.0,
+    multiplier: Weight = 1.0,
 ) -> Tensor:
     """multiplier·T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over all B·K elements, in nats.
 
@@ -37,9 +37,9 @@ def tfkd_reg(
     student: Tensor,
     labels: Tensor,
     *,
-    T: Positive = 20.0,
+    T: Temperature = 20.0,
     correct_probability: Share = 0.99,
-    multiplier: float = 100.0,
+    multiplier: Weight = 100.0,
 ) -> Tensor:
     """multiplier·KL(softmax(u/T) ‖ softmax(student)), mean over all B·K elements, in nats.
 

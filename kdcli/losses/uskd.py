@@ -11,6 +11,7 @@ from kdcli.losses.parts.inputs import check_labels, full_precision
 from kdcli.losses.parts.logits import label_log_probability, log_softmax_without, one_hot_mask
 from kdcli.losses.parts.reduce import global_mean
 from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.spec.ranges import Weight
 
 SMOOTHING = 0.1
 EPSILON = 1e-6
@@ -30,9 +31,9 @@ class USKD(StatefulLoss):
         student_shape: Sequence[int],
         num_classes: int,
         *,
-        alpha: float = 1.0,
-        beta: float = 0.1,
-        mu: float = 0.005,
+        alpha: Weight = 1.0,
+        beta: Weight = 0.1,
+        mu: Weight = 0.005,
     ) -> None:
         super().__init__()
         self.alpha = alpha

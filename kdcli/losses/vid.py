@@ -34,6 +34,8 @@ class VariationalInformation(StatefulLoss):
         eps: Positive = 1e-5,
     ) -> None:
         super().__init__()
+        if init_pred_var <= eps:
+            raise ValueError(f"`init_pred_var` must be more than `eps` ({eps:g}), got {init_pred_var:g}")
         self.eps = eps
         same_places(student_shape, teacher_shape, "vid", averages=True)
         s_channels = map_shape(student_shape, "vid")[1]
@@ -45,7 +47,7 @@ class VariationalInformation(StatefulLoss):
             nn.ReLU(),
             nn.Conv2d(t_channels, t_channels, 1, bias=False),
         )
-        self.log_scale = nn.Parameter(torch.full((t_channels,), math.log(math.expm1(init_pred_var - eps))))
+        self.log_scale = nn.Parameter(torch.full((t_channels,), inverse_softplus(init_pred_var - eps)))
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -55,3 +57,8 @@ class VariationalInformation(StatefulLoss):
         variance = (F.softplus(self.log_scale) + self.eps).view(1, -1, 1, 1)
         likelihood: Tensor = 0.5 * ((mean - teacher) ** 2 / variance + variance.log())
         return likelihood.mean()
+
+
+def inverse_softplus(value: float) -> float:
+    """The number whose softplus, log(1 + exp(x)), is `value`; beyond 50 that is the number itself in float64."""
+    return math.log(math.expm1(value)) if value < 50 else value

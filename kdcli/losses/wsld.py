@@ -8,7 +8,7 @@ from torch import Tensor
 from kdcli.losses.parts.inputs import check_logits, full_precision
 from kdcli.losses.parts.logits import label_log_probability
 from kdcli.losses.parts.reduce import row_mean
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import Temperature
 
 EPSILON = 1e-7
 
@@ -20,7 +20,7 @@ def wsld(
     labels: Tensor,
     teacher_weights: Tensor | None = None,
     *,
-    T: Positive = 2.0,
+    T: Temperature = 2.0,
 ) -> Tensor:
     """T²·(1 − exp(−CE_s/CE_t))·soft cross entropy at T, mean over rows, in nats.
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import CountOrNone, Width
 
 
 class Adapt(ViewModule):
@@ -23,8 +24,8 @@ class Adapt(ViewModule):
         self,
         inplanes: int | list[int],
         *,
-        outplanes: int | list[int],
-        out_layers: list[int] | None = None,
+        outplanes: Width | list[Width],
+        out_layers: list[CountOrNone] | None = None,
         kernel_size: Literal[1, 3] = 3,
         with_relu: bool = False,
         do_init_weights: bool = False,

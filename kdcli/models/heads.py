@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from kdcli.errors import RunError, SpecError
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.network import construct
-from kdcli.spec.ranges import Share
+from kdcli.spec.check.components import refuse_misfits, types_of
+from kdcli.spec.ranges import Share, TaskWeight, Width
 
 
 class ClsHead(ViewModule):
@@ -30,8 +31,8 @@ class ClsHead(ViewModule):
         self,
         inplanes: int | list[int] | None = None,
         *,
-        num_classes: int | list[int],
-        in_plane: int | None = None,
+        num_classes: Width | list[Width],
+        in_plane: Width | None = None,
         input_feature_idx: int = -1,
         use_pool: bool = True,
         dropout: Share | None = None,
@@ -73,7 +74,7 @@ def _linear(width: int, classes: int) -> nn.Linear:
     return layer
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: TaskWeight = 1.0) -> Tensor:
     """Cross entropy in nats, mean over the batch.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K].
@@ -82,7 +83,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: float = 1.0) 
 
 
 def label_smooth_ce(
-    logits: Tensor, targets: Tensor, *, smooth_ratio: float, num_classes: int, loss_weight: float = 1.0
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    smooth_ratio: Share,
+    num_classes: Width,
+    loss_weight: TaskWeight = 1.0,
 ) -> Tensor:
     """Cross entropy to (1 − s) of the target and s/K for every class, mean over the batch.
 
@@ -99,7 +105,7 @@ def label_smooth_ce(
     return F.cross_entropy(logits, smooth) * loss_weight
 
 
-def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: float = 1.0) -> Tensor:
+def bce(logits: Tensor, targets: Tensor, *, bias: bool = False, loss_weight: TaskWeight = 1.0) -> Tensor:
     """Binary cross entropy of each class in nats, mean over batch and classes.
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K]. bias: with probabilities,
@@ -129,7 +135,7 @@ CLS_LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def build_cls_loss(spec: Mapping[str, Any]) -> partial[Tensor]:
     """The loss of `{type, kwargs}` with its arguments bound; raises ValueError naming what is wrong."""
     kind, kwargs = spec.get("type"), dict(spec.get("kwargs") or {})
     if kind not in CLS_LOSSES or set(spec) - {"type", "kwargs"}:
@@ -144,7 +150,7 @@ def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor
     for name, parameter in options.items():
         if parameter.default is parameter.empty and name not in kwargs:
             raise ValueError(f"cls_loss `{kind}` needs `{name}`")
-
+    refuse_misfits(kwargs, types_of(loss), "cls_loss.kwargs")
     return partial(loss, **kwargs)
 
 
@@ -162,6 +168,10 @@ class ClsPostProcess(ViewModule):
         super().__init__()
         self._loss = build_cls_loss(cls_loss or {"type": "ce"})
         self.prefix = prefix
+
+    def uninformed(self, shares: Tensor, *, mixed: bool = False) -> float:
+        """`uninformed_loss` of the post-process's own loss."""
+        return uninformed_loss(self._loss, shares, mixed=mixed)
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `logits` and, in training, the labels."""
@@ -182,6 +192,24 @@ class ClsPostProcess(ViewModule):
             for head, label in zip(heads, own_labels, strict=True)
         ]
         return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}
+
+
+def uninformed_loss(loss: partial[Tensor], shares: Tensor, *, mixed: bool = False) -> float:
+    """The loss, as build_cls_loss gives it, of the best answer that is the same for every image.
+
+    shares [K]: of each class among the targets, sum 1. mixed: whether targets are probabilities. For cross entropy that
+    is the entropy of the (smoothed) shares, for bce the mean of each class's own, times the loss's weight.
+    """
+    shares = shares.double()
+    options = loss.keywords
+    if loss.func is bce:
+        scale = len(shares) if options.get("bias") and mixed else 1
+        value = -(torch.xlogy(shares, shares) + torch.xlogy(1 - shares, 1 - shares)).mean() * scale
+    else:
+        smooth, classes = options.get("smooth_ratio", 0.0), options.get("num_classes", len(shares))
+        shares = F.pad(shares, (0, classes - len(shares))) * (1 - smooth) + smooth / classes
+        value = -torch.xlogy(shares, shares).sum()
+    return float(value) * float(options.get("loss_weight", 1.0))
 
 
 class Peer(ViewModule):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdcli.spec.check.components import refuse_misfits
+from kdcli.spec.ranges import Count, Positive, Range, Share
+
+Deviation = Annotated[float, Range(more_than=0, at_most=1000)]
+Constant = Annotated[float, Range(at_least=-1000, at_most=1000)]
 
 NORMS = ("solo_bn", "sync_bn", "freeze_bn", "gn", "ln")
 
@@ -115,6 +121,9 @@ def build_norm(width: int, normalize: Mapping[str, Any]) -> nn.Module:
     """A layer for `width` channels from `{type, kwargs}`; raises ValueError on an unknown type."""
     kind = normalize.get("type")
     kwargs = dict(normalize.get("kwargs") or {})
+    refuse_misfits(
+        kwargs, {"eps": Positive, "momentum": Share | None, "num_groups": Count}, "normalize.kwargs"
+    )
     if kind == "solo_bn":
         return nn.BatchNorm2d(width, **kwargs)
     if kind == "sync_bn":
@@ -147,6 +156,7 @@ def initialize(module: nn.Module, initializer: Mapping[str, Any]) -> None:
     initializer: {method: msra} (kaiming normal, a=1), {method: xavier} (normal), {method: normal,
     std: 0.01} or {method: constant, val: 0}. Raises ValueError on another method or argument.
     """
+    refuse_misfits(initializer, {"std": Deviation, "val": Constant}, "initializer")
     arguments = dict(initializer)
     method = arguments.pop("method", None)
     std, val = arguments.pop("std", 0.01), arguments.pop("val", 0.0)

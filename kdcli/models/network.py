@@ -16,6 +16,7 @@ from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import own_mistake, place_of
 from kdcli.models import MODULES
 from kdcli.models.module import ViewModule, named_outputs
+from kdcli.spec.check.components import WrongArgument
 from kdcli.spec.plugins import load_own, lookup
 from kdcli.spec.schema import ModuleSpec
 
@@ -327,6 +328,8 @@ def _call(
 
 def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecPath) -> SpecError:
     """The finding for a failed constructor, at the argument that its words name first, else at the module."""
+    if isinstance(error, WrongArgument):
+        return SpecError.at((*path, "kwargs", *error.path), error.code, str(error), error.help)
     named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     what += place_of(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kdcli.errors import RunError
+from kdcli.errors import RunError, SpecError
 from kdcli.failures import out_of_memory, text_of
 from kdcli.spec.schema import Runtime, Spec
 
@@ -53,6 +54,22 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_moved(item, device) for item in value)
     return value
+
+
+def check_threads(runtime: Runtime) -> None:
+    """Raise SpecError KD206 for more threads than this machine has processors."""
+    cores = os.cpu_count() or 1
+    if runtime.threads is not None and runtime.threads > cores:
+        message = f"`threads` must be at most {cores} on this machine, got the number {runtime.threads}"
+        help = f"it has {cores} processors: more threads wait for each other; leave `threads` out to use all"
+        raise SpecError.at(("runtime", "threads"), "KD206", message, help)
+
+
+def use_threads(runtime: Runtime) -> None:
+    """Let torch use the spec's number of threads on the CPU, where it names one."""
+    check_threads(runtime)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
 
 
 def student_precision(runtime: Runtime) -> str:

@@ -13,8 +13,8 @@ from kdcli.reference.tables import tables
 from kdcli.spec import schema
 from kdcli.spec.check.signatures import MethodOption, Parameter, Signature, options_of, signature
 from kdcli.spec.form.canonical import JOB_KEYS, OPTION_LEFTOVERS
-from kdcli.spec.ranges import range_of
-from kdcli.spec.tables import Method, Table, Tables
+from kdcli.spec.ranges import parsed, range_of
+from kdcli.spec.tables import Method, Table, Tables, torch_arguments
 
 Json = dict[str, Any]
 
@@ -233,8 +233,21 @@ def _dataset(table: Table) -> Json:
     return made
 
 
-def _named(model: Json, names: Iterable[str]) -> Json:
-    return {**model, "properties": {**model["properties"], "type": _names_or_own(names)}}
+def _named(model: Json, names: Collection[str]) -> Json:
+    """A component of torch's: its names, and the ranges of arguments; one that differs by name may be any of these."""
+    hints: dict[str, list[Json]] = {}
+    for name in sorted(names):
+        for argument, hint in torch_arguments(name).items():
+            given = annotation_schema(parsed(hint))
+            if given not in hints.setdefault(argument, []):
+                hints[argument].append(given)
+    kwargs: Json = {
+        argument: given[0] if len(given) == 1 else {"anyOf": given}
+        for argument, given in sorted(hints.items())
+    }
+    properties = {**model["properties"], "type": _names_or_own(names)}
+    properties["kwargs"] = {**properties["kwargs"], "properties": kwargs}
+    return {**model, "properties": properties}
 
 
 def _names_or_own(names: Iterable[str]) -> Json:
@@ -403,9 +416,10 @@ def _generic(node: ast.Subscript) -> Json:
     name = ast.unparse(node.value).rsplit(".", 1)[-1]
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if name == "Literal":
-        return {"enum": [part.value for part in parts if isinstance(part, ast.Constant)]}
+        return {"enum": [ast.literal_eval(part) for part in parts]}
     if name in LISTS:
-        return {"type": "array", "items": annotation_schema(parts[0])}
+        items = [annotation_schema(part) for part in parts if not _is_ellipsis(part)]
+        return {"type": "array", "items": items if any(item != items[0] for item in items) else items[0]}
     if name in MAPPINGS:
         return {"type": "object"}
     if name == "Optional":
@@ -418,3 +432,7 @@ def _generic(node: ast.Subscript) -> Json:
         told = {key: getattr(bounds, bound, None) for key, bound in RANGE_FIELDS.items()}
         return {**annotation_schema(parts[0]), **{k: v for k, v in told.items() if v is not None}}
     return {}
+
+
+def _is_ellipsis(part: ast.expr) -> bool:
+    return isinstance(part, ast.Constant) and part.value is Ellipsis

@@ -199,6 +199,7 @@ def compare_text(
         return _csv(compared)
     columns, rows = _columns(compared), [_row(compared, group) for group in compared.groups]
     sentences = [verdict_sentence(verdict, compared.primary) for verdict in compared.verdicts]
+    sentences += unequal_views(compared)
     if format == "md":
         head = [
             "| " + " | ".join(columns) + " |",
@@ -209,6 +210,36 @@ def compare_text(
     drawn = table([columns[0], *(f">{name}" for name in columns[1:])], rows)
     text = as_text(drawn, colour=colour, width=width)
     return text + "".join(f"\n{sentence}" for sentence in sentences) + ("\n" if sentences else "")
+
+
+def unequal_views(compared: RunComparison) -> list[str]:
+    """A sentence where some runs saw each image in a few cached views and others in fresh ones each epoch."""
+    views = {group.name: views_of(group.runs[0].spec) for group in compared.groups}
+    if len(set(views.values())) < 2:
+        return []
+    fresh = [name for name, number in views.items() if number is None]
+    parts = [f"{name} {number} cached" for name, number in views.items() if number is not None]
+    parts += [f"{', '.join(fresh)} fresh ones in each epoch"] if fresh else []
+    return [f"not equal: of each image's augmentations {'; '.join(parts)}"]
+
+
+def views_of(spec: Mapping[str, Any]) -> int | None:
+    """How many views of each image a run's resolved spec caches; None without a cache, or without distilling."""
+    runtime = spec.get("runtime")
+    runner = runtime.get("runner") if isinstance(runtime, Mapping) else None
+    if isinstance(runner, Mapping) and runner.get("type") == "base":
+        return None
+    waiting = [spec.get("mimic")]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, Mapping):
+            continue
+        cache = value.get("cache")
+        if isinstance(cache, Mapping):
+            views = cache.get("views", 1)
+            return views if isinstance(views, int) else None
+        waiting += value.values()
+    return None
 
 
 def verdict_sentence(verdict: Verdict, primary: str) -> str:
@@ -239,7 +270,7 @@ def _row(compared: RunComparison, group: Group) -> list[str]:
 
 
 def _steps(group: Group) -> str:
-    steps = [run.steps[-1]["step"] if run.steps else 0 for run in group.runs]
+    steps = [run.steps.last["step"] if run.steps.last else 0 for run in group.runs]
     return f"unfinished, step {min(steps)}"
 
 

@@ -1,7 +1,7 @@
 """Where files named in a spec are: beside the file that names them, or in the working directory.
 
 What a run writes (`save_dir`, `results_dir`, a cache's `dir`) is not looked up: it lies where it is named,
-seen from the working directory.
+seen from the working directory. `~` is the home folder everywhere (kdcli.disk.expanded).
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from kdcli.errors import Diagnostic, Span
 from kdcli.spec.text.nodes import Mapping, Node, Scalar, Sequence, describe
@@ -20,6 +21,8 @@ class Range:
     at_least: float | None = None
     less_than: float | None = None
     at_most: float | None = None
+    weight: bool = False
+    """Whether the number multiplies a loss: `allow_negative: true` of the spec lifts the bound of 0."""
 
     def __contains__(self, value: float) -> bool:
         return (
@@ -51,7 +54,45 @@ Share = Annotated[float, Range(at_least=0, at_most=1)]
 """A part of a whole, or a probability."""
 
 ShareBelowOne = Annotated[float, Range(at_least=0, less_than=1)]
-"""A part of a whole of which something is left."""
+"""A part of a whole of which something is left; a momentum."""
+
+NonNegative = Annotated[float, Range(at_least=0)]
+"""A margin, a weight decay: what may be switched off by 0."""
+
+CountOrNone = Annotated[int, Range(at_least=0)]
+"""How many of something, where 0 is none; an index."""
+
+Temperature = Annotated[float, Range(more_than=0, at_most=10000)]
+"""What logits are divided by before a softmax: beyond, all classes are equal to float32's precision."""
+
+Width = Annotated[int, Range(at_least=1, at_most=1048576)]
+"""How many channels or classes."""
+
+Factor = Annotated[float, Range(more_than=0, at_most=1000)]
+"""What a network's widths are multiplied by."""
+
+Prior = Annotated[float, Range(more_than=0, less_than=1)]
+"""The share of positives that a detector begins with."""
+
+Side = Annotated[int, Range(at_least=1, at_most=65536)]
+"""A height or width in pixels."""
+
+Border = Annotated[int, Range(at_least=0, at_most=65536)]
+"""Pixels around an image."""
+
+PixelValue = Annotated[float, Range(at_least=-1000000, at_most=1000000)]
+"""The value of a pixel, in whatever unit."""
+
+TaskWeight = Annotated[float, Range(more_than=0, at_most=1000000)]
+"""What the loss of a task is multiplied by; `task_loss: false` leaves it out."""
+
+Weight = Annotated[float, Range(at_least=0, weight=True)]
+"""What a loss, or a part of one, is multiplied by."""
+
+
+def parsed(hint: Any) -> ast.expr:
+    """A type as code knows it, `Annotated[float, Range(...)]`, as the expression that a signature would hold."""
+    return ast.parse(inspect.formatannotation(hint).replace("typing.", ""), mode="eval").body
 
 
 def range_of(annotation: ast.expr) -> Range | None:

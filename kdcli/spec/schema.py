@@ -7,9 +7,10 @@ into `losses`, `options` (the rest of `cfgs`) and `teachers`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
@@ -31,13 +32,39 @@ def _as_whole(value: Any) -> Any:
     return value
 
 
+def _as_budget(value: Any) -> Any:
+    """`1%` is the share 0.01."""
+    percent = _PERCENT.fullmatch(value) if isinstance(value, str) and len(value) < 20 else None
+    return _as_whole(value if percent is None else float(percent[1]) / 100)
+
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
+
 Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
-PositiveInt = Annotated[Whole, Field(gt=0)]
-NonNegativeInt = Annotated[Whole, Field(ge=0)]
+MOST = 10**12
+"""Of whatever is counted: more than any run, data set or network has."""
+PositiveInt = Annotated[Whole, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[Whole, Field(ge=0, le=MOST)]
 TeacherClass = NonNegativeInt | str
 Pixels = Annotated[PositiveInt, Field(le=2**16)]
 Positive = Annotated[float, Field(gt=0)]
+MOST_TEMPERATURE = 10_000.0
+SoftmaxTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
+Budget = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
+    BeforeValidator(_as_budget),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "string", "pattern": f"^{_PERCENT.pattern}$"},
+            ]
+        }
+    ),
+]
+"""How many, or (a number below 1, or `1%`) which share of all."""
 
 
 class Model(BaseModel):
@@ -67,7 +94,7 @@ class Runtime(Model):
 
     runner: Runner | None = None
     task_names: str | None = None
-    random_seed: NonNegativeInt = 131
+    random_seed: Annotated[Whole, Field(ge=0)] = 131
     aligned: bool = False
     fp16: bool = False
     precision: Literal["fp32", "bf16", "fp16"] | None = None
@@ -112,13 +139,16 @@ class Temperature(Model):
     """A temperature that is learned (CTKD, AAAI'23): T = start + range * sigmoid(theta)."""
 
     learned: Literal[True] = True
-    start: Positive = 1.0
-    range: float = 20.0
+    start: SoftmaxTemperature = 1.0
+    range: Annotated[float, Field(ge=-MOST_TEMPERATURE, le=MOST_TEMPERATURE)] = 20.0
     cosine_epochs: PositiveInt = 10
 
 
 class LossSpec(Model):
-    """One loss of a job: its type, its arguments and the options of this loss alone."""
+    """One loss of a job: its type, its arguments and the options of this loss alone.
+
+    allow_negative: weights in `kwargs` may be less than 0, so that the loss rises.
+    """
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -127,16 +157,17 @@ class LossSpec(Model):
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
     standardize: bool | None = None
-    temperature: Positive | Temperature | None = None
+    temperature: SoftmaxTemperature | Temperature | None = None
     over_pairs: Literal["mean", "sum"] | None = None
+    allow_negative: bool | None = None
 
 
 class TeacherInput(Model):
     """Pixels of another size or normalisation for one teacher, made from the student's."""
 
     size: Pixels | Many[Pixels] | None = None
-    mean: Many[float] | None = None
-    std: Many[Positive] | None = None
+    mean: Many[Annotated[float, Field(ge=-(10**6), le=10**6)]] | None = None
+    std: Many[Annotated[float, Field(gt=0, le=10**6)]] | None = None
 
 
 class Cache(Model):
@@ -177,11 +208,18 @@ class JobStudent(Model):
 
 
 class Job(Model):
-    """One mimic job: a method, its losses, whose features."""
+    """One mimic job: a method, its losses, whose features.
+
+    allow_negative: `loss_weight` may be less than 0, so that the losses rise; each loss says so for itself.
+    allow_strong_pull: train although a loss pulls the student over 10,000 times as hard as the task, out of scale to
+    the weights.
+    """
 
     mimic_ins_type: str = "base"
     loss_weight: float = 1.0
-    warm_up_iters: Annotated[Whole, Field(ge=-1)] = -1
+    allow_negative: bool | None = None
+    allow_strong_pull: bool = False
+    warm_up_iters: Annotated[Whole, Field(ge=-1, le=MOST)] = -1
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     teachers: dict[str, JobTeacher] = Field(default_factory=dict)
@@ -191,7 +229,7 @@ class Job(Model):
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
     standardize: bool = False
-    temperature: Positive | Temperature | None = None
+    temperature: SoftmaxTemperature | Temperature | None = None
     teacher_weighting: Literal["average", "entropy", "confidence"] = "average"
 
 
@@ -203,14 +241,17 @@ class OptimizerSpec(Model):
 
 
 class SchedulerSpec(Model):
-    """A scheduler of torch.optim.lr_scheduler by name, with United-Perception's warm-up."""
+    """A scheduler of torch.optim.lr_scheduler by name, with United-Perception's warm-up.
+
+    warmup_register_type: `base` (the default) multiplies the learning rate by the processes and the batch size.
+    """
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_iter: NonNegativeInt = 0
     warmup_type: Literal["linear", "exp", "constant"] = "exp"
-    warmup_ratio: Annotated[float, Field(ge=0)] | None = None
-    warmup_register_type: str | None = None
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    warmup_register_type: Literal["base", "no_scale_lr"] | None = None
 
 
 class StageSpec(Model):
@@ -259,7 +300,7 @@ class BatchSamplerKwargs(Model):
 
     batch_size: PositiveInt
     sampler: Component = Field(default_factory=lambda: Component(type="dist"))
-    aspect_grouping: Many[float] = (1.0,)
+    aspect_grouping: Many[Annotated[float, Field(gt=0, le=2**16)]] = (1.0,)
     drop_last: bool = False
 
 
@@ -275,11 +316,11 @@ class DataLoaderKwargs(Model):
 
     num_workers: Annotated[NonNegativeInt, Field(le=1024)] = 0
     pin_memory: bool = False
-    alignment: PositiveInt = 1
+    alignment: Pixels = 1
     batch_fn: Component | None = None
     in_memory: bool | None = None
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    bad_sample_budget: NonNegativeInt = 100
+    bad_sample_budget: Budget = 100
 
 
 class DataLoader(Model):
@@ -348,6 +389,12 @@ class Trainer(Model):
     clip_grad_norm: Positive | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: NonNegativeInt = 10
+    on_collapse: Annotated[
+        Literal["warn", "stop"],
+        Field(
+            description="what an alarm of the watch (KD780 to KD789) does: a warning, or the end of the run"
+        ),
+    ] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     loggers: Many[str] = ()
 

@@ -12,6 +12,8 @@ from importlib import import_module
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from kdcli.spec.ranges import Count, CountOrNone, NonNegative, Positive, Range, Share, ShareBelowOne
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -72,6 +74,8 @@ class Loss(Target):
     """Gives the student another end, from the tapped map to logits (`StatefulLoss.student_end`)."""
     prepares: bool = False
     """Has a pass over the training data before it trains (`StatefulLoss.prepare`)."""
+    labels_unless: tuple[str, str] | None = None
+    """The kwarg, and its value, with which it does without the labels that it asks for."""
     takes_over: str | None = None
     """The loss of an earlier stage that trains what this one starts from (`StatefulLoss.inherit`)."""
     example: tuple[Place, ...] = ()
@@ -215,6 +219,89 @@ SCHEDULERS = (
     "StepLR",
 )
 """Those whose arguments are data: no functions, no schedulers of schedulers."""
+
+OPTIMIZER_ARGUMENTS: Mapping[str, Any] = {
+    "alpha": ShareBelowOne,
+    "beta2_decay": Annotated[float, Range(at_most=0)],
+    "betas": tuple[ShareBelowOne, ShareBelowOne],
+    "d": Annotated[float, Range(at_least=1)],
+    "dampening": Share,
+    "eps": Positive,
+    "etas": tuple[Annotated[float, Range(more_than=0, less_than=1)], Annotated[float, Range(more_than=1)]],
+    "initial_accumulator_value": NonNegative,
+    "lambd": NonNegative,
+    "lr": NonNegative,
+    "lr_decay": NonNegative,
+    "momentum": ShareBelowOne,
+    "momentum_decay": NonNegative,
+    "ns_steps": Count,
+    "rho": Share,
+    "step_sizes": tuple[Positive, Positive],
+    "t0": NonNegative,
+    "weight_decay": NonNegative,
+}
+"""The arguments of torch's optimizers, by name, whose values have a range: torch checks few of them."""
+
+OPTIMIZER_EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "ASGD": {"alpha": Positive},
+    "Adafactor": {"eps": tuple[NonNegative | None, Positive]},
+}
+"""The arguments that mean something else in one optimizer."""
+
+SCHEDULER_ARGUMENTS: Mapping[str, Any] = {
+    "T_0": Count,
+    "T_max": Count,
+    "T_mult": Count,
+    "base_lr": NonNegative,
+    "base_momentum": ShareBelowOne,
+    "cooldown": CountOrNone,
+    "div_factor": Positive,
+    "end_factor": Share,
+    "epochs": Count | None,
+    "eps": NonNegative,
+    "eta_min": NonNegative,
+    "factor": Share,
+    "final_div_factor": Positive,
+    "gamma": Positive,
+    "max_lr": Positive,
+    "max_momentum": ShareBelowOne,
+    "milestones": list[Count],
+    "min_lr": NonNegative,
+    "patience": CountOrNone,
+    "pct_start": Share,
+    "power": NonNegative,
+    "start_factor": Annotated[float, Range(more_than=0, at_most=1)],
+    "step_size": Count,
+    "step_size_down": Count | None,
+    "step_size_up": Count,
+    "steps_per_epoch": Count | None,
+    "threshold": NonNegative,
+    "total_iters": Count,
+    "total_steps": Count | None,
+    "warmup_iter": CountOrNone,
+}
+"""The same of torch's schedulers; `warmup_iter` is kdcli's own, of the cosine."""
+
+SCHEDULER_EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "ReduceLROnPlateau": {"factor": Annotated[float, Range(more_than=0, less_than=1)]},
+}
+
+ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SparseAdam"})
+"""Optimizers whose step is about as long as the learning rate, however large the gradient is."""
+
+SETS_LR = frozenset({"CyclicLR", "OneCycleLR"})
+"""Schedulers with a learning rate of their own: that of the optimizer is not used."""
+
+
+def torch_arguments(name: str) -> Mapping[str, Any]:
+    """The types with ranges of the arguments of one of torch's optimizers or schedulers, by argument.
+
+    Some of them are no arguments of this one.
+    """
+    if name in OPTIMIZERS:
+        return {**OPTIMIZER_ARGUMENTS, **OPTIMIZER_EXCEPTIONS.get(name, {})}
+    return {**SCHEDULER_ARGUMENTS, **SCHEDULER_EXCEPTIONS.get(name, {})} if name in SCHEDULERS else {}
+
 
 HOOKS = ("auto_checkpoint", "auto_save_best", "train_val_logger")
 """United-Perception's hooks that kdcli serves."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
@@ -101,10 +103,12 @@ def join_jobs(
     sample: Mapping[str, Any],
     facts: DataFacts,
     stack: ExitStack,
+    sample_labels: NDArray[np.int64] | None,
 ) -> JoinedJobs:
     """Run every network once on the sample, then build the mimickers from what it gave.
 
-    sample: a small batch of the training data. The hooks stay until the stack is closed.
+    sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels: see
+    MimicContext.
     """
     if facts.num_samples is None:
         _require_no_count(spec)
@@ -113,7 +117,7 @@ def join_jobs(
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
-    return join_views(spec, student, taps, teachers, student_view, views, sample, facts)
+    return join_views(spec, student, taps, teachers, student_view, views, sample, facts, sample_labels)
 
 
 def _require_no_count(spec: Spec) -> None:
@@ -151,6 +155,7 @@ def join_views(
     views: Mapping[str, View],
     sample: Mapping[str, Any],
     facts: DataFacts,
+    sample_labels: NDArray[np.int64] | None,
 ) -> JoinedJobs:
     """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
     jobs = jobs_of(spec)
@@ -166,6 +171,7 @@ def join_views(
             teachers={teacher: views[teacher] for teacher in job.teachers},
             num_samples=facts.num_samples or len(sample["image"]),
             num_classes=facts.num_classes or 0,
+            sample_labels=sample_labels,
             teacher_classifier=lambda t: teachers[t].labels.classifier(
                 frozen_copy(find_classifier(teachers[t].net, teachers[t].pixels_of(sample)))
             ),
@@ -220,6 +226,11 @@ def build_mimicker(context: MimicContext) -> Mimicker:
         raise SpecError.at(context.path, "KD435", f"job `{context.name}` can't be built: {reason}") from error
     assert isinstance(mimicker, Mimicker)
     return mimicker
+
+
+def made_up_labels(facts: DataFacts) -> NDArray[np.int64]:
+    """Labels of all training samples where networks are joined and nothing is drawn by class."""
+    return np.arange(facts.num_samples or 2, dtype=np.int64) % 2
 
 
 def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:

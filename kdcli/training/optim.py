@@ -152,7 +152,8 @@ class LearningRate:
     step's lr from the last one. `target` is the lr that the warm-up reaches.
 
     By United-Perception's rule the target is the written lr x processes x batch size, unless
-    `warmup_register_type: no_scale_lr`; without a scheduler the written lr holds throughout.
+    `warmup_register_type: no_scale_lr`; without a scheduler the written lr holds throughout. steps: so many
+    follow, where that is known.
     """
 
     def __init__(
@@ -164,7 +165,10 @@ class LearningRate:
         world_size: int,
         steps_per_epoch: int,
         path: SpecPath,
+        steps: int | None = None,
     ) -> None:
+        if spec is not None and steps is not None:
+            check_total(spec, steps, path)
         self.optimizer = optimizer
         self.spec, self.path = spec, path
         self.steps_per_epoch = steps_per_epoch
@@ -288,6 +292,27 @@ class LearningRate:
             message = f"the cosine begins at step {shift} (`warmup_iter`), not before its end at step {end}"
             help = f"`T_max` counts epochs, of {self.steps_per_epoch} steps here; lower `warmup_iter`"
         raise SpecError.at((*path, "kwargs", "warmup_iter"), "KD443", message, help)
+
+
+def total_of(spec: SchedulerSpec) -> int | None:
+    """The steps after which OneCycleLR ends; None where the spec doesn't say them, and of all others."""
+    given = spec.kwargs
+    if spec.type != "OneCycleLR":
+        return None
+    total = given.get("total_steps")
+    if total is None and None not in (given.get("epochs"), given.get("steps_per_epoch")):
+        total = given["epochs"] * given["steps_per_epoch"]
+    return total if isinstance(total, int) else None
+
+
+def check_total(spec: SchedulerSpec, steps: int, path: SpecPath) -> None:
+    """Raise for OneCycleLR that ends before the training: torch's fails at the step after its last."""
+    total = total_of(spec)
+    if total is None or total >= steps:
+        return
+    name = "total_steps" if spec.kwargs.get("total_steps") is not None else "epochs"
+    message = f"scheduler `OneCycleLR` ends after {total} steps, the training after {steps}"
+    raise SpecError.at((*path, "kwargs", name), "KD443", message, f"write `total_steps: {steps}`")
 
 
 def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:

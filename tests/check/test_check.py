@@ -216,7 +216,7 @@ def test_base_trains_alone() -> None:
 
 
 def test_the_lr_is_scaled_by_the_batch_unless_told_otherwise() -> None:
-    found = checked("trainer.lr_scheduler.warmup_register_type=scale")
+    found = checked("trainer.lr_scheduler.warmup_register_type=base")
     assert found.plan is not None and math.isclose(found.plan.effective_lr, 0.05 * 8)
 
 

@@ -223,14 +223,14 @@ CASES: dict[str, Case] = {
         "net=[{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1}},"
         " {type: self, kwargs: {freeze_patterns: [model]}}]"
     ),
-    "KD440": changed("trainer.optimizer.kwargs={lr: -1.0}"),
+    "KD440": changed("trainer.optimizer.kwargs={lr: 0.1, nesterov: true}"),
     "KD442": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 2, warmup_type: exp, warmup_ratio: 0.0,"
         " kwargs: {step_size: 1}}"
     ),
-    "KD443": changed("trainer.lr_scheduler={type: CosineAnnealingWarmRestarts, kwargs: {T_0: 0}}"),
+    "KD443": changed("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: 2}}"),
     "KD446": Case(text=detector(FEATURE, keep=2)),
-    "KD447": changed("mimic.stages=[{name: one, max_epoch: 1, train: [model.nope]}]"),
+    "KD447": changed("mimic.stages=[{name: one, max_epoch: 2, train: [model.nope]}]"),
     "KD448": loss("{type: simkd}", "model.layer3"),
     "KD449": changed(TWO_ENDS),
     "KD450": loss("{type: fsp}", "model.layer3"),
@@ -262,7 +262,7 @@ CASES: dict[str, Case] = {
     "KD501": changed("dataset.train.dataset={type: torchvision.CIFAR11, kwargs: {root: data}}"),
     "KD503": changed(f"{TRANSFORMER}=[{{type: torchvision.Nope}}]"),
     "KD504": changed(f"{TRANSFORMER}=[{{type: torchvision.Resize, kwargs: {{sizes: 3}}}}]"),
-    "KD505": changed(f"{TRANSFORMER}=[{{type: torch_random_crop, kwargs: {{size: -1}}}}]"),
+    "KD505": changed(f"{TRANSFORMER}=[{{type: torch_color_jitter, kwargs: {{brightness: [2, 1]}}}}]"),
     "KD506": images("nowhere"),
     "KD509": on_files(
         "dataset.train.dataset.kwargs.num_samples=3", "dataset.batch_sampler.kwargs.drop_last=true"
@@ -312,12 +312,14 @@ CASES: dict[str, Case] = {
     "KD520": listed("black.txt"),
     "KD623": images("classes"),
     "KD624": folders("cats"),
+    "KD640": changed("mimic.teacher0.cache={views: 1}"),
     "KD621": Case(
         text=SPEC.replace(
             "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
             "teacher0: !include parts/teacher.yaml",
         )
     ),
+    "KD636": changed("dataset.batch_sampler.kwargs.batch_size=4096"),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"
         " {type: to_tensor}]"

@@ -48,7 +48,11 @@ def test_the_spec_may_give_a_weight_with_the_records_as_default(name: str) -> No
     taken = signature(LOSSES[name])
     assert taken is not None
     option = taken.kwargs["loss_weight"]
-    assert (option.default, option.type_text, option.required) == (LOSSES[name].weight, "float", False)
+    assert (option.default, option.type_text, option.required) == (
+        LOSSES[name].weight,
+        "float (at least 0)",
+        False,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kdcli.errors import RunError
 from kdcli.losses.vid import VariationalInformation
@@ -41,3 +42,14 @@ def test_tokens_fit_equally_many_and_the_mean_fits_a_vector() -> None:
     loss = VariationalInformation((2, 9, 3), (2, 5))
     student, teacher = torch.randn(2, 9, 3), torch.randn(2, 5)
     torch.testing.assert_close(loss(student, teacher), loss(student.mean(1), teacher))
+
+
+@pytest.mark.parametrize("variance", [1e-3, 5.0, 49.0, 51.0, 1000.0, 1e6])
+def test_the_variance_begins_where_it_is_told(variance: float) -> None:
+    loss = VariationalInformation([2, 3, 4, 4], [2, 3, 4, 4], init_pred_var=variance)
+    assert float((F.softplus(loss.log_scale.detach()) + loss.eps)[0]) == pytest.approx(variance, rel=1e-5)
+
+
+def test_a_variance_that_eps_alone_exceeds() -> None:
+    with pytest.raises(ValueError, match="`init_pred_var` must be more than `eps`"):
+        VariationalInformation([2, 3, 4, 4], [2, 3, 4, 4], init_pred_var=1e-6)

@@ -389,3 +389,23 @@ def test_a_label_of_an_own_dataset_that_is_no_class_is_told(label: str, words: s
     dataset = f"dataset.train.dataset={{type: '{FRAIL}:Labelled', kwargs: {kwargs}}}"
     found = build(dataset)
     assert any(one.code == "KD505" and words in one.message for one in found), found
+
+
+@pytest.mark.parametrize(("beta", "code"), [("0", "KD328"), ("-1", "KD328"), (".inf", "KD223"), ("0.5", "")])
+def test_ranges_beside_the_arguments_of_own_code_hold(beta: str, code: str) -> None:
+    change = f"mimic.cfgs={{loss: {{type: 'mine_kd.losses:huber', kwargs: {{beta: {beta}}}}}}}"
+    try:
+        found = references(change)
+    except SpecError as error:
+        found = list(error.diagnostics)
+    assert [one.code for one in found] == ([code] if code else [])
+    if code == "KD328":
+        (one,) = found
+        assert one.message.startswith("`beta` of `mine_kd.losses:huber` must be a number more than 0, got")
+        assert one.span is not None and change[one.span.column - 1 :].startswith(beta)
+
+
+def test_a_weight_of_an_own_loss_is_not_negative_unless_that_is_said() -> None:
+    loss = "mimic.cfgs={loss: {type: 'mine_kd.losses:huber', kwargs: {loss_weight: -1}%s}}"
+    assert [one.code for one in references(loss % "")] == ["KD228"]
+    assert references(loss % ", allow_negative: true") == []

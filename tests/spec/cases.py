@@ -124,6 +124,12 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(("T: 4.0", "T: .nan"), ("milestones: [4, 8]", "milestones: [4, 1e999]")),
         (f"runtime.random_seed={2**64}",),
     ),
+    "KD228": (
+        changed(
+            ("  loss_weight: 1.0\n", "  loss_weight: -1\n"), ("T: 4.0, loss_weight: 1.0", "loss_weight: -2")
+        ),
+        (),
+    ),
     "KD328": (changed(("T: 4.0", "T: 0")), ()),
     "KD550": (BASE, ("mimic.teacher0.teacher_bn_mode=train", "mimic.teacher0.cache={}")),
     "KD551": (
@@ -170,6 +176,17 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD619": (changed(("x-note: anything at all", "ema: {kwargs: {decay: 0.99, warmup: 0}}")), ()),
     "KD616": (BASE, ("mimic.cfgs.loss.type=ft", "mimic.cfgs.loss.kwargs=null")),
+    "KD630": (changed(("{lr: 0.1}", "{lr: 0}")), ()),
+    "KD631": (
+        changed(
+            ("  loss_weight: 1.0\n", "  loss_weight: 0\n"), ("T: 4.0, loss_weight: 1.0", "loss_weight: 0")
+        ),
+        (),
+    ),
+    "KD632": (changed(("{lr: 0.1}", "{lr: 0.1, weight_decay: 50}")), ("trainer.optimizer.kwargs.lr=1000",)),
+    "KD633": (changed(("{lr: 0.1}", "{lr: 0.1, maximize: true}")), ()),
+    "KD634": (changed(("milestones: [4, 8]", "milestones: [4, 8], gamma: 10")), ()),
+    "KD635": (BASE, ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9}}",)),
 }
 ELSEWHERE = frozenset(
     {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from kdcli.losses import LOSSES
 from kdcli.reference.schema_json import annotation_schema
@@ -14,7 +17,8 @@ from kdcli.reference.tables import tables
 from kdcli.spec.check.components import check_type, fits, wording
 from kdcli.spec.check.signatures import Parameter, signature
 from kdcli.spec.ranges import Range, range_of, shown
-from kdcli.spec.tables import Target
+from kdcli.spec.ranges import parsed as parsed_hint
+from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS, Target, torch_arguments
 from tests.spec.specs import BASE, TABLES, changed, findings
 
 REAL = replace(TABLES, losses=LOSSES)
@@ -239,3 +243,130 @@ def test_in_words_and_for_editors(
     assert shown(node) == type_words
     assert ast.unparse(node) == annotation
     assert annotation_schema(node) == schema
+
+
+# arguments of torch's optimizers and schedulers
+
+
+@pytest.mark.parametrize(
+    ("assignment", "code"),
+    [
+        ("trainer.optimizer.kwargs.lr=-1", "KD328"),
+        ("trainer.optimizer.kwargs.lr=fast", "KD322"),
+        ("trainer.optimizer.kwargs.lr=0", "KD630"),
+        ("trainer.optimizer.kwargs.lr=1000", "KD632"),
+        ("trainer.optimizer.kwargs.momentum=2", "KD328"),
+        ("trainer.optimizer.kwargs.momentum=1", "KD328"),
+        ("trainer.optimizer.kwargs.momentum=0", ""),
+        ("trainer.optimizer.kwargs.weight_decay=-0.1", "KD328"),
+        ("trainer.optimizer.kwargs.weight_decay=10", "KD632"),
+        ("trainer.optimizer.kwargs.maximize=true", "KD633"),
+        ("trainer.optimizer={type: Adam, kwargs: {lr: 0.001, betas: [0.9, 1]}}", "KD328"),
+        ("trainer.optimizer={type: Adam, kwargs: {lr: 0.001, betas: [0.9, 0.999]}}", ""),
+        ("trainer.optimizer={type: Adam, kwargs: {lr: 0.001, eps: 0}}", "KD328"),
+        ("trainer.optimizer={type: Adafactor, kwargs: {lr: 0.001, eps: [null, 0.001]}}", ""),
+        ("trainer.optimizer={type: Rprop, kwargs: {lr: 0.001, etas: [0.5, 0.9]}}", "KD328"),
+        ("trainer.optimizer={type: Rprop, kwargs: {lr: 0.001, etas: [0.5, 1.2]}}", ""),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 0}}", "KD328"),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10}}", ""),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 12}}", "KD635"),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10, eta_min: -1}}", "KD328"),
+        ("trainer.lr_scheduler={type: PolynomialLR, kwargs: {total_iters: 9}}", "KD635"),
+        ("trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 0}}", "KD328"),
+        ("trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 3, gamma: 0}}", "KD328"),
+        ("trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 3, gamma: 2}}", "KD634"),
+        ("trainer.lr_scheduler={type: MultiStepLR, kwargs: {milestones: [4, 0]}}", "KD328"),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 0.1, pct_start: 2}}", "KD328"),
+        ("trainer.lr_scheduler.warmup_register_type=no_scaled_lr", "KD205"),
+        ("trainer.lr_scheduler.warmup_register_type=base", ""),
+        ("trainer.lr_scheduler.warmup_ratio=2", "KD206"),
+        ("trainer.max_epoch=1e18", "KD206"),
+        ("runtime.random_seed=-1", "KD206"),
+        ("trainer.ema={kwargs: {decay: 2}}", "KD206"),
+    ],
+)
+def test_values_that_turn_training_off_or_around(assignment: str, code: str) -> None:
+    text = changed(("    warmup_iter: 5\n", ""), ("batch_size: 8", "batch_size: 4"))
+    found = findings(text, assignment)
+    assert [one.code for one in found] == ([code] if code else []), found
+    assert all(one.span is not None and one.span.source == "argument 1" for one in found)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *SCHEDULERS])
+def test_every_number_of_torch_has_a_range(name: str) -> None:
+    module = torch.optim if name in OPTIMIZERS else torch.optim.lr_scheduler
+    free = {
+        "ns_coefficients",
+        "last_epoch",
+    }  # a polynomial's coefficients have any sign; kdcli gives the other
+    for argument in inspect.signature(getattr(module, name)).parameters.values():
+        default = argument.default
+        if type(default) in (int, float) or (isinstance(default, tuple) and argument.name not in free):
+            if argument.name not in free:
+                hint = parsed_hint(torch_arguments(name)[argument.name])
+                given = list(default) if isinstance(default, tuple) else default
+                assert list(check_type(argument.name, given, hint, (), name)) == [], argument
+
+
+def test_adaptive_optimizers_are_told_of_a_scaled_lr_with_a_warm_up() -> None:
+    adam = "trainer.optimizer={type: AdamW, kwargs: {lr: 0.002}}"
+    text = changed(("batch_size: 8", "batch_size: 32"))
+    (one,) = findings(text, adam)
+    assert one.code == "KD611" and "to 0.064" in one.message
+    assert findings(text, adam, "trainer.lr_scheduler.warmup_register_type=no_scale_lr") == []
+    assert findings(text, adam.replace("0.002", "0.0002")) == []
+    assert findings(text) == [], "SGD with a warm-up is scaled as in United-Perception"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "codes"),
+    [
+        (("mimic.loss_weight=-1",), ["KD228"]),
+        (("mimic.loss_weight=-1", "mimic.allow_negative=true"), []),
+        (("mimic.loss_weight=-1", "mimic.allow_negative=false"), ["KD228"]),
+        (("mimic.loss_weight=0",), ["KD631"]),
+        (("mimic.cfgs.loss.kwargs.loss_weight=-1",), ["KD228"]),
+        (("mimic.cfgs.loss.kwargs.loss_weight=-1", "mimic.cfgs.loss.allow_negative=true"), []),
+        (("mimic.cfgs.loss.kwargs.loss_weight=-1", "mimic.allow_negative=true"), ["KD228"]),
+        (("mimic.cfgs.loss.kwargs.loss_weight=0",), ["KD631"]),
+        (("mimic.cfgs.loss={type: dkd, kwargs: {alpha: -1}}",), ["KD228"]),
+        (("mimic.cfgs.loss={type: dkd, allow_negative: true, kwargs: {alpha: -1, T: 0}}",), ["KD328"]),
+    ],
+)
+def test_weights(assignments: tuple[str, ...], codes: list[str]) -> None:
+    found = findings(BASE, *assignments, tables=REAL)
+    assert [one.code for one in found] == codes
+    assert all(one.span is not None and one.span.source.startswith("argument") for one in found)
+
+
+def test_stages_share_a_scheduler_that_fits_one_of_them() -> None:
+    stages = "mimic.stages=[{name: a, max_epoch: 1}, {name: b, max_epoch: %d}]"
+    cosine = "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_register_type: no_scale_lr, kwargs: {T_max: 5}}"
+    assert findings(BASE, cosine, stages % 5) == []
+    assert [one.code for one in findings(BASE, cosine, stages % 6)] == ["KD635"]
+
+
+FREE = {"base_cls_head.input_feature_idx": "counts from the end too"}
+"""Numbers without a range, and why."""
+
+
+def test_every_number_of_the_tables_has_a_range() -> None:
+    every = tables()
+    kinds = (
+        "losses",
+        "modules",
+        "adapters",
+        "transforms",
+        "batch_fns",
+        "image_readers",
+        "datasets",
+        "samplers",
+    )
+    free = set()
+    for kind in (*kinds, "evaluators"):
+        for name, target in getattr(every, kind).items():
+            for parameter in kwargs_of(target).values():
+                written = "int" if parameter.annotation is None else ast.unparse(parameter.annotation)
+                if re.search(r"\b(int|float)\b", written) and "Range" not in written:
+                    free.add(f"{name}.{parameter.name}")
+    assert free == set(FREE)

@@ -12,6 +12,7 @@ import torch
 import torch._dynamo.exc
 from safetensors.torch import load_file
 
+from kdcli.check.check import CheckOptions, check
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.parallel.devices import oom_as_error
 from kdcli.records import Finished, Notice, Step
@@ -142,8 +143,34 @@ def test_batch_statistics_cannot_be_folded() -> None:
 
 
 def test_threads_are_set() -> None:
-    with run_of(spec_of(SPEC, "runtime.threads=2")):
-        assert torch.get_num_threads() == 2
+    cores = os.cpu_count() or 1
+    with run_of(spec_of(SPEC, f"runtime.threads={cores}")):
+        assert torch.get_num_threads() == cores
+
+
+def test_more_threads_than_the_machine_has_are_refused_by_validate_and_train() -> None:
+    parsed = spec_of(SPEC, "runtime.threads=1024")
+    found = check(parsed, CheckOptions()).findings
+    with pytest.raises(SpecError) as caught, run_of(parsed):
+        pass
+    for one in (*(one for one in found if one.severity == "error"), *caught.value.diagnostics):
+        assert (one.code, one.path) == ("KD206", ("runtime", "threads"))
+        assert f"at most {os.cpu_count()} on this machine" in one.message
+    assert [one.code for one in found if one.severity == "error"] == ["KD206"]
+
+
+def test_one_cycle_that_ends_before_the_training() -> None:
+    cycle = "trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 0.1, total_steps: %d}}"
+    steps = train_all(spec_of(SPEC, cycle % 1000, "trainer.max_iter=3"))[-1]
+    assert steps is not None
+    parsed = spec_of(SPEC, cycle % 2, "trainer.max_iter=3", "saver.save_dir=short")
+    assert [one.code for one in check(parsed, CheckOptions()).findings if one.severity == "error"] == [
+        "KD443"
+    ]
+    with pytest.raises(SpecError) as caught:
+        train_all(parsed)
+    assert [one.code for one in caught.value.diagnostics] == ["KD443"]
+    train_all(spec_of(SPEC, cycle % 3, "trainer.max_iter=3", "saver.save_dir=long_enough"))
 
 
 def test_a_finished_run_may_be_made_longer() -> None:

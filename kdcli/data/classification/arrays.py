@@ -8,7 +8,7 @@ import math
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from kdcli.data.transforms.geometry import resized
 from kdcli.disk import asking, bytes_in, is_file, is_folder
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.places import Places
+from kdcli.spec.ranges import Count, CountOrNone, Range, Side, Width
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+Samples = Annotated[int, Range(at_least=1, at_most=1000000000)]
+
 HOW_TO_GET = (
     "on Debian and Ubuntu: apt install dataset-fashion-mnist; or fetch the four *-ubyte.gz files from "
     "https://github.com/zalandoresearch/fashion-mnist and set `root` to their folder"
@@ -36,7 +39,7 @@ def fashion_mnist(
     *,
     root: str | None = None,
     split: Literal["train", "test"] | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> ArrayImages:
     """60,000 training or 10,000 test images of ten classes, uint8 [N, 1, 28, 28].
 
@@ -116,7 +119,7 @@ TEST_SAMPLES = 450
 
 
 def digits(
-    train: bool, *, split: Literal["train", "test"] | None = None, size: int | None = None
+    train: bool, *, split: Literal["train", "test"] | None = None, size: Side | None = None
 ) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
@@ -168,11 +171,11 @@ def _table() -> NDArray[np.float64]:
 def fake(
     train: bool,
     *,
-    num_samples: int = 256,
-    num_classes: int = 10,
-    shape: list[int] = [3, 32, 32],  # noqa: B006
-    noise: float = 0.2,
-    seed: int | None = None,
+    num_samples: Samples = 256,
+    num_classes: Width = 10,
+    shape: list[Side] = [3, 32, 32],  # noqa: B006
+    noise: Annotated[float, Range(at_least=0, at_most=100)] = 0.2,
+    seed: CountOrNone | None = None,
 ) -> ArrayImages:
     """uint8 [num_samples, *shape]: a smooth pattern of the class, with Gaussian noise of its own.
 

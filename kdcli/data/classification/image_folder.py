@@ -15,6 +15,7 @@ from kdcli.data.pixel_values import Background, ValueRange
 from kdcli.disk import asking, entries, is_folder
 from kdcli.errors import Findings, SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
+from kdcli.spec.ranges import Width
 
 
 def image_folder(
@@ -26,7 +27,7 @@ def image_folder(
     color_mode: ColorMode = "RGB",
     value_range: ValueRange | None = None,
     background: Background | None = None,
-    num_classes: int | None = None,
+    num_classes: Width | None = None,
 ) -> FileImages:
     """The classes are the folders in `root` in alphabetical order, numbered from 0.
 

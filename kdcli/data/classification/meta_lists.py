@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from kdcli.data.image_readers import SUFFIXES, PillowReader
 from kdcli.disk import asking, is_file
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places
+from kdcli.spec.ranges import CountOrNone, Range, Width
 
 LABEL_LIMIT = 10_000_000
 
@@ -28,9 +29,9 @@ def cls(
     *,
     meta_file: str | list[str],
     meta_type: str | list[str] = "imagenet",
-    label_mapping: list[int] | None = None,
-    fraction: float = 1.0,
-    num_classes: int | None = None,
+    label_mapping: list[CountOrNone] | None = None,
+    fraction: Annotated[float, Range(more_than=0, at_most=1)] = 1.0,
+    num_classes: Width | None = None,
     classes: list[str] | None = None,
     source: str | None = None,
 ) -> FileImages:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdcli.spec.ranges import NonNegative, Share, Width
+
 
 class Mixup:
     """Convex mixtures of two samples and of their labels; share ~ Beta(alpha, alpha), one a batch.
@@ -22,7 +24,7 @@ class Mixup:
     Source: "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412.
     """
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+    def __init__(self, *, alpha: NonNegative = 1.0, num_classes: Width = 1000) -> None:
         self.alpha, self.num_classes = _checked(alpha), num_classes
 
     def __call__(self, batch: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class Cutmix:
     Source: "CutMix: Regularization Strategy to Train Strong Classifiers", arXiv:1905.04899.
     """
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+    def __init__(self, *, alpha: NonNegative = 1.0, num_classes: Width = 1000) -> None:
         self.alpha, self.num_classes = _checked(alpha), num_classes
 
     def __call__(self, batch: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
@@ -68,11 +70,11 @@ class CutMixup:
     def __init__(
         self,
         *,
-        alpha: float = 1.0,
-        mixup_alpha: float | None = None,
-        cutmix_alpha: float | None = None,
-        switch_prob: float = 0.5,
-        num_classes: int = 1000,
+        alpha: NonNegative = 1.0,
+        mixup_alpha: NonNegative | None = None,
+        cutmix_alpha: NonNegative | None = None,
+        switch_prob: Share = 0.5,
+        num_classes: Width = 1000,
     ) -> None:
         if not 0 <= switch_prob <= 1:
             raise ValueError(f"`switch_prob` must lie in 0..1, got {switch_prob}")

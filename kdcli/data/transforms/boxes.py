@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcli.data.draws import Draws
 from kdcli.data.transforms.geometry import resized
+from kdcli.spec.ranges import Share, Side
 
 
 @runtime_checkable
@@ -32,7 +33,7 @@ class Flip:
 
     random = True
 
-    def __init__(self, *, flip_p: float = 0.5) -> None:
+    def __init__(self, *, flip_p: Share = 0.5) -> None:
         if not 0 <= flip_p <= 1:
             raise ValueError(f"`flip_p` must lie in 0..1, got {flip_p}")
         self.p = flip_p
@@ -68,8 +69,8 @@ class KeepArResize:
     def __init__(
         self,
         *,
-        scales: list[int],
-        max_size: int | None = None,
+        scales: list[Side],
+        max_size: Side | None = None,
         separate_wh: bool = False,
         antialias: bool = False,
     ) -> None:

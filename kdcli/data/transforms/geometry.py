@@ -21,6 +21,7 @@ from torch import Tensor
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import shorter_side
 from kdcli.data.transforms.pixels import functional, torchvision_transforms
+from kdcli.spec.ranges import Border, PixelValue, Positive, Share, Side
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
@@ -51,8 +52,8 @@ class Pad:
     def __init__(
         self,
         *,
-        padding: int | list[int],
-        fill: float | list[float] = 0,
+        padding: Border | list[Border],
+        fill: PixelValue | list[PixelValue] = 0,
         padding_mode: PaddingMode = "constant",
     ) -> None:
         self.padding, self.fill, self.mode = padding, fill, padding_mode
@@ -74,9 +75,9 @@ class RandomCrop:
     def __init__(
         self,
         *,
-        size: int | list[int],
-        padding: int | list[int] = 0,
-        fill: float | list[float] = 0,
+        size: Side | list[Side],
+        padding: Border | list[Border] = 0,
+        fill: PixelValue | list[PixelValue] = 0,
         padding_mode: PaddingMode = "constant",
         pad_if_needed: bool = False,
     ) -> None:
@@ -110,7 +111,7 @@ class RandomHorizontalFlip:
 
     random = True
 
-    def __init__(self, *, p: float = 0.5) -> None:
+    def __init__(self, *, p: Share = 0.5) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"`p` must lie in 0..1, got {p}")
         self.p = p
@@ -130,7 +131,7 @@ class CenterCrop:
 
     random = False
 
-    def __init__(self, *, size: int | list[int]) -> None:
+    def __init__(self, *, size: Side | list[Side]) -> None:
         self.size = pair(size)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -150,9 +151,9 @@ class Resize:
     def __init__(
         self,
         *,
-        size: int | list[int],
+        size: Side | list[Side],
         interpolation: Interpolation = "bilinear",
-        max_size: int | None = None,
+        max_size: Side | None = None,
         antialias: bool = True,
     ) -> None:
         pair(size)
@@ -187,9 +188,9 @@ class RandomResizedCrop:
     def __init__(
         self,
         *,
-        size: int | list[int],
-        scale: list[float] = [0.08, 1.0],  # noqa: B006
-        ratio: list[float] = [3 / 4, 4 / 3],  # noqa: B006
+        size: Side | list[Side],
+        scale: list[Positive] = [0.08, 1.0],  # noqa: B006
+        ratio: list[Positive] = [3 / 4, 4 / 3],  # noqa: B006
         interpolation: Interpolation = "bilinear",
         antialias: bool = True,
     ) -> None:

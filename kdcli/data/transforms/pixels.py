@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcli.data.draws import Draws
-from kdcli.spec.ranges import Positive
+from kdcli.spec.ranges import PixelValue, Range, Share, Side
+
+Spread = Annotated[float, Range(more_than=0, at_most=1000000)]
+Factor = Annotated[float, Range(at_least=0, at_most=100)]
+HueShift = Annotated[float, Range(at_least=0, at_most=0.5)]
+HueChange = Annotated[float, Range(at_least=-0.5, at_most=0.5)]
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -38,7 +43,7 @@ class Normalize:
 
     random = False
 
-    def __init__(self, *, mean: list[float], std: list[Positive]) -> None:
+    def __init__(self, *, mean: list[PixelValue], std: list[Spread]) -> None:
         if len(mean) != len(std):
             raise ValueError(f"`mean` has {len(mean)} channels and `std` {len(std)}")
         if any(s <= 0 for s in std):
@@ -60,7 +65,7 @@ class Cutout:
 
     random = True
 
-    def __init__(self, *, size: int, p: float = 1.0, fill: float = 0.0) -> None:
+    def __init__(self, *, size: Side, p: Share = 1.0, fill: PixelValue = 0.0) -> None:
         if size < 1:
             raise ValueError(f"`size` must be positive, got {size}")
         self.size, self.p, self.fill = size, p, fill
@@ -89,10 +94,10 @@ class ColorJitter:
     def __init__(
         self,
         *,
-        brightness: float | list[float] = 0.0,
-        contrast: float | list[float] = 0.0,
-        saturation: float | list[float] = 0.0,
-        hue: float | list[float] = 0.0,
+        brightness: Factor | list[Factor] = 0.0,
+        contrast: Factor | list[Factor] = 0.0,
+        saturation: Factor | list[Factor] = 0.0,
+        hue: HueShift | list[HueChange] = 0.0,
     ) -> None:
         self.ranges = [
             _range("brightness", brightness, 1.0),
@@ -140,7 +145,7 @@ class Grayscale:
 
     random = False
 
-    def __init__(self, *, num_output_channels: int = 1) -> None:
+    def __init__(self, *, num_output_channels: Literal[1, 3] = 1) -> None:
         if num_output_channels not in (1, 3):
             raise ValueError(f"`num_output_channels` must be 1 or 3, got {num_output_channels}")
         self.channels = num_output_channels

@@ -35,7 +35,9 @@ class SampleFeatureOptions:
         (0, 1, 2, 3), "which of the tapped maps are pooled on: their numbers, from 0 on, without a gap"
     )
     rcnn_fpn_strides: tuple[Annotated[int, Range(at_least=1)], ...] = option((4, 8, 16, 32), STRIDES, "KD462")
-    rcnn_fpn_base_scale: Annotated[float, Range(more_than=0)] = option(56.0, BASE_SCALE, "KD462")
+    rcnn_fpn_base_scale: Annotated[float, Range(more_than=0, at_most=65536)] = option(
+        56.0, BASE_SCALE, "KD462"
+    )
     teacher_proposal: bool = option(True, "whether the teacher proposes the boxes, not the student")
     student_roipooler: str | None = option(
         None, "path of the student's pooling layer, where it is not bbox_head_pre_process.roipool"
@@ -67,7 +69,9 @@ class DeFeatOptions:
     rpn_fpn_strides: tuple[Annotated[int, Range(at_least=1)], ...] = option(
         (4, 8, 16, 32, 64), STRIDES, "KD462"
     )
-    rpn_fpn_base_scale: Annotated[float, Range(more_than=0)] = option(56.0, BASE_SCALE, "KD462")
+    rpn_fpn_base_scale: Annotated[float, Range(more_than=0, at_most=65536)] = option(
+        56.0, BASE_SCALE, "KD462"
+    )
     neck_feature_nums: Annotated[int, Range(at_least=1)] = option(
         5,
         "how many layers at the end of `mimic_name` are the neck's; those before are the backbone's",

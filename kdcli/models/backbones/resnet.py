@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.models.layers import build_norm, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.spec.ranges import ShareBelowOne
+from kdcli.spec.ranges import Count, CountOrNone, Factor, ShareBelowOne, Width
 
 Block = Literal["basic", "bottleneck"]
 
@@ -152,18 +152,18 @@ class ResNet(ViewModule):
         *,
         depth: int | None = None,
         block: Literal["basic", "bottleneck"] | None = None,
-        layers: list[int] | None = None,
-        out_layers: list[int] | None = None,
-        out_strides: list[int] | None = None,
-        frozen_layers: list[int] | None = None,
+        layers: list[Count] | None = None,
+        out_layers: list[CountOrNone] | None = None,
+        out_strides: list[Count] | None = None,
+        frozen_layers: list[CountOrNone] | None = None,
         normalize: dict[str, Any] | None = None,
         initializer: dict[str, Any] | None = None,
         deep_stem: bool = False,
         avg_down: bool = False,
         style: Literal["pytorch", "caffe"] = "pytorch",
-        width: int = 64,
-        multiplier: float = 1.0,
-        input_channel: int = 3,
+        width: Width = 64,
+        multiplier: Factor = 1.0,
+        input_channel: Width = 3,
         drop_path_rate: ShareBelowOne = 0.0,
         stem: Literal["imagenet", "cifar"] = "imagenet",
     ) -> None:

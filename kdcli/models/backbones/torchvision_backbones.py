@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import RunError
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Count, CountOrNone, Factor, Side
 
 STRIDES = [2, 4, 8, 16, 32]
 
@@ -27,9 +28,9 @@ class TorchvisionStages(ViewModule):
         self,
         *,
         name: str,
-        out_layers: list[int] | None = None,
-        out_strides: list[int] | None = None,
-        width_mult: float | None = None,
+        out_layers: list[CountOrNone] | None = None,
+        out_strides: list[Count] | None = None,
+        width_mult: Factor | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class TorchvisionVit(ViewModule):
     `tokens` [B, 1 + N, D]. weights: torchvision's, by name; random without.
     """
 
-    def __init__(self, *, name: str, image_size: int = 224, weights: str | None = None) -> None:
+    def __init__(self, *, name: str, image_size: Side = 224, weights: str | None = None) -> None:
         super().__init__()
         model = torchvision.models.get_model(name, weights=weights, image_size=image_size)
         self.conv_proj = model.conv_proj

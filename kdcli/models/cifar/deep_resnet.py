@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcli.models.layers import kaiming_fan_out
+from kdcli.spec.ranges import Width
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -55,7 +56,9 @@ class DeepCifarResNet(nn.Module):
     Source: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
     """
 
-    def __init__(self, *, depth: int, num_classes: int = 100, in_channels: int = 3, width: int = 64) -> None:
+    def __init__(
+        self, *, depth: int, num_classes: Width = 100, in_channels: Width = 3, width: Width = 64
+    ) -> None:
         super().__init__()
         bottleneck = depth >= 50
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)

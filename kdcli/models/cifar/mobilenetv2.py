@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from kdcli.models.layers import kaiming_fan_out, small_linear
+from kdcli.spec.ranges import Factor, Range, Width
 
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Of each stage: channels at width 1, blocks, stride."""
@@ -46,11 +49,11 @@ class MobileNetV2(nn.Module):
     def __init__(
         self,
         *,
-        num_classes: int = 100,
-        in_channels: int = 3,
-        width: float = 0.5,
-        expansion: int = 6,
-        last_width: int = 1280,
+        num_classes: Width = 100,
+        in_channels: Width = 3,
+        width: Factor = 0.5,
+        expansion: Annotated[int, Range(at_least=1, at_most=1000)] = 6,
+        last_width: Width = 1280,
     ) -> None:
         super().__init__()
         planes = int(32 * width)

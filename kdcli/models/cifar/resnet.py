@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcli.models.layers import check_widths, kaiming_fan_out
+from kdcli.spec.ranges import Width
 
 
 class BasicBlock(nn.Module):
@@ -44,9 +45,9 @@ class CifarResNet(nn.Module):
         self,
         *,
         depth: int,
-        num_classes: int = 100,
-        in_channels: int = 3,
-        widths: list[int] | None = None,
+        num_classes: Width = 100,
+        in_channels: Width = 3,
+        widths: list[Width] | None = None,
         wide: bool = False,
     ) -> None:
         super().__init__()

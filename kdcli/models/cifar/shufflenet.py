@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.models.layers import check_widths
+from kdcli.spec.ranges import Width
 
 STEM = 24
 
@@ -78,7 +79,7 @@ class ShuffleNetV2(nn.Module):
     """
 
     def __init__(
-        self, *, num_classes: int = 100, in_channels: int = 3, widths: list[int] | None = None
+        self, *, num_classes: Width = 100, in_channels: Width = 3, widths: list[Width] | None = None
     ) -> None:
         super().__init__()
         wide = check_widths(widths or [116, 232, 464, 1024], 4)
@@ -170,7 +171,7 @@ class ShuffleNetV1(nn.Module):
     """
 
     def __init__(
-        self, *, num_classes: int = 100, in_channels: int = 3, widths: list[int] | None = None
+        self, *, num_classes: Width = 100, in_channels: Width = 3, widths: list[Width] | None = None
     ) -> None:
         super().__init__()
         wide = check_widths(widths or [240, 480, 960], 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcli.models.layers import check_widths, kaiming_fan_out, small_linear
+from kdcli.spec.ranges import Width
 
 CONVOLUTIONS = {
     8: (1, 1, 1, 1, 1),
@@ -28,9 +29,9 @@ class Vgg(nn.Module):
         self,
         *,
         depth: int,
-        num_classes: int = 100,
-        in_channels: int = 3,
-        widths: list[int] | None = None,
+        num_classes: Width = 100,
+        in_channels: Width = 3,
+        widths: list[Width] | None = None,
     ) -> None:
         super().__init__()
         wide = check_widths(widths or [64, 128, 256, 512, 512], 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcli.models.layers import kaiming_fan_out
-from kdcli.spec.ranges import Share
+from kdcli.spec.ranges import Share, Width
 
 
 class PreActivationBlock(nn.Module):
@@ -62,8 +62,8 @@ class WideResNet(nn.Module):
         *,
         depth: int,
         width: int,
-        num_classes: int = 100,
-        in_channels: int = 3,
+        num_classes: Width = 100,
+        in_channels: Width = 3,
         dropout: Share = 0.0,
     ) -> None:
         super().__init__()

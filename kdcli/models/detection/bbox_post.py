@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from kdcli.models.detection.blocks import build_block, known_keys, means_and_std
 from kdcli.models.detection.boxes import clip, decode, denormalized, nms_by_group, offset_of, quadruples
 from kdcli.models.detection.losses import CLASS_LOSSES, LOCATION_LOSSES
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Count, Share
 
 
 class BboxPredictor:
@@ -20,8 +21,8 @@ class BboxPredictor:
     def __init__(
         self,
         bbox_normalize: Mapping[str, Any],
-        bbox_score_thresh: float,
-        top_n: int,
+        bbox_score_thresh: Share,
+        top_n: Literal[-1] | Count,
         share_location: bool,
         nms: Mapping[str, Any],
         *,

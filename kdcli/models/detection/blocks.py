@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from kdcli.errors import did_you_mean
+from kdcli.spec.check.components import refuse_misfits, types_of
+from kdcli.spec.ranges import Range, Share
 
 Made = TypeVar("Made")
+
+Delta = Annotated[float, Range(at_least=-1000, at_most=1000)]
+Deviation = Annotated[float, Range(more_than=0, at_most=1000)]
+PoolSize = Annotated[int, Range(at_least=1, at_most=1024)]
+SamplingRatio = Annotated[int, Range(at_least=0, at_most=64)]
+Pixels = Annotated[float, Range(more_than=0, at_most=65536)]
 
 
 def build_block(block: Any, where: str, choices: Mapping[str, Callable[..., Made]], /, **facts: Any) -> Made:
@@ -27,6 +35,7 @@ def build_block(block: Any, where: str, choices: Mapping[str, Callable[..., Made
     parameters = inspect.signature(choices[kind]).parameters
     takes = {name for name in parameters if name not in facts}
     known_keys(given, f"{where}.kwargs", sorted(takes))
+    refuse_misfits(given, types_of(choices[kind]), f"{where}.kwargs")
     passed = {name: value for name, value in facts.items() if name in parameters}
     missing = [
         name for name in takes if parameters[name].default is inspect.Parameter.empty and name not in given
@@ -57,7 +66,9 @@ def nms_threshold(block: Any, where: str) -> float:
     known_keys(block, where, ("type", "nms_iou_thresh"))
     if block.get("type", "naive") != "naive":
         raise ValueError(f"`{where}.type` is naive, not `{block['type']}`")
-    return float(needed(block, where, "nms_iou_thresh"))
+    threshold = needed(block, where, "nms_iou_thresh")
+    refuse_misfits({"nms_iou_thresh": threshold}, {"nms_iou_thresh": Share}, where)
+    return float(threshold)
 
 
 def means_and_stds(block: Any, where: str) -> tuple[list[float], list[float]]:
@@ -66,6 +77,7 @@ def means_and_stds(block: Any, where: str) -> tuple[list[float], list[float]]:
         raise ValueError(f"`{where}` is a mapping")
     known_keys(block, where, ("means", "stds"))
     means, stds = needed(block, where, "means"), needed(block, where, "stds")
+    refuse_misfits(block, {"means": list[Delta], "stds": list[Deviation]}, where)
     if len(means) != 4 or len(stds) != 4 or min(stds) <= 0:
         raise ValueError(f"`{where}` holds four means and four positive stds")
     return [float(v) for v in means], [float(v) for v in stds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from kdcli.models.detection.losses import CLASS_LOSSES, IGNORED_TARGET, LOCATION
 from kdcli.models.detection.proposals import DENSE_PREDICTORS, DensePredictor
 from kdcli.models.detection.targets import ANCHOR_SUPERVISORS, AnchorTargets
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Count, Range, Width
 
 CFG_KEYS = ("cls_loss", "loc_loss", "anchor_generator", "roi_supervisor", "roi_predictor", "train", "test")
 
@@ -34,7 +35,7 @@ class RetinaPost(ViewModule):
     def __init__(
         self,
         *,
-        num_classes: int,
+        num_classes: Width,
         cfg: dict[str, Any],
         prefix: str | None = None,
         class_first: bool = False,
@@ -160,7 +161,7 @@ class RpnPost(RetinaPost):
     PREFIX: ClassVar[str] = "rpn"
 
     def __init__(
-        self, *, num_classes: int, cfg: dict[str, Any], prefix: str | None = None, aligned: bool = False
+        self, *, num_classes: Width, cfg: dict[str, Any], prefix: str | None = None, aligned: bool = False
     ) -> None:
         if num_classes != 2:
             raise ValueError(f"num_classes of an RPN is 2, not {num_classes}")
@@ -172,6 +173,10 @@ class RpnPost(RetinaPost):
 
     def _named(self, boxes: Tensor) -> dict[str, Any]:
         return {"dt_bboxes": boxes, "rpn_dt_bboxes": boxes}
+
+
+AnchorRatio = Annotated[float, Range(more_than=0, at_most=1000)]
+AnchorScale = Annotated[float, Range(more_than=0, at_most=65536)]
 
 
 class HandCraftAnchors:
@@ -186,9 +191,9 @@ class HandCraftAnchors:
 
     def __init__(
         self,
-        anchor_ratios: list[float],
-        anchor_scales: list[float],
-        anchor_strides: list[int] | None = None,
+        anchor_ratios: list[AnchorRatio],
+        anchor_scales: list[AnchorScale],
+        anchor_strides: list[Count] | None = None,
         *,
         aligned: bool,
     ) -> None:

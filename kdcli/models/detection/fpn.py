@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kdcli.models.layers import build_norm, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.ranges import Count, CountOrNone, Width
 
 
 class FPN(ViewModule):
@@ -29,10 +30,10 @@ class FPN(ViewModule):
         self,
         inplanes: int | list[int],
         *,
-        outplanes: int,
-        start_level: int,
-        num_level: int,
-        out_strides: list[int],
+        outplanes: Width,
+        start_level: CountOrNone,
+        num_level: Count,
+        out_strides: list[Count],
         downsample: Literal["pool", "conv"],
         upsample: Literal["nearest", "bilinear"],
         normalize: dict[str, Any] | None = None,

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdcli.models.detection.blocks import known_keys, needed, one_width
+from kdcli.models.detection.blocks import PoolSize, known_keys, needed, one_width
 from kdcli.models.layers import build_norm, initialize
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.check.components import refuse_misfits
+from kdcli.spec.ranges import Count, CountOrNone, Prior, Width
 
 NORMAL = {"method": "normal", "std": 0.01}
 
@@ -47,11 +49,11 @@ class NaiveRPN(DenseHead):
         self,
         inplanes: int | list[int],
         *,
-        feat_planes: int,
-        num_classes: int,
-        num_anchors: int,
+        feat_planes: Width,
+        num_classes: Width,
+        num_anchors: Count,
         class_activation: Literal["sigmoid", "softmax"],
-        num_level: int = 5,
+        num_level: Count = 5,
         initializer: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,15 +92,15 @@ class RetinaSubNet(DenseHead):
         self,
         inplanes: int | list[int],
         *,
-        feat_planes: int,
-        num_classes: int,
+        feat_planes: Width,
+        num_classes: Width,
         normalize: dict[str, Any] | None = None,
         initializer: dict[str, Any] | None = None,
-        num_conv: int = 4,
+        num_conv: CountOrNone = 4,
         class_activation: Literal["sigmoid", "softmax"] = "sigmoid",
-        init_prior: float = 0.01,
-        num_anchors: int = 9,
-        num_level: int = 5,
+        init_prior: Prior = 0.01,
+        num_anchors: Count = 9,
+        num_level: Count = 5,
         share_subnet: bool = False,
         share_location: bool = True,
     ) -> None:
@@ -164,8 +166,8 @@ class BboxFC(ViewModule):
         self,
         inplanes: int | list[int],
         *,
-        feat_planes: int,
-        num_classes: int,
+        feat_planes: Width,
+        num_classes: Width,
         cfg: dict[str, Any],
         initializer: dict[str, Any] | None = None,
     ) -> None:
@@ -176,7 +178,10 @@ class BboxFC(ViewModule):
             raise ValueError(f"cfg.class_activation is sigmoid or softmax, not `{activation}`")
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background: at least 2, not {num_classes}")
-        pool_size = int(needed(needed(cfg, "cfg", "roipooling"), "cfg.roipooling", "pool_size"))
+        pooling = needed(cfg, "cfg", "roipooling")
+        refuse_misfits(cfg, {"init_prior": Prior}, "cfg")
+        refuse_misfits(pooling, {"pool_size": PoolSize}, "cfg.roipooling")
+        pool_size = int(needed(pooling, "cfg.roipooling", "pool_size"))
         self.num_classes = num_classes
         classes = num_classes if activation == "softmax" else num_classes - 1
         self.relu = nn.ReLU(inplace=True)

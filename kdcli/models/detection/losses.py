@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from kdcli.losses.parts.reduce import per_count
+from kdcli.spec.ranges import NonNegative, Positive, Prior, Share, TaskWeight
 
 IGNORED_TARGET = -1
 """The class of an anchor that counts in no loss; 0 is the background."""
@@ -23,7 +24,9 @@ class ClassLoss:
 
     activation: ClassVar[Literal["sigmoid", "softmax"]]
 
-    def __init__(self, name: str | None = None, loss_weight: float = 1.0, init_prior: float = 0.01) -> None:
+    def __init__(
+        self, name: str | None = None, loss_weight: TaskWeight = 1.0, init_prior: Prior = 0.01
+    ) -> None:
         self.loss_weight, self.init_prior = loss_weight, init_prior
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         self,
         class_dim: Literal[-1, 1] = -1,
         name: str | None = None,
-        loss_weight: float = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
     ) -> None:
@@ -70,10 +73,10 @@ class SigmoidCrossEntropy(ClassLoss):
     def __init__(
         self,
         name: str | None = None,
-        loss_weight: float = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
-        init_prior: float = 0.5,
+        init_prior: Prior = 0.5,
     ) -> None:
         super().__init__(name, loss_weight, init_prior)
         as_they_are(ignore_index=(ignore_index, (-1,)), reduction=(reduction, ("mean",)))
@@ -94,11 +97,11 @@ class SigmoidFocal(ClassLoss):
     def __init__(
         self,
         num_classes: int | None = None,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        init_prior: float = 0.01,
+        alpha: Share = 0.25,
+        gamma: NonNegative = 2.0,
+        init_prior: Prior = 0.01,
         name: str | None = None,
-        loss_weight: float = 1.0,
+        loss_weight: TaskWeight = 1.0,
         ignore_index: Literal[-1] = -1,
         reduction: Literal["mean"] = "mean",
     ) -> None:
@@ -116,7 +119,7 @@ class L1:
     """Absolute differences, summed."""
 
     def __init__(
-        self, name: str | None = None, loss_weight: float = 1.0, reduction: Literal["mean"] = "mean"
+        self, name: str | None = None, loss_weight: TaskWeight = 1.0, reduction: Literal["mean"] = "mean"
     ) -> None:
         as_they_are(reduction=(reduction, ("mean",)))
         self.loss_weight = loss_weight
@@ -136,8 +139,8 @@ class SmoothL1(L1):
     def __init__(
         self,
         name: str | None = None,
-        loss_weight: float = 1.0,
-        sigma: float = 1.0,
+        loss_weight: TaskWeight = 1.0,
+        sigma: Positive = 1.0,
         reduction: Literal["mean"] = "mean",
     ) -> None:
         super().__init__(name, loss_weight, reduction)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from kdcli.models.detection.blocks import build_block, nms_threshold
 from kdcli.models.detection.boxes import clip, decode, large_enough, nms, nms_by_group
+from kdcli.spec.ranges import Count, Range, Share
 
 SMALL_LEVEL = 120
 """A level of at most this many anchors keeps boxes of any score."""
+
+
+Most = Annotated[int, Range(at_least=-1)]
+Size = Annotated[float, Range(at_least=0, at_most=65536)]
 
 
 class DensePredictor:
@@ -24,10 +29,10 @@ class DensePredictor:
 
     def __init__(
         self,
-        pre_nms_score_thresh: float,
-        pre_nms_top_n: int,
-        post_nms_top_n: int,
-        roi_min_size: float,
+        pre_nms_score_thresh: Share,
+        pre_nms_top_n: Most,
+        post_nms_top_n: Most,
+        roi_min_size: Size,
         merger: Mapping[str, Any] | None = None,
         nms: Mapping[str, Any] | None = None,
         clip_box: bool = True,
@@ -113,7 +118,7 @@ class DensePredictor:
 class TopMerger:
     """The best top_n boxes of all levels."""
 
-    def __init__(self, top_n: int, topk_in_a_batch: bool = False) -> None:
+    def __init__(self, top_n: Count, topk_in_a_batch: bool = False) -> None:
         if topk_in_a_batch:
             raise ValueError("`topk_in_a_batch` is false: proposals of an image don't depend on the others")
         self.top_n = top_n
@@ -126,7 +131,7 @@ class TopMerger:
 class NmsMerger:
     """NMS within each class over all levels, then the best top_n; 0 or less: all."""
 
-    def __init__(self, top_n: int, nms: Mapping[str, Any], *, where: str, offset: int) -> None:
+    def __init__(self, top_n: Most, nms: Mapping[str, Any], *, where: str, offset: int) -> None:
         self.top_n, self.offset = top_n, offset
         self.nms = nms_threshold(nms, f"{where}.kwargs.merger.kwargs.nms")
 
@@ -143,10 +148,10 @@ def dense_predictor(by_class: bool) -> Any:
     """The constructor of one kind of predictor, for a block."""
 
     def build(
-        pre_nms_score_thresh: float,
-        pre_nms_top_n: int,
-        post_nms_top_n: int,
-        roi_min_size: float,
+        pre_nms_score_thresh: Share,
+        pre_nms_top_n: Most,
+        post_nms_top_n: Most,
+        roi_min_size: Size,
         merger: Mapping[str, Any] | None = None,
         nms: Mapping[str, Any] | None = None,
         clip_box: bool = True,

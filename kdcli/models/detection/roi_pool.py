@@ -9,10 +9,12 @@ import torch
 import torchvision.ops
 from torch import Tensor, nn
 
-from kdcli.models.detection.blocks import build_block, known_keys, needed
+from kdcli.models.detection.blocks import Pixels, PoolSize, SamplingRatio, build_block, known_keys, needed
 from kdcli.models.detection.boxes import by_level, inverse, offset_of
 from kdcli.models.detection.targets import ROI_SUPERVISORS
 from kdcli.models.module import Outputs, ViewModule
+from kdcli.spec.check.components import refuse_misfits
+from kdcli.spec.ranges import CountOrNone
 
 
 class BboxFCPre(ViewModule):
@@ -35,6 +37,7 @@ class BboxFCPre(ViewModule):
         self.levels, self.base_scale = [0], 1.0
         if fpn is not None:
             known_keys(fpn, "cfg.fpn", ("fpn_levels", "base_scale"))
+            refuse_misfits(fpn, {"fpn_levels": list[CountOrNone], "base_scale": Pixels}, "cfg.fpn")
             self.levels = [int(level) for level in needed(fpn, "cfg.fpn", "fpn_levels")]
             self.base_scale = float(needed(fpn, "cfg.fpn", "base_scale"))
             if self.levels != list(range(self.levels[0], self.levels[0] + len(self.levels))):
@@ -96,6 +99,7 @@ def build_roi_pool(block: Any, where: str, aligned: bool) -> RoiAlign:
     if not isinstance(block, Mapping):
         raise ValueError(f"`{where}` is a mapping")
     known_keys(block, where, ("method", "pool_size", "sampling_ratio", "pool_mode"))
+    refuse_misfits(block, {"pool_size": PoolSize, "sampling_ratio": SamplingRatio}, where)
     if block.get("method", "roialignpool") != "roialignpool":
         raise ValueError(f"`{where}.method` is roialignpool, not `{block['method']}`")
     if block.get("pool_mode", "AVG") != "AVG":

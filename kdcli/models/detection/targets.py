@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from torch import Tensor
 from kdcli.models.detection.blocks import build_block, means_and_stds
 from kdcli.models.detection.boxes import clip, encode, intersection_over_first, iou, large_enough, normalized
 from kdcli.models.detection.losses import IGNORED_TARGET
+from kdcli.spec.ranges import Count, Range, Share
+
+SomeShare = Annotated[float, Range(more_than=0, at_most=1)]
+Outside = Annotated[float, Range(at_least=-65536, at_most=65536)]
 
 SMALLEST_TRUTH = 1.0
 """Ground truth whose sides are not greater than this many pixels trains nothing."""
@@ -38,7 +42,7 @@ class AnchorSupervisor:
 
     def __init__(
         self,
-        allowed_border: float,
+        allowed_border: Outside,
         matcher: Mapping[str, Any],
         sampler: Mapping[str, Any],
         filter_outside_before_match: bool = True,
@@ -97,7 +101,7 @@ def anchor_supervisor(foreground: bool) -> Any:
     """The constructor of one kind of supervisor, for a block."""
 
     def build(
-        allowed_border: float,
+        allowed_border: Outside,
         matcher: Mapping[str, Any],
         sampler: Mapping[str, Any],
         filter_outside_before_match: bool = True,
@@ -211,11 +215,11 @@ class MaxIouMatcher:
 
     def __init__(
         self,
-        negative_iou_thresh: float,
-        positive_iou_thresh: float,
-        ignore_iou_thresh: float,
+        negative_iou_thresh: SomeShare,
+        positive_iou_thresh: Share,
+        ignore_iou_thresh: Share,
         allow_low_quality_match: bool,
-        low_quality_thresh: float = 0.0,
+        low_quality_thresh: Share = 0.0,
         *,
         offset: int,
     ) -> None:
@@ -255,7 +259,7 @@ MATCHERS = {"max_iou": MaxIouMatcher}
 class NaiveSampler:
     """At most batch_size·positive_percent positives, filled up to batch_size with negatives, at random."""
 
-    def __init__(self, batch_size: int, positive_percent: float) -> None:
+    def __init__(self, batch_size: Count, positive_percent: SomeShare) -> None:
         if batch_size < 1 or not 0 <= positive_percent <= 1:
             raise ValueError("batch_size is positive and positive_percent in 0..1")
         self.batch_size, self.positive_percent = batch_size, positive_percent

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 from kdcli.spec.check.signatures import Parameter, Signature, signature
 from kdcli.spec.plugins import is_own, lookup
-from kdcli.spec.ranges import Range, range_of, ranged
+from kdcli.spec.ranges import Range, parsed, range_of, ranged
 from kdcli.spec.schema import Component
-from kdcli.spec.tables import Table, Target
+from kdcli.spec.tables import Table, Target, torch_arguments
 from kdcli.spec.text.nodes import describe
 
 _SIMPLE = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -157,9 +157,56 @@ def check_type(
     yield Diagnostic(
         code=code,
         message=f"`{name}` of {what} must be {wording(annotation)}, {got}",
-        help=_number_help(annotation, value),
+        help=_number_help(annotation, value) if code == "KD322" else None,
         path=(*path, name, *wrong),
     )
+
+
+def check_torch_arguments(component: Component | Any, path: SpecPath, what: str) -> Iterator[Diagnostic]:
+    """Check arguments of torch's optimizers and schedulers: their types and ranges, as far as the table has them.
+
+    path: of the mapping that holds them.
+    """
+    known = torch_arguments(component.type)
+    for name, value in component.kwargs.items():
+        if name in known and value is not None:
+            yield from check_type(name, value, parsed(known[name]), path, f"{what} `{component.type}`")
+
+
+def weight_below_0(finding: Diagnostic, takes: Signature) -> str | None:
+    """The name of the weight that a finding about a loss's arguments finds too small; None for all others."""
+    if finding.code != "KD328" or finding.path is None:
+        return None
+    name = str(finding.path[-1])
+    annotation = takes.kwargs[name].annotation if name in takes.kwargs else None
+    bounds = None if annotation is None else range_of(annotation)
+    return name if bounds is not None and bounds.weight else None
+
+
+class WrongArgument(ValueError):
+    """Raised by code that builds from nested mappings. code: KD322 or KD328; path: of the value, below `kwargs`."""
+
+    def __init__(self, finding: Diagnostic) -> None:
+        super().__init__(finding.message)
+        self.code, self.help, self.path = finding.code, finding.help, finding.path or ()
+
+
+def refuse_misfits(given: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Raise WrongArgument for the first value that is of a wrong type or out of its range.
+
+    hints: types by name; what has none fits. where: the keys that lead from `kwargs` to the mapping, with dots.
+    """
+    path = tuple(where.split(".")) if where else ()
+    for name, value in given.items():
+        if name in hints:
+            for finding in check_type(name, value, parsed(hints[name]), path, f"`{where}`"):
+                raise WrongArgument(finding)
+
+
+def types_of(made: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a function or class, with their ranges."""
+    function = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    return get_type_hints(function, include_extras=True)
 
 
 def choices_of(annotation: ast.expr) -> list[Any]:
@@ -269,7 +316,7 @@ def _name(node: ast.expr) -> str:
 
 def _choices(part: ast.Subscript) -> list[Any]:
     elements = part.slice.elts if isinstance(part.slice, ast.Tuple) else [part.slice]
-    return [element.value for element in elements if isinstance(element, ast.Constant)]
+    return [ast.literal_eval(element) for element in elements]
 
 
 def wording(annotation: ast.expr) -> str:
@@ -294,6 +341,9 @@ def _wording_of_one(part: ast.expr) -> str:
             choices = [f"`{choice}`" for choice in _choices(part)]
             return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
         if name in _LISTS:
+            if _unlike(part):
+                assert isinstance(part.slice, ast.Tuple)
+                return f"a list: {', then '.join(wording(element) for element in part.slice.elts)}"
             element = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
             bounds = range_of(element)
             name = _name(element if bounds is None else ranged(element))
@@ -305,6 +355,16 @@ def _wording_of_one(part: ast.expr) -> str:
     if name in _LISTS:
         return "a list"
     return "a mapping" if name in _MAPPINGS else _SIMPLE.get(name, name)
+
+
+def _unlike(part: ast.Subscript) -> bool:
+    """Whether it is a tuple whose elements are of several types."""
+    if _name(part.value) not in ("tuple", "Tuple") or not isinstance(part.slice, ast.Tuple):
+        return False
+    elements = part.slice.elts
+    if any(isinstance(element, ast.Constant) and element.value is Ellipsis for element in elements):
+        return False
+    return len({ast.unparse(element) for element in elements}) > 1
 
 
 def _of(bounds: Range) -> str:

@@ -7,11 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath
-from kdcli.spec.check.components import BOUND, check_arguments, check_component, check_type, choices_of
-from kdcli.spec.check.rules import caches_of, check_cautions, unfit
+from kdcli.spec.check.cautions import check_cautions
+from kdcli.spec.check.components import (
+    BOUND,
+    check_against,
+    check_arguments,
+    check_component,
+    check_torch_arguments,
+    check_type,
+    choices_of,
+    weight_below_0,
+)
+from kdcli.spec.check.rules import caches_of, negative_help, unfit
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
+from kdcli.spec.ranges import Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
 from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
 
@@ -22,9 +33,16 @@ CALLED_WITH = (
 """What the positional parameters of a loss may be called: each is bound by its name."""
 
 MADE_FROM = (
-    *("student_shape", "teacher_shape", "num_samples", "num_classes", "teacher_classifier", "teacher_norms"),
+    *("student_shape", "teacher_shape", "num_samples", "sample_labels", "num_classes"),
+    *("teacher_classifier", "teacher_norms"),
 )
 """The same of the constructor of a loss that is a class."""
+
+FOREIGN = ("torchvision.", "timm.")
+"""How the names of networks of other packages begin."""
+
+FOREIGN_ARGUMENTS = {"num_classes": Width, "in_chans": Width}
+"""What all of them call so."""
 
 
 def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
@@ -79,6 +97,12 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
                     code="KD320", message=message, help=help, path=(*path, "kwargs", key), on_key=True
                 )
         return
+    if name == "peer":
+        yield from _network_of_peer(module, path, tables)
+    if name.startswith(FOREIGN):
+        for key, hint in FOREIGN_ARGUMENTS.items():
+            if module.kwargs.get(key) is not None:
+                yield from check_type(key, module.kwargs[key], parsed(hint), (*path, "kwargs"), f"`{name}`")
     help = "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
     if "." in name:
         package, _, attribute = name.rpartition(".")
@@ -90,10 +114,19 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
         "KD308",
         "module type",
         tables.plugins,
-        prefixes=("torchvision.", "timm."),
+        prefixes=FOREIGN,
         hidden=BOUND["module"],
         help=help,
     )
+
+
+def _network_of_peer(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
+    """Check the arguments of the whole network inside a `peer`; its name is checked as it is built."""
+    network, kwargs = module.kwargs.get("network"), module.kwargs.get("kwargs")
+    target = tables.modules.get(network) if isinstance(network, str) else None
+    if target is not None and isinstance(kwargs, dict):
+        named, inside = f"`{network}`", (*path, "kwargs")
+        yield from check_against(target, kwargs, inside, named, "module type", BOUND["module"])
 
 
 # data and training
@@ -179,6 +212,7 @@ def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
                 yield from check_component(
                     component, (*path, key), names, code, what, tables.plugins, help=help
                 )
+                yield from check_torch_arguments(component, (*path, key, "kwargs"), what)
 
 
 # jobs
@@ -330,7 +364,12 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
     if loss.spec.temperature is not None or job.temperature is not None:
         given.add("T")
     kwargs_path = (*loss.path, "kwargs")
-    yield from check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given)
+    for finding in check_arguments(loss.spec.kwargs, takes, kwargs_path, f"`{name}`", given=given):
+        weight = weight_below_0(finding, takes)
+        if weight is None:
+            yield finding
+        elif not loss.spec.allow_negative:
+            yield replace(finding, code="KD228", help=negative_help(weight, "beside the `kwargs`"))
     if loss.spec.temperature is not None and "T" in loss.spec.kwargs:
         message = "`T` in `kwargs` and `temperature` are one argument, given twice"
         yield Diagnostic(
@@ -341,9 +380,18 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    if "labels" in takes.needs and batch_fn is not None and mixes_labels(batch_fn):
+    needs_classes = "labels" in takes.needs or "sample_labels" in takes.needs
+    if record.labels_unless is not None:
+        option, value = record.labels_unless
+        needs_classes = needs_classes and loss.spec.kwargs.get(option) != value
+    if needs_classes and batch_fn is not None and mixes_labels(batch_fn):
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
-        help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
+        without = (
+            "choose a loss without labels such as kd_loss"
+            if record.labels_unless is None
+            else f"say `{option}: {value}` in its kwargs"
+        )
+        help = f"take `batch_fn` out, or {without}"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from kdcli.disk import is_file
-from kdcli.spec.ranges import shown
+from kdcli.spec.ranges import Weight, parsed, range_of, shown
 from kdcli.spec.tables import Kind, Loss, Target
 
 __all__ = ["MethodOption", "Parameter", "Signature", "options_of", "signature", "source_file"]
@@ -195,15 +195,12 @@ def signature(target: Target) -> Signature | None:
         return made
     kwargs = {name: p for name, p in made.kwargs.items() if name not in target.preset}
     if isinstance(target, Loss):
-        kwargs.setdefault(
-            "loss_weight",
-            Parameter(
-                name="loss_weight",
-                annotation=ast.Name("float", ctx=ast.Load()),
-                required=False,
-                default=target.weight,
-            ),
+        weight = kwargs.get("loss_weight") or Parameter(
+            name="loss_weight", annotation=None, required=False, default=target.weight
         )
+        if weight.annotation is None or range_of(weight.annotation) is None:
+            weight = replace(weight, annotation=parsed(Weight))
+        kwargs["loss_weight"] = weight
     positional = {name: p for name, p in made.positional.items() if name not in target.preset}
     return replace(made, kwargs=kwargs, positional=positional)
 
@@ -241,10 +238,9 @@ def options_of(options: type[Any]) -> Mapping[str, MethodOption]:
     found = {}
     for one in fields(options):
         made = one.default_factory() if one.default_factory is not MISSING else one.default
-        written = inspect.formatannotation(hints[one.name]).replace("typing.", "")
         found[one.name] = MethodOption(
             name=one.name,
-            annotation=ast.parse(written, mode="eval").body,
+            annotation=parsed(hints[one.name]),
             required=made is MISSING,
             default=list(made) if isinstance(made, tuple) else made,
             meaning=one.metadata.get("meaning", ""),

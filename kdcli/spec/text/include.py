@@ -10,7 +10,7 @@ from pathlib import Path
 from kdcli.disk import bytes_in, entries, is_file, real_path, size_of
 from kdcli.errors import Diagnostic, RunError, Span, SpecError, did_you_mean
 from kdcli.spec.text.nodes import Mapping, Node, Sequence, used_at
-from kdcli.spec.text.source import MAX_CHARACTERS, Budget, compose, decode, repeated_key
+from kdcli.spec.text.source import MAX_BYTES, Budget, compose, decode, repeated_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Includer:
             raise _refused("KD116", f"files include each other: {chain}", use)
         with _at_use(use):
             size = size_of(path)
-        if size > 4 * MAX_CHARACTERS:
+        if size > MAX_BYTES:
             raise _refused("KD109", f"`{name}` is too big for a spec", use)
         return path
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcli.spec.ranges import Range
 
-def huber(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
+
+def huber(student: Tensor, teacher: Tensor, *, beta: Annotated[float, Range(more_than=0)] = 1.0) -> Tensor:
     """Huber's distance of two features of one shape.
 
     Source: "Robust Estimation of a Location Parameter", 1964.
