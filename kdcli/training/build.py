@@ -52,8 +52,10 @@ from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
-    """The spec's file name without its ending, `stdin` for one from standard input; `-seed2` where the command line
-    sets the seed."""
+    """The spec's file name without its ending, and `-seed2` where the command line sets the seed to 2.
+
+    A spec from standard input is called `stdin`.
+    """
     name = "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
     return name + seed_suffix(parsed.tree)
 
