@@ -229,6 +229,7 @@ ASKS_ITSELF = {
     "kdcli.failures": "asks of code, not of what a user names; realpath never raises",
     "kdcli.data.image_readers": "for each image of a run: isfile never raises, and the reader says why",
     "kdcli.data.classification.image_folder": "a walk; its errors are caught by who calls it",
+    "kdcli.data.detection.fashion_scenes": "OSError becomes wrong usage in kdcli.commands.init",
     "kdcli.distill.cached": "stores of rows; OSError becomes KD554 in kdcli.training.caches",
     "kdcli.parallel.meeting": "reads kdcli's own source",
     "kdcli.training.claim": "OSError becomes KD740 in `claim`",

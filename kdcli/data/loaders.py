@@ -8,6 +8,7 @@ once over all processes. `start` needs no reading: batches are lists of ids.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
 import threading
 import weakref
@@ -349,8 +350,14 @@ def _starting_workers() -> Iterator[None]:
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    others = set(multiprocessing.active_children())
     try:
         yield
+    except BaseException:
+        # Those before the one that could not start (too many open files) wait for ever, and heed no SIGTERM.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         if on_main_thread:
             signal.signal(signal.SIGCHLD, before)

@@ -194,6 +194,9 @@ def test_checkpoints_that_can_no_longer_be_written(run: Callable[..., str]) -> N
 
 # in processes of their own
 
+NOT_WRITTEN = {"KD540:", "KD740:"}
+"""Codes of a file that can't be written: weights, and all others."""
+
 
 def limited(*words: str, before: Callable[[], None], env: dict[str, str] | None = None) -> tuple[int, str]:
     done = subprocess.run(
@@ -218,11 +221,11 @@ def limit(kind: int, most: int) -> Callable[[], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [0, 3_000, 20_000, 60_000])
+@pytest.mark.parametrize("most", [0, 3_000, 20_000])
 def test_files_that_may_not_grow(most: int, folder: Path) -> None:
     Path("small.yaml").write_text(SPEC)
     code, errors = limited(before=limit(resource.RLIMIT_FSIZE, most))
-    assert code == 1 and "KD740" in errors and "Traceback" not in errors, errors
+    assert code == 1 and NOT_WRITTEN & set(errors.split()) and "Traceback" not in errors, errors
 
 
 @pytest.mark.slow
@@ -233,7 +236,8 @@ def test_too_many_open_files(most: int, folder: Path) -> None:
         f"dataset.{side}.dataloader.kwargs={{num_workers: 6, in_memory: false}}" for side in ("train", "test")
     ]
     code, errors = limited(*workers, before=limit(resource.RLIMIT_NOFILE, most))
-    assert code in (0, 1) and "own fault" not in errors, errors
+    assert code == 1 and "KD521" in errors and "oo many open files" in errors, errors
+    assert "own fault" not in errors
 
 
 @pytest.mark.slow
@@ -256,7 +260,7 @@ def test_a_full_disk(kilobytes: int, folder: Path) -> None:
         pytest.skip("no file system may be mounted here")
     try:
         code, errors = limited("saver.save_dir=disk/run", before=lambda: None)
-        assert code == 1 and "KD740" in errors and "No space left" in errors, errors
+        assert code == 1 and NOT_WRITTEN & set(errors.split()) and "No space left" in errors, errors
         assert "Traceback" not in errors, errors
     finally:
         subprocess.run(["umount", "disk"], check=True)

@@ -17,7 +17,6 @@ from PIL import Image
 from kdcli.data.classification.arrays import fashion_mnist
 from kdcli.data.draws import CONTENT, generator
 from kdcli.data.facts import FASHION
-from kdcli.disk import make_folder, write_whole
 from kdcli.spec.places import HERE
 
 CANVAS = 128
@@ -63,7 +62,7 @@ def make_scenes(
     for number, (side, count) in enumerate((("train", num_train), ("test", num_test))):
         garments = _garments("train" if side == "train" else "test", root)
         folder = out_dir / side
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         images: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         for index in range(count):
@@ -77,7 +76,7 @@ def make_scenes(
         categories = [{"id": place, "name": name} for place, name in enumerate(FASHION, start=1)]
         file = out_dir / f"{side}.json"
         content = {"images": images, "annotations": rows, "categories": categories}
-        write_whole(file, json.dumps(content) + "\n")
+        file.write_text(json.dumps(content) + "\n", encoding="utf-8")
         written[side] = file
     return written
 
