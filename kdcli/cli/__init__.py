@@ -69,4 +69,5 @@ def main() -> None:
     command = next((word for word in words if word in COMMANDS), None)
     if command is not None:
         words = with_optional_values(words, COMMANDS[command][0])
-    leave(guarded(lambda: app(words, standalone_mode=True)))
+    traces = "--traceback" in words
+    leave(guarded(lambda: app(words, standalone_mode=True), traces=traces))

@@ -114,6 +114,12 @@ FILES: dict[str, Explanation] = {
         " which only a few are used.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
     ),
+    "KD521": Explanation(
+        "path that the system refuses",
+        "The file or folder may not be looked at or opened: no right to it or to a folder above it, a name that is too"
+        " long, a link that leads to itself, an unknown `~user`, a failing disk, too many open files.",
+        "ls -ld /data /data/teacher.pt shows who may read it",
+    ),
     "KD525": Explanation(
         "annotation file with something to derive",
         "Tools write COCO's json with ids as text or with a decimal point, without `area` or `iscrowd`, with"

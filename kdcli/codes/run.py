@@ -129,8 +129,9 @@ RUN: dict[str, Explanation] = {
         "fewer num_workers or a smaller batch_size, then: kdcli train cfg.yaml --resume",
     ),
     "KD724": Explanation(
-        "device out of memory",
-        "The networks, their features and the batch do not fit into the device's memory together.",
+        "out of memory",
+        "The networks, their features and the batch do not fit together into the memory of the device or, on the CPU,"
+        " of the machine.",
         "kdcli train cfg.yaml dataset.train.batch_sampler.kwargs.batch_size=32 trainer.accumulate_steps=2",
     ),
     "KD725": Explanation(
@@ -211,6 +212,42 @@ RUN: dict[str, Explanation] = {
         "run folder is a link",
         "Clearing or filling a folder through a symbolic link may hit another place than was meant.",
         "name the real folder: saver.save_dir=/data/runs/digits",
+    ),
+    "KD744": Explanation(
+        "training step on a single sample",
+        "BatchNorm in training needs two values a channel, and on a map of 1x1 a batch of one sample has a single one."
+        " Where the number of samples is known before training, KD480 says so at the start.",
+        "dataset: {batch_sampler: {type: base, kwargs: {batch_size: 67, drop_last: true}}}",
+    ),
+    "KD745": Explanation(
+        "reentrant checkpointing",
+        "torch.utils.checkpoint with `use_reentrant=True` runs the block again in a backward pass of its own. It fails"
+        " where single losses are differentiated, as before training, and where several processes share gradients.",
+        "wrong: checkpoint(block, x, use_reentrant=True)\nright: checkpoint(block, x, use_reentrant=False)",
+    ),
+    "KD746": Explanation(
+        "parameters without a gradient in some process",
+        "Several processes add up the gradient of each parameter at each step. A block that one of them skips at"
+        " random has none there, and the others would wait for it for ever.",
+        "wrong: if torch.rand(()) < 0.5: x = x + block(x)\nright: x = x + (torch.rand(()) < 0.5) * block(x)",
+    ),
+    "KD747": Explanation(
+        "index out of range on the device",
+        "A kernel found a number that serves as an index out of range: a label beyond the classes, a token beyond the"
+        " table. CUDA tells it late, and of another line.",
+        "kdcli train cfg.yaml --device cpu",
+    ),
+    "KD748": Explanation(
+        "number formats that do not go together",
+        "Under `runtime.precision` bf16 or fp16 some layers give half precision. A module that makes tensors of its own"
+        " has to make them in the format of what it reads.",
+        "wrong: x @ self.table.float()\nright: x @ self.table.to(x.dtype)",
+    ),
+    "KD749": Explanation(
+        "what was run has failed",
+        "The network, the data, a loss, the optimizer or a library raised an error. The message says what was being"
+        " done, the error's type and text, and the line that it comes from.",
+        "kdcli train cfg.yaml --traceback shows how it came to that line",
     ),
     "KD750": Explanation(
         "not a run",

@@ -6,13 +6,13 @@ import os
 import sys
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
-from kdcli.disk import expanded
+from kdcli.disk import expanded, is_file, write_whole
 from kdcli.errors import UsageError
+from kdcli.failures import doing
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
     continue_command,
@@ -52,10 +52,10 @@ def train(arguments: TrainOptions) -> None:
         if plan is None:
             run_here(arguments, parsed, interrupts)
             return
-        if arguments.spec == "-" or not Path(arguments.spec).is_file():
+        if arguments.spec == "-" or not is_file(arguments.spec):
             whence = "standard input" if arguments.spec == "-" else "a pipe"
             raise UsageError.of(f"a spec from {whence} can't be given to several processes", "use a file")
-        prove_for_workers(arguments, parsed, one_machine=plan.nnodes == 1)
+        prove_for_workers(arguments, parsed, plan.processes * plan.nnodes, one_machine=plan.nnodes == 1)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
@@ -74,10 +74,11 @@ def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> R
     )
 
 
-def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, *, one_machine: bool) -> None:
+def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int, *, one_machine: bool) -> None:
     """Prove the spec in the launching process, once for all that it starts; first that the run folder is free.
 
-    one_machine: else another machine's processes may have claimed the folder for this run already.
+    count: how many processes are started. one_machine: else another machine's processes may have claimed the folder
+    for this run already.
     """
     if not arguments.check:
         return
@@ -90,7 +91,7 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, *, one_machin
     processes = Processes(device=torch.device("cpu"))
     options = options_of(arguments, parsed, again=False)
     with claimed_folder(parsed, options, processes, say) if one_machine else nullcontext():
-        prove_and_warn(parsed, options, processes)
+        prove_and_warn(parsed, options, processes, count)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
@@ -101,19 +102,26 @@ def say(sentence: str) -> None:
     write(f"{sentence}\n", sys.stderr)
 
 
-def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
-    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
+def prove_and_warn(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, started: int | None = None
+) -> tuple[RunOptions, Sides]:
+    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it.
+
+    started: how many processes will train, where these are not the ones.
+    """
     from kdcli.check.proof import proved
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
-    from kdcli.training.build import run_root
+    from kdcli.training.build import naming, run_root
     from kdcli.training.run_folder import RunFolder, with_own_files
     from kdcli.training.sides import Sides
 
     with located(parsed):
-        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
-        sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-        options, warnings = proved(parsed, options, sides, processes)
+        with naming(parsed, "save_dir"):
+            options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
+        with doing("looking at the spec's files and networks"):
+            sides = Sides(parsed.spec, options.places, plugins=options.plugins)
+            options, warnings = proved(parsed, options, sides, processes, started)
     if warnings and processes.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
     return options, sides
@@ -141,7 +149,8 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         # First of all: a proof that takes a while must not end in "another run is here".
         folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
         options, sides = prove_and_warn(parsed, options, processes)
-        run = stack.enter_context(built(parsed, options, processes, sides, folder))
+        with doing("building the run"):
+            run = stack.enter_context(built(parsed, options, processes, sides, folder))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return
@@ -189,10 +198,11 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     from kdcli.report.console import write
     from kdcli.training.profile import profile
 
-    profiled = profile(run, steps, interrupts)
+    with doing("profiling"):
+        profiled = profile(run, steps, interrupts)
     if run.processes.speaks:
         text = profile_text(profiled, run.processes.world_size)
-        profiled.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        write_whole(profiled.trace.with_name("profile.txt"), text)
         write(text)
 
 
@@ -211,6 +221,7 @@ def cache(options: CacheOptions) -> None:
             options.device or parsed.spec.runtime.device, facts=facts_of(parsed, options)
         ) as processes,
     ):
-        for notice in make_caches(parsed, run_options(options, parsed), processes):
-            level = "warning: " if notice.level == "warning" else ""
-            write(f"{level}{notice.message}\n", sys.stderr)
+        with doing("caching the teachers"):
+            for notice in make_caches(parsed, run_options(options, parsed), processes):
+                level = "warning: " if notice.level == "warning" else ""
+                write(f"{level}{notice.message}\n", sys.stderr)

@@ -8,6 +8,7 @@ once over all processes. `start` needs no reading: batches are lists of ids.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
 import threading
 import weakref
@@ -29,6 +30,7 @@ from kdcli.data.draws import Ids, permutation
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
+from kdcli.failures import doing
 from kdcli.waiting import waiting
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -144,15 +146,16 @@ class Loader:
             atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
-        if self._num_workers:
-            yield from self._from_workers(keys)
-        elif self._prefetch:
-            yield from self._from_thread(keys)
-        else:
-            for key in keys:
-                with waiting(self._slow_sample):
-                    loaded = self._here(key)
-                yield loaded
+        with doing("reading the data"):
+            if self._num_workers:
+                yield from self._from_workers(keys)
+            elif self._prefetch:
+                yield from self._from_thread(keys)
+            else:
+                for key in keys:
+                    with waiting(self._slow_sample):
+                        loaded = self._here(key)
+                    yield loaded
 
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]
@@ -213,7 +216,9 @@ class Loader:
         try:
             yield from waited
         except (RuntimeError, EOFError, ConnectionError) as reason:
-            if isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason):
+            # What the user's code raises there has the worker's traceback in its text.
+            handed_on = "Original Traceback" in str(reason)
+            if handed_on or (isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason)):
                 raise
             self.close()
             raise RunError.of(
@@ -270,11 +275,12 @@ class GivenLoader(Loader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one pass, from number `start` on."""
         seen = 0
-        for number, given in enumerate(islice(self.source.batches, len(self.source))):
-            batch = self.source.batch(given, seen)
-            seen += len(batch["image"])
-            if number >= start:
-                yield batch
+        with doing("reading the given data"):
+            for number, given in enumerate(islice(self.source.batches, len(self.source))):
+                batch = self.source.batch(given, seen)
+                seen += len(batch["image"])
+                if number >= start:
+                    yield batch
 
     def some(self, ids: Sequence[int]) -> Batch:
         """Nothing: single samples can't be asked for."""
@@ -344,8 +350,14 @@ def _starting_workers() -> Iterator[None]:
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    others = set(multiprocessing.active_children())
     try:
         yield
+    except BaseException:
+        # Those before the one that could not start (too many open files) wait for ever, and heed no SIGTERM.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         if on_main_thread:
             signal.signal(signal.SIGCHLD, before)

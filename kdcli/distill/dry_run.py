@@ -13,6 +13,7 @@ from torch import nn
 from kdcli.distill.adapters import shown
 from kdcli.distill.taps import tensors_in
 from kdcli.errors import KdError, SpecError, SpecPath
+from kdcli.failures import own_mistake, place_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE, TooMuch
 from kdcli.spec.schema import ModuleSpec
 
@@ -73,6 +74,8 @@ def rehearse(
         place = _place(_where(net, batch)[0], modules, path)
         raise SpecError([replace(found, path=found.path or place) for found in error.diagnostics]) from error
     except Exception as error:
+        if own_mistake(error):
+            raise
         raise _failure(net, batch, modules, path, error) from error
 
 
@@ -131,5 +134,7 @@ def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it reads `{error.args[0]}`, which nothing before it gives"
+    if place_of(error):
+        return with_place(error)
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

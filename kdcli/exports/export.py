@@ -22,7 +22,7 @@ from kdcli.analysis.evaluated_networks import (
     student_of,
 )
 from kdcli.data.facts import DataFacts, describe
-from kdcli.disk import disk_error, sweep_temporary, written_beside
+from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
 from kdcli.exports.format import Answer, Format
@@ -100,7 +100,7 @@ def export(
         )
     student.warm_up(*sample.inputs)
     metadata = metadata_of(student, sample, Path(source), spec_hash or parsed.hash())
-    chosen = output or run_root(parsed) / f"{run_root(parsed).resolve().name}{maker.suffix}"
+    chosen = output or run_root(parsed) / f"{real_path(run_root(parsed)).name}{maker.suffix}"
     sweep_temporary(run_root(parsed))
     with _as_run_error(chosen, format):
         with written_beside(chosen) as beside:
@@ -117,7 +117,7 @@ def export(
     return Exported(
         path=chosen,
         format=format,
-        bytes=chosen.stat().st_size,
+        bytes=size_of(chosen),
         images=len(sample.inputs[0]),
         real=sample.real,
         proof=proof,

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdcli.disk import asking
+
 IN_METADATA = "kdcli_sha256"
 """The key in a safetensors file's metadata."""
 
@@ -55,7 +57,7 @@ def check_seal(data: bytes | memoryview | mmap.mmap) -> tuple[bool | None, str]:
 
 def seal_holds(path: Path) -> bool | None:
     """Whether an archive on disk gives the checksum in its comment; None without one."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         if file.seek(0, os.SEEK_END) < COMMENT:
             return None
         file.seek(-COMMENT, os.SEEK_END)

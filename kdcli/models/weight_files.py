@@ -10,7 +10,6 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
@@ -22,8 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.disk import write_whole
-from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean, first_line
+from kdcli.disk import asking, at_path, is_file, refused, size_of, write_whole
+from kdcli.errors import RunError, SpecPath, did_you_mean, first_line
 from kdcli.models.checksums import (
     IN_METADATA,
     SEALED,
@@ -44,17 +43,6 @@ NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
 """Where a checkpoint may keep its tensors, best first; () is the bare state dict."""
 
 
-@contextmanager
-def at_path(path: SpecPath | None) -> Iterator[None]:
-    """Set the path in the spec on errors about files, where there is one."""
-    try:
-        yield
-    except RunError as error:
-        if path is None:
-            raise
-        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
-
-
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
     """The weights that the spec names at `where`, or the command line; raises KD530.
 
@@ -63,9 +51,9 @@ def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = 
     if str(name).startswith(TORCHVISION):
         return Path(name)
     found = places.find(str(name), where or ())
-    if found.is_file():
-        return found
     with at_path(where):
+        if is_file(found):
+            return found
         help = places.missing(str(name), where or ())
         raise RunError.of("KD530", f"no weights file `{name}`", help)
 
@@ -255,6 +243,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
+    except OSError as error:
+        raise refused(path, error) from error
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except MemoryError as error:
@@ -263,7 +253,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         # A torn file fails in as many ways as there are readers.
-        line = printable(first_line(error))
+        line = printable(first_line(error))[:300]
         raise RunError.of("KD532", f"`{path}` can't be read as weights: {line}", WHOLE) from error
 
 
@@ -288,13 +278,13 @@ def _refused(path: Path, error: Exception) -> RunError:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors, by its content: eight bytes of length, then a JSON header."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         start = file.read(9)
     if len(start) == 9 and start[8:9] == b"{":
         length = struct.unpack("<Q", start[:8])[0]
-        if length > path.stat().st_size:
+        if length > size_of(path):
             raise RunError.of("KD532", f"`{path}` is cut off within its header", "fetch the file again")
-        with path.open("rb") as file:
+        with asking(path), path.open("rb") as file:
             file.seek(8)
             json.loads(file.read(length))
         return True
@@ -342,6 +332,7 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
             inner = inner.get(key) if isinstance(inner, Mapping) else None
         if isinstance(inner, Mapping):
             tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
+            _refuse_without_values(tensors, path)
             if tensors:
                 return _stripped(tensors)
     what = (
@@ -358,6 +349,19 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
 
 def _no_tensors(path: Path) -> RunError:
     return RunError.of("KD532", f"`{path}` holds no tensors: it is empty", WHOLE)
+
+
+def _refuse_without_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise KD532 for a tensor that is sparse, quantized, or on the meta device, where none has values."""
+    for name, tensor in tensors.items():
+        shown = f"`{path}` holds `{printable(name)}`"
+        if tensor.device.type == "meta":
+            help = "save the weights once they are loaded or initialised"
+            raise RunError.of("KD532", f"{shown} without values, on the `meta` device", help)
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            help = "save it dense: `tensor.to_dense()`, `tensor.dequantize()`"
+            raise RunError.of("KD532", f"{shown} as a {kind} tensor; kdcli reads dense ones", help)
 
 
 def _student(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kdcli.disk import at_path
 from kdcli.errors import RunError, SpecPath
 from kdcli.models.weight_files import (
     Kind,
-    at_path,
     described,
     find_file,
     kind_of,

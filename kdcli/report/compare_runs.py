@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcli import __version__
-from kdcli.disk import write_whole
+from kdcli.disk import real_path, write_whole
 from kdcli.errors import Diagnostic, KdError, UsageError
 from kdcli.report.charts import Axes, line_look, picture
 from kdcli.report.console import as_text, table
@@ -83,7 +83,7 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     bad: list[Diagnostic] = []
     named: dict[Path, Path] = {}
     for folder in folders:
-        named.setdefault(folder.resolve(), folder)
+        named.setdefault(real_path(folder), folder)
     for folder in named.values():
         try:
             runs.append(read_run(folder))
@@ -143,7 +143,7 @@ def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
 def _names(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
     """A name for each group, with as many parent folders as tell it from the others."""
     names = [_name(runs, 1) for runs in groups]
-    deepest = max((len(run.path.resolve().parts) for runs in groups for run in runs), default=1)
+    deepest = max((len(real_path(run.path).parts) for runs in groups for run in runs), default=1)
     for depth in range(2, deepest + 1):
         names = [
             _name(runs, depth) if names.count(name) > 1 else name
@@ -172,7 +172,7 @@ def _and_more(runs: Sequence[RecordedRun], depth: int) -> str:
 
 def _path(run: RecordedRun, depth: int) -> str:
     """The last parts of the folder's path."""
-    return "/".join(run.path.resolve().parts[-depth:])
+    return "/".join(real_path(run.path).parts[-depth:])
 
 
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:

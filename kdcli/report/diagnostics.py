@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from kdcli import __version__
 from kdcli.codes import CODES
+from kdcli.disk import seen_file
 from kdcli.errors import Diagnostic, Span, SpecPath
 from kdcli.report.console import as_text, display_width, printable
 
@@ -106,7 +106,7 @@ def file_of(span: Span) -> str | None:
 
     None for standard input and arguments.
     """
-    if not os.path.isfile(span.source):
+    if not seen_file(span.source):
         return None
     path = Path(span.source)
     if path.is_absolute():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdcli.disk import exists, real_path
 from kdcli.errors import RunError
 from kdcli.records import REPORT_DATA_VERSION, Comparison
 from kdcli.report.run_files import metrics_of
@@ -157,7 +158,7 @@ class RecordedRun:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.path.resolve().name
+        return real_path(self.path).name
 
     @property
     def primary(self) -> str:
@@ -215,7 +216,7 @@ def read_run(path: Path) -> RecordedRun:
     resolved, metrics = path / SPEC, path / "metrics.jsonl"
     text = text_of(resolved)
     spec = mapping_in(text, resolved)
-    run = _assemble(path, spec, text, env, metrics_of(metrics) if metrics.exists() else ())
+    run = _assemble(path, spec, text, env, metrics_of(metrics) if exists(metrics) else ())
     if not run.steps.count and not run.evaluations:
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
     return run
@@ -362,7 +363,7 @@ class ReportData:
 
 def read_report_data(path: Path) -> ReportData:
     """Read report_data.json; where there is no such file every section is empty."""
-    if not path.exists():
+    if not exists(path):
         return ReportData()
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import folder_gone, writing, written_beside
-from kdcli.errors import RunError
+from kdcli.disk import asking, folder_gone, is_file, writing, written_beside
 from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
@@ -102,13 +101,10 @@ class MetricsWriter:
 def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
     """The records of metrics.jsonl, one at a time and in order; lines that are no records are skipped.
 
-    Raises RunError KD750 where the file can't be read.
+    Raises RunError KD521 where the file can't be read.
     """
-    try:
-        for _, record in _lines(path):
-            yield record
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    for _, record in _lines(path):
+        yield record
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +114,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of metrics.jsonl from a byte on, each with the byte at which it ends; half a line is none yet."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -130,7 +126,7 @@ def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with asking(path), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.endswith("\n"):
                 return
@@ -142,9 +138,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _record_in(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    known = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+    if not isinstance(record, dict) or "kind" not in record:
+        return None
+    known = isinstance(record.get("step"), int) and abs(record["step"]) < 2**63
     return _readable(record) if known else None
 
 
@@ -154,9 +152,9 @@ def _of_evaluation(record: dict[str, Any]) -> bool:
 
 def _drop_incomplete_line(path: Path) -> None:
     """Remove half a line that a killed run left: a record appended to it would be lost too."""
-    if not path.is_file():
+    if not is_file(path):
         return
-    with path.open("rb+") as file:
+    with writing(path), path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - 4096)

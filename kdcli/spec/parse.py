@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
+from kdcli.disk import real_path, reason_of, shown_path
+from kdcli.errors import Diagnostic, RunError, Span, SpecError, SpecPath, UsageError
 from kdcli.spec.check.rules import check_rules
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
@@ -98,11 +99,9 @@ def read_text(path_or_dash: str | Path) -> tuple[str, str, Path]:
         with waiting(lambda: f"the spec from `{path}`, which is no plain file", SOON_SECONDS):
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = "is a folder" if path.is_dir() else (error.strerror or str(error)).lower()
-        raise UsageError.of(f"cannot read spec `{path}`: {reason}") from None
-    except ValueError:
-        raise UsageError.of("a file name has no NUL character") from None
+    except (OSError, ValueError) as error:
+        reason, help = reason_of(error)
+        raise UsageError.of(f"cannot read spec `{shown_path(path)}`: {reason}", help) from None
     return decode(data, str(path)), str(path), path.parent
 
 
@@ -199,8 +198,8 @@ def _overridden(
 def _self_path(source: str, base_dir: Path) -> tuple[Path, ...]:
     path = base_dir / Path(source).name if "\0" not in source else base_dir
     try:
-        return (path.resolve(),)
-    except (OSError, RuntimeError):
+        return (real_path(path),)
+    except RunError:
         return ()
 
 

@@ -201,9 +201,9 @@ OPTIMIZERS = (
     "RMSprop",
     "Rprop",
     "SGD",
-    "SparseAdam",
 )
-"""LBFGS is not among them: it asks for the loss several times a step."""
+"""LBFGS is not among them: it asks for the loss several times a step; nor is SparseAdam, which takes no dense
+gradients."""
 
 SCHEDULERS = (
     "ConstantLR",

@@ -20,7 +20,7 @@ from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
-from kdcli.disk import expanded
+from kdcli.disk import expanded, prove_writable
 from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
@@ -52,8 +52,10 @@ from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
-    """The spec's file name without its ending, `stdin` for one from standard input; `-seed2` where the command line
-    sets the seed."""
+    """The spec's file name without its ending, and `-seed2` where the command line sets the seed to 2.
+
+    A spec from standard input is called `stdin`.
+    """
     name = "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
     return name + seed_suffix(parsed.tree)
 
@@ -61,7 +63,10 @@ def run_name(parsed: ParsedSpec) -> str:
 def run_root(parsed: ParsedSpec) -> Path:
     """`saver.save_dir`, else runs/<run name>."""
     named = parsed.spec.saver.save_dir
-    return Path("runs") / run_name(parsed) if named is None else expanded(named)
+    if named is None:
+        return Path("runs") / run_name(parsed)
+    with naming(parsed, "save_dir"):
+        return expanded(named)
 
 
 @contextmanager
@@ -73,25 +78,28 @@ def claimed_folder(
 ) -> Iterator[RunFolder]:
     """The run folder, held by rank 0 for a `with` block; nothing but its lock is written yet.
 
-    say: takes a sentence where an earlier process of this job has to be waited for. Raises RunError on every
+    say: takes a sentence where an earlier process of this job has to be waited for. Raises KdError on every
     process, as `refuse_foreign` and `claim`.
     """
     root, results = run_root(parsed), parsed.spec.saver.results_dir
     if options.profile is not None:
         root = root / "profile"  # a run that lies there is none of its business
-    own, failure = None, None
+    own = None
+    failure: KdError | None = None
     with ExitStack() as stack:
         if processes.speaks:
             try:
-                refuse_foreign(root)
-                restarted = options.restarted or was_requeued()
-                own = stack.enter_context(claim(root, restarted=restarted, say=say))
-            except RunError as error:
+                with naming(parsed, "save_dir"):
+                    refuse_foreign(root)
+                    restarted = options.restarted or was_requeued()
+                    own = stack.enter_context(claim(root, restarted=restarted, say=say))
+            except KdError as error:
                 failure = error
         diagnostics = processes.broadcast(None if failure is None else failure.diagnostics)
         if diagnostics is not None:
             raise failure or RunError(diagnostics)
-        figures = None if results is None else expanded(results) / f"{run_name(parsed)}.json"
+        with naming(parsed, "results_dir"):
+            figures = None if results is None else expanded(results) / f"{run_name(parsed)}.json"
         yield RunFolder(root, figures, own)
 
 
@@ -136,7 +144,11 @@ def _built(
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
-            make_ready(folder)
+            if folder.results is not None:
+                with naming(parsed, "results_dir"):
+                    prove_writable(folder.results)
+            with naming(parsed, "save_dir"):
+                make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
@@ -257,8 +269,22 @@ def clear_folder(folder: RunFolder, parsed: ParsedSpec, options: RunOptions, pro
     """Let rank 0 find the run folder free, or clear it; `make_ready` comes once the run may go on."""
     if processes.speaks and options.profile is None:
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
-        open_folder(folder, overwrite=options.overwrite, resume=resume)
+        with naming(parsed, "save_dir"):
+            open_folder(folder, overwrite=options.overwrite, resume=resume)
     processes.wait()
+
+
+@contextmanager
+def naming(parsed: ParsedSpec, key: str) -> Iterator[None]:
+    """Point at `saver.<key>`, where the spec writes it, in the error about a place that can't be used."""
+    path: SpecPath = ("saver", key)
+    try:
+        yield
+    except RunError as error:
+        written = parsed.span(path) != parsed.span(("saver",), on_key=True)
+        if not written or any(found.code not in ("KD521", "KD740") for found in error.diagnostics):
+            raise
+        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:

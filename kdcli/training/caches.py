@@ -20,7 +20,16 @@ from typing import Any
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
 from kdcli.data.transforms.pipeline import build_transform
-from kdcli.disk import TEMPORARY, expanded, sweep_temporary
+from kdcli.disk import (
+    TEMPORARY,
+    entries,
+    entries_like,
+    exists,
+    expanded,
+    free_bytes,
+    size_of,
+    sweep_temporary,
+)
 from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
@@ -225,13 +234,13 @@ def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
 def _others(plan: StorePlan) -> list[str]:
     """Stores of the same teacher that belong to other data or settings: what differs, and their bytes."""
     notices = []
-    for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
+    for folder in entries_like(plan.folder.parent, f"{plan.name}-*"):
         meta = read_meta(folder)
         if meta is None or folder == plan.folder or folder.suffix == TEMPORARY:
             continue
         before, now = meta.get("facts", {}), _plain(plan.facts)
         differs = [words for key, words in WHAT.items() if before.get(key) != now.get(key)]
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(size_of(file) for file in entries(folder))
         notices.append(
             f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: "
             f"{', '.join(differs) or 'its format'} changed; delete it if nothing else needs it"
@@ -241,8 +250,8 @@ def _others(plan: StorePlan) -> list[str]:
 
 def _check_size(plan: StorePlan) -> None:
     limit = plan.cache.limit_gb * 1e9
-    nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(nearest).free
+    nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if exists(p))
+    free = free_bytes(nearest)
     if plan.size <= min(limit, free):
         return
     largest = max(plan.layout.columns, key=lambda column: column.bytes_per_row)

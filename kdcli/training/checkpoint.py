@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kdcli import __version__
-from kdcli.disk import write_whole
+from kdcli.disk import entries_like, remove, write_whole
 from kdcli.errors import RunError, first_line
 from kdcli.models.checksums import SEALED, check_seal, seal
 from kdcli.models.weights import save_safetensors
@@ -201,13 +201,13 @@ def save_checkpoint(
     twins = [other for other in others if step_of(other) == step]
     older = [other for other in others if step_of(other) < step]
     for old in (*twins, *(other for other in older[max(keep, 1) - 1 :] if step_of(other) != best)):
-        old.unlink(missing_ok=True)
+        remove(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    found = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
+    found = [path for path in entries_like(folder, "step_*.pt") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

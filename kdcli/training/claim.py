@@ -233,7 +233,7 @@ def claim(
 
 def _taken(root: Path, restarted: bool, say: Callable[[str], object] | None) -> Claim:
     until = time.monotonic() + PATIENCE_SECONDS
-    attempts = 3
+    attempts = 10
     while True:
         try:
             held = Claim(root, _this_process(), _make(root))
@@ -247,8 +247,8 @@ def _taken(root: Path, restarted: bool, say: Callable[[str], object] | None) -> 
             held.release()
         except OSError as error:
             attempts -= 1
-            if isinstance(error, FileNotFoundError) and attempts:
-                continue  # a claim that ended may have just removed what it had made
+            if isinstance(error, (FileNotFoundError, FileExistsError)) and attempts:
+                continue  # a claim that ends may remove the folder just now: there for mkdir, gone for what follows
             raise disk_error(root, error) from error
         by = f"by {other}" if other is not None else "by another process"
         if not (restarted and _is_its_own(other, held.holder)) or time.monotonic() >= until:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import __version__
-from kdcli.disk import beginning_of
+from kdcli.disk import beginning_of, real_path, seen_folder
 from kdcli.records import RUN_FORMAT
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import may_import
@@ -47,7 +47,7 @@ def environment(
     return {
         "kdcli": __version__,
         "run_format": RUN_FORMAT,
-        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
+        "spec_dir": None if places.folder is None else str(real_path(places.folder)),
         "files": places.record(spec),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -73,7 +73,7 @@ def git_head(folder: Path) -> dict[str, str | None] | None:
         git = place / ".git"
         if not os.path.lexists(git):
             continue
-        own = git if git.is_dir() else _linked(_line_of(git).removeprefix("gitdir: "), place)
+        own = git if seen_folder(git) else _linked(_line_of(git).removeprefix("gitdir: "), place)
         if own is None or not (head := _line_of(own / "HEAD")):
             return None
         # A worktree has a HEAD of its own; its branches are those of the main one.
@@ -110,7 +110,7 @@ def _packed(path: Path, name: str) -> str | None:
 def _linked(text: str, folder: Path) -> Path | None:
     """The folder that a file of git's names, seen from the folder where the file lies."""
     path = folder / text
-    return path if text and path.is_dir() else None
+    return path if text and seen_folder(path) else None
 
 
 def _line_of(path: Path) -> str:

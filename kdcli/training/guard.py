@@ -161,7 +161,7 @@ def prove_losses(run: Run) -> GuardResult:
         unique = {(problem.code, problem.message): problem for problem in everywhere}
         raise RunError(unique.values())
     return GuardResult(
-        {name: finding.reached for name, finding in findings.items()},
+        _reach_everywhere(run, {name: finding.reached for name, finding in findings.items()}),
         {
             name: _strength(run, name, finding, of_task)
             for name, finding in findings.items()
@@ -208,18 +208,19 @@ def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float
 def _strength(run: Run, name: str, finding: Finding, of_task: float) -> Pull:
     job_name, _, rest = name.partition(".")
     job = run.trainee.specs[job_name]
-    to_task = job.loss_weight * finding.pull / of_task
+    to_task = abs(job.loss_weight) * finding.pull / of_task
     mimicker = run.trainee.mimickers[job_name]
     assert isinstance(mimicker, Mimicker)
     losses = mimicker.losses_of(job)
     loss = losses[rest.rpartition(".")[2]]
-    remedy = f"`loss_weight: {job.loss_weight / to_task:.2g}` at the job (now {job.loss_weight:g})"
-    if len(losses) > 1:
+    even = math.copysign(of_task / finding.pull, job.loss_weight)
+    remedy = f"`loss_weight: {even:.2g}` at the job (now {job.loss_weight:g})"
+    if len(losses) > 1 and to_task:
         weight = binding_of(loss_of(loss.type)).weight_of(loss.kwargs)
         remedy = f"`loss_weight: {weight / to_task:.2g}` in its `kwargs` (now {weight:g})"
     return Pull(
         to_task=to_task,
-        gradient=job.loss_weight * finding.pull,
+        gradient=abs(job.loss_weight) * finding.pull,
         weights=finding.weights,
         remedy=remedy,
     )
@@ -232,6 +233,12 @@ def _beside_the_task(run: Run, name: str) -> bool:
         stage.active.task_loss and (stage.active.jobs is None or job in stage.active.jobs)
         for stage in run.stages
     )
+
+
+def _reach_everywhere(run: Run, reach: Reach) -> Reach:
+    """What each loss reaches in any process: a block that is skipped at random may have been skipped in one."""
+    everywhere = run.processes.gather(reach)
+    return {name: frozenset[str]().union(*(there.get(name, ()) for there in everywhere)) for name in reach}
 
 
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:

@@ -29,6 +29,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
+from kdcli.failures import failure, place_of, with_place
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
@@ -216,10 +217,13 @@ def build_mimicker(context: MimicContext) -> Mimicker:
     except KdError as error:
         placed = [d if d.path is not None else replace(d, path=context.path) for d in error.diagnostics]
         raise SpecError(placed) from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise SpecError.at(
-            context.path, "KD435", f"job `{context.name}` can't be built: {first_line(error)}"
-        ) from error
+    except Exception as error:
+        if failure(error, running=True) is None and not isinstance(
+            error, (ValueError, TypeError, RuntimeError)
+        ):
+            raise
+        reason = f"{first_line(error)}{place_of(error)}" if type(error) is ValueError else with_place(error)
+        raise SpecError.at(context.path, "KD435", f"job `{context.name}` can't be built: {reason}") from error
     assert isinstance(mimicker, Mimicker)
     return mimicker
 

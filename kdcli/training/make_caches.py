@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from kdcli.disk import entries, size_of
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
 from kdcli.errors import RunError
@@ -71,7 +72,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         for message in damaged_rows(sources, processes):
             yield Notice(message=message, level="warning")
         for source in cached:
-            size = sum(file.stat().st_size for file in source.store.folder.iterdir())
+            size = sum(size_of(file) for file in entries(source.store.folder))
             yield Notice(
                 message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows "
                 f"are in {source.store.folder} ({gigabytes(size)})"

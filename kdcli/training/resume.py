@@ -21,6 +21,7 @@ from kdcli.data.digest import (
     probed_ids,
     unpacked,
 )
+from kdcli.disk import exists, is_file, is_folder
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
@@ -162,12 +163,12 @@ def _read(run: UnbuiltRun) -> tuple[dict[str, Any] | None, Path | None, list[Not
     # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
     own_first = run.options.restarted or run.spec.saver.auto_resume
     if named is not None and not (own_first and checkpoints(own)):
-        if named.is_file():
+        if is_file(named):
             state = load_checkpoint(named)
             return state, named, [] if is_checked(named, state) else [_unchecked(named)]
-        if not named.exists() and not isinstance(run.options.resume, Path):
+        if not exists(named) and not isinstance(run.options.resume, Path):
             raise _no_resume_model(run)
-        own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
+        own = named / "checkpoints" if is_folder(named / "checkpoints") else named
     notices: list[Notice] = []
     for path, found in newest_valid(own):
         if isinstance(found, dict):

@@ -12,7 +12,23 @@ from typing import Any
 
 import yaml
 
-from kdcli.disk import TEMPORARY, beginning_of, disk_error, sweep_temporary, write_whole, writing
+from kdcli.disk import (
+    TEMPORARY,
+    beginning_of,
+    disk_error,
+    entries,
+    entries_like,
+    exists,
+    is_file,
+    is_folder,
+    is_link,
+    real_path,
+    size_of,
+    sweep_temporary,
+    text_in,
+    write_whole,
+    writing,
+)
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
@@ -126,9 +142,9 @@ class RunFolder:
             self.best_student,
             self.finished,
             self.root / "bad_samples.jsonl",
-            *self.root.glob("replay_*.pt"),
-            *self.root.glob(SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
-            *(self.root / TENSORBOARD).glob("events.out.tfevents.*"),
+            *entries_like(self.root, "replay_*.pt"),
+            *entries_like(self.root, SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
+            *entries_like(self.root / TENSORBOARD, "events.out.tfevents.*"),
         ]
 
     def exports(self) -> list[str]:
@@ -141,30 +157,27 @@ class RunFolder:
         return [
             name
             for name in names
-            if isinstance(name, str) and Path(name).name == name and (self.root / name).is_file()
+            if isinstance(name, str) and Path(name).name == name and is_file(self.root / name)
         ]
 
     def remember_export(self, path: Path) -> None:
         """Record an exported file as this run's own, if it lies in this folder."""
-        if path.resolve().parent == self.root.resolve():
+        if real_path(path).parent == real_path(self.root):
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
             write_whole(self.root / EXPORTED, text)
 
 
 def refuse_foreign(root: Path) -> None:
     """Raise RunError for a folder that a run may not write into: a link (KD743), no run's (KD771) ..."""
-    try:
-        _refuse_links(root)
-        _refuse_strangers(root)
-    except OSError as error:
-        raise disk_error(root, error) from error
+    _refuse_links(root)
+    _refuse_strangers(root)
 
 
 def _refuse_links(root: Path) -> None:
     """Raise RunError KD743 where the folder, or anything in it or in its checkpoints, is a symbolic link."""
-    folders = [folder for folder in (root, root / "checkpoints") if folder.is_dir()]
-    entries = (path for folder in folders for path in folder.iterdir())
-    link = next((path for path in (root, *entries) if path.is_symlink()), None)
+    folders = [folder for folder in (root, root / "checkpoints") if is_folder(folder)]
+    below = (path for folder in folders for path in entries(folder))
+    link = next((path for path in (root, *below) if is_link(path)), None)
     if link is not None:
         raise RunError.of(
             "KD743",
@@ -189,14 +202,14 @@ def strangers(root: Path) -> list[str]:
 
     Hidden files count as nothing: no file of a run is called so but its lock.
     """
-    if not root.is_dir() or is_run_folder(root):
+    if not is_folder(root) or is_run_folder(root):
         return []
-    return sorted(path.name for path in root.iterdir() if not _is_harmless(path))
+    return [path.name for path in entries(root) if not _is_harmless(path)]
 
 
 def _refuse_strangers(root: Path) -> None:
     """Raise RunError KD771 for a folder that is no run's, KD740 for a file in its place."""
-    if root.exists() and not root.is_dir():
+    if exists(root) and not is_folder(root):
         raise disk_error(root, FileExistsError(errno.EEXIST, "it is a file"))
     names = strangers(root)
     if not names:
@@ -214,18 +227,18 @@ def _is_harmless(path: Path) -> bool:
     """Whether an entry may lie in the folder of a run that has not begun to train, or of any new disk."""
     name = path.name
     if name == LOCK:
-        return path.is_file() and path.stat().st_size == 0
+        return _size(path) == 0
     if name.startswith(".") or name in ("lost+found", "System Volume Information"):
         return True
     if name in ("metrics.jsonl", "train.log"):
         # A killed start leaves both, the first without a record.
-        return path.is_file() and _size(path.with_name("metrics.jsonl")) == 0
+        return is_file(path) and _size(path.with_name("metrics.jsonl")) == 0
     if name == "profile":
         return is_run_folder(path)
     pattern = _OWN_FOLDERS.get(name)
-    if pattern is None or not path.is_dir():
+    if pattern is None or not is_folder(path):
         return False
-    return all(pattern.fullmatch(entry.name) for entry in path.iterdir())
+    return all(pattern.fullmatch(entry.name) for entry in entries(path))
 
 
 _OWN_FOLDERS = {
@@ -253,7 +266,7 @@ def _json_of(path: Path) -> Any:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    return size_of(path) if is_file(path) else -1
 
 
 def open_folder(folder: RunFolder, *, overwrite: bool, resume: bool) -> None:
@@ -264,7 +277,7 @@ def open_folder(folder: RunFolder, *, overwrite: bool, resume: bool) -> None:
     """
     if overwrite:
         _clear(folder)
-    elif folder.finished.exists() and not resume:
+    elif exists(folder.finished) and not resume:
         raise RunError.of(
             "KD741",
             f"a finished run lies in {folder.root}",
@@ -291,7 +304,7 @@ def make_ready(folder: RunFolder) -> None:
 
 def has_data_facts(root: Path) -> bool:
     """Whether the run in a folder says what its data was, with class names or without."""
-    return (root / DATA).is_file()
+    return is_file(root / DATA)
 
 
 def recorded_classes(root: Path) -> tuple[str, ...] | None:
@@ -364,7 +377,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
     own = checkpoints(folder.checkpoints)
     root: Path | None = None
     if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
-        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = options.resume if is_folder(options.resume) else options.resume.parent
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
@@ -375,7 +388,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
     """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
     path = root / ENV
-    return _taken(mapping_in(text_of(path), path), root) if path.exists() else {}
+    return _taken(mapping_in(text_of(path), path), root) if exists(path) else {}
 
 
 def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
@@ -391,15 +404,15 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
     run format).
     """
-    if not root.exists():
+    if not exists(root):
         raise RunError.of("KD750", f"there is no folder {root}")
-    if not root.is_dir():
+    if not is_folder(root):
         raise RunError.of("KD750", f"{root} is a file", "name the run's folder, as in runs/digits_kd")
-    if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
-        what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
+    if not exists(root / "metrics.jsonl") and not exists(root / SPEC):
+        what = "is empty" if not any(entries(root)) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
     path = root / ENV
-    env = mapping_in(text_of(path), path) if path.exists() else {}
+    env = mapping_in(text_of(path), path) if exists(path) else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:
         raise RunError.of(
@@ -407,7 +420,7 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
             f"{root} has run format {written}; this kdcli reads format {RUN_FORMAT}",
             f"read it with kdcli {env.get('kdcli', 'of its own version')}",
         )
-    if not (root / SPEC).exists():
+    if not exists(root / SPEC):
         raise RunError.of("KD752", f"{root} has no {SPEC}: it was interrupted while being set up")
     return env
 
@@ -424,11 +437,8 @@ def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
 
 
 def text_of(path: Path) -> str:
-    """Read a text file; RunError KD750 where it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    """Read a text file; RunError KD521 where it can't be read."""
+    return text_in(path, errors="replace")
 
 
 def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
@@ -462,5 +472,5 @@ def write_facts(run: Run) -> None:
         write_whole(run.folder.root / name, text)
     for side, digest in run.digests.items():
         path = run.folder.samples(side, digest.listing)
-        if not path.exists():
+        if not exists(path):
             write_whole(path, digest.packed)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.disk import flush_to_disk
-from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.trainee import total_of
 from kdcli.errors import RunError
+from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
@@ -42,6 +43,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.training.start import compile_networks, inherited, prepare
 from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
@@ -61,13 +63,17 @@ def train(
     with nullcontext(interrupts) if interrupts is not None else listening() as heard:
         for message in run.notices:
             yield Notice(message=message)
-        resumed, notices = resume(run)
+        with doing("reading the checkpoint"):
+            resumed, notices = resume(run)
         yield from notices
-        teacher_metrics, notices = prove_teachers(run)
-        yield from (*notices, *doubtful_logits(run))
-        guard = prove_losses(run)
+        with doing("looking at the teachers before training"):
+            teacher_metrics, notices = prove_teachers(run)
+            yield from (*notices, *doubtful_logits(run))
+        with doing("looking at each loss before training"):
+            guard = prove_losses(run)
         yield from guard.notices()
-        yield from prepare(run)
+        with doing("preparing the methods"):
+            yield from prepare(run)
         yield from compile_networks(run)
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         progress = Progress() if resumed is None else resumed.progress
@@ -84,10 +90,12 @@ def train(
             if not progress.over:
                 run.folder.reopen()
         with heard.noting():
-            for index in range(progress.stage, len(run.stages)):
-                yield from loop.stage(index, resumed)
-                resumed = None
-        yield from loop.finish(started)
+            with doing(lambda: f"epoch {progress.epoch + 1}"):
+                for index in range(progress.stage, len(run.stages)):
+                    yield from loop.stage(index, resumed)
+                    resumed = None
+        with doing("ending the run"):
+            yield from loop.finish(started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +171,8 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                self.step(stage, group)
+                with doing(self.at_step):
+                    self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
@@ -186,6 +195,10 @@ class TrainLoop:
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
         yield from self.after_epoch(stage)
+
+    def at_step(self) -> str:
+        """What is being done in a step, for the error of one that fails."""
+        return f"training step {self.progress.step + 1} of {self.run.total_steps}"
 
     def flush(self) -> Iterator[Record]:
         """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
@@ -232,7 +245,10 @@ class TrainLoop:
         with self.ddp.gradients(last=last):
             with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
                 # Teachers first: their transient peak must not stack on the student's saved activations.
-                views = {name: run.sources[name].view(batch) for name in stage.teachers}
+                views = {}
+                for name in stage.teachers:
+                    with doing(f"the forward pass of {name}"):
+                        views[name] = run.sources[name].view(batch)
                 with run.autocast or nullcontext():
                     losses = self.ddp.model(batch, views, step_info)
             if last:
@@ -406,6 +422,7 @@ class TrainLoop:
                         run.task,
                         run.processes,
                         autocast=teacher.autocast,
+                        name=name,
                     )
         finished = Finished(
             step=progress.step,
@@ -427,66 +444,3 @@ class TrainLoop:
 
 
 LoopType = Callable[[Run, Interrupts, GuardResult, Progress], TrainLoop]
-
-
-def compile_networks(run: Run) -> Iterator[Notice]:
-    """Compile what `runtime.compile` names: the student, the teachers, or (true) all of them."""
-    which = run.spec.runtime.compile
-    names = []
-    if which in (True, "student") and run.trainee.taps is not None:
-        run.trainee.taps.compile()
-        names.append("the student")
-    if which in (True, "teachers"):
-        for name, teacher in run.teachers.items():
-            teacher.taps.compile()
-            names.append(name)
-    if names:
-        yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")
-
-
-def prepare(run: Run) -> Iterator[Notice]:
-    """Show the training data once, not augmented, to the methods that prepare themselves; also in a resumed run.
-
-    What they make of it is a function of the data alone; a checkpoint holds only what training changes. Teachers run
-    themselves: a cache holds what they show of augmented samples.
-    """
-    asking = {
-        name: run.trainee.mimickers[name] for name, needs in run.joined.requirements.items() if needs.prepare
-    }
-    if not asking:
-        return
-    loader = run.unaugmented()
-    how = (
-        "augmented, as the data itself does that"
-        if loader is None
-        else "with the transforms of the test data"
-    )
-    yield Notice(message=f"one pass over the training data for {', '.join(asking)}, {how}")
-    running = require(run.joined, run.teachers, frozenset(asking), False)
-    methods = [method for method in asking.values() if isinstance(method, Mimicker)]
-    with closing(loader) if loader is not None else nullcontext(run.train_loader) as batches:
-        for batch in batches.batches(0):
-            batch = to_device(dict(batch), run.processes.device)
-            views = {name: run.teachers[name].view(batch) for name in running}
-            for method in methods:
-                method.prepare(views, batch)
-    for method in methods:
-        method.prepared()
-
-
-def inherited(run: Run, index: int) -> Iterator[Notice]:
-    """Pass state from earlier stages' mimickers to this stage's; warn where none fits."""
-    mimickers = run.trainee.mimickers
-
-    def jobs_of(number: int) -> list[str]:
-        active = run.stages[number].active.jobs
-        return [name for name in mimickers if active is None or name in active]
-
-    earlier = [mimickers[name] for number in range(index) for name in jobs_of(number)]
-    ancestors = [mimicker for mimicker in earlier if isinstance(mimicker, Mimicker)]
-    for name in jobs_of(index):
-        mimicker = mimickers[name]
-        assert isinstance(mimicker, Mimicker)
-        others = [ancestor for ancestor in ancestors if ancestor is not mimicker]
-        for message in mimicker.inherit(others):
-            yield Notice(message=message, level="warning")

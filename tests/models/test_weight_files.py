@@ -9,6 +9,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torchvision.models
 from safetensors.torch import save_file
+from torch import Tensor
 
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.weights import find_file, read_shapes, read_weights, save_safetensors, weights_hash
@@ -285,3 +287,23 @@ def test_a_file_without_a_tensor_is_refused_by_its_header_too(suffix: str, tmp_p
     for read in (read_weights, read_shapes):
         with pytest.raises(RunError, match="holds no tensors"):
             read(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Tensor.to_sparse, "as a sparse_coo tensor"),
+        (Tensor.to_sparse_csr, "as a sparse_csr tensor"),
+        (lambda tensor: tensor.to("meta"), "without values, on the `meta` device"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_weights, read_shapes])
+def test_tensors_without_dense_values_are_refused(
+    read: Callable[[Path], Any], make: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    torch.save({"fc.weight": make(torch.ones(2, 3))}, tmp_path / "w.pt")
+    with pytest.raises(RunError, match="KD532") as caught:
+        read(tmp_path / "w.pt")
+    # Shapes are read without values, and torch may refuse such a tensor itself.
+    assert f"holds `fc.weight` {said}" in str(caught.value) or (read is read_shapes and "sparse" in said)

@@ -214,7 +214,7 @@ def test_a_call_that_never_returns_holds_up_neither_the_steps_nor_the_end(
     training.take(replace(finished(tmp_path), step=100))
     messages = training.close()
     assert 0.3 < time.monotonic() - began < 4.0
-    assert len(messages) == 2 and "no answer for 0 s" in messages[0]
+    assert len(messages) == 2 and "has waited 0 s for an answer, training goes on" in messages[0]
     assert messages[1].endswith(
         f"none has arrived, all are in {tmp_path}/metrics.jsonl, `{AGAIN}` sends the rest"
     )
@@ -302,6 +302,18 @@ def test_identities_of_an_older_kdcli_go_on_after_the_checkpoint(
     training.take(step(4))
     training.close()
     assert server.runs == [("old", 3)] and [number for number, _ in server.received] == [4]
+
+
+def test_a_stopped_run_waits_for_what_is_written_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    logger = Plain(server)
+    logger.local = True  # type: ignore[attr-defined]
+    server.away = lambda: time.sleep(0.3)  # longer than a call to a server may take
+    training = Training(tmp_path, monkeypatch, logger)
+    training.take(step(1))
+    assert training.close() == [] and server.ended == [False]
 
 
 def test_a_run_that_stops_before_its_first_numbers_has_begun_nowhere(

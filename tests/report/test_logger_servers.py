@@ -130,6 +130,12 @@ class Training:
         time.sleep(seconds)
         assert self.process.poll() is None, self.screen()
 
+    def until_shown(self, text: str) -> None:
+        """Wait for some words on the screen."""
+        while text not in self.screen():
+            assert self.process.poll() is None and time.time() < self.began + 180, self.screen()
+            time.sleep(0.1)
+
     def interrupted(self) -> Times:
         """Stop it by SIGINT."""
         asked, steps = time.time(), self.steps()
@@ -148,7 +154,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Times:
     """The times of a run without a logger, on this machine, now."""
     training = Training(tmp_path_factory.mktemp("usual"), None, 1, "trainer.max_epoch=1000")
     training.until(20)
-    training.run_for(2)
+    training.run_for(8)
     return training.interrupted()
 
 
@@ -177,9 +183,10 @@ def test_without_an_answer_training_goes_on(
         server.close()
     training = Training(tmp_path, f"'{logger}'", server.port, "trainer.max_epoch=1000")
     training.until(20)
-    training.run_for(12)
+    expected = "the run is kept offline" if logger == "wandb" else "training goes on"
+    training.until_shown(expected)
+    training.run_for(5)
     kept_going(training.interrupted(), usual)
-    expected = "the run is kept offline" if logger == "wandb" else "can't reach its server, training goes on"
     assert training.screen().count(expected) == 1, training.screen()
     if logger == "wandb":
         assert "wandb sync" in training.screen()
@@ -197,9 +204,10 @@ def test_a_server_that_goes_away_in_mid_run_gets_the_rest_after_a_resume(
         server.close()
     else:
         server.silent = True
-    training.run_for(12)
+    training.until_shown("training goes on")
+    training.run_for(3)
     kept_going(training.interrupted(), usual)
-    assert training.screen().count("can't reach its server") == 1, training.screen()
+    assert training.screen().count("training goes on") == 1, training.screen()
     before = list(server.lines)
     with closing(LineServer()) as later:
         epochs = len(training.steps()) // 22 + 2
@@ -218,12 +226,16 @@ def test_after_kill_9_and_a_resume_mlflow_has_each_step_once(
     pytest.importorskip("sqlalchemy")
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("STORE", store)
-    training = Training(tmp_path, "mlflow", 1, "trainer.max_epoch=20")
-    training.until(100)
+    training = Training(tmp_path, "mlflow", 1, "trainer.max_epoch=200", "trainer.test_freq=100")
+    marks = training.metrics.with_name("loggers.json")
+    # Not while it makes its database: MLflow itself does not survive that.
+    while not marks.exists() or json.loads(marks.read_text())["mlflow"]["has"]["step"] < 100:
+        training.run_for(0.05)
     training.process.kill()
     training.process.wait()
-    assert 100 <= len(training.steps()) < 440
-    assert Training(tmp_path, "mlflow", 1, "trainer.max_epoch=20", "--resume").process.wait(timeout=120) == 0
+    assert 100 <= len(training.steps()) < 22 * 200
+    more = ("trainer.max_epoch=200", "trainer.test_freq=100")
+    assert Training(tmp_path, "mlflow", 1, *more, "--resume").process.wait(timeout=300) == 0
     client = mlflow.MlflowClient(tracking_uri=store)
     (run,) = client.search_runs([client.get_experiment_by_name("kdcli").experiment_id])
     lines = [json.loads(line) for line in training.metrics.read_text().splitlines()]

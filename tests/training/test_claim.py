@@ -133,16 +133,23 @@ def test_of_many_at_once_one_holds_the_folder_and_none_fails_otherwise() -> None
 def test_a_forked_child_does_not_keep_the_folder() -> None:
     context = multiprocessing.get_context("fork")
     ours, childs = context.Pipe()
+
+    def live() -> None:
+        childs.send("alive")
+        childs.recv()
+
     with claim(ROOT):
-        child = context.Process(target=childs.recv, daemon=True)
+        (ROOT / "train.log").touch()  # so that the lock file stays
+        child = context.Process(target=live, daemon=True)
         child.start()
+        assert ours.poll(60) and ours.recv() == "alive"
     try:
         # Released by closing the descriptor, as the system does for a killed process.
         with claim(ROOT):
             assert child.is_alive()
     finally:
         ours.send("end")
-        child.join(10)
+        child.join(60)
     assert child.exitcode == 0
 
 

@@ -15,7 +15,8 @@ from kdcli.losses.wkd_l import WassersteinLogit
 from kdcli.records import Plan, Step
 from kdcli.spec.parse import read
 from kdcli.training.guard import prove_losses, prove_teachers, refuse_strong_pulls
-from kdcli.training.train import prepare, train
+from kdcli.training.start import prepare
+from kdcli.training.train import train
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 from tests.training.runs import SPEC, run_of, spec_of
 
@@ -87,6 +88,24 @@ def test_a_pull_is_told_with_the_weight_that_would_make_it_even() -> None:
     assert f"`loss_weight: {even:.2g}` at the job (now 2000)" in notice.message
     with run_of(spec_of(SPEC, f"mimic.loss_weight={even}", "saver.save_dir=b")) as run:
         assert prove_losses(run).pulls[name] == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("losses", ["{loss: {type: kd_loss}}", "{kd: {type: kd_loss}, l2: {type: l2_loss}}"])
+def test_a_job_of_weight_0_pulls_nothing(losses: str) -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=0", f"mimic.cfgs={losses}")) as run:
+        proven = prove_losses(run)
+        refuse_strong_pulls(run, proven, run.stages[0], 1.0)
+    assert set(proven.pulls.values()) == {0.0}
+    assert all(
+        notice.level == "warning" and "raise its `loss_weight`" in notice.message
+        for notice in proven.notices()
+    )
+
+
+def test_a_negative_weight_pulls_as_hard_the_other_way() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=-2000", "mimic.allow_negative=true")) as run:
+        (notice,) = prove_losses(run).notices()
+    assert "`loss_weight: -" in notice.message and "(now -2000)" in notice.message
 
 
 def test_of_several_losses_the_weight_is_each_ones_own() -> None:
@@ -236,9 +255,8 @@ def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
 
 
 def test_a_task_loss_that_moves_nothing_is_no_matter_of_a_teacher() -> None:
-    post = (
-        "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 0.0}}}}"
-    )
+    # 0 itself is refused; this weight is 0 in float32.
+    post = "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 1.0e-60}}}}"
     model = (
         "{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}}"
     )

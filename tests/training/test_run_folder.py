@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.errors import RunError
+from kdcli.errors import KdError, RunError
 from kdcli.records import Saved, Step
 from kdcli.report.run_files import MetricsWriter
 from kdcli.spec.parse import read
@@ -139,7 +139,7 @@ def test_a_link_is_refused_before_anything_is_written_behind_it() -> None:
 
 def test_a_file_in_place_of_the_folder() -> None:
     OUT.write_text("mine")
-    with pytest.raises(RunError, match="cannot write out: it is a file"):
+    with pytest.raises(KdError, match="KD740: cannot write out: it is a file"):
         train_all(spec_of(SPEC, "saver.save_dir=out"))
     assert OUT.read_text() == "mine"
 

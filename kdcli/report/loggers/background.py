@@ -19,7 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kdcli.disk import TEMPORARY
+from kdcli.disk import TEMPORARY, exists, size_of, text_in
+from kdcli.errors import RunError
 from kdcli.parallel.interrupts import abandon_threads
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
@@ -52,6 +53,9 @@ INTERRUPTED_SECONDS = 5.0
 
 LONGEST = 240
 """A longer reason is cut."""
+
+LOCAL_SECONDS = 60.0
+"""How long any run waits for a logger that writes on this machine: a database left in mid-write may be broken."""
 
 STUCK_SECONDS = 1.0
 """How long a run that was stopped waits for a call that does not return."""
@@ -88,7 +92,7 @@ class Position:
 
 
 class Marks:
-    """The file loggers.json. fresh: the run begins anew, so what an older one left there is forgotten."""
+    """The file loggers.json. resumed_step 0: the run begins anew, and what an older one left there is forgotten."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self._path = path
@@ -130,7 +134,7 @@ class BackgroundLogger:
         if getattr(logger, "repeats", False):
             position = position.repeated_from(run.resumed_step)
         # A resumed run has cut the file back to its checkpoint, and writes on there.
-        length = metrics.stat().st_size if metrics.exists() else 0
+        length = size_of(metrics) if exists(metrics) else 0
         self._position = replace(position, offset=min(position.offset, length))
         self._timed = "time" in inspect.signature(logger.scalars).parameters
         self._flush: Callable[[], object] | None = getattr(logger, "flush", None)
@@ -167,7 +171,7 @@ class BackgroundLogger:
     def watch(self) -> None:
         """Tell the user, once, of a call that does not return."""
         if self._away is None and self.called_for() > SILENT_SECONDS:
-            self._note_away("silence", f"no answer for {SILENT_SECONDS:.0f} s")
+            self._note_away("silence", f"has waited {SILENT_SECONDS:.0f} s for an answer, training goes on")
 
     def leave(self) -> None:
         """End without waiting any longer: say what the server may lack."""
@@ -185,7 +189,8 @@ class BackgroundLogger:
                 except Exception as error:
                     if not is_away(error):
                         raise
-                    self._note_away(type(error).__name__, in_one_line(error))
+                    reason = f"can't reach its server, training goes on: {in_one_line(error)}"
+                    self._note_away(type(error).__name__, reason)
                     if ending:
                         tries_at_end += 1
                         if tries_at_end == TRIES_AT_END or not self._finished:
@@ -267,15 +272,10 @@ class BackgroundLogger:
                     Notice(message=text, level="info" if self._ending.is_set() else "warning")
                 )
 
-    def _note_away(self, kind: str, reason: str) -> None:
+    def _note_away(self, kind: str, what: str) -> None:
         if self._away is None and kind not in self._told:
-            self.notices.append(
-                Notice(
-                    message=f"logger `{self.name}` can't reach its server, training goes on: {reason}; the numbers "
-                    "stay in metrics.jsonl and are sent once it answers",
-                    level="warning",
-                )
-            )
+            rest = "the numbers stay in metrics.jsonl and are sent once it answers"
+            self.notices.append(Notice(message=f"logger `{self.name}` {what}; {rest}", level="warning"))
         self._away = kind
 
     def _note_back(self) -> None:
@@ -358,8 +358,9 @@ class Loggers:
         for one in self._running:
             while one.started and not one.done.wait(0.05):
                 waited = time.monotonic() - began
-                stuck = not self._finished and min(waited, one.called_for()) > STUCK_SECONDS
-                if stuck or waited > limit:
+                local = getattr(one.logger, "local", False)
+                stuck = not (local or self._finished) and min(waited, one.called_for()) > STUCK_SECONDS
+                if stuck or waited > (LOCAL_SECONDS if local else limit):
                     one.leave()
                     break
         notices = self._notices()
@@ -425,8 +426,8 @@ def _load(name: str) -> Logger:
 def _read(path: Path, resumed_step: int) -> dict[str, tuple[str | None, Position]]:
     """The entries of loggers.json; of one without positions, the loggers have all up to the resumed step."""
     entries: dict[str, tuple[str | None, Position]] = {}
-    with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+    with suppress(RunError, ValueError, AttributeError, TypeError, KeyError):
+        for name, entry in json.loads(text_in(path)).items():
             if isinstance(entry, str):
                 entries[name] = (entry, Position(step=resumed_step, names=None))
                 continue

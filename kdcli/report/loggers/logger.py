@@ -36,6 +36,7 @@ class Logger(Protocol):
     It may have more, all of it optional: `flush()` sends what was collected (without it each call sends what it is
     given); a parameter `time` of `scalars` is given the seconds since 1970 when the numbers were made;
     `repeats = True`: `begin` removes the steps after `run.resumed_step`, and a resumed run sends them again;
+    `local = True`: it writes on this machine, so the end of a run waits longer for a call to return;
     `messages`: a list whose texts are shown to the user; `later`: in words, how the user sends what was not sent in
     time (without it, a resumed run does).
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, RunStatus
@@ -41,6 +42,8 @@ class MlflowLogger:
     def __init__(self) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        scheme = urlsplit(str(mlflow.get_tracking_uri())).scheme
+        self.local = scheme in ("", "file") or scheme.startswith("sqlite")
         self._id: str | None = None
         self._attempt: str | None = None
         self._in_doubt, self._time = False, 0.0

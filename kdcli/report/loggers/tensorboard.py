@@ -18,7 +18,7 @@ from kdcli.training.run_folder import TENSORBOARD
 class TensorBoardLogger:
     """Writes into <run folder>/tensorboard; a resumed run goes on there, without its repeated steps."""
 
-    repeats = True
+    local, repeats = True, True
 
     def begin(self, run: LoggedRun) -> str:
         """Open the event file; a new run removes those of a run that it overwrites."""
