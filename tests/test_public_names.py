@@ -26,7 +26,16 @@ PUBLIC = {
     "kdcli.tasks": ("TASKS",),
     "kdcli.spec.tables": ("Target", "Loss", "Method", "OwnLoss", "MethodExample", "option", "TaskRecord"),
     # Ranges of an option, for annotations.
-    "kdcli.spec.ranges": ("Range", "Positive", "Count", "Share", "ShareBelowOne", "NonNegative", "Temperature", "Weight"),
+    "kdcli.spec.ranges": (
+        "Range",
+        "Positive",
+        "Count",
+        "Share",
+        "ShareBelowOne",
+        "NonNegative",
+        "Temperature",
+        "Weight",
+    ),
     # A module of `net` that reads and gives named outputs.
     "kdcli.models.module": ("ViewModule",),
     # A mimic method, what it is built from, and what it is given.

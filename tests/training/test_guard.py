@@ -84,9 +84,7 @@ def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
 
 
 def test_a_task_loss_that_moves_nothing_is_no_matter_of_a_teacher() -> None:
-    post = (
-        "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 0.0}}}}"
-    )
+    post = "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 1e-300}}}}"
     model = (
         "{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}}"
     )
