@@ -150,8 +150,14 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+LONGEST_WORD = 200
+"""Two words are compared in time that grows with the product of their lengths."""
+
+
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known words that `word` is most likely a slip of, best first."""
+    """The known words that `word` is most likely a slip of, best first; none where it is too long for a name."""
+    if len(word) > LONGEST_WORD:
+        return []
     return difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
 
 

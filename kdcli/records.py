@@ -115,6 +115,24 @@ class Notice:
     level: Literal["info", "warning"] = "info"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm(Notice):
+    """A warning of the watch: what has gone wrong in the training; the run goes on or stops (`trainer.on_collapse`).
+
+    code: as `kdcli explain` takes it. name: the rule, in a few words. numbers: what was measured, by name. message
+    holds all of it, for reading. step: the last one that was looked at. at_evaluation: whether an evaluation showed it.
+    """
+
+    step: int
+    code: str
+    name: str
+    numbers: Mapping[str, float]
+    remedy: str
+    stage: str | None = None
+    level: Literal["info", "warning"] = "warning"
+    at_evaluation: bool = False
+
+
 def warnings(messages: Iterable[str]) -> Iterator[Notice]:
     """A warning for each message."""
     for message in messages:

@@ -97,7 +97,7 @@ def test_a_bad_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
     }
     for code, folder in cases.items():
         for action in (
-            lambda folder=folder: report(ReportOptions(run=folder, device="cpu", quick=True)),
+            lambda folder=folder: report(ReportOptions(spec=str(folder), device="cpu", quick=True)),
             lambda folder=folder: compare(CompareOptions(runs=(folder,))),
         ):
             with pytest.raises(KdError) as caught:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts, describe
+from kdcli.disk import exists, is_file, size_of
 from kdcli.distill.module_search import find_classifier
 from kdcli.distill.teacher import Labels, Teacher
 from kdcli.distill.trainee import DeployedStudent, Trainee
@@ -43,7 +44,7 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
+from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, made_up_labels, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -173,7 +174,7 @@ def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ..
     """The class names in the student's weight file, the one that `student_of` measures; None without them."""
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
-    file = next((path for path in candidates if path.is_file()), None)
+    file = next((path for path in candidates if is_file(path)), None)
     return None if file is None else stated_classes(file)
 
 
@@ -196,10 +197,10 @@ def student_of(
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
-        if path is not None and (weights is not None or path.exists()):
+        if path is not None and (weights is not None or exists(path)):
             found = find_file(path)
             load_weights(net, found)
-            size = found.stat().st_size if found.is_file() else None
+            size = size_of(found) if is_file(found) else None
             return EvaluatedNetwork("student", net, size), [Notice(message=f"student: {path}")]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
@@ -214,7 +215,7 @@ def require_weights(parsed: ParsedSpec, weights: Path | None) -> None:
     """Raise RunError KD719 where the run folder has no weights of the student."""
     folder = RunFolder(run_root(parsed))
     if weights is None and not (
-        folder.best_student.exists() or folder.student.exists() or checkpoints(folder.checkpoints)
+        exists(folder.best_student) or exists(folder.student) or checkpoints(folder.checkpoints)
     ):
         raise _without_weights(folder)
 
@@ -238,7 +239,7 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )
     left_out = tuple(load_weights(net, path, where=where))
-    size = path.stat().st_size if path.is_file() else None
+    size = size_of(path) if is_file(path) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
     return EvaluatedNetwork(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
@@ -375,7 +376,7 @@ def rebuild(
         labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
         teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)
     with ExitStack() as stack:
-        joined = join_jobs(spec, student, teachers, sample, facts, stack)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, made_up_labels(facts))
     assert isinstance(joined.deployed, (Network, DeployedStudent))
     return joined.deployed, joined.trainee
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.check.losses import check_losses
+from kdcli.check.losses import check_losses, refuses_one_sample
 from kdcli.check.training import (
     check_batch,
     check_data,
     check_lengths,
     check_stages,
     check_warm_ups,
+    one_sample_batches,
     steps_per_epoch_of,
 )
 from kdcli.data.check import Look, check_files
@@ -63,10 +64,13 @@ from kdcli.training.build import (
     teacher_settings,
     weight_path,
 )
+from kdcli.training.caches import few_views
 from kdcli.training.join_jobs import (
     JoinedJobs,
+    first_samples,
     jobs_of,
     join_views,
+    made_up_labels,
     show_student,
     show_teacher,
     student_taps,
@@ -83,6 +87,7 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 class CheckOptions:
     """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
     weights. progress: hears how far the look at files is. plan: whether to work out what would run, with its cost.
+    processes: how many will train.
     """
 
     plugins: tuple[str, ...] = ()
@@ -90,6 +95,7 @@ class CheckOptions:
     look: Look = "nothing"
     progress: Callable[[int, int], None] | None = None
     plan: bool = True
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +198,8 @@ class _Rehearsal:
     def run(self) -> Plan | None:
         """Run all parts in turn, each as far as the ones before allow."""
         check_data(self.spec, self.findings)
-        self.findings.found += self.options.places.findings(self.spec)
+        with self.findings.part():
+            self.findings.found += self.options.places.findings(self.spec)
         nets = self.networks()
         self.findings.found += self.data.findings
         samples = self.facts.num_samples
@@ -207,6 +214,8 @@ class _Rehearsal:
                 check_threads(self.spec.runtime)
             if per_epoch is not None:
                 self.findings.found += check_warm_ups(self.spec, stages)
+            epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
+            self.findings.found += few_views(self.spec, epochs)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
@@ -215,12 +224,37 @@ class _Rehearsal:
                 self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
                 return None
             joined, teachers = wired
-            self.findings.found += check_losses(
-                joined, teachers, batch, task_loss=any(s.active.task_loss for s in stages) or not stages
-            )
+            task_loss = any(s.active.task_loss for s in stages) or not stages
+            wrong = check_losses(joined, teachers, batch, task_loss=task_loss)
+            self.findings.found += wrong or self.one_sample(joined, teachers, batch, task_loss)
             if not self.options.plan:
                 return None
             return self.plan(nets, joined, teachers, batch, stages, per_epoch, lr)
+
+    def one_sample(
+        self, joined: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], task_loss: bool
+    ) -> list[Diagnostic]:
+        """KD480 where an epoch has a batch of one sample, which the student or a loss can't be trained on.
+
+        Not asked where several processes share each batch out: a step that fails there says the same.
+        """
+        size, count = one_sample_batches(self.spec, self.facts.num_samples)
+        if not count or self.options.processes > 1:
+            return []
+        reason = refuses_one_sample(joined, teachers, first_samples(batch, 1), task_loss=task_loss)
+        if reason is None:
+            return []
+        which = "each batch" if size == 1 else "the last batch of an epoch"
+        return [
+            Diagnostic(
+                code="KD480",
+                message=f"{which} holds a single sample ({self.facts.num_samples:,} samples, {size} a batch), on"
+                f" which no step can be taken: {reason}",
+                help="choose another `batch_size`"
+                + ("" if size == 1 else ", or leave that batch out: `drop_last: true` beside it"),
+                path=("dataset", "train", "batch_sampler", "kwargs", "batch_size"),
+            )
+        ]
 
     def networks(self) -> dict[str, Network]:
         """Build every network that can be built, on fake tensors."""
@@ -293,6 +327,7 @@ class _Rehearsal:
                 views,
                 batch,
                 facts,
+                made_up_labels(facts),
             )
             if self.mode is not None:
                 to_fake(joined.trainee, self.mode)

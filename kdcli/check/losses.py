@@ -11,9 +11,9 @@ from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss
-from kdcli.errors import Diagnostic, KdError, SpecPath, first_line
+from kdcli.errors import Diagnostic, KdError, SpecPath
+from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE
-from kdcli.spec.plugins import error_text, plugin_failure
 from kdcli.training.join_jobs import JoinedJobs, require
 
 
@@ -89,23 +89,53 @@ def _job(
                 )
 
 
+def refuses_one_sample(
+    joined: JoinedJobs, teachers: Mapping[str, Teacher], one: Mapping[str, Any], *, task_loss: bool
+) -> str | None:
+    """Why a training step can't take a batch of one sample, as BatchNorm on a 1x1 map; None where it can.
+
+    one: such a batch. What else goes wrong with it is not told: a larger batch has shown it.
+    """
+    trainee = joined.trainee
+    trainee.train()
+    running = require(joined, teachers, None, task_loss)
+    try:
+        view = trainee.view(one)
+        views = {name: teachers[name].view(one) for name in running}
+    except NOT_FAKE:
+        raise
+    except Exception as error:
+        found = failure(error, running=True)
+        return text_of(error) if found is not None and found.code == ONE_SAMPLE else None
+    for job in joined.jobs:
+        for finding in _job(trainee, job, view, views, one):
+            if finding.code == "KD450" or "more than 1 value per channel" in finding.message:
+                return finding.message
+    return None
+
+
 def _as_diagnostics(error: Exception, path: SpecPath, what: str) -> Iterator[Diagnostic]:
     if isinstance(error, KdError):
         for diagnostic in error.diagnostics:
             at = diagnostic.path or path
             yield Diagnostic(code=diagnostic.code, message=diagnostic.message, help=diagnostic.help, path=at)
         return
-    if plugin_failure(error) is not None:
-        message = f"{what} can't be computed: {error_text(error)}"
+    if own_mistake(error):
+        raise error
+    found = failure(error, running=True)
+    if found is not None and found.code == "KD496":
+        message = f"{what} can't be computed: {with_place(error)}"
         yield Diagnostic(code="KD437", message=message, path=path)
         return
-    reason = first_line(error)
+    reason = with_place(error)
     if isinstance(error, KeyError):
         reason = f"it reads {error.args[0]!r}, which is not there"
     yield Diagnostic(
         code="KD437",
         message=f"{what} can't be computed: {reason}",
-        help="do the tapped layers have the shapes that the method asks for? `kdcli methods` tells",
+        help=found.help
+        if found is not None and found.help
+        else "do the tapped layers have the shapes that the method asks for? `kdcli methods` tells",
         path=path,
     )
 

@@ -25,21 +25,27 @@ LAUNCHER_PROVED = "KDCLI_PROVED"
 
 
 def proved(
-    parsed: ParsedSpec, options: RunOptions, sides: Sides, processes: Processes
+    parsed: ParsedSpec, options: RunOptions, sides: Sides, processes: Processes, started: int | None = None
 ) -> tuple[RunOptions, list[Diagnostic]]:
     """Prove a run before it starts; returns its options with the proof, and notices.
 
     Rank 0 looks and tells the others: lists and labels are read, 64 images of each side decoded, and the run is
     rehearsed as `validate` does it. Raises SpecError with every finding where one is an error. Nothing is done
     where a launcher has, the user says `--no-check`, or a run goes on that was proved: the same spec, data and
-    version.
+    version. started: how many processes a launcher is about to start.
     """
     if not options.prove:
         return options, []
     findings: tuple[Diagnostic, ...] = ()
     done = bool(os.environ.get(LAUNCHER_PROVED)) or _was_proved(parsed, options, sides)
     if processes.speaks and not done:
-        look = CheckOptions(plugins=options.plugins, places=options.places, look="start", plan=False)
+        look = CheckOptions(
+            plugins=options.plugins,
+            places=options.places,
+            look="start",
+            plan=False,
+            processes=started or processes.world_size,
+        )
         try:
             findings = check(parsed, look, sides).findings
         except KdError as error:  # the others wait for what is found

@@ -261,3 +261,14 @@ def steps_per_epoch_of(spec: Spec, samples: int | None) -> int | None:
     kwargs = spec.dataset.train.batch_sampler.kwargs
     batches = samples // kwargs.batch_size if kwargs.drop_last else -(-samples // kwargs.batch_size)
     return max(1, -(-batches // spec.trainer.accumulate_steps))
+
+
+def one_sample_batches(spec: Spec, samples: int | None) -> tuple[int, int]:
+    """The batch size of training, and how many batches of an epoch hold one sample, in one process."""
+    sampler = spec.dataset.train.batch_sampler
+    size = sampler.kwargs.batch_size
+    if samples is None or sampler.type == "aspect_ratio_group":  # fills its batches up
+        return size, 0
+    if size == 1:
+        return size, samples
+    return size, int(samples % size == 1 and not sampler.kwargs.drop_last)

@@ -63,9 +63,11 @@ for name, (fields, target) in COMMANDS.items():
 def main() -> None:
     """Run `kdcli` with the arguments of this process and exit; every error is one message and an exit code."""
     from kdcli.commands import guarded
+    from kdcli.parallel.interrupts import leave
 
     words = sys.argv[1:]
     command = next((word for word in words if word in COMMANDS), None)
     if command is not None:
         words = with_optional_values(words, COMMANDS[command][0])
-    sys.exit(guarded(lambda: app(words, standalone_mode=True)))
+    traces = "--traceback" in words
+    leave(guarded(lambda: app(words, standalone_mode=True), traces=traces))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from kdcli.commands.options import CommandParameter, Completion, parameters
+from kdcli.disk import expanded
 from kdcli.spec.tables import Target
 
 
@@ -77,9 +78,14 @@ def _option_name(parameter: CommandParameter) -> str:
 def _value(parameter: CommandParameter, given: dict[str, Any]) -> Any:
     """The value of a field from what Typer parsed, words and option together."""
     if not parameter.repeated:
-        return given[parameter.name]
+        return _path(given[parameter.name])
     names = dict.fromkeys([parameter.name, _option_name(parameter)])
-    return tuple(one for name in names for one in given.get(name) or ())
+    return tuple(_path(one) for name in names for one in given.get(name) or ())
+
+
+def _path(value: Any) -> Any:
+    """A path with `~` expanded, which a shell leaves in `--weights=~/x`; any other value as it is."""
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _specs(incomplete: str) -> list[str]:

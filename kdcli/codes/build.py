@@ -351,6 +351,12 @@ BUILD: dict[str, Explanation] = {
         " returns a mapping, and every module of kdcli, names its outputs itself.",
         "wrong: outputs: [logits] where the model returns (logits, features)\nright: outputs: [logits, features]",
     ),
+    "KD480": Explanation(
+        "batch of a single sample",
+        "BatchNorm, and losses that normalise over the batch, need two values a channel. On a map of 1x1 a batch of"
+        " one sample has a single one. The last batch of an epoch holds what is left over of the samples.",
+        "wrong: batch_size: 67 of 68 samples\nright: {batch_size: 67, drop_last: true}, or batch_size: 64",
+    ),
     "KD495": Explanation(
         "a metric of one's own failed",
         "A method of the class that `evaluator.type` names raised an error, told with its file and line. What its"

@@ -183,4 +183,11 @@ CAUTIONS: dict[str, Explanation] = {
         " than meant.",
         "wrong: batch_size: 256 for 100 images\nright: batch_size: 32",
     ),
+    "KD640": Explanation(
+        "cache with few views",
+        "Random transforms are drawn anew in each epoch; a cached teacher has seen `views` of them, and the student"
+        " sees the same ones over and over. It may learn these by heart: a low training loss then says less, and a"
+        " baseline with fresh pixels is no equal comparison.",
+        "more: cache: {views: 20}\nnone: leave `cache` out",
+    ),
 }

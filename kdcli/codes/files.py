@@ -68,9 +68,9 @@ FILES: dict[str, Explanation] = {
     ),
     "KD512": Explanation(
         "too many bad samples",
-        "More samples than `bad_sample_budget` could not be read: rather a wrong folder than a few"
-        " torn files.",
-        "right: mend the data, or dataloader: {kwargs: {bad_sample_budget: 1000}}",
+        "More samples than `bad_sample_budget` (a number, or a share such as 1%) could not be read, or none of a"
+        " whole batch: rather a wrong folder than a few torn files.",
+        "right: mend the data, or dataloader: {kwargs: {bad_sample_budget: 1%}}",
     ),
     "KD513": Explanation(
         "name that leads out of the image folder",
@@ -113,6 +113,12 @@ FILES: dict[str, Explanation] = {
         " nothing in them tells the classes apart. Often the picture lies in an alpha channel, or in numbers of"
         " which only a few are used.",
         "right: image_reader: {type: fs_pillow, kwargs: {image_dir: data, background: white}}",
+    ),
+    "KD521": Explanation(
+        "path that the system refuses",
+        "The file or folder may not be looked at or opened: no right to it or to a folder above it, a name that is too"
+        " long, a link that leads to itself, an unknown `~user`, a failing disk, too many open files.",
+        "ls -ld /data /data/teacher.pt shows who may read it",
     ),
     "KD525": Explanation(
         "annotation file with something to derive",
@@ -168,6 +174,21 @@ FILES: dict[str, Explanation] = {
         " the message names what the file asks for beyond that.",
         "right: torch.save(model.state_dict(), 'weights.pt'), where you trust the original",
     ),
+    "KD537": Explanation(
+        "a damaged weights file",
+        "kdcli's own files (students, exports to safetensors, checkpoints) hold a checksum of their content, and this"
+        " one's content gives another: bits flipped on a disk or on the way, or a program changed tensors and left the"
+        " checksum. It is the entry `kdcli_sha256` of a safetensors file's metadata; files of other programs and of"
+        " kdcli 0.2 have none and are not checked.",
+        "right: copy the file again, or take another of the run: student_best.safetensors, a checkpoint",
+    ),
+    "KD538": Explanation(
+        "weights of another kind of number",
+        "The file holds integers (quantised weights) or complex numbers where the network has real ones, or numbers"
+        " too large for the network's: to convert them would change them in silence. float16, bfloat16, float32 and"
+        " float64 are read alike.",
+        "wrong: the state dict of a quantised model as teacher_weight\nright: the model's weights before quantisation",
+    ),
     "KD540": Explanation(
         "weights that can't be written",
         "The disk is full or the folder is not writable. A file of that name is still the old one, whole.",
@@ -194,6 +215,12 @@ FILES: dict[str, Explanation] = {
         "unknown number of samples",
         "The loss keeps something for every sample of the data, so it has to know how many there are.",
         "wrong: crd on batches of unknown origin",
+    ),
+    "KD545": Explanation(
+        "a teacher's answer that is not finite",
+        "A cache is read epoch after epoch, so an answer that is NaN or infinite is not stored. It comes of weights"
+        " that are damaged, of a sample whose pixels are no numbers, or of half precision, which ends at 65,504.",
+        "right: runtime: {teacher_precision: fp32}",
     ),
     "KD550": Explanation(
         "a teacher that can't be cached",

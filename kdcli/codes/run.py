@@ -28,6 +28,34 @@ RUN: dict[str, Explanation] = {
         " weights that were not its own.",
         "if it is meant: teacher0: {allow_weak_teacher: true, ...}",
     ),
+    "KD704": Explanation(
+        "loss that pulls far too hard",
+        "Its gradient on the student is over 10,000 times the task's, and out of scale to the weights: one plain SGD"
+        " step along it, at the lr that the warm-up reaches, would change them by more than their own norm.",
+        "wrong: loss_weight: 1e6\nright: the `loss_weight` that the message names, or allow_strong_pull: true",
+    ),
+    "KD705": Explanation(
+        "first step that changes no weight",
+        "The optimizer had a gradient and an lr, and every weight is what it was: what was added is lost in rounding.",
+        "wrong: lr: 1.0e-12\nright: lr: 1.0e-3",
+    ),
+    "KD706": Explanation(
+        "first step to weights that are not finite",
+        "With finite gradients the optimizer made a weight infinite or no number.",
+        "wrong: lr: 1.0e+38\nright: lr: 0.1",
+    ),
+    "KD707": Explanation(
+        "first step that follows the gradient",
+        "An update has to oppose the gradient: their inner product is negative. This one drives the loss up. It is a"
+        " warning where the two are not nearly parallel.",
+        "wrong: optimizer: {type: SGD, kwargs: {lr: 0.1, maximize: true}}",
+    ),
+    "KD708": Explanation(
+        "negatives of other classes without labels",
+        "`crd` draws what it contrasts a sample with from the other classes: it needs the label of every sample before"
+        " the first step, and two classes.",
+        "right: crd: {type: crd, kwargs: {negatives: all}}",
+    ),
     "KD710": Explanation(
         "checkpoint that cannot be read",
         "The file is missing, unreadable, or the disk fails.",
@@ -35,8 +63,9 @@ RUN: dict[str, Explanation] = {
     ),
     "KD711": Explanation(
         "damaged checkpoint",
-        "The bytes do not give the checksum in the file's name; the one before is tried.",
-        "delete the file and resume again",
+        "The bytes do not give the checksum inside the file, or the one in its name; or the name says another step"
+        " than the file holds. Where the newest is looked for, the one before is tried.",
+        "delete the file and resume again: kdcli train cfg.yaml --resume",
     ),
     "KD712": Explanation(
         "checkpoint that is not safe to load",
@@ -55,8 +84,9 @@ RUN: dict[str, Explanation] = {
     ),
     "KD715": Explanation(
         "checkpoint of another spec",
-        "A run is continued with the spec that began it; these keys differ.",
-        "put them back, or --allow-changed trainer.max_epoch",
+        "A run is continued with the spec that began it; these keys differ. A larger `max_epoch` or `max_iter` alone is"
+        " no reason: the run is made longer.",
+        "put them back, or --allow-changed trainer.optimizer.kwargs.lr",
     ),
     "KD716": Explanation(
         "teacher with other weights",
@@ -99,8 +129,9 @@ RUN: dict[str, Explanation] = {
         "fewer num_workers or a smaller batch_size, then: kdcli train cfg.yaml --resume",
     ),
     "KD724": Explanation(
-        "device out of memory",
-        "The networks, their features and the batch do not fit into the device's memory together.",
+        "out of memory",
+        "The networks, their features and the batch do not fit together into the memory of the device or, on the CPU,"
+        " of the machine.",
         "kdcli train cfg.yaml dataset.train.batch_sampler.kwargs.batch_size=32 trainer.accumulate_steps=2",
     ),
     "KD725": Explanation(
@@ -114,10 +145,41 @@ RUN: dict[str, Explanation] = {
         "torch.compile needs a C++ compiler on the CPU and Triton on CUDA, and code that it can trace.",
         "kdcli train cfg.yaml runtime.compile=false",
     ),
+    "KD727": Explanation(
+        "processes that were started differently",
+        "Before training the processes of a run compare their spec with all overrides, the options, the versions of"
+        " kdcli and torch, and the data. With another lr or other images in one of them, the weights would be those"
+        " of no spec.",
+        "wrong: torchrun ... with files that differ by machine\nright: the same spec, options and installation for all",
+    ),
+    "KD728": Explanation(
+        "processes that did not come",
+        "A process of the run did not start, or can't reach the address where all meet. The others wait for it for"
+        " two minutes, or as long as the variable KDCLI_MEETING_SECONDS says.",
+        "look at what the missing process says; KDCLI_MEETING_SECONDS=600 where a machine takes long to start",
+    ),
+    "KD729": Explanation(
+        "meeting place of another run",
+        "Another run uses the address at which this run's processes meet, or a process of the same number is there"
+        " already. Two runs that met would train with each other.",
+        "MASTER_PORT=29512, the same for all processes of one run and another for each run",
+    ),
     "KD730": Explanation(
         "numbers that are not finite",
         "A loss or a gradient became infinite or no number during the run; the batch is kept for a look.",
         "lower the lr, set trainer.clip_grad_norm, or trainer.on_nonfinite: skip",
+    ),
+    "KD731": Explanation(
+        "Slurm task that does not know how many there are",
+        "Slurm says which task this is, and not of how many (SLURM_STEP_NUM_TASKS, SLURM_NTASKS). Each task would"
+        " train by itself in one folder.",
+        "right: srun --ntasks=8 kdcli train cfg.yaml\nin a container: hand on the variables SLURM_*",
+    ),
+    "KD732": Explanation(
+        "variables of a launcher that are wrong",
+        "RANK and WORLD_SIZE say that this is one of several processes; where they meet (MASTER_ADDR, MASTER_PORT) or"
+        " how long they wait for each other (KDCLI_MEETING_SECONDS) is missing or no number.",
+        "right: MASTER_ADDR=gpu01 MASTER_PORT=29511 RANK=0 WORLD_SIZE=2 kdcli train cfg.yaml",
     ),
     "KD733": Explanation(
         "checkpoint of other data",
@@ -151,6 +213,42 @@ RUN: dict[str, Explanation] = {
         "Clearing or filling a folder through a symbolic link may hit another place than was meant.",
         "name the real folder: saver.save_dir=/data/runs/digits",
     ),
+    "KD744": Explanation(
+        "training step on a single sample",
+        "BatchNorm in training needs two values a channel, and on a map of 1x1 a batch of one sample has a single one."
+        " Where the number of samples is known before training, KD480 says so at the start.",
+        "dataset: {batch_sampler: {type: base, kwargs: {batch_size: 67, drop_last: true}}}",
+    ),
+    "KD745": Explanation(
+        "reentrant checkpointing",
+        "torch.utils.checkpoint with `use_reentrant=True` runs the block again in a backward pass of its own. It fails"
+        " where single losses are differentiated, as before training, and where several processes share gradients.",
+        "wrong: checkpoint(block, x, use_reentrant=True)\nright: checkpoint(block, x, use_reentrant=False)",
+    ),
+    "KD746": Explanation(
+        "parameters without a gradient in some process",
+        "Several processes add up the gradient of each parameter at each step. A block that one of them skips at"
+        " random has none there, and the others would wait for it for ever.",
+        "wrong: if torch.rand(()) < 0.5: x = x + block(x)\nright: x = x + (torch.rand(()) < 0.5) * block(x)",
+    ),
+    "KD747": Explanation(
+        "index out of range on the device",
+        "A kernel found a number that serves as an index out of range: a label beyond the classes, a token beyond the"
+        " table. CUDA tells it late, and of another line.",
+        "kdcli train cfg.yaml --device cpu",
+    ),
+    "KD748": Explanation(
+        "number formats that do not go together",
+        "Under `runtime.precision` bf16 or fp16 some layers give half precision. A module that makes tensors of its own"
+        " has to make them in the format of what it reads.",
+        "wrong: x @ self.table.float()\nright: x @ self.table.to(x.dtype)",
+    ),
+    "KD749": Explanation(
+        "what was run has failed",
+        "The network, the data, a loss, the optimizer or a library raised an error. The message says what was being"
+        " done, the error's type and text, and the line that it comes from.",
+        "kdcli train cfg.yaml --traceback shows how it came to that line",
+    ),
     "KD750": Explanation(
         "not a run",
         "`report`, `compare`, `export` and `eval` read run folders: those that hold metrics.jsonl and"
@@ -176,6 +274,11 @@ RUN: dict[str, Explanation] = {
         "no plotting library",
         "Curves are drawn with matplotlib, which only the extra `report` installs.",
         "pip install 'kdcli[report]'",
+    ),
+    "KD756": Explanation(
+        "epoch without a batch",
+        "The data said how many batches it has and gave none: going on would be a loop that never ends.",
+        "wrong: an own dataset over a generator, which is empty the second time",
     ),
     "KD760": Explanation(
         "export without its libraries",
@@ -205,5 +308,84 @@ RUN: dict[str, Explanation] = {
         "The exported file names its classes, and the student gives another number of logits. With too many some"
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
+    ),
+    "KD770": Explanation(
+        "run folder in use",
+        "One run writes to a folder at a time: with two, checkpoints would be mixed and one run's results lost. `.lock`"
+        " in the folder names the process that holds it; once that has ended, however it ended, the folder is free.",
+        "kdcli train cfg.yaml saver.save_dir=runs/second, or runtime.random_seed=2, which has a folder of its own",
+    ),
+    "KD771": Explanation(
+        "folder that is no run's",
+        "The folder holds files, and nothing says that a run has made them: training would replace those of the same"
+        " name (env.json, spec.yaml, metrics.jsonl) and mix its own with the rest.",
+        "wrong: saver.save_dir=~/project\nright: saver.save_dir=~/project/runs/digits",
+    ),
+    "KD772": Explanation(
+        "run folder gone",
+        "The run folder, or its metrics.jsonl, was deleted, moved or replaced while the run wrote there, or its disk"
+        " went away: what came after would be saved nowhere.",
+        "kdcli train cfg.yaml --resume, once the folder is back in its place",
+    ),
+    "KD773": Explanation(
+        "run folder taken over",
+        "The folder's lock belongs to another run now: `.lock` was deleted while this run held it, or this process"
+        " stood still for so long that it was taken for dead. Only one of both may go on writing.",
+        "kdcli train cfg.yaml --resume, once the other run has ended",
+    ),
+    "KD780": Explanation(
+        "loss far above its start",
+        "Over two windows of 20 steps a loss stayed many times as high as before the first update: the steps are too"
+        " large, and the student is thrown about instead of taught.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.01 trainer.clip_grad_norm=5",
+    ),
+    "KD781": Explanation(
+        "nothing learnt for an epoch",
+        "For an epoch (of 100 steps at least, after the warm-up) the task's loss is what a network gets that answers"
+        " every image with how frequent the classes are: ln C for C equal ones, more with label smoothing.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.01, and look whether labels fit the images",
+    ),
+    "KD782": Explanation(
+        "outputs that do not differ between images",
+        "The student answers every image the same: it has collapsed, mostly by steps that were too large.",
+        "kdcli train cfg.yaml --overwrite trainer.optimizer.kwargs.lr=0.01 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD783": Explanation(
+        "dead units of the last feature",
+        "Nearly all units that the student's classifier reads are the same for every image, as a ReLU gives zero for"
+        " all: no gradient comes through them any more.",
+        "kdcli train cfg.yaml --overwrite trainer.optimizer.kwargs.lr=0.01 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD784": Explanation(
+        "updates that change no weight",
+        "The optimizer's steps are so small that the weights stay what they are: an lr or a schedule at nothing, or a"
+        " gradient that is clipped away.",
+        "wrong: lr: 1.0e-12\nright: lr: 0.05",
+    ),
+    "KD785": Explanation(
+        "updates larger than the weights",
+        "A single step changed the weights by more than their own norm: what they knew before is gone.",
+        "kdcli train cfg.yaml trainer.optimizer.kwargs.lr=0.05 trainer.lr_scheduler.warmup_iter=200",
+    ),
+    "KD786": Explanation(
+        "moving average that holds its start",
+        "With this `decay` the run is too short for the moving average: at its end a good part of it still is the"
+        " student from before the training, and the average is what is measured and exported.",
+        "wrong: ema: {kwargs: {decay: 0.9999}} for 900 steps\nright: ema: {kwargs: {decay: 0.99}}",
+    ),
+    "KD787": Explanation(
+        "moving average far from the weights",
+        "The run ends with a moving average that is another network than the one that was trained.",
+        "ema: {kwargs: {decay: 0.99}}, or an lr that falls to the end (CosineAnnealingLR)",
+    ),
+    "KD788": Explanation(
+        "student at chance",
+        "The run has ended, and its student can't be told from one that guesses.",
+        "look at the alarms before it, at the lr and at the labels; or train for longer",
+    ),
+    "KD789": Explanation(
+        "gradient far from its median",
+        "A loss pulls a hundred times as hard as it mostly did in this run, so that it drowns all others.",
+        "lower its `loss_weight` or the lr, or set trainer.clip_grad_norm",
     ),
 }

@@ -14,7 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.disk import is_folder
 from kdcli.errors import Interrupted, KdError, RunError, SpecError, UsageError
+from kdcli.failures import failure, keep_tracebacks, tracebacks
 
 if TYPE_CHECKING:
     from kdcli.commands.options import EvalOptions, ExportOptions
@@ -24,16 +26,23 @@ if TYPE_CHECKING:
 OWN_FAULT = 3
 
 
-def guarded(action: Callable[[], object]) -> int:
-    """Run a command and return its exit code. A user's error is printed as diagnostics, kdcli's own as a traceback."""
+def guarded(action: Callable[[], object], *, traces: bool = False) -> int:
+    """Run a command and return its exit code. A user's error is printed as diagnostics, kdcli's own as a traceback.
+
+    traces: `--traceback`: print the whole traceback of a user's error too.
+    """
+    if traces:
+        keep_tracebacks()
     try:
         action()
     except KdError as error:
-        _print(error)
+        _print(error, traces)
         return 128 + error.signal_number if isinstance(error, Interrupted) else error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as leaving:
+        if traces and leaving.code:
+            sys.stderr.write(tracebacks())
         return int(leaving.code or 0) if not isinstance(leaving.code, str) else 1
     except BrokenPipeError:
         return 1
@@ -41,11 +50,12 @@ def guarded(action: Callable[[], object]) -> int:
         import traceback
 
         from kdcli.parallel.launch import finish_telling, tell_launcher
-        from kdcli.spec.plugins import plugin_failure
 
-        failure = plugin_failure(error)
-        if failure is not None:
-            _print(RunError([failure]))
+        found = failure(error, running=False)
+        if found is not None:
+            told = RunError(found)
+            told.__cause__ = error
+            _print(told, traces)
             return RunError.exit_code
         finish_telling()
         message = (
@@ -57,7 +67,7 @@ def guarded(action: Callable[[], object]) -> int:
     return 0
 
 
-def _print(error: KdError) -> None:
+def _print(error: KdError, traces: bool) -> None:
     from kdcli.parallel.interrupts import is_first
     from kdcli.parallel.launch import finish_telling, tell_launcher
 
@@ -70,6 +80,8 @@ def _print(error: KdError) -> None:
         if not is_first():
             return
     text = render(error.diagnostics, colour=wants_colour(sys.stderr))
+    if traces and not isinstance(error, Interrupted):
+        text = tracebacks(error) + "\n" + text
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):
         sys.stderr.write(text)
 
@@ -96,7 +108,7 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.run_folder import reopen
 
-    if Path(options.spec).is_dir():
+    if options.spec != "-" and is_folder(options.spec):
         if options.changes:
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
         device = getattr(options, "device", None)

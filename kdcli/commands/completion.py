@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcli.disk import seen_folder
 from kdcli.errors import KdError
 
 
 def complete_spec(incomplete: str) -> list[str]:
     """Paths that begin with `incomplete`: YAML files, and folders (which may be runs)."""
-    return _paths(incomplete, lambda path: path.is_dir() or path.suffix in (".yaml", ".yml"))
+    return _paths(incomplete, lambda path: seen_folder(path) or path.suffix in (".yaml", ".yml"))
 
 
 def complete_key(spec: str | None, incomplete: str) -> list[str]:
@@ -67,4 +68,4 @@ def _paths(incomplete: str, fits: Any) -> list[str]:
     except OSError:
         return []
     shown = [path for path in found if path.name.startswith(begun) and (begun or path.name[0] != ".")]
-    return [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in shown if fits(path)]
+    return [f"{prefix}{path.name}{'/' if seen_folder(path) else ''}" for path in shown if fits(path)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
 from kdcli.errors import UsageError
+from kdcli.failures import doing
 
 if TYPE_CHECKING:
     from kdcli.commands.options import ExportOptions
@@ -22,7 +23,7 @@ def export(options: ExportOptions) -> None:
 
     size = _size(options.input_size)
     opened = run_or_spec(options)
-    with located(opened.parsed):
+    with located(opened.parsed), doing("exporting the student"):
         done = run(
             opened.parsed,
             opened.options,

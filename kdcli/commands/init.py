@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.disk import entries_like, exists, is_file, is_folder, real_path, text_in
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def init(options: InitOptions) -> None:
 
 def sample_specs() -> dict[str, Path]:
     """Paths of the sample specs by name: those of a checkout, else of the installed package."""
-    beside = Path(__file__).resolve().parents[2] / FOLDER
-    found = sorted(beside.glob("*.yaml")) if beside.is_dir() else _installed()
+    beside = real_path(Path(__file__)).parents[2] / FOLDER
+    found = entries_like(beside, "*.yaml") if is_folder(beside) else _installed()
     if not found:
         raise UsageError.of(
             "the sample specs are not installed", "install kdcli from its wheel or a checkout"
@@ -54,7 +55,7 @@ def sample_specs() -> dict[str, Path]:
 def summary_of(path: Path) -> str:
     """The first sentence of the comment that a sample begins with."""
     words: list[str] = []
-    for line in path.read_text(encoding="utf-8").removeprefix(MODELINE).splitlines():
+    for line in text_in(path).removeprefix(MODELINE).splitlines():
         if not line.startswith("#") or not line.strip("# "):
             break
         words.append(line.strip("# "))
@@ -71,11 +72,11 @@ def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
     from kdcli.reference.schema_json import schema_text
 
     target = folder / path.name
-    text = path.read_text(encoding="utf-8")
+    text = text_in(path)
     beside = [
-        name for name in (*_WEIGHTS.findall(text), *_INCLUDE.findall(text)) if (path.parent / name).is_file()
+        name for name in (*_WEIGHTS.findall(text), *_INCLUDE.findall(text)) if is_file(path.parent / name)
     ]
-    if target.exists() and not force:
+    if exists(target) and not force:
         raise UsageError.of(
             f"{target} is there already", "choose another folder, or overwrite it with `--force`"
         )
@@ -100,7 +101,7 @@ def _installed() -> list[Path]:
     except PackageNotFoundError:
         return []
     places = [Path(str(file.locate())) for file in known if f"{FOLDER}/" in file.as_posix()]
-    return sorted(place.resolve() for place in places if place.suffix == ".yaml" and place.is_file())
+    return sorted(real_path(place) for place in places if place.suffix == ".yaml" and is_file(place))
 
 
 def make_data(options: MakeDataOptions) -> None:
@@ -113,7 +114,7 @@ def make_data(options: MakeDataOptions) -> None:
     from kdcli.report.console import write
 
     folder = options.folder
-    if not options.force and any((folder / f"{side}.json").exists() for side in ("train", "test")):
+    if not options.force and any(exists(folder / f"{side}.json") for side in ("train", "test")):
         raise UsageError.of(
             f"{folder} holds scenes already", "choose another folder, or overwrite them with `--force`"
         )

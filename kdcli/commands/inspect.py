@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.commands import uncollected
 from kdcli.errors import KdError, UsageError
+from kdcli.failures import doing
 
 if TYPE_CHECKING:
     from kdcli.commands.options import InspectOptions
@@ -31,7 +32,8 @@ def inspect_features(options: InspectOptions) -> None:
             from kdcli.analysis.layers import chosen, filtered, input_size, inspect
 
             size = None if options.input is None else input_size(options.input)
-            networks = inspect(parsed, size=size, plugins=options.plugins)
+            with doing("looking at the networks"):
+                networks = inspect(parsed, size=size, plugins=options.plugins)
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from kdcli.disk import seen
+
 Completion = Literal["spec", "key"]
 
 AUTO = "auto"
@@ -150,7 +152,7 @@ def is_checkpoint(word: str) -> bool:
     """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
     if word.startswith("-"):
         return False
-    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or Path(word).exists())
+    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or seen(word))
 
 
 Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC", "spec")]
@@ -171,6 +173,10 @@ Plugins = Annotated[
 ]
 Weights = Annotated[
     Path | None, Option("The student's weights; else the best of its run, else the last.", metavar="FILE")
+]
+Traceback = Annotated[
+    bool,
+    Option("Print the whole traceback of an error too, for a bug report.", ("--traceback",), again=False),
 ]
 
 
@@ -229,6 +235,7 @@ class TrainOptions:
         ),
     ] = None
     check: Annotated[bool, Option("Prove the spec before the start, as `kdcli validate` does.")] = True
+    traceback: Traceback = False
 
     def for_worker(self) -> list[str]:
         """The words after `kdcli` that start the same command in one of several processes."""
@@ -257,6 +264,7 @@ class EvalOptions:
         Path | None,
         Option("Detectors only: draw the boxes of student, teachers and ground truth.", metavar="DIR"),
     ] = None
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +275,7 @@ class CacheOptions:
     changes: Changes = ()
     device: Device = None
     plugins: Plugins = ()
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +302,7 @@ class ValidateOptions:
     strict: Annotated[bool, Option("Warnings count as errors.", ("--strict",))] = False
     plugins: Plugins = ()
     quiet: Annotated[bool, Option("Print the findings only, no summary.", ("--quiet", "-q"))] = False
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +325,7 @@ class InspectOptions:
     ] = False
     format: Annotated[Literal["table", "json", "yaml"], Option("Format of the output.")] = "table"
     plugins: Plugins = ()
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +334,7 @@ class MethodsOptions:
 
     name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
     plugins: Plugins = ()
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,11 +342,14 @@ class ExplainOptions:
     """Explain a code: what it means, why it matters, an example."""
 
     code: Annotated[str, Argument("A code such as KD203.")]
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaOptions:
     """Write the JSON Schema of the spec language, for editors."""
+
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,18 +366,21 @@ class MakeDataOptions:
     num_train: Annotated[int, Option("Number of scenes to train on.", minimum=1)] = 1500
     num_test: Annotated[int, Option("Number of scenes to test on.", minimum=1)] = 300
     force: Annotated[bool, Option("Overwrite scenes that are there already.", ("--force",))] = False
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Write report.html into RUN: curves, costs, classes, calibration, disagreements, feature maps."""
+    """Write report.html into a run folder: curves, costs, classes, calibration, disagreements, feature maps."""
 
-    run: Annotated[Path, Argument("A run folder, finished or not.", "RUN")]
+    spec: RunOrSpec
+    changes: Changes = ()
     quick: Annotated[
         bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
     ] = False
     device: Device = None
     plugins: Plugins = ()
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +392,7 @@ class CompareOptions:
     picture: Annotated[
         Path | None, Option("Draw all runs into FILE: .svg, .png or .pdf.", metavar="FILE")
     ] = None
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +417,7 @@ class ExportOptions:
         Option("A detector's input size; else one that holds the first test images.", metavar="HxW"),
     ] = None
     plugins: Plugins = ()
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,6 +429,7 @@ class InitOptions:
         None
     )
     force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
+    traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,3 +437,4 @@ class DoctorOptions:
     """Print versions, hardware and what is installed, for a bug report."""
 
     format: Annotated[Literal["text", "json"], Option("Format of the output.")] = "text"
+    traceback: Traceback = False

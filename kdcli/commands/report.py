@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, run_or_spec
-from kdcli.errors import KdError, RunError
+from kdcli.disk import is_folder, remove
+from kdcli.errors import KdError, RunError, UsageError
+from kdcli.failures import doing, with_place
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +38,10 @@ def evaluate(options: EvalOptions) -> None:
         oom_as_error(parsed.spec, "test"),
         distributed.processes(options.device or parsed.spec.runtime.device) as processes,
     ):
-        sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
-        keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-        rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
+        with doing("measuring the networks"):
+            sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
+            keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
+            rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
     if processes.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
@@ -46,14 +50,15 @@ def evaluate(options: EvalOptions) -> None:
 
 
 def report(options: ReportOptions) -> None:
-    """`kdcli report`: write report.html into a run folder; with --quick no network is run."""
+    """`kdcli report`: write report.html into a run folder, finished or not; with --quick no network is run."""
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
     from kdcli.report.recorded_run import read_run
     from kdcli.report.report_page import write_report
 
     need_matplotlib()
-    read_run(options.run)
+    root = _run_folder(options)
+    read_run(root)
     if not options.quick:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
@@ -61,16 +66,31 @@ def report(options: ReportOptions) -> None:
         from kdcli.training.run_folder import reopen
 
         try:
-            run = reopen(options.run, device=options.device, plugins=options.plugins)
+            run = reopen(root, device=options.device, plugins=options.plugins)
             _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
             chosen = choose_device(options.device or run.parsed.spec.runtime.device)
-            _, notices = write_report_data(run.parsed, run.options, chosen)
+            with doing("running the networks for the report"):
+                _, notices = write_report_data(run.parsed, run.options, chosen)
             _warn(notice.message for notice in notices)
         except KdError as error:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
-    write(f"{write_report(options.run)}\n")
+    with doing(f"writing the report of {root}"):
+        page = write_report(root)
+    write(f"{page}\n")
+
+
+def _run_folder(options: ReportOptions) -> Path:
+    """The run folder that `RUN|SPEC` names."""
+    if not options.spec.endswith((".yaml", ".yml")) or is_folder(options.spec):
+        if options.changes:
+            raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
+        return Path(options.spec)
+    from kdcli.spec.parse import read
+    from kdcli.training.build import run_root
+
+    return run_root(read(options.spec, options.changes))
 
 
 def write_up(
@@ -92,7 +112,8 @@ def write_up(
     try:
         _, notices = write_report_data(parsed, options, device)
     except Exception as error:
-        (root / "report_data.json").unlink(missing_ok=True)
+        with suppress(RunError):
+            remove(root / "report_data.json")
         message = f"the report shows curves alone: {_reason(error)}"
         notices = [Notice(message=message, level="warning")]
     try:
@@ -121,7 +142,4 @@ def _warn(messages: Iterable[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, KdError):
-        return error.diagnostics[0].message
-    first = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *first[:1]])
+    return error.diagnostics[0].message if isinstance(error, KdError) else with_place(error)

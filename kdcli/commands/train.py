@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
+from kdcli.disk import expanded, is_file, write_whole
 from kdcli.errors import UsageError
+from kdcli.failures import doing
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.parallel.launch import (
     continue_command,
@@ -51,11 +52,10 @@ def train(arguments: TrainOptions) -> None:
         if plan is None:
             run_here(arguments, parsed, interrupts)
             return
-        if arguments.spec == "-":
-            raise UsageError.of(
-                "a spec from standard input can't be given to several processes", "use a file"
-            )
-        prove_for_workers(arguments, parsed)
+        if arguments.spec == "-" or not is_file(arguments.spec):
+            whence = "standard input" if arguments.spec == "-" else "a pipe"
+            raise UsageError.of(f"a spec from {whence} can't be given to several processes", "use a file")
+        prove_for_workers(arguments, parsed, plan.processes * plan.nnodes, one_machine=plan.nnodes == 1)
     launch(plan, arguments.for_worker(), again=arguments.again())
 
 
@@ -67,40 +67,61 @@ def options_of(arguments: TrainOptions, parsed: ParsedSpec, *, again: bool) -> R
         arguments,
         parsed,
         overwrite=arguments.overwrite and not again,
-        resume=again if resume is None else True if resume == AUTO else Path(resume),
+        resume=again if resume is None else True if resume == AUTO else expanded(resume),
         restarted=again,
         again=continue_command() or arguments.again(),
         prove=arguments.check,
     )
 
 
-def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec) -> None:
-    """Prove the spec in the launching process, once for all that it starts."""
+def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int, *, one_machine: bool) -> None:
+    """Prove the spec in the launching process, once for all that it starts; first that the run folder is free.
+
+    count: how many processes are started. one_machine: else another machine's processes may have claimed the folder
+    for this run already.
+    """
     if not arguments.check:
         return
     import torch
 
     from kdcli.check.proof import LAUNCHER_PROVED
     from kdcli.parallel.distributed import Processes
+    from kdcli.training.build import claimed_folder
 
     processes = Processes(device=torch.device("cpu"))
-    prove_and_warn(parsed, options_of(arguments, parsed, again=False), processes)
+    options = options_of(arguments, parsed, again=False)
+    with claimed_folder(parsed, options, processes, say) if one_machine else nullcontext():
+        prove_and_warn(parsed, options, processes, count)
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_and_warn(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> tuple[RunOptions, Sides]:
-    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it."""
+def say(sentence: str) -> None:
+    """A sentence on standard error, at once."""
+    from kdcli.report.console import write
+
+    write(f"{sentence}\n", sys.stderr)
+
+
+def prove_and_warn(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, started: int | None = None
+) -> tuple[RunOptions, Sides]:
+    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it.
+
+    started: how many processes will train, where these are not the ones.
+    """
     from kdcli.check.proof import proved
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
-    from kdcli.training.build import run_root
+    from kdcli.training.build import naming, run_root
     from kdcli.training.run_folder import RunFolder, with_own_files
     from kdcli.training.sides import Sides
 
     with located(parsed):
-        options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
-        sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-        options, warnings = proved(parsed, options, sides, processes)
+        with naming(parsed, "save_dir"):
+            options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
+        with doing("looking at the spec's files and networks"):
+            sides = Sides(parsed.spec, options.places, plugins=options.plugins)
+            options, warnings = proved(parsed, options, sides, processes, started)
     if warnings and processes.speaks:
         write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
     return options, sides
@@ -112,9 +133,10 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
     from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.logger import LoggedRun, Loggers
+    from kdcli.report.loggers.background import Loggers
+    from kdcli.report.loggers.logger import LoggedRun
     from kdcli.spec.parse import resolved_data
-    from kdcli.training.build import built
+    from kdcli.training.build import built, claimed_folder
     from kdcli.training.train import train as records_of
 
     options = options_of(arguments, parsed, again=started_again())
@@ -122,9 +144,13 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
         stack.enter_context(oom_as_error(parsed.spec))
-        processes = stack.enter_context(distributed.processes(device))
+        facts = facts_of(parsed, arguments)
+        processes = stack.enter_context(distributed.processes(device, facts=facts))
+        # First of all: a proof that takes a while must not end in "another run is here".
+        folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
         options, sides = prove_and_warn(parsed, options, processes)
-        run = stack.enter_context(built(parsed, options, processes, sides))
+        with doing("building the run"):
+            run = stack.enter_context(built(parsed, options, processes, sides, folder))
         if arguments.profile is not None:
             show_profile(run, arguments.profile, interrupts)
             return
@@ -148,11 +174,22 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
                 *(word for package in arguments.plugins for word in ("--plugin", package)),
             ],
             quiet=arguments.quiet,
-            loggers=Loggers(parsed.spec.trainer.loggers, logged),
+            loggers=Loggers(
+                parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
+            ),
             write_up=report if arguments.report else None,
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)
+
+
+def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict[str, object]:
+    """What every process of one run must have been given alike: the spec as it was read, and options."""
+    from kdcli.spec.parse import resolved_data
+
+    names = ("resume", "overwrite", "allow_changed", "plugins", "profile", "check", "report")
+    options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {"the spec": resolved_data(parsed.spec), "the command line": options}
 
 
 def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
@@ -161,10 +198,11 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
     from kdcli.report.console import write
     from kdcli.training.profile import profile
 
-    profiled = profile(run, steps, interrupts)
+    with doing("profiling"):
+        profiled = profile(run, steps, interrupts)
     if run.processes.speaks:
         text = profile_text(profiled, run.processes.world_size)
-        profiled.trace.with_name("profile.txt").write_text(text, encoding="utf-8")
+        write_whole(profiled.trace.with_name("profile.txt"), text)
         write(text)
 
 
@@ -179,7 +217,11 @@ def cache(options: CacheOptions) -> None:
     with (
         located(parsed),
         oom_as_error(parsed.spec),
-        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
+        distributed.processes(
+            options.device or parsed.spec.runtime.device, facts=facts_of(parsed, options)
+        ) as processes,
     ):
-        for notice in make_caches(parsed, run_options(options, parsed), processes):
-            write(notice.message + "\n", sys.stderr)
+        with doing("caching the teachers"):
+            for notice in make_caches(parsed, run_options(options, parsed), processes):
+                level = "warning: " if notice.level == "warning" else ""
+                write(f"{level}{notice.message}\n", sys.stderr)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kdcli.commands import uncollected
+from kdcli.disk import seen
 from kdcli.errors import Diagnostic, KdError
+from kdcli.failures import doing
 
 if TYPE_CHECKING:
     from kdcli.commands.options import ValidateOptions
@@ -49,7 +50,7 @@ def validate(options: ValidateOptions) -> int:
 
 def files_and_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The specs and the `key=value` changes among the words of a command line; a word that is a file is a spec."""
-    changes = [word for word in words if "=" in word and not Path(word).exists()]
+    changes = [word for word in words if "=" in word and not seen(word)]
     return [word for word in words if word not in changes], changes
 
 
@@ -87,16 +88,21 @@ def examine(
     from kdcli.report.live.live_screen import progress
 
     look: Look = "nothing" if files is None else "quick" if files == "quick" else "whole"
-    with progress("looking at images") as update:
-        checked = check(
-            parsed,
-            CheckOptions(
-                plugins=tuple(plugins),
-                places=parsed.places,
-                look=look,
-                progress=update,
-            ),
-        )
+    try:
+        with progress("looking at images") as update, doing("looking at the spec's files and networks"):
+            checked = check(
+                parsed,
+                CheckOptions(
+                    plugins=tuple(plugins),
+                    places=parsed.places,
+                    look=look,
+                    progress=update,
+                ),
+            )
+    except KdError as error:
+        if error.exit_code != 1:
+            raise
+        return [*findings, *map(parsed.locate, error.diagnostics)], None
     return [*findings, *checked.findings], checked.plan
 
 

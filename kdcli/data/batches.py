@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from kdcli.data.draws import MIXING, Draws, Ids, generator
 from kdcli.data.facts import DataFacts
@@ -46,9 +47,30 @@ Loaded = tuple[dict[str, Any], tuple[BadRecord, ...]]
 
 
 class BatchReader(Protocol):
-    """Reads the batch of a key; picklable, without state."""
+    """Reads the batch of a key; picklable, without state. reading: tells which sample it reads, where it has one."""
+
+    reading: Reading | None
 
     def __getitem__(self, key: BatchKey) -> Loaded: ...
+
+
+class Reading:
+    """The sample that each data worker reads now, in memory that all processes see; the main process is the last."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._samples = torch.full((num_workers + 1,), -1, dtype=torch.int64)
+        if num_workers:
+            self._samples.share_memory_()  # type: ignore[no-untyped-call]
+
+    def begins(self, sample: int) -> None:
+        """This process begins with a sample."""
+        worker = get_worker_info()
+        self._samples[-1 if worker is None else worker.id] = sample
+
+    def of(self, worker: int | None) -> int | None:
+        """The sample of a worker, None: of the main process; None before the first."""
+        sample = int(self._samples[-1 if worker is None else worker])
+        return None if sample < 0 else sample
 
 
 class Mixing:
@@ -83,6 +105,7 @@ class ArrayReader:
         self.images, self.labels = source.images, torch.from_numpy(source.labels)
         self.pipeline, self.seed, self.mixing = pipeline, seed, mixing
         self.start, self.replaced = start, replaced
+        self.reading: Reading | None = None
 
     def __getitem__(self, key: BatchKey) -> Loaded:
         ids = key.ids
@@ -113,6 +136,7 @@ class SampleReader:
     def __init__(self, source: SampleSource, seed: int, mixing: Mixing, *, train: bool, skip: bool) -> None:
         self.source, self.seed, self.mixing = source, seed, mixing
         self.train, self.skip = train, skip
+        self.reading: Reading | None = None
 
     def __getitem__(self, key: BatchKey) -> Loaded:
         samples: list[Mapping[str, Any]] = []
@@ -122,6 +146,8 @@ class SampleReader:
             for offset in range(self.tries if self.skip and self.train else 1):
                 index = (int(sample) + offset) % len(self.source)
                 draws = Draws(self.seed, key.view, np.array([index], dtype=np.int64))
+                if self.reading is not None:
+                    self.reading.begins(index)
                 try:
                     samples.append(self.source.load(index, draws))
                     indices.append(index)

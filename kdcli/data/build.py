@@ -101,8 +101,44 @@ def build_loader(
         # A second thread of tensor work helps where the main one waits for a GPU, and hurts elsewhere.
         prefetch=prefetch and torch.cuda.is_available(),
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
+        every_batch=train,
         bad_samples=bad,
         notices=opened.notices,
+        name=source.name,
+    )
+
+
+def unaugmented_loader(
+    train: OpenedData, test: OpenedData, *, seed: int, rank: int = 0, world_size: int = 1
+) -> Loader | None:
+    """The training data's first epoch with the transforms of the test side, nothing mixed.
+
+    None where a side makes its samples or batches itself, so that its augmentation can't be told apart.
+    """
+    part, source = train.part, train.source
+    if not all(isinstance(side.source, (ArrayImages, ImageSource)) for side in (train, test)):
+        return None
+    assert isinstance(source, (ArrayImages, ImageSource))
+    kwargs, mixing = part.dataloader.kwargs, Mixing(None, seed)
+    skip = kwargs.on_bad_sample == "skip"
+    pipeline = build_pipeline(test.part.dataset.kwargs.transformer, _pipeline_path(test.path))
+    reader: ArrayReader | SampleReader
+    if isinstance(source, ArrayImages):
+        reader = ArrayReader(source, pipeline, seed, mixing)
+    else:
+        # Never held in memory: it is read once.
+        samples = ImageSamples(source, pipeline, train.facts)
+        reader = SampleReader(samples, seed, mixing, train=True, skip=skip)
+    return Loader(
+        reader,
+        _order(part, source, train.path, train=True, seed=seed, rank=rank, world_size=world_size),
+        train.facts,
+        batch_size=part.batch_sampler.kwargs.batch_size,
+        rank=rank,
+        world_size=world_size,
+        num_workers=kwargs.num_workers,
+        pin_memory=kwargs.pin_memory,
+        bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         name=source.name,
     )
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from kdcli.data.image_readers import PillowReader, load, numbers_in, opened
 from kdcli.data.pixel_values import depth_of, has_alpha, what_to_write
 from kdcli.data.sources import BadSample
-from kdcli.errors import Diagnostic, SpecPath
+from kdcli.disk import exists
+from kdcli.errors import Diagnostic, RunError, SpecPath
 
 NAMED = 5
 """How many bad images a message names."""
@@ -158,9 +159,16 @@ def _missing(files: Sequence[str]) -> list[str]:
         if folder not in listed:
             listed[folder] = _files_in(folder)
         # The listing is quick and knows names by their bytes only: what it lacks is asked for.
-        if name not in listed[folder] and not os.path.exists(file):
+        if name not in listed[folder] and _is_gone(file):
             missing.append(file)
     return missing
+
+
+def _is_gone(file: str) -> bool:
+    try:
+        return not exists(file)
+    except RunError:
+        return False  # what the system refuses is told where the file is opened
 
 
 def _files_in(folder: str) -> set[str]:

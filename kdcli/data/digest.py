@@ -337,3 +337,78 @@ def other_pixels(kept: Any, probe: Tensor | None) -> list[int] | None:
         return None
     differs = ~((before - probe).abs().amax(1) <= TOLERANCE)
     return [int(place) for place in differs.nonzero()[:, 0]]
+
+
+EXAMPLES = 3
+"""How many names are listed of each kind of change."""
+
+LONGEST = 120
+"""A longer name is cut to its last characters."""
+
+
+def in_words(changes: Changes, before: Listing, now: Listing) -> list[str]:
+    """The difference in words; the order of the samples only where nothing else differs."""
+    thing = "sample" if now.kind == "arrays" else "image"
+    phrases = []
+    if changes.came:
+        phrases.append(f"{_count(changes.came, thing)} came ({names_in_words(changes.came)})")
+    if changes.went:
+        phrases.append(f"{_count(changes.went, thing)} went ({names_in_words(changes.went)})")
+    if changes.labels:
+        several = len(changes.labels) > 1
+        if now.kind == "boxes":
+            what = f"{'have' if several else 'has'} other boxes ({names_in_words([o.name for o in changes.labels])})"
+        else:
+            examples = [f"{_shown(o.name)} from {o.before} to {o.now}" for o in changes.labels[:EXAMPLES]]
+            what = f"changed {'their' if several else 'its'} label ({_list(examples, changes.labels)})"
+        phrases.append(f"{_count(changes.labels, thing)} {what}")
+    if changes.contents:
+        verb = "have" if len(changes.contents) > 1 else "has"
+        if now.kind == "arrays":
+            what = f"other pixels ({names_in_words([o.name for o in changes.contents])})"
+        else:
+            what = (
+                f"another size ({_list(list(map(_resized, changes.contents[:EXAMPLES])), changes.contents)})"
+            )
+        phrases.append(f"{_count(changes.contents, thing)} {verb} {what}")
+    if changes.classes:
+        phrases.append(_of_classes(before.classes or (), now.classes or ()))
+    if changes.truth and not phrases:
+        phrases.append("the annotations that it is measured by are others")
+    if changes.reordered and not phrases:
+        phrases.append("its samples come in another order")
+    return phrases
+
+
+def _of_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    came = [name for name in now if name not in set(before)]
+    went = [name for name in before if name not in set(now)]
+    phrases = [f"{names_in_words(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
+    return f"of its classes {' and '.join(phrases)}" if phrases else "its classes come in another order"
+
+
+def _resized(other: Other) -> str:
+    name = _shown(other.name)
+    if other.now == MISSING:
+        return f"{name} is missing"
+    if other.before == MISSING:
+        return f"{name} was missing"
+    return f"{name} from {other.before} to {other.now} bytes"
+
+
+def _count(items: Sequence[Any], thing: str) -> str:
+    return f"{len(items):,} {thing}{'s' if len(items) != 1 else ''}"
+
+
+def names_in_words(names: Sequence[str]) -> str:
+    """The first few names, and that there are more."""
+    return _list([_shown(name) for name in names[:EXAMPLES]], names)
+
+
+def _list(examples: Sequence[str], all_: Sequence[Any]) -> str:
+    return ", ".join(examples) + (", ..." if len(all_) > len(examples) else "")
+
+
+def _shown(name: str) -> str:
+    plain = name.encode("utf-8", "backslashreplace").decode()
+    return f"`{plain if len(plain) <= LONGEST else '...' + plain[-LONGEST:]}`"

@@ -32,6 +32,7 @@ from kdcli.data.pixel_values import (
     range_of,
 )
 from kdcli.data.sources import BadSample
+from kdcli.disk import is_folder, size_of
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.places import Places
 
@@ -90,7 +91,7 @@ class PillowReader:
             where: SpecPath = (*path, "kwargs", "image_dir")
             where = where if isinstance(image_dir, str) else (*where, number)
             self.roots.append(str(places.find(folder, where)))
-            if not os.path.isdir(self.roots[-1]):
+            if not is_folder(self.roots[-1]):
                 message = f"there is no folder `{folder}`"
                 help = f"`image_dir` is the folder of the images; {places.missing(folder, where)}"
                 self.missing.append(Diagnostic(code="KD518", message=message, help=help, path=where))
@@ -199,7 +200,7 @@ def opened(file: str) -> ImageFile.ImageFile:
         except Image.DecompressionBombError as reason:
             raise BadSample(file, f"it declares more than {2 * PIXEL_LIMIT:,} pixels") from reason
         except UnidentifiedImageError as reason:
-            said = f"it is none of {', '.join(FORMATS)}" if os.path.getsize(file) else "it is empty"
+            said = f"it is none of {', '.join(FORMATS)}" if size_of(file) else "it is empty"
             raise BadSample(file, said) from reason
         except OSError as reason:
             raise BadSample(file, _system_error(reason)) from reason
@@ -212,8 +213,12 @@ def opened(file: str) -> ImageFile.ImageFile:
 
 
 def _no_file(file: str) -> str:
-    if not os.path.exists(file):
+    try:
+        os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
         return MISSING
+    except OSError as reason:
+        return _system_error(reason)
     return "it is a folder, no regular file" if os.path.isdir(file) else "it is no regular file"
 
 

@@ -8,6 +8,7 @@ once over all processes. `start` needs no reading: batches are lists of ids.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
 import threading
 import weakref
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -23,11 +25,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded
+from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded, Reading
 from kdcli.data.draws import Ids, permutation
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
+from kdcli.failures import doing
+from kdcli.waiting import waiting
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that end a run; data workers leave them to the main process."""
@@ -37,7 +41,9 @@ class Loader:
     """Batches as a function of (spec, seed, epoch); made by kdcli.data.build.build_loader.
 
     facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
-    once. notices: plain sentences for the user. name: what to call a sample. One epoch runs at a time.
+    once. bad_sample_budget: how many may be, or (a float) which share of all. every_batch: whether a batch without
+    a readable sample stops, as in training, where the processes would get out of step. notices: plain sentences for
+    the user. name: what to call a sample. One epoch runs at a time.
     """
 
     def __init__(
@@ -53,7 +59,8 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch: bool = False,
-        bad_sample_budget: int | None = None,
+        bad_sample_budget: int | float | None = None,
+        every_batch: bool = False,
         bad_samples: Sequence[BadRecord] = (),
         notices: Sequence[str] = (),
         name: Callable[[int], str] = "sample {}".format,
@@ -68,6 +75,8 @@ class Loader:
         self._num_workers = 0 if isinstance(reader, ArrayReader) else num_workers
         self._prefetch = prefetch and isinstance(reader, ArrayReader)
         self._budget = bad_sample_budget
+        self._every_batch = every_batch
+        self._reading = reader.reading = Reading(self._num_workers)
         self._workers: DataLoader[Loaded] | None = None
         self._keys = _Keys()
         self._at_exit = _Close(self)
@@ -91,12 +100,30 @@ class Loader:
             BatchKey(epoch, view, number * self._world_size + self._rank, ids)
             for number, ids in enumerate(self._order.batches(epoch))
         ][start:]
-        for batch, bad in self._load(keys):
+        given = 0
+        for number, (batch, bad) in enumerate(self._load(keys)):
             self._note(bad)
             if batch:
                 if self._views:
                     batch = {**batch, "view": view, "ids": batch["indices"].numpy()}
+                given += 1
                 yield MappingProxyType(batch)
+            elif self._every_batch:
+                raise self._nothing_readable(keys[number].ids)
+        # Of several processes one may have a share of few samples; what all have is looked at together.
+        if keys and not start and not given and self._world_size == 1:
+            raise self._nothing_readable(keys[-1].ids)
+
+    def _nothing_readable(self, ids: Ids) -> RunError:
+        """No sample of a batch, nor what stands for it, can be read."""
+        last = self.bad_samples[-1] if self.bad_samples else None
+        why = "" if last is None else f"; the last is `{last.name}`: {last.reason}"
+        return RunError.of(
+            "KD512",
+            f"of {len(ids)} samples that make a batch none can be read ({len(self.bad_samples)} of "
+            f"{self.facts.num_samples} samples so far){why}",
+            "is the data's folder the right one, and there?",
+        )
 
     def some(self, ids: Sequence[int]) -> Batch:
         """One batch of these samples in their first view; empty where they can't be read."""
@@ -119,19 +146,36 @@ class Loader:
             atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
-        if self._num_workers:
-            yield from self._from_workers(keys)
-        elif self._prefetch:
-            yield from self._from_thread(keys)
-        else:
-            for key in keys:
-                yield self._here(key)
+        with doing("reading the data"):
+            if self._num_workers:
+                yield from self._from_workers(keys)
+            elif self._prefetch:
+                yield from self._from_thread(keys)
+            else:
+                for key in keys:
+                    with waiting(self._slow_sample):
+                        loaded = self._here(key)
+                    yield loaded
 
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]
         if self._pin:
             batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         return batch, bad
+
+    def _slow_sample(self) -> str | None:
+        """What the main process reads, for a notice."""
+        sample = self._reading.of(None)
+        return None if sample is None else f"`{self._name(sample)}` to be read"
+
+    def _awaited(self, loaded: Any) -> str:
+        """The data worker whose batch is to come next, for a notice: its state, and what it reads."""
+        worker = loaded._task_info[loaded._rcvd_idx][0]
+        process = loaded._workers[worker]
+        state = STATES.get(_state_of(process.pid), "")
+        sample = self._reading.of(worker)
+        reads = "" if sample is None else f"; it reads `{self._name(sample)}`"
+        return f"data worker {worker} (pid {process.pid}{', ' + state if state else ''}){reads}"
 
     def _from_thread(self, keys: list[BatchKey], ahead: int = 2) -> Iterator[Loaded]:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcli-data") as pool:
@@ -165,13 +209,16 @@ class Loader:
         self._keys.keys = keys
         with _starting_workers():
             loaded = iter(self._workers)
+        waited = _each_told(loaded, lambda: self._awaited(loaded))
         if start:
             # Before torch's and multiprocessing's own, which wait for workers that nobody has told to end.
             atexit.register(self._at_exit)
         try:
-            yield from loaded
+            yield from waited
         except (RuntimeError, EOFError, ConnectionError) as reason:
-            if isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason):
+            # What the user's code raises there has the worker's traceback in its text.
+            handed_on = "Original Traceback" in str(reason)
+            if handed_on or (isinstance(reason, RuntimeError) and "DataLoader worker" not in str(reason)):
                 raise
             self.close()
             raise RunError.of(
@@ -192,13 +239,26 @@ class Loader:
                 )
             if all(known.sample != record.sample for known in self.bad_samples):
                 self.bad_samples.append(record)
-            if len(self.bad_samples) > self._budget:
+            total = self.facts.num_samples
+            if len(self.bad_samples) > allowed(self._budget, total):
                 raise RunError.of(
                     "KD512",
                     f"{len(self.bad_samples)} samples can't be read, more than `bad_sample_budget` "
-                    f"allows ({self._budget}); the last is `{record.name}`: {record.reason}",
+                    f"allows ({budget_text(self._budget, total)}); the last is `{record.name}`: {record.reason}",
                     "mend the data, or raise `bad_sample_budget`",
                 )
+
+
+def allowed(budget: int | float, samples: int | None) -> int:
+    """How many samples may be bad: the budget, or (a float) that share of all, rounded down."""
+    return int(budget * (samples or 0) + 1e-9) if isinstance(budget, float) else budget
+
+
+def budget_text(budget: int | float, samples: int | None) -> str:
+    """The budget in a message: `20`, or `1% of 5,000 = 50`."""
+    if isinstance(budget, float):
+        return f"{100 * budget:g}% of {samples or 0} = {allowed(budget, samples)}"
+    return str(budget)
 
 
 class GivenLoader(Loader):
@@ -215,11 +275,12 @@ class GivenLoader(Loader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one pass, from number `start` on."""
         seen = 0
-        for number, given in enumerate(islice(self.source.batches, len(self.source))):
-            batch = self.source.batch(given, seen)
-            seen += len(batch["image"])
-            if number >= start:
-                yield batch
+        with doing("reading the given data"):
+            for number, given in enumerate(islice(self.source.batches, len(self.source))):
+                batch = self.source.batch(given, seen)
+                seen += len(batch["image"])
+                if number >= start:
+                    yield batch
 
     def some(self, ids: Sequence[int]) -> Batch:
         """Nothing: single samples can't be asked for."""
@@ -231,6 +292,36 @@ class GivenLoader(Loader):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _each_told(loaded: Iterator[Loaded], what: Callable[[], str | None]) -> Iterator[Loaded]:
+    """The items of an iterator; a notice where one does not come."""
+    while True:
+        with waiting(what):
+            try:
+                item = next(loaded)
+            except StopIteration:
+                return
+        yield item
+
+
+STATES = {
+    "T": "stopped by a signal",
+    "D": "waiting for a disk or a network share",
+    "Z": "ended",
+    "S": "asleep",
+    "R": "at work",
+}
+"""States of a process as Linux names them."""
+
+
+def _state_of(pid: int | None) -> str:
+    """The letter of a process's state; "" where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].strip()[:1]
 
 
 class _Keys:
@@ -259,8 +350,14 @@ def _starting_workers() -> Iterator[None]:
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    others = set(multiprocessing.active_children())
     try:
         yield
+    except BaseException:
+        # Those before the one that could not start (too many open files) wait for ever, and heed no SIGTERM.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         if on_main_thread:
             signal.signal(signal.SIGCHLD, before)

@@ -200,6 +200,11 @@ class OpenedData:
     facts: DataFacts
     notices: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> Ids | None:
+        """The class of each sample; None where only its batches say it."""
+        return None if isinstance(self.source, (SampleSource, BatchSource)) else self.source.labels
+
     def numbered_by(self, names: tuple[str, ...], numbers: list[int]) -> OpenedData:
         """The same samples with the classes `names`; numbers: for each class of this side its place in them."""
         assert not isinstance(self.source, (SampleSource, BatchSource))

@@ -285,7 +285,11 @@ def _calls(
 ) -> list[Callable[..., Tensor]]:
     """The loss as one callable for all pairs, or one for each where it is made from shapes."""
     context, binding = job_loss.context, job_loss.binding
-    facts: dict[str, Any] = {"num_samples": context.num_samples, "num_classes": context.num_classes}
+    facts: dict[str, Any] = {
+        "num_samples": context.num_samples,
+        "num_classes": context.num_classes,
+        "sample_labels": context.sample_labels,
+    }
     if "teacher_classifier" in binding.facts:
         assert job_loss.teacher is not None
         facts["teacher_classifier"] = context.teacher_classifier(job_loss.teacher)

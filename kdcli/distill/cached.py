@@ -6,17 +6,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdcli.disk import temporary_name
 from kdcli.distill.taps import Feature, View
 from kdcli.distill.teacher import Teacher
-from kdcli.errors import SpecError
+from kdcli.errors import RunError, SpecError
 
 Place = int | list[int]
 """The column of a feature; of a layer that runs several times, one column a call."""
@@ -48,7 +51,9 @@ class CachedTeacher:
     def view(self, batch: Mapping[str, Any]) -> View:
         """Features and outputs that are needed now (the teacher's taps know which), without gradient."""
         rows = torch.from_numpy(batch["ids"]) + int(batch["view"]) * self.num_samples
-        there = self.store.has(rows)
+        taps = self.teacher.taps
+        wanted = self.outputs if taps.outputs is None else self.outputs & taps.outputs
+        there = self.store.has(rows, self.columns(taps.names, wanted))
         if not bool(there.all()):
             self.fill(batch, rows, ~there)
         device = batch["image"].device
@@ -59,16 +64,23 @@ class CachedTeacher:
                 read[number] = _on(self.store.read(rows, number), device)
             return read[number]
 
-        taps = self.teacher.taps
         features: dict[str, Feature] = {}
         for name, place in self.layout.features.items():
             if name in taps.names:
                 features[name] = column(place) if isinstance(place, int) else [column(p) for p in place]
-        wanted = self.outputs if taps.outputs is None else self.outputs & taps.outputs
         return View(features, {name: column(self.layout.outputs[name]) for name in wanted})
 
+    def columns(self, features: Collection[str], outputs: Collection[str]) -> set[int]:
+        """The numbers of the columns that these features and outputs are read from."""
+        places = [place for name, place in self.layout.features.items() if name in features]
+        numbers = {n for place in places for n in ([place] if isinstance(place, int) else place)}
+        return numbers | {number for name, number in self.layout.outputs.items() if name in outputs}
+
     def fill(self, batch: Mapping[str, Any], rows: Tensor, missing: Tensor) -> None:
-        """Run the teacher on the samples that are missing, and store all that any job needs of them."""
+        """Run the teacher on the samples that are missing, and store all that any job needs of them.
+
+        Raises RunError KD545 where it shows a value that is not finite.
+        """
         taps = self.teacher.taps
         needed = taps.names, taps.outputs
         taps.require(self.names, self.outputs)
@@ -85,7 +97,23 @@ class CachedTeacher:
             else:
                 values.update(zip(place, feature, strict=True))
         values.update((place, view.outputs[name]) for name, place in self.layout.outputs.items())
-        self.store.write(rows[missing], [values[n] for n in range(len(self.layout.columns))])
+        shown = [values[n] for n in range(len(self.layout.columns))]
+        self.check_finite(shown, rows[missing] % self.num_samples)
+        self.store.write(rows[missing], shown)
+
+    def check_finite(self, shown: Sequence[Tensor], ids: Tensor) -> None:
+        """Raise RunError KD545 where a column has values that are not finite; ids: of the samples shown."""
+        for column, value in zip(self.layout.columns, shown, strict=True):
+            bad = ~value.reshape(len(value), -1).isfinite().all(1)
+            if bool(bad.any()):
+                samples = ids[bad.cpu()].tolist()
+                raise RunError.of(
+                    "KD545",
+                    f"`{column.name}` of {self.teacher.name} is NaN or infinite for {len(samples)} of {len(ids)} "
+                    f"samples (the first is number {samples[0]} of the training data): it is not stored",
+                    "look at that sample and at the teacher's weights; in half precision numbers above 65,504 are "
+                    "infinite: say `runtime: {teacher_precision: fp32}`",
+                )
 
     def flush(self) -> None:
         """Write what was stored to disk. Raises OSError."""
@@ -169,7 +197,10 @@ def _on(value: Tensor, device: torch.device) -> Tensor:
     return value.pin_memory().to(device, non_blocking=True)
 
 
-META, FILLED = "meta.json", "filled.u8"
+META, FILLED, CHECKS = "meta.json", "filled.u8", "checks.i32"
+CHECKED = "checked"
+"""The key in meta.json by which a store says that its rows have checksums."""
+
 LARGEST_HALF = 65504.0
 
 
@@ -229,10 +260,12 @@ class Column:
 class Store:
     """Tensors on disk, one row per sample and view, mapped into memory; `create` makes one.
 
-    A folder holds a file for each column, `filled.u8` with one byte a row, and `meta.json`. It is made under
-    another name and then renamed, so a folder that is there is whole. A row counts as filled once its bytes
-    are on the disk: values are synced before their flags, and whatever a killed process had not synced is
-    simply computed again. Processes of one machine share the mapped pages. Rows are int64 tensors on the CPU.
+    A folder holds a file for each column, `filled.u8` with one byte a row, `checks.i32` with a CRC-32 for each
+    row of each file, and `meta.json`. It is made under another name and then renamed, so a folder that is there
+    is whole. A row counts as filled once its bytes are on the disk: values are synced before their flags, and
+    whatever a killed process had not synced is simply computed again. So is a row whose bytes have changed since:
+    each process compares it with its CRC at the first read; `damaged` counts these. Processes of one machine share
+    the mapped pages. Rows are int64 tensors on the CPU. A store of before 0.3 has no CRCs, and is read unchecked.
     """
 
     def __init__(self, folder: Path, columns: Sequence[Column], rows: int) -> None:
@@ -246,6 +279,12 @@ class Store:
                 self.paths.append(path)
             self.files.append(mapped)
         self.filled = _mapped(folder / FILLED, (rows,), torch.uint8)
+        self.checks: Tensor | None = None
+        if (read_meta(folder) or {}).get(CHECKED):
+            self.checks = _mapped(folder / CHECKS, (rows, len(self.paths)), torch.int32)
+            self.paths.append(folder / CHECKS)
+        self.proved = torch.zeros(len(self.columns), rows, dtype=torch.bool)
+        self.damaged = 0
         self.written = torch.zeros(rows, dtype=torch.uint8)
         self.waiting: list[Tensor] = []
 
@@ -256,7 +295,7 @@ class Store:
         Raises OSError where the disk says no.
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside = temporary_name(folder)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         try:
@@ -264,8 +303,9 @@ class Store:
                 for path, (shape, dtype) in zip(_files(beside, number, column), column.parts(), strict=True):
                     _reserve(path, rows * _count(shape) * dtype.itemsize)
             _reserve(beside / FILLED, rows)
+            _reserve(beside / CHECKS, rows * 4 * sum(len(column.parts()) for column in columns))
             with (beside / META).open("w", encoding="utf-8") as file:
-                json.dump(meta, file, indent=1)
+                json.dump({**meta, CHECKED: True}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             try:
@@ -276,21 +316,45 @@ class Store:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def has(self, rows: Tensor) -> Tensor:
-        """bool [n]: which rows are stored, by any process."""
-        return (self.filled[rows] | self.written[rows]).bool()
+    def has(self, rows: Tensor, columns: Collection[int]) -> Tensor:
+        """bool [n]: which rows are stored, by any process, and in these columns are what was stored."""
+        there = (self.filled[rows] | self.written[rows]).bool()
+        if self.checks is None:
+            return there
+        for number in columns:
+            new = rows[there & ~self.proved[number, rows]]
+            if len(new):
+                first = self._place(number)
+                sums = _checksums(self._stored(new, number))
+                good = (self.checks[new, first : first + sums.shape[1]] == sums).all(1)
+                self.proved[number, new] = good
+                there &= ~torch.isin(rows, new[~good])
+                self.damaged += int((~good).sum())
+        return there
 
     def write(self, rows: Tensor, values: Sequence[Tensor]) -> None:
         """Store rows, one tensor [n, ...] a column; they are safe after `flush`."""
-        for column, files, value in zip(self.columns, self.files, values, strict=True):
-            for file, part in zip(files, column.pack(value), strict=True):
-                file[rows] = part.cpu()
+        for number, (column, files, value) in enumerate(zip(self.columns, self.files, values, strict=True)):
+            parts = [part.cpu() for part in column.pack(value)]
+            for file, part in zip(files, parts, strict=True):
+                file[rows] = part
+            if self.checks is not None:
+                first = self._place(number)
+                self.checks[rows, first : first + len(parts)] = _checksums(parts)
+        self.proved[:, rows] = True
         self.written[rows] = 1
         self.waiting.append(rows)
 
+    def _place(self, column: int) -> int:
+        """The number of a column's first file."""
+        return sum(len(files) for files in self.files[:column])
+
+    def _stored(self, rows: Tensor, column: int) -> list[Tensor]:
+        return [file.index_select(0, rows) for file in self.files[column]]
+
     def read(self, rows: Tensor, column: int) -> Tensor:
         """One column's rows, [n, *shape]."""
-        return self.columns[column].unpack([file.index_select(0, rows) for file in self.files[column]])
+        return self.columns[column].unpack(self._stored(rows, column))
 
     def flush(self) -> None:
         """Write rows to disk, then mark them as stored. Raises OSError."""
@@ -309,7 +373,7 @@ class Store:
 
 def bytes_of(columns: Sequence[Column], rows: int) -> int:
     """Bytes of a store on disk."""
-    return rows * (1 + sum(column.bytes_per_row for column in columns))
+    return rows * (1 + sum(column.bytes_per_row + 4 * len(column.parts()) for column in columns))
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -324,6 +388,15 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 def _files(folder: Path, number: int, column: Column) -> list[Path]:
     kinds = ("values",) if column.topk is None else ("values", "classes", "rest")
     return [folder / f"{number}.{kind}" for kind in kinds]
+
+
+def _checksums(parts: Sequence[Tensor]) -> Tensor:
+    """int32 [n, parts]: the CRC-32 of each row of each part [n, ...]."""
+    sums = np.empty((len(parts[0]), len(parts)), dtype=np.uint32)
+    for number, part in enumerate(parts):
+        for index, row in enumerate(part.contiguous().reshape(len(part), -1).view(torch.uint8).numpy()):
+            sums[index, number] = zlib.crc32(row)
+    return torch.from_numpy(sums.view(np.int32))
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -13,25 +13,41 @@ from torch import nn
 from kdcli.distill.adapters import shown
 from kdcli.distill.taps import tensors_in
 from kdcli.errors import KdError, SpecError, SpecPath
+from kdcli.failures import own_mistake, place_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE, TooMuch
 from kdcli.spec.schema import ModuleSpec
 
 T = TypeVar("T")
 
 
+LARGE = 2**22
+"""Elements of a buffer (a memory of all samples) whose copy is kept in the host's memory, not on the device."""
+
+
 @contextmanager
-def restored_state(*modules: nn.Module) -> Iterator[None]:
-    """Restore the generators of torch, and every buffer and training mode of the modules, at the end."""
+def restored_state(*modules: nn.Module) -> Iterator[Callable[[], None]]:
+    """Restore the generators of torch, and every buffer and training mode of the modules, at the end.
+
+    Gives a function that restores the buffers at once.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    buffers = [
+        (buffer, buffer.detach().to("cpu", copy=True) if buffer.numel() > LARGE else buffer.detach().clone())
+        for module in modules
+        for buffer in module.buffers()
+    ]
     modes = [(child, child.training) for module in modules for child in module.modules()]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
     with torch.random.fork_rng(devices=devices):
         try:
-            yield
+            yield put_back
         finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            put_back()
             for child, mode in modes:
                 child.training = mode
 
@@ -58,6 +74,8 @@ def rehearse(
         place = _place(_where(net, batch)[0], modules, path)
         raise SpecError([replace(found, path=found.path or place) for found in error.diagnostics]) from error
     except Exception as error:
+        if own_mistake(error):
+            raise
         raise _failure(net, batch, modules, path, error) from error
 
 
@@ -116,5 +134,7 @@ def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it reads `{error.args[0]}`, which nothing before it gives"
+    if place_of(error):
+        return with_place(error)
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

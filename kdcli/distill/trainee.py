@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
 from kdcli.errors import SpecError, SpecPath
+from kdcli.failures import doing
 from kdcli.models.network import Network
 from kdcli.spec.schema import Job, LossSpec, Mimic
 
@@ -44,6 +45,8 @@ class Trainee(nn.Module):
         self.specs = dict(jobs)
         self.mimickers = nn.ModuleDict(mimickers)
         self.active = ActiveLosses()
+        self.observer: Callable[[View], None] | None = None
+        """Is shown the student's view of each batch; None where nobody looks."""
 
     def forward(
         self,
@@ -56,7 +59,12 @@ class Trainee(nn.Module):
 
         A loss out of force at this step is left out.
         """
-        view = self.view(batch) if self.reads_student else View({})
+        view = View({})
+        if self.reads_student:
+            with doing("the student's forward pass"):
+                view = self.view(batch)
+        if self.observer is not None:
+            self.observer(view)
         losses: dict[str, Tensor] = {}
         if self.active.task_loss:
             losses.update(
@@ -74,8 +82,10 @@ class Trainee(nn.Module):
             in_force = {name: weight for name, weight in weights.items() if weight is not None}
             if in_force:
                 teacher_views = {name: teachers[name] for name in spec.teachers if name in teachers}
-                for name, value in mimicker(view, teacher_views, batch, step_info, in_force).items():
-                    losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
+                with doing(f"job `{job}`", ("mimic", "jobs", job)):
+                    values = mimicker(view, teacher_views, batch, step_info, in_force)
+                    for name, value in values.items():
+                        losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
         return losses
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from kdcli.analysis.evaluated_networks import (
     student_of,
 )
 from kdcli.data.facts import DataFacts, describe
-from kdcli.disk import disk_error
+from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
 from kdcli.exports.format import Answer, Format
@@ -101,11 +100,10 @@ def export(
         )
     student.warm_up(*sample.inputs)
     metadata = metadata_of(student, sample, Path(source), spec_hash or parsed.hash())
-    chosen = output or run_root(parsed) / f"{run_root(parsed).resolve().name}{maker.suffix}"
-    beside = chosen.with_name(f".{chosen.stem}.{os.getpid()}{maker.suffix}")
-    try:
-        with _as_run_error(chosen, format):
-            chosen.parent.mkdir(parents=True, exist_ok=True)
+    chosen = output or run_root(parsed) / f"{real_path(run_root(parsed)).name}{maker.suffix}"
+    sweep_temporary(run_root(parsed))
+    with _as_run_error(chosen, format):
+        with written_beside(chosen) as beside:
             maker.write(student, sample.inputs, beside, metadata)
             fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
             answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
@@ -115,14 +113,11 @@ def export(
                 latency_ms(lambda given: answer(*given), one),
                 latency_ms(lambda given: student.eager(*given), one),
             )
-            os.replace(beside, chosen)
-            RunFolder(run_root(parsed)).remember_export(chosen)
-    finally:
-        beside.unlink(missing_ok=True)
+        RunFolder(run_root(parsed)).remember_export(chosen)
     return Exported(
         path=chosen,
         format=format,
-        bytes=chosen.stat().st_size,
+        bytes=size_of(chosen),
         images=len(sample.inputs[0]),
         real=sample.real,
         proof=proof,

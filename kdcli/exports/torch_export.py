@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kdcli.disk import asking, writing
 from kdcli.exports.format import Answer
 from kdcli.tasks.task import Portable, Tensors
 
@@ -32,12 +33,12 @@ class TorchExport:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(student, example, dynamic_shapes=free_batch(student))
-            with path.open("wb") as file:
+            with writing(path), path.open("wb") as file:
                 torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(metadata))})
 
     def read(self, path: Path, student: Portable) -> Answer:
         """The program, loaded from the file."""
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), asking(path), path.open("rb") as file:
             warnings.simplefilter("ignore")
             program: Any = torch.export.load(file).module()
 

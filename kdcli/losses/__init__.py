@@ -128,6 +128,7 @@ LOSSES: dict[str, Loss] = {
         kind="relational",
         weight=0.8,
         takes="vector",
+        labels_unless=("negatives", "all"),
         example=("pooled vector",),
     ),
     "itrd": Loss("kdcli.losses.itrd:InformationTheoretic", kind="relational", example=("pooled vector",)),

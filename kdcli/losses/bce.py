@@ -30,7 +30,9 @@ def bce_loss(
     """
     equal_shapes(student, teacher, "bce_loss")
     if from_logits:
-        entropy = F.binary_cross_entropy_with_logits(student / T, (teacher / T).sigmoid(), reduction="none")
+        # The complement of a score is the sigmoid of the negated logit: one minus a score of 20 would be 0.
+        s, t = student / T, teacher / T
+        entropy = -(t.sigmoid() * F.logsigmoid(s) + (-t).sigmoid() * F.logsigmoid(-s))
     else:
         entropy = F.binary_cross_entropy(student, teacher, reduction="none")
     weights = None if mask is None else broadcast_mask(mask, entropy)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdcli.errors import RunError
 from kdcli.losses.parts.directions import normalized
 from kdcli.losses.parts.draws import drawn_integers, new_salt
 from kdcli.losses.parts.inputs import full_precision
@@ -25,10 +29,11 @@ class ContrastiveRepresentation(StatefulLoss):
     The student's embedding is scored against a memory of all samples' teacher embeddings and the teacher's
     against a memory of the student's: exp(cosine / T) / Z, with Z set by the first batch. Embeddings are
     trained linear maps of the flattened feature to feat_dim, divided by their norm. The K others are
-    drawn from all samples alike, with replacement, for each sample and step anew and on any number of
-    processes alike. In training a memory row moves to momentum·row + (1 − momentum)·embedding,
-    renormalised; the rows of all processes go into every process's memory, so that these stay equal. The
-    memories are buffers of num_samples × feat_dim and belong in the checkpoint.
+    drawn from the samples of other classes, as the authors draw them, or with `negatives: all` from all
+    samples; with replacement, for each sample and step anew and on any number of processes alike. In
+    training a memory row moves to momentum·row + (1 − momentum)·embedding, renormalised; the rows of all
+    processes go into every process's memory, so that these stay equal. The memories are buffers of
+    num_samples × feat_dim and belong in the checkpoint.
     Taps: the pooled vector.
     Source: "Contrastive Representation Distillation", arXiv:1910.10699.
     """
@@ -37,17 +42,23 @@ class ContrastiveRepresentation(StatefulLoss):
     memory_v2: Tensor
     z: Tensor
     salt: Tensor
+    labels: Tensor
+    ordered: Tensor
+    class_starts: Tensor
+    class_sizes: Tensor
 
     def __init__(
         self,
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         num_samples: int,
+        sample_labels: NDArray[np.int64] | None,
         *,
         feat_dim: Count = 128,
         K: Count = 16384,
         T: Temperature = 0.07,
         momentum: Share = 0.5,
+        negatives: Literal["other", "all"] = "other",
     ) -> None:
         super().__init__()
         self.num_samples = num_samples
@@ -59,6 +70,11 @@ class ContrastiveRepresentation(StatefulLoss):
         self.register_buffer("memory_v2", torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
         self.register_buffer("z", torch.full((2,), -1.0))
         self.register_buffer("salt", new_salt())
+        self.other_classes = negatives == "other"
+        if self.other_classes:
+            # Functions of the data: not in the checkpoint.
+            for name, values in _by_class(sample_labels).items():
+                self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor, step: int = 0) -> Tensor:
@@ -67,7 +83,14 @@ class ContrastiveRepresentation(StatefulLoss):
 
     def draw(self, indices: Tensor, step: int) -> Tensor:
         """Rows of the memories for each sample, [B, K + 1]: its own first, then K drawn ones."""
-        others = drawn_integers(self.salt, step, indices, self.K, below=self.num_samples)
+        if not self.other_classes:
+            others = drawn_integers(self.salt, step, indices, self.K, below=self.num_samples)
+            return torch.cat([indices[:, None], others], dim=1)
+        own = self.labels[indices][:, None]
+        start, size = self.class_starts[own], self.class_sizes[own]
+        number = drawn_integers(self.salt, step, indices, self.K, below=self.num_samples - size)
+        # In the order of classes: those before the own one, then those behind it.
+        others = self.ordered[torch.where(number < start, number, number + size)]
         return torch.cat([indices[:, None], others], dim=1)
 
     def contrast(self, student: Tensor, teacher: Tensor, indices: Tensor, drawn: Tensor) -> Tensor:
@@ -108,3 +131,23 @@ class ContrastiveRepresentation(StatefulLoss):
         for memory, v in ((self.memory_v1, v1), (self.memory_v2, v2)):
             row = memory[indices].to(v.dtype) * self.momentum + v[last] * (1 - self.momentum)
             memory.index_copy_(0, indices, F.normalize(row).to(memory.dtype))
+
+
+def _by_class(labels: NDArray[np.int64] | None) -> dict[str, NDArray[np.int64]]:
+    """The labels [N], the samples in the order of their classes [N], and where each class starts in it, and its size.
+
+    Raises RunError KD708 where a sample has none of another class, or labels are not known.
+    """
+    why = "this data does not say the label of each before training" if labels is None else None
+    if labels is not None:
+        sizes = np.bincount(labels).astype(np.int64)
+        if sizes.max() < len(labels):
+            starts = np.cumsum(sizes) - sizes
+            ordered = np.argsort(labels, kind="stable").astype(np.int64)
+            return {"labels": labels, "ordered": ordered, "class_starts": starts, "class_sizes": sizes}
+        why = "all samples of this data are of one class"
+    raise RunError.of(
+        "KD708",
+        f"`crd` contrasts each sample with samples of other classes, and {why}",
+        "say `negatives: all` in its kwargs: it then draws them from all samples",
+    )

@@ -21,7 +21,7 @@ class WassersteinFeature(StatefulLoss):
     adaptive average pooling. The student's map goes through a trained projector to the teacher's shape:
     `bottleneck` is 1×1, 3×3 and 1×1 convolutions through `hidden` channels, then batch norm and ReLU;
     `conv` is `ConvRegression`, for maps of unlike size. On ImageNet the authors cut 7×7 maps by grid 4;
-    on CIFAR-100 they use projector conv, grid 1 or 4, a ratio of 3 or 4 and weights of 0.006 to 0.3.
+    on CIFAR-100 they use projector conv, grid 1 or 4, a ratio of 3 or 4 and weights of 0.08 or 0.3.
     Taps: the last map before pooling.
     Source: "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation",
     arXiv:2412.08139.

@@ -135,7 +135,7 @@ CLS_LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def build_cls_loss(spec: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def build_cls_loss(spec: Mapping[str, Any]) -> partial[Tensor]:
     """The loss of `{type, kwargs}` with its arguments bound; raises ValueError naming what is wrong."""
     kind, kwargs = spec.get("type"), dict(spec.get("kwargs") or {})
     if kind not in CLS_LOSSES or set(spec) - {"type", "kwargs"}:
@@ -169,6 +169,10 @@ class ClsPostProcess(ViewModule):
         self._loss = build_cls_loss(cls_loss or {"type": "ce"})
         self.prefix = prefix
 
+    def uninformed(self, shares: Tensor, *, mixed: bool = False) -> float:
+        """`uninformed_loss` of the post-process's own loss."""
+        return uninformed_loss(self._loss, shares, mixed=mixed)
+
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `logits` and, in training, the labels."""
         logits = outputs["logits"]
@@ -188,6 +192,24 @@ class ClsPostProcess(ViewModule):
             for head, label in zip(heads, own_labels, strict=True)
         ]
         return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}
+
+
+def uninformed_loss(loss: partial[Tensor], shares: Tensor, *, mixed: bool = False) -> float:
+    """The loss, as build_cls_loss gives it, of the best answer that is the same for every image.
+
+    shares [K]: of each class among the targets, sum 1. mixed: whether targets are probabilities. For cross entropy that
+    is the entropy of the (smoothed) shares, for bce the mean of each class's own, times the loss's weight.
+    """
+    shares = shares.double()
+    options = loss.keywords
+    if loss.func is bce:
+        scale = len(shares) if options.get("bias") and mixed else 1
+        value = -(torch.xlogy(shares, shares) + torch.xlogy(1 - shares, 1 - shares)).mean() * scale
+    else:
+        smooth, classes = options.get("smooth_ratio", 0.0), options.get("num_classes", len(shares))
+        shares = F.pad(shares, (0, classes - len(shares))) * (1 - smooth) + smooth / classes
+        value = -torch.xlogy(shares, shares).sum()
+    return float(value) * float(options.get("loss_weight", 1.0))
 
 
 class Peer(ViewModule):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
+from kdcli.failures import own_mistake, place_of
 from kdcli.models import MODULES
 from kdcli.models.module import ViewModule, named_outputs
 from kdcli.spec.check.components import WrongArgument
@@ -273,6 +274,8 @@ def construct(
 
         raise download_failed(f"the weights of `{kind}`", error, (*path, "kwargs", "weights")) from error
     except Exception as error:
+        if own_mistake(error):
+            raise
         # Whatever a constructor raises is about the arguments the spec gave it.
         raise _refused(kind, kwargs, error, path) from error
     help = did_you_mean(kind, list(MODULES))
@@ -329,6 +332,7 @@ def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecP
         return SpecError.at((*path, "kwargs", *error.path), error.code, str(error), error.help)
     named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    what += place_of(error)
     argument_path = path if named is None else (*path, "kwargs", named)
     return SpecError.at(argument_path, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
-import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -24,7 +21,15 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcli.errors import RunError, SpecError, SpecPath, did_you_mean, first_line
+from kdcli.disk import asking, at_path, is_file, refused, size_of, write_whole
+from kdcli.errors import RunError, SpecPath, did_you_mean, first_line
+from kdcli.models.checksums import (
+    IN_METADATA,
+    SEALED,
+    digest_of_tensors,
+    digest_of_weights,
+    seal_holds,
+)
 from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
@@ -32,19 +37,10 @@ FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)"
 
 WHOLE = "is it a whole safetensors or torch file?"
 
+Kind = Literal["floating", "integer", "complex"]
+
 NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
 """Where a checkpoint may keep its tensors, best first; () is the bare state dict."""
-
-
-@contextmanager
-def at_path(path: SpecPath | None) -> Iterator[None]:
-    """Set the path in the spec on errors about files, where there is one."""
-    try:
-        yield
-    except RunError as error:
-        if path is None:
-            raise
-        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
@@ -55,9 +51,9 @@ def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = 
     if str(name).startswith(TORCHVISION):
         return Path(name)
     found = places.find(str(name), where or ())
-    if found.is_file():
-        return found
     with at_path(where):
+        if is_file(found):
+            return found
         help = places.missing(str(name), where or ())
         raise RunError.of("KD530", f"no weights file `{name}`", help)
 
@@ -73,10 +69,15 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
-            return _plain(safetensors.torch.load_file(path), path)
+            return _plain(_safetensors_state(path), path)
         _refuse_compressed(path)
+        whole = seal_holds(path)
+        if whole is False:
+            raise _damaged(path)
         with torch.serialization.safe_globals(_numpy_scalars()):
             found = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(found, Mapping) and found.get(SEALED) is True and whole is None:
+            raise _damaged(path)
         state = _plain(found, path)
         for key, tensor in state.items():
             if tensor.layout is torch.strided and tensor.numel() * tensor.itemsize > max(
@@ -90,8 +91,31 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         return state
 
 
+def _safetensors_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; RunError KD537 where they don't give the checksum that it holds."""
+    state = safetensors.torch.load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if IN_METADATA in metadata and digest_of_weights(state, metadata) != metadata[IN_METADATA]:
+        raise _damaged(path)
+    return state
+
+
+def _damaged(path: Path) -> RunError:
+    return RunError.of(
+        "KD537",
+        f"`{path}` is damaged: its content does not give the checksum that it was saved with",
+        "copy it again from where it was made, or take another file of the run: a checkpoint, student_best.safetensors",
+    )
+
+
 def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without reading the tensors; the errors of read_weights."""
+    """Shapes by name, without reading the tensors; the errors of read_weights, a damaged file's aside."""
+    return {key: shape for key, (shape, _) in described(source).items()}
+
+
+def described(source: str | Path) -> dict[str, tuple[tuple[int, ...], Kind]]:
+    """Shape and kind of number by name, without reading the tensors; nothing of torchvision's own weights."""
     if str(source).startswith(TORCHVISION):
         _torchvision_weights(str(source).removeprefix(TORCHVISION))
         return {}
@@ -99,13 +123,32 @@ def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
     with _reading(path):
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
-                return _stripped({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})
+                slices = {key: file.get_slice(key) for key in file.keys()}
+                if not slices:
+                    raise _no_tensors(path)
+                return _stripped(
+                    {key: (tuple(s.get_shape()), _kind_in_header(s.get_dtype())) for key, s in slices.items()}
+                )
         _refuse_compressed(path)
         if not zipfile.is_zipfile(path):
-            return {key: tuple(tensor.shape) for key, tensor in read_weights(path).items()}
+            return _facts(read_weights(path))
         with FakeTensorMode(), torch.serialization.safe_globals(_numpy_scalars()):
             found = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: tuple(tensor.shape) for key, tensor in _plain(found, path).items()}
+        return _facts(_plain(found, path))
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """Which kind of number a type holds; booleans and quantised numbers count as integers."""
+    return "complex" if dtype.is_complex else "floating" if dtype.is_floating_point else "integer"
+
+
+def _kind_in_header(name: str) -> Kind:
+    """The same of a type's name in safetensors' header: F32, BF16, F8_E4M3, I64, U8, BOOL, C64."""
+    return "complex" if name.startswith("C") else "floating" if name.startswith(("F", "BF")) else "integer"
+
+
+def _facts(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], Kind]]:
+    return {key: (tuple(tensor.shape), kind_of(tensor.dtype)) for key, tensor in state.items()}
 
 
 def stated_classes(source: str | Path) -> tuple[str, ...] | None:
@@ -135,18 +178,13 @@ def _class_names(path: Path) -> Any:
 def weights_hash(source: str | Path | Mapping[str, Tensor]) -> str:
     """SHA-256 in hex over names, types, shapes and values: the same for every file format."""
     state = source if isinstance(source, Mapping) else read_weights(source)
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of_tensors(state)
 
 
 def save_safetensors(
     state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write all or nothing: a file of that name is either the old one or whole."""
+    """Write all or nothing, with a checksum inside: a file of that name is either the old one or whole."""
     whole: dict[str, Tensor] = {}
     stored: set[int] = set()
     for key, tensor in state.items():
@@ -155,22 +193,16 @@ def save_safetensors(
         pointer = flat.untyped_storage().data_ptr()
         whole[key] = flat.clone() if pointer in stored or flat.data_ptr() == tensor.data_ptr() else flat
         stored.add(whole[key].untyped_storage().data_ptr())
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    stated = dict(metadata or {})
+    stated[IN_METADATA] = digest_of_weights(whole, stated)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Not save_file: its file is readable by its owner alone, whatever the umask says.
-        with part.open("wb") as file:
-            file.write(safetensors.torch.save(whole, dict(metadata or {})))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+        write_whole(path, safetensors.torch.save(whole, stated))
+    except (RunError, safetensors.SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error, RunError) else error
         raise RunError.of(
-            "KD540", f"`{path}` can't be written: {error}", "is there room, and the right to?"
+            "KD540", f"`{path}` can't be written: {reason}", "is there room, and the right to?"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def printable(text: str) -> str:
@@ -211,6 +243,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
+    except OSError as error:
+        raise refused(path, error) from error
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except MemoryError as error:
@@ -219,7 +253,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         # A torn file fails in as many ways as there are readers.
-        line = printable(first_line(error))
+        line = printable(first_line(error))[:300]
         raise RunError.of("KD532", f"`{path}` can't be read as weights: {line}", WHOLE) from error
 
 
@@ -244,13 +278,13 @@ def _refused(path: Path, error: Exception) -> RunError:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors, by its content: eight bytes of length, then a JSON header."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         start = file.read(9)
     if len(start) == 9 and start[8:9] == b"{":
         length = struct.unpack("<Q", start[:8])[0]
-        if length > path.stat().st_size:
+        if length > size_of(path):
             raise RunError.of("KD532", f"`{path}` is cut off within its header", "fetch the file again")
-        with path.open("rb") as file:
+        with asking(path), path.open("rb") as file:
             file.seek(8)
             json.loads(file.read(length))
         return True
@@ -290,12 +324,15 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a loaded checkpoint by name."""
     if isinstance(found, Mapping) and "kdcli" in found and "trainee" in found:
         return _student(found)
+    if isinstance(found, Mapping) and not found:
+        raise _no_tensors(path)
     for keys in NESTING:
         inner = found
         for key in keys:
             inner = inner.get(key) if isinstance(inner, Mapping) else None
         if isinstance(inner, Mapping):
             tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
+            _refuse_without_values(tensors, path)
             if tensors:
                 return _stripped(tensors)
     what = (
@@ -308,6 +345,23 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
         f"`{path}` holds no state dict but {what}",
         "expected tensors by name, plain or under `model`, `state_dict` or `ema.ema_state_dict`",
     )
+
+
+def _no_tensors(path: Path) -> RunError:
+    return RunError.of("KD532", f"`{path}` holds no tensors: it is empty", WHOLE)
+
+
+def _refuse_without_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise KD532 for a tensor that is sparse, quantized, or on the meta device, where none has values."""
+    for name, tensor in tensors.items():
+        shown = f"`{path}` holds `{printable(name)}`"
+        if tensor.device.type == "meta":
+            help = "save the weights once they are loaded or initialised"
+            raise RunError.of("KD532", f"{shown} without values, on the `meta` device", help)
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            help = "save it dense: `tensor.to_dense()`, `tensor.dequantize()`"
+            raise RunError.of("KD532", f"{shown} as a {kind} tensor; kdcli reads dense ones", help)
 
 
 def _student(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from kdcli.disk import at_path
 from kdcli.errors import RunError, SpecPath
 from kdcli.models.weight_files import (
-    at_path,
+    Kind,
+    described,
     find_file,
+    kind_of,
     printable,
     read_shapes,
     read_weights,
@@ -112,14 +116,14 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[
     what a teacher's list has no module for.
     """
     notices = _chosen(net, _shapes(state), name, "strict")[1]
-    _load(net, state)
+    _load(net, state, name)
     return notices
 
 
 def fit_parts(net: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
     """Load the tensors of a state that pretraining may use (see load_weights); returns notices of the rest."""
     chosen, notices = _chosen(net, _shapes(state), name, "pretrain")
-    _load(net, {key: state[key] for key in chosen})
+    _load(net, {key: state[key] for key in chosen}, name)
     return notices
 
 
@@ -156,8 +160,13 @@ def check_weights(
     torchvision's own weights are not looked at: they may have to be downloaded first.
     """
     with at_path(where):
-        shapes = read_shapes(source)
-        return _chosen(net, shapes, f"`{source}`", mode)[1] if shapes else []
+        facts = described(source)
+        if not facts:
+            return []
+        shapes = {key: shape for key, (shape, _) in facts.items()}
+        chosen, notices = _chosen(net, shapes, f"`{source}`", mode)
+        _check_kinds(net, {key: facts[key][1] for key in chosen}, f"`{source}`")
+        return notices
 
 
 def _chosen(
@@ -221,10 +230,46 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _load(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    _check_kinds(net, {key: kind_of(tensor.dtype) for key, tensor in state.items()}, name)
     names = renamed(net, list(state))
-    own = set(net.state_dict())
-    net.load_state_dict({names[k]: v for k, v in state.items() if names.get(k) in own}, strict=False)
+    own = net.state_dict()
+    chosen = {names[k]: v for k, v in state.items() if names.get(k) in own}
+    beyond = [key for key, tensor in chosen.items() if _overflows(tensor, own[key].dtype)]
+    if beyond:
+        raise RunError.of(
+            "KD538",
+            f"the weights {name} hold values too large for the network's numbers: {_some(beyond)}",
+            "are they the network's weights?",
+        )
+    net.load_state_dict(chosen, strict=False)
+
+
+def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite values would become infinite in a smaller type."""
+    if tensor.dtype != torch.float64 or not dtype.is_floating_point or dtype == torch.float64:
+        return False
+    return bool((tensor.isfinite() & ~tensor.to(dtype).isfinite()).any())
+
+
+def _check_kinds(net: nn.Module, kinds: Mapping[str, Kind], name: str) -> None:
+    """Raise RunError KD538 where a file's numbers are of another kind than the network's, and would be cut."""
+    own = net.state_dict()
+    differing: dict[tuple[Kind, Kind], list[str]] = {}
+    for key, target in renamed(net, list(kinds)).items():
+        if (
+            target in own
+            and not target.endswith(COUNTER)
+            and kinds[key] != (kind := kind_of(own[target].dtype))
+        ):
+            differing.setdefault((kinds[key], kind), []).append(key)
+    for (given, kind), keys in differing.items():
+        raise RunError.of(
+            "KD538",
+            f"the weights {name} are {given} numbers where the network has {kind} ones: {_some(keys)}",
+            "give them as they were before they were quantised or converted; kdcli reads float16, bfloat16, float32 "
+            "and float64 alike",
+        )
 
 
 def _does_not_fit(where: str, found: Misfit) -> RunError:

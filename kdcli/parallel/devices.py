@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import RunError, SpecError
+from kdcli.failures import out_of_memory, text_of
 from kdcli.spec.schema import Runtime, Spec
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,16 +93,21 @@ def scaler_for(precision: str, device: torch.device) -> torch.amp.GradScaler | N
 
 @contextmanager
 def oom_as_error(spec: Spec, side: Literal["train", "test"] = "train") -> Iterator[None]:
-    """Convert torch's out-of-memory error into RunError KD724; side: whose data is being run."""
+    """Say what to lower where memory runs out, the device's or the machine's (KD724); side: whose data is being run."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
         part = spec.dataset.train if side == "train" else spec.dataset.test
         size = part.batch_sampler.kwargs.batch_size
         less = " (beside a higher `trainer.accumulate_steps`)" if side == "train" else ""
+        # Where `doing` has told it already, the exception itself is the cause.
+        told = error.diagnostics[0].message if isinstance(error, RunError) else text_of(error)
+        where = "device" if isinstance(error.__cause__ or error, torch.OutOfMemoryError) else "machine"
         raise RunError.of(
             "KD724",
-            f"the device ran out of memory (batch_size {size} per process)",
+            f"the {where} ran out of memory (batch_size {size} per process): {told}",
             f"lower `dataset.{side}.batch_sampler.kwargs.batch_size`{less} or the size of the images, "
             "or say `runtime.precision: bf16`",
         ) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore
 
+from kdcli import waiting as waits
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.devices import choose_device
-from kdcli.parallel.launch import in_slurm_step, restarts
+from kdcli.parallel.launch import in_slurm_step, slurm_tasks
+from kdcli.parallel.meeting import Together, meet, open_store, patience, port_of, this_process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    together: Together | None = None
 
     @property
     def speaks(self) -> bool:
@@ -40,21 +42,24 @@ class Processes:
         if self.world_size == 1:
             return value
         total = value.detach().clone().to(self.device)
-        dist.all_reduce(total)
+        with self.meeting_at():
+            dist.all_reduce(total)
         return total
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         if self.world_size == 1:
             return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        with self.meeting_at():
+            return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's (picklable) value, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self.meeting_at():
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -62,26 +67,36 @@ class Processes:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.meeting_at():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Copy rank 0's values into every process's tensors."""
         if self.world_size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+            with self.meeting_at():
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Wait until every process is here (a barrier)."""
         if self.world_size > 1:
-            dist.barrier()
+            with self.meeting_at():
+                dist.barrier()
+
+    def meeting_at(self, place: str = "an exchange between all processes") -> AbstractContextManager[None]:
+        """A `with` block that ends when all processes have come to it: a notice names who keeps them waiting."""
+        return nullcontext() if self.together is None else self.together.at(place)
 
 
 @contextmanager
-def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator[Processes]:
+def processes(
+    device: str = "auto", timeout_seconds: float = 1800.0, facts: Mapping[str, Any] | None = None
+) -> Iterator[Processes]:
     """Join the process group that torchrun's or srun's environment describes, for a `with` block.
 
-    Raises RunError KD722 where another process of the group has died.
+    facts: what must be equal in all processes, by name. Raises RunError KD722 where another process of the group
+    has died; KD727 to KD732 where the processes don't find each other or were started differently.
     """
     if in_slurm_step():
         os.environ.update(slurm_environment())
@@ -95,14 +110,21 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
         yield Processes(device=chosen)
         return
     try:
+        seconds = patience()
+        store = open_store(rank, world_size, seconds)
+        members = meet(store, rank, this_process(world_size, facts or {}), seconds)
+        together = Together(store, rank, members)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
-            store=_meeting(),
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=world_size,
         )
-        yield Processes(device=chosen, rank=rank, world_size=world_size, local_rank=local_rank)
+        waits.listener = together.say
+        yield Processes(
+            device=chosen, rank=rank, world_size=world_size, local_rank=local_rank, together=together
+        )
     except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RunError.of(
@@ -112,6 +134,7 @@ def processes(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator
             ) from error
         raise
     finally:
+        waits.listener = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -121,25 +144,17 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\[/[^\]]*\]\s*", "", first_line(error)).partition(". ")[0]
 
 
-def _meeting() -> Store:
-    """The store where processes find each other, without entries from before a restart."""
-    store: Store = next(rendezvous("env://"))[0]
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = PrefixStore(f"restart {restarts()}", store)
-    return store
-
-
 def slurm_environment() -> dict[str, str]:
     """torchrun's variables made from srun's; those that are set stay."""
     slurm = os.environ
     first = slurm.get("SLURM_STEP_NODELIST", slurm.get("SLURM_NODELIST", "localhost"))
-    job = slurm.get("SLURM_JOB_ID", "0")
+    job, step = slurm.get("SLURM_JOB_ID", "0"), slurm.get("SLURM_STEP_ID", slurm.get("SLURM_STEPID", "0"))
     derived = {
         "RANK": slurm["SLURM_PROCID"],
-        "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
+        "WORLD_SIZE": str(slurm_tasks()),
         "LOCAL_RANK": slurm.get("SLURM_LOCALID", "0"),
         "MASTER_ADDR": first_host(first),
-        "MASTER_PORT": str(20000 + int(job) % 20000 if job.isdigit() else 29500),
+        "MASTER_PORT": str(port_of(job, step)),
     }
     return {name: slurm.get(name, value) for name, value in derived.items()}
 
@@ -159,6 +174,7 @@ class Consensus:
 
     def __init__(self, processes: Processes) -> None:
         self._group: dist.ProcessGroup | None = None
+        self._processes = processes
         if processes.world_size > 1:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
@@ -175,7 +191,8 @@ class Consensus:
         before, self._under_way = self._under_way, (work, tensor)
         if before is None:
             return tuple(0 for _ in wishes)
-        before[0].wait()
+        with self._processes.meeting_at():
+            before[0].wait()
         return tuple(before[1].tolist())
 
     def agreed(self, wish: int) -> int:
@@ -183,5 +200,6 @@ class Consensus:
         if self._group is None:
             return wish
         tensor = torch.tensor(wish, dtype=torch.int64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        with self._processes.meeting_at():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return int(tensor)

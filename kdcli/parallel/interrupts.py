@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from kdcli.errors import Diagnostic, Interrupted
 
@@ -104,6 +105,24 @@ def leave_at_once(number: int) -> None:
         told = b"stopped at once: what came after the last checkpoint is not saved\n"
         os.write(sys.stderr.fileno(), told)  # print might be what was interrupted
     os._exit(128 + number)
+
+
+def abandon_threads() -> None:
+    """Let `leave` end the process although a thread is in a call that may never return."""
+    _abandoned.set()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; without the exit hooks of libraries where a thread was abandoned, since they would wait for it."""
+    if not _abandoned.is_set():
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+_abandoned = threading.Event()
 
 
 def saved_at(number: int, step: int, command: str) -> Interrupted:

@@ -36,6 +36,9 @@ MARKS = "KDCLI_MARKS"
 
 PEER_DIED = "KD722"
 
+STEP_MARKS = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR")
+"""Variables that `srun` sets for its tasks and that a batch script has not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -55,9 +58,32 @@ def is_worker() -> bool:
 
 
 def in_slurm_step() -> bool:
-    """Whether `srun` has started several tasks and this is one; a batch script itself is none."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    return "SLURM_PROCID" in os.environ and tasks.isdigit() and int(tasks) > 1
+    """Whether `srun` has started several tasks and this is one; a batch script itself is none.
+
+    Raises RunError KD731 in one of several tasks where how many there are is not known: each would train by itself
+    in the same folder.
+    """
+    return "SLURM_PROCID" in os.environ and slurm_tasks() > 1
+
+
+def slurm_tasks() -> int:
+    """How many tasks of a Slurm step this one is of; 1 outside a step."""
+    slurm = os.environ
+    rank = slurm.get("SLURM_PROCID", "0")
+    # In a batch script SLURM_NTASKS says what the job may start, and nothing of a step is set.
+    in_step = rank != "0" or any(name in slurm for name in STEP_MARKS)
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if in_step else ("SLURM_STEP_NUM_TASKS",)
+    counts = [slurm[name] for name in names if slurm.get(name, "").isdigit()]
+    tasks = int(counts[0]) if counts else 1
+    if rank.isdigit() and int(rank) >= tasks and "RANK" not in slurm:
+        raise RunError.of(
+            "KD731",
+            f"this is task {rank} of a Slurm step, and how many tasks there are is not known: "
+            + (f"{names[0]} says {tasks}" if counts else " and ".join(names[:2]) + " are not set"),
+            "hand Slurm's variables on to the program (in a container too), or set RANK, WORLD_SIZE, MASTER_ADDR and"
+            " MASTER_PORT; for a single process: srun --ntasks=1",
+        )
+    return tasks
 
 
 def plan_launch(

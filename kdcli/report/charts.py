@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from io import BytesIO
 from typing import Any, TypeAlias
 
 from kdcli.errors import RunError
-from kdcli.report.recorded_run import Bin, ClassAccuracy, RecordedRun, Similarity
+from kdcli.report.recorded_run import Bin, ClassAccuracy, Curve, RecordedRun, Similarity, StepRecords
 from kdcli.report.results_table import metric_names
 
 Axes: TypeAlias = Any
@@ -142,7 +142,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-POINTS = 300
 LINES = 8
 _TASK = "total and task losses"
 Series = tuple[list[float], list[float]]
@@ -156,42 +155,27 @@ def run_curves(run: RecordedRun) -> dict[str, str]:
         charts[name] = svg(partial(_metric, run=run, name=name), title=name)
     for title, lines in _losses(run.steps).items():
         charts[title] = svg(partial(_draw_losses, lines=lines), title=title, height=2.5 + 0.2 * len(lines))
-    rates = [(record["step"], record["lr"]) for record in run.steps if "lr" in record]
-    if rates:
-        charts["learning rate"] = svg(partial(_rate, series=thinned(rates)), title="learning rate")
+    if run.steps.rate.intervals:
+        charts["learning rate"] = svg(partial(_rate, series=run.steps.rate.points()), title="learning rate")
     return charts
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Series:
-    """The points as at most `most`: means over equal intervals, NaN where an interval has no finite value."""
-    every = max(1, math.ceil(len(points) / most))
-    xs, ys = [], []
-    for start in range(0, len(points), every):
-        interval = points[start : start + every]
-        xs.append(sum(x for x, _ in interval) / len(interval))
-        finite = [y for _, y in interval if math.isfinite(y)]
-        ys.append(sum(finite) / len(finite) if finite else math.nan)
-    return xs, ys
-
-
-def _losses(steps: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
+def _losses(steps: StepRecords) -> dict[str, dict[str, Series]]:
     """Lines by chart, at most eight each: the total with the task's losses, then a chart for each job."""
-    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for record in steps:
-        at = float(record["step"])
-        if "total" in record:
-            points.setdefault(_TASK, {}).setdefault("total", []).append((at, record["total"]))
-        for name, value in record["losses"].items():
-            group, _, rest = name.partition(".")
-            of_task = group == "task" or not rest
-            title, line = (_TASK, name) if of_task else (f"losses of {group}", rest)
-            points.setdefault(title, {}).setdefault(line, []).append((at, float(value)))
+    curves: dict[str, dict[str, Curve]] = {}
+    if steps.total.intervals:
+        curves[_TASK] = {"total": steps.total}
+    for name, curve in steps.losses.items():
+        group, _, rest = name.partition(".")
+        of_task = group == "task" or not rest
+        title, line = (_TASK, name) if of_task else (f"losses of {group}", rest)
+        curves.setdefault(title, {})[line] = curve
     charts: dict[str, dict[str, Series]] = {}
-    for title, lines in points.items():
+    for title, lines in curves.items():
         names = list(lines)
         for start in range(0, len(names), LINES):
             part = f"{title} ({start // LINES + 1})" if len(names) > LINES else title
-            charts[part] = {name: thinned(lines[name]) for name in names[start : start + LINES]}
+            charts[part] = {name: lines[name].points() for name in names[start : start + LINES]}
     return charts
 
 
@@ -217,7 +201,7 @@ def _rate(axes: Axes, series: Series) -> None:
 def _metric(axes: Axes, run: RecordedRun, name: str) -> None:
     records = [r for r in run.evaluations.get(run.student, ()) if name in r["metrics"]]
     points = [(float(record["step"]), float(record["metrics"][name])) for record in records]
-    xs, ys = thinned(points)
+    xs, ys = Curve(points).points()
     axes.plot(xs, ys, label=run.student, marker="." if len(xs) < 40 else None, **line_look(0))
     levels = {other: values[name] for other, values in run.teachers.items() if name in values}
     for index, (other, level) in enumerate(levels.items(), start=1):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcli import __version__
-from kdcli.disk import write_whole
+from kdcli.disk import real_path, write_whole
 from kdcli.errors import Diagnostic, KdError, UsageError
 from kdcli.report.charts import Axes, line_look, picture
 from kdcli.report.console import as_text, table
@@ -83,7 +83,7 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     bad: list[Diagnostic] = []
     named: dict[Path, Path] = {}
     for folder in folders:
-        named.setdefault(folder.resolve(), folder)
+        named.setdefault(real_path(folder), folder)
     for folder in named.values():
         try:
             runs.append(read_run(folder))
@@ -143,7 +143,7 @@ def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
 def _names(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
     """A name for each group, with as many parent folders as tell it from the others."""
     names = [_name(runs, 1) for runs in groups]
-    deepest = max((len(run.path.resolve().parts) for runs in groups for run in runs), default=1)
+    deepest = max((len(real_path(run.path).parts) for runs in groups for run in runs), default=1)
     for depth in range(2, deepest + 1):
         names = [
             _name(runs, depth) if names.count(name) > 1 else name
@@ -172,7 +172,7 @@ def _and_more(runs: Sequence[RecordedRun], depth: int) -> str:
 
 def _path(run: RecordedRun, depth: int) -> str:
     """The last parts of the folder's path."""
-    return "/".join(run.path.resolve().parts[-depth:])
+    return "/".join(real_path(run.path).parts[-depth:])
 
 
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
@@ -199,6 +199,7 @@ def compare_text(
         return _csv(compared)
     columns, rows = _columns(compared), [_row(compared, group) for group in compared.groups]
     sentences = [verdict_sentence(verdict, compared.primary) for verdict in compared.verdicts]
+    sentences += unequal_views(compared)
     if format == "md":
         head = [
             "| " + " | ".join(columns) + " |",
@@ -209,6 +210,36 @@ def compare_text(
     drawn = table([columns[0], *(f">{name}" for name in columns[1:])], rows)
     text = as_text(drawn, colour=colour, width=width)
     return text + "".join(f"\n{sentence}" for sentence in sentences) + ("\n" if sentences else "")
+
+
+def unequal_views(compared: RunComparison) -> list[str]:
+    """A sentence where some runs saw each image in a few cached views and others in fresh ones each epoch."""
+    views = {group.name: views_of(group.runs[0].spec) for group in compared.groups}
+    if len(set(views.values())) < 2:
+        return []
+    fresh = [name for name, number in views.items() if number is None]
+    parts = [f"{name} {number} cached" for name, number in views.items() if number is not None]
+    parts += [f"{', '.join(fresh)} fresh ones in each epoch"] if fresh else []
+    return [f"not equal: of each image's augmentations {'; '.join(parts)}"]
+
+
+def views_of(spec: Mapping[str, Any]) -> int | None:
+    """How many views of each image a run's resolved spec caches; None without a cache, or without distilling."""
+    runtime = spec.get("runtime")
+    runner = runtime.get("runner") if isinstance(runtime, Mapping) else None
+    if isinstance(runner, Mapping) and runner.get("type") == "base":
+        return None
+    waiting = [spec.get("mimic")]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, Mapping):
+            continue
+        cache = value.get("cache")
+        if isinstance(cache, Mapping):
+            views = cache.get("views", 1)
+            return views if isinstance(views, int) else None
+        waiting += value.values()
+    return None
 
 
 def verdict_sentence(verdict: Verdict, primary: str) -> str:
@@ -239,7 +270,7 @@ def _row(compared: RunComparison, group: Group) -> list[str]:
 
 
 def _steps(group: Group) -> str:
-    steps = [run.steps[-1]["step"] if run.steps else 0 for run in group.runs]
+    steps = [run.steps.last["step"] if run.steps.last else 0 for run in group.runs]
     return f"unfinished, step {min(steps)}"
 
 

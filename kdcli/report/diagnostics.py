@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,22 @@ from rich.text import Text
 
 from kdcli import __version__
 from kdcli.codes import CODES
+from kdcli.disk import seen_file
 from kdcli.errors import Diagnostic, Span, SpecPath
 from kdcli.report.console import as_text, display_width, printable
 
 DiagnosticFormat = Literal["text", "concise", "json", "github", "sarif"]
 FORMATS: tuple[DiagnosticFormat, ...] = get_args(DiagnosticFormat)
 
+
+MOST_SHOWN = {"text": 100, "concise": 1000, "json": 1000, "github": 1000, "sarif": 1000}
+"""How many diagnostics each format shows of one command: whoever mends the first hundred has mended the rest."""
+
+MOST_EXCERPT = 1000
+"""Of a longer line, formats for programs hold only what is marked."""
+
+FAR = 8
+"""A line so many times longer than its room is cut before its characters are measured."""
 
 TAB_STOP = 4
 CUT = "…"
@@ -36,14 +45,28 @@ def render(
 ) -> str:
     """The diagnostics in one format, each file's by line, without repetitions; ends in a newline if not empty.
 
-    colour and width matter to `text` only. Without diagnostics only `json` and `sarif` give text.
+    colour and width matter to `text` only. Without diagnostics only `json` and `sarif` give text. Of very many
+    the first are shown, errors before warnings, with how many are left out.
     """
     listed = ordered(diagnostics)
+    shown, rest = parted(listed, MOST_SHOWN[format])
     if format == "text":
-        return with_excerpts(listed, colour=colour, width=width)
+        return with_excerpts(shown, rest, colour=colour, width=width)
     if format == "concise":
-        return concise(listed)
-    return {"json": as_json, "github": github, "sarif": sarif}[format](listed)
+        return concise(shown) + (f"and {count_line(rest)} more\n" if rest else "")
+    if format == "json":
+        return as_json(shown, rest)
+    return {"github": github, "sarif": sarif}[format](shown)
+
+
+def parted(listed: list[Diagnostic], most: int) -> tuple[list[Diagnostic], list[Diagnostic]]:
+    """So many of the diagnostics, in their order, and the others; a warning never takes an error's place."""
+    if len(listed) <= most:
+        return listed, []
+    by_weight = sorted(range(len(listed)), key=lambda place: listed[place].severity != "error")
+    chosen = frozenset(by_weight[:most])
+    rest = [diagnostic for place, diagnostic in enumerate(listed) if place not in chosen]
+    return [listed[place] for place in sorted(chosen)], rest
 
 
 def ordered(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -83,7 +106,7 @@ def file_of(span: Span) -> str | None:
 
     None for standard input and arguments.
     """
-    if not os.path.isfile(span.source):
+    if not seen_file(span.source):
         return None
     path = Path(span.source)
     if path.is_absolute():
@@ -124,14 +147,25 @@ def tail(diagnostic: Diagnostic) -> str:
     return f"{message} (at {printable(dotted(diagnostic.path))})" if unplaced and diagnostic.path else message
 
 
-def with_excerpts(diagnostics: Sequence[Diagnostic], *, colour: bool = False, width: int = 100) -> str:
-    """The diagnostics with the lines of the spec, and how many there are; long lines are cut to `width`."""
+def with_excerpts(
+    diagnostics: Sequence[Diagnostic],
+    rest: Sequence[Diagnostic] = (),
+    *,
+    colour: bool = False,
+    width: int = 100,
+) -> str:
+    """The diagnostics with the lines of the spec, and how many there are; long lines are cut to `width`.
+
+    rest: those that are only counted.
+    """
     if not diagnostics:
         return ""
     if len(diagnostics) == 1:
         return as_text(Text("\n").join(_described(diagnostics[0], width)), colour=colour)
     lines = [line for diagnostic in diagnostics for line in [*_described(diagnostic, width), Text("")]]
-    return as_text(Text("\n").join([*lines, Text(count_line(diagnostics))]), colour=colour)
+    count = count_line([*diagnostics, *rest])
+    shown = f" (the first {len(diagnostics)} are shown)" if rest else ""
+    return as_text(Text("\n").join([*lines, Text(count + shown)]), colour=colour)
 
 
 def _described(diagnostic: Diagnostic, width: int) -> Iterator[Text]:
@@ -174,6 +208,10 @@ def _window(span: Span, room: int) -> tuple[str, str, str]:
     excerpt = span.excerpt.rstrip("\r\n")
     start = min(max(0, span.column - 1), len(excerpt))
     end = min(max(start, span.end_column - 1), len(excerpt))
+    if len(excerpt) > FAR * room:
+        # A line may have millions of characters; of those so far off none is shown.
+        first, last = max(0, start - 2 * room), min(len(excerpt), end + 2 * room, start + 4 * room)
+        excerpt, end, start = excerpt[first:last], min(end, last) - first, start - first
     before = _expanded(excerpt[:start], 0)
     marked = _expanded(excerpt[start:end], display_width(before))
     after = _expanded(excerpt[end:], display_width(before + marked)).rstrip()
@@ -216,20 +254,21 @@ def _cut_start(part: str, room: int) -> str:
 # for programs
 
 
-def as_json(diagnostics: Sequence[Diagnostic]) -> str:
+def as_json(diagnostics: Sequence[Diagnostic], rest: Sequence[Diagnostic] = ()) -> str:
     """One JSON object, indented, ASCII only.
 
         {"kdcli": "0.2.0", "errors": 1, "warnings": 0, "diagnostics": [
             {"code": "KD203", "severity": "error", "message": ..., "help": ... | null, "path": ["net", 0] | null,
              "span": {"source", "line", "column", "end_column", "excerpt", "written": span | null} | null}]}
 
-    Lines and columns count from 1 in code points; end_column is one past the end.
+    Lines and columns count from 1 in code points; end_column is one past the end. `errors` and `warnings` count
+    those of `rest` too, which are not listed.
     """
-    errors = sum(diagnostic.severity == "error" for diagnostic in diagnostics)
+    errors = sum(diagnostic.severity == "error" for diagnostic in (*diagnostics, *rest))
     document = {
         "kdcli": __version__,
         "errors": errors,
-        "warnings": len(diagnostics) - errors,
+        "warnings": len(diagnostics) + len(rest) - errors,
         "diagnostics": [_json_object(diagnostic) for diagnostic in diagnostics],
     }
     return json.dumps(document, indent=2) + "\n"
@@ -254,9 +293,16 @@ def _span(span: Span | None) -> dict[str, Any] | None:
         "line": span.line,
         "column": span.column,
         "end_column": span.end_column,
-        "excerpt": span.excerpt,
+        "excerpt": _short(span),
         "written": _span(span.written),
     }
+
+
+def _short(span: Span) -> str:
+    """The line that a span is in; of a very long one only what is marked."""
+    if len(span.excerpt) <= MOST_EXCERPT:
+        return span.excerpt
+    return span.excerpt[span.column - 1 : span.end_column - 1][:MOST_EXCERPT]
 
 
 def github(diagnostics: Sequence[Diagnostic]) -> str:
@@ -363,6 +409,6 @@ def _physical(span: Span) -> dict[str, Any] | None:
         "startColumn": span.column,
         "endLine": span.line,
         "endColumn": max(span.column, span.end_column),
-        "snippet": {"text": span.excerpt},
+        "snippet": {"text": _short(span)},
     }
     return {"artifactLocation": {"uri": uri}, "region": region}

@@ -7,37 +7,158 @@ half-written, KD753 written by a kdcli with another run format.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdcli.disk import exists, real_path
 from kdcli.errors import RunError
 from kdcli.records import REPORT_DATA_VERSION, Comparison
-from kdcli.report.run_files import read_metrics
+from kdcli.report.run_files import metrics_of
 from kdcli.training.run_folder import SPEC, env_of_run, mapping_in, text_of
+
+POINTS = 300
+"""At most so many intervals of a curve."""
+
+
+@dataclass(slots=True)
+class Interval:
+    """Some points of a curve that follow each other. least, greatest: of the finite ones, as they are."""
+
+    start: float
+    count: int = 0
+    sum_x: float = 0.0
+    finite: int = 0
+    sum_y: float = 0.0
+    least: tuple[float, float] | None = None
+    greatest: tuple[float, float] | None = None
+
+    def add(self, x: float, y: float) -> None:
+        """Take one more point."""
+        self.count += 1
+        self.sum_x += x
+        if math.isfinite(y):
+            self.finite += 1
+            self.sum_y += y
+            self._stretch((x, y), (x, y))
+
+    def join(self, other: Interval) -> None:
+        """Take the points of the interval that follows."""
+        self.count += other.count
+        self.sum_x += other.sum_x
+        self.finite += other.finite
+        self.sum_y += other.sum_y
+        if other.least is not None and other.greatest is not None:
+            self._stretch(other.least, other.greatest)
+
+    def _stretch(self, least: tuple[float, float], greatest: tuple[float, float]) -> None:
+        if self.least is None or least[1] < self.least[1]:
+            self.least = least
+        if self.greatest is None or greatest[1] > self.greatest[1]:
+            self.greatest = greatest
+
+
+class Curve:
+    """A quantity over the steps, thinned while it is read: a run of any length takes the same memory.
+
+    Up to POINTS points stay as they are; of more there are means over equal intervals (NaN where an interval has no
+    finite value), and the first, the last, the least and the greatest point as they are.
+    """
+
+    def __init__(self, points: Iterable[tuple[float, float]] = ()) -> None:
+        self.every = 1
+        self.intervals: list[Interval] = []
+        self.first = self.last = (math.nan, math.nan)
+        for x, y in points:
+            self.add(x, y)
+
+    def add(self, x: float, y: float) -> None:
+        """Take the next point. One that is not further than the last begins anew there: a run was resumed."""
+        while self.intervals and x <= self.last[0] and self.intervals[-1].start >= x:
+            self.intervals.pop()
+        if not self.intervals:
+            self.first = (x, y)
+        if not self.intervals or self.intervals[-1].count >= self.every:
+            if len(self.intervals) == POINTS:
+                for one, other in zip(self.intervals[::2], self.intervals[1::2], strict=True):
+                    one.join(other)
+                self.intervals = self.intervals[::2]
+                self.every *= 2
+            self.intervals.append(Interval(x))
+        self.intervals[-1].add(x, y)
+        self.last = (x, y)
+
+    def points(self) -> tuple[list[float], list[float]]:
+        """The curve to be drawn: x and y, in order of x."""
+        means = [
+            (one.sum_x / one.count, one.sum_y / one.finite if one.finite else math.nan)
+            for one in self.intervals
+        ]
+        if self.every > 1:
+            least = [one.least for one in self.intervals if one.least is not None]
+            greatest = [one.greatest for one in self.intervals if one.greatest is not None]
+            means += [self.first, self.last]
+            means += [min(least, key=lambda point: point[1])] if least else []
+            means += [max(greatest, key=lambda point: point[1])] if greatest else []
+            means.sort(key=lambda point: point[0])
+        return [x for x, _ in means], [y for _, y in means]
+
+
+@dataclass(slots=True)
+class StepRecords:
+    """What a run's records of steps say together, in bounded memory.
+
+    last: the latest record; seconds: of all steps; images: seen in them; curves: of the total, the learning rate
+    and each loss.
+    """
+
+    count: int = 0
+    last: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+    images: float = 0.0
+    total: Curve = field(default_factory=Curve)
+    rate: Curve = field(default_factory=Curve)
+    losses: dict[str, Curve] = field(default_factory=dict)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take the next record; raises KeyError, TypeError or ValueError for one of another shape."""
+        at = float(record["step"])
+        seconds = float(record.get("seconds", 0.0))
+        self.count += 1
+        self.last = record
+        self.seconds += seconds
+        self.images += record.get("images_per_second", 0.0) * seconds
+        if "total" in record:
+            self.total.add(at, float(record["total"]))
+        if "lr" in record:
+            self.rate.add(at, float(record["lr"]))
+        for name, value in dict(record["losses"]).items():
+            self.losses.setdefault(name, Curve()).add(at, float(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
     """A run's spec, environment and records, read from its folder.
 
-    evaluations: by network, in order of steps; of several records of one step, the last.
+    evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch.
     """
 
     path: Path
     spec: Mapping[str, Any]
     spec_text: str
     env: Mapping[str, Any]
-    steps: tuple[Mapping[str, Any], ...]
+    steps: StepRecords
     evaluations: Mapping[str, tuple[Mapping[str, Any], ...]]
     finished: Mapping[str, Any] | None
+    alarms: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.path.resolve().name
+        return real_path(self.path).name
 
     @property
     def primary(self) -> str:
@@ -83,9 +204,9 @@ class RecordedRun:
         """`finished 900 steps` or `stopped or running at step 300 of 900`."""
         if self.finished:
             return f"finished {self.finished['step']:,} steps"
-        if not self.steps:
+        last = self.steps.last
+        if last is None:
             return "not one step yet"
-        last = self.steps[-1]
         return f"stopped or running at step {last['step']:,} of {last.get('total_steps', 0):,}"
 
 
@@ -95,10 +216,10 @@ def read_run(path: Path) -> RecordedRun:
     resolved, metrics = path / SPEC, path / "metrics.jsonl"
     text = text_of(resolved)
     spec = mapping_in(text, resolved)
-    records = read_metrics(metrics) if metrics.exists() else []
-    if not any(record["kind"] in ("step", "evaluation") for record in records):
+    run = _assemble(path, spec, text, env, metrics_of(metrics) if exists(metrics) else ())
+    if not run.steps.count and not run.evaluations:
         raise RunError.of("KD751", f"{path} has no step and no evaluation yet: nothing to show")
-    return _assemble(path, spec, text, env, records)
+    return run
 
 
 def _assemble(
@@ -106,18 +227,21 @@ def _assemble(
     spec: Mapping[str, Any],
     spec_text: str,
     env: Mapping[str, Any],
-    records: list[dict[str, Any]],
+    records: Iterable[dict[str, Any]],
 ) -> RecordedRun:
-    steps: dict[int, Mapping[str, Any]] = {}
+    steps = StepRecords()
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
+    alarms = []
     try:
         for record in records:
             if record["kind"] == "step":
-                steps[record["step"]] = {**record, "losses": dict(record["losses"])}
+                steps.add(record)
             elif record["kind"] == "evaluation":
                 entry = {**record, "metrics": dict(record["metrics"])}
                 evaluations.setdefault(str(record["network"]), {})[record["step"]] = entry
+            elif record["kind"] == "alarm":
+                alarms.append({**record, "message": str(record["message"])})
             elif record["kind"] == "finished":
                 finished = record
     except (KeyError, TypeError, ValueError) as error:
@@ -127,11 +251,12 @@ def _assemble(
         spec=spec,
         spec_text=spec_text,
         env=env,
-        steps=tuple(steps[number] for number in sorted(steps)),
+        steps=steps,
         evaluations={
             name: tuple(series[number] for number in sorted(series)) for name, series in evaluations.items()
         },
         finished=finished,
+        alarms=tuple(alarms),
     )
 
 
@@ -238,7 +363,7 @@ class ReportData:
 
 def read_report_data(path: Path) -> ReportData:
     """Read report_data.json; where there is no such file every section is empty."""
-    if not path.exists():
+    if not exists(path):
         return ReportData()
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -59,6 +59,7 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
     ]
     return [
         _head(run),
+        page.section("What went wrong", *(page.paragraph(alarm["message"]) for alarm in run.alarms)),
         page.section("Result", _results(run)),
         page.section("Quality and cost", *_comparison(data)),
         page.section("Curves", page.cards(curves)),
@@ -73,12 +74,10 @@ def _sections(run: RecordedRun, data: ReportData) -> list[str]:
 
 
 def _head(run: RecordedRun) -> str:
-    seconds = run.finished["seconds"] if run.finished else sum(r.get("seconds", 0.0) for r in run.steps)
-    busy = sum(record.get("seconds", 0.0) for record in run.steps)
-    images = sum(r.get("images_per_second", 0.0) * r.get("seconds", 0.0) for r in run.steps)
+    seconds = run.finished["seconds"] if run.finished else run.steps.seconds
     facts = [run.progress, duration(float(seconds))]
-    if images and busy:
-        facts.append(f"{speed(images, busy)} on average")
+    if run.steps.images and run.steps.seconds:
+        facts.append(f"{speed(run.steps.images, run.steps.seconds)} on average")
     return f"<header><h1>{page.text(run.name)}</h1>{page.paragraph(' · '.join(facts))}</header>"
 
 

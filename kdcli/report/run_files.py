@@ -1,7 +1,7 @@
 """Files that a training appends to in its run folder: metrics.jsonl and train.log.
 
 metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
-line has `kind` (step, evaluation, notice, saved, finished), `step` and `time` (seconds since 1970). The
+line has `kind` (step, evaluation, alarm, notice, saved, finished), `step` and `time` (seconds since 1970). The
 clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
 Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
 """
@@ -18,9 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from kdcli.disk import writing
-from kdcli.errors import RunError
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.disk import asking, folder_gone, is_file, writing, written_beside
+from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
@@ -28,6 +27,7 @@ _KINDS: dict[type, str] = {
     Step: "step",
     Evaluation: "evaluation",
     Notice: "notice",
+    Alarm: "alarm",
     Saved: "saved",
     Finished: "finished",
 }
@@ -56,7 +56,10 @@ class MetricsWriter:
         self.close()
 
     def write(self, record: Record) -> None:
-        """Append one record; a Plan is not written, it gives the number of processes and the step."""
+        """Append one record; a Plan is not written, it gives the number of processes and the step.
+
+        Raises RunError KD740 where the disk refuses, KD772 where the file has been deleted.
+        """
         if isinstance(record, Plan):
             self._processes, self._step = record.processes, record.resumed_step
             return
@@ -67,6 +70,8 @@ class MetricsWriter:
             line["images_per_second"] = record.images * self._processes / record.seconds
         line["time"] = now
         with writing(self.path):
+            if not self.path.exists():  # what is written into a deleted file goes nowhere, without an error
+                raise folder_gone(self.path)
             self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
 
@@ -77,16 +82,13 @@ class MetricsWriter:
         """
         with writing(self.path):
             self._file.close()
-            kept = [
-                line
-                for line, record in _lines(self.path)
-                if record["step"] <= step
-                and record["kind"] != "finished"
-                and not (before_evaluation and record["kind"] == "evaluation" and record["step"] == step)
-            ]
-            temporary = self.path.with_name(self.path.name + ".new")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with written_beside(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for line, record in _lines(self.path):
+                    if record["step"] > step or record["kind"] == "finished":
+                        continue
+                    if before_evaluation and record["step"] == step and _of_evaluation(record):
+                        continue
+                    file.write(line)
             self._file = self.path.open("a", encoding="utf-8", buffering=1 << 16)
         self._step = step
 
@@ -96,32 +98,63 @@ class MetricsWriter:
             self._file.close()
 
 
+def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl, one at a time and in order; lines that are no records are skipped.
+
+    Raises RunError KD521 where the file can't be read.
+    """
+    for _, record in _lines(path):
+        yield record
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl as dicts, in order; incomplete lines and those that are no records are skipped."""
-    try:
-        return [record for _, record in _lines(path)]
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    """All records of metrics.jsonl at once: of a short run."""
+    return list(metrics_of(path))
+
+
+def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of metrics.jsonl from a byte on, each with the byte at which it ends; half a line is none yet."""
+    with asking(path), path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            record = _record_in(line.decode("utf-8", "replace"))
+            if record is not None:
+                yield offset, record
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with asking(path), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.endswith("\n"):
                 return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
-                yield line, _readable(record)
+            record = _record_in(line)
+            if record is not None:
+                yield line, record
+
+
+def _record_in(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or "kind" not in record:
+        return None
+    known = isinstance(record.get("step"), int) and abs(record["step"]) < 2**63
+    return _readable(record) if known else None
+
+
+def _of_evaluation(record: dict[str, Any]) -> bool:
+    return record["kind"] == "evaluation" or bool(record.get("at_evaluation"))
 
 
 def _drop_incomplete_line(path: Path) -> None:
     """Remove half a line that a killed run left: a record appended to it would be lost too."""
-    if not path.is_file():
+    if not is_file(path):
         return
-    with path.open("rb+") as file:
+    with writing(path), path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - 4096)

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, UsageError
+from kdcli.disk import real_path, reason_of, shown_path
+from kdcli.errors import Diagnostic, RunError, Span, SpecError, SpecPath, UsageError
 from kdcli.spec.check.rules import check_rules
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
@@ -24,7 +25,11 @@ from kdcli.spec.schema import Spec
 from kdcli.spec.text.include import Includer
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
 from kdcli.spec.text.overrides import Override, apply, is_argument, parse_assignment
-from kdcli.spec.text.source import Composed, compose, decode
+from kdcli.spec.text.source import MAX_BYTES, Composed, compose, decode
+from kdcli.waiting import waiting
+
+SOON_SECONDS = 5.0
+"""A spec is read in milliseconds: what takes longer is told soon."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +88,30 @@ def read(path_or_dash: str | Path, assignments: Sequence[str] = ()) -> ParsedSpe
 def read_text(path_or_dash: str | Path) -> tuple[str, str, Path]:
     """The text of a spec file, its name for messages, its folder."""
     if str(path_or_dash) == "-":
-        return decode(sys.stdin.buffer.read(), "<stdin>"), "<stdin>", Path.cwd()
+        if sys.stdin is None:
+            raise UsageError.of("cannot read the spec from standard input: it is closed")
+        with waiting(_of_stdin, SOON_SECONDS):
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        return decode(data, "<stdin>"), "<stdin>", Path.cwd()
     path = Path(path_or_dash)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "is a folder" if path.is_dir() else (error.strerror or str(error)).lower()
-        raise UsageError.of(f"cannot read spec `{path}`: {reason}") from None
-    except ValueError:
-        raise UsageError.of("a file name has no NUL character") from None
+        # A pipe such as bash's `<(command)` may have a writer that says nothing, or none.
+        with waiting(lambda: f"the spec from `{path}`, which is no plain file", SOON_SECONDS):
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason, help = reason_of(error)
+        raise UsageError.of(f"cannot read spec `{shown_path(path)}`: {reason}", help) from None
     return decode(data, str(path)), str(path), path.parent
+
+
+def _of_stdin() -> str:
+    """What is waited for at standard input."""
+    return (
+        "the spec from the terminal (Ctrl-D ends it)"
+        if sys.stdin.isatty()
+        else "the spec from standard input"
+    )
 
 
 def parse(
@@ -179,8 +198,8 @@ def _overridden(
 def _self_path(source: str, base_dir: Path) -> tuple[Path, ...]:
     path = base_dir / Path(source).name if "\0" not in source else base_dir
     try:
-        return (path.resolve(),)
-    except (OSError, RuntimeError):
+        return (real_path(path),)
+    except RunError:
         return ()
 
 
@@ -190,12 +209,21 @@ def _with_save_dir(tree: Mapping, source: str) -> Mapping:
         return tree
     name = Path(source).stem if source and not source.startswith("<") else "spec"
     span = tree.span if saver is None else saver.key_span
-    text = f"runs/{name}"
+    text = f"runs/{name}{seed_suffix(tree)}"
     entry = Entry(key="save_dir", key_span=span, value=Scalar(value=text, span=span, text=text))
     made = Mapping(entries=(entry,), span=span)
     if saver is not None and isinstance(saver.value, Mapping):
         made = saver.value.with_entry(entry)
     return tree.with_entry(Entry(key="saver", key_span=span, value=made))
+
+
+def seed_suffix(tree: Mapping) -> str:
+    """`-seed2` where the command line sets `runtime.random_seed` to 2, else nothing: the runs of a sweep differ."""
+    runtime = tree.get("runtime")
+    seed = runtime.get("random_seed") if isinstance(runtime, Mapping) else None
+    if not isinstance(seed, Scalar) or not isinstance(seed.value, int):
+        return ""
+    return f"-seed{seed.value}" if is_argument((seed.span.written or seed.span).source) else ""
 
 
 def _no_mapping(source: str, text: str, message: str) -> Diagnostic:

@@ -1,7 +1,7 @@
 """Where files named in a spec are: beside the file that names them, or in the working directory.
 
 What a run writes (`save_dir`, `results_dir`, a cache's `dir`) is not looked up: it lies where it is named,
-seen from the working directory.
+seen from the working directory. `~` is the home folder everywhere (kdcli.disk.expanded).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import Diagnostic, Span, SpecPath, nearest
+from kdcli.disk import at_path, exists, expanded, is_folder, real_path, same, seen
+from kdcli.errors import Diagnostic, RunError, Span, SpecPath, nearest
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.overrides import is_argument
 
@@ -49,16 +50,21 @@ class Places:
     taken: Mapping[SpecPath, Taken] = field(default_factory=dict)
 
     def find(self, name: str, path: SpecPath) -> Path:
-        """The file or folder that the spec names at `path`; a missing one comes back as written."""
+        """The file or folder that the spec names at `path`; a missing one comes back as written.
+
+        Raises SpecError at the path (RunError where that is empty) where the system refuses to say whether it is there.
+        """
         before = self._before(name, path)
-        if before is not None and os.path.exists(before):
-            return before
-        tried = self.tried(name, path)
-        return next((place for place in tried if os.path.exists(place)), tried[-1])
+        with at_path(path or None):
+            if before is not None and exists(before):
+                return before
+            tried = self.tried(name, path)
+            return next((place for place in tried if exists(place)), tried[-1])
 
     def tried(self, name: str, path: SpecPath) -> tuple[Path, ...]:
         """Where `find` looks, in order; the last one is in the working directory."""
-        given = Path(os.path.expanduser(name))
+        with at_path(path or None):
+            given = expanded(name)
         folder = self.elsewhere.get(path, self.folder)
         if folder is None or given.is_absolute():
             return (given,)
@@ -68,15 +74,15 @@ class Places:
     def missing(self, name: str, path: SpecPath) -> str:
         """A help line for a missing file: where it was looked for, the nearest name, another place."""
         file = self.find(name, path)
-        if os.path.exists(file):
-            return f"`{os.path.abspath(file)}` is a {'folder' if file.is_dir() else 'file'}"
+        if seen(file):
+            return f"`{os.path.abspath(file)}` is a {'folder' if is_folder(file) else 'file'}"
         tried = self.tried(name, path)
         hints = ["there is no " + " nor ".join(f"`{os.path.abspath(place)}`" for place in tried)]
         before = self._before(name, path)
         if before is not None and os.path.abspath(before) not in map(os.path.abspath, tried):
             hints.append(f"the run took `{before}`")
         beside = self.folder / name if self.folder is not None else None
-        if beside is not None and self.elsewhere.get(path, beside) is None and os.path.exists(beside):
+        if beside is not None and self.elsewhere.get(path, beside) is None and seen(beside):
             hints.append(
                 f"`{beside}` lies beside the spec, and a path on the command line is looked up in the "
                 "working directory alone"
@@ -94,13 +100,13 @@ class Places:
         """
         for path, name in files_named(spec):
             before = self._before(name, path)
-            existing = [place for place in self.tried(name, path) if os.path.exists(place)]
+            existing = [place for place in self.tried(name, path) if seen(place)]
             if before is None:
                 if len(existing) == 2 and not _same(*existing):
                     yield _two(
                         path, name, existing[0], existing[1], f"{HOW}; an absolute path leaves no choice"
                     )
-            elif not os.path.exists(before):
+            elif not seen(before):
                 if existing:
                     yield _gone(path, name, before, existing[0])
             elif existing and not _same(existing[0], before):
@@ -111,9 +117,9 @@ class Places:
         """The file used for each path, to be kept with a run; `taken_from` reads it back."""
         found = [(path, name, self.find(name, path)) for path, name in files_named(spec)]
         return [
-            {"path": list(path), "written": name, "taken": str(file.resolve())}
+            {"path": list(path), "written": name, "taken": str(real_path(file))}
             for path, name, file in found
-            if os.path.exists(file)
+            if seen(file)
         ]
 
     def _before(self, name: str, path: SpecPath) -> Path | None:
@@ -128,7 +134,7 @@ class Places:
                 continue
             job, teacher, file = str(path[2]), str(path[4]), self.find(name, path)
             other_job, other = first.setdefault(teacher, (job, file))
-            if os.path.exists(file) and os.path.exists(other) and not _same(file, other):
+            if seen(file) and seen(other) and not _same(file, other):
                 message = f"`{teacher}` is given another `teacher_weight` than in `{other_job}`"
                 both = f"`{os.path.abspath(file)}` and `{os.path.abspath(other)}`"
                 help = f"they are {both}: name the file in one job alone"
@@ -216,8 +222,8 @@ def _names_like(place: Path, name: str) -> list[str]:
 
 def _same(one: Path, other: Path) -> bool:
     try:
-        return os.path.samefile(one, other)
-    except OSError:
+        return same(one, other)
+    except RunError:
         return False
 
 

@@ -6,18 +6,19 @@ what the spec names of the packages that the command line allows; nothing is imp
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
+from kdcli.disk import at_path, refused
 from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath, did_you_mean
+from kdcli.failures import PLUGINS, with_place
 from kdcli.spec.schema import Component
 from kdcli.spec.tables import Target
 
@@ -104,11 +105,12 @@ def load_own(name: str, plugins: Sequence[str], path: SpecPath) -> Any:
     """The attribute that `package.module:attribute` names; SpecError KD413 or KD414 at `path`."""
     if not may_import(name, plugins):
         raise SpecError([not_a_plugin(name, "KD413", path)])
+    PLUGINS.add(package_of(name))
     module, _, attribute = name.partition(":")
     try:
         found: Any = import_module(module)
     except (Exception, SystemExit) as error:
-        message = f"`{module}` can't be imported: {error_text(error)}"
+        message = f"`{module}` can't be imported: {with_place(error)}"
         help = None
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             help = "it is looked up among what is installed, then in the working directory"
@@ -209,73 +211,20 @@ def own_code(part: Any, path: SpecPath = ()) -> Iterator[tuple[SpecPath, str]]:
 def constructed(target: Target, kwargs: Mapping[str, Any], name: str, path: SpecPath) -> Any:
     """What a table's entry makes of the spec's arguments; SpecError KD505 at `path` where it refuses them.
 
-    Own code may raise anything: its message is given with the file and line that it comes from.
+    Own code may raise anything: its message is given with the file and line that it comes from. A file that the system
+    refuses is told at `path` too.
     """
     try:
         return target.load()(**{**target.preset, **kwargs})
     except KdError:
         raise
+    except OSError as reason:
+        with at_path(path):
+            raise refused(os.fsdecode(reason.filename or name), reason) from reason
     except Exception as reason:
-        if target.own and not isinstance(reason, ValueError):
-            raise SpecError.at(path, "KD505", f"`{name}` can't be built: {error_text(reason)}") from reason
+        if target.own:
+            raise SpecError.at(path, "KD505", f"`{name}` can't be built: {with_place(reason)}") from reason
         if not isinstance(reason, (TypeError, ValueError)):
             raise
         message = re.sub(r"^[\w.<>]+\(\) ", "", str(reason))
         raise SpecError.at(path, "KD505", f"`{name}`: {message}") from reason
-
-
-def plugin_failure(error: BaseException) -> Diagnostic | None:
-    """The finding KD496 for an exception that own code raised; None where kdcli itself did.
-
-    Of kdcli's and own code's frames the innermost decides, also of what a data worker hands on as text.
-    """
-    packages = {package_of(name) for name in _imported}
-    frames = [
-        (str(frame.f_globals.get("__name__", "")).partition(".")[0], f"{frame.f_code.co_filename}:{line}")
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    text = error_text(error, place=False)
-    _, _, handed_on = str(error).partition("Original Traceback")
-    if handed_on:
-        places = re.findall(r'^ *File "(.+)", line (\d+)', handed_on, flags=re.MULTILINE)
-        frames += [(_package_at(Path(file), packages), f"{file}:{line}") for file, line in places]
-        text = handed_on.strip().splitlines()[-1]
-    for package, place in reversed(frames):
-        if package == "kdcli":
-            return None
-        if package in packages:
-            message = f"code of the plugin `{package}` failed: {text} ({place})"
-            help = "mend it there; `kdcli validate` runs every network and loss once, before any training"
-            return Diagnostic(code="KD496", message=message, help=help)
-    return None
-
-
-def _package_at(file: Path, packages: Collection[str]) -> str:
-    """The package, of kdcli and these, in whose folder a file lies; empty where it is in none."""
-    for package in ("kdcli", *packages):
-        origin = getattr(sys.modules.get(package), "__file__", None)
-        if origin is not None:
-            root = Path(origin).parent if Path(origin).name == "__init__.py" else Path(origin)
-            if file == root or root in file.parents:
-                return package
-    return ""
-
-
-def error_text(error: BaseException, *, place: bool = True) -> str:
-    """The message of an error in own code, and its place: `NameError: name 'x' is not defined (mine/losses.py:3)`."""
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    where = _place_of(error) if place else None
-    return f"{type(error).__name__}{': ' if text else ''}{text}{f' ({where})' if where else ''}"
-
-
-def _place_of(error: BaseException) -> str | None:
-    """`file:line` where an exception comes from, in the last code that is neither Python's nor kdcli's."""
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}:{error.lineno}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")
-        and frame.filename not in (__file__, import_module.__code__.co_filename)
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

@@ -7,9 +7,10 @@ into `losses`, `options` (the rest of `cfgs`) and `teachers`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
@@ -31,6 +32,14 @@ def _as_whole(value: Any) -> Any:
     return value
 
 
+def _as_budget(value: Any) -> Any:
+    """`1%` is the share 0.01."""
+    percent = _PERCENT.fullmatch(value) if isinstance(value, str) and len(value) < 20 else None
+    return _as_whole(value if percent is None else float(percent[1]) / 100)
+
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
+
 Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 MOST = 10**12
@@ -42,6 +51,20 @@ Pixels = Annotated[PositiveInt, Field(le=2**16)]
 Positive = Annotated[float, Field(gt=0)]
 MOST_TEMPERATURE = 10_000.0
 SoftmaxTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
+Budget = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
+    BeforeValidator(_as_budget),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "string", "pattern": f"^{_PERCENT.pattern}$"},
+            ]
+        }
+    ),
+]
+"""How many, or (a number below 1, or `1%`) which share of all."""
 
 
 class Model(BaseModel):
@@ -188,11 +211,14 @@ class Job(Model):
     """One mimic job: a method, its losses, whose features.
 
     allow_negative: `loss_weight` may be less than 0, so that the losses rise; each loss says so for itself.
+    allow_strong_pull: train although a loss pulls the student over 10,000 times as hard as the task, out of scale to
+    the weights.
     """
 
     mimic_ins_type: str = "base"
     loss_weight: float = 1.0
     allow_negative: bool | None = None
+    allow_strong_pull: bool = False
     warm_up_iters: Annotated[Whole, Field(ge=-1, le=MOST)] = -1
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
@@ -294,7 +320,7 @@ class DataLoaderKwargs(Model):
     batch_fn: Component | None = None
     in_memory: bool | None = None
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    bad_sample_budget: NonNegativeInt = 100
+    bad_sample_budget: Budget = 100
 
 
 class DataLoader(Model):
@@ -363,6 +389,12 @@ class Trainer(Model):
     clip_grad_norm: Positive | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: NonNegativeInt = 10
+    on_collapse: Annotated[
+        Literal["warn", "stop"],
+        Field(
+            description="what an alarm of the watch (KD780 to KD789) does: a warning, or the end of the run"
+        ),
+    ] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     loggers: Many[str] = ()
 

@@ -74,6 +74,8 @@ class Loss(Target):
     """Gives the student another end, from the tapped map to logits (`StatefulLoss.student_end`)."""
     prepares: bool = False
     """Has a pass over the training data before it trains (`StatefulLoss.prepare`)."""
+    labels_unless: tuple[str, str] | None = None
+    """The kwarg, and its value, with which it does without the labels that it asks for."""
     takes_over: str | None = None
     """The loss of an earlier stage that trains what this one starts from (`StatefulLoss.inherit`)."""
     example: tuple[Place, ...] = ()
@@ -199,9 +201,9 @@ OPTIMIZERS = (
     "RMSprop",
     "Rprop",
     "SGD",
-    "SparseAdam",
 )
-"""LBFGS is not among them: it asks for the loss several times a step."""
+"""LBFGS is not among them: it asks for the loss several times a step; nor is SparseAdam, which takes no dense
+gradients."""
 
 SCHEDULERS = (
     "ConstantLR",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.errors import KdError, RunError, SpecError, SpecPath
-from kdcli.spec.plugins import constructed, error_text
+from kdcli.failures import with_place
+from kdcli.spec.plugins import constructed
 from kdcli.spec.tables import Target
 from kdcli.tasks.task import Kept, Meter, Task
 
@@ -107,7 +108,7 @@ class Meters:
             return error
         help = "what a metric's methods get and give: kdcli/tasks/metric.py"
         return RunError.of(
-            "KD495", f"`{method}` of the metric `{self.name}` failed: {error_text(error)}", help
+            "KD495", f"`{method}` of the metric `{self.name}` failed: {with_place(error)}", help
         )
 
 

@@ -176,13 +176,31 @@ class Report(Protocol):
         ...
 
 
+class Uninformed(Protocol):
+    """What the task's loss is for a network whose answer does not depend on the image."""
+
+    loss_name: str
+    """Of which of the student's losses."""
+
+    def targets(self, batch: Batch) -> Tensor | None:
+        """How often each answer is right in a batch [K]; adds up over batches and processes. None: not known."""
+        ...
+
+    def value(self, student: nn.Module, targets: Tensor, *, mixed: bool) -> float | None:
+        """The loss of the best fixed answer to such (summed) targets; None where the student's loss is not known.
+
+        mixed: whether batches were mixed.
+        """
+        ...
+
+
 class Task(Protocol):
     """One task; higher `primary` is better.
 
     name: its key in TASKS. by_chance: the metric that `chance` and `near_chance` are about. rehearses: whether
     networks are checked on fake tensors, or on real ones because values decide what they compute. own_size: whether
     the images of `sample` have a size of the task's own, and not the data's. why_zero: help where the gradient of
-    the task's own loss is zero. agreement, matching, kept, deploy, report: None where the task has none.
+    the task's own loss is zero. agreement, matching, kept, deploy, report, uninformed: None where the task has none.
     """
 
     name: str
@@ -196,6 +214,7 @@ class Task(Protocol):
     kept: Kept | None
     deploy: Deployment | None
     report: Report | None
+    uninformed: Uninformed | None
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
         """The student's modules: `net`, with those that are implied (a classifier's post-process)."""

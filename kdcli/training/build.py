@@ -6,7 +6,7 @@ run of the same seed start from the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader
+from kdcli.data.build import build_loader, unaugmented_loader
 from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
+from kdcli.disk import expanded, prove_writable
 from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import NO_LABELS, Labels, PixelChange, Teacher
-from kdcli.errors import Diagnostic, KdError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weight_files import stated_classes
@@ -35,40 +36,96 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
-from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.parse import ParsedSpec, seed_suffix
 from kdcli.spec.places import GT_FILE, TORCHVISION, Places
 from kdcli.spec.schema import JobTeacher, Spec
 from kdcli.tasks.task import Task
-from kdcli.training.caches import sources_of
+from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
+from kdcli.training.claim import claim, was_requeued
 from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
 from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
-from kdcli.training.run_folder import RunFolder, make_ready, open_folder, with_own_files
-from kdcli.training.sides import Sides
+from kdcli.training.run_folder import RunFolder, make_ready, open_folder, refuse_foreign, with_own_files
+from kdcli.training.sides import Sides, require_same_data
 
 
 def run_name(parsed: ParsedSpec) -> str:
-    """The spec's file name without its ending; `stdin` for a spec from standard input."""
-    return "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
+    """The spec's file name without its ending, and `-seed2` where the command line sets the seed to 2.
+
+    A spec from standard input is called `stdin`.
+    """
+    name = "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
+    return name + seed_suffix(parsed.tree)
 
 
 def run_root(parsed: ParsedSpec) -> Path:
-    """`saver.save_dir`, else runs/<spec name>."""
-    return Path(parsed.spec.saver.save_dir or Path("runs") / run_name(parsed))
+    """`saver.save_dir`, else runs/<run name>."""
+    named = parsed.spec.saver.save_dir
+    if named is None:
+        return Path("runs") / run_name(parsed)
+    with naming(parsed, "save_dir"):
+        return expanded(named)
+
+
+@contextmanager
+def claimed_folder(
+    parsed: ParsedSpec,
+    options: RunOptions,
+    processes: Processes,
+    say: Callable[[str], object] | None = None,
+) -> Iterator[RunFolder]:
+    """The run folder, held by rank 0 for a `with` block; nothing but its lock is written yet.
+
+    say: takes a sentence where an earlier process of this job has to be waited for. Raises KdError on every
+    process, as `refuse_foreign` and `claim`.
+    """
+    root, results = run_root(parsed), parsed.spec.saver.results_dir
+    if options.profile is not None:
+        root = root / "profile"  # a run that lies there is none of its business
+    own = None
+    failure: KdError | None = None
+    with ExitStack() as stack:
+        if processes.speaks:
+            try:
+                with naming(parsed, "save_dir"):
+                    refuse_foreign(root)
+                    restarted = options.restarted or was_requeued()
+                    own = stack.enter_context(claim(root, restarted=restarted, say=say))
+            except KdError as error:
+                failure = error
+        diagnostics = processes.broadcast(None if failure is None else failure.diagnostics)
+        if diagnostics is not None:
+            raise failure or RunError(diagnostics)
+        with naming(parsed, "results_dir"):
+            figures = None if results is None else expanded(results) / f"{run_name(parsed)}.json"
+        yield RunFolder(root, figures, own)
 
 
 @contextmanager
 def built(
-    parsed: ParsedSpec, options: RunOptions, processes: Processes, sides: Sides | None = None
+    parsed: ParsedSpec,
+    options: RunOptions,
+    processes: Processes,
+    sides: Sides | None = None,
+    folder: RunFolder | None = None,
 ) -> Iterator[Run]:
     """Build the run of a spec for a `with` block; its taps and loaders are closed at the end of the block.
 
-    sides: of a caller that has opened the data.
+    sides, folder: of a caller that has opened the data, and claimed the run folder.
     """
+    with ExitStack() as stack:
+        folder = folder or stack.enter_context(claimed_folder(parsed, options, processes))
+        yield stack.enter_context(_built(parsed, options, processes, sides, folder))
+
+
+@contextmanager
+def _built(
+    parsed: ParsedSpec, options: RunOptions, processes: Processes, sides: Sides | None, folder: RunFolder
+) -> Iterator[Run]:
     spec = parsed.spec
-    folder = build_folder(parsed, options, processes)
+    clear_folder(folder, parsed, options, processes)
     options = with_own_files(options, spec, folder, processes)
     use_threads(spec.runtime)
     with ExitStack() as stack:
@@ -78,20 +135,27 @@ def built(
         test_loader = build_data(sides.test, spec, processes)
         stack.callback(test_loader.close)
         digests = {}
-        if processes.speaks and options.profile is None:  # a profile saves nothing
+        if options.profile is None:  # a profile saves nothing
             truth = truth_file(spec, options.places)
             digests["train"] = digest_of(sides.train, train_loader)
             digests["test"] = digest_of(sides.test, test_loader, truth)
+            require_same_data(processes, digests)
+            digests = digests if processes.speaks else {}
         # Before anything is written: a run that is refused leaves the folder as it was.
         found_checkpoint = find_checkpoint(UnbuiltRun(parsed, options, folder, processes, digests))
         if processes.speaks and options.profile is None:
-            make_ready(folder)
+            if folder.results is not None:
+                with naming(parsed, "results_dir"):
+                    prove_writable(folder.results)
+            with naming(parsed, "save_dir"):
+                make_ready(folder)
         facts = train_loader.facts
         known = [*file_notices(spec, options.places)]
         task = sides.task
         known += as_notices(list(check_own_jobs(spec, loss_of, method_of)))
         known += as_notices(task.agree(spec, facts, test_loader.facts, options.places))
-        notices = list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
+        notices = [] if folder.claim is None else [*folder.claim.notices]
+        notices += list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
         student = build_student(task, spec, options)
         notices += load_pretrained(student, spec, options, folder)
         move_to_device(student, spec, processes)
@@ -102,12 +166,14 @@ def built(
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
+        batches = len(train_loader) or 1
+        known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has given these already.
         notices += known if options.proof is None else []
-        joined = join_jobs(spec, student, teachers, sample, facts, stack)
+        joined = join_jobs(spec, student, teachers, sample, facts, stack, sides.train.labels)
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]
@@ -133,6 +199,13 @@ def built(
             task=task,
             facts=facts,
             train_loader=train_loader,
+            unaugmented=lambda: unaugmented_loader(
+                sides.train,
+                sides.test,
+                seed=spec.runtime.random_seed,
+                rank=processes.rank,
+                world_size=processes.world_size,
+            ),
             test_loader=test_loader,
             joined=joined,
             teachers=teachers,
@@ -192,19 +265,26 @@ def folding_notice(name: str, count: int) -> str:
     return f"no BatchNorm of {name} can be folded into a convolution"
 
 
-def build_folder(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> RunFolder:
-    """Open the run folder, which rank 0 has found free or cleared; `make_ready` comes once the run may go on."""
-    root = run_root(parsed)
-    if options.profile is not None:
-        # A run that lies there is none of its business.
-        root = root / "profile"
-        root.mkdir(parents=True, exist_ok=True)
-    elif processes.speaks:
+def clear_folder(folder: RunFolder, parsed: ParsedSpec, options: RunOptions, processes: Processes) -> None:
+    """Let rank 0 find the run folder free, or clear it; `make_ready` comes once the run may go on."""
+    if processes.speaks and options.profile is None:
         resume = bool(options.resume) or parsed.spec.saver.auto_resume
-        open_folder(root, overwrite=options.overwrite, resume=resume)
+        with naming(parsed, "save_dir"):
+            open_folder(folder, overwrite=options.overwrite, resume=resume)
     processes.wait()
-    results = parsed.spec.saver.results_dir
-    return RunFolder(root, None if results is None else Path(results) / f"{run_name(parsed)}.json")
+
+
+@contextmanager
+def naming(parsed: ParsedSpec, key: str) -> Iterator[None]:
+    """Point at `saver.<key>`, where the spec writes it, in the error about a place that can't be used."""
+    path: SpecPath = ("saver", key)
+    try:
+        yield
+    except RunError as error:
+        written = parsed.span(path) != parsed.span(("saver",), on_key=True)
+        if not written or any(found.code not in ("KD521", "KD740") for found in error.diagnostics):
+            raise
+        raise SpecError([replace(found, path=path) for found in error.diagnostics]) from error
 
 
 def outputs_of(net: Network, sample: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
+from kdcli.data.transforms.pipeline import build_transform
+from kdcli.disk import (
+    TEMPORARY,
+    entries,
+    entries_like,
+    exists,
+    expanded,
+    free_bytes,
+    size_of,
+    sweep_temporary,
+)
 from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, cache_layout_of, read_meta
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
-from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.devices import student_precision
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.check.rules import caches_of
@@ -39,6 +52,40 @@ WHAT = {
     "columns": "what the jobs read of it",
     "classes": "`classes`",
 }
+
+
+def few_views(spec: Spec, epochs: float | None = None) -> list[Diagnostic]:
+    """The warning KD640 where a cache has fewer views than there are epochs, so that augmentations come again.
+
+    epochs: where the spec counts steps instead.
+    """
+    caches = caches_of(spec)
+    stages = spec.mimic.stages if spec.mimic is not None and spec.mimic.stages else None
+    counted = [stage.max_epoch for stage in stages] if stages else [spec.trainer.max_epoch]
+    known = [number for number in counted if number is not None]
+    total = float(sum(known)) if len(known) == len(counted) else epochs
+    if not caches or total is None:
+        return []
+    name, (path, cache) = next(iter(caches.items()))
+    transforms = spec.dataset.train.dataset.kwargs.transformer
+    place = ("dataset", "train", "dataset", "kwargs", "transformer")
+    drawing: list[str] = []
+    with suppress(KdError):  # of whoever builds the data
+        drawing = [
+            part.type for i, part in enumerate(transforms) if build_transform(part, (*place, i)).random
+        ]
+    if not drawing or cache.views >= total:
+        return []
+    views = f"{cache.views} view{'s' if cache.views > 1 else ''}"
+    message = (
+        f"`{name}` is cached in {views}: what {', '.join(f'`{one}`' for one in drawing[:3])} draws for an image comes"
+        f" again after {cache.views} of {total:g} epochs"
+    )
+    help = (
+        f"`views: {math.ceil(total)}` gives fresh pixels in every epoch, as without `cache`; with fewer, a baseline"
+        " without a cache is no equal comparison"
+    )
+    return [Diagnostic(code="KD640", severity="warning", message=message, help=help, path=path)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +168,7 @@ def plan_of(
     if classes is not None:
         facts["classes"] = list(classes)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (default if cache.dir is None else Path(cache.dir)) / f"{name}-{key}"
+    folder = (default if cache.dir is None else expanded(cache.dir)) / f"{name}-{key}"
     return StorePlan(
         name=name,
         path=path,
@@ -153,10 +200,16 @@ def opened(
             f"{plan.name} is cached in {plan.folder} ({gigabytes(plan.size)}: "
             f"{plan.facts['samples']:,} samples x {views}{share})"
         )
+        if store.checks is None:
+            notices.append(
+                f"{plan.folder} has no checksums, as kdcli 0.2 made it: damage to it can't be noticed; "
+                "delete it to have it made anew"
+            )
     return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
 
 
 def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
+    sweep_temporary(plan.folder.parent)
     meta = read_meta(plan.folder)
     probe = probe_of(loader)
     notices = []
@@ -181,13 +234,13 @@ def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
 def _others(plan: StorePlan) -> list[str]:
     """Stores of the same teacher that belong to other data or settings: what differs, and their bytes."""
     notices = []
-    for folder in sorted(plan.folder.parent.glob(f"{plan.name}-*")):
+    for folder in entries_like(plan.folder.parent, f"{plan.name}-*"):
         meta = read_meta(folder)
-        if meta is None or folder == plan.folder:
+        if meta is None or folder == plan.folder or folder.suffix == TEMPORARY:
             continue
         before, now = meta.get("facts", {}), _plain(plan.facts)
         differs = [words for key, words in WHAT.items() if before.get(key) != now.get(key)]
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(size_of(file) for file in entries(folder))
         notices.append(
             f"{folder} ({gigabytes(size)}) does not fit {plan.name} any more: "
             f"{', '.join(differs) or 'its format'} changed; delete it if nothing else needs it"
@@ -197,8 +250,8 @@ def _others(plan: StorePlan) -> list[str]:
 
 def _check_size(plan: StorePlan) -> None:
     limit = plan.cache.limit_gb * 1e9
-    nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(nearest).free
+    nearest = next(p for p in (plan.folder, *plan.folder.absolute().parents) if exists(p))
+    free = free_bytes(nearest)
     if plan.size <= min(limit, free):
         return
     largest = max(plan.layout.columns, key=lambda column: column.bytes_per_row)
@@ -227,6 +280,22 @@ def flush_all(sources: Mapping[str, ViewSource], processes: Processes) -> None:
             ) from error
     if cached:
         processes.wait()
+
+
+def damaged_rows(sources: Mapping[str, ViewSource], processes: Processes) -> list[str]:
+    """Warnings of cache rows that were damaged since the last call, and made anew; every process takes part."""
+    messages = []
+    for source in sources.values():
+        if isinstance(source, CachedTeacher):
+            count = sum(processes.gather(source.store.damaged))
+            source.store.damaged = 0
+            if count:
+                rows, were = ("row", "was") if count == 1 else ("rows", "were")
+                messages.append(
+                    f"{count:,} {rows} of the cache {source.store.folder} {were} not as stored (damaged on the disk, "
+                    f"or changed by something else): {source.teacher.name} has computed them again"
+                )
+    return messages
 
 
 def gigabytes(size: float) -> str:

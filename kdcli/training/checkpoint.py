@@ -2,7 +2,8 @@
 
 They are written whole, verified when read, and never run code. A checkpoint is one file
 `step_00001234-<first 16 hex digits of its SHA-256>.pt`: written beside, flushed to disk, then renamed, so
-that a name always stands for exactly those bytes.
+that a name always stands for exactly those bytes. Its content has a checksum inside too, which stays when the
+file is renamed (kdcli.models.checksums).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 from kdcli import __version__
-from kdcli.disk import write_whole
+from kdcli.disk import entries_like, remove, write_whole
 from kdcli.errors import RunError, first_line
+from kdcli.models.checksums import SEALED, check_seal, seal
 from kdcli.models.weights import save_safetensors
 
 if TYPE_CHECKING:
@@ -40,8 +42,10 @@ class Progress:
     """Counters of a run. step: finished optimizer steps; stage_step: of these, in this stage.
 
     epoch is the pass over the data that comes next or is under way; batch counts its batches that are
-    done. over: the last evaluation is done. best and last: metrics of evaluations. skipped: steps
-    that were not taken for numbers gone wrong. bad_samples: side, sample, name and reason of each.
+    done. over: the last evaluation is done. best and last: metrics of evaluations; scheduled: of the last one at
+    the end of an epoch, which a schedule may follow. skipped: steps that were not taken for numbers gone wrong.
+    bad_samples: side, sample, name and reason of each. watch: what the watch remembers (kdcli.training.watch); empty
+    in checkpoints from before there was one.
     """
 
     step: int = 0
@@ -53,9 +57,11 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    scheduled: dict[str, float] = field(default_factory=dict)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: int = 0
     bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
+    watch: dict[str, Any] = field(default_factory=dict)
 
 
 def run_state(
@@ -187,22 +193,21 @@ def save_checkpoint(
     are untouched then.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getbuffer()
-    digest = hashlib.sha256(data).hexdigest()[:16]
+    torch.save({**state, SEALED: True}, buffer)
+    digest = seal(buffer)[:16]
     path = folder / f"step_{step:08d}-{digest}.pt"
-    write_whole(path, data)
+    write_whole(path, buffer.getbuffer())
     others = [other for other in checkpoints(folder) if other != path]
     twins = [other for other in others if step_of(other) == step]
     older = [other for other in others if step_of(other) < step]
     for old in (*twins, *(other for other in older[max(keep, 1) - 1 :] if step_of(other) != best)):
-        old.unlink(missing_ok=True)
+        remove(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    found = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
+    found = [path for path in entries_like(folder, "step_*.pt") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -231,11 +236,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise RunError.of("KD710", f"cannot read the checkpoint {path}: {error.strerror}") from None
+    whole, digest = check_seal(data)
+    if whole is False:
+        raise _damaged(path, "its bytes do not give the checksum that it holds")
     match = _NAME.fullmatch(path.name)
-    if match is not None and hashlib.sha256(data).hexdigest()[:16] != match[2]:
-        raise RunError.of(
-            "KD711", f"the checkpoint {path} is damaged: its bytes do not give the checksum in its name"
-        )
+    if match is not None and digest[:16] != match[2]:
+        raise _damaged(path, "its bytes do not give the checksum in its name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: what can't be read is refused below
@@ -247,7 +253,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError.of("KD713", f"{path} is not a checkpoint of this version of kdcli")
+    if state.get(SEALED) is True and whole is None:
+        raise _damaged(path, "the checksum that it was saved with is missing")
+    progress = state.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else None
+    if match is not None and step not in (None, int(match[1])):
+        raise _damaged(path, f"its name says step {int(match[1])}, and it holds step {step}")
     return state
+
+
+def is_checked(path: Path, state: Mapping[str, Any]) -> bool:
+    """Whether damage to a checkpoint would have been noticed: one of before 0.3 has its checksum in its name alone."""
+    return state.get(SEALED) is True or _NAME.fullmatch(path.name) is not None
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError.of(
+        "KD711",
+        f"the checkpoint {path} is damaged: {reason}",
+        "delete it and resume from the one before with `--resume`, or copy it again from where it was made",
+    )
 
 
 def save_student(

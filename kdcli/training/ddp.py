@@ -67,6 +67,9 @@ class DistributedTrainee:
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
         yield
+        if isinstance(self.model, DistributedDataParallel):
+            # Else a process that skipped a block goes on alone, and its next message meets another's gradients.
+            self.model._check_reducer_finalized()  # type: ignore[no-untyped-call]
 
     def _ddp(self) -> _Ddp:
         run = self.run

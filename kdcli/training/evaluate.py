@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.loaders import Loader
+from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.tasks.task import Meter, Task
@@ -54,13 +55,14 @@ def evaluate(
     if most_samples is not None:
         share = loader.batch_size * processes.world_size
         batches = islice(batches, max(1, -(-most_samples // share)))
-    for batch in batches:
-        if stop():
-            break
-        batch = to_device(dict(batch), processes.device)
-        with autocast or nullcontext():
-            outputs = forward(batch)
-        meter.update(outputs, batch)
+    with doing(f"measuring {name}"):
+        for batch in batches:
+            if stop():
+                break
+            batch = to_device(dict(batch), processes.device)
+            with autocast or nullcontext():
+                outputs = forward(batch)
+            meter.update(outputs, batch)
     sums = processes.sum(meter.sums())
     if messages is not None:
         messages += unanswered(name, meter, sums, processes, loader)

@@ -1,28 +1,38 @@
 """The guard against silence: before the first step, every loss must move the student.
 
-Each declared loss is differentiated alone and unweighted on real batches, so that a warm-up weight of
-0 can't hide one that is dead. Random state and buffers are restored afterwards.
+Each declared loss is differentiated alone and unweighted on real batches, under the run's own autocast and scaler, so
+that a warm-up weight of 0 can't hide one that is dead. Random state and buffers are restored afterwards.
+
+Memory: a forward pass for each loss, whose graph its backward pass frees, and each gradient is let go of as soon as it
+has been looked at. So the peak is at most that of a training step (`python -m tests.benchmarks.guard`); one forward
+pass whose graph is kept for all losses needs 1.1 of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
+from kdcli.distill.taps import View
+from kdcli.distill.terms import binding_of
 from kdcli.distill.trainee import ActiveLosses, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
+from kdcli.training.checkpoint import generator_state, restore_generators
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.join_jobs import require
-from kdcli.training.run import Run
+from kdcli.training.run import Run, StagePlan
 
 BATCHES = 20
 TEACHER_SAMPLES = 512
@@ -30,36 +40,68 @@ TEACHER_SAMPLES = 512
 FAINT = 0.01
 """Below this share of the task's gradient a loss is hardly felt."""
 
+STRONG = 100.0
+"""Above this multiple of the task's gradient a loss hardly lets the task be felt."""
+
+TOO_STRONG = 1e4
+"""Above this multiple a loss may stop the run: see `refuse_strong_pulls`."""
+
+SCALE_STEP = 16.0
+"""A gradient that is not finite under the scaler is tried again with a scale so many times smaller, down to 1."""
+
 Reach = Mapping[str, frozenset[str]]
 """For each loss the names of the trainee's parameters that its gradient reaches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """How hard one loss of a job pulls the student, on this process's first batch and at the job's full weight.
+
+    to_task: the norm of its gradient on the student over that of the task's losses together. gradient: that norm.
+    weights: the norm of the student's weights that it reaches. remedy: the `loss_weight` with which it would pull
+    as hard as the task.
+    """
+
+    to_task: float
+    gradient: float
+    weights: float
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
 class GuardResult:
     """What the guard found: the parameters that each loss reaches, and how hard each pulls.
 
-    pulls: for each loss of a job the norm of its gradient on the student, at the job's full weight, over
-    that of the task's losses together, on this process's first batch; empty without a task loss.
-    logged_only: losses that are meant to move nothing, with the option that says so.
+    strengths: of each loss of a job; empty without a task loss. logged_only: losses that are meant to move
+    nothing, with the option that says so.
     """
 
     reach: Reach
-    pulls: Mapping[str, float]
+    strengths: Mapping[str, Pull]
     logged_only: Mapping[str, str]
 
+    @property
+    def pulls(self) -> dict[str, float]:
+        """Of each loss of a job its gradient on the student over the task's."""
+        return {name: pull.to_task for name, pull in self.strengths.items()}
+
     def notices(self) -> list[Notice]:
-        """Warn of each loss whose gradient is very small beside the task's; name each that is logged alone."""
+        """A notice of each loss that is logged alone, or pulls very weakly or strongly beside the task's."""
         return [
             Notice(message=f"`{name}` is logged and moves nothing: {why}")
             for name, why in self.logged_only.items()
         ] + [
             Notice(
-                message=f"`{name}` pulls the student {pull:.1g} times as hard as the task's loss, on the first "
-                "batch: raise its `loss_weight` if it is to be felt",
-                level="warning",
+                message=f"`{name}` pulls the student {pull.to_task:.2g} times as hard as the task's loss, on the "
+                + (
+                    "first batch: raise its `loss_weight` if it is to be felt"
+                    if pull.to_task < FAINT
+                    else f"first batch; with {pull.remedy} it would pull as hard as the task"
+                ),
+                level="warning" if pull.to_task < FAINT else "info",
             )
-            for name, pull in self.pulls.items()
-            if pull < FAINT
+            for name, pull in self.strengths.items()
+            if not FAINT <= pull.to_task <= STRONG
         ]
 
 
@@ -67,7 +109,7 @@ class GuardResult:
 class Finding:
     """One loss on one batch: the parameters that its gradient reaches, and whether anything was wrong.
 
-    pull: the norm of its gradient on the student.
+    pull: the norm of its gradient on the student. weights: the norm of the student's weights that it moves.
     """
 
     reached: frozenset[str]
@@ -76,6 +118,7 @@ class Finding:
     moves_student: bool
     has_path: bool
     pull: float = 0.0
+    weights: float = 0.0
 
 
 def prove_losses(run: Run) -> GuardResult:
@@ -94,16 +137,19 @@ def prove_losses(run: Run) -> GuardResult:
     trainee.active = ActiveLosses(task_loss=task_loss)
     running = require(run.joined, run.teachers, None, task_loss)
     try:
-        with restored_state(trainee):
+        with restored_state(trainee) as put_back:
             for batch in islice(run.train_loader.batches(0), BATCHES):
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
-                losses = trainee(batch, views, StepInfo(), weighted=False)
-                for name, loss in losses.items():
-                    if name not in findings or not findings[name].moves_student:
-                        findings[name] = _differentiate(run, name, loss)
+                passes = _Passes(run, batch, views, put_back)
+                for name in passes.names:
+                    # All processes go through the same losses: some of them wait for each other.
+                    done = name in findings and findings[name].moves_student
+                    if run.processes.any(not done):
+                        finding = passes.differentiate(name)
+                        findings[name] = findings[name] if done else finding
                 if of_task is None:
-                    of_task = _pull_of_task(run, losses, findings)
+                    of_task = passes.pull_of_task(findings)
                 problems = [p for name, finding in findings.items() if (p := _problem(run, name, finding))]
                 fatal = any(problem.code != "KD702" for problem in problems)
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
@@ -115,14 +161,84 @@ def prove_losses(run: Run) -> GuardResult:
         unique = {(problem.code, problem.message): problem for problem in everywhere}
         raise RunError(unique.values())
     return GuardResult(
-        {name: finding.reached for name, finding in findings.items()},
+        _reach_everywhere(run, {name: finding.reached for name, finding in findings.items()}),
         {
-            name: trainee.specs[job].loss_weight * finding.pull / of_task
+            name: _strength(run, name, finding, of_task)
             for name, finding in findings.items()
-            if (job := name.partition(".")[0]) in trainee.specs and of_task and finding.pull
+            if of_task and finding.pull and _beside_the_task(run, name)
         },
         {name: why for name in findings if (why := _logged_only(run, name)) is not None},
     )
+
+
+def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float) -> None:
+    """Raise RunError KD704 for each loss of the run's first stage that would throw the student away.
+
+    lr: which the warm-up reaches. Two things have to hold, and the job not to say `allow_strong_pull: true`:
+    - the loss pulls over 10,000 times as hard as the task;
+    - its gradient is out of scale to the weights: one plain SGD step along it, lr · ‖gradient‖ long (clipped where
+      the run clips), would move the weights that it reaches by more than their own norm.
+    The first alone is no fault: a student that knows the task already has a task gradient near 0. The second alone
+    is a matter of the lr. An Adam step does not grow with the gradient, so that there the bound tells of scale alone.
+    """
+    clip = run.spec.trainer.clip_grad_norm
+    problems = []
+    for name, pull in guard.strengths.items():
+        job = name.partition(".")[0]
+        active = plan.active.task_loss and (plan.active.jobs is None or job in plan.active.jobs)
+        step = lr * (pull.gradient if clip is None else min(pull.gradient, clip))
+        allowed = run.trainee.specs[job].allow_strong_pull
+        if active and not allowed and pull.to_task > TOO_STRONG and step > pull.weights:
+            problems.append(
+                Diagnostic(
+                    code="KD704",
+                    message=f"`{name}` pulls the student {pull.to_task:.2g} times as hard as the task's loss; at lr "
+                    f"{lr:g} one step of SGD along its gradient would change the weights that it reaches by "
+                    f"{step / pull.weights:.2g} times their norm",
+                    help=f"with {pull.remedy} it would pull as hard as the task; "
+                    "where this pull is meant, say `allow_strong_pull: true` at the job",
+                    path=("mimic", "jobs", job),
+                )
+            )
+    everywhere = {problem.path: problem for there in run.processes.gather(problems) for problem in there}
+    if everywhere:
+        raise RunError(everywhere.values())
+
+
+def _strength(run: Run, name: str, finding: Finding, of_task: float) -> Pull:
+    job_name, _, rest = name.partition(".")
+    job = run.trainee.specs[job_name]
+    to_task = abs(job.loss_weight) * finding.pull / of_task
+    mimicker = run.trainee.mimickers[job_name]
+    assert isinstance(mimicker, Mimicker)
+    losses = mimicker.losses_of(job)
+    loss = losses[rest.rpartition(".")[2]]
+    even = math.copysign(of_task / finding.pull, job.loss_weight)
+    remedy = f"`loss_weight: {even:.2g}` at the job (now {job.loss_weight:g})"
+    if len(losses) > 1 and to_task:
+        weight = binding_of(loss_of(loss.type)).weight_of(loss.kwargs)
+        remedy = f"`loss_weight: {weight / to_task:.2g}` in its `kwargs` (now {weight:g})"
+    return Pull(
+        to_task=to_task,
+        gradient=abs(job.loss_weight) * finding.pull,
+        weights=finding.weights,
+        remedy=remedy,
+    )
+
+
+def _beside_the_task(run: Run, name: str) -> bool:
+    """Whether this is a loss of a job that some stage trains together with the task's loss."""
+    job = name.partition(".")[0]
+    return job in run.trainee.specs and any(
+        stage.active.task_loss and (stage.active.jobs is None or job in stage.active.jobs)
+        for stage in run.stages
+    )
+
+
+def _reach_everywhere(run: Run, reach: Reach) -> Reach:
+    """What each loss reaches in any process: a block that is skipped at random may have been skipped in one."""
+    everywhere = run.processes.gather(reach)
+    return {name: frozenset[str]().union(*(there.get(name, ()) for there in everywhere)) for name in reach}
 
 
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
@@ -180,36 +296,88 @@ def _has_weights(run: Run, name: str) -> bool:
     return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 
 
-def _differentiate(run: Run, name: str, loss: Tensor) -> Finding:
-    named = [(n, p) for n, p in run.trainee.named_parameters() if p.requires_grad]
+class _Passes:
+    """Forward and backward passes over one batch, one for each loss, all from the same random state and buffers.
+
+    put_back: restores the buffers.
+    """
+
+    def __init__(
+        self, run: Run, batch: dict[str, Any], views: Mapping[str, View], put_back: Callable[[], None]
+    ) -> None:
+        self.run, self.batch, self.views, self.put_back = run, batch, views, put_back
+        self.generators = generator_state()
+        self.unused: dict[str, Tensor] | None = self._forward()
+        self.names = list(self.unused)
+
+    def differentiate(self, *names: str) -> Finding:
+        """The sum of these losses alone; where its gradient overflows under the scaler, at ever smaller scales."""
+        scale = 1.0 if self.run.scaler is None else self.run.scaler.get_scale()
+        while True:
+            finding = _differentiate(self.run, names[0], self._take(names), scale)
+            overflows = not finding.finite and math.isfinite(finding.value) and scale > 1.0
+            if not self.run.processes.any(overflows):
+                return finding
+            scale = max(1.0, scale / SCALE_STEP)
+
+    def pull_of_task(self, findings: Mapping[str, Finding]) -> float:
+        """Gradient norm of the task's losses together on the student; 0 without them."""
+        own = [name for name in self.names if name.startswith("task.")]
+        if len(own) < 2:
+            return sum(findings[name].pull for name in own)
+        return self.differentiate(*own).pull
+
+    def _take(self, names: Sequence[str]) -> Tensor:
+        """The sum of these losses, of a graph that nothing else holds."""
+        losses = self.unused or self._forward()
+        self.unused = None
+        return total_of({name: losses[name] for name in names})
+
+    def _forward(self) -> dict[str, Tensor]:
+        restore_generators(self.generators)
+        self.put_back()
+        with self.run.autocast or nullcontext():
+            return self.run.trainee(self.batch, self.views, StepInfo(), weighted=False)  # type: ignore[no-any-return]
+
+
+def _differentiate(run: Run, name: str, loss: Tensor, scale: float) -> Finding:
+    """What the gradient of a loss, multiplied by `scale` on the way, shows; frees the loss's graph."""
+    value = float(loss.detach())
     if not loss.requires_grad:
-        return Finding(frozenset(), float(loss.detach()), bool(loss.isfinite()), False, False)
-    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
-    reached = {n: g for (n, _), g in zip(named, gradients, strict=True) if g is not None}
-    finite = bool(loss.isfinite()) and all(bool(g.isfinite().all()) for g in reached.values())
-    meant = (
-        {n: g for n, g in reached.items() if n.startswith("student.")}
-        if _trains_student(run, name)
-        else reached
+        return Finding(frozenset(), value, bool(loss.isfinite()), False, False)
+    named = {n: p for n, p in run.trainee.named_parameters() if p.requires_grad}
+    facts: dict[str, Tensor] = {}
+
+    def look(parameter: nn.Parameter, name: str) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        norm = torch.linalg.vector_norm(values.float()) / scale
+        facts[name] = torch.stack([norm, values.isfinite().all().to(norm), values.any().to(norm)])
+
+    with ExitStack() as stack:
+        for n, parameter in named.items():
+            hook = parameter.register_post_accumulate_grad_hook(lambda p, n=n: look(p, n))  # type: ignore[no-untyped-call]
+            stack.callback(hook.remove)
+        (loss if scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
+    reached = {n: facts[n] for n in named if n in facts}
+    if not reached:
+        return Finding(frozenset(), value, bool(loss.isfinite()), False, False)
+    norms, finites, any_ = torch.stack(list(reached.values())).T.cpu()
+    student = [number for number, n in enumerate(reached) if n.startswith("student.")]
+    meant = student if _trains_student(run, name) else list(range(len(reached)))
+    moved = [named[n] for n in reached if n.startswith("student.")]
+    return Finding(
+        frozenset(reached),
+        value,
+        finite=bool(loss.isfinite()) and bool(finites.all()),
+        moves_student=bool(any_[meant].any()),
+        has_path=bool(meant),
+        pull=float(torch.linalg.vector_norm(norms[student])) if student else 0.0,
+        weights=float(torch.stack([torch.linalg.vector_norm(p.detach().float()) for p in moved]).norm())
+        if moved
+        else 0.0,
     )
-    moves = any(bool(g.any()) for g in meant.values())
-    pull = _norm(g for n, g in reached.items() if n.startswith("student."))
-    return Finding(frozenset(reached), float(loss.detach()), finite, moves, bool(meant), pull)
-
-
-def _pull_of_task(run: Run, losses: Mapping[str, Tensor], findings: Mapping[str, Finding]) -> float:
-    """Gradient norm of the task's losses together on the student; 0 without them."""
-    own = {name: loss for name, loss in losses.items() if name.startswith("task.") and loss.requires_grad}
-    if len(own) < 2:
-        return sum(findings[name].pull for name in own)
-    student = [p for p in run.trainee.student.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(total_of(own), student, retain_graph=True, allow_unused=True)
-    return _norm(g for g in gradients if g is not None)
-
-
-def _norm(gradients: Iterable[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def _trains_student(run: Run, name: str) -> bool:

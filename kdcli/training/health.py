@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.batches import BadRecord
+from kdcli.data.loaders import allowed, budget_text
 from kdcli.disk import write_whole
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker
@@ -365,10 +366,28 @@ class BadSamples:
             message=f"{len(progress.bad_samples)} sample(s) can't be read and are left out; they are listed in {path}",
             level="warning",
         )
-        budget = run.spec.dataset.train.dataloader.kwargs.bad_sample_budget
-        if len(progress.bad_samples) > budget:
+        self._within_budget(path)
+
+    def _within_budget(self, path: Path) -> None:
+        """A count of the training side's is one of both sides together; a share is of each side."""
+        run, rows = self.run, self.progress.bad_samples
+        dataset = run.spec.dataset
+        for side, part, loader in (
+            ("train", dataset.train, run.train_loader),
+            ("test", dataset.test, run.test_loader),
+        ):
+            budget, samples = part.dataloader.kwargs.bad_sample_budget, loader.facts.num_samples
+            own = sum(row[0] == side for row in rows)
+            number = own if isinstance(budget, float) or side == "test" else len(rows)
+            over = number > allowed(budget, samples) and (isinstance(budget, float) or side == "train")
+            if not over and not (samples and own >= samples):
+                continue
+            what = "training" if side == "train" else "test"
             raise RunError.of(
                 "KD512",
-                f"{len(progress.bad_samples)} samples can't be read, more than `bad_sample_budget` allows ({budget})",
+                f"{number} samples can't be read, more than `bad_sample_budget` allows "
+                f"({budget_text(budget, samples)})"
+                if over
+                else f"none of the {samples} {what} samples can be read",
                 f"they are listed in {path}; mend the data, or raise `bad_sample_budget`",
             )

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
@@ -27,6 +29,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
+from kdcli.failures import failure, place_of, with_place
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
@@ -100,10 +103,12 @@ def join_jobs(
     sample: Mapping[str, Any],
     facts: DataFacts,
     stack: ExitStack,
+    sample_labels: NDArray[np.int64] | None,
 ) -> JoinedJobs:
     """Run every network once on the sample, then build the mimickers from what it gave.
 
-    sample: a small batch of the training data. The hooks stay until the stack is closed.
+    sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels: see
+    MimicContext.
     """
     if facts.num_samples is None:
         _require_no_count(spec)
@@ -112,7 +117,7 @@ def join_jobs(
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
-    return join_views(spec, student, taps, teachers, student_view, views, sample, facts)
+    return join_views(spec, student, taps, teachers, student_view, views, sample, facts, sample_labels)
 
 
 def _require_no_count(spec: Spec) -> None:
@@ -150,6 +155,7 @@ def join_views(
     views: Mapping[str, View],
     sample: Mapping[str, Any],
     facts: DataFacts,
+    sample_labels: NDArray[np.int64] | None,
 ) -> JoinedJobs:
     """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
     jobs = jobs_of(spec)
@@ -165,6 +171,7 @@ def join_views(
             teachers={teacher: views[teacher] for teacher in job.teachers},
             num_samples=facts.num_samples or len(sample["image"]),
             num_classes=facts.num_classes or 0,
+            sample_labels=sample_labels,
             teacher_classifier=lambda t: teachers[t].labels.classifier(
                 frozen_copy(find_classifier(teachers[t].net, teachers[t].pixels_of(sample)))
             ),
@@ -210,12 +217,20 @@ def build_mimicker(context: MimicContext) -> Mimicker:
     except KdError as error:
         placed = [d if d.path is not None else replace(d, path=context.path) for d in error.diagnostics]
         raise SpecError(placed) from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise SpecError.at(
-            context.path, "KD435", f"job `{context.name}` can't be built: {first_line(error)}"
-        ) from error
+    except Exception as error:
+        if failure(error, running=True) is None and not isinstance(
+            error, (ValueError, TypeError, RuntimeError)
+        ):
+            raise
+        reason = f"{first_line(error)}{place_of(error)}" if type(error) is ValueError else with_place(error)
+        raise SpecError.at(context.path, "KD435", f"job `{context.name}` can't be built: {reason}") from error
     assert isinstance(mimicker, Mimicker)
     return mimicker
+
+
+def made_up_labels(facts: DataFacts) -> NDArray[np.int64]:
+    """Labels of all training samples where networks are joined and nothing is drawn by class."""
+    return np.arange(facts.num_samples or 2, dtype=np.int64) % 2
 
 
 def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:

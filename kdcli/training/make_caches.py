@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from kdcli.disk import entries, size_of
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
 from kdcli.errors import RunError
@@ -14,7 +15,7 @@ from kdcli.records import Notice
 from kdcli.spec.check.rules import caches_of
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.build import build_data, build_teacher, build_teachers, file_notices, run_root
-from kdcli.training.caches import flush_all, gigabytes, sources_of
+from kdcli.training.caches import damaged_rows, flush_all, gigabytes, sources_of
 from kdcli.training.join_jobs import first_samples, show_teacher, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
@@ -24,9 +25,9 @@ PROGRESS_NOTICES = 10
 
 
 def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -> Iterator[Notice]:
-    """Run each cached teacher on every training sample, once per view; rows that exist stay.
+    """Run each cached teacher on every training sample, once per view; rows that are whole stay.
 
-    Raises RunError KD555 where the spec caches nothing, KD552 to KD554 as in training.
+    Raises RunError KD555 where the spec caches nothing, KD545 and KD552 to KD554 as in training.
     """
     spec = parsed.spec
     caches = caches_of(spec)
@@ -68,8 +69,10 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
                 if number * PROGRESS_NOTICES // due > (number - 1) * PROGRESS_NOTICES // due and number < due:
                     yield Notice(message=f"{100 * number // due} % of {due:,} batches")
             flush_all(sources, processes)
+        for message in damaged_rows(sources, processes):
+            yield Notice(message=message, level="warning")
         for source in cached:
-            size = sum(file.stat().st_size for file in source.store.folder.iterdir())
+            size = sum(size_of(file) for file in entries(source.store.folder))
             yield Notice(
                 message=f"{source.teacher.name}: {source.store.count():,} of {source.store.rows:,} rows "
                 f"are in {source.store.folder} ({gigabytes(size)})"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
+from kdcli.failures import doing, own_mistake, place_of, text_of
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
 from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
@@ -44,15 +45,21 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], pat
     try:
         optimizer = target(parameters, **kwargs, **_fused(target, kwargs, parameters))
     except Exception as error:
-        if not is_own(spec.type) and not isinstance(error, (TypeError, ValueError, RuntimeError)):
-            raise
-        raise SpecError.at((*path, "kwargs"), "KD440", f"optimizer `{spec.type}`: {error}") from None
+        raise _refused_arguments(f"optimizer `{spec.type}`", error, (*path, "kwargs"), "KD440") from error
     if not isinstance(optimizer, Optimizer):
         message = f"`{spec.type}` gives a `{type(optimizer).__name__}`, not a torch.optim.Optimizer"
         raise SpecError.at((*path, "type"), "KD440", message)
     if isinstance(optimizer, torch.optim.SGD):
         optimizer.register_step_pre_hook(_begin_late_momentum)
     return optimizer
+
+
+def _refused_arguments(what: str, error: Exception, path: SpecPath, code: str) -> Exception:
+    """The error at the arguments that an optimizer or scheduler refuses; kdcli's own errors as they are."""
+    if isinstance(error, KdError) or own_mistake(error):
+        return error
+    reason = str(error) if isinstance(error, (TypeError, ValueError, RuntimeError)) else text_of(error)
+    return SpecError.at(path, code, f"{what}: {reason}{place_of(error)}")
 
 
 def _begin_late_momentum(optimizer: Optimizer, *_: Any) -> None:
@@ -163,7 +170,7 @@ class LearningRate:
         if spec is not None and steps is not None:
             check_total(spec, steps, path)
         self.optimizer = optimizer
-        self.spec = spec
+        self.spec, self.path = spec, path
         self.steps_per_epoch = steps_per_epoch
         self.step_count = 0
         scale = (
@@ -212,10 +219,12 @@ class LearningRate:
             at_epoch_end = self.step_count % self.steps_per_epoch == 0
             if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
                 if at_epoch_end and metric is not None:
-                    self.scheduler.step(metric)
+                    with doing(f"the scheduler `{self.spec.type}`", self.path):
+                        self.scheduler.step(metric)
             elif self.spec.type in IN_EPOCHS or self.spec.type in IN_STEPS or at_epoch_end:
                 self.shadow.step()
-                self.scheduler.step()
+                with doing(f"the scheduler `{self.spec.type}`", self.path):
+                    self.scheduler.step()
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,11 +276,7 @@ class LearningRate:
                 self._check_shift(kwargs["warmup_iter"], kwargs.get("T_max", math.inf), path)
             scheduler = target(self.shadow, **kwargs)
         except Exception as error:
-            if not isinstance(error, (TypeError, ValueError)) and (
-                isinstance(error, KdError) or not is_own(spec.type)
-            ):
-                raise
-            raise SpecError.at((*path, "kwargs"), "KD443", f"scheduler `{spec.type}`: {error}") from None
+            raise _refused_arguments(f"scheduler `{spec.type}`", error, (*path, "kwargs"), "KD443") from error
         if not isinstance(scheduler, lr_scheduler.LRScheduler):
             message = f"`{spec.type}` gives a `{type(scheduler).__name__}`, not a torch.optim.lr_scheduler.LRScheduler"
             raise SpecError.at((*path, "type"), "KD443", message)

@@ -11,23 +11,30 @@ from typing import Any
 import yaml
 
 from kdcli.data.digest import (
-    MISSING,
-    Changes,
     Digest,
     Listing,
-    Other,
     changes,
+    in_words,
     listing_from,
+    names_in_words,
     other_pixels,
     probed_ids,
     unpacked,
 )
+from kdcli.disk import exists, is_file, is_folder
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.training.checkpoint import Progress, checkpoints, fitting, load_checkpoint, newest_valid
+from kdcli.training.checkpoint import (
+    Progress,
+    checkpoints,
+    fitting,
+    is_checked,
+    load_checkpoint,
+    newest_valid,
+)
 from kdcli.training.join_jobs import jobs_of, requirements_of
 from kdcli.training.optim import average_of, same_meaning
 from kdcli.training.run import FoundCheckpoint, Run, RunOptions
@@ -46,6 +53,7 @@ MAY_DIFFER = (
     "trainer.loggers",
     "trainer.on_nonfinite",
     "trainer.nonfinite_budget",
+    "trainer.on_collapse",
     *(
         f"dataset.{side}.dataloader.kwargs.{key}"
         for side in ("train", "test")
@@ -57,16 +65,13 @@ MAY_DIFFER = (
 AVERAGE = "trainer.ema"
 """The key of the moving average; it decides nothing where neither side keeps one."""
 
+LENGTHS = ("trainer.max_iter", "trainer.max_epoch")
+"""Keys that may be larger than the checkpoint's: what was done until then is the same."""
+
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
 
 RESUME_MODEL: SpecPath = ("saver", "resume_model")
-
-EXAMPLES = 3
-"""How many names are listed of each kind of change."""
-
-LONGEST = 120
-"""A longer name is cut to its last characters."""
 
 WHAT = {
     "train": "the training data is not what the checkpoint was trained on",
@@ -158,11 +163,12 @@ def _read(run: UnbuiltRun) -> tuple[dict[str, Any] | None, Path | None, list[Not
     # After a restart by the launcher, and under auto_resume, the run's own newest one wins.
     own_first = run.options.restarted or run.spec.saver.auto_resume
     if named is not None and not (own_first and checkpoints(own)):
-        if named.is_file():
-            return load_checkpoint(named), named, []
-        if not named.exists() and not isinstance(run.options.resume, Path):
+        if is_file(named):
+            state = load_checkpoint(named)
+            return state, named, [] if is_checked(named, state) else [_unchecked(named)]
+        if not exists(named) and not isinstance(run.options.resume, Path):
             raise _no_resume_model(run)
-        own = named / "checkpoints" if (named / "checkpoints").is_dir() else named
+        own = named / "checkpoints" if is_folder(named / "checkpoints") else named
     notices: list[Notice] = []
     for path, found in newest_valid(own):
         if isinstance(found, dict):
@@ -187,6 +193,11 @@ def _named(run: UnbuiltRun) -> Path | None:
     return run.options.places.find(run.spec.saver.resume_model, RESUME_MODEL)
 
 
+def _unchecked(path: Path) -> Notice:
+    message = f"{path} was renamed and has no checksum inside, as kdcli 0.2 made it: whether it is whole can't be told"
+    return Notice(message=message, level="warning")
+
+
 def _no_resume_model(run: UnbuiltRun) -> SpecError:
     name = run.spec.saver.resume_model or ""
     message = f"there is no checkpoint `{name}`"
@@ -199,7 +210,9 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
         raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
     if len(state["processes"]) != state["world_size"]:
         raise ValueError("it does not hold the state of every process")
-    progress = Progress(**{**state["progress"], "bad_samples": _rows(state["progress"])})
+    kept = {"scheduled": state["progress"]["last"], **state["progress"]}
+    progress = Progress(**{**kept, "bad_samples": _rows(kept)})
+    _continue_epoch(run, progress, state["batches"])
     before, now = state["batches"], len(run.train_loader)
     if before != now:
         progress.batch = progress.batch * now // before
@@ -209,6 +222,13 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
     # A finished run goes on where the user lets it be longer now.
     progress.over = progress.over and progress.stage_step >= run.stages[progress.stage].steps
     return progress
+
+
+def _continue_epoch(run: Run, progress: Progress, batches: int) -> None:
+    """Set the place in the epoch where a run of before 0.3 ended in mid-epoch: it had moved to the next one."""
+    steps, rest = divmod(progress.stage_step, -(-batches // run.accumulate))
+    if progress.over and len(run.stages) == 1 and not progress.batch and rest:
+        progress.epoch, progress.batch = steps, rest * run.accumulate
 
 
 def _tests_otherwise(run: Run, state: dict[str, Any]) -> bool:
@@ -238,6 +258,9 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     keys = differing_keys(state["spec"], run.parsed.resolved_yaml())
     errors: list[Diagnostic] = []
     differing = [key for key in keys if not _among(key, allowed)]
+    longer = _longer(state["spec"], run.parsed.resolved_yaml(), differing)
+    if longer:
+        differing = []
     if differing:
         errors += RunError.of(
             "KD715",
@@ -253,7 +276,25 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
     if errors or others:
         raise RunError([*errors, *others])
-    return notices
+    return [*longer, *notices]
+
+
+def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
+    """A notice where a run is continued that differs in nothing but its length, which is larger; else none."""
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    if not differing or any(key.startswith("mimic.stages.") for key in new):
+        return []
+    if new.get("trainer.max_iter") is not None and "trainer.max_iter" not in differing:
+        return []  # it decides the length, whatever `max_epoch` says
+    words = []
+    for key in differing:
+        was, is_now = old.get(key), new.get(key)
+        if key not in LENGTHS or not isinstance(was, int) or not isinstance(is_now, int) or is_now <= was:
+            return []
+        words.append(f"{key} is {is_now:,}, it was {was:,}")
+    schedule = new.get("trainer.lr_scheduler.type")
+    stays = f"; {schedule} stays as it is written, it does not grow with the run" if schedule else ""
+    return [Notice(message=f"the run is made longer: {', '.join(words)}{stays}")]
 
 
 def _compare_data(
@@ -379,7 +420,7 @@ def _of_lists(side: str, listing: str, digest: Digest, folder: RunFolder) -> lis
     if before is None:
         return [f"its list of samples differs (the one before, {path}, is missing or damaged)"]
     new = listing_from(now)
-    return _in_words(changes(before, new), before, new) or ["its list of samples differs"]
+    return in_words(changes(before, new), before, new) or ["its list of samples differs"]
 
 
 def _read_listing(path: Path, listing: str) -> Listing | None:
@@ -390,47 +431,6 @@ def _read_listing(path: Path, listing: str) -> Listing | None:
         return listing_from(text) if text is not None and same else None
     except (OSError, ValueError):
         return None
-
-
-def _in_words(changes: Changes, before: Listing, now: Listing) -> list[str]:
-    """The difference in words; the order of the samples only where nothing else differs."""
-    thing = "sample" if now.kind == "arrays" else "image"
-    phrases = []
-    if changes.came:
-        phrases.append(f"{_count(changes.came, thing)} came ({_names(changes.came)})")
-    if changes.went:
-        phrases.append(f"{_count(changes.went, thing)} went ({_names(changes.went)})")
-    if changes.labels:
-        several = len(changes.labels) > 1
-        if now.kind == "boxes":
-            what = f"{'have' if several else 'has'} other boxes ({_names([o.name for o in changes.labels])})"
-        else:
-            examples = [f"{_shown(o.name)} from {o.before} to {o.now}" for o in changes.labels[:EXAMPLES]]
-            what = f"changed {'their' if several else 'its'} label ({_list(examples, changes.labels)})"
-        phrases.append(f"{_count(changes.labels, thing)} {what}")
-    if changes.contents:
-        verb = "have" if len(changes.contents) > 1 else "has"
-        if now.kind == "arrays":
-            what = f"other pixels ({_names([o.name for o in changes.contents])})"
-        else:
-            what = (
-                f"another size ({_list(list(map(_resized, changes.contents[:EXAMPLES])), changes.contents)})"
-            )
-        phrases.append(f"{_count(changes.contents, thing)} {verb} {what}")
-    if changes.classes:
-        phrases.append(_of_classes(before.classes or (), now.classes or ()))
-    if changes.truth and not phrases:
-        phrases.append("the annotations that it is measured by are others")
-    if changes.reordered and not phrases:
-        phrases.append("its samples come in another order")
-    return phrases
-
-
-def _of_classes(before: Sequence[str], now: Sequence[str]) -> str:
-    came = [name for name in now if name not in set(before)]
-    went = [name for name in before if name not in set(now)]
-    phrases = [f"{_names(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
-    return f"of its classes {' and '.join(phrases)}" if phrases else "its classes come in another order"
 
 
 def _of_pixels(kept: Any, digest: Digest) -> list[str]:
@@ -447,31 +447,7 @@ def _of_pixels(kept: Any, digest: Digest) -> list[str]:
     phrase = f"{looked} {'have' if len(places) > 1 else 'has'} other pixels"
     # A test sample that can't be read is left out of the probe: which is which is not known then.
     return [
-        f"{phrase} ({_names([names[ids[p]] for p in places])})" if len(ids) == len(digest.probe) else phrase
+        f"{phrase} ({names_in_words([names[ids[p]] for p in places])})"
+        if len(ids) == len(digest.probe)
+        else phrase
     ]
-
-
-def _resized(other: Other) -> str:
-    name = _shown(other.name)
-    if other.now == MISSING:
-        return f"{name} is missing"
-    if other.before == MISSING:
-        return f"{name} was missing"
-    return f"{name} from {other.before} to {other.now} bytes"
-
-
-def _count(items: Sequence[Any], thing: str) -> str:
-    return f"{len(items):,} {thing}{'s' if len(items) != 1 else ''}"
-
-
-def _names(names: Sequence[str]) -> str:
-    return _list([_shown(name) for name in names[:EXAMPLES]], names)
-
-
-def _list(examples: Sequence[str], all_: Sequence[Any]) -> str:
-    return ", ".join(examples) + (", ..." if len(all_) > len(examples) else "")
-
-
-def _shown(name: str) -> str:
-    plain = name.encode("utf-8", "backslashreplace").decode()
-    return f"`{plain if len(plain) <= LONGEST else '...' + plain[-LONGEST:]}`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class FoundCheckpoint:
 class Run:
     """A run that is built and not yet started.
 
+    unaugmented: makes a loader of the training data as the test side transforms it; None where that can't be.
     sources: where each teacher's views come from in training: itself, or its cache. allowed_weak_teachers: teachers
     that may be near chance. digests: of the data, by side; empty on processes that don't speak. found_checkpoint: the
     one to continue from.
@@ -81,6 +82,7 @@ class Run:
     task: Task
     facts: DataFacts
     train_loader: Loader
+    unaugmented: Callable[[], Loader | None]
     test_loader: Loader
     joined: JoinedJobs
     teachers: Mapping[str, Teacher]

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import platform
-import shutil
-import subprocess
-import sys
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdcli import __version__
-from kdcli.disk import disk_error, sweep_temporary, write_whole
+from kdcli.disk import (
+    TEMPORARY,
+    beginning_of,
+    disk_error,
+    entries,
+    entries_like,
+    exists,
+    is_file,
+    is_folder,
+    is_link,
+    real_path,
+    size_of,
+    sweep_temporary,
+    text_in,
+    write_whole,
+    writing,
+)
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.places import Places, Taken, taken_from
+from kdcli.spec.places import Taken, taken_from
 from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints
+from kdcli.training.claim import LOCK, Claim
+from kdcli.training.environment import environment
 from kdcli.training.run import Run, RunOptions
 
 EXPORTED = "exports.json"
@@ -39,6 +53,9 @@ PROVED = "proved.json"
 SAMPLES = "data_{side}_{digest}.tsv.gz"
 """The list of one side's samples, under the first 16 digits of its SHA-256 (kdcli.data.digest)."""
 
+NAMED = 3
+"""How many files of a folder that is no run's are named."""
+
 TENSORBOARD = "tensorboard"
 """Where the TensorBoard logger writes."""
 
@@ -48,11 +65,13 @@ class RunFolder:
     """Paths of one run: spec.yaml, spec.resolved.yaml, env.json, train.log, metrics.jsonl, checkpoints/,
     student.safetensors, student_best.safetensors, finished.json.
 
-    results: a second place for the figures at the end.
+    results: a second place for the figures at the end. claim: of the process that trains here, on the one that
+    writes.
     """
 
     root: Path
     results: Path | None = None
+    claim: Claim | None = field(default=None, compare=False, repr=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -84,6 +103,11 @@ class RunFolder:
         """The file that exists once the run has ended."""
         return self.root / "finished.json"
 
+    def check_claim(self) -> None:
+        """Raise RunError KD772, KD773 where the folder is gone or another run's; before each write."""
+        if self.claim is not None:
+            self.claim.check()
+
     def close(self, finished: Finished) -> None:
         """Mark the run as finished, with its results."""
         figures = {
@@ -96,6 +120,11 @@ class RunFolder:
         for path in (self.results, self.finished):
             if path is not None:
                 write_whole(path, text)
+
+    def reopen(self) -> None:
+        """Mark the run as not finished: it goes on."""
+        with writing(self.finished):
+            self.finished.unlink(missing_ok=True)
 
     def samples(self, side: str, digest: str) -> Path:
         """The file that lists one side's samples. digest: its SHA-256, in hex digits."""
@@ -113,9 +142,9 @@ class RunFolder:
             self.best_student,
             self.finished,
             self.root / "bad_samples.jsonl",
-            *self.root.glob("replay_*.pt"),
-            *self.root.glob(SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
-            *(self.root / TENSORBOARD).glob("events.out.tfevents.*"),
+            *entries_like(self.root, "replay_*.pt"),
+            *entries_like(self.root, SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
+            *entries_like(self.root / TENSORBOARD, "events.out.tfevents.*"),
         ]
 
     def exports(self) -> list[str]:
@@ -128,65 +157,154 @@ class RunFolder:
         return [
             name
             for name in names
-            if isinstance(name, str) and Path(name).name == name and (self.root / name).is_file()
+            if isinstance(name, str) and Path(name).name == name and is_file(self.root / name)
         ]
 
     def remember_export(self, path: Path) -> None:
         """Record an exported file as this run's own, if it lies in this folder."""
-        if path.resolve().parent == self.root.resolve():
+        if real_path(path).parent == real_path(self.root):
             text = json.dumps(sorted({*self.exports(), path.name})) + "\n"
             write_whole(self.root / EXPORTED, text)
 
 
-def open_folder(root: Path, *, overwrite: bool, resume: bool) -> RunFolder:
-    """Check that a run may use the folder, and clear it with `--overwrite`; nothing else is written yet.
+def refuse_foreign(root: Path) -> None:
+    """Raise RunError for a folder that a run may not write into: a link (KD743), no run's (KD771) ..."""
+    _refuse_links(root)
+    _refuse_strangers(root)
 
-    Raises RunError where a run lies there that may not be touched (KD741, KD742), and where the folder
-    is a link (KD743) or can't be cleared (KD740).
-    """
-    folder = RunFolder(root)
-    link = next((path for path in (root, *_entries(root)) if path.is_symlink()), None)
+
+def _refuse_links(root: Path) -> None:
+    """Raise RunError KD743 where the folder, or anything in it or in its checkpoints, is a symbolic link."""
+    folders = [folder for folder in (root, root / "checkpoints") if is_folder(folder)]
+    below = (path for folder in folders for path in entries(folder))
+    link = next((path for path in (root, *below) if is_link(path)), None)
     if link is not None:
         raise RunError.of(
             "KD743",
             f"{link} is a symbolic link: what is written there would lie elsewhere",
             "remove it, or name the real folder as `saver.save_dir`",
         )
+
+
+def is_run_folder(root: Path) -> bool:
+    """Whether a folder bears the mark of a run: its lock, its env.json, its metrics or a checkpoint."""
+    lock, env = _json_of(root / LOCK), _json_of(root / "env.json")
+    return (
+        (isinstance(lock, dict) and "kdcli" in lock)
+        or (isinstance(env, dict) and {"kdcli", "run_format"} <= env.keys())
+        or _has_records(root / "metrics.jsonl")
+        or bool(checkpoints(root / "checkpoints"))
+    )
+
+
+def strangers(root: Path) -> list[str]:
+    """What lies in a folder that is no run's; empty for a run's folder, an empty one and what kdcli left there.
+
+    Hidden files count as nothing: no file of a run is called so but its lock.
+    """
+    if not is_folder(root) or is_run_folder(root):
+        return []
+    return [path.name for path in entries(root) if not _is_harmless(path)]
+
+
+def _refuse_strangers(root: Path) -> None:
+    """Raise RunError KD771 for a folder that is no run's, KD740 for a file in its place."""
+    if exists(root) and not is_folder(root):
+        raise disk_error(root, FileExistsError(errno.EEXIST, "it is a file"))
+    names = strangers(root)
+    if not names:
+        return
+    listed = ", ".join(f"`{name}`" for name in names[:NAMED])
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    raise RunError.of(
+        "KD771",
+        f"{root} is no run's folder: it holds {listed}{more}",
+        "a run would mix its files with them: name a new or empty folder as `saver.save_dir`",
+    )
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether an entry may lie in the folder of a run that has not begun to train, or of any new disk."""
+    name = path.name
+    if name == LOCK:
+        return _size(path) == 0
+    if name.startswith(".") or name in ("lost+found", "System Volume Information"):
+        return True
+    if name in ("metrics.jsonl", "train.log"):
+        # A killed start leaves both, the first without a record.
+        return is_file(path) and _size(path.with_name("metrics.jsonl")) == 0
+    if name == "profile":
+        return is_run_folder(path)
+    pattern = _OWN_FOLDERS.get(name)
+    if pattern is None or not is_folder(path):
+        return False
+    return all(pattern.fullmatch(entry.name) for entry in entries(path))
+
+
+_OWN_FOLDERS = {
+    "checkpoints": re.compile(rf"step_.*{re.escape(TEMPORARY)}"),
+    "cache": re.compile(r".+-[0-9a-f]{16}"),
+    "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
+}
+"""Folders that `kdcli cache` and a start that was killed leave, and what each may hold."""
+
+
+def _has_records(path: Path) -> bool:
+    """Whether the first line of metrics.jsonl is a record of a run."""
+    try:
+        record = json.loads(beginning_of(path, 1 << 16).partition(b"\n")[0])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"kind", "step", "total_steps", "losses", "time"} <= record.keys()
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(beginning_of(path, 1 << 20))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _size(path: Path) -> int:
+    return size_of(path) if is_file(path) else -1
+
+
+def open_folder(folder: RunFolder, *, overwrite: bool, resume: bool) -> None:
+    """Check that a run may use a claimed folder, and clear it with `--overwrite`; nothing else is written yet.
+
+    Raises RunError where a run lies there that may not be touched (KD741, KD742), and where the folder can't be
+    cleared (KD740).
+    """
     if overwrite:
         _clear(folder)
-    elif folder.finished.exists() and not resume:
+    elif exists(folder.finished) and not resume:
         raise RunError.of(
             "KD741",
-            f"a finished run lies in {root}",
+            f"a finished run lies in {folder.root}",
             "start over with `--overwrite`, or choose another `saver.save_dir`",
         )
     elif checkpoints(folder.checkpoints) and not resume:
         raise RunError.of(
             "KD742",
-            f"an unfinished run lies in {root}",
+            f"an unfinished run lies in {folder.root}",
             "continue it with `--resume`, or start over with `--overwrite`",
         )
-    return folder
 
 
 def make_ready(folder: RunFolder) -> None:
     """Create the folders and delete half-written files of a killed process; raises RunError KD740."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        sweep_temporary(folder.root)
-        sweep_temporary(folder.checkpoints)
+        for place in (folder.root, folder.checkpoints, folder.root / "cache"):
+            sweep_temporary(place)
+        (folder.root / "metrics.jsonl.new").unlink(missing_ok=True)  # of kdcli 0.2, which gave it this name
     except OSError as error:
         raise disk_error(folder.root, error) from None
 
 
-def _entries(root: Path) -> list[Path]:
-    """What lies in a run folder, and in its checkpoints, as far as it is there."""
-    return [path for folder in (root, root / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
-
-
 def has_data_facts(root: Path) -> bool:
     """Whether the run in a folder says what its data was, with class names or without."""
-    return (root / DATA).is_file()
+    return is_file(root / DATA)
 
 
 def recorded_classes(root: Path) -> tuple[str, ...] | None:
@@ -259,7 +377,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
     own = checkpoints(folder.checkpoints)
     root: Path | None = None
     if isinstance(options.resume, Path) and not (own and (options.restarted or spec.saver.auto_resume)):
-        root = options.resume if options.resume.is_dir() else options.resume.parent
+        root = options.resume if is_folder(options.resume) else options.resume.parent
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
@@ -270,7 +388,7 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
     """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
     path = root / ENV
-    return _taken(mapping_in(text_of(path), path), root) if path.exists() else {}
+    return _taken(mapping_in(text_of(path), path), root) if exists(path) else {}
 
 
 def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
@@ -286,15 +404,15 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
     Raises RunError KD750 (no run), KD752 (a file is broken, half-written or not yet there), KD753 (another
     run format).
     """
-    if not root.exists():
+    if not exists(root):
         raise RunError.of("KD750", f"there is no folder {root}")
-    if not root.is_dir():
+    if not is_folder(root):
         raise RunError.of("KD750", f"{root} is a file", "name the run's folder, as in runs/digits_kd")
-    if not (root / "metrics.jsonl").exists() and not (root / SPEC).exists():
-        what = "is empty" if not any(root.iterdir()) else "is no run of kdcli"
+    if not exists(root / "metrics.jsonl") and not exists(root / SPEC):
+        what = "is empty" if not any(entries(root)) else "is no run of kdcli"
         raise RunError.of("KD750", f"{root} {what}", "a run holds metrics.jsonl and spec.resolved.yaml")
     path = root / ENV
-    env = mapping_in(text_of(path), path) if path.exists() else {}
+    env = mapping_in(text_of(path), path) if exists(path) else {}
     written = env.get("run_format", RUN_FORMAT)
     if written != RUN_FORMAT:
         raise RunError.of(
@@ -302,7 +420,7 @@ def env_of_run(root: Path) -> Mapping[str, Any]:
             f"{root} has run format {written}; this kdcli reads format {RUN_FORMAT}",
             f"read it with kdcli {env.get('kdcli', 'of its own version')}",
         )
-    if not (root / SPEC).exists():
+    if not exists(root / SPEC):
         raise RunError.of("KD752", f"{root} has no {SPEC}: it was interrupted while being set up")
     return env
 
@@ -319,11 +437,8 @@ def mapping_in(text: str, path: Path) -> Mapping[str, Any]:
 
 
 def text_of(path: Path) -> str:
-    """Read a text file; RunError KD750 where it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
+    """Read a text file; RunError KD521 where it can't be read."""
+    return text_in(path, errors="replace")
 
 
 def at_root(parsed: ParsedSpec, root: Path) -> ParsedSpec:
@@ -357,55 +472,5 @@ def write_facts(run: Run) -> None:
         write_whole(run.folder.root / name, text)
     for side, digest in run.digests.items():
         path = run.folder.samples(side, digest.listing)
-        if not path.exists():
+        if not exists(path):
             write_whole(path, digest.packed)
-
-
-def environment(
-    device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Versions, device, threads, and the git state of the working directory.
-
-    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
-    opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
-    lacks one.
-    """
-    import torch
-
-    return {
-        "kdcli": __version__,
-        "run_format": RUN_FORMAT,
-        "spec_dir": None if places.folder is None else str(places.folder.resolve()),
-        "files": places.record(spec),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "platform": platform.platform(),
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
-        "processes": processes,
-        "plugins": list(plugins),
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-        "git": _git_state(),
-    }
-
-
-def _git_state() -> dict[str, Any] | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    try:
-        commit = subprocess.run(
-            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return {"commit": commit, "changed_files": len(changed.splitlines())}

@@ -8,8 +8,11 @@ from typing import TypeVar
 
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import matched
+from kdcli.data.digest import Digest, changes, listing_from, unpacked
 from kdcli.data.sources import BatchSource, OpenedData, Source
-from kdcli.errors import KdError, SpecPath
+from kdcli.errors import KdError, RunError, SpecPath
+from kdcli.parallel.distributed import Processes
+from kdcli.parallel.meeting import ranks_text
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
@@ -109,6 +112,39 @@ class Sides:
         if isinstance(found, KdError):
             raise found
         return found  # type: ignore[return-value]
+
+
+def require_same_data(processes: Processes, digests: Mapping[str, Digest]) -> None:
+    """Raise RunError KD727 in every process where the samples of a side differ between processes.
+
+    Names, labels and sizes of files are compared (`kdcli.data.digest`), not their content.
+    """
+    for side, digest in digests.items():
+        rows = processes.gather((digest.listing, digest.samples))
+        others = [rank for rank, row in enumerate(rows) if row[0] != rows[0][0]]
+        if not others:
+            continue
+        numbers = sorted({rows[rank][1] for rank in others})
+        there = ", ".join(f"{number:,}" for number in numbers)
+        what = "training" if side == "train" else "test"
+        examples = processes.gather(_first_difference(processes.broadcast(digest.packed), digest.packed))
+        example = next((name for name in examples if name is not None), None)
+        raise RunError.of(
+            "KD727",
+            f"{ranks_text(others)} found other {what} data than process 0: {there} samples there, {rows[0][1]:,} in"
+            f" process 0" + ("" if example is None else f"; one that differs is `{example}`"),
+            "every machine needs the same files under the paths that the spec names",
+        )
+
+
+def _first_difference(before: bytes, now: bytes) -> str | None:
+    """The name of a sample that differs between two packed lists; None where none does."""
+    texts = unpacked(before), unpacked(now)
+    if texts[0] is None or texts[1] is None or texts[0] == texts[1]:
+        return None
+    found = changes(listing_from(texts[0]), listing_from(texts[1]))
+    named = [*found.went, *found.came, *(one.name for one in (*found.labels, *found.contents))]
+    return named[0] if named else None
 
 
 def _path(train: bool) -> SpecPath:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.disk import flush_to_disk
-from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.trainee import total_of
+from kdcli.errors import RunError
+from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step, warnings
-from kdcli.training.caches import flush_all
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
+from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
     fitting,
@@ -32,13 +34,21 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
+from kdcli.training.first_step import prove_first_step
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
+from kdcli.training.loss_records import LossRecords
 from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
+from kdcli.training.start import compile_networks, inherited, prepare
+from kdcli.training.watch import Watch
+from kdcli.waiting import waiting
+
+FORWARD_SECONDS = 60.0
+"""After so long a forward pass is told: code of the user's may hang in it."""
 
 
 def train(
@@ -53,13 +63,17 @@ def train(
     with nullcontext(interrupts) if interrupts is not None else listening() as heard:
         for message in run.notices:
             yield Notice(message=message)
-        resumed, notices = resume(run)
+        with doing("reading the checkpoint"):
+            resumed, notices = resume(run)
         yield from notices
-        teacher_metrics, notices = prove_teachers(run)
-        yield from (*notices, *doubtful_logits(run))
-        guard = prove_losses(run)
+        with doing("looking at the teachers before training"):
+            teacher_metrics, notices = prove_teachers(run)
+            yield from (*notices, *doubtful_logits(run))
+        with doing("looking at each loss before training"):
+            guard = prove_losses(run)
         yield from guard.notices()
-        yield from prepare(run)
+        with doing("preparing the methods"):
+            yield from prepare(run)
         yield from compile_networks(run)
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         progress = Progress() if resumed is None else resumed.progress
@@ -71,12 +85,17 @@ def train(
         with nullcontext() if resumed is None else fitting(resumed.path):
             restore_average(run, None if resumed is None else resumed.state)
         if run.processes.speaks:
+            run.folder.check_claim()
             write_facts(run)
+            if not progress.over:
+                run.folder.reopen()
         with heard.noting():
-            for index in range(progress.stage, len(run.stages)):
-                yield from loop.stage(index, resumed)
-                resumed = None
-        yield from loop.finish(started)
+            with doing(lambda: f"epoch {progress.epoch + 1}"):
+                for index in range(progress.stage, len(run.stages)):
+                    yield from loop.stage(index, resumed)
+                    resumed = None
+        with doing("ending the run"):
+            yield from loop.finish(started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +119,7 @@ class TrainLoop:
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
+        self.watch = Watch(run, guard.reach, progress)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -126,11 +146,15 @@ class TrainLoop:
                 restore_optimizer(run, resumed.state, optimizer, rate, changed=resumed.new_schedule)
         else:
             progress.stage, progress.stage_step = index, 0
+            prove_first_step(run, plan, optimizer, rate.target, self.finite.notices)
         if index == 0 or resumed is not None:
             at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
             before_evaluation = resumed is not None and at_end and not progress.over
             yield self.plan(rate, before_evaluation=before_evaluation)
+            if resumed is None:
+                refuse_strong_pulls(run, self.guard, plan, rate.target)
         self.ddp.new_stage()
+        self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
             yield from self.epoch(stage)
 
@@ -147,7 +171,8 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                self.step(stage, group)
+                with doing(self.at_step):
+                    self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
                 if progress.step % run.spec.trainer.log_freq == 0:
@@ -160,14 +185,29 @@ class TrainLoop:
                 if save:
                     yield from self.flush()
                     yield self.save(stage)
+        if progress.batch == first < batches_due:
+            raise RunError.of(
+                "KD756",
+                f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
+                "an own dataset must be readable as often as there are epochs: no generator that ends",
+            )
         yield from self.flush()
         flush_all(run.sources, run.processes)
+        yield from warnings(damaged_rows(run.sources, run.processes))
         yield from self.after_epoch(stage)
 
+    def at_step(self) -> str:
+        """What is being done in a step, for the error of one that fails."""
+        return f"training step {self.progress.step + 1} of {self.run.total_steps}"
+
     def flush(self) -> Iterator[Record]:
-        """Yield the losses that wait on the device; raises RunError KD730 where one was not finite."""
-        yield from self.losses.flush()
+        """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
+        for record in self.losses.flush():
+            yield record
+            self.watch.take(record)
         self.finite.read()
+        self.run.folder.check_claim()
+        yield from self.watch.judge()
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
@@ -179,6 +219,7 @@ class TrainLoop:
         )
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
+        self.watch.begin(group)
         stage.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
         images = 0
@@ -188,24 +229,33 @@ class TrainLoop:
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
         self.update(stage.optimizer, parts)
+        self.watch.looks.end()
         progress.step += 1
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(progress.last.get(run.task.primary))
+        stage.rate.advance(progress.scheduled.get(run.task.primary))
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
     ) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
-        # Teachers first: their transient peak must not stack on the student's saved activations.
-        views = {name: run.sources[name].view(batch) for name in stage.teachers}
+        number = step_info.step + 1
         with self.ddp.gradients(last=last):
-            with run.autocast or nullcontext():
-                losses = self.ddp.model(batch, views, step_info)
+            with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
+                # Teachers first: their transient peak must not stack on the student's saved activations.
+                views = {}
+                for name in stage.teachers:
+                    with doing(f"the forward pass of {name}"):
+                        views[name] = run.sources[name].view(batch)
+                with run.autocast or nullcontext():
+                    losses = self.ddp.model(batch, views, step_info)
+            if last:
+                self.watch.looks.differentiate(losses)
             total = total_of(losses) * share
-            (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
+            with run.processes.meeting_at(f"the gradients of step {number}"):
+                (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
@@ -218,6 +268,7 @@ class TrainLoop:
             nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
         if not self.finite.passes(self.progress, parts, parameters):
             return
+        self.watch.looks.before_update()
         if run.scaler is not None:
             run.scaler.step(optimizer)
             run.scaler.update()
@@ -234,9 +285,14 @@ class TrainLoop:
         whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
         number = progress.epoch + 1
-        if over or (whole_epoch and number % trainer.test_freq == 0):
+        due = whole_epoch and number % trainer.test_freq == 0
+        if over or due:
             yield from self.evaluate(stage)
-        if whole_epoch or ended:
+            yield from self.watch.evaluated(over=over)
+        if due:
+            progress.scheduled = progress.last
+        # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
+        if whole_epoch or (ended and not over):
             progress.epoch, progress.batch = number, 0
         progress.over = over
         if ended and not over:
@@ -245,6 +301,8 @@ class TrainLoop:
             return
         if over or (whole_epoch and number % trainer.save_freq == 0):
             yield self.save(stage)
+        if over:
+            yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
 
@@ -258,7 +316,7 @@ class TrainLoop:
         if run.ema is not None:
             run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
-            with evaluation_mode(run.deployed):
+            with evaluation_mode(run.deployed), self.watch.looks.evaluation():
                 metrics = evaluate(
                     run.deployed,
                     run.test_loader,
@@ -280,6 +338,7 @@ class TrainLoop:
         if exported is not None:
             progress.best, progress.best_step = metrics, progress.step
             if run.processes.speaks:
+                run.folder.check_claim()
                 save_student(run, run.folder.best_student, exported, progress, metrics)
         yield Evaluation(
             step=progress.step,
@@ -301,9 +360,11 @@ class TrainLoop:
         """Write a checkpoint; every process waits for it."""
         run, progress = self.run, self.progress
         flush_all(run.sources, run.processes)
+        progress.watch = self.watch.state()
         state = run_state(run, progress, stage.optimizer, stage.rate)
         path = run.folder.checkpoints
         if run.processes.speaks:
+            run.folder.check_claim()
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
             flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
@@ -361,6 +422,7 @@ class TrainLoop:
                         run.task,
                         run.processes,
                         autocast=teacher.autocast,
+                        name=name,
                     )
         finished = Finished(
             step=progress.step,
@@ -375,109 +437,10 @@ class TrainLoop:
         with run.ema.in_place() if run.ema is not None else nullcontext():
             exported = self.exported()
         if run.processes.speaks:
+            run.folder.check_claim()
             save_student(run, run.folder.student, exported, progress, progress.last)
             run.folder.close(finished)
         yield finished
 
 
 LoopType = Callable[[Run, Interrupts, GuardResult, Progress], TrainLoop]
-
-
-def compile_networks(run: Run) -> Iterator[Notice]:
-    """Compile what `runtime.compile` names: the student, the teachers, or (true) all of them."""
-    which = run.spec.runtime.compile
-    names = []
-    if which in (True, "student") and run.trainee.taps is not None:
-        run.trainee.taps.compile()
-        names.append("the student")
-    if which in (True, "teachers"):
-        for name, teacher in run.teachers.items():
-            teacher.taps.compile()
-            names.append(name)
-    if names:
-        yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")
-
-
-def prepare(run: Run) -> Iterator[Notice]:
-    """Show every training batch once to the methods that prepare themselves; also in a resumed run.
-
-    What they make of it is a function of the data alone; a checkpoint holds only what training changes.
-    """
-    asking = {
-        name: run.trainee.mimickers[name] for name, needs in run.joined.requirements.items() if needs.prepare
-    }
-    if not asking:
-        return
-    yield Notice(message=f"one pass over the training data for {', '.join(asking)}")
-    running = require(run.joined, run.teachers, frozenset(asking), False)
-    methods = [method for method in asking.values() if isinstance(method, Mimicker)]
-    for batch in run.train_loader.batches(0):
-        batch = to_device(dict(batch), run.processes.device)
-        views = {name: run.sources[name].view(batch) for name in running}
-        for method in methods:
-            method.prepare(views, batch)
-    for method in methods:
-        method.prepared()
-
-
-def inherited(run: Run, index: int) -> Iterator[Notice]:
-    """Pass state from earlier stages' mimickers to this stage's; warn where none fits."""
-    mimickers = run.trainee.mimickers
-
-    def jobs_of(number: int) -> list[str]:
-        active = run.stages[number].active.jobs
-        return [name for name in mimickers if active is None or name in active]
-
-    earlier = [mimickers[name] for number in range(index) for name in jobs_of(number)]
-    ancestors = [mimicker for mimicker in earlier if isinstance(mimicker, Mimicker)]
-    for name in jobs_of(index):
-        mimicker = mimickers[name]
-        assert isinstance(mimicker, Mimicker)
-        others = [ancestor for ancestor in ancestors if ancestor is not mimicker]
-        for message in mimicker.inherit(others):
-            yield Notice(message=message, level="warning")
-
-
-class LossRecords:
-    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
-        self.last = time.perf_counter()
-
-    def add(
-        self, progress: Progress, parts: list[dict[str, Tensor]], lr: float, images: int, stage: str | None
-    ) -> None:
-        """Take the losses of one step, one mapping a batch; they are averaged."""
-        names = tuple(parts[0])
-        stacked = [torch.stack([part[name] for name in names]) for part in parts]
-        values = stacked[0] if len(stacked) == 1 else torch.stack(stacked).mean(0)
-        now = time.perf_counter()
-        facts: dict[str, object] = {
-            "step": progress.step,
-            "total_steps": self.run.total_steps,
-            "epoch": progress.epoch,
-            "step_in_epoch": -(-progress.batch // self.run.accumulate),
-            "steps_per_epoch": self.run.steps_per_epoch,
-            "lr": lr,
-            "images": images,
-            "seconds": now - self.last,
-            "stage": stage,
-        }
-        self.last = now
-        self.waiting.append((facts, names, values))
-
-    def flush(self) -> Iterator[Record]:
-        """Records of all waiting steps, after one read of the device; losses are means over processes."""
-        if not self.waiting:
-            return
-        values = torch.cat([values for _, _, values in self.waiting])
-        flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
-        waiting, self.waiting = self.waiting, []
-        position = 0
-        for facts, names, _ in waiting:
-            losses = dict(zip(names, flat[position : position + len(names)], strict=True))
-            position += len(names)
-            yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
-        self.last = time.perf_counter()

@@ -6,7 +6,18 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.benchmarks import cache, cheaper, cost, data_path, detection, overhead, start, truncation
+from tests.benchmarks import (
+    cache,
+    cheaper,
+    cost,
+    data_path,
+    detection,
+    guard,
+    overhead,
+    start,
+    truncation,
+    watch_cost,
+)
 from tests.benchmarks.measure import Row, machine, table
 
 
@@ -22,6 +33,8 @@ def main(rounds: int) -> None:
         "How cost grows, to the first line of its kind": lambda: cost.rows(rounds),
         "Detection": lambda: detection.rows(rounds),
         "Start": lambda: start.rows(rounds),
+        "The watch, to none": lambda: watch_cost.rows(rounds),
+        "Guard, to a training step": lambda: guard.rows(rounds),
     }
     for title, rows in parts.items():
         print(table(title, rows()), flush=True)

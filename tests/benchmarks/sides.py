@@ -19,7 +19,8 @@ from kdcli.models.network import build_network
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Step
 from kdcli.report.live.recorder import Recorder
-from kdcli.report.loggers.logger import LoggedRun, Loggers
+from kdcli.report.loggers.background import Loggers
+from kdcli.report.loggers.logger import LoggedRun
 from kdcli.spec.parse import parse
 from kdcli.spec.schema import ModuleSpec
 from kdcli.training.build import built
@@ -126,7 +127,7 @@ def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], 
                 log=run.folder.log,
                 spec=["spec.yaml"],
                 quiet=False,
-                loggers=Loggers((), logged),
+                loggers=Loggers((), logged, metrics=run.folder.metrics),
             )
             stack.enter_context(recorder)
         records = train(run)

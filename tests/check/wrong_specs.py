@@ -257,6 +257,8 @@ CASES: dict[str, Case] = {
     "KD473": changed(
         f"net={{name: model, type: '{PLUGIN}:Lists', outputs: [logits, features]}}",
     ),
+    "KD480": changed("mimic.cfgs.loss={type: srd}", "dataset.train.dataset.kwargs.num_samples=41"),
+    "KD521": changed("mimic.teacher0.teacher_weight='~nosuchuser/teacher.pt'"),
     "KD501": changed("dataset.train.dataset={type: torchvision.CIFAR11, kwargs: {root: data}}"),
     "KD503": changed(f"{TRANSFORMER}=[{{type: torchvision.Nope}}]"),
     "KD504": changed(f"{TRANSFORMER}=[{{type: torchvision.Resize, kwargs: {{sizes: 3}}}}]"),
@@ -310,6 +312,7 @@ CASES: dict[str, Case] = {
     "KD520": listed("black.txt"),
     "KD623": images("classes"),
     "KD624": folders("cats"),
+    "KD640": changed("mimic.teacher0.cache={views: 1}"),
     "KD621": Case(
         text=SPEC.replace(
             "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",

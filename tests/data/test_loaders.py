@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from kdcli import waiting
 from kdcli.data.batches import BatchKey
 from kdcli.errors import RunError, SpecError
 
@@ -284,3 +287,54 @@ def test_more_bad_samples_than_the_budget_stop(
     folder(tmp_path, [(8, 8)] * 9, bad=(4, 5, 8))
     with pytest.raises(RunError, match="KD512"):
         run(loader(files(part, tmp_path, on_bad_sample="skip", bad_sample_budget=2, **way)))
+
+
+@pytest.mark.parametrize(("budget", "stops"), [(0.3, True), (0.34, False), (2, True), (3, False)])
+def test_a_budget_may_be_a_share_of_all_samples(
+    part: Any, loader: Any, tmp_path: Path, budget: float, stops: bool
+) -> None:
+    folder(tmp_path, [(8, 8)] * 9, bad=(4, 5, 8))
+    made = loader(files(part, tmp_path, on_bad_sample="skip", bad_sample_budget=budget))
+    if not stops:
+        run(made)
+        return
+    said = r"30% of 9 = 2" if budget == 0.3 else "2"
+    with pytest.raises(RunError, match=rf"KD512: 3 samples can't be read.* allows \({said}\)"):
+        run(made)
+
+
+@pytest.mark.parametrize("way", [{}, {"num_workers": 2}])
+@pytest.mark.parametrize("train", [True, False])
+def test_where_no_sample_can_be_read_it_stops(
+    part: Any, loader: Any, tmp_path: Path, way: dict[str, Any], train: bool
+) -> None:
+    folder(tmp_path, [(8, 8)] * 9, bad=tuple(range(9)))
+    with pytest.raises(RunError, match=r"KD512: of \d samples that make a batch none can be read \(\d of 9"):
+        run(loader(files(part, tmp_path, [8, 8], on_bad_sample="skip", **way), train=train))
+
+
+def test_a_stopped_data_worker_is_named_with_what_it_reads(
+    part: Any,
+    loader: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "TICK_SECONDS", 0.02)
+    folder(tmp_path, [(8, 8)] * 40)
+    made = loader(files(part, tmp_path, [8, 8], num_workers=1), train=False)
+    batches = made.batches(0)
+    next(batches)
+    (worker,) = made._workers._iterator._workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    waking = threading.Timer(0.6, os.kill, (worker.pid, signal.SIGCONT))
+    waking.start()
+    assert 1 + len(list(batches)) == 10
+    made.close()
+    said = capsys.readouterr().err
+    state = ", stopped by a signal" if sys.platform == "linux" else ""
+    assert re.search(
+        rf"waiting for data worker 0 \(pid {worker.pid}{state}\); it reads `.*\d+\.png` \(\d+ s", said
+    )
+    assert "s for data worker 0" in said

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -69,6 +70,30 @@ def by_hand(student: View, teacher: View) -> tuple[float, float]:
         entropy = -(q * p.log() + (1 - q) * (1 - p).log())
         pred += float((entropy.sum(1) * mask).sum() / mask.sum())
     return neck, pred
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"), [(25.0, 20.0), (-30.0, -22.0), (40.0, -35.0), (1.0, -2.0), (1e4, 1e4)]
+)
+def test_large_float32_logits_do_not_saturate_the_scores(own: float, theirs: float) -> None:
+    # Exact in float64, which has 1 - sigmoid(20) = 2.06e-9; float32 rounds that score to 1.
+    x, z = np.float64(own), np.float64(theirs)
+    with np.errstate(over="ignore"):
+        p, q, not_p, not_q = (
+            1 / (1 + np.exp(-x)),
+            1 / (1 + np.exp(-z)),
+            1 / (1 + np.exp(x)),
+            1 / (1 + np.exp(z)),
+        )
+    value = q * np.logaddexp(0, -x) + not_q * np.logaddexp(0, x)
+    gradient = not_q * p - q * not_p
+    student = View({"s": constant(1.0, 1, 1, 1, 1)}, {"preds": [(constant(own, 1, 1, 1, 1), None)]})
+    teacher = View({"t": constant(3.0, 1, 1, 1, 1)}, {"preds": [(torch.full((1, 1, 1, 1), theirs), None)]})
+    loss = run(FrsMimicker(context(student, {"teacher": teacher})), student, {"teacher": teacher})
+    loss["teacher.pred_loss"].backward()
+    grad = student.outputs["preds"][0][0].grad
+    assert float(loss["teacher.pred_loss"].detach()) == pytest.approx(value, rel=1e-6, abs=0)
+    assert float(grad) == pytest.approx(gradient, rel=1e-5, abs=0)
 
 
 def test_it_divides_by_positions_whatever_the_number_of_channels() -> None:

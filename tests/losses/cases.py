@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -199,6 +200,7 @@ def _made(
     target = record.load()
     low = dtype in (torch.float16, torch.bfloat16)
     facts: dict[str, Any] = {"num_samples": SAMPLES, "num_classes": CLASSES}
+    facts["sample_labels"] = np.arange(SAMPLES) % CLASSES
     for network in ("student", "teacher"):
         if network in inputs:
             value = inputs[network]

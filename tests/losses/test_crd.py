@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcli.errors import RunError
 from kdcli.losses import crd
 from kdcli.losses.crd import ContrastiveRepresentation
+from kdcli.losses.parts.draws import drawn_integers
+from kdcli.reference.tables import tables
+from kdcli.spec.check.resolve import check_references
+from tests.training.runs import SPEC, spec_of
 
 INDICES = torch.tensor([7, 2, 5])
 
 
-def made(**kwargs: float) -> ContrastiveRepresentation:
+LABELS = np.array([0, 2, 1, 1, 2, 0, 2, 1, 2])
+
+
+def made(labels: NDArray[np.int64] | None = LABELS, **kwargs: Any) -> ContrastiveRepresentation:
     torch.manual_seed(0)
-    return ContrastiveRepresentation((3, 4), (3, 6), 9, feat_dim=8, K=5, **kwargs).double()
+    return ContrastiveRepresentation((3, 4), (3, 6), 9, labels, feat_dim=8, **{"K": 5, **kwargs}).double()
 
 
 def features(seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -53,6 +64,61 @@ def test_it_is_the_noise_contrastive_estimate_both_ways() -> None:
     assert math.isclose(loss.contrast(student, teacher, INDICES, drawn).item(), expected, rel_tol=1e-9)
 
 
+def test_negatives_are_of_other_classes_each_as_likely() -> None:
+    loss = made(K=4000)
+    assert not {"labels", "ordered", "class_starts", "class_sizes"} & loss.state_dict().keys(), (
+        "of the data alone"
+    )
+    drawn = loss.draw(INDICES, 3)
+    others = {7: [0, 1, 4, 5, 6, 8], 2: [0, 1, 4, 5, 6, 8], 5: [1, 2, 3, 4, 6, 7, 8]}
+    for row, (sample, allowed) in zip(drawn, others.items(), strict=True):
+        assert row[0] == sample
+        counts = torch.bincount(row[1:], minlength=9)
+        assert counts.nonzero()[:, 0].tolist() == allowed
+        assert (counts[allowed] - 4000 / len(allowed)).abs().max() < 5 * math.sqrt(4000 / len(allowed))
+    assert not torch.equal(drawn, loss.draw(INDICES, 4))
+
+
+def test_negatives_of_all_classes_are_drawn_as_they_were_before_there_was_a_choice() -> None:
+    loss = made(None, negatives="all")
+    expected = drawn_integers(loss.salt, 3, INDICES, 5, below=9)
+    assert torch.equal(loss.draw(INDICES, 3)[:, 1:], expected)
+    assert made(negatives="all", K=4000).draw(INDICES, 0)[0, 1:].unique().tolist() == list(range(9))
+
+
+def test_two_classes_leave_each_other() -> None:
+    # By hand: sample 0 is the only one of its class, so that all of its negatives are 1 and 2.
+    torch.manual_seed(0)
+    loss = ContrastiveRepresentation((3, 4), (3, 6), 3, np.array([5, 0, 0]), feat_dim=8, K=50)
+    drawn = loss.draw(torch.tensor([0, 1, 2]), 0)[:, 1:]
+    assert drawn[0].unique().tolist() == [1, 2] and drawn[1:].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"), [(None, "does not say the label"), (np.zeros(9, dtype=np.int64), "one class")]
+)
+def test_without_other_classes_it_says_what_to_do(labels: NDArray[np.int64] | None, why: str) -> None:
+    with pytest.raises(RunError, match=f"KD708.*{why}") as caught:
+        made(labels)
+    assert "negatives: all" in (caught.value.diagnostics[0].help or "")
+    made(labels, negatives="all")
+
+
+@pytest.mark.parametrize(
+    ("negatives", "codes"), [("", ["KD326"]), (", negatives: other", ["KD326"]), (", negatives: all", [])]
+)
+def test_mixed_labels_leave_no_other_class(negatives: str, codes: list[str]) -> None:
+    mixing = "{batch_fn: {type: batch_mixup, kwargs: {alpha: 0.2, num_classes: 4}}}"
+    parsed = spec_of(
+        SPEC,
+        f"mimic.cfgs.loss={{type: crd, kwargs: {{K: 4{negatives}}}}}",
+        f"dataset.train.dataloader={{type: base, kwargs: {mixing}}}",
+    )
+    found = check_references(parsed, tables())
+    assert [f.code for f in found if f.severity == "error"] == codes
+    assert all("`negatives: all`" in (f.help or "") for f in found if f.code == "KD326")
+
+
 def test_the_rows_of_the_batch_move_in_training_alone() -> None:
     loss = made(momentum=0.75)
     student, teacher = features()
@@ -73,7 +139,7 @@ def test_a_resumed_run_goes_on_bit_by_bit() -> None:
     for seed in range(2):
         loss(*features(seed), INDICES)
     z = loss.z.clone()
-    resumed = ContrastiveRepresentation((3, 4), (3, 6), 9, feat_dim=8, K=5).double()
+    resumed = ContrastiveRepresentation((3, 4), (3, 6), 9, LABELS, feat_dim=8, K=5).double()
     resumed.load_state_dict(loss.state_dict())
     results = []
     for which in (loss, resumed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ FORWARD = {
 }  # fmt: skip
 FACTS = {
     "student_shape", "teacher_shape", "student_shapes", "teacher_shapes", "num_samples", "num_classes",
+    "sample_labels",
     "teacher_classifier", "teacher_norms",
 }  # fmt: skip
 OPTIONAL = {"mask", "epoch", "step", "teacher_weights"}
@@ -136,6 +138,41 @@ def test_extreme_inputs_give_a_finite_loss_and_gradient(name: str, dtype: torch.
     assert loss.isfinite()
     for student in case.students:
         assert student.grad is not None and student.grad.isfinite().all()
+
+
+DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "constant": lambda feature: torch.full_like(feature, 0.7),
+    "two equal samples": lambda feature: feature[:1].expand_as(feature).clone(),
+}
+
+
+@pytest.mark.parametrize(
+    "sides", [("student", "student_logits"), ("teacher", "teacher_logits"), None], ids=str
+)
+@pytest.mark.parametrize("kind", DEGENERATE)
+@pytest.mark.parametrize("name", NAMES)
+def test_features_that_say_nothing_give_a_finite_loss_and_gradient(
+    name: str, kind: str, sides: tuple[str, ...] | None
+) -> None:
+    case = make_case(name, batch=2, requires_grad=True)
+
+    def changed(feature: Tensor) -> Tensor:
+        return DEGENERATE[kind](feature.detach()).requires_grad_()
+
+    for key in sides or ("student", "student_logits", "teacher", "teacher_logits"):
+        if key in case.inputs:
+            case.inputs[key] = apply(changed, case.inputs[key])
+    loss = case.call()
+    loss.backward()
+    assert loss.isfinite()
+    for student in case.students:
+        assert student.grad is not None and student.grad.isfinite().all()
+    if isinstance(case.made, nn.Module):
+        case.made.zero_grad()
+        case.made(**case.inputs).backward()
+        for path, parameter in case.made.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), path
 
 
 @pytest.mark.parametrize("name", NAMES)

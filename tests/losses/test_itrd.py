@@ -37,3 +37,19 @@ def test_a_dead_channel_stays_finite_and_one_row_is_refused() -> None:
     assert student.grad is not None and student.grad.isfinite().all()
     with pytest.raises(RunError, match="KD450"):
         loss(torch.rand(1, 3), teacher[:1])
+
+
+@pytest.mark.parametrize("silent", ["student", "teacher", "both"])
+def test_a_feature_of_zeros_by_hand(silent: str) -> None:
+    # A channel of zeros correlates with nothing: three channels give |0 - 1| each, log2 3. A sample of zeros resembles
+    # nothing: without any in the student Gs is 1/2 everywhere in its two unit rows, which adds up to 1; Gst is 0.
+    loss = InformationTheoretic((2, 3), (2, 3), correlation_weight=1.0)
+    torch.nn.init.eye_(loss.embed.weight)
+    torch.nn.init.zeros_(loss.embed.bias)
+    rows = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    student = (rows if silent == "teacher" else torch.zeros(2, 3)).requires_grad_()
+    value = loss(student, torch.rand(2, 3) if silent == "student" else torch.zeros(2, 3))
+    value.backward()
+    torch.testing.assert_close(value, torch.tensor(3.0).log2() + (1.0 if silent == "teacher" else 0.0))
+    assert student.grad is not None and student.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())

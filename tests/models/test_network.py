@@ -177,7 +177,9 @@ def test_findings_stand_at_their_module(plugin: str) -> None:
     for name in ("a.b", "forward", "train", "training", "_paths", ""):
         assert at({"name": name, "type": "resnet18"})[:2] == ("KD409", ("net", 0, "name"))
     assert at()[:2] == ("KD409", ("net",))
-    assert at(kind("kd_plugin:broken", size=3))[2].endswith("RuntimeError: size 3 is odd")
+    assert (
+        f"RuntimeError: size 3 is odd ({__file__}:65, in broken)" in at(kind("kd_plugin:broken", size=3))[2]
+    )
     assert at(kind("kd_plugin:missing"))[0] == "KD414"
     assert at(kind("kd_plugin:number"))[0] == "KD406"
     assert at(kind("kd_plugin:not_a_module"))[0] == "KD406"

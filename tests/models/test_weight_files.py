@@ -9,6 +9,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pytest
 import torch
 import torchvision.models
 from safetensors.torch import save_file
+from torch import Tensor
 
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.models.weights import find_file, read_shapes, read_weights, save_safetensors, weights_hash
 from kdcli.spec.places import Places
+from tests.damages import damages
 
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -232,3 +235,75 @@ def test_torchvision_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RunError) as caught:
             read_weights(f"torchvision:{name}")
         assert code(caught.value) == wanted
+
+
+def loaded_or_refused(path: Path, whole: dict[str, torch.Tensor]) -> bool:
+    """Whether the file was refused by name; what is read is bit-equal."""
+    try:
+        state = read_weights(path)
+    except RunError as error:
+        assert str(path) in str(error) and code(error) in ("KD532", "KD533", "KD536", "KD537")
+        return True
+    assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in whole.items()}
+    assert all(torch.equal(state[key], whole[key]) for key in whole)
+    return False
+
+
+def test_200_damages_to_own_weights_are_noticed(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    whole = {**STATE, "b.weight": torch.randn(40, 20, generator=draws), "n": torch.tensor(3)}
+    path = tmp_path / "student.safetensors"
+    save_safetensors(whole, path, {"class_names": '["cat", "dog"]'})
+    data = path.read_bytes()
+    assert not loaded_or_refused(path, whole)
+    outcomes = []
+    for damaged in damages(data):
+        path.write_bytes(damaged)
+        outcomes.append(loaded_or_refused(path, whole))
+    assert sum(outcomes) >= 190
+
+
+def test_exchanged_tensors_and_changed_metadata_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    save_safetensors({"a": torch.ones(3), "b": torch.zeros(3)}, path, {"class_names": "[1, 2]"})
+    data = path.read_bytes()
+    for one, other in ((b'"a":', b'"b":'), (b"[1, 2]", b"[2, 1]")):
+        path.write_bytes(data.replace(one, b"<one>").replace(other, one).replace(b"<one>", other))
+        assert path.read_bytes() != data
+        with pytest.raises(RunError, match="KD537"):
+            read_weights(path)
+
+
+def test_weights_of_other_programs_and_of_kdcli_0_2_are_read_unchecked(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(STATE, path, metadata={"format": "kdcli-student", "kdcli": "0.2.0", "sha256": "of something"})
+    assert not loaded_or_refused(path, STATE)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_without_a_tensor_is_refused_by_its_header_too(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w.{suffix}"
+    save_file({}, path) if suffix == "safetensors" else torch.save({}, path)
+    for read in (read_weights, read_shapes):
+        with pytest.raises(RunError, match="holds no tensors"):
+            read(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Tensor.to_sparse, "as a sparse_coo tensor"),
+        (Tensor.to_sparse_csr, "as a sparse_csr tensor"),
+        (lambda tensor: tensor.to("meta"), "without values, on the `meta` device"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_weights, read_shapes])
+def test_tensors_without_dense_values_are_refused(
+    read: Callable[[Path], Any], make: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    torch.save({"fc.weight": make(torch.ones(2, 3))}, tmp_path / "w.pt")
+    with pytest.raises(RunError, match="KD532") as caught:
+        read(tmp_path / "w.pt")
+    # Shapes are read without values, and torch may refuse such a tensor itself.
+    assert f"holds `fc.weight` {said}" in str(caught.value) or (read is read_shapes and "sparse" in said)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models
+from safetensors.torch import save_file
 
 from kdcli.errors import RunError, SpecError
 from kdcli.models.network import Network, build_network
@@ -244,3 +245,51 @@ def test_names_from_a_file_cannot_command_a_terminal() -> None:
     with pytest.raises(RunError) as caught:
         fit_weights(small(), {"\x1b[2Jodd\n": torch.ones(1)}, "w")
     assert "?[2Jodd?" in str(caught.value)
+
+
+def refused_kinds(state: dict[str, torch.Tensor], folder: Path, suffix: str) -> str:
+    """What `train` and `validate` say, which is the same."""
+    path = folder / f"w.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    net = small()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    said = []
+    for use in (load_weights, check_weights):
+        with pytest.raises(RunError, match="KD538") as caught:
+            use(net, path)
+        said.append(caught.value.diagnostics[0].message)
+    assert said[0] == said[1]
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    return said[0]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize(
+    "dtype, word", [(torch.int32, "integer"), (torch.int8, "integer"), (torch.complex64, "complex")]
+)
+def test_numbers_of_another_kind_are_refused(
+    dtype: torch.dtype, word: str, suffix: str, tmp_path: Path
+) -> None:
+    state = dict(small().state_dict())
+    key = next(k for k in state if k.endswith("conv1.weight") or "layer0" in k)
+    state[key] = (10 * state[key]).to(dtype)
+    said = refused_kinds(state, tmp_path, suffix)
+    assert f"are {word} numbers where the network has floating ones: {key}" in said
+
+
+def test_floating_numbers_of_other_widths_are_read_unless_they_become_infinite(tmp_path: Path) -> None:
+    one = small()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        state = {k: v.to(dtype) if v.is_floating_point() else v.int() for k, v in one.state_dict().items()}
+        torch.save(state, tmp_path / "w.pt")
+        other = small()
+        assert load_weights(other, tmp_path / "w.pt") == []
+        tolerance = {"atol": 0.0, "rtol": 0.0} if dtype == torch.float64 else {"atol": 1e-2, "rtol": 1e-2}
+        for key, value in other.state_dict().items():
+            assert torch.allclose(value, one.state_dict()[key], **tolerance)
+    key = "head.classifier.weight" if "head.classifier.weight" in state else next(iter(state))
+    state = {k: v.double() if v.is_floating_point() else v for k, v in one.state_dict().items()}
+    state[key] = torch.full_like(state[key], 1e300)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(RunError, match=f"too large for the network's numbers: {key}"):
+        load_weights(small(), tmp_path / "w.pt")

@@ -323,22 +323,32 @@ FRAIL = "mine_kd.frail"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "failed", "message"),
     [
-        (f"mimic.cfgs={{loss: {{type: '{FRAIL}:late'}}}}", "KeyError: 'late'"),
-        (f"mimic.cfgs={{loss: {{type: '{FRAIL}:Forgetful'}}}}", "IndexError: list index out of range"),
-        (f"trainer.optimizer={{type: '{FRAIL}:Optimizer', kwargs: {{lr: 0.1}}}}", "ZeroDivisionError: step"),
-        (f"{NOISE}={{type: '{FRAIL}:Transform'}}", "LookupError: image"),
+        (f"mimic.cfgs={{loss: {{type: '{FRAIL}:late'}}}}", "KD496: epoch ", "KeyError: 'late'"),
+        (
+            f"mimic.cfgs={{loss: {{type: '{FRAIL}:Forgetful'}}}}",
+            "KD435: job `mimic_job0`",
+            "IndexError: list index",
+        ),
+        (
+            f"trainer.optimizer={{type: '{FRAIL}:Optimizer', kwargs: {{lr: 0.1}}}}",
+            "KD496: epoch 1, training step 1 of",
+            "ZeroDivisionError: step",
+        ),
+        (f"{NOISE}={{type: '{FRAIL}:Transform'}}", "KD496: ", "LookupError: image"),
     ],
 )
-def test_own_code_that_fails_is_no_fault_of_kdcli(change: str, message: str, kdcli: Kdcli) -> None:
+def test_own_code_that_fails_is_no_fault_of_kdcli(
+    change: str, failed: str, message: str, kdcli: Kdcli
+) -> None:
     from mine_kd import frail
 
     frail.CALLS["loss"] = 0
     Path("mine.yaml").write_text(MINE)
     code, _, errors = kdcli("train", "mine.yaml", change, "--plugin", "mine_kd", "--no-check", "--no-report")
     assert code == 1 and "Traceback" not in errors
-    assert "KD496" in errors and message in errors and "mine_kd/frail.py:" in " ".join(errors.split())
+    assert failed in errors and message in errors and "mine_kd/frail.py:" in " ".join(errors.split())
 
 
 @pytest.mark.parametrize(

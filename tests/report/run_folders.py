@@ -33,7 +33,7 @@ def make_run(
     content = {
         "net": [{"name": "model"}],
         **(spec or {}),
-        "runtime": {"random_seed": seed, "runner": {"type": "kd"}},
+        "runtime": {"random_seed": seed, "runner": {"type": "kd"}, **(spec or {}).get("runtime", {})},
         "saver": {"save_dir": str(path)},
     }
     (path / "spec.resolved.yaml").write_text(yaml.safe_dump(content))

@@ -7,6 +7,7 @@ import json
 import math
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,3 +150,20 @@ def test_plot(folders: list[Path], tmp_path: Path) -> None:
     assert write_plot(compared, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match=r"cannot draw into `all\.doc`"):
         write_plot(compared, tmp_path / "all.doc")
+
+
+def test_runs_that_saw_other_augmentations_are_not_equal(tmp_path: Path) -> None:
+    def cached(views: int) -> dict[str, Any]:
+        return {**TEACHERS, "mimic": {"teacher0": {"mimic_name": ["logits"], "cache": {"views": views}}}}
+
+    alone = make_run(tmp_path / "alone", top1=80.0)
+    two = make_run(tmp_path / "two", top1=81.0, spec=cached(2))
+    four = make_run(tmp_path / "four", top1=82.0, spec=cached(4))
+    text = compare_text(compare_runs([alone, two, four]))
+    said = "not equal: of each image's augmentations two 2 cached; four 4 cached; alone fresh ones in each epoch\n"
+    assert text.endswith(said)
+    jobs = {"mimic_as_jobs": True, "job": {"teacher0": {"cache": {"views": 2}}}}
+    again = make_run(tmp_path / "again", top1=83.0, spec={**TEACHERS, "mimic": jobs})
+    assert "not equal" not in compare_text(compare_runs([two, again]))
+    ignored = make_run(tmp_path / "base", spec={**cached(2), "runtime": {"runner": {"type": "base"}}})
+    assert "not equal" not in compare_text(compare_runs([alone, ignored]))

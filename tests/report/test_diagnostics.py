@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,53 @@ SARIF = _closed(
     "version",
     "runs",
 )
+
+
+def many(errors: int, warnings: int) -> list[Diagnostic]:
+    """Warnings from line 1 on, errors after them."""
+    return [
+        Diagnostic(
+            code="KD202",
+            severity="error" if line > warnings else "warning",
+            message=f"unknown key `k{line}`",
+            span=span(f"k{line}: 1", f"k{line}", line=line),
+        )
+        for line in range(1, errors + warnings + 1)
+    ]
+
+
+def test_of_very_many_the_first_are_shown_and_all_are_counted() -> None:
+    lines = render(many(20_000, 0)).splitlines()
+    assert lines[-1] == "20000 errors (the first 100 are shown)"
+    assert sum(line.startswith("cfg.yaml:") for line in lines) == 100 and "`k100`" in lines[-5]
+    assert render(many(1200, 1), "concise").splitlines()[-1] == "and 200 errors, 1 warning more"
+    said = json.loads(render(many(1200, 1), "json"))
+    assert (said["errors"], said["warnings"], len(said["diagnostics"])) == (1200, 1, 1000)
+    assert render(many(60, 40)).endswith("\n60 errors, 40 warnings\n")
+
+
+def test_warnings_never_hide_an_error() -> None:
+    lines = render(many(1, 300)).splitlines()
+    assert "cfg.yaml:301:1: error KD202: unknown key `k301`" in lines
+    assert lines[-1] == "1 error, 300 warnings (the first 100 are shown)"
+
+
+def test_many_findings_on_one_long_line_are_shown_at_once() -> None:
+    keys = [f"key{number}" for number in range(5000)]
+    line = "saver: {" + ", ".join(f"{key}: 1" for key in keys) + "}"
+    started = time.process_time()
+    text = render([found(line, f"{key}:") for key in keys])
+    # Cutting a line of 70,000 characters a character at a time took 3 s for each finding.
+    assert time.process_time() - started < 1.0
+    shown, carets = text.splitlines()[-4:-2]
+    at = carets.index("^")
+    assert (
+        carets[at:] == "^^^^^^"
+        and shown[at : at + 6] == "key99:"
+        and shown.startswith("  7 | …")
+        and shown.endswith("…")
+    )
+    assert len(shown) <= 100
+    assert (
+        json.loads(render([found(line, "key77:")], "json"))["diagnostics"][0]["span"]["excerpt"] == "key77:"
+    )

@@ -13,8 +13,11 @@ from types import ModuleType
 import pytest
 
 from kdcli.errors import SpecError
-from kdcli.records import Evaluation, Finished, Step
-from kdcli.report.loggers.logger import IDENTITIES, LoggedRun, Loggers, check_loggers, flat
+from kdcli.records import Evaluation, Finished, Record, Step
+from kdcli.report.loggers import background
+from kdcli.report.loggers.background import IDENTITIES, Loggers
+from kdcli.report.loggers.logger import LoggedRun, check_loggers, flat
+from kdcli.report.run_files import MetricsWriter
 
 from .samples import plan
 
@@ -73,17 +76,24 @@ def picture() -> bytes:
 
 def follow(names: list[str], folder: Path, *, resumed: int = 0, end: bool = True) -> list[str]:
     """A run of four steps seen by the loggers, from where it was resumed; what the user was told."""
-    loggers = Loggers(names, logged(folder))
-    told = loggers.load()
-    told += loggers.take(replace(plan(), resumed_step=resumed))
-    for number in range(resumed + 1, 5 if end else 3):
-        told += loggers.take(step(number))
-        told += loggers.take(evaluation(number))
-    if end:
-        told += loggers.take(finished(folder))
-        told += loggers.pictures(4, {"report/disagreements": picture()})
-    told += loggers.close()
-    return [notice.message for notice in told]
+    with MetricsWriter(folder / "metrics.jsonl") as metrics:
+        loggers = Loggers(names, logged(folder), metrics=metrics.path)
+        notices = loggers.load()
+
+        def take(record: Record) -> None:
+            metrics.write(record)
+            notices.extend(loggers.take(record))
+
+        metrics.truncate_after(resumed)
+        take(replace(plan(), resumed_step=resumed))
+        for number in range(resumed + 1, 5 if end else 4):
+            take(step(number))
+            take(evaluation(number))
+        if end:
+            take(finished(folder))
+            notices += loggers.pictures(4, {"report/disagreements": picture()})
+        notices += loggers.close()
+    return [notice.message for notice in notices]
 
 
 class Listening:
@@ -115,7 +125,7 @@ class Falling(Listening):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if step == 2:
-            raise ConnectionError("the server is gone\nand more")
+            raise ValueError("no such number\nand more")
 
 
 MADE: list[Listening] = []
@@ -158,15 +168,31 @@ def test_a_resumed_run_is_told_who_it_was(own: str, tmp_path: Path) -> None:
     follow([f"{own}:Listening"], tmp_path, end=False)
     follow([f"{own}:Listening"], tmp_path, resumed=2)
     assert MADE[0].heard[-1] == ("end", False)
-    assert MADE[1].heard[0] == ("digits", 2, "mine")
-    assert json.loads((tmp_path / IDENTITIES).read_text()) == {f"{own}:Listening": "mine"}
+    # Steps 1 to 3 were sent; the checkpoint was taken after step 2.
+    assert MADE[1].heard[0] == ("digits", 3, "mine")
+    assert [heard[0] for heard in MADE[1].heard[1:4]] == [4, 4, 4]  # step, evaluation, teachers
+    assert json.loads((tmp_path / IDENTITIES).read_text())[f"{own}:Listening"]["identity"] == "mine"
+
+
+def test_a_run_that_begins_anew_is_another_one_for_its_loggers(own: str, tmp_path: Path) -> None:
+    follow([f"{own}:Listening"], tmp_path, end=False)
+    follow([f"{own}:Listening"], tmp_path)
+    assert MADE[1].heard[0] == ("digits", 0, None)
+    assert MADE[1].heard[1][0] == 1  # type: ignore[index]
+
+
+def test_a_logger_that_comes_with_a_resume_gets_the_steps_before(own: str, tmp_path: Path) -> None:
+    follow([], tmp_path, end=False)
+    follow([f"{own}:Listening"], tmp_path, resumed=2)
+    assert MADE[0].heard[0] == ("digits", 0, None)
+    steps = [heard[0] for heard in MADE[0].heard if isinstance(heard[0], int)]  # type: ignore[index]
+    assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 4]
 
 
 def test_a_failing_logger_says_so_once_and_the_others_go_on(own: str, tmp_path: Path) -> None:
     told = follow([f"{own}:Falling", f"{own}:Listening"], tmp_path)
     assert told == [
-        f"logger `{own}:Falling` failed and is left out, training goes on: "
-        "ConnectionError: the server is gone"
+        f"logger `{own}:Falling` failed and is left out, training goes on: ValueError: no such number"
     ]
     assert MADE[1].heard[-1] == ("end", True)
 
@@ -203,7 +229,7 @@ def test_a_spec_becomes_flat_facts() -> None:
 def test_tensorboard_files_read_back_across_a_resume(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert follow(["tensorboard"], tmp_path, end=False) == []
-    assert follow(["tensorboard"], tmp_path, resumed=1) == []
+    assert follow(["tensorboard"], tmp_path, resumed=1) == []  # steps 2 and 3 are removed and come again
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("test/top1")] == [(1, 91), (2, 92), (3, 93), (4, 94)]
@@ -215,14 +241,22 @@ def test_tensorboard_files_read_back_across_a_resume(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a run waits for as long as a library takes on a busy machine."""
+    monkeypatch.setattr(background, "STUCK_SECONDS", 60.0)
+    monkeypatch.setattr(background, "END_SECONDS", 60.0)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_offline_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert follow(["wandb"], tmp_path, end=False) == []
-    assert follow(["wandb"], tmp_path, resumed=2) == []
-    identity = json.loads((tmp_path / IDENTITIES).read_text())["wandb"]
+    for told in (follow(["wandb"], tmp_path, end=False), follow(["wandb"], tmp_path, resumed=2)):
+        assert len(told) == 1 and f"kept offline, `wandb sync {tmp_path}/wandb/offline-run-*`" in told[0]
+    identity = json.loads((tmp_path / IDENTITIES).read_text())["wandb"]["identity"]
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert files
     said = b"".join(file.read_bytes() for file in files)
@@ -231,6 +265,7 @@ def test_wandb_offline_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from kdcli.errors import RunError
-from kdcli.report.recorded_run import read_report_data, read_run
+from kdcli.report.recorded_run import Curve, read_report_data, read_run
 
 from .run_folders import make_run, report_data
 
@@ -17,7 +19,7 @@ def test_a_good_one(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "digits_kd", seed=3, top1=91.0))
     assert (run.name, run.primary, run.student) == ("digits_kd", "top1", "student")
     assert run.last["top1"] == run.best["top1"] == 91.0 and run.teachers["teacher0"]["top1"] == 98.5
-    assert run.progress == "finished 100 steps" and len(run.steps) == 100
+    assert run.progress == "finished 100 steps" and run.steps.count == 100
 
 
 def test_the_last_word_about_a_step_counts(tmp_path: Path) -> None:
@@ -28,6 +30,48 @@ def test_the_last_word_about_a_step_counts(tmp_path: Path) -> None:
     run = read_run(path)
     assert run.last["top1"] == 12.5 and len(run.evaluations["student"]) == 5
     assert run.progress == "stopped or running at step 100 of 100"
+
+
+def test_a_short_curve_is_as_recorded_and_begins_anew_where_a_run_was_resumed() -> None:
+    points = [(float(x), float(x * x % 7)) for x in range(1, 301)]
+    assert Curve(points).points() == ([x for x, _ in points], [y for _, y in points])
+    again = Curve([*points[:50], (31.0, 5.0), (32.0, math.nan)])
+    xs, ys = again.points()
+    assert xs == [float(x) for x in range(1, 33)] and ys[:30] == [y for _, y in points[:30]]
+    assert ys[30] == 5.0 and math.isnan(ys[31])
+
+
+def test_a_long_curve_is_bounded_and_keeps_its_ends_and_extremes() -> None:
+    """Means of equal intervals, as by hand; one spike up, one down, one interval without a number."""
+    values = [math.sin(x / 500) for x in range(20000)]
+    values[777], values[15001] = 9.5, -7.25
+    values[4096:4224] = [math.nan] * 128
+    curve = Curve((float(x), y) for x, y in enumerate(values))
+    assert curve.every == 128 and len(curve.intervals) == 157
+    xs, ys = curve.points()
+    known = dict(zip(xs, ys, strict=True))
+    assert xs == sorted(xs) and len(xs) == 157 + 4
+    assert (known[777.0], known[15001.0], known[0.0], known[19999.0]) == (9.5, -7.25, values[0], values[-1])
+    assert known[63.5] == pytest.approx(sum(values[:128]) / 128) and math.isnan(known[4096 + 63.5])
+
+
+def test_a_run_of_any_length_is_read_in_the_same_memory(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    step = json.loads(next(line for line in lines if '"kind": "step"' in line))
+    peaks = []
+    for count in (1000, 4000):
+        with (path / "metrics.jsonl").open("w") as file:
+            for number in range(1, count + 1):
+                file.write(json.dumps({**step, "step": number, "total": 1 / number}) + "\n")
+        tracemalloc.start()
+        run = read_run(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert run.steps.count == count and run.steps.seconds == pytest.approx(0.05 * count)
+        xs, ys = run.steps.total.points()
+        assert (xs[-1], ys[-1], ys[0]) == (count, 1 / count, 1.0)
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def refused(path: Path, code: str, words: str) -> None:

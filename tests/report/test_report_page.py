@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from kdcli.errors import RunError
+from kdcli.records import Alarm
 from kdcli.report import charts
 from kdcli.report.report_page import write_report
+from kdcli.report.run_files import MetricsWriter
 from tests.report.run_folders import make_run, report_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,6 +111,19 @@ def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
     page = read(write_report(make_run(tmp_path / "bare", end=False)))
     assert page.headings == ["bare", "Result", "Curves", "How it was run"]
     assert "stopped or running at step 100 of 100" in (tmp_path / "bare" / "report.html").read_text()
+
+
+def test_what_went_wrong_stands_before_the_result(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = make_run(tmp_path / "bare", end=False)
+    numbers = {"loss": 9.0, "start": 2.3}
+    with MetricsWriter(path / "metrics.jsonl") as writer:
+        writer.write(
+            Alarm(message="KD780: <high>", step=60, code="KD780", name="high", numbers=numbers, remedy="r")
+        )
+    page = write_report(path)
+    assert read(page).headings == ["bare", "What went wrong", "Result", "Curves", "How it was run"]
+    assert "KD780: &lt;high&gt;" in page.read_text()
 
 
 def test_what_users_write_is_escaped(tmp_path: Path) -> None:

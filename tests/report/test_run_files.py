@@ -144,5 +144,5 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="KD740: cannot write"):
         MetricsWriter(tmp_path / "file" / "metrics.jsonl")
-    with pytest.raises(RunError, match="KD750: cannot read"):
+    with pytest.raises(RunError, match="KD521: cannot use"):
         read_metrics(tmp_path / "nothing")

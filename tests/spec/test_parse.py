@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from kdcli import waiting as waits
 from kdcli.errors import SpecError, UsageError
+from kdcli.report.diagnostics import render
+from kdcli.spec import parse as module
 from kdcli.spec.parse import read
 from tests.spec.specs import BASE, changed, findings, good
 
@@ -249,3 +255,81 @@ def test_reading_a_file_and_standard_input(tmp_path: Path, monkeypatch: pytest.M
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError):
         read(file)
+
+
+def test_a_pipe_is_read_once_its_writer_comes_and_the_wait_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "SOON_SECONDS", 0.05)
+    monkeypatch.setattr(waits, "TICK_SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+
+    def late() -> None:
+        time.sleep(0.3)
+        Path("pipe").write_text(BASE)
+
+    writer = threading.Thread(target=late)
+    writer.start()
+    parsed = read("pipe")
+    writer.join()
+    assert parsed.spec == good(BASE).spec.model_copy(update={"saver": parsed.spec.saver})
+    assert "waiting for the spec from `pipe`, which is no plain file (0 s so far)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "-"])
+def test_no_more_is_read_than_a_spec_can_have(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/zero", "rb") as endless:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(endless))
+        with pytest.raises(SpecError) as error:
+            read(source)
+    assert error.value.diagnostics[0].code == "KD109"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [
+        BASE + "".join(f"key{n}: 1\n" for n in range(20_000)),
+        BASE + "".join(f"teachr{n}: 1\n" for n in range(20_000)),
+        BASE + "".join(f"teacher{n}: 1\n" for n in range(1, 20_000)),
+        BASE + "saver: {" + ", ".join(f"key{n}: 1" for n in range(20_000)) + "}\n",
+    ],
+)
+def test_twenty_thousand_wrong_keys_are_found_in_time_that_grows_with_their_number(text: str) -> None:
+    started = time.process_time()
+    found = findings(text)
+    render(found)
+    assert len(found) > 19_000
+    # 15 to 40 s where each key was looked up among all others, and without an end on one line.
+    assert time.process_time() - started < 12.0
+
+
+BUDGET = "dataset.train.dataloader.kwargs.bad_sample_budget"
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("20", 20), ("0", 0), ("1e3", 1000), ("0.01", 0.01), ("1%", 0.01), ("12.5 %", 0.125), ("0%", 0)],
+)
+def test_a_budget_of_bad_samples_is_a_number_or_a_share(text: str, budget: float) -> None:
+    parsed = good(BASE, f"{BUDGET}={text}")
+    found = parsed.spec.dataset.train.dataloader.kwargs.bad_sample_budget
+    assert (found, type(found)) == (budget, type(budget))
+    assert good(parsed.resolved_yaml()).spec == parsed.spec
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1.5", "KD206: `bad_sample_budget` must be less than 1, got the number 1.5"),
+        ("-1", "KD206: `bad_sample_budget` must be at least 0, got the number -1"),
+        (
+            "many",
+            "KD204: `bad_sample_budget` must be a number of samples, or a share of all such as 0.01 or 1%, "
+            "got the text 'many'",
+        ),
+    ],
+)
+def test_what_is_no_budget_of_bad_samples(text: str, said: str) -> None:
+    assert [f"{one.code}: {one.message}" for one in findings(BASE, f"{BUDGET}={text}")] == [said]

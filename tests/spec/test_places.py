@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.errors import SpecPath
+from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.parse import ParsedSpec, read
 from kdcli.spec.places import HERE, Places, Taken, files_named, taken_from
 from tests.spec.specs import BASE, changed
@@ -118,14 +118,17 @@ def test_absolute_and_home(specs: Path, monkeypatch: pytest.MonkeyPatch) -> None
     places = Places(Path("elsewhere"))
     assert places.find("~/teacher.pth", WEIGHT) == specs / "teacher.pth"
     assert places.tried(str(specs / "no.pth"), WEIGHT) == (specs / "no.pth",)
-    assert places.find("~nobody-of-that-name/x", WEIGHT) == Path("~nobody-of-that-name/x")
+    with pytest.raises(SpecError, match="there is no user `nobody-of-that-name`"):
+        places.find("~nobody-of-that-name/x", WEIGHT)
     assert HERE.tried("teacher.pth", WEIGHT) == (Path("teacher.pth"),)
 
 
 def test_a_name_that_no_file_can_have(specs: Path) -> None:
     for name in ("a\0b", "x" * 5000):
-        assert parsed(specs).places.find(name, WEIGHT) == Path(name)
-        assert parsed(specs).places.missing(name, WEIGHT).startswith("there is no")
+        with pytest.raises(SpecError) as caught:
+            parsed(specs).places.find(name, WEIGHT)
+        (found,) = caught.value.diagnostics
+        assert (found.code, found.path) == ("KD521", WEIGHT)
 
 
 def test_what_is_missing_is_told_with_both_places_and_the_nearest_name(specs: Path) -> None:

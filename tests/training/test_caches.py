@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdcli.distill.cached import CachedTeacher, cache_layout_of
+from kdcli import disk
+from kdcli.distill.cached import CachedTeacher, Column, Store, cache_layout_of
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import KdError, RunError, SpecError
@@ -21,6 +24,7 @@ from kdcli.spec.parse import ParsedSpec
 from kdcli.training.make_caches import make_caches
 from kdcli.training.run import RunOptions
 from kdcli.training.train import train
+from tests.damages import damages
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 FEATURES = SPEC.replace(
@@ -267,3 +271,104 @@ def test_a_feature_without_a_row_a_sample_is_refused() -> None:
         teacher = Teacher("teacher0", taps)
         with pytest.raises(SpecError, match=r"\[16, 2, 1\] for 2 samples"):
             cache_layout_of(teacher, teacher.learn(batch), 2, half=False, topk=None)
+
+
+def store_of(parsed: ParsedSpec) -> Path:
+    """The folder of the one cache, made and full."""
+    make(parsed)
+    (folder,) = Path("caches").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("each", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_damages_to_a_cache_are_noticed(each: int, tmp_path: Path) -> None:
+    """Bits, cuts, zeros, exchanged rows and files: what counts as stored is bit-equal to what was stored."""
+    columns = [
+        Column("hint", (3, 2), torch.float32, torch.float32),
+        Column("half", (3, 2), torch.float32, torch.float16),
+        Column("logits", (9,), torch.float32, torch.float32, topk=4),
+        Column("more", (3, 2), torch.float32, torch.float32),
+    ]
+    folder, rows = tmp_path / "store", torch.arange(30)
+    Store.create(folder, columns, 30, {})
+    draws = torch.Generator().manual_seed(0)
+    store = Store(folder, columns, 30)
+    store.write(rows[:24], [torch.randn(24, *column.shape, generator=draws) for column in columns])
+    store.flush()
+    files = [path for path in sorted(folder.iterdir()) if path.name != "meta.json"]
+    contents = {path: path.read_bytes() for path in files}
+    whole = [store.read(rows, number) for number in range(4)]
+    changes = [{path: data} for path in files for data in damages(contents[path], each)]
+    pair = (folder / "0.values", folder / "3.values")
+    changes += [{pair[0]: contents[pair[1]], pair[1]: contents[pair[0]]}]
+    assert len(changes) == 8 * each + 1
+    noticed = 0
+    for change in changes:
+        for path in files:
+            path.write_bytes(change.get(path, contents[path]))
+        store = Store(folder, columns, 30)
+        for number in range(4):
+            there = store.has(rows, [number])
+            assert torch.equal(store.read(rows[there], number), whole[number][there])
+            assert not bool(there[24:].any())
+        noticed += bool(store.damaged) or not bool(there[:24].all())
+    assert noticed >= 0.9 * len(changes)
+    assert store.damaged == 48  # of each of the exchanged files all rows
+
+
+def test_a_damaged_row_is_told_once_in_training_and_by_cache() -> None:
+    parsed = cached()
+    folder = store_of(parsed)
+    whole = torch.frombuffer(bytearray((folder / "0.values").read_bytes()), dtype=torch.float32)
+    for run_again in (lambda: train_all(parsed), lambda: make(parsed)):
+        with (folder / "0.values").open("rb+") as file:
+            file.seek(4 * 4 * 7 + 1)
+            file.write(b"\x42")
+        records = run_again()
+        text = told(records) if not isinstance(records[0], str) else "\n".join(records)
+        assert text.count(f"1 row of the cache {folder} was not as stored") == 1
+        mended = torch.frombuffer(bytearray((folder / "0.values").read_bytes()), dtype=torch.float32)
+        assert torch.allclose(mended, whole, atol=1e-6)
+
+
+def test_a_cache_of_kdcli_0_2_is_read_unchecked_and_that_is_told() -> None:
+    parsed = cached()
+    folder = store_of(parsed)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k != "checked"}))
+    (folder / "checks.i32").unlink()
+    with run_of(parsed) as run:
+        seen = count_teacher_runs(run)
+        assert any("has no checksums, as kdcli 0.2 made it" in notice for notice in run.notices)
+        list(train(run))
+    assert seen == [] and not (folder / "checks.i32").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_that_are_not_finite_are_not_stored(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Teacher.view
+
+    def shown(teacher: Teacher, batch: Mapping[str, Any]) -> Any:
+        view = real(teacher, batch)
+        for at in (batch["ids"] == 17).nonzero()[0] if "ids" in batch else ():
+            view.outputs["logits"][at, 1] = value
+        return view
+
+    monkeypatch.setattr(Teacher, "view", shown)
+    with pytest.raises(RunError) as caught:
+        make(cached())
+    assert caught.value.diagnostics[0].code == "KD545"
+    assert "of teacher0 is NaN or infinite for 1 of 8 samples (the first is number 17" in str(caught.value)
+
+
+def test_what_a_killed_process_left_of_a_cache_is_swept() -> None:
+    Path("caches").mkdir()
+    dead = Path(f"caches/teacher0-{'0' * 16}.{2**22 + 1}-{disk._computer()}.tmp")
+    old = Path(f"caches/.teacher0-{'0' * 16}.{2**22 + 1}")
+    living = Path(f"caches/teacher0-{'1' * 16}.{os.getppid()}-{disk._computer()}.tmp")
+    users = Path("caches/.notes.12")
+    for folder in (dead, old, living, users):
+        folder.mkdir()
+        (folder / "0.values").write_bytes(b"half")
+    make(cached())
+    assert not dead.exists() and not old.exists() and living.exists() and users.exists()

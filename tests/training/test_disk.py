@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,4 +176,103 @@ def test_half_written_files_are_swept() -> None:
     left.write_bytes(b"half")
     train_all(spec_of(SPEC, "trainer.max_iter=1"), overwrite=True)
     assert not left.exists()
-    sweep_temporary(folder)
+
+
+NOBODY = 2**22 + 1
+"""A number that no process can have."""
+
+HERE = disk._computer()
+
+
+def made(folder: Path, *names: str, age: float = 0.0) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age, time.time() - age))
+    return paths
+
+
+def test_what_no_living_process_can_be_writing_is_swept(tmp_path: Path) -> None:
+    dead = made(
+        tmp_path, f"a.onnx.{NOBODY}-{HERE}.tmp", f"a.safetensors.{NOBODY}-{HERE}.tmp.{NOBODY}-{HERE}.tmp"
+    )
+    before_0_3 = made(
+        tmp_path, f"report.html.{NOBODY}.tmp", f".student.safetensors.{NOBODY}.part", f".run.{NOBODY}.onnx"
+    )
+    living = made(tmp_path, f"a.onnx.{os.getpid()}-{HERE}.tmp", f"b.onnx.{os.getppid()}-{HERE}.tmp")
+    elsewhere = made(tmp_path, "a.onnx.1-00000000.tmp", "b.onnx.1-00000000.tmp", age=3600.0)
+    users = made(
+        tmp_path, "notes.tmp", "a.onnx", "7.part", ".hidden.12", f"x-{NOBODY}.tmp", "c.0-1.tmp", age=1e6
+    )
+    (tmp_path / f"link.txt.{NOBODY}-{HERE}.tmp").symlink_to(users[0])
+    sweep_temporary(tmp_path, "b.onnx")
+    assert all(path.exists() for path in (*dead, *before_0_3, *living, *elsewhere, *users))
+    sweep_temporary(tmp_path)
+    assert not any(path.exists() for path in (*dead, *before_0_3))
+    assert all(path.exists() for path in (*living, *elsewhere, *users))
+    # After a day another computer's is a leftover; in a container the next process may have the same number.
+    os.utime(elsewhere[0], (time.time() - 1e5, time.time() - 1e5))
+    os.utime(living[0], (time.time() - 1e6, time.time() - 1e6))
+    sweep_temporary(tmp_path, "a.onnx")
+    assert (
+        not elsewhere[0].exists() and not living[0].exists() and elsewhere[1].exists() and living[1].exists()
+    )
+    sweep_temporary(tmp_path / "nowhere")
+
+
+def test_writing_a_file_again_deletes_what_a_killed_process_left_of_it(tmp_path: Path) -> None:
+    left, other = made(tmp_path, f"x.json.{NOBODY}-{HERE}.tmp", f"y.json.{NOBODY}-{HERE}.tmp")
+    disk.write_whole(tmp_path / "x.json", "{}")
+    assert not left.exists() and other.exists() and (tmp_path / "x.json").read_text() == "{}"
+    with pytest.raises(ZeroDivisionError), disk.written_beside(tmp_path / "x.json") as beside:
+        beside.write_text("half")
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", other.name]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kdcli import disk
+from kdcli.cli import main
+import kdcli.distill.cached
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+which, sys.argv = sys.argv[1], ["kdcli", *sys.argv[2:]]
+real = {"replace": os.replace, "rename": os.rename}
+def killing(source, target):
+    die() if str(target).endswith(which) else real["replace"](source, target)
+os.replace = killing
+os.rename = lambda source, target: die()
+main()
+"""
+"""kdcli, killed in the moment in which a file or a folder is to take its name."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which, command",
+    [
+        (".onnx", ["export", "runs/small", "--format", "onnx", "-o", "out/small.onnx"]),
+        ("report.html", ["report", "runs/small"]),
+        ("-", ["cache", "small.yaml"]),
+        ("student.safetensors", ["train", "small.yaml", "--overwrite"]),
+    ],
+    ids=["export", "report", "cache", "train"],
+)
+def test_a_killed_command_leaves_nothing_once_it_was_run_again(which: str, command: list[str]) -> None:
+    Path("small.yaml").write_text(
+        SPEC.replace("allow_weak_teacher: true}", "allow_weak_teacher: true, cache: {}}")
+    )
+
+    def kdcli(*words: str) -> int:
+        return subprocess.run([sys.executable, *words], capture_output=True, check=False).returncode
+
+    if command[0] in ("export", "report"):
+        assert kdcli("-m", "kdcli.cli", "train", "small.yaml") == 0
+    whole = {path for path in Path().rglob("*")}
+    assert kdcli("-c", KILLED, which, *command) == -signal.SIGKILL
+    left = {path for path in Path().rglob("*")} - whole
+    assert any(path.name.endswith(".tmp") for path in left)
+    assert kdcli("-m", "kdcli.cli", *command) == 0
+    assert not [path for path in Path().rglob("*") if path.suffix in (".tmp", ".part", ".new")]

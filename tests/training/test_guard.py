@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError
-from kdcli.records import Step
+from kdcli.losses.wkd_l import WassersteinLogit
+from kdcli.records import Plan, Step
 from kdcli.spec.parse import read
-from kdcli.training.guard import prove_losses, prove_teachers
+from kdcli.training.guard import prove_losses, prove_teachers, refuse_strong_pulls
+from kdcli.training.start import prepare
 from kdcli.training.train import train
 from tests.scenes import SAMPLES, on_scenes, write_scenes
 from tests.training.runs import SPEC, run_of, spec_of
@@ -55,6 +58,174 @@ def test_a_loss_that_is_hardly_felt_is_told() -> None:
     assert notice.level == "warning" and "`mimic_job0.teacher0.loss` pulls" in notice.message
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_it_runs_under_the_runs_autocast_and_scaler(precision: str) -> None:
+    with run_of(spec_of()) as run:
+        exact = prove_losses(run).pulls
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        reduced = replace(run, autocast=torch.autocast("cpu", dtype=dtype))
+        seen: list[torch.dtype] = []
+        conv = run.student.get_submodule("model.conv1")
+        hook = conv.register_forward_hook(lambda _m, _a, out: seen.append(out.dtype))
+        if precision == "fp16":
+            # At this scale every gradient overflows: smaller ones are tried, as the run's scaler would.
+            reduced = replace(reduced, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
+        found = prove_losses(reduced).pulls
+        hook.remove()
+    assert set(seen) == {dtype}
+    assert found == pytest.approx(exact, rel=0.1) and found != exact
+
+
+def test_a_pull_is_told_with_the_weight_that_would_make_it_even() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=2000")) as run:
+        proven = prove_losses(run)
+        (name,) = proven.pulls
+        (notice,) = proven.notices()
+        plan = run.stages[0]
+        refuse_strong_pulls(run, proven, plan, 1.0)  # 100 to 10,000: a notice
+    assert notice.level == "info" and f"`{name}` pulls the student" in notice.message
+    even = 2000 / proven.pulls[name]
+    assert f"`loss_weight: {even:.2g}` at the job (now 2000)" in notice.message
+    with run_of(spec_of(SPEC, f"mimic.loss_weight={even}", "saver.save_dir=b")) as run:
+        assert prove_losses(run).pulls[name] == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("losses", ["{loss: {type: kd_loss}}", "{kd: {type: kd_loss}, l2: {type: l2_loss}}"])
+def test_a_job_of_weight_0_pulls_nothing(losses: str) -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=0", f"mimic.cfgs={losses}")) as run:
+        proven = prove_losses(run)
+        refuse_strong_pulls(run, proven, run.stages[0], 1.0)
+    assert set(proven.pulls.values()) == {0.0}
+    assert all(
+        notice.level == "warning" and "raise its `loss_weight`" in notice.message
+        for notice in proven.notices()
+    )
+
+
+def test_a_negative_weight_pulls_as_hard_the_other_way() -> None:
+    with run_of(spec_of(SPEC, "mimic.loss_weight=-2000", "mimic.allow_negative=true")) as run:
+        (notice,) = prove_losses(run).notices()
+    assert "`loss_weight: -" in notice.message and "(now -2000)" in notice.message
+
+
+def test_of_several_losses_the_weight_is_each_ones_own() -> None:
+    losses = "mimic.cfgs={kd: {type: kd_loss, kwargs: {loss_weight: 3000}}, l2: {type: l2_loss}}"
+    with run_of(spec_of(SPEC, losses)) as run:
+        (notice,) = prove_losses(run).notices()
+    assert "teacher0.kd`" in notice.message and "in its `kwargs` (now 3000)" in notice.message
+
+
+def test_a_pull_beyond_the_scale_of_the_weights_stops_a_fresh_run_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strong = "mimic.loss_weight=1e7"
+    with run_of(spec_of(SPEC, strong)) as run, pytest.raises(RunError, match="KD704") as caught:
+        for record in train(run):
+            seen = record
+    (problem,) = caught.value.diagnostics
+    assert "allow_strong_pull: true" in (problem.help or "") and problem.path == (
+        "mimic",
+        "jobs",
+        "mimic_job0",
+    )
+    assert isinstance(seen, Plan) and seen.pulls["mimic_job0.teacher0.loss"] > 1e4, "the table is there"
+    with run_of(spec_of(SPEC, strong, "mimic.allow_strong_pull=true", "saver.save_dir=b")) as run:
+        proven, plan = prove_losses(run), run.stages[0]
+        refuse_strong_pulls(run, proven, plan, 0.05)
+    with run_of(spec_of(SPEC, strong, "saver.save_dir=c")) as run:
+        (pull,) = proven.strengths.values()
+        even = pull.weights / pull.gradient
+        refuse_strong_pulls(run, proven, plan, 0.99 * even)  # such an lr keeps the step in scale
+        with pytest.raises(RunError, match="times their norm"):
+            refuse_strong_pulls(run, proven, plan, 1.01 * even)
+    with run_of(spec_of(SPEC, strong, "trainer.clip_grad_norm=1", "saver.save_dir=d")) as run:
+        refuse_strong_pulls(run, proven, plan, 0.05)  # and so does clipping
+
+
+def test_a_student_that_knows_its_task_never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_of(spec_of()) as run:
+        batches = [
+            {**batch, "labels": torch.zeros_like(batch["labels"])} for batch in run.train_loader.batches(0)
+        ]
+        monkeypatch.setattr(run.train_loader, "batches", lambda *_: iter(batches))
+        classifier = run.student.get_submodule("model.fc")
+        assert isinstance(classifier, torch.nn.Linear)
+        with torch.no_grad():  # sure of class 0, which all labels say: the task has hardly a gradient left
+            classifier.bias.copy_(torch.tensor([18.0, 0.0, 0.0, 0.0]))
+        proven = prove_losses(run)
+        refuse_strong_pulls(run, proven, run.stages[0], 0.05)
+    assert proven.pulls["mimic_job0.teacher0.loss"] > 1e6
+
+
+def test_a_job_that_trains_without_the_task_is_not_compared_with_it() -> None:
+    stages = (
+        "mimic.stages=[{name: hint, max_iter: 2, task_loss: false, jobs: [mimic_job0]},"
+        " {name: task, max_iter: 2, jobs: []}]"
+    )
+    with run_of(spec_of(SPEC, stages, "trainer.max_epoch=null", "mimic.loss_weight=1e-5")) as run:
+        proven = prove_losses(run)
+    assert proven.pulls == {} and proven.notices() == []
+
+
+def test_each_loss_is_differentiated_from_the_same_draws() -> None:
+    with run_of(spec_of()) as run:
+        draws: list[float] = []
+        run.student.register_forward_hook(lambda *_: draws.append(float(torch.rand(()))))
+        before = copy.deepcopy(run.trainee.state_dict())
+        prove_losses(run)
+        after = run.trainee.state_dict()
+    assert len(draws) == 2 and draws[0] == draws[1], "task and mimic loss, one pass each"
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+AUGMENTED = SPEC.replace("type: kd_loss, kwargs: {T: 2}", "type: wkd_l")
+CROP = "{type: torch_random_crop, kwargs: {size: 8, padding: 1}}"
+
+
+def prepared_costs(text: str, *changes: str) -> torch.Tensor:
+    """The costs of `wkd_l` after the pass over the training data."""
+    with run_of(spec_of(text, *changes)) as run:
+        list(prepare(run))
+        term = next(m for m in run.trainee.modules() if isinstance(m, WassersteinLogit))
+        return term.cost.clone()
+
+
+def test_a_method_that_prepares_sees_the_training_data_not_augmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = AUGMENTED.replace(f"          - {CROP}\n", "", 1)
+    assert plain != AUGMENTED
+    with run_of(spec_of(AUGMENTED)) as run:
+        bare = run.unaugmented()
+        assert bare is not None
+        trained = {}
+        for batch in run.train_loader.batches(0):
+            trained |= dict(zip(batch["indices"].tolist(), batch["image"], strict=True))
+        pixels = {
+            i: x for b in bare.batches(0) for i, x in zip(b["indices"].tolist(), b["image"], strict=True)
+        }
+    with run_of(spec_of(plain, "saver.save_dir=b")) as run:
+        truth = {
+            i: x
+            for b in run.train_loader.batches(0)
+            for i, x in zip(b["indices"].tolist(), b["image"], strict=True)
+        }
+    assert pixels.keys() == truth.keys() == set(range(40))
+    assert all(torch.equal(pixels[i], truth[i]) for i in truth)
+    assert not all(torch.equal(pixels[i], trained[i]) for i in truth), "training itself stays augmented"
+    # The same costs as without any augmentation, beside a cache, and read image by image.
+    costs = prepared_costs(AUGMENTED, "saver.save_dir=c")
+    assert torch.equal(costs, prepared_costs(plain, "saver.save_dir=d"))
+    assert torch.equal(
+        costs, prepared_costs(AUGMENTED, "mimic.teacher0.cache={views: 2}", "saver.save_dir=e")
+    )
+    one_by_one = "dataset.train.dataloader={type: base, kwargs: {in_memory: false}}"
+    assert torch.equal(costs, prepared_costs(AUGMENTED, one_by_one, "saver.save_dir=f"))
+    assert not torch.equal(costs, WassersteinLogit(4).cost)
+
+
 def test_without_a_task_loss_nothing_is_compared() -> None:
     with run_of(spec_of(SPEC, "mimic.task_loss=false")) as run:
         assert prove_losses(run).pulls == {}
@@ -84,7 +255,8 @@ def test_a_gradient_of_zero_is_tried_on_many_batches_then_told() -> None:
 
 
 def test_a_task_loss_that_moves_nothing_is_no_matter_of_a_teacher() -> None:
-    post = "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 1e-300}}}}"
+    # 0 itself is refused; this weight is 0 in float32.
+    post = "{name: post, type: base_cls_postprocess, kwargs: {cls_loss: {type: ce, kwargs: {loss_weight: 1.0e-60}}}}"
     model = (
         "{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1, widths: [2, 2, 4, 4]}}"
     )

@@ -20,7 +20,7 @@ HARD = (
     SPEC.replace(
         "  cfgs:\n    loss: {type: kd_loss, kwargs: {T: 2}}\n",
         "  cfgs:\n    loss: {type: kd_loss, kwargs: {T: 2}}\n"
-        "    crd: {type: crd, kwargs: {feat_dim: 4, K: 6}}\n",
+        "    crd: {type: crd, kwargs: {feat_dim: 4, K: 6, negatives: all}}\n",
     ).replace(
         "batch_sampler:",
         "dataloader:\n"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kdcli.errors import RunError
 from kdcli.models.weights import read_weights
-from kdcli.records import Saved, Step
+from kdcli.records import Finished, Notice, Saved, Step
 from kdcli.training import train as loop
 from kdcli.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
 from kdcli.training.train import train
@@ -114,3 +115,95 @@ def test_minutes_are_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
                 saved.append(record.step)
     # A minute a step: at 5 since the start, after the third epoch (15), at 5 since then, and at the end.
     assert saved == [6, 12, 15, 20]
+
+
+ENDLESS = SPEC.replace("kwargs: {T_max: 2}", "kwargs: {T_max: 9}")
+"""With a cosine that does not end within the runs here."""
+
+
+def losses_and_weights(records: list[Any], folder: str) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    steps = [(r.step, r.epoch, r.step_in_epoch, r.losses, r.lr) for r in records if isinstance(r, Step)]
+    return steps, read_weights(Path(folder) / "student.safetensors")
+
+
+EMA = "trainer.ema={enable: true, ema_type: linear, kwargs: {decay: 0.9}}"
+PLATEAU = "trainer.lr_scheduler={type: ReduceLROnPlateau, kwargs: {patience: 0, factor: 0.5}}"
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's accuracy rises until 13 batches, then it falls: what a schedule that follows it has to notice."""
+    real = loop.evaluate
+
+    def measured(net: Any, *rest: Any, **options: Any) -> dict[str, float]:
+        metrics = real(net, *rest, **options)
+        if options.get("name") != "the student":
+            return metrics
+        batches = next(b for name, b in net.named_buffers() if name.endswith("num_batches_tracked"))
+        return {**metrics, "top1": -abs(float(batches) - 13.0)}
+
+    monkeypatch.setattr(loop, "evaluate", measured)
+
+
+@pytest.mark.parametrize(
+    "key, changes",
+    [
+        ("max_iter", ["trainer.accumulate_steps=2", EMA, PLATEAU]),
+        pytest.param("max_iter", [], marks=pytest.mark.slow),
+        pytest.param(
+            "max_iter", ["trainer.accumulate_steps=2", "trainer.test_freq=2"], marks=pytest.mark.slow
+        ),
+        pytest.param("max_iter", [PLATEAU], marks=pytest.mark.slow),
+        pytest.param("max_epoch", [EMA], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_made_longer_goes_on_in_the_same_epoch(key: str, changes: list[str], restless: None) -> None:
+    """7 steps of 5 an epoch (or 3), then 16: every loss, rate and weight is that of a run of 16."""
+    short, long = ("1", "3") if key == "max_epoch" else ("7", "16")
+    changes = [*changes, "saver.auto_resume=true"]
+    records = train_all(spec_of(ENDLESS, f"trainer.{key}={long}", "saver.save_dir=whole", *changes))
+    whole, weights = losses_and_weights(records, "whole")
+    changes = [*changes, "saver.save_dir=parts"]
+    first = train_all(spec_of(ENDLESS, f"trainer.{key}={short}", *changes))
+    assert Path("parts/finished.json").exists()
+    place = load_checkpoint(checkpoints(Path("parts/checkpoints"))[0])["progress"]
+    assert (place["batch"] > 0) == (key == "max_iter")
+    rest: list[Any] = []
+    with run_of(spec_of(ENDLESS, f"trainer.{key}={long}", *changes)) as run:
+        for record in train(run):
+            rest.append(record)
+            assert isinstance(record, Finished) or not (
+                isinstance(record, Step) and Path("parts/finished.json").exists()
+            )
+    (notice,) = [r.message for r in rest if isinstance(r, Notice) and "made longer" in r.message]
+    assert f"trainer.{key} is {long}, it was {short}" in notice
+    steps, ended = losses_and_weights([*first, *rest], "parts")
+    assert steps == whole
+    assert all(torch.equal(ended[key], weights[key]) for key in weights)
+
+
+def test_a_run_is_not_made_shorter_nor_longer_and_other_unasked() -> None:
+    begun("trainer.max_epoch=2")
+    assert "trainer.max_epoch" in refused("KD715", "trainer.max_epoch=1", resume=True)
+    both = ("trainer.max_epoch=3", "trainer.clip_grad_norm=1")
+    said = refused("KD715", *both, resume=True)
+    assert "trainer.clip_grad_norm, trainer.max_epoch" in said
+    records = train_all(spec_of(SPEC, "trainer.max_epoch=3"), resume=True)
+    assert records[-1].step == 15  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_run_that_kdcli_0_2_ended_in_mid_epoch_goes_on_there_too() -> None:
+    whole, weights = losses_and_weights(
+        train_all(spec_of(ENDLESS, "trainer.max_iter=8", "saver.save_dir=whole")), "whole"
+    )
+    first = train_all(spec_of(ENDLESS, "trainer.max_iter=7", "saver.save_dir=parts"))
+    newest = checkpoints(Path("parts/checkpoints"))[0]
+    state = load_checkpoint(newest)
+    assert (state["progress"]["epoch"], state["progress"]["batch"]) == (1, 2)
+    state["progress"] |= {"epoch": 2, "batch": 0}
+    del state["progress"]["scheduled"]
+    save_checkpoint(newest.parent, 7, state, keep=1)
+    rest = train_all(spec_of(ENDLESS, "trainer.max_iter=8", "saver.save_dir=parts"), resume=True)
+    steps, ended = losses_and_weights([*first, *rest], "parts")
+    assert steps == whole and all(torch.equal(ended[key], weights[key]) for key in weights)

@@ -252,3 +252,11 @@ def _clock() -> Any:
     from kdcli.distill.mimickers.mimicker import StepInfo
 
     return StepInfo()
+
+
+def test_an_epoch_without_a_batch_stops() -> None:
+    with run_of(spec_of()) as run:
+        batches = run.train_loader.batches
+        run.train_loader.batches = lambda epoch, start=0: batches(epoch, start if epoch == 0 else 5)  # type: ignore[method-assign]
+        with pytest.raises(RunError, match="KD756: epoch 2 gave no batch, and 5 steps are left"):
+            list(train(run))

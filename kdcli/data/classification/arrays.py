@@ -18,6 +18,7 @@ from kdcli.data.draws import CONTENT, SPLIT, Ids, generator, uniform
 from kdcli.data.facts import DIGITS, FASHION
 from kdcli.data.sources import ArrayImages
 from kdcli.data.transforms.geometry import resized
+from kdcli.disk import asking, bytes_in, is_file, is_folder
 from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.places import Places
 from kdcli.spec.ranges import Count, CountOrNone, Range, Side, Width
@@ -48,7 +49,7 @@ def fashion_mnist(
     """
     at_root = (*path, "kwargs", "root")
     folder = places.find(root, at_root) if root is not None else DEBIAN
-    if root is not None and not folder.is_dir():
+    if root is not None and not is_folder(folder):
         help = f"{places.missing(root, at_root)}; {HOW_TO_GET}"
         raise SpecError.at(at_root, "KD506", f"there is no folder `{root}`", help)
     prefix = "train" if (train if split is None else split == "train") else "t10k"
@@ -69,7 +70,7 @@ def fashion_mnist(
 def _file(folder: Path, name: str, path: SpecPath) -> Path:
     for place in (folder, folder / "FashionMNIST" / "raw"):
         for candidate in (place / name, place / f"{name}.gz"):
-            if candidate.is_file():
+            if is_file(candidate):
                 return candidate
     raise SpecError.at(
         (*path, "kwargs", "root"), "KD506", f"Fashion-MNIST is not in `{folder}`: no `{name}.gz`", HOW_TO_GET
@@ -85,7 +86,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     Raises RunError KD510 for another magic number, type, number of dimensions or length.
     """
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    with asking(path):
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     try:
         with opened as file:
             magic = file.read(4)
@@ -158,8 +160,8 @@ def _table() -> NDArray[np.float64]:
         )
     # Read straight from the package's data: importing scikit-learn takes longer than a training epoch.
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():
-        return np.loadtxt(io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=",", ndmin=2)
+    if is_file(file):
+        return np.loadtxt(io.BytesIO(gzip.decompress(bytes_in(file))), delimiter=",", ndmin=2)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

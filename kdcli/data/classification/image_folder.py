@@ -12,6 +12,7 @@ import numpy as np
 from kdcli.data.classification.images import FileImages
 from kdcli.data.image_readers import SUFFIXES, ColorMode, PillowReader
 from kdcli.data.pixel_values import Background, ValueRange
+from kdcli.disk import asking, entries, is_folder
 from kdcli.errors import Findings, SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.ranges import Width
@@ -38,14 +39,14 @@ def image_folder(
     """
     at_root = (*path, "kwargs", "root")
     folder = places.find(root, at_root)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise SpecError.at(
             at_root,
             "KD506",
             f"there is no folder `{root}`",
             f"`root` is a folder with one subfolder a class; {places.missing(root, at_root)}",
         )
-    folders = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    folders = (entry.name for entry in entries(folder) if is_folder(entry))
     classes = sorted(name for name in folders if not is_left_out(name))
     if not classes:
         raise SpecError.at(at_root, "KD506", f"`{folder}` has no subfolders", "one for each class")
@@ -139,8 +140,8 @@ def images_below(folder: Path) -> tuple[list[str], Left]:
 def beside_classes(root: Path) -> Left:
     """What a root folder holds beside its class folders: images, and hidden folders."""
     left: Left = Counter()
-    with os.scandir(root) as entries:
-        for entry in entries:
+    with asking(root), os.scandir(root) as listed:
+        for entry in listed:
             if entry.is_dir():
                 left.update([("folder", f"`{entry.name}`")] if is_left_out(entry.name) else [])
             elif not is_left_out(entry.name) and entry.name.lower().endswith(SUFFIXES):

@@ -14,6 +14,7 @@ from kdcli.data.classes import one_form
 from kdcli.data.classification.images import FileImages
 from kdcli.data.draws import SPLIT, Ids, permutation
 from kdcli.data.image_readers import SUFFIXES, PillowReader
+from kdcli.disk import asking, is_file
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
 from kdcli.spec.places import Places
 from kdcli.spec.ranges import CountOrNone, Range, Width
@@ -73,7 +74,7 @@ def cls(
             path=place,
         )
         for meta, place, file in zip(metas, file_paths, lists, strict=True)
-        if not file.is_file()
+        if not is_file(file)
     ]
     if missing or image_reader.missing:
         raise SpecError([*missing, *image_reader.missing])
@@ -176,7 +177,7 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | 
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+    with asking(file), file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -17,6 +17,7 @@ from kdcli.data.draws import Ids
 from kdcli.data.image_readers import PillowReader, decoded, pixels_of
 from kdcli.data.pixel_values import PixelRule, Refused
 from kdcli.data.sources import ArrayImages, BadSample, ImageSource
+from kdcli.disk import entries_like, is_folder
 from kdcli.errors import SpecError, SpecPath, did_you_mean, first_line
 from kdcli.spec.places import HERE, Places
 
@@ -131,7 +132,7 @@ def torchvision_dataset(
     missing = ""
     if isinstance(given.get("root"), str):
         root = places.find(given["root"], at_root)
-        if not root.is_dir():
+        if not is_folder(root):
             missing = f"{places.missing(given['root'], at_root)}; "
         given["root"] = root
         _refuse_pickles(root, name, path)
@@ -170,7 +171,7 @@ def _how_to_get(name: str, kwargs: Mapping[str, Any]) -> str:
 
 def _refuse_pickles(root: Path, name: str, path: SpecPath) -> None:
     """Old MNIST folders hold pickled tensors, which torchvision would load with whatever code is in them."""
-    for file in (root / name / "processed").glob("*.pt"):
+    for file in entries_like(root / name / "processed", "*.pt"):
         where = (*path, "kwargs", "root")
         help = "keep only the idx files in `raw`"
         raise SpecError.at(where, "KD506", f"`{file}` is a pickle and may run code", help)

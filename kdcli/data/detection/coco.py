@@ -20,6 +20,7 @@ from kdcli.data.sources import BadSample
 from kdcli.data.transforms.boxes import BoxTransform
 from kdcli.data.transforms.pipeline import build_pipeline
 from kdcli.data.transforms.pixels import ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor, as_float
+from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.spec.places import Places
@@ -193,7 +194,7 @@ def coco(
     at_file = (*path, "kwargs", "meta_file")
     file = places.find(meta_file, at_file)
     missing = list(image_reader.missing)
-    if not file.is_file():
+    if not is_file(file):
         help = f"`meta_file` names a COCO annotation file (json); {places.missing(meta_file, at_file)}"
         message = f"there is no file `{meta_file}`"
         missing.insert(0, Diagnostic(code="KD560", message=message, help=help, path=at_file))

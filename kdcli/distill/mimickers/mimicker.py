@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcli.distill.taps import Feature, View
@@ -59,7 +61,8 @@ class MimicContext:
     teacher_module(teacher, path) and student_module(path) return the live ones. maker(teacher, tap, kinds):
     the path of the layer of these kinds that made a tapped feature (of the student where teacher is None),
     with `[i]` where that layer runs several times; None where none of them did. labels: what is known of the
-    teachers' classes; the views show the data's already.
+    teachers' classes; the views show the data's already. sample_labels [N]: the class of each training sample;
+    None where only its batches say it.
     """
 
     job: Job
@@ -75,6 +78,7 @@ class MimicContext:
     student_module: Callable[[str], nn.Module]
     maker: Callable[[str | None, str, tuple[type[nn.Module], ...]], str | None] = lambda *_: None
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    sample_labels: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

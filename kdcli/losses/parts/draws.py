@@ -18,8 +18,11 @@ def new_salt() -> Tensor:
     return torch.randint(1 << 32, ())
 
 
-def drawn_integers(salt: Tensor, step: int, indices: Tensor, columns: int, *, below: int) -> Tensor:
-    """Integers of [0, below), [B, columns] int64, each as likely as any; indices [B]: of the samples."""
+def drawn_integers(salt: Tensor, step: int, indices: Tensor, columns: int, *, below: int | Tensor) -> Tensor:
+    """Integers of [0, below), [B, columns] int64, each as likely as any; indices [B]: of the samples.
+
+    below: one number, or one for each sample [B, 1].
+    """
     return (_bits(salt, step, indices, columns) * below) >> 32
 
 

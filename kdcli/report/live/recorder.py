@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText
-from kdcli.report.loggers.logger import Loggers
+from kdcli.report.loggers.background import Loggers
 from kdcli.report.run_files import MetricsWriter, TrainLog
 
 WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
@@ -66,7 +66,7 @@ class Recorder:
             self._metrics.truncate_after(
                 record.resumed_step, before_evaluation=record.resumed_before_evaluation
             )
-        if isinstance(record, (Plan, Step, Evaluation, Finished)):
+        if isinstance(record, (Plan, Step, Evaluation, Alarm, Finished)):
             self._metrics.write(record)
         self._show_all(self._loggers.take(record))
         if isinstance(record, Finished) and self._write_up is not None:

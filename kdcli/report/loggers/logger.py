@@ -1,17 +1,15 @@
-"""The Logger protocol, and Loggers, which hands a run's records to the loggers that the spec names."""
+"""The Logger protocol: what a class must have that sends a run's numbers to TensorBoard, MLflow and the like."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+import errno
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcli.disk import write_whole
 from kdcli.errors import Findings, SpecError, did_you_mean
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.loggers import LOGGERS
 from kdcli.spec.plugins import may_import, not_a_plugin
 
@@ -20,8 +18,8 @@ from kdcli.spec.plugins import may_import, not_a_plugin
 class LoggedRun:
     """What a logger gets to know of the run.
 
-    spec: with all defaults, plain values; spec_text: the same as YAML. resumed_step: steps after it will
-    be logged again. identity: what `begin` returned when the run began, None for a new one.
+    spec: with all defaults, plain values; spec_text: the same as YAML. resumed_step: the last step that the logger
+    has; the later ones follow. identity: what `begin` returned when the run began, None for a new one.
     """
 
     name: str
@@ -33,9 +31,17 @@ class LoggedRun:
 
 
 class Logger(Protocol):
-    """What a logger implements. It is made without arguments and called on rank 0 alone.
+    """What a logger implements. It is made without arguments, on rank 0 alone, and called in a thread of its own.
 
-    Whatever it raises ends the logger, never the run.
+    It may have more, all of it optional: `flush()` sends what was collected (without it each call sends what it is
+    given); a parameter `time` of `scalars` is given the seconds since 1970 when the numbers were made;
+    `repeats = True`: `begin` removes the steps after `run.resumed_step`, and a resumed run sends them again;
+    `local = True`: it writes on this machine, so the end of a run waits longer for a call to return;
+    `messages`: a list whose texts are shown to the user; `later`: in words, how the user sends what was not sent in
+    time (without it, a resumed run does).
+
+    What is raised never ends the run. After ServerAway, ConnectionError or TimeoutError the logger is tried again
+    with all that came since its last successful call (or flush); after any other exception it is left out.
     """
 
     def begin(self, run: LoggedRun) -> str | None:
@@ -59,6 +65,31 @@ class Logger(Protocol):
         ...
 
 
+class ServerAway(Exception):
+    """The logger's server can't be reached, or fails for now: worth another try."""
+
+
+UNREACHABLE = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an exception says that a server can't be reached, rather than that a logger is broken."""
+    if isinstance(error, (ServerAway, ConnectionError, TimeoutError, socket.gaierror)):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    # The exceptions of requests and urllib are OSErrors without a number; some hold the server's answer.
+    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
+    if isinstance(status, int):
+        return worth_another_try(status)
+    return error.errno is None or error.errno in UNREACHABLE
+
+
+def worth_another_try(status: int) -> bool:
+    """Whether an HTTP status says that the server failed or is busy, rather than that the request is wrong."""
+    return status >= 500 or status == 429
+
+
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
     """The values of a spec by their paths, such as `trainer.optimizer.kwargs.lr`."""
     if isinstance(value, Mapping):
@@ -71,9 +102,6 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, bool | int | float |
         yield name, value
     elif value is not None:
         yield name, str(value)
-
-
-IDENTITIES = "loggers.json"
 
 
 def check_loggers(names: Sequence[str], plugins: Sequence[str]) -> None:
@@ -91,134 +119,3 @@ def check_loggers(names: Sequence[str], plugins: Sequence[str]) -> None:
             if not attribute or not may_import(name, plugins):
                 raise SpecError([not_a_plugin(name, "KD390", place)])
     wrong.raise_errors()
-
-
-class Loggers:
-    """Hands a run's records to its loggers, and leaves out those that fail.
-
-    Call `load`, `take` with every record, `close`; each returns notices for the user.
-    """
-
-    def __init__(self, names: Sequence[str], run: LoggedRun) -> None:
-        self._names = tuple(dict.fromkeys(names))
-        self._run = run
-        self._made: dict[str, Logger] = {}
-        self._open: dict[str, Logger] | None = None
-        self._processes = 1
-        self._notices: list[Notice] = []
-        self._finished = False
-
-    def load(self) -> list[Notice]:
-        """Import what the loggers need, before the clock of the run starts."""
-        for name in self._names:
-            try:
-                self._made[name] = _load(name)
-            except Exception as error:
-                self._leave_out(name, error)
-        return self._new_notices()
-
-    def take(self, record: Record) -> list[Notice]:
-        """Hand one record to every logger."""
-        if not self._names:
-            return []
-        if isinstance(record, Plan):
-            self._processes = record.processes
-            if self._open is None:
-                self._begin(record)
-        elif isinstance(record, (Step, Evaluation, Finished)):
-            values = dict(self._scalars(record))
-            self._each(lambda logger: logger.scalars(record.step, values))
-        if isinstance(record, Finished):
-            self._finished = True
-            best = {f"best/{name}": value for name, value in record.best.items()}
-            self._each(lambda logger: logger.summary(best))
-        return self._new_notices()
-
-    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> list[Notice]:
-        """Hand the report's pictures to every logger."""
-        if pictures:
-            self._each(lambda logger: logger.pictures(step, pictures))
-        return self._new_notices()
-
-    def close(self) -> list[Notice]:
-        """End every logger."""
-        self._each(lambda logger: logger.end(finished=self._finished))
-        self._open = {}
-        return self._new_notices()
-
-    def __bool__(self) -> bool:
-        return bool(self._open)
-
-    def _begin(self, plan: Plan) -> None:
-        self._open = {}
-        path = self._run.run_dir / IDENTITIES
-        known = _read(path)
-        for name, logger in self._made.items():
-            run = replace(self._run, resumed_step=plan.resumed_step, identity=known.get(name))
-            try:
-                identity = logger.begin(run)
-            except Exception as error:
-                self._leave_out(name, error)
-                continue
-            self._open[name] = logger
-            if isinstance(identity, str):
-                known[name] = identity
-        if known:
-            write_whole(path, json.dumps(known, indent=2) + "\n")
-
-    def _each(self, call: Callable[[Logger], object]) -> None:
-        for name, logger in list((self._open or {}).items()):
-            try:
-                call(logger)
-            except Exception as error:
-                assert self._open is not None
-                del self._open[name]
-                self._leave_out(name, error)
-
-    def _leave_out(self, name: str, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if isinstance(error, ImportError) and name in LOGGERS:
-            message = f"logger `{name}` is left out, it is not installed: `pip install 'kdcli[{name}]'`"
-        else:
-            what = ": ".join(part for part in (type(error).__name__, reason) if part)
-            message = f"logger `{name}` failed and is left out, training goes on: {what}"
-        self._notices.append(Notice(message=message, level="warning"))
-
-    def _new_notices(self) -> list[Notice]:
-        notices, self._notices = self._notices, []
-        return notices
-
-    def _scalars(self, record: Step | Evaluation | Finished) -> Iterator[tuple[str, float]]:
-        if isinstance(record, Step):
-            for name, value in record.losses.items():
-                yield f"loss/{name}", float(value)
-            yield "loss/total", float(record.total)
-            yield "lr", float(record.lr)
-            yield "epoch", float(record.epoch)
-            if record.seconds > 0:
-                yield "images_per_second", record.images * self._processes / record.seconds
-        elif isinstance(record, Evaluation):
-            prefix = "test" if record.network == "student" else f"test/{record.network}"
-            for name, value in record.metrics.items():
-                yield f"{prefix}/{name}", float(value)
-        else:
-            for teacher, metrics in record.teachers.items():
-                for name, value in metrics.items():
-                    yield f"test/{teacher}/{name}", float(value)
-
-
-def _load(name: str) -> Logger:
-    if name in LOGGERS:
-        logger: Logger = LOGGERS[name].load()()
-        return logger
-    module, _, attribute = name.partition(":")
-    own: Logger = getattr(import_module(module), attribute)()
-    return own
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        identities: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): str(identity) for name, identity in identities.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}

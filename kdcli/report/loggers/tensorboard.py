@@ -18,6 +18,8 @@ from kdcli.training.run_folder import TENSORBOARD
 class TensorBoardLogger:
     """Writes into <run folder>/tensorboard; a resumed run goes on there, without its repeated steps."""
 
+    local, repeats = True, True
+
     def begin(self, run: LoggedRun) -> str:
         """Open the event file; a new run removes those of a run that it overwrites."""
         folder = run.run_dir / TENSORBOARD
@@ -34,10 +36,14 @@ class TensorBoardLogger:
                 writer.file_writer.add_summary(summary)
         return TENSORBOARD
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float], time: float | None = None) -> None:
         """Add each value as a scalar."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, step, walltime=time)
+
+    def flush(self) -> None:
+        """Write what was added to the disk."""
+        self._writer.flush()
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
         """Add each picture as an image."""

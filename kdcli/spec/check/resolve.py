@@ -33,10 +33,10 @@ CALLED_WITH = (
 """What the positional parameters of a loss may be called: each is bound by its name."""
 
 MADE_FROM = (
-    *("student_shape", "teacher_shape", "num_samples", "num_classes", "teacher_classifier", "teacher_norms"),
+    *("student_shape", "teacher_shape", "num_samples", "sample_labels", "num_classes"),
+    *("teacher_classifier", "teacher_norms"),
 )
 """The same of the constructor of a loss that is a class."""
-
 
 FOREIGN = ("torchvision.", "timm.")
 """How the names of networks of other packages begin."""
@@ -380,9 +380,18 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    if "labels" in takes.needs and batch_fn is not None and mixes_labels(batch_fn):
+    needs_classes = "labels" in takes.needs or "sample_labels" in takes.needs
+    if record.labels_unless is not None:
+        option, value = record.labels_unless
+        needs_classes = needs_classes and loss.spec.kwargs.get(option) != value
+    if needs_classes and batch_fn is not None and mixes_labels(batch_fn):
         message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
-        help = "take `batch_fn` out, or choose a loss without labels such as kd_loss"
+        without = (
+            "choose a loss without labels such as kd_loss"
+            if record.labels_unless is None
+            else f"say `{option}: {value}` in its kwargs"
+        )
+        help = f"take `batch_fn` out, or {without}"
         yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
 
 

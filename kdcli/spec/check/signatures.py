@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from kdcli.disk import is_file
 from kdcli.spec.ranges import Weight, parsed, range_of, shown
 from kdcli.spec.tables import Kind, Loss, Target
 
@@ -52,7 +53,7 @@ def source_file(module: str) -> Path | None:
         root = origin.parent if origin.name == "__init__.py" else origin.with_suffix("")
         base = root.joinpath(*parts[1:])
     for path in (base.with_name(base.name + ".py"), base / "__init__.py"):
-        if path.is_file():
+        if is_file(path):
             return path
     return None
 

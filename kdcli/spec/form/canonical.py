@@ -19,6 +19,8 @@ from kdcli.spec.text.source import repeated_key
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
+MOST_TEACHERS = 50
+"""So many names of teachers a misspelt key is compared with."""
 SHARED_DATA = ("batch_sampler", "dataloader")
 # Arguments of a cosine that are called like a warm-up.
 SHIFTS = ("warmup_iter",)
@@ -97,13 +99,15 @@ class _Maker(Findings):
         entries: list[Entry] = []
         teachers: list[Entry] = []
         has_mimic = False
+        teacher_names = [key for key in root.keys() if key.startswith("teacher")][:MOST_TEACHERS]
+        named = [*TOP_KEYS, *teacher_names, "teacher0"]
         for entry in root.entries:
             value = without_nothing(entry.value)
             if isinstance(value, Scalar) and value.value is None and entry.key in TOP_KEYS:
                 continue
             number = isinstance(entry.value, Scalar) and entry.value.anchor is not None
             if number and entry.key not in TOP_KEYS:
-                self._block(entry, root.keys())
+                self._block(entry, named)
             elif entry.key.startswith("teacher"):
                 if not (isinstance(value, Scalar) and value.value is None):
                     teachers.append(replace(entry, value=self._network(value)))
@@ -111,7 +115,7 @@ class _Maker(Findings):
                 has_mimic = has_mimic or entry.key == "mimic"
                 entries.append(replace(entry, value=self._top(entry, value)))
             else:
-                self._block(entry, root.keys())
+                self._block(entry, named)
         if teachers:
             key_span = teachers[0].key_span
             mapping = Mapping(entries=tuple(teachers), span=key_span)
@@ -132,8 +136,8 @@ class _Maker(Findings):
             return Sequence(items=(value,), span=value.span)
         return value
 
-    def _block(self, entry: Entry, keys: list[str]) -> None:
-        """Handle a top-level key outside the language: a building block, or a misspelt key."""
+    def _block(self, entry: Entry, known: list[str]) -> None:
+        """Handle a top-level key outside the language: a building block, or a misspelt key. known: the other names."""
         if entry.key.startswith("x-"):
             return
         meant = nearest(entry.key, (*TOP_KEYS, "teacher", "teacher0"), most=1)
@@ -152,7 +156,6 @@ class _Maker(Findings):
             help = "give it an anchor (`&name`) and use it as `*name`, or delete it"
             self.warn("KD601", f"nothing uses the building block `{entry.key}`", entry.key_span, help)
             return
-        known = (*TOP_KEYS, *(key for key in keys if key.startswith("teacher")), "teacher0")
         close = did_you_mean(entry.key, known) if meant else None
         help = close or "own blocks carry an anchor (`key: &name ...`) or a name that starts with `x-`"
         self.error("KD201", f"unknown top-level key `{entry.key}`", entry.key_span, help)

@@ -155,6 +155,7 @@ def _node_at(tree: Node, path: SpecPath) -> Node:
 _UNIONS = {
     "temperature": "a number, or `{learned: true}` with its options",
     "size": "a whole number, or a list of two",
+    "bad_sample_budget": "a number of samples, or a share of all such as 0.01 or 1%",
     "classes": "a list of the teacher's classes (numbers or names) or a mapping from the data's classes to them",
 }
 

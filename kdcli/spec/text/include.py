@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
+from kdcli.disk import bytes_in, entries, is_file, real_path, size_of
+from kdcli.errors import Diagnostic, RunError, Span, SpecError, did_you_mean
 from kdcli.spec.text.nodes import Mapping, Node, Sequence, used_at
-from kdcli.spec.text.source import MAX_CHARACTERS, Budget, compose, decode, repeated_key
+from kdcli.spec.text.source import MAX_BYTES, Budget, compose, decode, repeated_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,8 @@ class Includer:
         name, _, key = reference.strip().partition("//")
         path = self._file(name, use)
         shown = str(Path(self.shown).parent / name) if self.shown else name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _refused("KD114", f"cannot read `{name}`: {error.strerror}", use) from None
+        with _at_use(use):
+            data = bytes_in(path)
         inner = Includer(self.root, path.parent, shown, (*self.open, path))
         composed = compose(decode(data, shown), shown, include=inner, budget=budget)
         findings = list(composed.findings)
@@ -49,21 +50,22 @@ class Includer:
             raise _refused("KD114", "`!include` names no file", use)
         if "\0" in name:
             raise _refused("KD114", "a file name has no NUL character", use)
-        try:
-            path = (self.folder / name).resolve()
-            inside = path.is_relative_to(self.root.resolve())
-        except (OSError, RuntimeError, ValueError):
-            raise _refused("KD114", f"no file `{name}`", use) from None
+        with _at_use(use):
+            path = real_path(self.folder / name)
+            inside = path.is_relative_to(real_path(self.root))
+            there = is_file(path)
         if not inside:
             help = "an include stays in the folder of the spec: copy the file there"
             raise _refused("KD115", f"`{name}` lies outside the spec's folder", use, help)
-        if not path.is_file():
+        if not there:
             close = did_you_mean(name, _siblings(path))
             raise _refused("KD114", f"no file `{name}`", use, close)
         if path in self.open:
             chain = " -> ".join(p.name for p in (*self.open[self.open.index(path) :], path))
             raise _refused("KD116", f"files include each other: {chain}", use)
-        if path.stat().st_size > 4 * MAX_CHARACTERS:
+        with _at_use(use):
+            size = size_of(path)
+        if size > MAX_BYTES:
             raise _refused("KD109", f"`{name}` is too big for a spec", use)
         return path
 
@@ -87,9 +89,18 @@ class Includer:
 
 def _siblings(path: Path) -> list[str]:
     try:
-        return [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")][:200]
-    except OSError:
+        return [p.name for p in entries(path.parent) if p.suffix in (".yaml", ".yml")][:200]
+    except RunError:
         return []
+
+
+@contextmanager
+def _at_use(use: Span) -> Iterator[None]:
+    """Set the place of the `!include` on the error about a file that the system refuses."""
+    try:
+        yield
+    except RunError as error:
+        raise SpecError(replace(found, span=use) for found in error.diagnostics) from error
 
 
 def _refused(code: str, message: str, use: Span, help: str | None = None) -> SpecError:

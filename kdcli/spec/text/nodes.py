@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from kdcli.errors import Span
@@ -53,7 +54,7 @@ class Entry:
     value: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Mapping:
     """A mapping in written order. repeated: entries whose key stood there before."""
 
@@ -62,12 +63,13 @@ class Mapping:
     anchor: str | None = None
     repeated: tuple[Entry, ...] = ()
 
+    @cached_property
+    def _by_key(self) -> dict[str, Entry]:
+        return {entry.key: entry for entry in reversed(self.entries)}
+
     def find(self, key: str) -> Entry | None:
         """The entry with this key."""
-        for entry in self.entries:
-            if entry.key == key:
-                return entry
-        return None
+        return self._by_key.get(key)
 
     def get(self, key: str) -> Node | None:
         """The value under this key."""

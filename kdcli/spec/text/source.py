@@ -23,6 +23,9 @@ Include = Callable[[str, Span, "Budget"], Node]
 
 
 MAX_CHARACTERS = 4_000_000
+MAX_BYTES = 4 * MAX_CHARACTERS
+"""More bytes than these are more characters, in UTF-8."""
+
 MAX_DEPTH = 64
 
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
@@ -31,7 +34,11 @@ _PROPERTIES = re.compile(r"(?:[&!][^\s,\[\]{}]*\s+)+")
 
 
 def decode(data: bytes, source: str) -> str:
-    """Bytes of a spec as text; a byte that is not UTF-8 is a finding at its place."""
+    """Bytes of a spec as text; a byte that is not UTF-8 is a finding at its place, more than MAX_BYTES are one too."""
+    if len(data) > MAX_BYTES:
+        span = Span(source=source, line=1, column=1, end_column=2, excerpt="")
+        message = f"the text has more than {MAX_CHARACTERS:,} characters"
+        raise SpecError(Diagnostic(code="KD109", message=message, span=span, help="is this a spec?"))
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         span = Span(source=source, line=1, column=1, end_column=2, excerpt="")
         raise SpecError(

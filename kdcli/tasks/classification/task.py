@@ -8,11 +8,12 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import Diagnostic, RunError, SpecPath
+from kdcli.models.heads import ClsPostProcess
 from kdcli.models.network import Network
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import mixes_labels
@@ -27,6 +28,7 @@ from kdcli.tasks.task import (
     Portable,
     Report,
     Tensors,
+    Uninformed,
     without_training_only,
 )
 
@@ -50,6 +52,7 @@ class Classification:
         self.kept: Kept | None = None
         self.deploy: Deployment | None = ClassifierDeployment(classification_sample)
         self.report: Report | None = PredictionsReport(self.meter)
+        self.uninformed: Uninformed | None = GuessedClasses()
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
         """`net`, with the implicit post-process where it has none."""
@@ -107,8 +110,10 @@ class Classification:
     def near_chance(self, metrics: Mapping[str, float], num_classes: int, samples: int) -> bool:
         """Within three standard errors of guessing, or below twice what guessing gives.
 
-        False where the samples are too few to tell half of the way to perfect from guessing.
+        False where the samples are too few to tell half of the way to perfect from guessing, or have no classes.
         """
+        if not num_classes:
+            return False
         share = 1.0 / num_classes
         error = 100.0 * math.sqrt(share * (1.0 - share) / max(samples, 1))
         if 3.0 * error > 0.5 * (100.0 - self.chance(num_classes)):
@@ -181,6 +186,28 @@ def classification_sample(part: DataPart | None, facts: DataFacts, channels: int
         classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)
         batch["mixed_labels"] = torch.full((BATCH, int(classes)), 1.0 / int(classes))
     return batch
+
+
+class GuessedClasses:
+    """The loss of a classifier that answers every image with how frequent the classes are."""
+
+    loss_name = "loss"
+
+    def targets(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """`mixed_labels` summed, else how many `labels` there are of each class up to the highest."""
+        mixed, labels = batch.get("mixed_labels"), batch.get("labels")
+        if isinstance(mixed, Tensor):
+            return mixed.double().sum(0)
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+            return None
+        return torch.bincount(labels).double()
+
+    def value(self, student: nn.Module, targets: Tensor, *, mixed: bool) -> float | None:
+        """As the one `base_cls_postprocess` of the student computes it."""
+        losses = [module for module in student.modules() if isinstance(module, ClsPostProcess)]
+        if len(losses) != 1 or float(targets.sum()) <= 0:
+            return None
+        return losses[0].uninformed(targets / targets.sum(), mixed=mixed)
 
 
 class Classifier(Portable):

@@ -11,6 +11,7 @@ from kdcli.data.classes import Matched, listed, match
 from kdcli.data.detection.coco_json import CocoFile, read_coco
 from kdcli.data.detection.coco_rows import Key
 from kdcli.data.facts import DataFacts
+from kdcli.disk import exists, is_file, same
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection import COCO_CLASSES, is_detector
 from kdcli.spec.places import GT_FILE, Places
@@ -90,7 +91,7 @@ def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     if not isinstance(named, str):
         return None
     file = places.find(named, TRAIN_META_FILE)
-    if not file.exists():
+    if not exists(file):
         return None
     try:
         return dict(read_coco(file).names)
@@ -112,7 +113,7 @@ def truth_findings(
     named = None if evaluator is None else evaluator.kwargs.get("gt_file")
     given = places.find(named, GT_FILE) if isinstance(named, str) else None
     found = []
-    if given is not None and not given.is_file():
+    if given is not None and not is_file(given):
         help = f"{SAME_FILE}; {places.missing(str(named), GT_FILE)}"
         found.append(_at(GT_FILE, "KD560", f"there is no file `{named}`", help))
     if test is None or test.annotations is None:
@@ -126,12 +127,12 @@ def truth_findings(
         if training is not None:
             learnt = (str(_extra(spec.dataset.train).get("meta_file")), training)
             found += _categories(learnt, tested, META_FILE)
-        if given is not None and given.is_file():
+        if given is not None and is_file(given):
             where = GT_FILE
-            if not given.samefile(file):
+            if not same(given, file):
                 measured = read_coco(given)
                 found += [*_derived(measured, GT_FILE), *_categories(learnt, measured, GT_FILE)]
-        if given is None or given.is_file():
+        if given is None or is_file(given):
             found += _measured_by(tested, measured, where)
     except KdError as error:
         found += [replace(finding, path=where) for finding in error.diagnostics]

@@ -20,7 +20,7 @@ from kdcli.tasks.detection.annotations import (
 from kdcli.tasks.detection.deploy import DetectorDeployment
 from kdcli.tasks.detection.metrics import DetectionMeter, answers_with_boxes
 from kdcli.tasks.detection.outputs import BoxesReport, KeptBoxes
-from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report
+from kdcli.tasks.task import Agreement, Deployment, Kept, Matching, Report, Uninformed
 
 
 class Detection:
@@ -47,6 +47,7 @@ class Detection:
         self.kept: Kept | None = KeptBoxes()
         self.deploy: Deployment | None = DetectorDeployment(detection_sample)
         self.report: Report | None = BoxesReport()
+        self.uninformed: Uninformed | None = None
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
         """`net` as it is written."""

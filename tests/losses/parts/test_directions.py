@@ -330,7 +330,7 @@ def test_nothing_depends_on_values_for_its_shape() -> None:
 
 def test_a_zero_embedding_of_crd_gives_an_ordinary_gradient() -> None:
     torch.manual_seed(0)
-    loss = ContrastiveRepresentation(VECTOR, VECTOR, 20, feat_dim=4, K=16).eval()
+    loss = ContrastiveRepresentation(VECTOR, VECTOR, 20, None, feat_dim=4, K=16, negatives="all").eval()
     nn.init.zeros_(loss.embed_s.bias)
     indices = torch.arange(B)
     student, teacher = drawn(0, *VECTOR), drawn(1, *VECTOR)

@@ -12,10 +12,10 @@ import torch
 
 from kdcli.commands import report as command
 from kdcli.errors import RunError
-from kdcli.records import Notice
+from kdcli.records import Alarm, Notice
 from kdcli.report import charts
 from kdcli.report.live.recorder import Recorder
-from kdcli.report.loggers.logger import Loggers
+from kdcli.report.loggers.background import Loggers
 from kdcli.report.report_page import report_pictures
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.run import RunOptions
@@ -40,13 +40,16 @@ def record(folder: Path, names: Sequence[str] = (), resumed: int = 0) -> list[bo
         log=folder / "train.log",
         spec=["cfg.yaml", "trainer.max_epoch=1"],
         quiet=False,
-        loggers=Loggers(names, logged(folder)),
+        loggers=Loggers(names, logged(folder), metrics=folder / "metrics.jsonl"),
         write_up=write_up,
     ) as recorder:
         recorder.take(replace(plan(), resumed_step=resumed))
         for number in range(resumed + 1, 5):
             recorder.take(step(number))
         recorder.take(evaluation(4))
+        recorder.take(
+            Alarm(message="KD788: oh", step=4, code="KD788", name="n", numbers={"top1": 9.0}, remedy="r")
+        )
         recorder.take(finished(folder))
     return asked
 
@@ -57,8 +60,9 @@ def test_the_last_line_is_the_next_command(tmp_path: Path, capsys: pytest.Captur
     assert lines[-1].endswith("next: kdcli eval cfg.yaml trainer.max_epoch=1")
     assert "report: here" in lines
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert kinds == ["step"] * 4 + ["evaluation", "finished"]
+    assert kinds == ["step"] * 4 + ["evaluation", "alarm", "finished"]
     log = (tmp_path / "train.log").read_text()
+    assert "warning: KD788: oh" in log and "warning: KD788: oh" in lines
     assert "report: here" in log and "finished 4 steps" in log
 
 

@@ -1,0 +1,142 @@
+"""What a run was made with: versions, machine, command, the checked-out commit, plugins and a digest of their code.
+
+Nothing of a repository is run: `git` itself would run what its configuration names (core.fsmonitor, filters, hooks),
+and a checkout may be a stranger's. The commit is read from the files of `.git`. Whether files differ from it can't be
+told without git, so what a run imports of its plugins is recorded by a digest instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdcli import __version__
+from kdcli.disk import beginning_of, real_path, seen_folder
+from kdcli.records import RUN_FORMAT
+from kdcli.spec.places import Places
+from kdcli.spec.plugins import may_import
+from kdcli.spec.schema import Spec
+
+REF_BYTES = 4096
+"""A file of git's that names a commit, a branch or a folder is no longer."""
+
+PACKED_BYTES = 64 << 20
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SYMBOLIC = "ref: "
+
+
+def environment(
+    device: str, processes: int, places: Places, spec: Spec, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Versions, device, threads, the commit of the working directory, the plugins' code.
+
+    `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
+    opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
+    lacks one. `code`: a digest of what was imported of each.
+    """
+    import torch
+
+    return {
+        "kdcli": __version__,
+        "run_format": RUN_FORMAT,
+        "spec_dir": None if places.folder is None else str(real_path(places.folder)),
+        "files": places.record(spec),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "processes": processes,
+        "plugins": list(plugins),
+        "code": {package: code_digest(package) for package in plugins},
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "git": git_head(Path.cwd()),
+    }
+
+
+def git_head(folder: Path) -> dict[str, str | None] | None:
+    """Commit and branch of the git checkout that a folder lies in; None outside one, or before its first commit.
+
+    branch: None where no branch is checked out. Only files are read, as gitrepository-layout(5) describes them.
+    """
+    for place in (folder.absolute(), *folder.absolute().parents):
+        git = place / ".git"
+        if not os.path.lexists(git):
+            continue
+        own = git if seen_folder(git) else _linked(_line_of(git).removeprefix("gitdir: "), place)
+        if own is None or not (head := _line_of(own / "HEAD")):
+            return None
+        # A worktree has a HEAD of its own; its branches are those of the main one.
+        shared = _linked(_line_of(own / "commondir"), own) or own
+        commit = _commit_of(head, own, shared)
+        if commit is None:
+            return None
+        branch = head.removeprefix(_SYMBOLIC).strip() if head.startswith(_SYMBOLIC) else None
+        return {"commit": commit, "branch": branch and branch.removeprefix("refs/heads/")}
+    return None
+
+
+def _commit_of(text: str, own: Path, shared: Path) -> str | None:
+    """The commit that the content of HEAD leads to, through at most a few symbolic references."""
+    for _ in range(5):
+        if _COMMIT.fullmatch(text):
+            return text
+        name = text.removeprefix(_SYMBOLIC).strip()
+        if name == text or not name.startswith("refs/") or ".." in name.split("/"):
+            return None
+        packed = _packed(shared / "packed-refs", name)
+        text = _line_of(own / name) or _line_of(shared / name) or packed or ""
+    return None
+
+
+def _packed(path: Path, name: str) -> str | None:
+    for line in _text_of(path, PACKED_BYTES).splitlines():
+        commit, _, ref = line.partition(" ")
+        if ref == name:
+            return commit
+    return None
+
+
+def _linked(text: str, folder: Path) -> Path | None:
+    """The folder that a file of git's names, seen from the folder where the file lies."""
+    path = folder / text
+    return path if text and seen_folder(path) else None
+
+
+def _line_of(path: Path) -> str:
+    return _text_of(path, REF_BYTES).partition("\n")[0].strip()
+
+
+def _text_of(path: Path, limit: int) -> str:
+    """The content of a regular file; "" for any other, for one that is too long, and where there is none."""
+    try:
+        content = beginning_of(path, limit + 1)
+    except (OSError, ValueError):
+        return ""
+    return "" if len(content) > limit else content.decode("utf-8", "replace")
+
+
+def code_digest(package: str) -> str | None:
+    """sha256 over the names and files of the modules of a package that this process has imported; None without any."""
+    digest, empty = hashlib.sha256(), True
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not may_import(name, [package]):
+            continue
+        try:
+            content = Path(file).read_bytes()
+        except OSError:
+            continue
+        digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "replace") + content)
+        empty = False
+    return None if empty else digest.hexdigest()
