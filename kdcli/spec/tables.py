@@ -248,9 +248,12 @@ OPTIMIZER_EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """The arguments that mean something else in one optimizer."""
 
+Epochs = Annotated[float, Range(more_than=0)]
+"""A length that kdcli turns into steps; it may end within an epoch."""
+
 SCHEDULER_ARGUMENTS: Mapping[str, Any] = {
-    "T_0": Count,
-    "T_max": Count,
+    "T_0": Epochs,
+    "T_max": Epochs,
     "T_mult": Count,
     "base_lr": NonNegative,
     "base_momentum": ShareBelowOne,
@@ -265,18 +268,18 @@ SCHEDULER_ARGUMENTS: Mapping[str, Any] = {
     "gamma": Positive,
     "max_lr": Positive,
     "max_momentum": ShareBelowOne,
-    "milestones": list[Count],
+    "milestones": list[Epochs],
     "min_lr": NonNegative,
     "patience": CountOrNone,
     "pct_start": Share,
     "power": NonNegative,
     "start_factor": Annotated[float, Range(more_than=0, at_most=1)],
-    "step_size": Count,
+    "step_size": Epochs,
     "step_size_down": Count | None,
     "step_size_up": Count,
     "steps_per_epoch": Count | None,
     "threshold": NonNegative,
-    "total_iters": Count,
+    "total_iters": Epochs,
     "total_steps": Count | None,
     "warmup_iter": CountOrNone,
 }

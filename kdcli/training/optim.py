@@ -317,8 +317,8 @@ def check_total(spec: SchedulerSpec, steps: int, path: SpecPath) -> None:
 
 def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:
     if isinstance(epochs, tuple):
-        return [round(epoch * steps_per_epoch) for epoch in epochs]
-    return round(epochs * steps_per_epoch)
+        return [_in_steps(epoch, steps_per_epoch) for epoch in epochs]
+    return max(1, round(epochs * steps_per_epoch))
 
 
 def _lists_to_tuples(kwargs: dict[str, Any]) -> dict[str, Any]:

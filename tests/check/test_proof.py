@@ -45,7 +45,7 @@ def test_a_network_that_cannot_run_is_one_message_in_train_too(kdcli: Kdcli) -> 
 WRONG: list[tuple[str, str, list[str]]] = [
     ("check_losses", "KD438", ["net=[{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1}},"
                                " {type: self, kwargs: {freeze_patterns: [model]}}]"]),
-    ("check_stages", "KD440", ["trainer.optimizer.kwargs={lr: -1.0}"]),
+    ("check_stages", "KD440", ["trainer.optimizer.kwargs={lr: 0.1, nesterov: true}"]),
     ("check_weights", "KD532", ["mimic.teacher0={mimic_name: [logits], teacher_weight: text.pth}"]),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 
 from kdcli.losses import LOSSES
 from kdcli.records import Notice, Saved, Step
-from kdcli.spec.check.rules import check_cautions
+from kdcli.spec.check.cautions import check_cautions
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.run import Run
 from kdcli.training.train import train

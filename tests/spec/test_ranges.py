@@ -271,6 +271,8 @@ def test_in_words_and_for_editors(
         ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10}}", ""),
         ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 12}}", "KD635"),
         ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10, eta_min: -1}}", "KD328"),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10.0}}", ""),
+        ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9.5}}", "KD635"),
         ("trainer.lr_scheduler={type: PolynomialLR, kwargs: {total_iters: 9}}", "KD635"),
         ("trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 0}}", "KD328"),
         ("trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 3, gamma: 0}}", "KD328"),

@@ -36,6 +36,7 @@ BACKBONE = {
 HEAD = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 4}}
 TOLD = "teacher0: 2 tensors of `head` are not used: the teacher's list has no such module"
 CHANGES = (
+    "trainer.lr_scheduler=null",
     f"teacher0=[{BACKBONE}]",
     "mimic.cfgs.loss={type: l2_loss}",
     "mimic.adapter=auto",

@@ -132,10 +132,11 @@ def other_length(
     """
     key = WHOLE_LENGTH.get(scheduler.type)
     given = None if key is None else scheduler.kwargs.get(key)
-    if not isinstance(given, int) or given < 1:
+    if not isinstance(given, (int, float)) or given <= 0:
         return
-    falls = round(given * per_unit)
-    if falls == length:
+    falls = given if unit == "epochs" else round(given * per_unit)
+    # Whole epochs can't meet every number of steps.
+    if falls == length or (unit != "epochs" and abs(falls - length) < per_unit):
         return
     trained = f"the training has {length:g} {unit if length != 1 else unit.removesuffix('s')}"
     message = (

@@ -267,11 +267,11 @@ def test_own_code_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
         (
             (
-                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 5, kwargs: {T_max: 9, warmup_iter: 5}}",
+                "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_iter: 5, kwargs: {T_max: 10, warmup_iter: 5}}",
             ),
             "",
         ),
-        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9, warmup_iter: 0}}",), ""),
+        (("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 10, warmup_iter: 0}}",), ""),
     ],
 )
 def test_cautions(assignments: tuple[str, ...], code: str) -> None:
