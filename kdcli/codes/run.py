@@ -222,7 +222,7 @@ RUN: dict[str, Explanation] = {
     "KD745": Explanation(
         "reentrant checkpointing",
         "torch.utils.checkpoint with `use_reentrant=True` runs the block again in a backward pass of its own. It fails"
-        " where single losses are differentiated, as before training, and where several processes share gradients.",
+        " in torch.autograd.grad, and where several processes share the gradient of a parameter that it makes twice.",
         "wrong: checkpoint(block, x, use_reentrant=True)\nright: checkpoint(block, x, use_reentrant=False)",
     ),
     "KD746": Explanation(

@@ -171,7 +171,7 @@ class TrainLoop:
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
-                with doing(self.at_step):
+                with doing(f"training step {progress.step + 1} of {run.total_steps}"):
                     self.step(stage, group)
                 group = []
                 yield from self.finite.take_notices()
@@ -195,10 +195,6 @@ class TrainLoop:
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
         yield from self.after_epoch(stage)
-
-    def at_step(self) -> str:
-        """What is being done in a step, for the error of one that fails."""
-        return f"training step {self.progress.step + 1} of {self.run.total_steps}"
 
     def flush(self) -> Iterator[Record]:
         """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
