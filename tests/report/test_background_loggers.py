@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from kdcli.parallel import interrupts
 from kdcli.records import Notice, Record
 from kdcli.report.loggers import background
 from kdcli.report.loggers.background import IDENTITIES, Loggers, Position
-from kdcli.report.loggers.logger import LoggedRun, ServerAway, is_away
+from kdcli.report.loggers.logger import LoggedRun, ServerAway, answers, is_away
 from kdcli.report.run_files import MetricsWriter
 
 from .samples import plan
@@ -371,6 +373,29 @@ def test_what_counts_as_a_server_that_is_away() -> None:
     assert is_away(TimeoutError()) and is_away(OSError("no number, as requests has it"))
     assert is_away(OSError(113, "No route to host")) and is_away(Answer(503))
     assert not is_away(Answer(404)) and not is_away(ValueError()) and not is_away(OSError(28, "disk full"))
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_a_server_that_answers_with_an_error_answers(status: int) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert answers(f"http://127.0.0.1:{server.server_port}", 5.0)
+        thread.join()
+
+
+def test_a_closed_and_a_silent_port_do_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert not answers(url, 0.1)
+    assert not answers(url, 5.0) and not answers("no address", 5.0)
 
 
 def test_an_abandoned_thread_lets_the_process_end_without_exit_hooks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ import errno
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from kdcli.errors import Findings, SpecError, did_you_mean
 from kdcli.report.loggers import LOGGERS
@@ -88,6 +91,17 @@ def is_away(error: BaseException) -> bool:
 def worth_another_try(status: int) -> bool:
     """Whether an HTTP status says that the server failed or is busy, rather than that the request is wrong."""
     return status >= 500 or status == 429
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether a web server answers within so many seconds, be it with an error."""
+    try:
+        with urlopen(url, timeout=seconds):
+            return True
+    except HTTPError:  # an OSError too, so first: 404 is an answer
+        return True
+    except (OSError, ValueError, HTTPException):
+        return False
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -6,16 +6,13 @@ import os
 import shlex
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import wandb
 from PIL import Image
 
-from kdcli.report.loggers.logger import LoggedRun
+from kdcli.report.loggers.logger import LoggedRun, answers
 
 ANSWER_SECONDS = 5.0
 """How long the server may take to answer at all; without an answer the run is kept offline."""
@@ -42,7 +39,7 @@ class WandbLogger:
         """Start a run, or continue the one of `run.identity`."""
         identity = run.identity or uuid.uuid4().hex[:8]
         mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        if mode == "online" and not _answers(server := str(wandb.setup().settings.base_url)):
+        if mode == "online" and not answers(server := str(wandb.setup().settings.base_url), ANSWER_SECONDS):
             self.messages.append(f"{server} does not answer, the run is kept offline")
             mode = "offline"
         try:
@@ -91,14 +88,6 @@ def _init(run: LoggedRun, identity: str, mode: str) -> Any:
         mode=mode,
         settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True, **limits),
     )
-
-
-def _answers(server: str) -> bool:
-    """Whether anything answers there, whatever it says."""
-    with suppress(HTTPError), suppress(OSError, ValueError):
-        with urlopen(server, timeout=ANSWER_SECONDS):
-            return True
-    return False
 
 
 def _logged_in() -> bool:
