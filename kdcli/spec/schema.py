@@ -392,7 +392,7 @@ class Trainer(Model):
     on_collapse: Annotated[
         Literal["warn", "stop"],
         Field(
-            description="what an alarm of the watch (KD780 to KD789) does: a warning, or the end of the run"
+            description="what an alarm of the watch does: a warning, or the end of the run"
         ),
     ] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"

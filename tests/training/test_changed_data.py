@@ -78,6 +78,7 @@ def contents(root: Path) -> dict[str, tuple[int, bytes]]:
             path.read_bytes() if path.is_file() else b"",
         )
         for path in (root, *root.rglob("*"))
+        if path.name != ".lock"  # says who holds the folder
     }
 
 

@@ -294,12 +294,14 @@ def test_many_images_are_looked_for_in_a_moment(tmp_path: Path, monkeypatch: pyt
     for row in rows[:-7]:
         (tmp_path / row["file_name"]).touch()
     asked: list[str] = []
-    exists = os.path.exists
+    state = os.stat
 
-    def noted(file: str | Path) -> bool:
-        return exists(file) if not str(file).endswith(".png") else bool(asked.append(str(file)))
+    def noted(file: str | Path, **options: Any) -> os.stat_result:
+        if str(file).endswith(".png"):
+            asked.append(str(file))
+        return state(file, **options)
 
-    monkeypatch.setattr(os.path, "exists", noted)
+    monkeypatch.setattr(os, "stat", noted)
     (found,) = look_at(part(tmp_path), ("dataset", "test"), look="quick")
     assert "7 images are missing of 5000" in found.message and "`4997.png`, ..." in found.message
     assert len(asked) == 7
