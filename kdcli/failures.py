@@ -74,7 +74,7 @@ PEER_LOST = "KD722"
 KNOWN = (
     _known(
         r"OutOfMemoryError|MemoryError|CUDA out of memory|can't allocate memory|cannot allocate memory|bad_alloc"
-        r"|not enough memory: you tried to allocate|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
+        r"|not enough memory: you tried to allocate|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|failed to map segment",
         OUT_OF_MEMORY,
         "lower `dataset.train.batch_sampler.kwargs.batch_size`, the size of the images or `num_workers`",
     ),

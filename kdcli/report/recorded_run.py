@@ -128,7 +128,7 @@ class StepRecords:
         at = float(record["step"])
         seconds = float(record.get("seconds", 0.0))
         self.count += 1
-        self.last = record
+        self.last = {**record, "total_steps": int(record.get("total_steps", 0))}
         self.seconds += seconds
         self.images += record.get("images_per_second", 0.0) * seconds
         if "total" in record:
@@ -222,6 +222,23 @@ def read_run(path: Path) -> RecordedRun:
     return run
 
 
+def _numbers(given: Any) -> dict[str, float]:
+    """Metrics by name; raises TypeError, ValueError or OverflowError where they are none."""
+    return {str(name): float(value) for name, value in dict(given).items()}
+
+
+def _of_the_end(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run's end with its figures as numbers; raises as `_numbers`, or KeyError."""
+    teachers = dict(record.get("teachers") or {})
+    return {
+        **record,
+        "seconds": float(record["seconds"]),
+        "last": _numbers(record.get("last") or {}),
+        "best": _numbers(record.get("best") or {}),
+        "teachers": {str(name): _numbers(metrics) for name, metrics in teachers.items()},
+    }
+
+
 def _assemble(
     path: Path,
     spec: Mapping[str, Any],
@@ -238,13 +255,13 @@ def _assemble(
             if record["kind"] == "step":
                 steps.add(record)
             elif record["kind"] == "evaluation":
-                entry = {**record, "metrics": dict(record["metrics"])}
+                entry = {**record, "metrics": _numbers(record["metrics"])}
                 evaluations.setdefault(str(record["network"]), {})[record["step"]] = entry
             elif record["kind"] == "alarm":
                 alarms.append({**record, "message": str(record["message"])})
             elif record["kind"] == "finished":
-                finished = record
-    except (KeyError, TypeError, ValueError) as error:
+                finished = _of_the_end(record)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError.of("KD752", f"{path / 'metrics.jsonl'} has records of an unknown shape") from error
     return RecordedRun(
         path=path,

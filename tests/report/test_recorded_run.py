@@ -143,3 +143,37 @@ def test_a_section_of_another_shape_is_named(tmp_path: Path, section: str, broke
     path.write_text(json.dumps({**report_data(), section: broken}))
     with pytest.raises(RunError, match=f"KD752: `{section}` in"):
         read_report_data(path)
+
+
+ODD = (None, "x", math.nan, [], {"a": 1}, {"a": None}, {"a": {"b": "c"}}, 10**400, 2**70, True)
+"""Values that no figure of a record has."""
+
+
+@pytest.mark.parametrize("kind", ["step", "evaluation", "finished"])
+def test_odd_values_in_records_are_told_or_can_be_shown(kind: str, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    file = path / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    at = next(index for index, record in enumerate(records) if record["kind"] == kind)
+    few = [
+        record for index, record in enumerate(records) if index == at or record["kind"] != "step" or index < 2
+    ]
+    at = next(index for index, record in enumerate(few) if record["kind"] == kind)
+    odd = [{**few[at], key: value} for key in few[at] for value in ODD]
+    if kind != "finished":
+        few.pop()  # how far a run is, its last step says
+    odd += [{name: value for name, value in few[at].items() if name != key} for key in few[at]]
+    shown = 0
+    for record in odd:
+        lines = [record if index == at else other for index, other in enumerate(few)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        try:
+            run = read_run(path)
+        except RunError as error:
+            assert error.diagnostics[0].code in ("KD751", "KD752")
+            continue
+        shown += 1
+        figures = [run.last, run.best, *run.teachers.values()]
+        assert all(isinstance(value, float) for metrics in figures for value in metrics.values())
+        assert run.primary is not None and run.progress
+    assert shown

@@ -68,6 +68,7 @@ class Skips(Base):
         return x + self.more(x) if torch.rand(()) < 0.5 or not self.training else x
 
 class Torn:
+    random = False
     def __init__(self, late):
         self.late = late
     def __call__(self, image, draws=None):
@@ -265,7 +266,7 @@ def test_little_address_space(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [16, 64, 128, 200])
+@pytest.mark.parametrize("kilobytes", [16, 64, 128])
 def test_a_full_disk(kilobytes: int, folder: Path) -> None:
     Path("small.yaml").write_text(SPEC)
     Path("disk").mkdir()
