@@ -391,9 +391,7 @@ class Trainer(Model):
     nonfinite_budget: NonNegativeInt = 10
     on_collapse: Annotated[
         Literal["warn", "stop"],
-        Field(
-            description="what an alarm of the watch does: a warning, or the end of the run"
-        ),
+        Field(description="what an alarm of the watch does: a warning, or the end of the run"),
     ] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     loggers: Many[str] = ()
