@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -35,6 +35,9 @@ from kdcli.training.join_jobs import require
 from kdcli.training.run import Run, StagePlan
 
 BATCHES = 20
+MORE_LOOKS = 8
+"""So many more batches are looked at where a parameter has got no gradient: its block may be skipped at random."""
+
 TEACHER_SAMPLES = 512
 
 FAINT = 0.01
@@ -133,6 +136,7 @@ def prove_losses(run: Run) -> GuardResult:
     findings: dict[str, Finding] = {}
     problems: list[Diagnostic] = []
     of_task: float | None = None
+    draws = False
     trainee.train()
     trainee.active = ActiveLosses(task_loss=task_loss)
     running = require(run.joined, run.teachers, None, task_loss)
@@ -142,6 +146,7 @@ def prove_losses(run: Run) -> GuardResult:
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
                 passes = _Passes(run, batch, views, put_back)
+                draws = draws or passes.draws
                 for name in passes.names:
                     # All processes go through the same losses: some of them wait for each other.
                     done = name in findings and findings[name].moves_student
@@ -154,6 +159,8 @@ def prove_losses(run: Run) -> GuardResult:
                 fatal = any(problem.code != "KD702" for problem in problems)
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
                     break
+            if run.processes.any(draws) and not run.processes.any(bool(problems)):
+                _look_again(run, running, findings, put_back)
     finally:
         trainee.active = before
     everywhere = [problem for there in run.processes.gather(problems) for problem in there]
@@ -169,6 +176,30 @@ def prove_losses(run: Run) -> GuardResult:
         },
         {name: why for name in findings if (why := _logged_only(run, name)) is not None},
     )
+
+
+def _look_again(
+    run: Run, running: Sequence[str], findings: dict[str, Finding], put_back: Callable[[], None]
+) -> None:
+    """Add what each loss reaches on more batches, while a parameter of the student has got no gradient yet."""
+    for batch in islice(run.train_loader.batches(0), 1, 1 + MORE_LOOKS):
+        if not _unreached(run, _reach_everywhere(run, {n: one.reached for n, one in findings.items()})):
+            return
+        batch = to_device(dict(batch), run.processes.device)
+        passes = _Passes(run, batch, {name: run.teachers[name].view(batch) for name in running}, put_back)
+        seen = passes.differentiate(*passes.names).reached
+        known = frozenset[str]().union(*(one.reached for one in findings.values()))
+        if run.processes.any(not seen <= known):
+            for name in passes.names:
+                reached = findings[name].reached | passes.differentiate(name).reached
+                findings[name] = replace(findings[name], reached=reached)
+
+
+def _unreached(run: Run, reach: Reach) -> list[str]:
+    """Parameters of the student that may train and that no loss reaches."""
+    reached = frozenset[str]().union(*reach.values())
+    student = ((n, p) for n, p in run.trainee.named_parameters() if n.startswith("student."))
+    return [name for name, parameter in student if parameter.requires_grad and name not in reached]
 
 
 def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float) -> None:
@@ -299,7 +330,7 @@ def _has_weights(run: Run, name: str) -> bool:
 class _Passes:
     """Forward and backward passes over one batch, one for each loss, all from the same random state and buffers.
 
-    put_back: restores the buffers.
+    put_back: restores the buffers. draws: whether the forward pass draws random numbers.
     """
 
     def __init__(
@@ -308,6 +339,8 @@ class _Passes:
         self.run, self.batch, self.views, self.put_back = run, batch, views, put_back
         self.generators = generator_state()
         self.unused: dict[str, Tensor] | None = self._forward()
+        after = generator_state()
+        self.draws = any(not torch.equal(after[name], before) for name, before in self.generators.items())
         self.names = list(self.unused)
 
     def differentiate(self, *names: str) -> Finding:
@@ -402,13 +435,8 @@ def _logged_only(run: Run, name: str) -> str | None:
 
 def _problem(run: Run, name: str, finding: Finding) -> Diagnostic | None:
     if not finding.finite:
-        return _about(
-            run,
-            name,
-            "KD701",
-            f"has a value ({finding.value:g}) or a gradient that is not finite",
-            _why_not_finite(),
-        )
+        what = f"has a value ({finding.value:g}) or a gradient that is not finite"
+        return _about(run, name, "KD701", what, NOT_FINITE)
     if _logged_only(run, name) is not None:
         return None
     if not finding.has_path:
@@ -449,11 +477,10 @@ def _names(taps: tuple[str, ...]) -> str:
     return ", ".join(f"`{tap}`" for tap in taps[:4]) + (" ..." if len(taps) > 4 else "")
 
 
-def _why_not_finite() -> str:
-    return (
-        "look at the teacher's weights and the data's normalisation; raise the temperature `T`, or lower the "
-        "loss's exponents"
-    )
+NOT_FINITE = (
+    "look at the teacher's weights and the data's normalisation; raise the temperature `T`, or lower the "
+    "loss's exponents"
+)
 
 
 def _why_zero(run: Run, name: str) -> str:

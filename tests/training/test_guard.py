@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError
@@ -32,6 +33,25 @@ def test_every_loss_reaches_the_student_and_nothing_is_left_changed() -> None:
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert torch.equal(generator, torch.get_rng_state())
         assert all(p.grad is None for p in run.trainee.parameters())
+
+
+def test_a_block_that_is_skipped_at_random_is_looked_at_on_more_batches() -> None:
+    block = "student.model.layer1.0.conv1.weight"
+    with run_of(spec_of()) as run:
+        first: list[float] = []
+
+        def skip(_module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+            """Skip the block on the first batch; a draw says that it happens at random."""
+            torch.rand(())
+            first.append(float(given[0].detach().sum()))
+            return given[0] if first[-1] == first[0] else output
+
+        hook = run.student.get_submodule("model.layer1.0").register_forward_hook(skip)
+        generator = torch.get_rng_state()
+        reach = prove_losses(run).reach
+        hook.remove()
+        assert torch.equal(generator, torch.get_rng_state())
+    assert all(block in names for names in reach.values())
 
 
 def test_how_hard_a_loss_pulls_is_its_gradient_to_the_tasks() -> None:
