@@ -19,6 +19,7 @@ from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.plugins import constructed, is_own, lookup
+from kdcli.spec.ranges import parsed
 from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
 from kdcli.spec.tables import torch_arguments
 from kdcli.training.optim import (
@@ -191,9 +192,12 @@ def _arguments(
     if target is None:
         return
     takes = signature_of(target, ("params", "optimizer", "last_epoch"))
-    # What kdcli has types of its own for has been checked: epochs need not be whole, torch's steps must.
+    # Epochs need not be whole where torch's own steps must.
     known = torch_arguments(component.type)
-    kwargs = {name: replace(p, annotation=None) if name in known else p for name, p in takes.kwargs.items()}
+    kwargs = {
+        name: replace(p, annotation=parsed(known[name])) if name in known else p
+        for name, p in takes.kwargs.items()
+    }
     takes = replace(takes, kwargs=kwargs)
     yield from check_arguments(component.kwargs, takes, (*path, "kwargs"), f"{what} `{component.type}`")
 

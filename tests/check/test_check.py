@@ -98,7 +98,7 @@ def test_a_shape_mismatch_shows_both_and_the_adapter_that_mends_it() -> None:
         ("mimic.student.mimic_name=['logits[3]']", "KD423"),
         ("trainer.optimizer.kwargs={lr: fast}", "KD322"),
         ("trainer.optimizer.kwargs={lr: 0.1, momentums: 1}", "KD320"),
-        ("trainer.optimizer.kwargs={lr: -1.0}", "KD440"),
+        ("trainer.optimizer.kwargs={lr: -1.0}", "KD328"),
         ("trainer.lr_scheduler.kwargs={T_mx: 2}", "KD320"),
         ("trainer.lr_scheduler.kwargs={}", "KD321"),
         ("dataset.train.dataset.kwargs.transformer=[{type: torchvision.Nope}]", "KD503"),
@@ -185,7 +185,7 @@ def test_where_an_epoch_of_unknown_length_ends_is_not_guessed() -> None:
     assert found.plan is not None and found.plan.steps_per_epoch is None
     assert "KD443" not in [one.code for one in found.findings]
     found = checked("trainer.lr_scheduler=" + SHIFTED % (0, -1), text=text)
-    assert "KD443" in [one.code for one in found.findings]
+    assert "KD328" in [one.code for one in found.findings]
 
 
 def test_a_dataset_that_torchvision_lacks() -> None:
