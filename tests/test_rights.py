@@ -19,6 +19,8 @@ from tests.training.runs import SPEC
 
 __all__ = ["folder", "kdcli"]
 
+pytestmark = pytest.mark.slow
+
 INCLUDING = SPEC.replace(
     "teacher0: {mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
     "teacher0: !include parts/teacher.yaml",

@@ -44,7 +44,7 @@ class Student(nn.Sequential):
 def make(trouble):
     Path("order").unlink()
     if trouble == "error":
-        raise RunError.of("KD724", "the student is out of sorts", "let it rest")
+        raise RunError.of("KD730", "the student is out of sorts", "let it rest")
     if trouble == "sleep":
         Path("asleep").touch()
         time.sleep(60)
@@ -59,6 +59,7 @@ TEXT = (
     .replace("widths: [2, 2, 4, 4]", "width: 3", 1)
     .replace(", in_channels: 1, width: 3", ", width: 3")
     .replace("max_epoch: 2", "max_epoch: 4")
+    .replace("T_max: 2", "T_max: 4")
     + "\n  save_freq: 1\nsaver: {save_dir: out}\n"
 )
 """Twelve steps on two processes, saved after every third."""

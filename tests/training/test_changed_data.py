@@ -367,6 +367,7 @@ def narrower(text: str) -> str:
     return json.dumps(found)
 
 
+@pytest.mark.slow
 def test_two_processes_are_refused_together(folder: Path, data: Path) -> None:
     spec = folder / "small.yaml"
     spec.write_text(SPEC)

@@ -70,7 +70,12 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(
 ) -> None:
     """Twenty kills over the four cases, one of each five inside a save."""
     spec = write_spec(folder)
-    changes = [f"dataset.dataloader.kwargs.num_workers={workers}", "trainer.max_epoch=6"]
+    # The watch looks, and remembers, at log points.
+    changes = [
+        f"dataset.dataloader.kwargs.num_workers={workers}",
+        "trainer.max_epoch=6",
+        "trainer.log_freq=1",
+    ]
     whole, parts = folder / "whole", folder / "parts"
     whole.mkdir()
     parts.mkdir()
@@ -81,7 +86,7 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(
     assert set(run.codes()) == {0}, screen(whole)
     length = time.monotonic() - planned
     moments = random.Random(began)
-    every_step = [*changes, "trainer.save_every_minutes=1e-9", "trainer.log_freq=1"]
+    every_step = [*changes, "trainer.save_every_minutes=1e-9"]
     for number in range(5):
         inside = number == 2
         run = start(spec, *every_step, folder=parts, processes=processes, die_in_save=2 if inside else None)
@@ -106,13 +111,13 @@ def test_resumed_between_the_last_step_of_an_epoch_and_its_evaluation(folder: Pa
     whole.mkdir()
     parts.mkdir()
     every = "trainer.save_every_minutes=1e-9"
-    finish(spec, folder=whole)
+    finish(spec, "trainer.log_freq=1", folder=whole)
     for die_in_save in (3, 2):  # after the save that precedes the evaluation, inside the one that follows
         run = start(spec, every, "trainer.log_freq=1", folder=parts, die_in_save=die_in_save)
         assert run.codes() == [-9]
     steps = [step_of(path) for path in checkpoints(parts / "out/checkpoints")]
     assert steps[0] >= 2
-    finish(spec, folder=parts)
+    finish(spec, "trainer.log_freq=1", folder=parts)
     assert_same(outcome(whole), outcome(parts))
 
 
