@@ -154,17 +154,20 @@ def exists(path: Name) -> bool:
 
 def is_file(path: Name) -> bool:
     """Whether a regular file is there; RunError KD521 where the system refuses to say."""
-    return _state(path) is not None and os.path.isfile(path)
+    state = _state(path)
+    return state is not None and stat.S_ISREG(state.st_mode)
 
 
 def is_folder(path: Name) -> bool:
     """Whether a folder is there; RunError KD521 where the system refuses to say."""
-    return _state(path) is not None and os.path.isdir(path)
+    state = _state(path)
+    return state is not None and stat.S_ISDIR(state.st_mode)
 
 
 def is_link(path: Name) -> bool:
     """Whether a symbolic link is there; RunError KD521 where the system refuses to say."""
-    return _state(path, follow=False) is not None and os.path.islink(path)
+    state = _state(path, follow=False)
+    return state is not None and stat.S_ISLNK(state.st_mode)
 
 
 def same(one: Name, other: Name) -> bool:

@@ -22,6 +22,7 @@ from kdcli.parallel.launch import (
     plan_launch,
     started_again,
 )
+from kdcli.waiting import say
 
 if TYPE_CHECKING:
     from kdcli.parallel.distributed import Processes
@@ -93,13 +94,6 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int, *
     with claimed_folder(parsed, options, processes, say) if one_machine else nullcontext():
         prove_and_warn(parsed, options, processes, count)
     os.environ[LAUNCHER_PROVED] = "1"
-
-
-def say(sentence: str) -> None:
-    """A sentence on standard error, at once."""
-    from kdcli.report.console import write
-
-    write(f"{sentence}\n", sys.stderr)
 
 
 def prove_and_warn(

@@ -50,8 +50,7 @@ class Processes:
         """Whether the flag is set in any process."""
         if self.world_size == 1:
             return flag
-        with self.meeting_at():
-            return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's (picklable) value, by rank."""

@@ -173,12 +173,19 @@ def _nobody(host: str, port: int, rank: int, world_size: int, seconds: float, er
 
 def _owner(store: Store, seconds: float) -> str | None:
     """The run whose meeting a store is; None where it says nothing."""
+    text = _awaited(store, OWNER, seconds)
+    return None if text is None else text.decode()
+
+
+def _awaited(store: Store, key: str, seconds: float) -> bytes | None:
+    """What the store holds under a key; None where nothing comes within so many seconds."""
     until = time.monotonic() + seconds
-    while not store.check([OWNER]):
+    while not store.check([key]):
         if time.monotonic() > until:
             return None
         time.sleep(0.05)
-    return store.get(OWNER).decode()
+    content: bytes = store.get(key)
+    return content
 
 
 def meet(store: Store, rank: int, member: Member, seconds: float) -> dict[int, Member]:
@@ -225,12 +232,8 @@ def _belongs(store: Store, rank: int, seconds: float) -> None:
 
 
 def _said(store: Store, rank: int, seconds: float) -> Member | None:
-    until = time.monotonic() + seconds
-    while not store.check([f"kdcli/said/{rank}"]):
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.05)
-    return Member(**json.loads(store.get(f"kdcli/said/{rank}")))
+    text = _awaited(store, f"kdcli/said/{rank}", seconds)
+    return None if text is None else Member(**json.loads(text))
 
 
 def _all(store: Store, member: Member, seconds: float) -> dict[int, Member]:

@@ -70,6 +70,12 @@ def distributed_like(value: Any, reference: Any) -> Any:
     return value
 
 
+def local_part(value: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, without gradient; all of one that is not sharded."""
+    value = value.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def plain(value: Tensor) -> Tensor:
     """A scalar as an ordinary tensor; all processes take part where it is sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value

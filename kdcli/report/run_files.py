@@ -83,7 +83,7 @@ class MetricsWriter:
         with writing(self.path):
             self._file.close()
             with written_beside(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                for line, record in _lines(self.path):
+                for _, line, record in _lines(self.path):
                     if record["step"] > step or record["kind"] == "finished":
                         continue
                     if before_evaluation and record["step"] == step and _of_evaluation(record):
@@ -103,7 +103,7 @@ def metrics_of(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises RunError KD521 where the file can't be read.
     """
-    for _, record in _lines(path):
+    for _, _, record in _lines(path):
         yield record
 
 
@@ -114,25 +114,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def records_from(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of metrics.jsonl from a byte on, each with the byte at which it ends; half a line is none yet."""
+    for end, _, record in _lines(path, offset):
+        yield end, record
+
+
+def _lines(path: Path, offset: int = 0) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The whole lines from a byte on that are records: the byte at which each ends, the line, the record."""
     with asking(path), path.open("rb") as file:
         file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
+        for data in file:
+            if not data.endswith(b"\n"):
                 return
-            offset += len(line)
-            record = _record_in(line.decode("utf-8", "replace"))
-            if record is not None:
-                yield offset, record
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with asking(path), path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
+            offset += len(data)
+            line = data.decode("utf-8", "replace")
             record = _record_in(line)
             if record is not None:
-                yield line, record
+                yield offset, line, record
 
 
 def _record_in(line: str) -> dict[str, Any] | None:

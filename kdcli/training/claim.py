@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kdcli import __version__
-from kdcli.disk import TEMPORARY, beginning_of, disk_error, folder_gone
+from kdcli.disk import beginning_of, disk_error, folder_gone, temporary_name
 from kdcli.errors import RunError
 
 LOCK = ".lock"
@@ -335,7 +335,7 @@ def _made_alone(path: Path, text: bytes) -> bool:
 
 def _is_stale(path: Path) -> bool:
     """Whether the last sign of life is long ago, by the clock of the file system, which all machines share."""
-    probe = path.with_name(f"{LOCK}.{os.getpid()}{TEMPORARY}")
+    probe = temporary_name(path.with_name(LOCK))
     try:
         probe.write_bytes(b"")
         os.utime(probe)
@@ -348,7 +348,7 @@ def _is_stale(path: Path) -> bool:
 
 def _set_aside(path: Path) -> bool:
     """Remove a stale file; False where another run has just replaced it by its own, which stays."""
-    aside = path.with_name(f"{ALIVE}.{os.getpid()}{TEMPORARY}")
+    aside = temporary_name(path)
     try:
         before = path.stat()
         os.rename(path, aside)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kdcli.errors import Diagnostic, RunError
+from kdcli.parallel.sharding import local_part
 from kdcli.records import Notice
 from kdcli.spec.plugins import is_own
 from kdcli.training.run import Run, StagePlan
@@ -197,8 +198,7 @@ HELP = {
 
 def _some(tensor: Tensor) -> Tensor:
     """Up to ELEMENTS values of a tensor, of this process's part of a sharded one; float64 [n]."""
-    values = tensor.detach()
-    values = values.to_local() if isinstance(values, DTensor) else values
+    values = local_part(tensor)
     count = min(values.numel(), ELEMENTS)
     if count == 0:
         return values.new_zeros(0, dtype=torch.float64)

@@ -159,7 +159,8 @@ def prove_losses(run: Run) -> GuardResult:
                 fatal = any(problem.code != "KD702" for problem in problems)
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
                     break
-            if run.processes.any(draws) and not run.processes.any(bool(problems)):
+            wrong = run.processes.any(bool(problems))
+            if not wrong and run.processes.any(draws):
                 _look_again(run, running, findings, put_back)
     finally:
         trainee.active = before
@@ -182,9 +183,8 @@ def _look_again(
     run: Run, running: Sequence[str], findings: dict[str, Finding], put_back: Callable[[], None]
 ) -> None:
     """Add what each loss reaches on more batches, while a parameter of the student has got no gradient yet."""
-    for batch in islice(run.train_loader.batches(0), 1, 1 + MORE_LOOKS):
-        if not _unreached(run, _reach_everywhere(run, {n: one.reached for n, one in findings.items()})):
-            return
+    more = islice(run.train_loader.batches(0, 1), MORE_LOOKS)
+    while _unreached(run, findings) and (batch := next(more, None)) is not None:
         batch = to_device(dict(batch), run.processes.device)
         passes = _Passes(run, batch, {name: run.teachers[name].view(batch) for name in running}, put_back)
         seen = passes.differentiate(*passes.names).reached
@@ -195,8 +195,9 @@ def _look_again(
                 findings[name] = replace(findings[name], reached=reached)
 
 
-def _unreached(run: Run, reach: Reach) -> list[str]:
-    """Parameters of the student that may train and that no loss reaches."""
+def _unreached(run: Run, findings: Mapping[str, Finding]) -> list[str]:
+    """Parameters of the student that may train and that no loss reaches, in any process."""
+    reach = _reach_everywhere(run, {name: finding.reached for name, finding in findings.items()})
     reached = frozenset[str]().union(*reach.values())
     student = ((n, p) for n, p in run.trainee.named_parameters() if n.startswith("student."))
     return [name for name, parameter in student if parameter.requires_grad and name not in reached]

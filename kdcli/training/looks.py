@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.trainee import is_task_loss
+from kdcli.parallel.sharding import local_part
 from kdcli.training.run import Run
 
 
@@ -66,10 +66,7 @@ SAMPLED = 4096
 
 def sampled(parameter: Tensor) -> Tensor:
     """The first elements [n] of a tensor, of a sharded one those of this process."""
-    local = parameter.detach()
-    if isinstance(local, DTensor):
-        local = local.to_local()
-    return local.reshape(-1)[:SAMPLED]
+    return local_part(parameter).reshape(-1)[:SAMPLED]
 
 
 def sums_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -84,9 +81,13 @@ def spread_of(outputs: Tensor) -> Tensor:
     """
     if len(outputs) < 2:
         return outputs.new_full((), torch.nan, dtype=torch.float64)
-    centred = outputs.detach().double()
-    centred = centred - centred.mean(1, keepdim=True)
-    return centred.var(0, correction=0).mean().sqrt()
+    return _centred(outputs).var(0, correction=0).mean().sqrt()
+
+
+def _centred(outputs: Tensor) -> Tensor:
+    """Outputs [B, K] less what is the same for all K, float64 and without gradient."""
+    values = outputs.detach().double()
+    return values - values.mean(1, keepdim=True)
 
 
 def differs(feature: Tensor) -> Tensor:
@@ -234,8 +235,7 @@ class Looks:
             if isinstance(outputs, Mapping):
                 logits, feature = self.measured.of(outputs)
                 if logits is not None:
-                    centred = logits.detach().double()
-                    centred = centred - centred.mean(1, keepdim=True)
+                    centred = _centred(logits)
                     sums = torch.stack([centred.sum(0), centred.square().sum(0)])
                     usable = feature is not None and feature.ndim == 2
                     counts = torch.full_like(sums[:1], len(logits))

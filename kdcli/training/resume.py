@@ -281,8 +281,10 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
 
 def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
     """A notice where a run is continued that differs in nothing but its length, which is larger; else none."""
+    if not differing:
+        return []
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
-    if not differing or any(key.startswith("mimic.stages.") for key in new):
+    if any(key.startswith("mimic.stages.") for key in new):
         return []
     if new.get("trainer.max_iter") is not None and "trainer.max_iter" not in differing:
         return []  # it decides the length, whatever `max_epoch` says

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kdcli.disk import TEMPORARY, exists, size_of, text_in
+from kdcli.disk import exists, size_of, temporary_name, text_in
 from kdcli.errors import RunError
 from kdcli.parallel.interrupts import abandon_threads
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Step
@@ -113,7 +113,7 @@ class Marks:
                 key: {"identity": identity, "has": asdict(position)}
                 for key, (identity, position) in self._entries.items()
             }
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}{TEMPORARY}")
+            temporary = temporary_name(self._path)
             with suppress(OSError):
                 temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
                 os.replace(temporary, self._path)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from kdcli.disk import shown_path
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from kdcli.spec.schema import Job, OptimizerSpec, SchedulerSpec, Spec
 from kdcli.spec.tables import ADAPTIVE, SETS_LR, LossTable
@@ -171,7 +172,7 @@ def _placeholders(spec: Spec) -> Iterator[Diagnostic]:
         ]
     for path, value in paths:
         if value is not None and _PLACEHOLDER.search(value):
-            message = f"`{value}` looks like a place to be filled in"
+            message = f"`{shown_path(value)}` looks like a place to be filled in"
             help = "write the real path, or delete the line" if path[0] == "saver" else "write the real path"
             yield _warning(path, "KD609", message, help)
 
