@@ -152,10 +152,14 @@ class Claim:
     def _text(self) -> bytes:
         return (json.dumps({"kdcli": __version__, **asdict(self.holder)}) + "\n").encode()
 
+    def is_in_place(self) -> bool:
+        """Whether the folder under this path still is the one that was opened. Raises OSError where there is none."""
+        return os.path.samestat(os.stat(self.root), os.fstat(self._folder))
+
     def check(self) -> None:
         """Raise RunError KD772 where the folder is gone or another, KD773 where another run has taken it over."""
         try:
-            same = os.path.samestat(os.stat(self.root), os.fstat(self._folder))
+            same = self.is_in_place()
         except OSError as error:
             gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
             raise folder_gone(self.root, None if gone else error.strerror or str(error)) from None
@@ -239,7 +243,9 @@ def _taken(root: Path, restarted: bool, say: Callable[[str], object] | None) -> 
             held = Claim(root, _this_process(), _make(root))
             try:
                 if held.take():
-                    return held
+                    if held.is_in_place():
+                        return held
+                    raise FileNotFoundError(errno.ENOENT, "it was made anew meanwhile", str(root))
                 other = holder_of(root / ALIVE) or holder_of(root / LOCK)
             except BaseException:
                 held.release()

@@ -104,6 +104,23 @@ def test_a_refused_claim_leaves_the_lock_of_a_folder_that_both_have_just_made(
         assert (ROOT / LOCK).is_file()
 
 
+def test_a_folder_made_anew_before_it_is_locked_is_claimed_as_it_is_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock, times = claims._locked, iter(range(10))
+
+    def late(path: Path) -> int | None:
+        """Another claim removes the folder that it had made, and a third one makes it anew."""
+        if next(times) == 0:
+            shutil.rmtree(ROOT)
+            ROOT.mkdir()
+        return lock(path)
+
+    monkeypatch.setattr(claims, "_locked", late)
+    with claim(ROOT) as held:
+        held.check()
+
+
 def test_of_many_at_once_one_holds_the_folder_and_none_fails_otherwise() -> None:
     holding, most, wrong = [0], [0], list[str]()
     counted = threading.Lock()
