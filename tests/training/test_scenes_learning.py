@@ -42,7 +42,7 @@ def test_precision_rises_and_frs_beats_the_plain_student(tmp_path: Path) -> None
         spec = str(SAMPLES / f"scenes_{name}.yaml")
         run("train", spec, "runtime.random_seed=2", "--no-report", folder=tmp_path)
     teacher, alone, distilled = (
-        precision(tmp_path / f"runs/scenes_{n}") for n in ("teacher", "student", "frs")
+        precision(tmp_path / f"runs/scenes_{n}") for n in ("teacher", "student-seed2", "frs-seed2")
     )
     assert 20 < teacher[0] < teacher[-1]
     assert teacher[-1] > 48 and alone[-1] > 38
