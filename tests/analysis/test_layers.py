@@ -87,6 +87,7 @@ def test_a_costly_network_is_shown_on_fake_images_and_looks_the_same(
     assert {k: shapeless(v) for k, v in fake.items()} == {k: shapeless(v) for k, v in real.items()}
 
 
+@pytest.mark.slow
 def test_inspection_does_not_import_torchs_compiler(tmp_path: Path) -> None:
     spec = tmp_path / "teacher.yaml"
     spec.write_text("teacher0: [{name: backbone, type: resnet18, kwargs: {out_layers: [4]}}]")

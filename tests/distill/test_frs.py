@@ -287,6 +287,7 @@ def member(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_positions_are_those_of_all_processes(tmp_path: Path) -> None:
     mp.start_processes(member, (str(tmp_path),), nprocs=2, start_method=serve())
     torch.testing.assert_close(torch.load(tmp_path / "found.pt"), shared(slice(None)))

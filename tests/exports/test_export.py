@@ -47,6 +47,7 @@ def test_safetensors_hold_the_student_and_what_it_expects(run: Path) -> None:
     assert {"mean", "std", "class_names", "step", "metrics", "ema"} <= set(metadata)
 
 
+@pytest.mark.slow
 def test_torch_export_runs_any_batch(run: Path) -> None:
     done = exported(run, "torch-export", Path("out/student.pt2"))
     assert done.proof.difference < 1e-5

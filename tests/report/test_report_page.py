@@ -169,6 +169,7 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_late() -> None:
     modules = "kdcli.report.report_page, kdcli.report.compare_runs"
     code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"

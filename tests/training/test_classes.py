@@ -226,6 +226,7 @@ def test_a_head_that_is_too_wide_is_not_exported(kdcli: Kdcli, spec: str) -> Non
     assert not list(Path("runs/cfg").glob("cfg*"))
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_have_the_numbers_that_they_state(kdcli: Kdcli, spec: str) -> None:
     lay(Path("test"), GREY, 4)
     assert kdcli("train", spec, "--no-report")[0] == 0
@@ -244,6 +245,7 @@ def test_weights_of_another_run_have_the_numbers_that_they_state(kdcli: Kdcli, s
     assert code == 0 and scores(out, "top1") == 100.0, out + err
 
 
+@pytest.mark.slow
 def test_a_student_is_measured_by_the_classes_that_its_own_file_states(kdcli: Kdcli, spec: str) -> None:
     """A run resumed on renamed classes had its best student from before measured in the new order: 0.00."""
     lay(Path("test"), GREY, 4)

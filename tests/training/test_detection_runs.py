@@ -110,6 +110,7 @@ def steps() -> list[dict[str, float]]:
     return [row["losses"] for row in map(json.loads, lines) if row["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_a_retinanet_learns_from_a_faster_rcnn(kdcli: Kdcli, scenes: Path) -> None:
     raw = yaml.safe_load(Path(PKD).read_text())
     raw["net"] = [module for module in raw["net"] if module["name"] in ("backbone", "neck")]
@@ -164,6 +165,7 @@ def test_num_classes_against_the_annotations(kdcli: Kdcli, scenes: Path) -> None
     assert code == 0 and "KD563" not in out + err
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_classes_is_told_and_counted(kdcli: Kdcli, scenes: Path) -> None:
     more = "teacher.bbox_head.kwargs.num_classes=13"
     changes = [*on_scenes(scenes), *random_teacher(), more]

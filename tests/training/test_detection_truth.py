@@ -26,6 +26,7 @@ def reorder(content: dict[str, Any]) -> None:
     content["categories"].reverse()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
@@ -67,6 +68,7 @@ def weights(kdcli: Kdcli, scenes: Path) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [rename, reorder])
 def test_test_annotations_have_the_training_categories(
     kdcli: Kdcli, scenes: Path, change: Callable[[dict[str, Any]], None]
@@ -202,6 +204,7 @@ def test_exported_files_train_alike_and_are_told_once(kdcli: Kdcli, scenes: Path
         assert err.count(f"`{side}.json`: ") == 1 and "boxes without `iscrowd` (0 is taken)" in err, err
 
 
+@pytest.mark.slow
 def test_a_test_file_with_fewer_categories_is_told(kdcli: Kdcli, scenes: Path) -> None:
     def drop(content: dict[str, Any]) -> None:
         content["annotations"] = [row for row in content["annotations"] if row["category_id"] != 4]
@@ -232,6 +235,7 @@ OPENED: list[str] = []
 sys.addaudithook(lambda event, given: OPENED.append(str(given[0])) if event == "open" else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "train", "eval"])
 def test_annotation_files_are_read_once(kdcli: Kdcli, scenes: Path, command: str) -> None:
     given = {"validate": ["--files"], "train": [], "eval": ["--weights", weights(kdcli, scenes)]}[command]

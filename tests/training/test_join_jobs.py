@@ -129,6 +129,7 @@ def test_places_that_no_adapter_matches(student: str, teacher: str, ours: str, t
     assert without.help.startswith("no adapter joins them: ") and "adapter: auto" not in without.help
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["fitnet", "vid", "review"])
 def test_losses_that_size_themselves_match_no_tokens_with_a_map(loss: str) -> None:
     (told,) = refused(spec(CNN, VIT, "model.layer3", BLOCK, loss, "loss_weight: 1.0"))

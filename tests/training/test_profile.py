@@ -13,6 +13,7 @@ from kdcli.training.profile import profile
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 7, 100])
 def test_the_parts_add_up_and_the_trace_names_them(steps: int) -> None:
     with run_of(spec_of(), profile=steps) as run, listening() as interrupts:

@@ -15,6 +15,7 @@ from tests.scenes import SAMPLES
 from tests.training.runs import run_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_loss", ["true", "false"])
 def test_dist_teaches_it(task_loss: str, tmp_path: Path) -> None:
     changes = [

@@ -46,6 +46,7 @@ def fashion(place: Path, samples: int = 20, *, zipped: bool = True) -> Path:
 # digits
 
 
+@pytest.mark.slow
 def test_digits_are_scikit_learns_in_a_stratified_split(part: Any, loader: Any) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     everything = datasets.load_digits()

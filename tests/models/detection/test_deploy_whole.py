@@ -40,6 +40,7 @@ def lively(name: str) -> Network:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_the_same_boxes(name: str) -> None:
     student = Detector(lively(name), 0)
