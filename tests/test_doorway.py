@@ -39,6 +39,7 @@ def test_doctor_tells_what_is_there_and_what_is_not() -> None:
         assert word in text
     facts = json.loads(CliRunner().invoke(app, ["doctor", "--format", "json"]).output)
     assert facts["packages"]["torch"] and "mlflow" in facts["extras"]
+    assert facts["cuda"].keys() == {"built_for", "cudnn", "nccl", "driver", "visible", "devices"}
     assert os.environ.get("HOME", "/nowhere") not in text
 
 

@@ -85,17 +85,27 @@ def doctor_text(facts: dict[str, Any]) -> str:
         threads += f" (OMP_NUM_THREADS={cpu['OMP_NUM_THREADS']})"
     devices = [
         f"{d['name']}, {size(d['memory_bytes'])}, capability {d['capability']}"
+        f" ({'bf16 and TF32' if d['bf16'] else 'neither bf16 nor TF32 in hardware'})"
         for d in facts["cuda"]["devices"]
     ]
     built = facts["cuda"]["built_for"]
     cuda = "; ".join(devices) or ("no device is visible" if built else "torch is built without CUDA")
+    libraries = [
+        f"{label} {facts['cuda'][key]}"
+        for label, key in (("driver", "driver"), ("cuDNN", "cudnn"), ("NCCL", "nccl"))
+        if facts["cuda"][key] is not None
+    ]
+    if built:
+        libraries.insert(0, f"torch is built for CUDA {built}")
+    if facts["cuda"]["visible"] is not None:
+        libraries.append(f"CUDA_VISIBLE_DEVICES={facts['cuda']['visible']}")
     rows = [
         ("kdcli", facts["kdcli"] + (" (from a checkout)" if facts["editable"] else "")),
         ("python", facts["python"]),
         ("platform", facts["platform"]),
         *((name, found or "MISSING") for name, found in facts["packages"].items()),
         ("cpu", threads),
-        ("cuda", cuda + (f" (torch is built for CUDA {built})" if built else "")),
+        ("cuda", cuda + (f" ({', '.join(libraries)})" if libraries else "")),
         ("free disk here", size(facts["disk_free_bytes"])),
     ]
     for extra, parts in facts["extras"].items():

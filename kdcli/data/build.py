@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdcli.data import BATCH_FNS, DATASETS, IMAGE_READERS, SAMPLERS
 from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader, in_memory
@@ -54,9 +53,17 @@ def open_source(source: Source | BatchSource, part: DataPart, *, train: bool, pa
 
 
 def build_loader(
-    opened: OpenedData, *, seed: int, rank: int = 0, world_size: int = 1, views: int | None = None
+    opened: OpenedData,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    views: int | None = None,
+    on_cuda: bool = False,
 ) -> Loader:
     """The loader of one side. views: augmentation repeats after so many epochs (a teacher cache).
+
+    on_cuda: the batches go to a CUDA device, from pinned memory unless the spec says `pin_memory: false`.
 
     Raises SpecError and RunError KD50x to KD519.
     """
@@ -97,9 +104,9 @@ def build_loader(
         world_size=world_size,
         views=views,
         num_workers=kwargs.num_workers,
-        pin_memory=kwargs.pin_memory,
+        pin_memory=on_cuda and kwargs.pin_memory is not False,
         # A second thread of tensor work helps where the main one waits for a GPU, and hurts elsewhere.
-        prefetch=prefetch and torch.cuda.is_available(),
+        prefetch=prefetch and on_cuda,
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         every_batch=train,
         bad_samples=bad,
@@ -109,7 +116,13 @@ def build_loader(
 
 
 def unaugmented_loader(
-    train: OpenedData, test: OpenedData, *, seed: int, rank: int = 0, world_size: int = 1
+    train: OpenedData,
+    test: OpenedData,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    on_cuda: bool = False,
 ) -> Loader | None:
     """The training data's first epoch with the transforms of the test side, nothing mixed.
 
@@ -137,7 +150,7 @@ def unaugmented_loader(
         rank=rank,
         world_size=world_size,
         num_workers=kwargs.num_workers,
-        pin_memory=kwargs.pin_memory,
+        pin_memory=on_cuda and kwargs.pin_memory is not False,
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         name=source.name,
     )

@@ -71,7 +71,7 @@ class Loader:
         self.notices = tuple(notices)
         self._reader, self._order, self._views = reader, order, views
         self._rank, self._world_size = rank, world_size
-        self._pin = pin_memory and torch.cuda.is_available()
+        self._pin = pin_memory
         self._num_workers = 0 if isinstance(reader, ArrayReader) else num_workers
         self._prefetch = prefetch and isinstance(reader, ArrayReader)
         self._budget = bad_sample_budget

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
+from kdcli.models.torch_modes import whole_float32
 
 RELATIVE = 1e-4
 """How far a feature may move, in parts of its largest value, before the folding is taken back."""
@@ -33,18 +35,31 @@ def fold(teacher: Teacher, sample: Mapping[str, Any]) -> int:
     """Fold every frozen BatchNorm that directly follows a convolution; returns how many.
 
     A pair with a tap on either side stays as it is. The BatchNorm's path stays, as an identity. Where
-    the teacher then shows anything else on the sample (a convolution is read twice), all is undone.
+    the teacher then shows anything else on the sample (a convolution is read twice), all is undone; that is asked in
+    float32, whatever precision the teacher runs in.
     """
-    before = teacher.learn(sample)
     pairs = _pairs(teacher, sample)
-    for pair in pairs:
-        _fold(pair)
-    if not _same(before, teacher.learn(sample)):
+    with whole_float32(), _in_float32(teacher):
+        before = teacher.learn(sample)
+        for pair in pairs:
+            _fold(pair)
+        same = _same(before, teacher.learn(sample))
+    if not same:
         for pair in pairs:
             _undo(pair)
-        teacher.learn(sample)
-        return 0
-    return len(pairs)
+    # Once more as it will run: in the teacher's own precision.
+    teacher.learn(sample)
+    return len(pairs) if same else 0
+
+
+@contextmanager
+def _in_float32(teacher: Teacher) -> Iterator[None]:
+    """Without the teacher's autocast: bfloat16 rounds by more than a folding that is right moves a feature."""
+    autocast, teacher.autocast = teacher.autocast, None
+    try:
+        yield
+    finally:
+        teacher.autocast = autocast
 
 
 def _pairs(teacher: Teacher, sample: Mapping[str, Any]) -> list[_Pair]:

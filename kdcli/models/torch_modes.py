@@ -142,6 +142,28 @@ def every_layer_runs() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Without formats that torch may use inside float32 operations (TF32 in cuDNN's convolutions is its default)."""
+    backends: Any = torch.backends
+    places = (
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.rnn,
+    )
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
 def flops_of(net: nn.Module, batch: Mapping[str, Any]) -> int:
     """Floating point operations of one sample's forward in evaluation mode; a multiply-add counts as two.
 

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from kdcli import waiting as waits
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.devices import choose_device
-from kdcli.parallel.launch import in_slurm_step, slurm_tasks
+from kdcli.parallel.launch import has_own_gpus, in_slurm_step, slurm_tasks
 from kdcli.parallel.meeting import Together, meet, open_store, patience, port_of, this_process
 
 
@@ -102,7 +102,7 @@ def processes(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device, local_rank)
+    chosen = choose_device(device, 0 if has_own_gpus() else local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size == 1:
@@ -119,6 +119,8 @@ def processes(
             store=PrefixStore("group", store),
             rank=rank,
             world_size=world_size,
+            # NCCL then connects now and to this device, and its barriers need not guess which one it is.
+            device_id=chosen if chosen.type == "cuda" else None,
         )
         waits.listener = together.say
         yield Processes(

@@ -86,6 +86,22 @@ def slurm_tasks() -> int:
     return tasks
 
 
+def has_own_gpus() -> bool:
+    """Whether Slurm shows each task of this step GPUs of its own, the first of which is number 0.
+
+    So do `--gpus-per-task`, `--ntasks-per-gpu` and a binding to one GPU each, unless `--gpu-bind=none` leaves all
+    of a node's visible to every task.
+    """
+    slurm = os.environ
+    if not in_slurm_step():
+        return False
+    binding = slurm.get("SLURM_GPU_BIND", slurm.get("SLURM_GPU_BIND_TYPE", ""))
+    if "none" in binding:
+        return False
+    asked = "SLURM_GPUS_PER_TASK" in slurm or "gpu" in slurm.get("SLURM_TRES_PER_TASK", "")
+    return asked or "SLURM_NTASKS_PER_GPU" in slurm or "single" in binding or "per_task" in binding
+
+
 def plan_launch(
     *,
     gpus: str | None = None,

@@ -13,6 +13,9 @@ from typing import Any
 
 from kdcli import __version__
 
+DRIVER = Path("/sys/module/nvidia/version")
+"""Where the kernel tells its driver's version."""
+
 NEEDED = ("torch", "torchvision", "typer", "rich", "pyyaml", "pydantic", "safetensors", "numpy")
 EXTRAS: dict[str, dict[str, str]] = {
     "demo": {"scikit-learn": "sklearn"},
@@ -58,15 +61,38 @@ def diagnose(folder: Path) -> dict[str, Any]:
 def _cuda(torch: Any) -> dict[str, Any]:
     return {
         "built_for": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "nccl": _nccl(torch),
+        "driver": _driver(),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "devices": [
             {
                 "name": torch.cuda.get_device_name(index),
                 "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
                 "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+                # Natively, by tensor cores, both since Ampere.
+                "bf16": torch.cuda.get_device_capability(index) >= (8, 0),
+                "tf32": torch.cuda.get_device_capability(index) >= (8, 0),
             }
             for index in range(torch.cuda.device_count())
         ],
     }
+
+
+def _nccl(torch: Any) -> str | None:
+    """The version of NCCL that torch was built with."""
+    if torch.version.cuda is None or not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel driver, None without one."""
+    try:
+        words = DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
+    except (OSError, IndexError):
+        return None
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
 
 
 def _version(package: str) -> str | None:

@@ -315,7 +315,7 @@ class DataLoaderKwargs(Model):
     """How batches are loaded."""
 
     num_workers: Annotated[NonNegativeInt, Field(le=1024)] = 0
-    pin_memory: bool = False
+    pin_memory: bool | None = None
     alignment: Pixels = 1
     batch_fn: Component | None = None
     in_memory: bool | None = None

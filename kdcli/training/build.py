@@ -205,6 +205,7 @@ def _built(
                 seed=spec.runtime.random_seed,
                 rank=processes.rank,
                 world_size=processes.world_size,
+                on_cuda=processes.device.type == "cuda",
             ),
             test_loader=test_loader,
             joined=joined,
@@ -322,6 +323,7 @@ def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
         rank=processes.rank,
         world_size=processes.world_size,
         views=views_of(spec) if opened.train else None,
+        on_cuda=processes.device.type == "cuda",
     )
 
 

@@ -338,3 +338,18 @@ def test_a_stopped_data_worker_is_named_with_what_it_reads(
         rf"waiting for data worker 0 \(pid {worker.pid}{state}\); it reads `.*\d+\.png` \(\d+ s", said
     )
     assert "s for data worker 0" in said
+
+
+@pytest.mark.parametrize(
+    ("on_cuda", "said", "pinned"), [(False, True, False), (True, None, True), (True, False, False)]
+)
+def test_memory_is_pinned_for_a_cuda_device_alone(
+    on_cuda: bool, said: bool | None, pinned: bool, part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a GPU is there does not matter: the run may be on the CPU beside it."""
+    pins: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pins.append(tensor.numel()) or tensor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pixels = part("fake", num_samples=8, shape=[3, 4, 4], num_classes=2, dataloader={"pin_memory": said})
+    next(loader(pixels, on_cuda=on_cuda).batches(0))
+    assert bool(pins) is pinned

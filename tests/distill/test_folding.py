@@ -74,6 +74,26 @@ def test_outputs_are_equal_and_names_stay(kind: str, kwargs: dict[str, object], 
     assert [name for name, _ in net.named_modules()] == layers
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_under_autocast_is_folded_as_one_in_float32(dtype: torch.dtype) -> None:
+    """Its own precision rounds by more than the folding may move a feature: that decides nothing."""
+    torch.manual_seed(0)
+    net = build_network(
+        [ModuleSpec(name="model", type="cifar_resnet8", kwargs={"num_classes": 5})],
+        path=("teachers", "teacher0"),
+    )
+    learned(net)
+    batch = {"image": torch.randn(2, 3, 32, 32)}
+    with Taps(net, ["model.layer2"], outputs=("logits",)) as taps:
+        teacher = Teacher("teacher0", taps, autocast=torch.autocast("cpu", dtype=dtype))
+        before = teacher.learn(batch)
+        assert fold(teacher, batch) == 9
+        after = teacher.view(batch)
+    feature = after.features["model.layer2"]
+    assert isinstance(feature, Tensor) and feature.dtype == before.outputs["logits"].dtype == dtype
+    assert torch.allclose(before.outputs["logits"], after.outputs["logits"], rtol=0.1, atol=0.05)
+
+
 def test_nothing_is_folded_where_a_tap_reads_between() -> None:
     net = Network(
         {

@@ -14,6 +14,7 @@ import torch
 from kdcli.commands.options import TrainOptions, with_optional_values
 from kdcli.commands.train import train
 from kdcli.errors import KdError, RunError
+from kdcli.parallel.devices import choose_device
 from kdcli.parallel.distributed import first_host, slurm_environment
 from kdcli.parallel.launch import (
     LAUNCHER,
@@ -21,6 +22,7 @@ from kdcli.parallel.launch import (
     Launch,
     _tell,
     expose_gpus,
+    has_own_gpus,
     is_worker,
     plan_launch,
     started_again,
@@ -145,6 +147,34 @@ def test_under_another_launcher_nothing_is_launched(
         monkeypatch.setenv(name, value)
     assert is_worker() is worker
     assert (plan_launch(device="cpu", nproc=2) is None) is worker
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        ({}, False),
+        ({"SLURM_GPUS_PER_TASK": "1"}, True),
+        ({"SLURM_TRES_PER_TASK": "cpu:8,gres/gpu:1"}, True),
+        ({"SLURM_TRES_PER_TASK": "cpu=8"}, False),
+        ({"SLURM_NTASKS_PER_GPU": "1"}, True),
+        ({"SLURM_GPU_BIND": "single:1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none"}, False),
+    ],
+)
+def test_a_slurm_task_with_gpus_of_its_own_takes_its_first(
+    said: dict[str, str], own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "2"} | said
+    ).items():
+        monkeypatch.setenv(name, value)
+    assert has_own_gpus() is own
+    monkeypatch.setattr("kdcli.parallel.devices.visible_gpus", lambda: 1 if own else 4)
+    chosen = choose_device("cuda", 0 if has_own_gpus() else 2)
+    assert chosen == torch.device("cuda", 0 if own else 2)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert not has_own_gpus()
 
 
 @pytest.mark.parametrize(
