@@ -52,8 +52,6 @@ def tfkd_reg(
     """
     check_labels(student, labels, "tfkd_reg")
     other = (1 - correct_probability) / max(student.shape[1] - 1, 1)
-    virtual = torch.where(
-        one_hot_mask(labels, student), student.new_tensor(correct_probability), student.new_tensor(other)
-    )
+    virtual = torch.full_like(student, other).masked_fill(one_hot_mask(labels, student), correct_probability)
     rows = kl_rows(student.log_softmax(1), (virtual / T).log_softmax(1)) / student.shape[1]
     return rows.mean() * multiplier

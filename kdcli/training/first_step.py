@@ -206,10 +206,15 @@ def _some(tensor: Tensor) -> Tensor:
     every = values.numel() // count
     number = torch.arange(count, device=values.device)
     places = number * every + number % every
-    # By indices: flattening a channels-last weight would copy it.
-    return (
-        values[torch.unravel_index(places, values.shape)].double() if values.dim() else values.double()[None]
-    )
+    if not values.dim():
+        return values.double()[None]
+    # By indices: flattening a channels-last weight would copy it. Worked out here, as torch.unravel_index makes a
+    # tensor of the host's numbers.
+    indices = []
+    for size in reversed(values.shape):
+        indices.append(places % size)
+        places = places // size
+    return values[tuple(reversed(indices))].double()
 
 
 def _is_broken(weight: Tensor, gradient: Tensor, now: Tensor) -> Tensor:

@@ -67,13 +67,15 @@ def _refused_arguments(what: str, error: Exception, path: SpecPath, code: str) -
 
 def _begin_late_momentum(optimizer: Optimizer, *_: Any) -> None:
     # torch's fused SGD fails where some parameters get their first gradient later than others (a loss with
-    # `start_iter`); momentum that begins at zero gives the same first step.
+    # `start_iter`), and where a gradient scaler lets it skip its first step it keeps a momentum that nothing has
+    # filled; momentum that begins at zero gives the same first step.
+    skips = getattr(optimizer, "found_inf", None) is not None
     for group in optimizer.param_groups:
         if not group["momentum"] or not group["fused"]:
             continue
         moving = [p for p in group["params"] if p.grad is not None]
         late = [p for p in moving if optimizer.state[p].get("momentum_buffer") is None]
-        if len(late) < len(moving):
+        if skips or len(late) < len(moving):
             for parameter in late:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 

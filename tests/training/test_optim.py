@@ -184,6 +184,24 @@ def test_the_fused_form_makes_the_same_steps(name: str) -> None:
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
+def test_momentum_begins_at_nothing_where_a_scaler_skips_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's fused SGD makes its momentum then and doesn't fill it; what lies in memory by chance is NaN here."""
+    weight = nn.Parameter(torch.ones(3))
+    spec = OptimizerSpec(type="SGD", kwargs={"lr": 0.5, "momentum": 0.9})
+    optimizer = build_optimizer(spec, [weight], ("trainer", "optimizer"))
+    monkeypatch.setattr(torch, "empty_like", lambda like, **_: torch.full_like(like, math.nan))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for gradient in (math.inf, 4.0):
+        scaler.scale(weight.sum() * 0)
+        weight.grad = torch.full((3,), gradient)
+        scaler.step(optimizer)
+        scaler.update()
+    # The second step's scale is half of the first, 1: 1 - 0.5 * 4
+    assert weight.tolist() == [-1.0] * 3
+
+
 def test_a_parameter_may_get_its_first_gradient_late() -> None:
     def moved(**kwargs: bool) -> list[torch.Tensor]:
         weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]

@@ -1,0 +1,191 @@
+"""The training loop on a pretend CUDA device: no operation mixes devices, and no step waits for the device."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from kdcli.losses import LOSSES
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Step
+from kdcli.spec.parse import parse
+from kdcli.spec.places import Places
+from kdcli.training import first_step
+from kdcli.training import train as training
+from kdcli.training.build import built
+from kdcli.training.run import RunOptions
+from tests.benchmarks.methods import LEFT_OUT, MUTUAL, VARIANTS, Budget, spec_of
+from tests.distill.methods import METHODS
+from tests.parallel.pretend_cuda import CUDA, Watched, pretend_cuda
+
+SAMPLES = Path(__file__).parents[2] / "sample_configs"
+STEPS = 4
+
+PHASES = ("prove_losses", "prove_teachers", "prove_first_step", "evaluate", "run_state", "save_student")
+"""Parts of a run beside its steps, which may wait."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run on the pretend device showed: the losses of each step, and the finds."""
+
+    losses: list[dict[str, float]]
+    watched: Watched
+
+
+def run(spec: dict[str, Any], *, resume: bool = False, plugins: tuple[str, ...] = ()) -> Outcome:
+    """One run of a spec on the pretend device."""
+    loop, losses = training.TrainLoop, []
+    with ExitStack() as stack:
+        watched = stack.enter_context(pretend_cuda())
+        parts = [(training, name, name) for name in PHASES]
+        proof = [(first_step._FirstStep, name, "prove_first_step") for name in ("before", "after")]
+        places: list[tuple[Any, str, str]] = [
+            *parts,
+            *proof,
+            (loop, "step", "step"),
+            (training.FiniteCheck, "read", "read"),
+        ]
+        for owner, name, phase in places:
+            function = watched.in_phase(phase, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, function))
+        flush = training.LossRecords.flush
+        read = watched.in_phase("read", lambda records: list(flush(records)))
+        stack.enter_context(
+            mock.patch.object(training.LossRecords, "flush", lambda records: iter(read(records)))
+        )
+        parsed = parse(yaml.safe_dump(spec, sort_keys=False), "spec.yaml", base_dir=SAMPLES)
+        options = RunOptions(overwrite=not resume, resume=resume, places=Places(SAMPLES), plugins=plugins)
+        with built(parsed, options, Processes(device=CUDA)) as made:
+            with watched.during("between steps"):
+                for record in training.train(made):
+                    if isinstance(record, Step):
+                        losses.append(dict(record.losses))
+    return Outcome(losses, watched)
+
+
+def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
+    """A row of the methods table, on made-up images and for a few steps."""
+    budget = Budget(
+        steps=STEPS, limit=64, test_limit=32, teacher=SAMPLES / "weights/fashion_teacher.safetensors"
+    )
+    spec = spec_of(row, 1, folder, budget)
+    if row == "tfkd_self":
+        spec["teacher0"] = yaml.safe_load((SAMPLES / "fashion_kd.yaml").read_text())["teacher0"]
+    for key in [key for key in spec if key.startswith("teacher")]:
+        for job in (spec["mimic"], *(j for j in spec["mimic"].values() if isinstance(j, dict))):
+            if key in job:
+                job[key] |= {"teacher_weight": str(budget.teacher), "allow_weak_teacher": True}
+    for side, number in (("train", 64), ("test", 32)):
+        transformer = spec["dataset"][side]["dataset"]["kwargs"].get("transformer", [])
+        images = {"num_samples": number, "shape": [1, 28, 28], "num_classes": 10, "transformer": transformer}
+        spec["dataset"][side]["dataset"] = {"type": "fake", "kwargs": images}
+    spec["dataset"]["batch_sampler"]["kwargs"]["batch_size"] = 16
+    spec["dataset"]["dataloader"] = {"kwargs": {"pin_memory": True}}
+    spec["trainer"] |= {"log_freq": 2, **trainer}
+    return spec
+
+
+def mixes(outcome: Outcome) -> dict[Any, int]:
+    return outcome.watched.of("mix", "numpy", "generator", "pageable")
+
+
+def waits(outcome: Outcome) -> dict[Any, int]:
+    return outcome.watched.of("wait", phase="step")
+
+
+FAULTS = {
+    "wrong_device": ("mix", "(student - teacher) * torch.ones(student.shape[1])"),
+    "waiting": ("wait", "student - teacher if bool((teacher > 0).any()) else student"),
+    "by_numpy": ("numpy", "student - torch.from_numpy(teacher.detach().numpy().copy())"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretend device can fail: a loss with a fault on purpose trains, and the fault is seen in its steps."""
+    kind, expression = FAULTS[fault]
+    (tmp_path / f"{fault}.py").write_text(
+        "import torch\n"
+        "def loss(student, teacher, *, loss_weight: float = 1.0):\n"
+        f"    return loss_weight * ({expression}).square().mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = spec_for("kd_loss", tmp_path)
+    spec["mimic"]["cfgs"] = {"loss": {"type": f"{fault}:loss"}}
+    outcome = run(spec, plugins=(fault,))
+    assert outcome.losses and outcome.watched.of(kind, phase="step")
+
+
+def test_logits_are_distilled_without_a_mix_or_a_wait(tmp_path: Path) -> None:
+    outcome = run(spec_for("kd_loss", tmp_path))
+    assert len(outcome.losses) == STEPS
+    assert mixes(outcome) == {} and waits(outcome) == {}
+
+
+ROWS = [*(name for name in METHODS if name not in {*LEFT_OUT, "kd_loss"}), *VARIANTS, MUTUAL]
+MAY_WAIT: dict[str, str] = {}
+"""Methods whose steps wait, and why."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_a_method_neither_mixes_nor_waits(row: str, tmp_path: Path) -> None:
+    outcome = run(spec_for(row, tmp_path))
+    assert mixes(outcome) == {} and bool(waits(outcome)) is (row in MAY_WAIT)
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "bf16": {"runtime.precision": "bf16"},
+    "fp16": {"runtime.precision": "fp16"},
+    "channels_last": {"runtime.channels_last": True},
+    "fold_bn": {"runtime.fold_bn": True},
+    "ema": {"trainer.ema": {"enable": True, "kwargs": {"decay": 0.9}}},
+    "clip": {"trainer.clip_grad_norm": 1.0},
+    "accumulate": {"trainer.accumulate_steps": 2, "trainer.max_iter": 2},
+    "AdamW": {"trainer.optimizer": {"type": "AdamW", "kwargs": {"lr": 0.001}}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_neither_mixes_nor_waits(mode: str, tmp_path: Path) -> None:
+    spec = spec_for("fitnet", tmp_path)
+    for key, value in MODES[mode].items():
+        block, _, name = key.partition(".")
+        spec[block][name] = value
+    outcome = run(spec)
+    assert mixes(outcome) == {} and waits(outcome) == {}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
+    whole = run(spec_for("fitnet", tmp_path / "whole", save_freq=2))
+    spec = spec_for("fitnet", tmp_path / "half", save_freq=2)
+    spec["trainer"]["max_iter"] = 2
+    first = run(spec)
+    spec["trainer"]["max_iter"] = STEPS
+    rest = run(spec, resume=True)
+    assert first.losses + rest.losses == whole.losses and len(rest.losses) == 2
+    assert mixes(rest) == {} and waits(rest) == {}
+
+
+def test_the_loss_table_is_covered() -> None:
+    assert {*LOSSES} == {*METHODS} and {*ROWS, *LEFT_OUT, "kd_loss"} >= {*METHODS}
+
+
+def test_a_cpu_tensor_made_on_the_device_says_so() -> None:
+    """The device's own rules: what is made of its tensors is its, and a copy back is the host's."""
+    with pretend_cuda() as watched:
+        there = torch.ones(3, device="cuda")
+        assert there.device == CUDA and (there + 1).is_cuda and not there.cpu().is_cuda
+        assert not watched.of("mix")
+        there + torch.ones(3)
+        assert watched.of("mix")
