@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded, Reading
@@ -160,7 +161,7 @@ class Loader:
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]
         if self._pin:
-            batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            batch = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, dict(batch))
         return batch, bad
 
     def _slow_sample(self) -> str | None:
