@@ -231,7 +231,10 @@ class Watch:
         memory.windows[name] = [0.0, 0.0]
         of_task = name.startswith("task.")
         limit = alarms.ABOVE if of_task and self.floor is not None else alarms.ABOVE_OTHER
-        above = alarms.far_above(start, mean, floor=(self.floor or 0.0) if of_task else 0.0, limit=limit)
+        # Of losses that are one sum, one may begin with nothing: a detector's boxes, while it proposes none.
+        group = name.rpartition(".")[0]
+        floor = max(value for other, value in memory.starts.items() if other.rpartition(".")[0] == group)
+        above = alarms.far_above(start, mean, floor=max(floor, (self.floor or 0.0) * of_task), limit=limit)
         memory.above[name] = memory.above.get(name, 0) + 1 if above else 0
         if memory.above[name] == 2:
             self._alarm(

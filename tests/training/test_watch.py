@@ -21,10 +21,11 @@ from kdcli.spec.parse import read
 from kdcli.spec.schema import Ema
 from kdcli.tasks.classification.task import GuessedClasses
 from kdcli.training import alarms
-from kdcli.training.alarms import Memory
+from kdcli.training.alarms import WINDOW, Memory
 from kdcli.training.checkpoint import checkpoints, load_checkpoint
 from kdcli.training.looks import Looks, differs, spread_of, sums_of_squares
 from kdcli.training.train import train
+from kdcli.training.watch import Watch
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
@@ -91,6 +92,21 @@ def test_no_fixed_answer_has_a_lower_loss_than_the_guess(kind: str, mixed: bool)
 
     optimizer.step(loss)  # type: ignore[arg-type]
     assert guess == pytest.approx(float(loss().detach()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("later", "told"), [(0.45, False), (30.0, False), (100.0, True)])
+def test_a_loss_that_began_with_nothing_is_judged_by_those_it_is_summed_with(
+    later: float, told: bool
+) -> None:
+    """A detector that proposes no box at first has no loss of boxes; 30 times 2.4 is trouble."""
+    watch = object.__new__(Watch)
+    watch.memory, watch.floor = Memory(), None
+    said: list[str] = []
+    watch._alarm = lambda code, *_, **__: said.append(code)  # type: ignore[method-assign, assignment]
+    for step in range(1 + 2 * WINDOW):
+        watch._against_start(step, "task.bbox_cls_loss", 2.4)
+        watch._against_start(step, "task.bbox_loc_loss", later if step else 0.0007)
+    assert (said == ["KD780"]) is told and len(said) <= 1
 
 
 def test_outputs_that_differ_by_what_a_softmax_does_not_see_are_alike() -> None:
