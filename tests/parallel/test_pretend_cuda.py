@@ -17,6 +17,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Step
 from kdcli.spec.parse import parse
 from kdcli.spec.places import Places
+from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training import first_step
 from kdcli.training import train as training
 from kdcli.training.build import built
@@ -24,6 +25,7 @@ from kdcli.training.run import RunOptions
 from tests.benchmarks.methods import LEFT_OUT, MUTUAL, VARIANTS, Budget, spec_of
 from tests.distill.methods import METHODS
 from tests.parallel.pretend_cuda import CUDA, Watched, pretend_cuda
+from tests.scenes import on_scenes, random_teacher, write_scenes
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
 STEPS = 4
@@ -40,8 +42,11 @@ class Outcome:
     watched: Watched
 
 
-def run(spec: dict[str, Any], *, resume: bool = False, plugins: tuple[str, ...] = ()) -> Outcome:
-    """One run of a spec on the pretend device."""
+def run(
+    spec: dict[str, Any] | str, *changes: str, resume: bool = False, plugins: tuple[str, ...] = ()
+) -> Outcome:
+    """One run of a spec on the pretend device; changes: `dotted.key=value`."""
+    text = spec if isinstance(spec, str) else yaml.safe_dump(spec, sort_keys=False)
     loop, losses = training.TrainLoop, []
     with ExitStack() as stack:
         watched = stack.enter_context(pretend_cuda())
@@ -61,7 +66,12 @@ def run(spec: dict[str, Any], *, resume: bool = False, plugins: tuple[str, ...] 
         stack.enter_context(
             mock.patch.object(training.LossRecords, "flush", lambda records: iter(read(records)))
         )
-        parsed = parse(yaml.safe_dump(spec, sort_keys=False), "spec.yaml", base_dir=SAMPLES)
+        parsed = parse(
+            text,
+            "spec.yaml",
+            overrides=[parse_assignment(c, n) for n, c in enumerate(changes)],
+            base_dir=SAMPLES,
+        )
         options = RunOptions(overwrite=not resume, resume=resume, places=Places(SAMPLES), plugins=plugins)
         with built(parsed, options, Processes(device=CUDA)) as made:
             with watched.during("between steps"):
@@ -175,6 +185,18 @@ def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
     rest = run(spec, resume=True)
     assert first.losses + rest.losses == whole.losses and len(rest.losses) == 2
     assert mixes(rest) == {} and waits(rest) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("frs", 4), ("sample_feature", 4), ("defeat", 32)])
+def test_a_detector_mixes_nothing(name: str, width: int, tmp_path: Path) -> None:
+    """It does wait, for how many proposals and targets there are: once a level and image, among others."""
+    text = (SAMPLES / f"scenes_{name}.yaml").read_text()
+    changes = [*on_scenes(write_scenes(tmp_path)), *random_teacher(width)]
+    outcome = run(
+        text, *changes, f"saver.save_dir={tmp_path}/run", "dataset.dataloader.kwargs.pin_memory=true"
+    )
+    assert mixes(outcome) == {} and sum(waits(outcome).values()) <= 125
 
 
 def test_the_loss_table_is_covered() -> None:
