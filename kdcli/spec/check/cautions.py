@@ -120,7 +120,13 @@ def _other_epochs(
             yield from found[-1]
 
 
-WHOLE_LENGTH = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}
+WHOLE_LENGTH = {
+    "CosineAnnealingLR": "T_max",
+    "CosineLREpochScheduler": "T_max",
+    "EpochBasedCosineAnnealingLR": "T_max",
+    "PolynomialLR": "total_iters",
+    "polylr": "max_epoch",
+}
 """The argument of a scheduler that says over which length the learning rate falls, in epochs."""
 
 
