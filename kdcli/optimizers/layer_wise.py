@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -49,7 +49,7 @@ class Lamb(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what the closure returns, else None."""
         loss = None
         if closure is not None:
@@ -64,7 +64,7 @@ class Lamb(Optimizer):
             self._step(group, parameters, scale)
         return loss
 
-    def _step(self, group: dict[str, Any], parameters: list[nn.Parameter], scale: Tensor) -> None:
+    def _step(self, group: dict[str, Any], parameters: list[Tensor], scale: Tensor) -> None:
         if not parameters:
             return
         beta1, beta2 = group["betas"]
@@ -130,7 +130,7 @@ class Lars(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what the closure returns, else None."""
         loss = None
         if closure is not None:
@@ -142,7 +142,7 @@ class Lars(Optimizer):
                 self._step(group, parameters)
         return loss
 
-    def _step(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         decay, momentum = group["weight_decay"], group["momentum"]
         gradients = [p.grad for p in parameters if p.grad is not None]
         lengths = torch._foreach_norm(parameters)
@@ -166,9 +166,9 @@ class Lars(Optimizer):
         torch._foreach_add_(parameters, torch._foreach_mul(steps, rates), alpha=-group["lr"])
 
 
-def _moving(group: dict[str, Any]) -> list[nn.Parameter]:
+def _moving(group: dict[str, Any]) -> list[Tensor]:
     """The parameters of a group that have a gradient; raises RuntimeError for a sparse one."""
-    moving: list[nn.Parameter] = [p for p in group["params"] if p.grad is not None]
+    moving: list[Tensor] = [p for p in group["params"] if p.grad is not None]
     if any(p.grad is not None and p.grad.is_sparse for p in moving):
         raise RuntimeError("sparse gradients can't be used here")
     return moving
@@ -177,10 +177,11 @@ def _moving(group: dict[str, Any]) -> list[nn.Parameter]:
 def _norm(tensors: list[Tensor]) -> Tensor:
     """The 2-norm over all elements of all tensors."""
     norms = torch._foreach_norm(tensors)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
 
 
-def _ratios(parameters: list[nn.Parameter], updates: Iterable[Tensor]) -> list[Tensor]:
+def _ratios(parameters: list[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
     """|p| / |update| of each parameter; 1 where one of the two is 0."""
     lengths, others = torch._foreach_norm(parameters), torch._foreach_norm(list(updates))
     return [
