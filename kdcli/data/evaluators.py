@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcli.disk import asking
+from kdcli.disk import asking, is_file
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.ranges import Count, NonNegative
 
@@ -72,17 +72,14 @@ def imagenet_lt(
 
 def class_counts(file: Path, path: SpecPath) -> list[int]:
     """The list of whole numbers in a JSON file; path: of the file's name in the spec. Raises SpecError KD586."""
+    help = "it lists the number of training images of each class"
+    if not is_file(file):
+        raise SpecError.at(path, "KD586", f"there is no file `{file}`", help)
     try:
         with asking(file):
             counts = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, FileNotFoundError) as reason:
-        message = f"`{file}` can't be read as JSON: {reason}"
-        if isinstance(reason, FileNotFoundError):
-            message = f"there is no file `{file}`"
-        raise SpecError.at(
-            path, "KD586", message, "it lists the number of training images of each class"
-        ) from reason
+    except (ValueError, RecursionError) as reason:
+        raise SpecError.at(path, "KD586", f"`{file}` can't be read as JSON: {reason}", help) from reason
     if not isinstance(counts, list) or not counts or not all(type(n) is int and n >= 0 for n in counts):
-        message = f"`{file}` is no list of whole numbers"
-        raise SpecError.at(path, "KD586", message, "it lists the number of training images of each class")
+        raise SpecError.at(path, "KD586", f"`{file}` is no list of whole numbers", help)
     return counts
