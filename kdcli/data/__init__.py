@@ -22,9 +22,13 @@ TRANSFORMS: Table = {
     "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
     "to_rgb": Target("kdcli.data.transforms.pixels:ToRgb"),
     "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),
+    "torch_auto_augmentation": Target("kdcli.data.transforms.augment:AutoAugment"),
     "torch_center_crop": Target("kdcli.data.transforms.geometry:CenterCrop"),
     "torch_color_jitter": Target("kdcli.data.transforms.pixels:ColorJitter"),
     "torch_pad": Target("kdcli.data.transforms.geometry:Pad"),
+    "torch_randerase": Target("kdcli.data.transforms.augment:RandomErasing"),
+    "torch_random_augmentation": Target("kdcli.data.transforms.augment:RandAugment"),
+    "torch_random_augmentationIncre": Target("kdcli.data.transforms.augment:IncreasingRandAugment"),
     "torch_random_crop": Target("kdcli.data.transforms.geometry:RandomCrop"),
     "torch_random_horizontal_flip": Target("kdcli.data.transforms.geometry:RandomHorizontalFlip"),
     "torch_random_resized_crop": Target("kdcli.data.transforms.geometry:RandomResizedCrop"),
@@ -52,5 +56,6 @@ SAMPLERS: Table = {
 EVALUATORS: Table = {
     "COCO": Target("kdcli.data.evaluators:coco"),
     "imagenet": Target("kdcli.data.evaluators:imagenet"),
+    "imagenet_lt": Target("kdcli.data.evaluators:imagenet_lt"),
 }
 """What `evaluator.type` may be, with its arguments; the metrics themselves are in tasks/."""
