@@ -277,7 +277,7 @@ def _refused(path: Path, error: Exception) -> RunError:
         found = []
     allowed = {name for _, name in _plain_types()}
     named = FOREIGN.search(str(error))
-    names = [name for name in found if name not in allowed] or ([named[1]] if named else [])
+    names = [name for name in sorted(found) if name not in allowed] or ([named[1]] if named else [])
     if not names:
         return RunError.of("KD532", f"`{path}` can't be read as weights", WHOLE)
     needed = printable(", ".join(f"`{name}`" for name in names[:3]))

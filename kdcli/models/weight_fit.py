@@ -234,14 +234,15 @@ def _chosen(
         known = net.state_dict().keys()
         return [key for key, own in names.items() if own in known], notices
     misshaped = {own for own, _, _ in found.misshaped}
-    fitting = [key for key, own in names.items() if own not in {*misshaped, *found.unexpected}]
+    known = net.state_dict().keys()
+    fitting = [key for key, own in names.items() if own in known and own not in misshaped]
     begun = {_part(names[key]) for key in fitting}
     last = last_layer(net)
     other_count = {own for own, a, b in found.misshaped if _only_outputs_differ(net, own, a, b)}
     strange = [
         n for n in (*found.missing, *misshaped) if not n.startswith(f"{last}.") and n not in other_count
     ]
-    if not fitting or any(_part(own) in begun for own in strange):
+    if all(key.endswith(COUNTER) for key in fitting) or any(_part(own) in begun for own in strange):
         raise _does_not_fit(name, found)
     notices = []
     if random := [own for own in net.state_dict() if own in {*found.missing, *misshaped}]:

@@ -174,7 +174,7 @@ def _detectors_name(name: str, start: int) -> str:
         layer = f"c{number}_lateral" if level[1] == "inner" else f"p{number}_conv"
         return f"{layer}.{level[3]}"
     if stack := STACKS.fullmatch(name):
-        subnet = "cls_subnet" if stack[1] == "classification" else "box_subnet"
+        subnet = "box_subnet" if stack[1] == "regression" else "cls_subnet"
         return f"{subnet}.{2 * int(stack[2])}.{stack[3]}"
     for pattern, replacement in ROWS:
         if re.fullmatch(pattern, name):
