@@ -109,6 +109,8 @@ def _fits(net: nn.Module, state: NestedState[Shape], index: int, name: str, mode
         if filled and spelling.prefix and spelling.prefix.split(".")[-2] in children:
             continue
         shapes = _spelt(spelling, state.tensors)
+        if len(shapes) < len(spelling.names):
+            continue  # two tensors by one name: none may be dropped in silence
         try:
             chosen, notices = _chosen(net, shapes, name, mode, spelling.detector)
         except RunError:
@@ -116,7 +118,8 @@ def _fits(net: nn.Module, state: NestedState[Shape], index: int, name: str, mode
             filled |= not (plain.missing or plain.misshaped or _is_whole(net))
             continue
         own = renamed(net, list(shapes))
-        names = {k: own[n] for k, n in spelling.names.items() if n in own and n in chosen}
+        loaded = set(chosen)
+        names = {k: own[n] for k, n in spelling.names.items() if n in loaded}
         yield Reading(index, spelling, names, notices)
         if not spelling.prefix:
             return
@@ -181,7 +184,7 @@ def _nothing_fits(net: nn.Module, states: Sequence[NestedState[Shape]], name: st
     help = "is the network in the spec the one that was trained, with the same number of classes?"
     filled, state, spelling, rest = usual
     if other is not None and other[0] > filled:
-        key = printable(other[1].key + (f".{other[2].prefix}" if other[3] else "").removesuffix("."))
+        key = printable(other[1].key)
         of = "all" if other[0] == len(needed) else f"{other[0]} of {len(needed)}"
         help = f"`{key}` comes closest, {of} of the network's tensors fit: `weight_key: {key}`"
     elif (count := _other_count(net, rest)) is not None:
