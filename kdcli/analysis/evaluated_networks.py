@@ -199,9 +199,10 @@ def student_of(
     for path in candidates:
         if path is not None and (weights is not None or exists(path)):
             found = find_file(path)
-            load_weights(net, found)
+            read_otherwise = load_weights(net, found)
             size = size_of(found) if is_file(found) else None
-            return EvaluatedNetwork("student", net, size), [Notice(message=f"student: {path}")]
+            said = [f"student: {path}", *(f"student: {notice}" for notice in read_otherwise)]
+            return EvaluatedNetwork("student", net, size), [Notice(message=message) for message in said]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
@@ -238,7 +239,7 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )
-    left_out = tuple(load_weights(net, path, where=where))
+    left_out = tuple(load_weights(net, path, where=where, key=settings.weight_key))
     size = size_of(path) if is_file(path) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)

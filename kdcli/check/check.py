@@ -467,7 +467,7 @@ def _facts(sides: Sides, train: bool) -> DataFacts | None:
 def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, findings: Findings) -> None:
     """Compare names and shapes in the headers of the weight files with the networks.
 
-    nets: `net` and the teachers, by name. KD618 where a teacher's list lacks modules of its file.
+    nets: `net` and the teachers, by name. KD618 where a file is not read whole, or not under its own names.
     """
     for name, net in nets.items():
         if name == "net":
@@ -475,13 +475,15 @@ def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, 
                 with findings.part():
                     where: SpecPath = ("saver", "pretrain_model")
                     path = find_file(spec.saver.pretrain_model, places, where)
-                    check_weights(net, path, where=where, mode="pretrain")
+                    check_weights(net, path, where=where, mode="pretrain", key=spec.saver.weight_key)
             continue
-        weight = teacher_settings(spec, name).teacher_weight
+        settings = teacher_settings(spec, name)
+        weight = settings.teacher_weight
         if weight is not None:
             with findings.part():
                 where = weight_path(spec, name)
-                for notice in check_weights(net, find_file(weight, places, where), where=where):
+                file = find_file(weight, places, where)
+                for notice in check_weights(net, file, where=where, key=settings.weight_key):
                     message = f"{name}: {notice}"
                     unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
                     findings.found.append(unused)

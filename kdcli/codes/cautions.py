@@ -97,9 +97,11 @@ CAUTIONS: dict[str, Explanation] = {
         "right: stages: [{name: teacher, max_epoch: 1, jobs: [mimic_job0], task_loss: false}, ...]",
     ),
     "KD618": Explanation(
-        "weights of modules that a teacher's list lacks",
+        "weights that are read in part, or otherwise",
         "The list of a teacher may end after the layers that are mimicked; the rest of its weights is not"
-        " read. Where the teacher is to be measured too (`kdcli eval`), it needs its heads.",
+        " read. Where the teacher is to be measured too (`kdcli eval`), it needs its heads. It is also said where a"
+        " moving average is taken before the live weights, what all names begin with is taken off (`module.`, `net.`),"
+        " or torchvision's names of a detector are read as United-Perception's.",
         "right: teacher0: [backbone, neck], with the checkpoint of the whole detector",
     ),
     "KD619": Explanation(

@@ -139,15 +139,19 @@ FILES: dict[str, Explanation] = {
         " otherwise a part would"
         " stay random in silence. `saver.pretrain_model` may lack whole modules and the classifier;"
         " a teacher's file may hold modules that its list lacks, as a list may end after the layers"
-        " that are mimicked.",
+        " that are mimicked. All usual places of a checkpoint are tried (`kdcli explain KD532`), names as they are and"
+        " without what all of them begin with, and torchvision's names of detectors; the help names what comes"
+        " closest.",
         "wrong: a file of 1000 classes for num_classes: 10 as teacher_weight\n"
         "right: the network as it was trained",
     ),
     "KD532": Explanation(
         "a file that can't be read as weights",
         "It is torn, of another format, or holds no tensors. kdcli reads safetensors and torch"
-        " files: a state dict,"
-        " bare or under `model`, `state_dict` or `ema.ema_state_dict`, and its own checkpoints.",
+        " files: a state dict, bare or under `model`, `state_dict`, `model_state_dict`, `net`, `weights` or `params`, a"
+        " moving average before them (`ema.ema_state_dict`, `ema`, `model_ema`, `state_dict_ema`, `params_ema` ...),"
+        " and its own checkpoints. Any other place is named by `weight_key: a.b` beside `teacher_weight` or"
+        " `saver.pretrain_model`.",
         "wrong: teacher_weight: page.html\nright: teacher_weight: teacher.safetensors",
     ),
     "KD533": Explanation(
@@ -170,7 +174,7 @@ FILES: dict[str, Explanation] = {
     "KD536": Explanation(
         "a checkpoint that would run code",
         "A pickle can name any function to be called while it is read. kdcli reads tensors and"
-        " plain values only;"
+        " plain values only (numpy's numbers and the `args` of training scripts, an argparse.Namespace, among them);"
         " the message names what the file asks for beyond that.",
         "right: torch.save(model.state_dict(), 'weights.pt'), where you trust the original",
     ),
@@ -188,6 +192,36 @@ FILES: dict[str, Explanation] = {
         " too large for the network's: to convert them would change them in silence. float16, bfloat16, float32 and"
         " float64 are read alike.",
         "wrong: the state dict of a quantised model as teacher_weight\nright: the model's weights before quantisation",
+    ),
+    "KD546": Explanation(
+        "a program instead of weights",
+        "TorchScript and torch.export files hold code beside the tensors, and torch reads them by making that code"
+        " ready to run. kdcli runs nothing of a weights file.",
+        "right: torch.save(torch.jit.load('scripted.pt').state_dict(), 'weights.pt'), where you trust the original",
+    ),
+    "KD547": Explanation(
+        "weight_key names nothing in the file",
+        "`weight_key` is the way to a nested state through the keys of the checkpoint, with dots between; its last part"
+        " may be what the names of the tensors begin with.",
+        "wrong: weight_key: teachr\nright: {teacher_weight: dino.pth, weight_key: teacher}",
+    ),
+    "KD548": Explanation(
+        "weights of two networks that both fit",
+        "A checkpoint of a distillation or of a contrastive method holds two networks of one shape (`student.*` and"
+        " `teacher.*`, `encoder_q.*` and `encoder_k.*`). kdcli does not guess which is meant.",
+        "right: {teacher_weight: moco.pth, weight_key: state_dict.module.encoder_q}",
+    ),
+    "KD549": Explanation(
+        "torchvision's weights in another pyramid",
+        "torchvision's feature pyramids resize to the nearest pixel; its RetinaNet makes p6 of p5 and has a ReLU before"
+        " p7. A neck that does otherwise takes the same tensors and computes other maps.",
+        "right: neck: {type: FPN, kwargs: {upsample: nearest, use_p5: true, relu_between_extras: true, ...}}",
+    ),
+    "KD556": Explanation(
+        "weight_key without a file",
+        "`weight_key` says where in a checkpoint the weights lie; it stands beside `teacher_weight`, or in `saver`"
+        " beside `pretrain_model`. Weights of torchvision's by name are one network.",
+        "right: teacher0: {teacher_weight: checkpoint.pth, weight_key: model_state.teacher}",
     ),
     "KD540": Explanation(
         "weights that can't be written",

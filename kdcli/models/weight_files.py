@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import json
 import pickle
@@ -10,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 from urllib.error import URLError
 
@@ -30,17 +31,20 @@ from kdcli.models.checksums import (
     digest_of_weights,
     seal_holds,
 )
+from kdcli.models.weight_states import (
+    WHOLE,
+    NestedState,
+    first_state,
+    flat_states,
+    nested_states,
+    printable,
+)
 from kdcli.spec.places import HERE, TORCHVISION, Places
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
 """Finds the name of the refused class or function in torch's refusal of a pickle."""
 
-WHOLE = "is it a whole safetensors or torch file?"
-
 Kind = Literal["floating", "integer", "complex"]
-
-NESTING = (("ema", "ema_state_dict"), ("model",), ("state_dict",), ())
-"""Where a checkpoint may keep its tensors, best first; () is the bare state dict."""
 
 
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
@@ -58,37 +62,50 @@ def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = 
         raise RunError.of("KD530", f"no weights file `{name}`", help)
 
 
-def read_weights(source: str | Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, a leading `module.` stripped.
+def read_weights(source: str | Path, key: str | None = None) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, of the first usual state of a file, a leading `module.` stripped.
 
-    source: a safetensors or torch file (also kdcli's own, and with the nestings of NESTING), or
-    `torchvision:<Class_Weights.NAME>`. Nothing of the file is ever executed.
+    source, key: see read_states.
+    """
+    return first_state(read_states(source, key), Path(source))
+
+
+def read_states(source: str | Path, key: str | None = None) -> list[NestedState[Tensor]]:
+    """The states of a weights file, on the CPU, in the order in which they are tried.
+
+    source: a safetensors or torch file (also kdcli's own, nested as weight_states.py says), or
+    `torchvision:<Class_Weights.NAME>`. key: the nested state to read, `a.b`. Nothing of the file is ever executed.
     """
     if str(source).startswith(TORCHVISION):
-        return _torchvision_state(str(source).removeprefix(TORCHVISION))
+        return [NestedState("", _torchvision_state(str(source).removeprefix(TORCHVISION)))]
     path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
-            return _plain(_safetensors_state(path), path)
-        _refuse_compressed(path)
+            return flat_states(_safetensors_state(path), path, key)
+        _refuse_archive(path)
         whole = seal_holds(path)
         if whole is False:
             raise _damaged(path)
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_plain_types()):
             found = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(found, Mapping) and found.get(SEALED) is True and whole is None:
             raise _damaged(path)
-        state = _plain(found, path)
-        for key, tensor in state.items():
-            if tensor.layout is torch.strided and tensor.numel() * tensor.itemsize > max(
-                tensor.untyped_storage().nbytes(), 1
-            ):
-                raise RunError.of(
-                    "KD533",
-                    f"`{path}` declares `{key}` larger than what it holds: {tuple(tensor.shape)}",
-                    "the file is damaged or not what it says",
-                )
-        return state
+        states = nested_states(found, path, key)
+        for state in states:
+            _refuse_larger_than_held(state.tensors, path)
+        return states
+
+
+def _refuse_larger_than_held(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.layout is torch.strided and tensor.numel() * tensor.itemsize > max(
+            tensor.untyped_storage().nbytes(), 1
+        ):
+            raise RunError.of(
+                "KD533",
+                f"`{path}` declares `{printable(name)}` larger than what it holds: {tuple(tensor.shape)}",
+                "the file is damaged or not what it says",
+            )
 
 
 def _safetensors_state(path: Path) -> dict[str, Tensor]:
@@ -111,30 +128,30 @@ def _damaged(path: Path) -> RunError:
 
 def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name, without reading the tensors; the errors of read_weights, a damaged file's aside."""
-    return {key: shape for key, (shape, _) in described(source).items()}
+    states = described_states(source)
+    return {k: shape for k, (shape, _) in first_state(states, Path(source)).items()} if states else {}
 
 
-def described(source: str | Path) -> dict[str, tuple[tuple[int, ...], Kind]]:
-    """Shape and kind of number by name, without reading the tensors; nothing of torchvision's own weights."""
+def described_states(
+    source: str | Path, key: str | None = None
+) -> list[NestedState[tuple[tuple[int, ...], Kind]]]:
+    """Shape and kind of number by name of each state, without reading the tensors; nothing of `torchvision:` names."""
     if str(source).startswith(TORCHVISION):
         _torchvision_weights(str(source).removeprefix(TORCHVISION))
-        return {}
+        return []
     path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
-                slices = {key: file.get_slice(key) for key in file.keys()}
-                if not slices:
-                    raise _no_tensors(path)
-                return _stripped(
-                    {key: (tuple(s.get_shape()), _kind_in_header(s.get_dtype())) for key, s in slices.items()}
-                )
-        _refuse_compressed(path)
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                facts = {k: (tuple(s.get_shape()), _kind_in_header(s.get_dtype())) for k, s in slices.items()}
+                return flat_states(facts, path, key)
+        _refuse_archive(path)
         if not zipfile.is_zipfile(path):
-            return _facts(read_weights(path))
-        with FakeTensorMode(), torch.serialization.safe_globals(_numpy_scalars()):
+            return [state.of(_facts(state.tensors)) for state in read_states(path, key)]
+        with FakeTensorMode(), torch.serialization.safe_globals(_plain_types()):
             found = torch.load(path, map_location="cpu", weights_only=True)
-        return _facts(_plain(found, path))
+        return [state.of(_facts(state.tensors)) for state in nested_states(found, path, key)]
 
 
 def kind_of(dtype: torch.dtype) -> Kind:
@@ -205,11 +222,6 @@ def save_safetensors(
         ) from error
 
 
-def printable(text: str) -> str:
-    """Text from a file without the control characters that a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
-
-
 def _torchvision_weights(name: str) -> Any:
     import torchvision.models  # takes as long as torch itself
 
@@ -263,9 +275,9 @@ def _refused(path: Path, error: Exception) -> RunError:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
     except Exception:
         found = []
-    allowed = {name for _, name in _numpy_scalars()}
+    allowed = {name for _, name in _plain_types()}
     named = FOREIGN.search(str(error))
-    names = [name for name in found if name not in allowed] or ([named[1]] if named else [])
+    names = [name for name in sorted(found) if name not in allowed] or ([named[1]] if named else [])
     if not names:
         return RunError.of("KD532", f"`{path}` can't be read as weights", WHOLE)
     needed = printable(", ".join(f"`{name}`" for name in names[:3]))
@@ -291,91 +303,53 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _refuse_compressed(path: Path) -> None:
-    """torch stores tensors plainly; a compressed entry could unpack to any size."""
+def _refuse_archive(path: Path) -> None:
+    """Refuse an archive that is a program, and one with compressed entries, which could unpack to any size."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise RunError.of(
-                    "KD533",
-                    f"`{path}` holds compressed data, which torch does not write",
-                    "is it a weights file?",
-                )
+        entries = archive.infolist()
+    names = {entry.filename.partition("/")[2] for entry in entries}
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        raise _program(path, "a TorchScript archive", "torch.jit.load({path}).state_dict()")
+    if "archive_format" in names or any(name.endswith("serialized_exported_program.json") for name in names):
+        raise _program(path, "an exported program (torch.export)", "torch.export.load({path}).state_dict")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise RunError.of(
+            "KD533", f"`{path}` holds compressed data, which torch does not write", "is it a weights file?"
+        )
 
 
-def _numpy_scalars() -> list[Any]:
-    """Plain numpy numbers, which United-Perception keeps beside the weights."""
+def _program(path: Path, what: str, state: str) -> RunError:
+    return RunError.of(
+        "KD546",
+        f"`{path}` is {what}: a program with its weights, which would be run",
+        "where you trust it, make a state dict of it in Python: "
+        f"`torch.save({state.format(path=repr(str(path)))}, 'weights.pt')`",
+    )
+
+
+def _plain_types() -> list[Any]:
+    """Types of plain values that training scripts keep beside the weights: making one runs nothing of the file.
+
+    numpy's numbers (United-Perception), `args: argparse.Namespace` (torchvision's and timm's scripts, DeiT). A path
+    in it becomes a pure one, which can't ask the file system.
+    """
     from numpy._core.multiarray import scalar
 
     kinds = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.Int32DType]
-    named = [(kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds]
+    paths = [(PurePosixPath, "Posix"), (PureWindowsPath, "Windows")]
     return [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         (np.dtype, "numpy.dtype"),
         (codecs.encode, "_codecs.encode"),
-        *named,
+        (argparse.Namespace, "argparse.Namespace"),
+        *((kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds),
+        *(
+            (kind, f"{m}.{p}{n}Path")
+            for kind, n in paths
+            for p in ("", "Pure")
+            for m in ("pathlib", "pathlib._local")
+        ),
     ]
-
-
-def _plain(found: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of a loaded checkpoint by name."""
-    if isinstance(found, Mapping) and "kdcli" in found and "trainee" in found:
-        return _student(found)
-    if isinstance(found, Mapping) and not found:
-        raise _no_tensors(path)
-    for keys in NESTING:
-        inner = found
-        for key in keys:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if isinstance(inner, Mapping):
-            tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
-            _refuse_without_values(tensors, path)
-            if tensors:
-                return _stripped(tensors)
-    what = (
-        f"a mapping of {', '.join(map(repr, list(found)[:5]))}"
-        if isinstance(found, Mapping)
-        else "no mapping"
-    )
-    raise RunError.of(
-        "KD532",
-        f"`{path}` holds no state dict but {what}",
-        "expected tensors by name, plain or under `model`, `state_dict` or `ema.ema_state_dict`",
-    )
-
-
-def _no_tensors(path: Path) -> RunError:
-    return RunError.of("KD532", f"`{path}` holds no tensors: it is empty", WHOLE)
-
-
-def _refuse_without_values(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise KD532 for a tensor that is sparse, quantized, or on the meta device, where none has values."""
-    for name, tensor in tensors.items():
-        shown = f"`{path}` holds `{printable(name)}`"
-        if tensor.device.type == "meta":
-            help = "save the weights once they are loaded or initialised"
-            raise RunError.of("KD532", f"{shown} without values, on the `meta` device", help)
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
-            help = "save it dense: `tensor.to_dense()`, `tensor.dequantize()`"
-            raise RunError.of("KD532", f"{shown} as a {kind} tensor; kdcli reads dense ones", help)
-
-
-def _student(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The student of kdcli's own checkpoint: its moving average where there is one."""
-    averaged = checkpoint.get("ema")
-    if averaged:
-        return {**averaged["parameters"], **averaged["buffers"]}
-    prefix = "student."
-    return {k.removeprefix(prefix): v for k, v in checkpoint["trainee"].items() if k.startswith(prefix)}
-
-
-def _stripped(state: dict[str, Any]) -> dict[str, Any]:
-    """Without what data-parallel and compiled wrappers put before every name."""
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state

@@ -188,11 +188,13 @@ class JobTeacher(Model):
     """What a job says of one teacher.
 
     classes: of a teacher with other classes than the data, the one for each class of the data, by number or by
-    the name that its file gives: in the data's order, or a mapping from the data's names.
+    the name that its file gives: in the data's order, or a mapping from the data's names. weight_key: where in the
+    file `teacher_weight` the weights lie, `a.b`, where that is no usual place.
     """
 
     mimic_name: Many[str] = ()
     teacher_weight: str | None = None
+    weight_key: str | None = None
     teacher_bn_mode: Literal["eval", "train"] = "eval"
     allow_random: bool = False
     allow_weak_teacher: bool = False
@@ -398,13 +400,17 @@ class Trainer(Model):
 
 
 class Saver(Model):
-    """The run folder, pretrained weights, and a folder for the results as `<run>.json`."""
+    """The run folder, pretrained weights, and a folder for the results as `<run>.json`.
+
+    weight_key: where in the file `pretrain_model` the weights lie, `a.b`, where that is no usual place.
+    """
 
     save_dir: str | None = None
     results_dir: str | None = None
     auto_resume: bool = False
     resume_model: str | None = None
     pretrain_model: str | None = None
+    weight_key: str | None = None
 
 
 class Hook(Component):

@@ -343,7 +343,7 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
         return []
     where = ("saver", "pretrain_model")
     path = find_file(spec.saver.pretrain_model, options.places, where)
-    return list(load_weights(net, path, where=where, mode="pretrain"))
+    return list(load_weights(net, path, where=where, mode="pretrain", key=spec.saver.weight_key))
 
 
 def teacher_settings(spec: Spec, name: str) -> JobTeacher:
@@ -381,7 +381,7 @@ def build_teachers(
         if load and settings.teacher_weight is not None:
             where = weight_path(spec, name)
             file = find_file(settings.teacher_weight, options.places, where)
-            left_out = load_weights(net, file, where=where)
+            left_out = load_weights(net, file, where=where, key=settings.weight_key)
             if notices is not None:
                 notices += [f"{name}: {notice}" for notice in left_out]
         nets[name] = net

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from kdcli.models.network import build_network
 from kdcli.spec.schema import ModuleSpec
@@ -283,6 +286,9 @@ CASES: dict[str, Case] = {
     "KD533": weights("compressed.pth"),
     "KD534": weights("torchvision:ResNet81_Weights.DEFAULT"),
     "KD536": weights("code.pth"),
+    "KD546": weights("scripted.pth"),
+    "KD547": on_files("mimic.teacher0.teacher_weight=nested.pth", "mimic.teacher0.weight_key=teachr"),
+    "KD548": weights("two.pth"),
     "KD541": folders("hounds"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
@@ -334,7 +340,7 @@ ELSEWHERE = frozenset(
         *("KD435", "KD437", "KD439"),  # tests/check/test_check_losses.py: no loss of kdcli comes to that
         *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
         *("KD542", "KD543", "KD544"),  # data that a caller has in memory: tests/training/test_given_data.py
-        *("KD537", "KD538"),  # damaged weights, weights of another kind: tests/models
+        *("KD537", "KD538", "KD549"),  # damaged weights, of another kind, of another pyramid: tests/models
         *("KD584", "KD586"),  # several labels, class counts: tests/tasks/classification/test_several_heads.py
         "KD585",  # an export
         "KD545",  # NaN in a cache: tests/training/test_caches.py
@@ -378,7 +384,16 @@ def lay(folder: Path) -> None:
     head = {"head.classifier.weight": torch.zeros(4, 32), "head.classifier.bias": torch.zeros(4)}
     torch.save({**backbone.state_dict(), **head}, folder / "whole.pth")
     (folder / "text.pth").write_text("no weights")
-    torch.save({"epoch": Path("x")}, folder / "code.pth")
+    torch.save({"epoch": partial(print)}, folder / "code.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have no more of these archives
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "scripted.pth")
+    torch.save({"student": {"a": torch.zeros(1)}, "teacher": {"b": torch.zeros(1)}}, folder / "nested.pth")
+    teacher = yaml.safe_load(SPEC)["teacher0"]
+    modules = [ModuleSpec(**module) for module in ([teacher] if isinstance(teacher, dict) else teacher)]
+    teacher = build_network(modules, path=("net",)).state_dict()
+    two = {f"{name}.{k}": v for name in ("student", "teacher") for k, v in teacher.items()}
+    torch.save(two, folder / "two.pth")
     torch.save({"w": torch.zeros(4)}, folder / "plain.pth")
     (folder / "parts").mkdir()
     torch.save({"w": torch.zeros(4)}, folder / "parts/plain.pth")

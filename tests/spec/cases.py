@@ -83,6 +83,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
     "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),
     "KD304": (TWO_JOBS, ()),
+    "KD556": (
+        changed(("    teacher_weight: teacher.pth\n", "    allow_random: true\n    weight_key: a.b\n")),
+        ("saver.weight_key=a.b",),
+    ),
     "KD305": (stage("{name: a, max_epoch: 1, jobs: [mimic_job1]}"), ()),
     "KD306": (BASE, ("mimic.cfgs.loss.type=kd_lss",)),
     "KD307": (changed(("mimic_ins_type: base", "mimic_ins_type: bse")), ()),

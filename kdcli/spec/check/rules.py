@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
+from kdcli.spec.places import TORCHVISION
 from kdcli.spec.schema import Cache, Job, JobTeacher, Spec, Temperature
 
 _NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
@@ -18,6 +19,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _precision(spec)
     yield from _compiling(spec)
     yield from _networks(spec)
+    yield from _weight_keys(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)
@@ -175,7 +177,7 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
         if spec.runtime.fold_bn and any(part.teacher_bn_mode == "train" for _, part in uses):
             message = f"`{name}` normalises by its batches (`teacher_bn_mode: train`): nothing can be folded"
             yield _error(("runtime", "fold_bn"), "KD221", message, "leave `fold_bn` out")
-        for key in ("teacher_weight", "teacher_bn_mode", "classes", "input", "cache"):
+        for key in ("teacher_weight", "weight_key", "teacher_bn_mode", "classes", "input", "cache"):
             given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
             for job_name, value in given[1:]:
                 if value != given[0][1]:
@@ -183,6 +185,33 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
                     message = f"`{name}` is given another `{key}` than in `{given[0][0]}`"
                     help = "a teacher is built once: use one value, or a second teacher"
                     yield _error(path, "KD304", message, help)
+
+
+def _weight_keys(spec: Spec) -> Iterator[Diagnostic]:
+    """Check that each `weight_key` stands beside a file."""
+    keys: list[tuple[SpecPath, str, str | None]] = []
+    if spec.saver.weight_key is not None:
+        keys.append((("saver", "weight_key"), "pretrain_model", spec.saver.pretrain_model))
+    if spec.mimic is not None and spec.distils:
+        for job_name, job in spec.mimic.jobs.items():
+            for name, part in job.teachers.items():
+                if part.weight_key is not None:
+                    path: SpecPath = ("mimic", "jobs", job_name, "teachers", name, "weight_key")
+                    given = [
+                        j.teachers[name].teacher_weight
+                        for j in spec.mimic.jobs.values()
+                        if name in j.teachers
+                    ]
+                    keys.append(
+                        (path, "teacher_weight", next((file for file in given if file is not None), None))
+                    )
+    for path, beside, file in keys:
+        if file is None:
+            message = f"`weight_key` says where in a file weights lie, but there is no `{beside}`"
+            yield _error(path, "KD556", message, f"add `{beside}`, or delete `weight_key`", on_key=True)
+        elif file.startswith(TORCHVISION):
+            message = f"`weight_key` is for files: `{file}` holds one network"
+            yield _error(path, "KD556", message, "delete `weight_key`", on_key=True)
 
 
 def _stages(spec: Spec) -> Iterator[Diagnostic]:

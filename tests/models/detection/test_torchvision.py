@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 
-from kdcli.models.network import Network
-from tests.models.detection.nets import batch, build, faster_rcnn, retinanet
-
-ROWS: tuple[tuple[str, str], ...] = (
-    (r"backbone\.body\.conv1\.(.*)", r"backbone.layer0.0.\1"),
-    (r"backbone\.body\.bn1\.(.*)", r"backbone.layer0.1.\1"),
-    (r"backbone\.body\.(layer\d.*)", r"backbone.\1"),
-    (r"backbone\.fpn\.extra_blocks\.p(\d)\.(.*)", r"neck.p\1_conv.\2"),
-    (r"rpn\.head\.conv(?:\.0\.0)?\.(weight|bias)", r"roi_head.conv3x3.\1"),
-    (r"rpn\.head\.cls_logits\.(.*)", r"roi_head.conv_cls.\1"),
-    (r"rpn\.head\.bbox_pred\.(.*)", r"roi_head.conv_loc.\1"),
-    (r"roi_heads\.box_head\.(fc[67]\..*)", r"bbox_head.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"bbox_head.fc_rcnn_cls.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"bbox_head.fc_rcnn_loc.\1"),
-    (r"head\.classification_head\.cls_logits\.(.*)", r"roi_head.cls_subnet_pred.\1"),
-    (r"head\.regression_head\.bbox_reg\.(.*)", r"roi_head.box_subnet_pred.\1"),
-)
-LEVELS = re.compile(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)(?:\.0)?\.(weight|bias)")
-STACKS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)(?:\.0)?\.(weight|bias)")
-
-
-def rename_torchvision_detection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of torchvision's fasterrcnn_*_fpn or retinanet_* in our names.
-
-    The modules are called backbone, neck, roi_head and bbox_head. RetinaNet's logits lose the background
-    column, which torchvision keeps and never trains. A name that is not known stays as it is.
-    """
-    # torchvision's RetinaNet begins its pyramid at layer2, Faster R-CNN at layer1.
-    start = 3 if "backbone.fpn.extra_blocks.p6.weight" in state else 2
-    shared = "head.regression_head.bbox_reg.bias"
-    anchors = state[shared].shape[0] // 4 if shared in state else 0
-    renamed = {}
-    for name, tensor in state.items():
-        target = _target(name, start)
-        if target.startswith("roi_head.cls_subnet_pred.") and anchors:
-            tensor = tensor.reshape(anchors, -1, *tensor.shape[1:])[:, 1:].flatten(0, 1)
-        renamed[target] = tensor
-    return renamed
-
-
-def _target(name: str, start: int) -> str:
-    if level := LEVELS.fullmatch(name):
-        number = start + int(level[2])
-        layer = f"c{number}_lateral" if level[1] == "inner" else f"p{number}_conv"
-        return f"neck.{layer}.{level[3]}"
-    if stack := STACKS.fullmatch(name):
-        subnet = "cls_subnet" if stack[1] == "classification" else "box_subnet"
-        return f"roi_head.{subnet}.{2 * int(stack[2])}.{stack[3]}"
-    for pattern, replacement in ROWS:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
+from kdcli.errors import RunError
+from kdcli.models.network import Network, build_network
+from kdcli.models.weights import check_weights, load_weights
+from kdcli.spec.schema import ModuleSpec
+from tests.models.detection.nets import batch, faster_rcnn, retinanet
 
 
 def with_random_statistics(model: torch.nn.Module) -> torch.nn.Module:
@@ -77,11 +31,19 @@ def with_random_statistics(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def loaded(net: Network, model: torch.nn.Module) -> Network:
-    state = rename_torchvision_detection(model.state_dict())
-    found = net.load_state_dict(state, strict=False)
-    assert not found.unexpected_keys
-    assert all(name.endswith("num_batches_tracked") for name in found.missing_keys)
+def teacher(modules: Sequence[ModuleSpec]) -> Network:
+    return build_network(modules, path=("teachers", "teacher0"), aligned=True)
+
+
+def loaded(net: Network, model: torch.nn.Module, folder: Path) -> Network:
+    """The network with torchvision's file loaded as any other is, in the form of torchvision's training script."""
+    torch.save({"model": model.state_dict(), "epoch": 3, "args": Namespace(lr=0.02)}, folder / "model.pth")
+    checked = check_weights(net, folder / "model.pth")
+    (notice,) = load_weights(net, folder / "model.pth")
+    assert checked == [notice]
+    assert (
+        "torchvision's names are read as United-Perception's: `backbone.body.*` as the backbone's" in notice
+    )
     return net.eval()
 
 
@@ -93,14 +55,14 @@ def match_eps(net: Network, model: Any) -> None:
 
 
 @torch.no_grad()
-def test_faster_rcnn_features_and_proposal_maps_agree() -> None:
+def test_faster_rcnn_features_and_proposal_maps_agree(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = with_random_statistics(
         fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
     )
     modules = faster_rcnn(4, 256, 50)
     modules[5] = modules[5].model_copy(update={"kwargs": {**modules[5].kwargs, "feat_planes": 1024}})
-    net = loaded(build(modules, aligned=True), model)
+    net = loaded(teacher(modules), model, tmp_path)
     match_eps(net, model)
     image = batch()["image"]
     outputs = net(batch())
@@ -120,7 +82,7 @@ def test_faster_rcnn_features_and_proposal_maps_agree() -> None:
 
 
 @torch.no_grad()
-def test_retinanet_maps_agree_but_for_the_background_column() -> None:
+def test_retinanet_maps_agree_but_for_the_background_column(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = with_random_statistics(
         retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
@@ -128,7 +90,7 @@ def test_retinanet_maps_agree_but_for_the_background_column() -> None:
     modules = retinanet(4, 256, 50)
     kwargs = {**modules[1].kwargs, "use_p5": True, "relu_between_extras": True}
     modules[1] = modules[1].model_copy(update={"kwargs": kwargs})
-    net = loaded(build(modules, aligned=True), model)
+    net = loaded(teacher(modules), model, tmp_path)
     match_eps(net, model)
     image = batch()["image"]
     outputs = net(batch())
@@ -142,5 +104,31 @@ def test_retinanet_maps_agree_but_for_the_background_column() -> None:
     torch.testing.assert_close(deltas, head["bbox_regression"], rtol=1e-4, atol=1e-4)
 
 
-def test_unknown_names_stay() -> None:
-    assert list(rename_torchvision_detection({"other.weight": torch.zeros(1)})) == ["other.weight"]
+def test_a_cut_teacher_names_what_torchvision_calls_the_rest(tmp_path: Path) -> None:
+    model: Any = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    cut = teacher([module for module in faster_rcnn(4, 256, 50) if module.name in ("backbone", "neck")])
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    _, unused = load_weights(cut, tmp_path / "model.pth")
+    assert unused == "14 tensors of `rpn`, `roi_heads` are not used: the teacher's list has no such module"
+    assert torch.equal(cut.neck.p3_conv.weight, model.backbone.fpn.layer_blocks[1][0].weight)
+
+
+@pytest.mark.parametrize(
+    "kwargs, said",
+    [
+        ({"use_p5": False}, "say `use_p5: true` in"),
+        ({"relu_between_extras": False}, "say `relu_between_extras: true` in"),
+        ({"upsample": "bilinear"}, "say `upsample: nearest` in"),
+    ],
+)
+def test_a_pyramid_that_computes_otherwise_is_refused(
+    kwargs: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    modules = [module for module in retinanet(4, 256, 50) if module.name in ("backbone", "neck")]
+    like = {"use_p5": True, "relu_between_extras": True, "upsample": "nearest"}
+    modules[1] = modules[1].model_copy(update={"kwargs": {**modules[1].kwargs, **like, **kwargs}})
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(RunError, match="KD549") as caught:
+        check_weights(teacher(modules), tmp_path / "model.pth")
+    assert said in str(caught.value.diagnostics[0].help)
