@@ -82,18 +82,6 @@ BACKBONES: dict[str, Target] = {
     },
 }
 
-UNUSED: dict[str, tuple[str, ...]] = {
-    "kdcli.models.heads:ClsHead": ("representation_size",),
-    RESNET_D: ("layer_deform", "checkpoint", "fa"),
-    "kdcli.models.backbones.mobilenet:MobileNetV3": ("dropout",),
-    EFFICIENTNET: ("checkpoint",),
-    CONVNEXT: ("num_classes", "in_22k"),
-    SWIN: ("use_checkpoint",),
-    CSWIN: ("patch_size", "num_classes", "use_chk", "hybrid_backbone"),
-    VISION_TRANSFORMER: ("patch_stride", "num_classes"),
-}
-"""Arguments that United-Perception's specs give and that change nothing, by the code behind the type."""
-
 SMALL_IMAGE_MODELS: dict[str, Target] = {
     **{
         f"cifar_resnet{depth}": Target(CIFAR_RESNET, {"depth": depth, "wide": False})

@@ -62,7 +62,6 @@ class ViTHead(ClsHead):
     Reads `features[input_feature_idx]`: the pair of a map [B, D, H, W] and the class token [B, D], or the map alone.
     Output `logits` [B, num_classes], or a list of them. cls_type: `token`, anything else is the mean. bn: whether a
     BatchNorm without weights comes first. representation_size: width of a linear layer with tanh before the classifier.
-    use_pool, dropout: United-Perception's head takes them and does nothing with them.
     """
 
     def __init__(
@@ -72,8 +71,6 @@ class ViTHead(ClsHead):
         num_classes: Width | list[Width],
         in_plane: Width | None = None,
         input_feature_idx: int = -1,
-        use_pool: bool = False,
-        dropout: Share | None = None,
         cls_type: Literal["token", "avg_pool"] = "token",
         representation_size: Width | None = None,
         bn: bool | None = None,

@@ -26,7 +26,6 @@ class ClsHead(ViewModule):
     vectors [B, C]. Output `logits` [B, num_classes], or a list of them for a list of num_classes.
     in_plane: C; by default what the module before gives. dropout: rate before the classifier. classifier_cfg:
     {type: linear | norm_linear, kwargs}, or a list of them for a list of num_classes; linear by default.
-    representation_size: of United-Perception's specs, without meaning here.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class ClsHead(ViewModule):
         use_pool: bool = True,
         dropout: Share | None = None,
         classifier_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
-        representation_size: Width | None = None,
     ) -> None:
         super().__init__()
         found = inplanes[input_feature_idx] if isinstance(inplanes, list) else inplanes

@@ -60,7 +60,7 @@ class ConvNeXt(ViewModule):
     Outputs `features`: maps [B, C, H / stride, W / stride] of the stages in out_layers (0 to 3: strides 4, 8, 16, 32),
     and `strides`. name: of SIZES, whose depths and dims may be replaced. drop_path_rate: of the last block, rising
     linearly from 0. layer_scale_init_value: the scale's first value, 0 for no scale. act_func: `gelu` by default.
-    num_classes, pretrained, in_22k: of United-Perception, without meaning here. Reads `image` [B, in_chans, H, W].
+    pretrained: false. Reads `image` [B, in_chans, H, W].
     Source: "A ConvNet for the 2020s", arXiv:2201.03545.
     """
 
@@ -69,7 +69,6 @@ class ConvNeXt(ViewModule):
         *,
         name: str,
         in_chans: Width = 3,
-        num_classes: Width = 1000,
         depths: list[Count] | None = None,
         dims: list[Width] | None = None,
         drop_path_rate: ShareBelowOne = 0.0,
@@ -78,7 +77,6 @@ class ConvNeXt(ViewModule):
         out_layers: list[CountOrNone] | None = None,
         out_strides: list[Count] | None = None,
         pretrained: bool = False,
-        in_22k: bool = False,
     ) -> None:
         super().__init__()
         no_download(pretrained)

@@ -145,8 +145,8 @@ class CSWin(ViewModule):
     Outputs `features`: maps [B, C, H / stride, W / stride] of the stages in out_indices (0 to 3: strides 4, 8, 16, 32),
     and `strides`. Inside, layers give tokens [B, H · W, C] without a class token; images need not be of the name's
     size, maps are padded to whole stripes. name: of SIZES, each of whose parts may be replaced: img_size, embed_dim,
-    depth, split_size, num_heads. drop_path_rate: of the last block, rising linearly from 0. patch_size, num_classes, use_chk,
-    hybrid_backbone, pretrained: of United-Perception, without meaning here. Reads `image` [B, in_chans, H, W].
+    depth, split_size, num_heads. drop_path_rate: of the last block, rising linearly from 0. pretrained: false.
+    Reads `image` [B, in_chans, H, W].
     Source: "CSWin Transformer", arXiv:2107.00652.
     """
 
@@ -155,9 +155,7 @@ class CSWin(ViewModule):
         *,
         name: str,
         img_size: Side | None = None,
-        patch_size: Side = 4,
         in_chans: Width = 3,
-        num_classes: Width = 1000,
         embed_dim: Width | None = None,
         depth: list[Count] | None = None,
         split_size: list[Count] | None = None,
@@ -169,8 +167,6 @@ class CSWin(ViewModule):
         drop_rate: ShareBelowOne = 0.0,
         attn_drop_rate: ShareBelowOne = 0.0,
         drop_path_rate: ShareBelowOne = 0.0,
-        hybrid_backbone: str | None = None,
-        use_chk: bool = False,
         out_strides: list[Count] | None = None,
         pretrained: bool = False,
     ) -> None:

@@ -207,14 +207,13 @@ def efficientnet(
     initializer: dict[str, Any] | None = None,
     override_params: dict[str, Any] | None = None,
     override_block: dict[str, str] | None = None,
-    checkpoint: bool = False,
     weights: str | None = None,
 ) -> ViewModule:
     """EfficientNet of United-Perception where out_stages is given, of torchvision otherwise.
 
     United-Perception's: EfficientNet's arguments; override_params: of width_coefficient, depth_coefficient,
     drop_connect_rate (0.3), depth_divisor, min_depth; override_block: for the number of a stage, from 0, its new
-    design, as `r2_k3_s22_e6_i16_o24_se0.25`; checkpoint: without meaning here. torchvision's: out_layers, out_strides, weights
+    design, as `r2_k3_s22_e6_i16_o24_se0.25`. torchvision's: out_layers, out_strides, weights
     of TorchvisionStages.
     """
     own = {

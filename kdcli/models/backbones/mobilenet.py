@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcli.models.layers import build_norm, initialize, rounded_width
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.spec.ranges import Count, Factor, Share
+from kdcli.spec.ranges import Count, Factor
 
 V2_BLOCKS = (
     (1, 16, 1, 1),
@@ -185,8 +185,7 @@ class MobileNetV3(_MobileNet):
     The last feature is pooled, [B, 1280, 1, 1], whatever its stride is called: pooling and the 1×1 convolution behind
     it belong to the backbone. The largest of out_strides (2 to 32) ends the network. mode: `small` or `large`.
     width_mult: factor on channels, rounded to a multiple of round_nearest. normalize, initializer: of
-    models/layers.py; without initializer Kaiming normal by fan out. dropout: United-Perception takes it and does
-    nothing with it; the head's is the one that counts. Reads `image` [B, 3, H, W].
+    models/layers.py; without initializer Kaiming normal by fan out. Reads `image` [B, 3, H, W].
     Source: "Searching for MobileNetV3", arXiv:1905.02244.
     """
 
@@ -195,7 +194,6 @@ class MobileNetV3(_MobileNet):
         *,
         out_strides: list[Count] | None = None,
         width_mult: Factor = 1.0,
-        dropout: Share = 0.8,
         round_nearest: Count = 8,
         mode: Literal["small", "large"] = "small",
         c4_output: bool = False,

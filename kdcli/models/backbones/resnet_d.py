@@ -15,8 +15,8 @@ class ResNetD(ResNet):
     """ResNet whose shortcuts pad one row and column of zeros, average 2×2 and then convolve by 1×1.
 
     Outputs, frozen_layers, normalize, initializer, style, multiplier, deep_stem as in ResNet; without initializer the
-    shortcuts' norms begin with weight 0. nnie: pooling 2×2 without padding in the stem. layer_deform, checkpoint, fa,
-    pretrained: of United-Perception, without meaning here. Reads `image` [B, input_channel, H, W].
+    shortcuts' norms begin with weight 0. nnie: pooling 2×2 without padding in the stem. pretrained: false.
+    Reads `image` [B, input_channel, H, W].
     Source: "Bag of Tricks for Image Classification with Convolutional Neural Networks", arXiv:1812.01187.
     """
 
@@ -30,12 +30,9 @@ class ResNetD(ResNet):
         out_strides: list[Count] | None = None,
         style: Literal["pytorch", "caffe"] = "pytorch",
         frozen_layers: list[CountOrNone] | None = None,
-        layer_deform: list[Any] | None = None,
         normalize: dict[str, Any] | None = None,
         multiplier: Factor = 1.0,
-        checkpoint: bool | list[bool] = False,
         initializer: dict[str, Any] | None = None,
-        fa: dict[str, Any] | None = None,
         nnie: bool = False,
         deep_stem: bool = False,
         input_channel: Width = 3,

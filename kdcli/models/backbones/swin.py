@@ -228,7 +228,7 @@ class Swin(ViewModule):
     windows. ape: a trained embedding of positions, resized to the images. drop_path_rate: of the last block, rising
     linearly from 0. frozen_stages: 0 freezes patch_embed, 1 the embedding of positions too, n from 2 on the first
     n − 1 stages too. out_stride: as many as out_indices or of all stages. All names (`swin_tiny` ...) have one and
-    the same default size. use_checkpoint, pretrained: of United-Perception, without meaning here.
+    the same default size. pretrained: false.
     Reads `image` [B, in_chans, H, W].
     Source: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv:2103.14030.
     """
@@ -253,7 +253,6 @@ class Swin(ViewModule):
         patch_norm: bool = True,
         out_indices: list[CountOrNone] | None = None,
         frozen_stages: Annotated[int, Range(at_least=-1)] = -1,
-        use_checkpoint: bool = False,
         out_stride: list[Count] | None = None,
         pretrained: bool = False,
     ) -> None:

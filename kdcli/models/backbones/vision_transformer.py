@@ -111,7 +111,7 @@ class VisionTransformer(ViewModule):
     [B, D, H / patch, W / patch] and the class token [B, D], with classifier `gap` the map alone; and `strides`, the
     side of a patch. Inside, layers give tokens [B, 1 + H · W / patch², D], the class token first. last_norm: whether
     the last block's tokens go through encoder_norm. drop_path: the rate of every block. name: of SIZES, each of whose
-    parts may be replaced. patch_stride, num_classes, pretrained: of United-Perception, without meaning here.
+    parts may be replaced. pretrained: false.
     Reads `image` [B, in_channel, image_size, image_size].
     Source: "An Image is Worth 16x16 Words", arXiv:2010.11929.
     """
@@ -122,8 +122,6 @@ class VisionTransformer(ViewModule):
         name: str,
         image_size: Side = 224,
         patch_size: Side | None = None,
-        patch_stride: Side | None = None,
-        num_classes: Width = 1000,
         hidden_dim: Width | None = None,
         depth: Count | None = None,
         mlp_dim: Width | None = None,
