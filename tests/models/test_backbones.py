@@ -446,3 +446,26 @@ def test_a_checkpoint_with_both_names_of_the_stem_fits_resnet_d(tmp_path: Path) 
     torch.save({"state_dict": both}, tmp_path / "up.pth")
     assert load_weights(net, tmp_path / "up.pth") == []
     assert torch.equal(net.state_dict()["backbone.layer0.0.weight"], state["backbone.layer0.0.weight"])
+
+
+class Logits(nn.Module):
+    """A network as a function from images to logits."""
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, 10]."""
+        found: Tensor = self.net({"image": image})["logits"]
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_exports_for_any_number_of_images(name: str) -> None:
+    net = Logits(tiny(name).eval())
+    count = torch.export.Dim("count", min=1, max=512)
+    program = torch.export.export(net, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"image": {0: count}})
+    image = torch.randn(5, 3, 64, 64)
+    assert torch.allclose(program.module()(image), net(image), atol=1e-5)
