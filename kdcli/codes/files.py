@@ -357,6 +357,17 @@ FILES: dict[str, Explanation] = {
         " precision is the mean over the others. This is only told.",
         "right: the same names in the `categories` of both files, in any order",
     ),
+    "KD576": Explanation(
+        "feature of two parts where one is read",
+        "United-Perception's vision transformers give a map and a class token together as one feature. `vit_head` reads"
+        " either of them; the other heads read one tensor.",
+        "wrong: {type: base_cls_head} after {type: vit_base_patch16_224}\nright: {type: vit_head}",
+    ),
+    "KD577": Explanation(
+        "class token that the backbone does not have",
+        "`vit_head` reads the class token by default, and a vision transformer with `classifier: gap` has none.",
+        "wrong: {type: vit_head} after {classifier: gap}\nright: {type: vit_head, kwargs: {cls_type: avg_pool, ...}}",
+    ),
     "KD584": Explanation(
         "heads and labels are not as many",
         "A head whose `num_classes` is a list gives logits for each, and learns from as many labels of a sample: JSON"

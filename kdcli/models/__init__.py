@@ -12,6 +12,13 @@ CIFAR_RESNET = "kdcli.models.cifar.resnet:CifarResNet"
 CIFAR_DEEP_RESNET = "kdcli.models.cifar.deep_resnet:DeepCifarResNet"
 WIDE_RESNET = "kdcli.models.cifar.wide_resnet:WideResNet"
 VGG = "kdcli.models.cifar.vgg:Vgg"
+RESNET_D = "kdcli.models.backbones.resnet_d:ResNetD"
+REGNET = "kdcli.models.backbones.regnet:RegNet"
+EFFICIENTNET = "kdcli.models.backbones.efficientnet:efficientnet"
+CONVNEXT = "kdcli.models.backbones.convnext:ConvNeXt"
+SWIN = "kdcli.models.backbones.swin:Swin"
+CSWIN = "kdcli.models.backbones.cswin:CSWin"
+VISION_TRANSFORMER = "kdcli.models.backbones.vision_transformer:VisionTransformer"
 STAGES = "kdcli.models.backbones.torchvision_backbones:TorchvisionStages"
 VIT = "kdcli.models.backbones.torchvision_backbones:TorchvisionVit"
 
@@ -22,13 +29,57 @@ BACKBONES: dict[str, Target] = {
     **{
         name: Target(STAGES, {"name": name, "width_mult": None})
         for name in (
-            *(f"efficientnet_b{size}" for size in range(8)),
             *(f"efficientnet_v2_{size}" for size in "sml"),
             *(f"regnet_x_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
             *(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
         )
     },
     **{name: Target(VIT, {"name": name}) for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
+    **{f"resnet{depth}_D": Target(RESNET_D, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+    "resnet_custom_D": Target(RESNET_D, {"depth": None}),
+    "mobilenetv2": Target("kdcli.models.backbones.mobilenet:MobileNetV2"),
+    "mobilenetv3": Target("kdcli.models.backbones.mobilenet:MobileNetV3"),
+    **{
+        name: Target(REGNET, {"name": name})
+        for kind in "xy"
+        for size in (200, 400, 600, 800, 1600, 3200, 4000, 6400)
+        for name in (f"regnet{kind}_{size}m",)
+    },
+    **{name: Target(EFFICIENTNET, {"name": name}) for name in (f"efficientnet_b{size}" for size in range(8))},
+    **{
+        name: Target(CONVNEXT, {"name": name})
+        for name in (f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge"))
+    },
+    **{
+        name: Target(SWIN)
+        for name in (
+            "swin_tiny",
+            "swin_small",
+            "swin_base_224",
+            "swin_base_384",
+            "swin_large_224",
+            "swin_large_384",
+        )
+    },
+    **{
+        name: Target(CSWIN, {"name": name})
+        for name in (
+            *("CSWin_64_12211_tiny_224", "CSWin_64_24322_small_224", "CSWin_96_24322_base_224"),
+            *("CSWin_144_24322_large_224", "CSWin_96_24322_base_384", "CSWin_144_24322_large_384"),
+        )
+    },
+    **{
+        name: Target(VISION_TRANSFORMER, {"name": name})
+        for name in (
+            *(
+                "vit_base_patch32_224",
+                "vit_base_patch16_224",
+                "vit_large_patch16_224",
+                "vit_huge_patch14_224",
+            ),
+            *("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"),
+        )
+    },
 }
 
 SMALL_IMAGE_MODELS: dict[str, Target] = {
@@ -51,6 +102,8 @@ SMALL_IMAGE_MODELS: dict[str, Target] = {
 
 CLASSIFICATION: dict[str, Target] = {
     "base_cls_head": Target("kdcli.models.heads:ClsHead"),
+    "convnext_head": Target("kdcli.models.cls_heads:ConvNeXtHead"),
+    "vit_head": Target("kdcli.models.cls_heads:ViTHead"),
     "base_cls_postprocess": Target("kdcli.models.heads:ClsPostProcess"),
     "ADAP": Target("kdcli.models.adapt:Adapt"),
     "peer": Target("kdcli.models.heads:Peer"),

@@ -17,7 +17,7 @@ from kdcli.models.balanced_losses import SoftmaxEql, SoftmaxEqlV2
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.network import construct
 from kdcli.spec.check.components import refuse_misfits, types_of
-from kdcli.spec.ranges import Share, TaskWeight, Width
+from kdcli.spec.ranges import Positive, Share, TaskWeight, Width
 
 
 class ClsHead(ViewModule):
@@ -25,7 +25,8 @@ class ClsHead(ViewModule):
 
     Reads `features[input_feature_idx]`: maps [B, C, H, W] (averaged over H and W with use_pool) or
     vectors [B, C]. Output `logits` [B, num_classes], or a list of them for a list of num_classes.
-    in_plane: C; by default what the module before gives. dropout: rate before the classifier.
+    in_plane: C; by default what the module before gives. dropout: rate before the classifier. classifier_cfg:
+    {type: linear | norm_linear, kwargs}, or a list of them for a list of num_classes; linear by default.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ClsHead(ViewModule):
         input_feature_idx: int = -1,
         use_pool: bool = True,
         dropout: Share | None = None,
+        classifier_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         found = inplanes[input_feature_idx] if isinstance(inplanes, list) else inplanes
@@ -46,32 +48,101 @@ class ClsHead(ViewModule):
             raise ValueError(f"in_plane is {in_plane}, but the module before gives {found} channels")
         width = in_plane if in_plane is not None else found
         assert width is not None
+        self.width = width
         self.num_classes = num_classes
         self.input_feature_idx = input_feature_idx
         self.pool = nn.AdaptiveAvgPool2d(1) if use_pool else None
         self.drop = nn.Dropout(dropout) if dropout is not None else None
-        self.classifier: nn.Linear | nn.ModuleList
-        if isinstance(num_classes, list):
-            self.classifier = nn.ModuleList(_linear(width, count) for count in num_classes)
-        else:
-            self.classifier = _linear(width, num_classes)
+        self.classifier = build_classifier(width, num_classes, classifier_cfg)
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `features`."""
-        x: Tensor = outputs["features"][self.input_feature_idx]
+        x = one_tensor(outputs["features"][self.input_feature_idx])
         if self.pool is not None:
             x = self.pool(x).flatten(1)
         if self.drop is not None:
             x = self.drop(x)
+        return {"logits": self.logits(x)}
+
+    def logits(self, x: Tensor) -> Tensor | list[Tensor]:
+        """What the classifier makes of vectors [B, C]."""
         if isinstance(self.classifier, nn.ModuleList):
-            return {"logits": [layer(x) for layer in self.classifier]}
-        return {"logits": self.classifier(x)}
+            return [layer(x) for layer in self.classifier]
+        found: Tensor = self.classifier(x)
+        return found
 
 
-def _linear(width: int, classes: int) -> nn.Linear:
-    layer = nn.Linear(width, classes)
+def one_tensor(feature: Tensor | list[Tensor]) -> Tensor:
+    """A feature that is one tensor; raises RunError for the map and class token that a transformer gives together."""
+    if isinstance(feature, Tensor):
+        return feature
+    raise RunError.of(
+        "KD576",
+        "the feature is a map and a class token together, which `vit_head` alone reads",
+        "take `vit_head`",
+    )
+
+
+class NormedLinear(nn.Module):
+    """Cosines of a vector and each class's weights, times a factor; no bias.
+
+    tempearture (spelt as in United-Perception): the factor. `weight` is [in_features, out_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, tempearture: Positive = 30.0) -> None:
+        super().__init__()
+        self.factor = tempearture
+        self.weight = nn.Parameter(F.normalize(torch.empty(in_features, out_features).uniform_(-1, 1), dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_features] to [B, out_features]."""
+        return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0) * self.factor
+
+
+def build_classifier(
+    width: int,
+    num_classes: int | list[int],
+    given: dict[str, Any] | list[dict[str, Any]] | None = None,
+) -> nn.Module:
+    """The last layer from `classifier_cfg`, several for a list of num_classes; ValueError where it is wrong."""
+    if not isinstance(num_classes, list):
+        if isinstance(given, list):
+            raise ValueError("classifier_cfg is one mapping where num_classes is one number")
+        return _classifier(width, num_classes, given)
+    each = given if isinstance(given, list) else [given] * len(num_classes)
+    if len(each) != len(num_classes):
+        raise ValueError(
+            f"classifier_cfg has {len(each)} entries for {len(num_classes)} heads: give one for each head"
+        )
+    return nn.ModuleList(_classifier(width, count, one) for count, one in zip(num_classes, each, strict=True))
+
+
+def _classifier(width: int, classes: int, given: Mapping[str, Any] | None) -> nn.Module:
+    if given is None:
+        return _linear(width, classes)
+    kind, kwargs = given.get("type"), dict(given.get("kwargs") or {})
+    hints: dict[str, dict[str, Any]] = {"linear": {"bias": bool}, "norm_linear": {"tempearture": Positive}}
+    if not isinstance(kind, str) or kind not in hints or set(given) - {"type", "kwargs"}:
+        raise ValueError(
+            f"classifier_cfg is {{type, kwargs}} with a type of {', '.join(hints)}, not {dict(given)}"
+        )
+    for key, fact in (("in_features", width), ("out_features", classes)):
+        if kwargs.pop(key, fact) != fact:
+            raise ValueError(f"classifier_cfg: {key} is {fact} here; leave it out")
+    for key in kwargs:
+        if key not in hints[kind]:
+            raise ValueError(
+                f"classifier_cfg `{kind}` has no argument `{key}`; it takes {', '.join(hints[kind])}"
+            )
+    refuse_misfits(kwargs, hints[kind], "classifier_cfg.kwargs")
+    return _linear(width, classes, **kwargs) if kind == "linear" else NormedLinear(width, classes, **kwargs)
+
+
+def _linear(width: int, classes: int, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(width, classes, bias=bias)
     nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -1,4 +1,4 @@
-"""Normalization layers and initial weights: by the names of a spec, and as the small-image models have them."""
+"""Normalization layers, dropped paths and initial weights, by the names of a spec and as the small models have them."""
 
 from __future__ import annotations
 
@@ -85,6 +85,41 @@ class ChannelLayerNorm(nn.LayerNorm):
         last = input.movedim(1, -1)
         normed = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps)
         return normed.movedim(-1, 1)
+
+
+class DropPath(nn.Module):
+    """Drops the residual branch of whole samples; what stays is scaled by 1 / (1 − rate)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape [B, ...]."""
+        if not self.training:
+            return x
+        keep = 1 - self.rate
+        kept = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), device=x.device) < keep
+        return x * kept.to(x.dtype) / keep
+
+
+def drop_rates(last: float, depth: int) -> list[float]:
+    """The rate of each of `depth` blocks: from 0 in equal steps to `last`."""
+    return [last * index / max(depth - 1, 1) for index in range(depth)]
+
+
+def rounded_width(width: float, divisor: int) -> int:
+    """The multiple of `divisor` nearest to a width; at least one, and no more than a tenth below the width."""
+    nearest = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * width else nearest
+
+
+def no_download(pretrained: bool) -> None:
+    """Raise ValueError where a spec asks for weights that United-Perception fetched from its own servers."""
+    if pretrained:
+        raise ValueError(
+            "pretrained: give weights as a file, `saver.pretrain_model` of the student or `teacher_weight` of a teacher"
+        )
 
 
 def synchronises(net: nn.Module) -> bool:

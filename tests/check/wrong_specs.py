@@ -22,6 +22,10 @@ from tests.training.detectors import ADAPTED, DEFEAT, FEATURE, FRS, NECK, SAMPLE
 from tests.training.runs import SPEC
 
 PLUGIN = "golden_nets"
+VIT = (
+    "{name: backbone, type: deit_tiny_patch16_224, kwargs:"
+    " {image_size: 8, patch_size: 4, in_channel: 1, hidden_dim: 6, depth: 1, mlp_dim: 8}}"
+)
 MODULE = """
 import torch
 from torch import nn
@@ -304,6 +308,11 @@ CASES: dict[str, Case] = {
     "KD568": measured("crowd.json"),
     "KD569": measured("renamed.json"),
     "KD570": measured("fewer.json"),
+    "KD576": changed(f"net=[{VIT}, {{name: head, type: base_cls_head, kwargs: {{num_classes: 4}}}}]"),
+    "KD577": changed(
+        f"net=[{VIT}, {{name: head, type: vit_head, kwargs: {{num_classes: 4}}}}]",
+        "net.backbone.kwargs.classifier=gap",
+    ),
     "KD608": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
         " kwargs: {step_size: 1}}"

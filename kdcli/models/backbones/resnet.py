@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
-from kdcli.models.layers import build_norm, initialize, norm_name
+from kdcli.models.layers import DropPath, build_norm, drop_rates, initialize, norm_name
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, CountOrNone, Factor, ShareBelowOne, Width
 
@@ -21,22 +20,6 @@ DEPTHS: dict[int, tuple[Block, list[int]]] = {
     101: ("bottleneck", [3, 4, 23, 3]),
     152: ("bottleneck", [3, 8, 36, 3]),
 }
-
-
-class DropPath(nn.Module):
-    """Drops the residual branch of whole samples; what stays is scaled by 1 / (1 − rate)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape [B, ...]."""
-        if not self.training:
-            return x
-        keep = 1 - self.rate
-        kept = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), device=x.device) < keep
-        return x * kept.to(x.dtype) / keep
 
 
 class BasicBlock(nn.Module):
@@ -180,7 +163,7 @@ class ResNet(ViewModule):
         self._block: type[BasicBlock | Bottleneck] = BasicBlock if block == "basic" else Bottleneck
         self._avg_down = avg_down
         self._caffe = style == "caffe"
-        self._rates = [drop_path_rate * index / max(sum(layers) - 1, 1) for index in range(sum(layers))]
+        self._rates = drop_rates(drop_path_rate, sum(layers))
 
         planes = [int(width * 2**index * multiplier) for index in range(4)]
         first = int(width * multiplier)

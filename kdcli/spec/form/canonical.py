@@ -7,6 +7,7 @@ in both. Keys that are given nothing are not given.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -28,7 +29,18 @@ SHIFTS = ("warmup_iter",)
 # Counts of `ema` of which 0 is read as 1.
 COUNTS = ("inner_T", "warmup")
 # Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
-KWARG_LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
+KWARG_LEFTOVERS = {
+    "BboxFC_Pre": ("with_drp",),
+    "base_cls_head": ("representation_size",),
+    "vit_head": ("use_pool", "dropout"),
+    "mobilenetv3": ("dropout",),
+    r"efficientnet_b\d": ("checkpoint",),
+    r"resnet(?:\d+|_custom)_D": ("layer_deform", "checkpoint", "fa"),
+    r"convnext_(?!head)\w+": ("num_classes", "in_22k"),
+    r"swin_\w+": ("use_checkpoint",),
+    r"CSWin_\w+": ("patch_size", "num_classes", "use_chk", "hybrid_backbone"),
+    r"(?:vit|deit)_\w+_patch\w+": ("patch_stride", "num_classes"),
+}
 # Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.
 OPTION_LEFTOVERS = {
     "DeFeat": dict.fromkeys(
@@ -227,13 +239,16 @@ class _Maker(Findings):
     def _leftovers(self, component: Mapping, name: str) -> Mapping:
         """The component without kwargs that do nothing here."""
         entry = component.find("kwargs")
-        if entry is None or not isinstance(entry.value, Mapping) or name not in KWARG_LEFTOVERS:
+        leftovers = [
+            key for kind, keys in KWARG_LEFTOVERS.items() if re.fullmatch(kind, name) for key in keys
+        ]
+        if entry is None or not isinstance(entry.value, Mapping) or not leftovers:
             return component
-        for key in KWARG_LEFTOVERS[name]:
+        for key in leftovers:
             leftover = entry.value.find(key)
             if leftover is not None:
                 self.warn("KD614", f"`{key}` has no effect in kdcli", leftover.key_span, "delete the line")
-        left = entry.value.without(*KWARG_LEFTOVERS[name])
+        left = entry.value.without(*leftovers)
         return component.with_entry(replace(entry, value=left))
 
     # data and training
