@@ -21,11 +21,18 @@ Shape = Sequence[int]
 
 
 def build_adapter(
-    spec: AdapterSpec, student: Shape, teacher: Shape, path: SpecPath, help: str | None = None
+    spec: AdapterSpec,
+    student: Shape,
+    teacher: Shape,
+    path: SpecPath,
+    help: str | None = None,
+    *,
+    normed: bool = True,
 ) -> nn.Module:
     """Build the adapter that `spec` names; raises SpecError where it can't join these shapes.
 
-    help: what to do where no adapter can, KD426.
+    help: what to do where no adapter can, KD426. normed: whether `auto` puts a norm behind its convolution, where the
+    spec doesn't say.
     """
     from kdcli.distill import ADAPTERS
 
@@ -34,8 +41,11 @@ def build_adapter(
         raise SpecError.at(
             path, "KD426", f"no adapter joins {shown(student)} and {shown(teacher)}: {why}", help, on_key=True
         )
+    kwargs = spec.kwargs
+    if spec.type == "auto" and not normed:
+        kwargs = {"norm": "none", **kwargs}
     try:
-        module = lookup(ADAPTERS, spec.type, path=path, code="KD432").load()(student, teacher, **spec.kwargs)
+        module = lookup(ADAPTERS, spec.type, path=path, code="KD432").load()(student, teacher, **kwargs)
     except ValueError as error:
         raise SpecError.at(path, "KD432", f"adapter `{spec.type}`: {error}") from None
     assert isinstance(module, nn.Module)
@@ -137,15 +147,17 @@ class MeanAdapter(nn.Module):
 class AutoAdapter(nn.Module):
     """The adapter that fits: conv for two maps, linear for vectors and equally many tokens, mean towards a vector.
 
-    Tokens are joined neither with maps nor with another number of tokens, and a vector only with a vector:
-    see `unjoinable`. what: it in words, for the plan.
+    Patch tokens reach it as maps, in their grid, where the other side is a map or has another grid; a vector is joined
+    with a vector only: see `unjoinable`. norm: behind the convolution; where the spec says nothing `none` for a loss
+    that normalises features itself (a BatchNorm before it lets the student learn the teacher's mean and little more),
+    else `bn`. what: it in words, for the plan.
     """
 
-    def __init__(self, student: Shape, teacher: Shape) -> None:
+    def __init__(self, student: Shape, teacher: Shape, *, norm: Literal["bn", "none"] = "bn") -> None:
         super().__init__()
         self.adapter: nn.Module
         if len(student) == len(teacher) == 4:
-            self.adapter = ConvAdapter(student, teacher)
+            self.adapter = ConvAdapter(student, teacher, norm=norm)
         elif _alike(student, teacher):
             self.adapter = LinearAdapter(student, teacher)
         else:
@@ -161,7 +173,7 @@ class AutoAdapter(nn.Module):
 def unjoinable(student: Shape, teacher: Shape) -> str | None:
     """Why `adapter: auto` can't join features of these shapes; None where it can.
 
-    Tokens have no grid that is known, and which of them are class tokens or registers isn't known either.
+    Tokens are here those whose prefix and grid aren't known: the others are read as maps where it needs that.
     Resampled along their sequence they would be compared with other places of the image.
     """
     ranks = (len(student), len(teacher))
