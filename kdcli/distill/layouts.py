@@ -48,7 +48,7 @@ class Layout:
     channel_axis: int | None
     known_from: Source | None = None
     prefix: int | None = None
-    class_token: bool = False
+    class_token: bool | None = None
     grid: Size | None = None
     stride: tuple[float, float] | None = None
     order: tuple[int, ...] | None = None
@@ -158,17 +158,13 @@ def _tokens_layout(
     if spec is not None and spec.grid is not None:
         rows, columns = spec.grid
         if (spec.prefix or 0) + rows * columns == count:
-            return _placed(
-                plain, spec.prefix or 0, (rows, columns), image, "spec", class_token=bool(spec.prefix)
-            )
+            return _placed(plain, spec.prefix or 0, (rows, columns), image, "spec")
     if windows or image is None:
         return plain
-    has_class = said is not None and said.class_token
     if said is not None and said.grid is not None and said.prefix is not None:
         for prefix in dict.fromkeys((said.prefix, 0)):
             if count == prefix + math.prod(said.grid):
-                named = has_class and prefix == said.prefix
-                return _placed(plain, prefix, said.grid, image, "module", class_token=named, order=said.order)
+                return _placed(plain, prefix, said.grid, image, "module", said)
     if said is not None and said.maps == "none":
         return plain
     prefixes = PREFIXES if said is None or said.prefix is None else tuple(dict.fromkeys((said.prefix, 0)))
@@ -176,9 +172,7 @@ def _tokens_layout(
     if len(found) != 1:
         return plain
     ((prefix, grid),) = found
-    return _placed(
-        plain, prefix, grid, image, "evidence", class_token=has_class if said is not None else prefix > 0
-    )
+    return _placed(plain, prefix, grid, image, "evidence", said)
 
 
 def _placed(
@@ -187,9 +181,7 @@ def _placed(
     grid: Size,
     image: Size | None,
     known_from: Source,
-    *,
-    class_token: bool,
-    order: tuple[int, ...] | None = None,
+    said: FeatureLayout | None = None,
 ) -> Layout:
     stride = None if image is None else (image[0] / grid[0], image[1] / grid[1])
     return replace(
@@ -198,8 +190,8 @@ def _placed(
         prefix=prefix,
         grid=grid,
         stride=stride,
-        class_token=class_token and prefix > 0,
-        order=order,
+        class_token=False if prefix == 0 else None if said is None else said.class_token,
+        order=said.order if said is not None and known_from == "module" else None,
     )
 
 

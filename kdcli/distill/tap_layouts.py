@@ -186,7 +186,7 @@ def handed_on(tensor: Tensor, layout: Layout, tap: Tap, where: SpecPath) -> Tens
     part = tap.part
     if part is None:
         return channels_first(tensor, layout)
-    lacks_class = part == "class" and not layout.class_token
+    lacks_class = part == "class" and layout.class_token is False
     if layout.prefix is None or lacks_class or (part == "prefix" and layout.prefix == 0):
         raise _no_part(where, tap, tensor, layout)
     return part_of(tensor, layout, part)

@@ -107,7 +107,7 @@ def _of_hiera(module: Any, inside: str, tokens: int | None) -> FeatureLayout | N
     # Inside of a block that pools, the tokens are still those of the one before it.
     for number in (last, last - 1):
         _, size = module.reroll.schedule.get(number, ((), ()))
-        if len(size) == 2 and size[0] * size[1] == tokens:
+        if tokens is not None and len(size) == 2 and size[0] * size[1] == tokens:
             with unset_fake_temporarily(), torch.device("cpu"):
                 rolled = module.reroll(torch.arange(tokens)[None, :, None], number)
                 order = tuple(int(value) for value in rolled.flatten().tolist())
