@@ -123,8 +123,8 @@ class ResizeAdapter(nn.Module):
 class MeanAdapter(nn.Module):
     """Mean over all positions, then a linear layer: to a vector, or to a feature with a single position.
 
-    All tokens count alike, class tokens and registers included. A vector is never spread over positions:
-    every one of them would be asked for the same.
+    All tokens that it is given count alike: the patches alone where it is known which they are. A vector is never
+    spread over positions: every one of them would be asked for the same.
     """
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
@@ -184,9 +184,9 @@ def unjoinable(student: Shape, teacher: Shape) -> str | None:
     if places_in(student) == 1:
         return "a vector has no places: every place of the teacher's would get the same"
     if ranks in ((3, 4), (4, 3)):
-        return "tokens have no known grid, and class tokens or registers may be among them: places would be mixed up"
+        return "the grid of the tokens, or which of them are class tokens or registers, isn't known"
     if ranks == (3, 3) and student[1] != teacher[1]:
-        return "their grids, and which tokens are class tokens or registers, are not known: places would be mixed up"
+        return "their grids, or which tokens are class tokens or registers, aren't known"
     return None
 
 
@@ -200,7 +200,7 @@ def what_joins(student: Shape, teacher: Shape) -> str:
     what = f"a linear layer {_width(student)} to {_width(teacher)}"
     if _alike(student, teacher) or places_in(student) == 1:
         return what
-    every = "all tokens, class tokens included" if len(student) == 3 else "all positions"
+    every = "all tokens" if len(student) == 3 else "all positions"
     return f"the mean over {every}, then {what}"
 
 

@@ -57,8 +57,8 @@ def known_layouts(
                     (*context.path, *part, "mimic_name", side.number),
                     "KD425",
                     f"`{side.name}` of {whose or 'the student'} is {shown(side.shape)}, and which axis holds its "
-                    f"channels isn't known: {one} with a map of {two}x{three}, {three} with a map of {one}x{two}, "
-                    "or it is no map at all (windows, heads of an attention)",
+                    f"channels isn't known: {one} channels first with a map of {two}x{three}, {three} channels last "
+                    f"with one of {one}x{two}, or it is no map at all (windows, heads of an attention)",
                     f"{context.nearest_map(whose, side.tap)}, or, of a map, say `layout: {{channels: last}}` "
                     "(or `first`) beside the `mimic_name`",
                 )
