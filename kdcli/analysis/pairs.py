@@ -49,7 +49,7 @@ def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[Fi
     pairs: list[FittingPair] = []
     for grid in common:
         both = [*ours[grid], *theirs[grid]]
-        even = min(len(ours[grid]), len(theirs[grid])) >= MANY and any(len(one.sizes[0]) == 3 for one in both)
+        even = min(len(ours[grid]), len(theirs[grid])) >= MANY and all(len(one.sizes[0]) == 3 for one in both)
         for share in QUARTERS if even else (1.0,):
             pairs.append(_pair(_at(ours[grid], share), _at(theirs[grid], share)))
     if not common:
@@ -130,7 +130,10 @@ def _candidates(layers: Sequence[Layer]) -> dict[Grid, list[Layer]]:
         grid = _grid(layer)
         assert grid is not None
         grids.setdefault(grid, []).append(layer)
-    blocks = {grid: [layer for layer in found if not layer.leaf] for grid, found in grids.items()}
+    blocks = {
+        grid: [layer for layer in found if not layer.leaf and "Norm" not in layer.type]
+        for grid, found in grids.items()
+    }
     return {grid: found for grid, found in blocks.items() if found} or grids
 
 
