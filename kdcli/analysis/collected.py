@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -26,17 +26,18 @@ from kdcli.analysis.layers import SMALLEST_BATCH, LayerSimilarity, grams_of, lay
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.disk import write_whole
+from kdcli.distill.layouts import Layout, read_as
 from kdcli.distill.taps import Taps
 from kdcli.errors import KdError
 from kdcli.parallel.devices import autocast_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import REPORT_DATA_VERSION, Notice
 from kdcli.spec.parse import ParsedSpec
-from kdcli.spec.schema import Spec
+from kdcli.spec.schema import LayoutSpec, Spec
 from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.tasks.task import Answered, Forward
 from kdcli.training.build import build_data, run_root
-from kdcli.training.join_jobs import first_samples, jobs_of
+from kdcli.training.join_jobs import first_samples, jobs_of, stated_layouts
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -211,8 +212,8 @@ def feature_maps(
             if teacher.name not in job.teachers or len(sections) >= PAIRS:
                 continue
             teacher_taps = job.teachers[teacher.name].mimic_name
-            student_features = _tapped(student, job.student.mimic_name, shown)
-            teacher_features = _tapped(teacher, teacher_taps, shown)
+            student_features = _tapped(student, job.student.mimic_name, shown, stated_layouts(spec, None))
+            teacher_features = _tapped(teacher, teacher_taps, shown, stated_layouts(spec, teacher.name))
             for student_tap, teacher_tap in list(zip(job.student.mimic_name, teacher_taps, strict=False)):
                 rows = []
                 for index in range(len(shown["image"])):
@@ -235,16 +236,28 @@ def feature_maps(
 
 
 def _tapped(
-    contender: EvaluatedNetwork, taps: tuple[str, ...], batch: Mapping[str, Any]
+    contender: EvaluatedNetwork,
+    taps: tuple[str, ...],
+    batch: Mapping[str, Any],
+    stated: Mapping[str, LayoutSpec],
 ) -> Mapping[str, Any]:
     def run(view: Callable[[Mapping[str, Any]], Any]) -> Any:
         pixels = contender.pixels
         return view(batch if pixels is None else {**batch, "image": pixels(batch["image"])})
 
-    with torch.no_grad(), Taps(contender.net, taps) as tapped:
-        unread = run(tapped.learn).channels_last
+    with torch.no_grad(), Taps(contender.net, taps, stated=stated) as tapped:
+        layouts = run(tapped.learn).layouts
         features: Mapping[str, Any] = run(tapped.view).features
-        return {name: None if name in unread else feature for name, feature in features.items()}
+        return {name: _as_map(feature, layouts[name]) for name, feature in features.items()}
+
+
+def _as_map(feature: Any, layouts: Sequence[Layout]) -> Any:
+    """A feature as it is drawn: tokens in their grid; None for what has four axes and is no map that is known."""
+    if not isinstance(feature, Tensor) or len(layouts) != 1:
+        return feature
+    if feature.dim() == 4 and layouts[0].kind != "map":
+        return None
+    return read_as(feature, layouts[0], "grid") if layouts[0].in_grid else feature
 
 
 def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from kdcli.data.facts import DataFacts, describe
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import rehearse
+from kdcli.distill.layouts import Layout, layout_of
 from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.errors import UsageError, did_you_mean
+from kdcli.models.feature_layouts import Size as ImageSize
+from kdcli.models.feature_layouts import stated_layout
 from kdcli.models.network import build_network
 from kdcli.models.torch_modes import (
     NOT_FAKE,
@@ -47,11 +50,13 @@ class Layer:
 
     path: as `mimic_name` wants it; shape: with B for the batch, several shapes for a layer that gives several
     levels, None where there is no tensor; stride: of the input's height, None where it has none;
-    flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times a forward),
-    container, never runs, changed in place, channels last (which can't be mimicked); depth: of the path, from 0.
+    layout: how its features are read (`map`, `map, channels last`, `tokens 1+14x14`, `vector`), None where there are
+    several ways or no tensor; flops_share: cumulative up to and with this layer, 0 to 1; status: once, several (times
+    a forward), container, never runs, changed in place, layout unknown (which can't be mimicked as it is); depth: of
+    the path, from 0.
 
-    sizes: shapes of the tensors it gave, batch first. order: counts layers as they finish. made: which
-    tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.
+    sizes: shapes of the tensors it gave, batch first; layouts: of each of them. order: counts layers as they finish.
+    made: which tensor it gave last; layers that hand on the same tensor share the number. leaf: no layer runs inside.
     taps: what `mimic_name` may say to get one feature: the path, or `path[i]` where there are several.
     """
 
@@ -63,7 +68,9 @@ class Layer:
     flops_share: float | None
     status: str
     depth: int
+    layout: str | None = None
     sizes: tuple[tuple[int, ...], ...] = ()
+    layouts: tuple[Layout, ...] = ()
     order: int = -1
     made: int = -1
     leaf: bool = True
@@ -199,7 +206,7 @@ def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None)
             name,
             modules[name],
             entry,
-            [trace.channels_last(tensor, size) for tensor, _ in entry.tensors],
+            [_layout(net, name, tensor, trace, size, len(batch["image"])) for tensor, _ in entry.tensors],
             name in above,
             total,
             size[0],
@@ -207,6 +214,14 @@ def layers_of(net: nn.Module, batch: Mapping[str, Any], most: int | None = None)
         )
         for name, entry in seen.items()
     )
+
+
+def _layout(
+    net: nn.Module, path: str, tensor: Tensor, trace: ChannelTrace, image: ImageSize, samples: int
+) -> Layout:
+    tokens = tensor.shape[1] if tensor.dim() == 3 else None
+    said = stated_layout(net, path, image, tokens) if tensor.dim() in (3, 4) else None
+    return layout_of(tensor, None, trace, image, samples=samples, said=said)
 
 
 def _parents(path: str) -> list[str]:
@@ -218,7 +233,7 @@ def _layer(
     path: str,
     module: nn.Module,
     seen: _Seen,
-    last: Sequence[bool],
+    layouts: Sequence[Layout],
     ran_below: bool,
     total: int,
     height: int,
@@ -228,12 +243,9 @@ def _layer(
     sizes = tuple(tuple(tensor.shape) for tensor in tensors)
     shapes = tuple(dict.fromkeys(shown(size) if size else "scalar" for size in sizes))
     strides = list(
-        dict.fromkeys(
-            _stride(height, size[1 if channels_last else 2])
-            for size, channels_last in zip(sizes, last, strict=True)
-            if len(size) == 4
-        )
+        dict.fromkeys(_stride(height, layout.grid[0]) for layout in layouts if layout.grid is not None)
     )
+    ways = {layout.text for layout in layouts}
     stride: float | int | str | None = None
     if len(strides) == 1:
         stride = strides[0]
@@ -246,9 +258,11 @@ def _layer(
         stride=stride,
         parameters=sum(p.numel() for p in module.parameters()),
         flops_share=seen.flops / total if seen.calls and total else None,
-        status=_status(module, seen, ran_below, any(last)),
+        status=_status(module, seen, ran_below, _unknown_map(sizes, layouts)),
         depth=path.count("."),
+        layout=ways.pop() if len(ways) == 1 else None,
         sizes=sizes,
+        layouts=tuple(layouts),
         order=seen.order,
         made=numbers.setdefault(id(tensors[-1]), len(numbers)) if tensors else -1,
         leaf=not ran_below,
@@ -267,13 +281,19 @@ def _stride(height: int, rows: int) -> float | int:
     return int(ratio) if ratio.is_integer() else round(ratio, 2)
 
 
-def _status(module: nn.Module, seen: _Seen, ran_below: bool, channels_last: bool) -> str:
+def _unknown_map(sizes: Sequence[tuple[int, ...]], layouts: Sequence[Layout]) -> bool:
+    return any(
+        len(size) == 4 and layout.kind == "unknown" for size, layout in zip(sizes, layouts, strict=True)
+    )
+
+
+def _status(module: nn.Module, seen: _Seen, ran_below: bool, unknown: bool) -> str:
     if not seen.calls:
         return "container" if ran_below or isinstance(module, CONTAINERS) else "never runs"
     if not seen.tensors:
         return "gives no tensor"
-    if channels_last:
-        return "channels last"
+    if unknown:
+        return "layout unknown"
     if any(tensor._version != version for tensor, version in seen.tensors):
         return "changed in place"
     return "once" if len(seen.tensors) == 1 else "several"

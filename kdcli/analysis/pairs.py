@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from kdcli.analysis.layers import Layer
 from kdcli.distill.adapters import unjoinable, what_joins
+from kdcli.distill.layouts import shape_as
 from kdcli.spec.schema import JobTeacher
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
@@ -19,7 +22,7 @@ FAR = 0.5
 """Layers whose shares of the work differ by more are no pair: a patch embedding and the last stage."""
 
 Grid = tuple[str, tuple[int, ...]]
-"""Maps by height and width, or tokens by their number."""
+"""Maps, and tokens in a grid that is known, by height and width; other tokens by their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +40,16 @@ class FittingPair:
 def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[FittingPair]:
     """The last layers of the stages that have the same spatial size in both networks, in order of depth.
 
-    Maps of networks without a common size are joined by relative depth alone. Tokens are paired with equally
-    many tokens only, and maps that keep their channels last with nothing.
+    Patch tokens have the size of their grid. What has no size in common is joined by relative depth alone. Tokens
+    whose layout isn't known are paired with equally many tokens only, and maps whose channels' axis isn't known with
+    nothing.
     """
     ours, theirs = _candidates(student), _candidates(teacher)
     common = [grid for grid in ours if grid in theirs]
     pairs: list[FittingPair] = []
     for grid in common:
-        even = min(len(ours[grid]), len(theirs[grid])) >= MANY and grid[0] == "tokens"
+        both = [*ours[grid], *theirs[grid]]
+        even = min(len(ours[grid]), len(theirs[grid])) >= MANY and all(len(one.sizes[0]) == 3 for one in both)
         for share in QUARTERS if even else (1.0,):
             pairs.append(_pair(_at(ours[grid], share), _at(theirs[grid], share)))
     if not common:
@@ -93,7 +98,7 @@ def mimic_block(
 
 
 def _pair(student: Layer, teacher: Layer) -> FittingPair:
-    ours, theirs = student.sizes[0], teacher.sizes[0]
+    ours, theirs = _read(student, teacher), _read(teacher, student)
     assert unjoinable(ours, theirs) is None, "only grids of one kind and size, or two maps, are paired"
     joined = what_joins(ours, theirs) if ours[1:] != theirs[1:] else None
     return FittingPair(student=student, teacher=teacher, adapter=joined)
@@ -118,18 +123,33 @@ def _candidates(layers: Sequence[Layer]) -> dict[Grid, list[Layer]]:
     named: dict[int, Layer] = {}
     for layer in sorted(layers, key=lambda layer: (layer.path.count("."), layer.order)):
         whole = layer.depth == 0 and not layer.leaf
-        if layer.status == "once" and not whole and _grid(layer.sizes[0]) is not None:
+        if layer.status == "once" and not whole and _grid(layer) is not None:
             named.setdefault(layer.made, layer)
     grids: dict[Grid, list[Layer]] = {}
     for layer in sorted(named.values(), key=lambda layer: layer.order):
-        grid = _grid(layer.sizes[0])
+        grid = _grid(layer)
         assert grid is not None
         grids.setdefault(grid, []).append(layer)
-    blocks = {grid: [layer for layer in found if not layer.leaf] for grid, found in grids.items()}
+    blocks = {
+        grid: [layer for layer in found if not layer.leaf and "Norm" not in layer.type]
+        for grid, found in grids.items()
+    }
     return {grid: found for grid, found in blocks.items() if found} or grids
 
 
-def _grid(size: tuple[int, ...]) -> Grid | None:
-    if len(size) == 4 and size[2] * size[3] > 1:
-        return "map", size[2:]
+def _grid(layer: Layer) -> Grid | None:
+    size, layout = layer.sizes[0], layer.layouts[0]
+    if layout.grid is not None and layout.kind in ("map", "tokens"):
+        return ("map", layout.grid) if layout.grid != (1, 1) else None
     return ("tokens", (size[1],)) if len(size) == 3 else None
+
+
+def _read(layer: Layer, other: Layer) -> tuple[int, ...]:
+    """The shape in which a layer's feature is compared with another's, as `adapter: auto` is given it."""
+    size, layout = torch.Size(layer.sizes[0]), layer.layouts[0]
+    if layout.channels_last:
+        size = torch.Size((size[0], size[3], size[1], size[2]))
+    beside = other.layouts[0]
+    if layout.in_grid and (beside.kind == "map" or (beside.in_grid and not layout.same_tokens(beside))):
+        size = shape_as(size, layout, "grid")
+    return tuple(size)

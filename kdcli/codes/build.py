@@ -118,8 +118,9 @@ BUILD: dict[str, Explanation] = {
     ),
     "KD420": Explanation(
         "not a layer path",
-        "A layer is named by its module path, with `:in` for its input and `[i]` for its i-th call.",
-        "right: backbone.layer3, backbone.layer3:in, head.conv[2]",
+        "A layer is named by its module path, with `:in` for its input, `:patches`, `:class` or `:prefix` for a part of"
+        " its tokens and `[i]` for its i-th call.",
+        "right: backbone.layer3, backbone.layer3:in, blocks.11:patches, head.conv[2]",
     ),
     "KD421": Explanation(
         "container instead of a layer",
@@ -144,22 +145,20 @@ BUILD: dict[str, Explanation] = {
         "kdcli inspect-features cfg.yaml marks such layers",
     ),
     "KD425": Explanation(
-        "channels last",
-        "kdcli reads a feature of four axes as a map [B, C, H, W]. This one keeps its channels in the last axis, as"
-        " all of Swin does before its `permute`, or is split over the heads of an attention. What makes and reads it"
-        " tells: a layer norm or a linear layer works on the last axis, a convolution on the second. Read as a map,"
-        " rows would be taken for channels and columns for rows. (`runtime.channels_last` is another thing:"
-        " how maps lie in memory.)",
-        "wrong: mimic_name: [model.features.7] of torchvision.swin_t\nright: mimic_name: [model.permute]\n"
-        "kdcli inspect-features cfg.yaml marks such layers",
+        "axis of the channels not known",
+        "A feature of four axes is a map [B, C, H, W], a map that keeps its channels last as in Swin, or no map at all:"
+        " windows, or split over the heads of an attention. What makes and reads it tells, else the proportions of"
+        " the image; here neither does. Read the wrong way, rows would be taken for channels. (`runtime.channels_last`"
+        " is another thing: how maps lie in memory.)",
+        "wrong: mimic_name: [blocks.0.attn.q_norm], the queries of each head\nright: mimic_name: [blocks.0]\n"
+        "right: layout: {channels: last} beside the mimic_name of a map that keeps its channels last",
     ),
     "KD426": Explanation(
         "places that no adapter can match",
-        "The tokens of a transformer are one sequence: class tokens and registers may be among them, and the grid of"
-        " the others isn't known. Laid out as a map, or resampled to another number of tokens, they would be"
-        " compared with other places of the image. A vector has no places at all. Equally many tokens are joined"
-        " by a linear layer, tokens or a map and a vector by the mean over all positions (class tokens included).",
-        "wrong: adapter: auto between a block of a ViT and a stage of a ResNet\n"
+        "Patch tokens are joined with maps in their grid, where the grid and the number of tokens before it (class,"
+        " registers) are known. Here they aren't: laid out by a guess, they would be compared with other places of"
+        " the image. A vector has no places at all.",
+        "right: teacher0: {mimic_name: [blocks.11], layout: {prefix: 1, grid: [14, 14]}}\n"
         "right: mimic_name: ['model.heads.head:in'] and ['model.fc:in'], the vectors before the classifiers",
     ),
     "KD430": Explanation(

@@ -192,4 +192,17 @@ CAUTIONS: dict[str, Explanation] = {
         " baseline with fresh pixels is no equal comparison.",
         "more: cache: {views: 20}\nnone: leave `cache` out",
     ),
+    "KD666": Explanation(
+        "part of tokens that is not there",
+        "`:patches`, `:class` and `:prefix` name a part of a transformer's tokens. The layer gives no tokens, has none"
+        " of that part, or its layout isn't known.",
+        "right: mimic_name: ['blocks.11:class'] of a ViT with a class token\n"
+        "right: layout: {prefix: 1, grid: [14, 14]} beside the mimic_name, where kdcli can't find it out",
+    ),
+    "KD667": Explanation(
+        "patch tokens that fit no grid",
+        "The grid of a network's patch tokens is known from its first batch. An image of other proportions gives"
+        " tokens in another grid, which their number doesn't show.",
+        "right: transformer: [{type: torch_resize, kwargs: {size: [224, 224]}}, ...]",
+    ),
 }

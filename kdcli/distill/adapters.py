@@ -21,11 +21,18 @@ Shape = Sequence[int]
 
 
 def build_adapter(
-    spec: AdapterSpec, student: Shape, teacher: Shape, path: SpecPath, help: str | None = None
+    spec: AdapterSpec,
+    student: Shape,
+    teacher: Shape,
+    path: SpecPath,
+    help: str | None = None,
+    *,
+    normed: bool = True,
 ) -> nn.Module:
     """Build the adapter that `spec` names; raises SpecError where it can't join these shapes.
 
-    help: what to do where no adapter can, KD426.
+    help: what to do where no adapter can, KD426. normed: whether `auto` puts a norm behind its convolution, where the
+    spec doesn't say.
     """
     from kdcli.distill import ADAPTERS
 
@@ -34,8 +41,11 @@ def build_adapter(
         raise SpecError.at(
             path, "KD426", f"no adapter joins {shown(student)} and {shown(teacher)}: {why}", help, on_key=True
         )
+    kwargs = spec.kwargs
+    if spec.type == "auto" and not normed:
+        kwargs = {"norm": "none", **kwargs}
     try:
-        module = lookup(ADAPTERS, spec.type, path=path, code="KD432").load()(student, teacher, **spec.kwargs)
+        module = lookup(ADAPTERS, spec.type, path=path, code="KD432").load()(student, teacher, **kwargs)
     except ValueError as error:
         raise SpecError.at(path, "KD432", f"adapter `{spec.type}`: {error}") from None
     assert isinstance(module, nn.Module)
@@ -113,8 +123,8 @@ class ResizeAdapter(nn.Module):
 class MeanAdapter(nn.Module):
     """Mean over all positions, then a linear layer: to a vector, or to a feature with a single position.
 
-    All tokens count alike, class tokens and registers included. A vector is never spread over positions:
-    every one of them would be asked for the same.
+    All tokens that it is given count alike: the patches alone where it is known which they are. A vector is never
+    spread over positions: every one of them would be asked for the same.
     """
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
@@ -137,15 +147,17 @@ class MeanAdapter(nn.Module):
 class AutoAdapter(nn.Module):
     """The adapter that fits: conv for two maps, linear for vectors and equally many tokens, mean towards a vector.
 
-    Tokens are joined neither with maps nor with another number of tokens, and a vector only with a vector:
-    see `unjoinable`. what: it in words, for the plan.
+    Patch tokens reach it as maps, in their grid, where the other side is a map or has another grid; a vector is joined
+    with a vector only: see `unjoinable`. norm: behind the convolution; where the spec says nothing `none` for a loss
+    that normalises features itself (a BatchNorm before it lets the student learn the teacher's mean and little more),
+    else `bn`. what: it in words, for the plan.
     """
 
-    def __init__(self, student: Shape, teacher: Shape) -> None:
+    def __init__(self, student: Shape, teacher: Shape, *, norm: Literal["bn", "none"] = "bn") -> None:
         super().__init__()
         self.adapter: nn.Module
         if len(student) == len(teacher) == 4:
-            self.adapter = ConvAdapter(student, teacher)
+            self.adapter = ConvAdapter(student, teacher, norm=norm)
         elif _alike(student, teacher):
             self.adapter = LinearAdapter(student, teacher)
         else:
@@ -161,7 +173,7 @@ class AutoAdapter(nn.Module):
 def unjoinable(student: Shape, teacher: Shape) -> str | None:
     """Why `adapter: auto` can't join features of these shapes; None where it can.
 
-    Tokens have no grid that is known, and which of them are class tokens or registers isn't known either.
+    Tokens are here those whose prefix and grid aren't known: the others are read as maps where it needs that.
     Resampled along their sequence they would be compared with other places of the image.
     """
     ranks = (len(student), len(teacher))
@@ -172,9 +184,9 @@ def unjoinable(student: Shape, teacher: Shape) -> str | None:
     if places_in(student) == 1:
         return "a vector has no places: every place of the teacher's would get the same"
     if ranks in ((3, 4), (4, 3)):
-        return "tokens have no known grid, and class tokens or registers may be among them: places would be mixed up"
+        return "the grid of the tokens, or which of them are class tokens or registers, isn't known"
     if ranks == (3, 3) and student[1] != teacher[1]:
-        return "their grids, and which tokens are class tokens or registers, are not known: places would be mixed up"
+        return "their grids, or which tokens are class tokens or registers, aren't known"
     return None
 
 
@@ -188,7 +200,7 @@ def what_joins(student: Shape, teacher: Shape) -> str:
     what = f"a linear layer {_width(student)} to {_width(teacher)}"
     if _alike(student, teacher) or places_in(student) == 1:
         return what
-    every = "all tokens, class tokens included" if len(student) == 3 else "all positions"
+    every = "all tokens" if len(student) == 3 else "all positions"
     return f"the mean over {every}, then {what}"
 
 

@@ -6,19 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from kdcli.distill.adapters import Shape, build_adapter, shown, unjoinable, what_joins
+from kdcli.distill.layouts import Form, shape_as
 from kdcli.distill.mimickers.mimicker import MimicContext
-from kdcli.distill.taps import Tap, View, elements_of
+from kdcli.distill.tap_checks import check_taps, joinable, known_layouts
+from kdcli.distill.taps import View, elements_of
 from kdcli.distill.teacher import NO_LABELS, is_logits
-from kdcli.distill.terms import Binding, TapPair, TapSide, Term, binding_of
+from kdcli.distill.terms import Binding, TapPair, TapSide, Term, binding_of, default_of
 from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import Loss, loss_of
 from kdcli.losses.parts.epochs import LearnedTemperature
+from kdcli.losses.parts.inputs import places_in
 from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
 
 
@@ -110,13 +112,22 @@ def build_term(
         students = [_read_as_logits(side, context.student) for side in students]
         teachers = [_read_as_logits(side, job_loss.view) for side in teachers]
     if binding.uses_features:
-        check_taps(context, loss.type, students, teacher, teachers)
-    _compare_outputs(job_loss)
+        known_layouts(context, students, teacher, teachers)
     pairs = (
         [TapPair(student=side) for side in students]
         if teacher is None
         else _paired(job_loss, students, teachers)
     )
+    if binding.uses_features:
+        pairs = _read(job_loss, pairs)
+        check_taps(
+            context,
+            loss.type,
+            [pair.student for pair in pairs],
+            teacher,
+            [pair.teacher for pair in pairs if pair.teacher is not None],
+        )
+    _compare_outputs(job_loss)
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
         adapters = _adapters(job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None))
@@ -246,8 +257,9 @@ def _adapters(job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | N
                 if spec.type == "auto" and _hold_logits(pair):
                     what = "`auto` makes no classes of others (`{type: linear}` learns a map between the two)"
                     raise job_loss.unlike_classes(student_shape, teacher_shape, path, what)
-                help = joinable(job_loss.context, job_loss.teacher)
-                built.append(build_adapter(spec, student_shape, teacher_shape, path, help))
+                help = joinable(job_loss.context, job_loss.teacher, pair)
+                normed = job_loss.context.before_layouts or not _normalizes(job_loss)
+                built.append(build_adapter(spec, student_shape, teacher_shape, path, help, normed=normed))
     wrong.raise_errors()
     return None if spec is None else nn.ModuleList(built)
 
@@ -259,20 +271,81 @@ def _mismatch(job_loss: JobLoss, student: TapSide, teacher: TapSide) -> SpecErro
         path = (*job_loss.context.path, "teachers", job_loss.teacher, "mimic_name")
         what = f"{loss} compares them class by class"
         return job_loss.unlike_classes(student.shape, teacher.shape, path, what)
+    pair = TapPair(student=student, teacher=teacher)
     why = unjoinable(student.shape, teacher.shape)
     if why is None:
         help = f"add this line to the job ({what_joins(student.shape, teacher.shape)})\nadapter: auto"
     else:
-        help = f"no adapter joins them: {why}\n{joinable(job_loss.context, job_loss.teacher)}"
+        help = f"no adapter joins them: {why}\n{joinable(job_loss.context, job_loss.teacher, pair)}"
     if job_loss.record.kind == "logit" and len(student.shape) == len(teacher.shape) == 2:
         help = "logits are compared class by class: name `logits` of both networks"
     return SpecError.at(
         (*job_loss.context.path, "student", "mimic_name", student.number),
         "KD430",
-        f"`{student.name}` of the student is {shown(student.shape)}, "
-        f"`{teacher.name}` of {job_loss.teacher} is {shown(teacher.shape)}: {loss} compares equal shapes",
+        f"`{student.label}` of the student is {shown(student.shape)}, "
+        f"`{teacher.label}` of {job_loss.teacher} is {shown(teacher.shape)}: {loss} compares equal shapes",
         help,
     )
+
+
+def _normalizes(job_loss: JobLoss) -> bool:
+    """Whether the loss normalises features itself, as its kwargs say."""
+    how = job_loss.record.normalizes
+    if isinstance(how, bool):
+        return how
+    kwargs = {**job_loss.record.preset, **job_loss.loss.kwargs}
+    return bool(kwargs.get(how, default_of(job_loss.binding.target, how, False)))
+
+
+def _read(job_loss: JobLoss, pairs: Sequence[TapPair]) -> list[TapPair]:
+    """The pairs with what of their tokens is compared, and in which form.
+
+    All tokens where both sides have the same layout; the patches alone where the other side has other prefix tokens
+    or none; in their grid, as a map, where the loss takes maps or the other side is one or has another grid.
+    """
+    takes = job_loss.record.takes
+    if takes in ("logits", "vector", "tokens"):
+        return list(pairs)
+    sides = [side for pair in pairs for side in (pair.student, pair.teacher) if side is not None]
+    maps = takes == "map" or (job_loss.record.whole_list and any(_is_map(side) for side in sides))
+    made = []
+    for pair in pairs:
+        own, other = pair.student, pair.teacher
+        made.append(
+            TapPair(
+                student=_in_form(own, "grid" if maps else _form(job_loss, own, other)),
+                teacher=other and _in_form(other, "grid" if maps else _form(job_loss, other, own)),
+            )
+        )
+    return made
+
+
+def _form(job_loss: JobLoss, side: TapSide, other: TapSide | None) -> Form:
+    """How one side of a pair is read beside the other."""
+    if other is None or side.layout.kind != "tokens":
+        return "all"
+    if _is_map(other):
+        return "grid"
+    if other.layout.kind == "tokens" and places_in(other.shape) > 1:
+        if side.layout.same_tokens(other.layout) or (
+            side.shape[1] == other.shape[1] and not (side.layout.in_grid and other.layout.in_grid)
+        ):
+            return "all"
+        same_grid = (side.layout.grid, side.layout.order) == (other.layout.grid, other.layout.order)
+        return "patches" if same_grid else "grid"
+    # A vector, or what has a single place: it has none of the prefix. Runs of before read all tokens.
+    return "all" if job_loss.context.before_layouts else "patches"
+
+
+def _is_map(side: TapSide) -> bool:
+    return side.layout.kind == "map" and places_in(side.shape) > 1
+
+
+def _in_form(side: TapSide, form: Form) -> TapSide:
+    """The side in this form; as it is where its tokens aren't known, or where it is all patches anyway."""
+    if form == "all" or not side.layout.in_grid or (form == "patches" and side.layout.prefix == 0):
+        return side
+    return replace(side, form=form, shape=shape_as(side.shape, side.layout, form))
 
 
 def _hold_logits(pair: TapPair) -> bool:
@@ -338,90 +411,3 @@ def placed(path: SpecPath) -> Iterator[None]:
         yield
     except KdError as error:
         raise SpecError(replace(d, path=d.path or path) for d in error.diagnostics) from error
-
-
-POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
-
-
-def check_taps(
-    context: MimicContext,
-    loss: str,
-    students: Sequence[TapSide],
-    teacher: str | None,
-    teachers: Sequence[TapSide],
-) -> None:
-    """Refuse features that the loss does not take; raises SpecError KD451 at each `mimic_name`.
-
-    loss: its type. students, teachers: the sides of its pairs, of the student and of `teacher`.
-    """
-    wrong = Findings()
-    for whose, sides in ((None, students), (teacher, teachers)):
-        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
-        part = ("student",) if whose is None else ("teachers", whose)
-        for number, of_tap in groupby(sides, key=lambda side: side.number):
-            with wrong.part():
-                for side in of_tap:
-                    _check(context, loss, whose, side, net, (*context.path, *part, "mimic_name", number))
-    wrong.raise_errors()
-
-
-def joinable(context: MimicContext, teacher: str) -> str:
-    """The help line where no adapter joins two features: the layers of both networks whose features can be joined."""
-    sides = [("the student", context.student_module("")), (teacher, context.teacher_module(teacher, ""))]
-    linears = [(whose, _last(net, (nn.Linear,))) for whose, net in sides]
-    vectors = ", ".join(f"`{linear}:in` of {whose}" for whose, linear in linears if linear is not None)
-    return (
-        "name layers that give maps in both networks (`kdcli inspect-features` lists them), or vectors in both"
-        + (f": {vectors}" if vectors else "")
-    )
-
-
-def _check(
-    context: MimicContext, loss: str, teacher: str | None, side: TapSide, net: nn.Module, path: SpecPath
-) -> None:
-    whose = "the student" if teacher is None else teacher
-    takes, tap, kind, shape = loss_of(loss).takes, side.tap, side.layout.kind, side.shape
-    tapped = f"`{tap}` of {whose} is {shown(shape)}"
-    if takes == "logits" and kind not in ("logits", "vector"):
-        raise SpecError.at(path, "KD451", f"`{loss}` compares logits [B, K]; {tapped}", "name `logits`")
-    if takes == "vector" and len(shape) > 2 and shape[1:].numel() != shape[1]:
-        raise SpecError.at(
-            path, "KD451", f"`{loss}` takes a pooled vector [B, D]; {tapped}", _pooled_vector(net)
-        )
-    if takes == "map" and kind != "map":
-        raise SpecError.at(path, "KD451", f"`{loss}` takes maps [B, C, H, W]; {tapped}", _last_map(net))
-    if takes == "tokens" and kind != "tokens":
-        raise SpecError.at(
-            path, "KD451", f"`{loss}` takes tokens [B, N, D]; {tapped}", "name a block of a transformer"
-        )
-    if loss_of(loss).before_relu:
-        relu = context.maker(teacher, tap, (nn.ReLU, nn.ReLU6, nn.LeakyReLU))
-        if relu is not None:
-            raise SpecError.at(
-                path,
-                "KD451",
-                f"`{loss}` takes what goes into a ReLU; `{tap}` of {whose} is what comes out of one",
-                f"name `{Tap.parse(relu).path}:in{relu.removeprefix(Tap.parse(relu).path)}`",
-            )
-
-
-def _pooled_vector(net: nn.Module) -> str:
-    linear = _last(net, (nn.Linear,))
-    if linear is not None:
-        return f"name what goes into the classifier: `{linear}:in`"
-    pool = _last(net, POOLS)
-    return "name a layer after pooling" + (f": `{pool}`" if pool is not None else "")
-
-
-def _last_map(net: nn.Module) -> str:
-    pool = _last(net, POOLS)
-    if pool is not None:
-        return f"name a layer before pooling; the last map is `{pool}:in`"
-    conv = _last(net, (nn.Conv2d,))
-    return "name a convolutional layer" + (f", such as `{conv}`" if conv is not None else "")
-
-
-def _last(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """The path of the network's last module of these kinds, in order of definition; None without one."""
-    names = [name for name, module in net.named_modules() if isinstance(module, kinds)]
-    return names[-1] if names else None

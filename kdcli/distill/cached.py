@@ -8,7 +8,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class CacheLayout:
     columns: tuple[Column, ...]
     features: Mapping[str, Place]
     outputs: Mapping[str, int]
+    changed: Mapping[str, str] = field(default_factory=dict)
+    """Of each feature that isn't stored as its layer gives it (a map turned, a part of tokens): how that is read."""
 
 
 class CachedTeacher:
@@ -130,7 +132,7 @@ def cache_layout_of(
     """
     taps = teacher.taps
     columns: list[Column] = []
-    known: dict[tuple[int, torch.Size, torch.dtype], int] = {}
+    known: dict[tuple[Any, ...], int] = {}
     logits = shown.outputs.get("logits")
 
     def place(name: str, value: Any) -> int:
@@ -144,7 +146,7 @@ def cache_layout_of(
                 f"`{name}` of {teacher.name} can't be cached: it {found} for {batch_size} samples",
                 "name a layer whose first dimension is the batch, or leave `cache` out",
             )
-        same = (value.data_ptr(), value.shape, value.dtype)
+        same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if name in taps.changed_in_place or same not in known:
             number = len(columns)
             columns.append(
@@ -168,7 +170,12 @@ def cache_layout_of(
             place(name, feature) if isinstance(feature, Tensor) else [place(name, one) for one in feature]
         )
     outputs = {name: place(name, shown.outputs.get(name)) for name in sorted(taps.outputs or ())}
-    return CacheLayout(tuple(columns), features, outputs)
+    changed = {
+        name: ", ".join(layout.text for layout in layouts)
+        for name, layouts in taps.layouts.items()
+        if taps.taps[name].part is not None or any(layout.channels_last for layout in layouts)
+    }
+    return CacheLayout(tuple(columns), features, outputs, changed)
 
 
 def _stored(dtype: torch.dtype, half: bool) -> torch.dtype:

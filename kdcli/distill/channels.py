@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
 
@@ -40,59 +39,6 @@ RESIZES = frozenset({"pad", "cat", "concat", "concatenate", "chunk", "split", "t
 
 MIXES = frozenset({"matmul", "rmatmul", "bmm", "baddbmm", "einsum", "tensordot", "rot90", "view_as", "get"})
 """Their result may have the shape of what they are given, and other axes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How the axes of one feature are read: as a map, tokens, a vector or logits, and where its channels are.
-
-    kind: `map` has four axes, `tokens` three, `vector` two; `logits` are a vector that holds the network's
-    logits; anything else is `unknown`. channel_axis: the number of the axis, None where the kind is unknown.
-    known_from: `module`, the operations that make the feature or read it, or that it is the network's `logits`;
-    `evidence`, the proportions of its size; `spec`, a loss on logits is told to read it; None where nothing
-    tells, and kdcli's own order holds: [B, C, H, W], [B, N, D], [B, D].
-    """
-
-    kind: Literal["map", "tokens", "vector", "logits", "unknown"]
-    channel_axis: int | None
-    known_from: Literal["module", "evidence", "spec"] | None = None
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether this is a map [B, H, W, C], which no loss and no adapter reads."""
-        return self.kind == "map" and self.channel_axis == 3
-
-
-def layout_of(
-    feature: Tensor,
-    logits: Any = None,
-    trace: ChannelTrace | None = None,
-    image: Sequence[int] | None = None,
-) -> Layout:
-    """How the axes of a feature are read.
-
-    logits: what the network gives by that name. trace: watched the pass that made the feature. image: height
-    and width of the images.
-    """
-    rank = feature.dim()
-    if rank == 2:
-        return LOGITS if feature is logits else Layout(kind="vector", channel_axis=1)
-    if rank not in (3, 4):
-        return Layout(kind="unknown", channel_axis=None)
-    kind: Literal["map", "tokens"] = "map" if rank == 4 else "tokens"
-    axis = None if trace is None else trace.axis(feature)
-    if axis is not None:
-        return Layout(kind=kind, channel_axis=1 if axis == "first" else rank - 1, known_from="module")
-    if kind == "map" and image is not None:
-        size = feature.shape
-        first, last = _proportional(size[2:4], image), _proportional(size[1:3], image)
-        if first != last:
-            return Layout(kind=kind, channel_axis=1 if first else 3, known_from="evidence")
-    return Layout(kind=kind, channel_axis=1 if rank == 4 else 2)
-
-
-LOGITS = Layout(kind="logits", channel_axis=1, known_from="module")
-"""Of the output that a network gives as `logits`."""
 
 
 class ChannelTrace(TorchFunctionMode):
@@ -132,14 +78,6 @@ class ChannelTrace(TorchFunctionMode):
             self._found = self._spread()
         number = self._numbers.get(feature)
         return None if number is None else self._found.get(number)
-
-    def channels_last(self, feature: Tensor, image: Sequence[int] | None) -> bool:
-        """Whether a feature is a map [B, H, W, C], or has its channels last for another reason.
-
-        image: height and width of the images. Where no operation tells, the two axes with these proportions
-        are the positions.
-        """
-        return layout_of(feature, trace=self, image=image).channels_last
 
     def _note(
         self,
@@ -270,9 +208,3 @@ def _of_reshape(before: Sequence[int], after: Sequence[int]) -> Turn:
     if before[-1] == after[-1]:
         turn["last"] = "last"
     return turn
-
-
-def _proportional(size: Sequence[int], image: Sequence[int]) -> bool:
-    """Whether height and width of a map may be those of an image, but for rounding."""
-    width = size[0] * image[1] / image[0]
-    return int(width) <= size[1] <= -int(-width // 1)

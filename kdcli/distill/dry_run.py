@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from kdcli.distill.adapters import shown
+from kdcli.distill.channels import image_size
 from kdcli.distill.taps import tensors_in
 from kdcli.errors import KdError, SpecError, SpecPath
 from kdcli.failures import own_mistake, place_of, with_place
+from kdcli.models.feature_layouts import sizes_that_fit
+from kdcli.models.network import TEACHERS
 from kdcli.models.torch_modes import NOT_FAKE, TooMuch
 from kdcli.spec.schema import ModuleSpec
 
@@ -90,11 +93,17 @@ def _failure(
     message = f"`{layer}`{given} fails: {_reason(error)}" if layer else f"it fails: {_reason(error)}"
     image = batch.get("image")
     seen = f" on images {shown(image.shape)}" if isinstance(image, torch.Tensor) else ""
+    help = "do the module's widths, strides and number of classes fit what comes before it and the data?"
+    size = image_size(batch)
+    fitting = None if size is None else sizes_that_fit(net, size)
+    if fitting is not None:
+        help = fitting + (
+            f"; `input: {{size: [height, width]}}` beside the mimic_name of {path[-1]} gives it one of its own"
+            if path[:1] == (TEACHERS,)
+            else "; resize the images"
+        )
     return SpecError.at(
-        _place(layer, modules, path),
-        "KD418",
-        f"`{path[-1]}` can't run{seen}: {message}",
-        "do the module's widths, strides and number of classes fit what comes before it and the data?",
+        _place(layer, modules, path), "KD418", f"`{path[-1]}` can't run{seen}: {message}", help
     )
 
 

@@ -65,7 +65,7 @@ def maker_of(
     made: dict[int, tuple[Any, str, int]] = {}
     runs: dict[str, int] = {}
     found: list[tuple[str, int] | None] = []
-    tap = Tap.parse(tap_text)
+    tap = Tap.parse(tap_text).in_network(net)
 
     def note(name: str, output: Any) -> None:
         made[id(output)] = (output, name, runs.get(name, 0))
@@ -103,7 +103,7 @@ def find_norm(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> nn.Mod
     maker = maker_of(net, batch, tap_text, (_BatchNorm,))
     if maker is not None:
         return net.get_submodule(Tap.parse(maker).path)
-    path = Tap.parse(tap_text).path
+    path = Tap.parse(tap_text).in_network(net).path
     blocks = [net.get_submodule(p) for p in (path, path.rpartition(".")[0]) if p]
     for block in blocks:
         norms = _norms_of(block)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -13,51 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdcli.distill.channels import ChannelTrace, Layout, image_size, layout_of
+from kdcli.distill.channels import ChannelTrace
+from kdcli.distill.layouts import Layout, layout_of, layout_of_part
+from kdcli.distill.tap_layouts import Tap as Tap
+from kdcli.distill.tap_layouts import find_layouts, handed_on
+from kdcli.distill.tap_layouts import tensors_in as tensors_in
 from kdcli.errors import Findings, RunError, SpecError, SpecPath, did_you_mean, first_line
 from kdcli.models.network import Network
+from kdcli.spec.schema import LayoutSpec
 
 Feature = Tensor | list[Tensor]
 _Shown = tuple[dict[str, list[Tensor]], dict[str, Any]]
 
-_TAP = re.compile(r"(?P<path>[^:\[\]\s]+)(?P<input>:in)?(?:\[(?P<index>\d+)\])?")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One entry of `mimic_name`: a layer's output, its input (`path:in`), one call of it (`path[i]`)."""
-
-    text: str
-    path: str
-    at_input: bool = False
-    index: int | None = None
-
-    @classmethod
-    def parse(cls, text: str, path: SpecPath = ()) -> Tap:
-        """Read `path`, `path:in`, `path[i]` or `path:in[i]`."""
-        match = _TAP.fullmatch(text)
-        if match is None:
-            raise SpecError.at(
-                path,
-                "KD420",
-                f"`{text}` is not a layer path",
-                "write a path such as `backbone.layer3`, `backbone.layer3:in` or `head.conv[2]`",
-            )
-        index = match["index"]
-        return cls(text, match["path"], match["input"] is not None, None if index is None else int(index))
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What one network gave on one batch: features by tap, and its named outputs.
 
-    layouts: how each tensor of a tap is read, found by `Taps.learn` and in no other view.
+    layouts: how each tensor of a tap is read, found by `Taps.learn` and in no other view; maps are handed on channels
+    first, whatever they are in the network. names: of each tap the canonical name, in the same views.
     """
 
     features: Mapping[str, Feature]
     outputs: Mapping[str, Any] = field(default_factory=dict)
     layouts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def layouts_of(self, tap: str) -> tuple[Layout, ...]:
         """How each tensor of a tap is read; where no pass has found out, its number of axes says."""
@@ -65,13 +46,6 @@ class View:
         if found is not None:
             return found
         return tuple(layout_of(one, self.outputs.get("logits")) for one in tensors_in(self.features[tap]))
-
-    @property
-    def channels_last(self) -> frozenset[str]:
-        """The taps that give a map [B, H, W, C]."""
-        return frozenset(
-            tap for tap, found in self.layouts.items() if any(layout.channels_last for layout in found)
-        )
 
 
 def tapped(view: View, taps: Iterable[str]) -> list[Feature]:
@@ -88,8 +62,8 @@ class Taps:
 
     names: tap texts. outputs: the network outputs that are needed beside them; None runs the network
     to its end. where: the place of each tap text in the spec, for errors. findings: where given, names that
-    can't be tapped are told there and left out, in place of an error. stopped_at: the layer after which
-    the last view stopped, None where the network ran to its end.
+    can't be tapped are told there and left out, in place of an error. stated: what the spec says of the layout of
+    a tap's features. stopped_at: the layer after which the last view stopped, None where the network ran to its end.
 
     `learn` runs the whole network once, and finds out how often each tap fires, which features are changed
     in place afterwards and how the axes of each are read. A `view` then stops as soon as nothing more is
@@ -104,8 +78,11 @@ class Taps:
         outputs: Iterable[str] | None = None,
         where: Mapping[str, SpecPath] | None = None,
         findings: Findings | None = None,
+        stated: Mapping[str, LayoutSpec] | None = None,
     ) -> None:
         self.net = net
+        self.stated = dict(stated or {})
+        self.layouts: dict[str, tuple[Layout, ...]] = {}
         self.where = dict(where or {})
         self.taps: dict[str, Tap] = {}
         self.modules: dict[str, nn.Module | None] = {}
@@ -113,7 +90,7 @@ class Taps:
         for name in names:
             with wrong.part():
                 place = self.where.get(name, ())
-                tap = Tap.parse(name, place)
+                tap = Tap.parse(name, place).in_network(net)
                 self.modules[name] = find_layer(net, tap, place)
                 self.taps[name] = tap
         if findings is None:
@@ -172,12 +149,6 @@ class Taps:
         with torch.set_grad_enabled(gradients), ChannelTrace() as trace:
             self.counts = None
             view = self._run(batch, stop=False, versions=True)
-        size, logits = image_size(batch), view.outputs.get("logits")
-        layouts = {
-            name: tuple(layout_of(tensor, logits, trace, size) for tensor in tensors_in(feature))
-            for name, feature in view.features.items()
-        }
-        view = replace(view, layouts=layouts)
         self.changed_in_place |= frozenset(
             name
             for name, seen in self._seen.items()
@@ -185,7 +156,37 @@ class Taps:
         )
         self.counts = {name: len(seen) for name, seen in self._seen.items()}
         self._clear()
-        return view
+        # Behind the clearing: another pass for another size must leave no trace in what was seen.
+        whole = find_layouts(self.net, self.taps, view.features, view.outputs, trace, batch, self.stated)
+        self._clear()
+        self.layouts = whole
+        names = {name: tap.canonical for name, tap in self.taps.items()}
+        layouts = {name: tuple(self._handed_on(name, one) for one in whole[name]) for name in view.features}
+        return replace(view, features=self._canonical(view.features), layouts=layouts, names=names)
+
+    def _handed_on(self, name: str, layout: Layout) -> Layout:
+        """How what the tap hands on is read: a part of tokens as that part."""
+        part = self.taps[name].part
+        return layout if part is None else layout_of_part(layout, part)
+
+    def _canonical(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
+        """Maps channels first, and of tokens the part that a tap names; raises SpecError KD666 without it."""
+        made: dict[str, Feature] = {}
+        wrong = Findings()
+        for name, feature in features.items():
+            layouts, part = self.layouts.get(name), self.taps[name].part
+            turned = layouts is not None and any(layout.channels_last for layout in layouts)
+            if layouts is None or (part is None and not turned):
+                made[name] = feature
+                continue
+            with wrong.part():
+                tensors = [
+                    handed_on(tensor, layout, self.taps[name], self.where.get(name, ()))
+                    for tensor, layout in zip(tensors_in(feature), layouts, strict=True)
+                ]
+                made[name] = tensors[0] if isinstance(feature, Tensor) else tensors
+        wrong.raise_errors()
+        return made
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """Run the network on a batch, as far as it is needed, and return its view."""
@@ -194,7 +195,7 @@ class Taps:
         assert self.counts is not None, "taps must learn before a view is taken"
         view = self._run(batch, stop=self.outputs is not None, versions=False)
         self._clear()
-        return view
+        return replace(view, features=self._canonical(view.features))
 
     def _view_compiled(self, batch: Mapping[str, Any]) -> View:
         assert self._compiled is not None
@@ -209,7 +210,7 @@ class Taps:
         self._seen = seen
         features = {name: self._feature(name, outputs) for name in self.taps if name in self.names}
         self._clear()
-        return View(features, outputs)
+        return View(self._canonical(features), outputs)
 
     def _shown(self, batch: Mapping[str, Any]) -> _Shown:
         """What every needed layer gave, and the needed outputs; traced as it stands."""
@@ -312,18 +313,6 @@ class Taps:
                 f"use an index from 0 to {len(found) - 1}",
             )
         return found[tap.index]
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a layer's output: itself, or those of a list, tuple or mapping, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def find_layer(net: nn.Module, tap: Tap, path: SpecPath = ()) -> nn.Module | None:

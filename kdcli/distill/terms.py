@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.channels import Layout
+from kdcli.distill.layouts import Form, Layout, read_as
 from kdcli.distill.mimickers.mimicker import Requirements, StepInfo
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
@@ -160,9 +160,10 @@ def _positional(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 class TapSide:
     """One network's side of a pair.
 
-    name: as the user is shown it: the tap, with `[i]` where it gives several features. tap: the entry of
-    `mimic_name`, and number its place there. shape: on the sample that the networks were shown. element: which
-    of the tap's features, None where it gives one.
+    name: as the user is shown it: the tap with its whole path, and `[i]` where it gives several features. tap: the
+    entry of `mimic_name`, and number its place there. shape: on the sample that the networks were shown. element: which
+    of the tap's features, None where it gives one. form: which tokens of it are compared, and whether in their grid;
+    shape is that of this form, and layout that of the whole feature.
     """
 
     name: str
@@ -171,13 +172,21 @@ class TapSide:
     shape: torch.Size
     layout: Layout
     element: int | None = None
+    form: Form = "all"
+
+    @property
+    def label(self) -> str:
+        """The name with what is read of it, where that isn't all."""
+        return self.name if self.form == "all" or ":patches" in self.name else f"{self.name}:patches"
 
     def of(self, view: View) -> Tensor:
         """This feature in another view of the network."""
         feature = view.features[self.tap]
-        if isinstance(feature, Tensor):
-            return feature
-        return feature[self.element or 0]
+        return self.read(feature if isinstance(feature, Tensor) else feature[self.element or 0])
+
+    def read(self, feature: Tensor) -> Tensor:
+        """A feature of this side in the form that is compared."""
+        return read_as(feature, self.layout, self.form)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +274,16 @@ class Term(nn.Module):
             extra = {**extra, "T": self.temperature(step_info.epoch)}
         if not self.binding.uses_features:
             return self.binding.compute(self.calls[0], given, extra, self.loss_weight)
-        pairs = flat_pairs(students or teachers, teachers or students)
+        # A loss that reads one network alone is given its features on both sides.
+        sides = [
+            (p.student if students else p.teacher, p.teacher if teachers else p.student) for p in self.pairs
+        ]
+        pairs = [
+            (s if own is None else own.read(s), t if other is None else other.read(t))
+            for (own, other), (s, t) in zip(
+                sides, flat_pairs(students or teachers, teachers or students), strict=True
+            )
+        ]
         ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
         if self.record.whole_list:
             given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
@@ -321,11 +339,12 @@ def sides_of(view: View, taps: Iterable[str], first: int = 0) -> list[TapSide]:
     sides = []
     for number, tap in enumerate(taps, first):
         found = list(tensors_in(view.features[tap]))
+        name = view.names.get(tap, tap)
         for element, (tensor, layout) in enumerate(zip(found, view.layouts_of(tap), strict=True)):
             single = len(found) == 1
             sides.append(
                 TapSide(
-                    name=tap if single else f"{tap}[{element}]",
+                    name=name if single else f"{name}[{element}]",
                     tap=tap,
                     number=number,
                     shape=tensor.shape,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdcli.distill.layouts import read_as
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
@@ -168,6 +169,9 @@ class DeployedStudent(nn.Module):
             if self.taps.counts is None:
                 self.taps.learn(batch)
             feature = self.taps.view(batch).features[self.tap]
+            (layout,) = self.taps.layouts[self.tap]
+            if isinstance(feature, Tensor) and layout.in_grid:
+                feature = read_as(feature, layout, "grid")
         return {"logits": self.get_submodule(END)(feature)}
 
     def training_only(self) -> frozenset[str]:

@@ -45,6 +45,7 @@ LOSSES: dict[str, Loss] = {
         kind="feature",
         weight=1000.0,
         unlike_shapes=True,
+        normalizes=True,
         example=("stages",),
     ),
     "bce_loss": Loss(
@@ -84,13 +85,20 @@ LOSSES: dict[str, Loss] = {
         trains_student=False,
     ),
     "kl_loss": Loss("kdcli.losses.kl:kl_loss", kind="feature", mean_over_pairs=True, rectifies=True),
-    "l2_loss": Loss("kdcli.losses.l2:l2_loss", kind="feature", mean_over_pairs=True, divides_by_mask=True),
+    "l2_loss": Loss(
+        "kdcli.losses.l2:l2_loss",
+        kind="feature",
+        mean_over_pairs=True,
+        divides_by_mask=True,
+        normalizes="feat_norm",
+    ),
     "mgd": Loss("kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map"),
     "nst": Loss(
         "kdcli.losses.nst:neuron_selectivity",
         kind="feature",
         weight=50.0,
         unlike_shapes=True,
+        normalizes=True,
         example=("stages",),
     ),
     "ofd": Loss(

@@ -104,6 +104,11 @@ class Network(nn.Module):
             if rest == real or rest.startswith(real + "."):
                 yield f"{name}.{alias}{rest.removeprefix(real)}"
 
+    @property
+    def output_names(self) -> frozenset[str]:
+        """The names that the spec gives to what whole models return as a tuple."""
+        return frozenset(name for names in self._output_names.values() for name in names)
+
     def named_outputs(self, name: str, result: Any) -> dict[str, Any]:
         """What the module of this name returned, by name; raises SpecError KD411, KD473."""
         return named_outputs(result, self._output_names.get(name), name, self._paths.get(name, (name,)))

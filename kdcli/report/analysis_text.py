@@ -77,13 +77,14 @@ def _layers_table(rows: Sequence[Layer]) -> RenderableType:
                 Text("  " * row.depth + printable(row.path), style="" if _tappable(row) else "dim"),
                 row.type,
                 "\n".join(_shapes(row)) or MISSING,
+                row.layout or MISSING,
                 MISSING if row.stride is None else str(row.stride),
                 count(row.parameters),
                 MISSING if row.flops_share is None else f"{100 * row.flops_share:.1f} %",
                 Text("\n".join([row.status, *_elements(row)]), style=STATUS_STYLES.get(row.status, "dim")),
             ]
         )
-    columns = ["layer", "type", "shape", ">stride", ">parameters", ">FLOPs so far", "tap"]
+    columns = ["layer", "type", "shape", "layout", ">stride", ">parameters", ">FLOPs so far", "tap"]
     return table(columns, lines)
 
 
@@ -109,6 +110,7 @@ def _plain(row: Layer) -> dict[str, Any]:
         "path": row.path,
         "type": row.type,
         "shape": shape,
+        "layout": row.layout,
         "stride": row.stride,
         "parameters": row.parameters,
         "flops_share": row.flops_share,

@@ -184,6 +184,19 @@ class Cache(Model):
     limit_gb: Positive = 50.0
 
 
+class LayoutSpec(Model):
+    """How features are read whose layout kdcli can't find out.
+
+    prefix: how many tokens stand before the patches (class, distillation, registers); 0 where nothing is said. grid:
+    rows and columns of the patches, [height, width]. channels: of a map, the axis behind
+    the batch (`first`) or the last one. A feature that it doesn't fit is read without it.
+    """
+
+    prefix: NonNegativeInt | None = None
+    grid: Many[PositiveInt] | None = None
+    channels: Literal["first", "last"] | None = None
+
+
 class JobTeacher(Model):
     """What a job says of one teacher.
 
@@ -201,12 +214,14 @@ class JobTeacher(Model):
     classes: Many[TeacherClass] | dict[str, TeacherClass] | None = None
     input: TeacherInput | None = None
     cache: Cache | None = None
+    layout: LayoutSpec | None = None
 
 
 class JobStudent(Model):
     """What a job says of the student."""
 
     mimic_name: Many[str] = ()
+    layout: LayoutSpec | None = None
 
 
 class Job(Model):
@@ -227,6 +242,7 @@ class Job(Model):
     teachers: dict[str, JobTeacher] = Field(default_factory=dict)
     student: JobStudent = Field(default_factory=JobStudent)
     adapter: AdapterSpec | None = None
+    layout: LayoutSpec | None = None
     start_iter: NonNegativeInt = 0
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None

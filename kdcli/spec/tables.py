@@ -68,6 +68,8 @@ class Loss(Target):
     """Divides by the sum of the mask over all elements, unless `batch_mean: true`."""
     rectifies: bool = False
     """Passes both sides through a ReLU first: negative values are lost."""
+    normalizes: bool | str = False
+    """Normalises features itself, always or where the kwarg of this name says so: an adapter before it has no norm."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False

@@ -173,7 +173,17 @@ def _built(
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))
         # The proof has given these already.
         notices += known if options.proof is None else []
-        joined = join_jobs(spec, student, teachers, sample, facts, stack, sides.train.labels)
+        before_layouts = found_checkpoint is not None and found_checkpoint.before_layouts
+        joined = join_jobs(
+            spec,
+            student,
+            teachers,
+            sample,
+            facts,
+            stack,
+            sides.train.labels,
+            before_layouts=before_layouts,
+        )
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]

@@ -51,6 +51,7 @@ WHAT = {
     "views": "`views`",
     "columns": "what the jobs read of it",
     "classes": "`classes`",
+    "layouts": "how features are laid out",
 }
 
 
@@ -167,6 +168,10 @@ def plan_of(
     }
     if classes is not None:
         facts["classes"] = list(classes)
+    if (
+        layout.changed
+    ):  # only then: what was cached before layouts were known stays valid where it means the same
+        facts["layouts"] = dict(layout.changed)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = (default if cache.dir is None else expanded(cache.dir)) / f"{name}-{key}"
     return StorePlan(

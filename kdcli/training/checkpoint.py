@@ -74,6 +74,8 @@ def run_state(
     return {
         "format": FORMAT,
         "kdcli": __version__,
+        # Absent before kdcli knew the layout of features: what is continued from there keeps its meaning.
+        "layouts": run.found_checkpoint is None or not run.found_checkpoint.before_layouts,
         "progress": asdict(progress),
         "trainee": whole(run.trainee.state_dict()),
         "optimizer": whole(optimizer.state_dict()),

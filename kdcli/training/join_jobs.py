@@ -6,7 +6,7 @@ The same code joins the networks of a run and those of the shape check on fake t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -21,10 +21,11 @@ from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import restored_state
+from kdcli.distill.layouts import layout_of
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
-from kdcli.distill.taps import Tap, Taps, View, tensors_in
+from kdcli.distill.taps import Tap, Taps, View
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
@@ -33,7 +34,7 @@ from kdcli.failures import failure, place_of, with_place
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
 from kdcli.records import Pair
-from kdcli.spec.schema import Job, Spec
+from kdcli.spec.schema import Job, LayoutSpec, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def teacher_taps(
             for index, tap in enumerate(job.teachers[name].mimic_name):
                 paths.setdefault(tap, (*path, index))
             outputs |= requirements_of(job).teacher_outputs
-        taps[name] = Taps(net, paths, outputs, paths, findings)
+        taps[name] = Taps(net, paths, outputs, paths, findings, stated_layouts(spec, name))
     return taps
 
 
@@ -93,7 +94,21 @@ def student_taps(spec: Spec, student: nn.Module, findings: Findings | None = Non
         path = ("mimic", "jobs", job_name, "student", "mimic_name")
         for index, tap in enumerate(job.student.mimic_name):
             paths.setdefault(tap, (*path, index))
-    return Taps(student, paths, None, paths, findings)
+    return Taps(student, paths, None, paths, findings, stated_layouts(spec, None))
+
+
+def stated_layouts(spec: Spec, teacher: str | None) -> dict[str, LayoutSpec]:
+    """What the jobs say of the layout of a teacher's taps, or of the student's (None), by tap.
+
+    `layout` beside the `mimic_name` counts before that of the job; of several jobs the first one that says it.
+    """
+    stated: dict[str, LayoutSpec] = {}
+    for job in jobs_of(spec).values():
+        side = job.student if teacher is None else job.teachers.get(teacher)
+        layout = None if side is None else side.layout or job.layout
+        if side is not None and layout is not None:
+            stated = {**dict.fromkeys(side.mimic_name, layout), **stated}
+    return stated
 
 
 def join_jobs(
@@ -104,11 +119,13 @@ def join_jobs(
     facts: DataFacts,
     stack: ExitStack,
     sample_labels: NDArray[np.int64] | None,
+    *,
+    before_layouts: bool = False,
 ) -> JoinedJobs:
     """Run every network once on the sample, then build the mimickers from what it gave.
 
-    sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels: see
-    MimicContext.
+    sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels,
+    before_layouts: see MimicContext.
     """
     if facts.num_samples is None:
         _require_no_count(spec)
@@ -117,7 +134,18 @@ def join_jobs(
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)
-    return join_views(spec, student, taps, teachers, student_view, views, sample, facts, sample_labels)
+    return join_views(
+        spec,
+        student,
+        taps,
+        teachers,
+        student_view,
+        views,
+        sample,
+        facts,
+        sample_labels,
+        before_layouts=before_layouts,
+    )
 
 
 def _require_no_count(spec: Spec) -> None:
@@ -156,6 +184,8 @@ def join_views(
     sample: Mapping[str, Any],
     facts: DataFacts,
     sample_labels: NDArray[np.int64] | None,
+    *,
+    before_layouts: bool = False,
 ) -> JoinedJobs:
     """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
     jobs = jobs_of(spec)
@@ -187,9 +217,14 @@ def join_views(
                 kinds,
             ),
             labels={teacher: teachers[teacher].labels for teacher in job.teachers},
+            nearest_map=lambda t, tap: nearest_map(
+                student if t is None else teachers[t].net,
+                sample if t is None else teachers[t].pixels_of(sample),
+                tap,
+            ),
+            before_layouts=before_layouts,
         )
         with wrong.part():
-            refuse_channels_last(context, lambda t: sample if t is None else teachers[t].pixels_of(sample))
             mimickers[name] = build_mimicker(context)
     wrong.raise_errors()
     if synchronises(student):
@@ -238,11 +273,11 @@ def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
     return [
         Pair(
             term=".".join(part for part in (name, term.teacher, term.name) if part),
-            student_layer=pair.student.name,
+            student_layer=pair.student.label,
             student_shape=shown(pair.student.shape),
             adapter=term.adapter_shown(index),
             teacher=term.teacher or "",
-            teacher_layer=pair.teacher.name if pair.teacher is not None else "",
+            teacher_layer=pair.teacher.label if pair.teacher is not None else "",
             teacher_shape=shown(pair.teacher.shape) if pair.teacher is not None else "",
             loss=term.loss_type,
             weight=job.loss_weight * term.loss_weight,
@@ -287,39 +322,10 @@ def first_samples(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
     }
 
 
-def refuse_channels_last(context: MimicContext, batch_of: Callable[[str | None], Mapping[str, Any]]) -> None:
-    """Raise SpecError KD425 at each `mimic_name` of a job that names a map [B, H, W, C].
-
-    batch_of: what a teacher runs on, or the student where the name is None.
-    """
-    job, wrong = context.job, Findings()
-    sides: list[tuple[str | None, View, Sequence[str], SpecPath]] = [
-        (None, context.student, job.student.mimic_name, (*context.path, "student", "mimic_name"))
-    ]
-    for name, teacher in job.teachers.items():
-        path = (*context.path, "teachers", name, "mimic_name")
-        sides.append((name, context.teachers[name], teacher.mimic_name, path))
-    for whose, view, taps, path in sides:
-        net = context.student_module("") if whose is None else context.teacher_module(whose, "")
-        for index, tap in enumerate(taps):
-            if tap not in view.channels_last:
-                continue
-            with wrong.part():
-                shapes = ", ".join(shown(tensor.shape) for tensor in tensors_in(view.features[tap]))
-                raise SpecError.at(
-                    (*path, index),
-                    "KD425",
-                    f"`{tap}` of {whose or 'the student'} has its channels last: {shapes}; "
-                    "kdcli reads maps as [B, C, H, W] and does not guess",
-                    nearest_map(net, batch_of(whose), tap),
-                )
-    wrong.raise_errors()
-
-
 def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
-    """A help line: the next layer behind a tap that gives a map [B, C, H, W], else the last one before it."""
+    """A help line: the next layer behind a tap that gives a map, else the last one before it."""
     given: list[tuple[str, Any]] = []
-    tap = Tap.parse(tap_text)
+    tap = Tap.parse(tap_text).in_network(net)
     ends: dict[str, int] = {}
     with ExitStack() as stack, torch.no_grad(), restored_state(net):
         trace = stack.enter_context(ChannelTrace())
@@ -336,10 +342,10 @@ def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
         (number, name, output)
         for number, (name, output) in enumerate(given)
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
-        if "." in name and runs[name] == 1 and not trace.channels_last(output, size)
+        if "." in name and runs[name] == 1 and layout_of(output, None, trace, size).kind == "map"
     ]
     if not maps:
-        return "no layer of this network gives [B, C, H, W]: name a vector, such as what goes into its classifier"
+        return "no layer of this network gives a map: name a vector, such as what goes into its classifier"
     behind = (found for found in maps if found[0] > ends.get(tap.path, len(given)))
     _, name, output = next(behind, maps[-1])
-    return f"name a layer that gives [B, C, H, W]; the nearest is `{name}`, {shown(output.shape)}"
+    return f"name a layer that gives a map; the nearest is `{name}`, {shown(output.shape)}"

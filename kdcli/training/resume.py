@@ -122,19 +122,21 @@ def find_checkpoint(run: UnbuiltRun) -> FoundCheckpoint | None:
     path: Path | None = None
     notices: list[Notice] = []
     failure: KdError | None = None
+    before_layouts = False
     if run.processes.speaks:
         try:
             state, path, notices = _read(run)
             if state is not None and path is not None:
                 with fitting(path):
                     notices += _check(run, state, path)
+                before_layouts = not state.get("layouts")
         except KdError as error:
             failure = error
-    outcome = (path, notices, None if failure is None else failure.diagnostics)
-    path, notices, diagnostics = run.processes.broadcast(outcome)
+    outcome = (path, notices, before_layouts, None if failure is None else failure.diagnostics)
+    path, notices, before_layouts, diagnostics = run.processes.broadcast(outcome)
     if diagnostics is not None:
         raise failure or RunError(diagnostics)
-    return None if path is None else FoundCheckpoint(path, tuple(notices))
+    return None if path is None else FoundCheckpoint(path, tuple(notices), before_layouts)
 
 
 def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:

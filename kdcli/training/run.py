@@ -58,10 +58,11 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class FoundCheckpoint:
-    """A checkpoint that this run may continue from, and notices about it."""
+    """A checkpoint that this run may continue from, and notices about it. before_layouts: see MimicContext."""
 
     path: Path
     notices: tuple[Notice, ...] = ()
+    before_layouts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torchvision.models as vision
 from torch import Tensor, nn
 
 from kdcli.distill.channels import ChannelTrace
+from kdcli.distill.layouts import layout_of
 from kdcli.distill.taps import Taps
 from kdcli.models.network import Network
 
@@ -85,7 +86,7 @@ def test_the_axes_that_grow_with_the_image_are_its_places(
             grown = [axis for axis in (1, 2, 3) if feature.shape[axis] != two[name].shape[axis]]
             if grown in ([1, 2], [2, 3]):
                 compared += 1
-                assert trace.channels_last(feature, size) == (grown == [1, 2]), name
+                assert layout_of(feature, None, trace, size).channels_last == (grown == [1, 2]), name
     assert compared > 5
 
 
@@ -102,7 +103,9 @@ def test_timms_swins_of_one_size(name: str, path: str, last: bool) -> None:
     net = of_timm(name)()
     with Taps(Network({"model": net.eval()}), [f"model.{path}"]) as taps:
         view = taps.learn({"image": torch.rand(1, 3, 224, 224)})
-    assert view.channels_last == ({f"model.{path}"} if last else set())
+    (layout,) = view.layouts[f"model.{path}"]
+    assert (layout.kind, layout.channels_last) == ("map", last)
+    assert view.features[f"model.{path}"].shape[2:] == layout.grid  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -110,8 +113,8 @@ def test_timms_swins_of_one_size(name: str, path: str, last: bool) -> None:
 def test_where_no_operation_tells_the_proportions_of_the_image_do(last: bool, size: tuple[int, int]) -> None:
     found, trace = features(Opaque(last), torch.rand(2, 3, *size))
     assert trace.axis(found["end"]) is None
-    assert trace.channels_last(found["end"], size) == last
-    assert not trace.channels_last(found["end"], None)
+    assert layout_of(found["end"], None, trace, size).channels_last == last
+    assert not layout_of(found["end"], None, trace, None).channels_last
 
 
 def test_a_feature_between_two_turns_is_known_by_what_reads_it() -> None:

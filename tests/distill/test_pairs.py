@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcli.check.check import CheckOptions, check
 from kdcli.distill import terms
-from kdcli.distill.channels import Layout
+from kdcli.distill.layouts import Layout
 from kdcli.distill.mimickers.defeat import DeFeatMimicker
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Labels
@@ -142,10 +142,11 @@ def test_layouts_are_found_where_a_network_shows_itself() -> None:
     with Taps(net.eval(), ["model.0", "model.1", "model"]) as taps:
         view = taps.learn({"image": torch.rand(2, 3, 4, 6)})
     (known,) = view.layouts["model.0"]
-    assert known == Layout(kind="map", channel_axis=1, known_from="module")
+    assert known == Layout(kind="map", channel_axis=1, known_from="module", grid=(4, 6), stride=(1, 1))
     # Flattened behind the channels, tokens have them first: a convolution made them.
     (tokens,) = view.layouts["model.1"]
-    assert tokens == Layout(kind="tokens", channel_axis=1, known_from="module")
+    grid = {"prefix": 0, "class_token": False, "grid": (4, 6), "stride": (1, 1)}
+    assert tokens == Layout(kind="tokens", channel_axis=1, known_from="evidence", **grid)
 
 
 def test_a_layout_says_from_where_it_is_known() -> None:
@@ -157,7 +158,7 @@ def test_a_layout_says_from_where_it_is_known() -> None:
     # A view without a pass is read by its number of axes, and says that nothing tells.
     view = View({"a": torch.zeros(2, 3, 4, 4), "b": torch.zeros(2, 3), "c": torch.zeros(2, 3, 4, 4, 4)})
     assert [side.layout for side in sides_of(view, "abc")] == [
-        Layout(kind="map", channel_axis=1),
+        Layout(kind="map", channel_axis=1, grid=(4, 4)),
         Layout(kind="vector", channel_axis=1),
         Layout(kind="unknown", channel_axis=None),
     ]
@@ -168,7 +169,7 @@ def test_selected_classes_leave_what_is_known_of_the_other_taps() -> None:
     logits = torch.zeros(2, 6)
     view = View({"a": torch.zeros(2, 4, 4, 8)}, {"logits": logits}, {"a": (last,)})
     seen = Labels(numbers=(1, 0, 2)).view(view, frozenset())
-    assert seen.channels_last == {"a"} and seen.outputs["logits"].shape == (2, 3)
+    assert seen.layouts == {"a": (last,)} and seen.outputs["logits"].shape == (2, 3)
 
 
 # Places in the spec

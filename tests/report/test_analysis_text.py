@@ -19,6 +19,7 @@ def layer(
     flops_share: float | None,
     status: str,
     depth: int,
+    layout: str | None = None,
 ) -> Layer:
     return Layer(
         path=path,
@@ -29,24 +30,25 @@ def layer(
         flops_share=flops_share,
         status=status,
         depth=depth,
+        layout=layout,
     )
 
 
 ROWS = (
-    layer("model", "ResNet", "[B, 10]", None, 11_689_512, 1.0, "once", 0),
+    layer("model", "ResNet", "[B, 10]", None, 11_689_512, 1.0, "once", 0, "vector"),
     layer("model.layers", "ModuleList", None, None, 11_689_512, None, "container", 1),
-    layer("model.layers.0", "Conv2d", "[B, 64, 112, 112]", 2, 9_408, 0.064, "changed in place", 2),
-    layer("model.fpn", "FPN", ("[B, 256, 32, 32]", "[B, 256, 16, 16]"), None, 0, 0.5, "several", 1),
+    layer("model.layers.0", "Conv2d", "[B, 64, 112, 112]", 2, 9_408, 0.064, "changed in place", 2, "map"),
+    layer("model.fpn", "FPN", ("[B, 256, 32, 32]", "[B, 256, 16, 16]"), None, 0, 0.5, "several", 1, "map"),
 )
 
 
 GOLDEN = """\
-layer                type         shape               stride   parameters   FLOPs so far   tap
-───────────────────────────────────────────────────────────────────────────────────────────────────────────
-model                ResNet       [B, 10]                  -       11.7 M        100.0 %   once
-  model.layers       ModuleList   -                        -       11.7 M              -   container
-    model.layers.0   Conv2d       [B, 64, 112, 112]        2        9,408          6.4 %   changed in place
-  model.fpn          FPN          [B, 256, 32, 32]         -            0         50.0 %   several
+layer                type         shape               layout   stride   parameters   FLOPs so far   tap
+────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+model                ResNet       [B, 10]             vector        -       11.7 M        100.0 %   once
+  model.layers       ModuleList   -                   -             -       11.7 M              -   container
+    model.layers.0   Conv2d       [B, 64, 112, 112]   map           2        9,408          6.4 %   changed in place
+  model.fpn          FPN          [B, 256, 32, 32]    map           -            0         50.0 %   several
                                   [B, 256, 16, 16]
 """
 

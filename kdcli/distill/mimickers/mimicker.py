@@ -62,7 +62,9 @@ class MimicContext:
     the path of the layer of these kinds that made a tapped feature (of the student where teacher is None),
     with `[i]` where that layer runs several times; None where none of them did. labels: what is known of the
     teachers' classes; the views show the data's already. sample_labels [N]: the class of each training sample;
-    None where only its batches say it.
+    None where only its batches say it. nearest_map(teacher, tap): a help line that names a layer near a tap that gives
+    a map. before_layouts: the run is continued from a checkpoint of before kdcli knew layouts, and keeps its meaning:
+    `adapter: auto` has its norm before every loss, and a mean over tokens takes in the prefix.
     """
 
     job: Job
@@ -79,6 +81,8 @@ class MimicContext:
     maker: Callable[[str | None, str, tuple[type[nn.Module], ...]], str | None] = lambda *_: None
     labels: Mapping[str, Labels] = field(default_factory=dict)
     sample_labels: NDArray[np.int64] | None = None
+    nearest_map: Callable[[str | None, str], str] = lambda *_: "name a layer that gives [B, C, H, W]"
+    before_layouts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

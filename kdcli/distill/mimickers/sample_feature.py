@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.channels import Layout
+from kdcli.distill.layouts import Layout
 from kdcli.distill.mimickers import MIMICKERS, SampleFeatureOptions
 from kdcli.distill.mimickers.detectors import DetectorMimicker, check_levels
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Requirements
