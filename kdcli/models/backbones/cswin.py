@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.models.backbones.swin import Mlp
+from kdcli.models.feature_layouts import FeatureLayout
 from kdcli.models.layers import DropPath, drop_rates, no_download
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, CountOrNone, Positive, ShareBelowOne, Side, Width
@@ -149,6 +150,9 @@ class CSWin(ViewModule):
     Reads `image` [B, in_chans, H, W].
     Source: "CSWin Transformer", arXiv:2107.00652.
     """
+
+    feature_layout = FeatureLayout(prefix=0)
+    """No token of its layers stands before the patches; how many there are shows their grid."""
 
     def __init__(
         self,

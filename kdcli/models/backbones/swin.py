@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcli.models.feature_layouts import FeatureLayout
 from kdcli.models.layers import DropPath, drop_rates, no_download
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, CountOrNone, Positive, Range, ShareBelowOne, Side, Width
@@ -232,6 +233,9 @@ class Swin(ViewModule):
     Reads `image` [B, in_chans, H, W].
     Source: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv:2103.14030.
     """
+
+    feature_layout = FeatureLayout(prefix=0)
+    """No token of its layers stands before the patches; how many there are shows their grid."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import RunError
+from kdcli.models.feature_layouts import FeatureLayout
 from kdcli.models.layers import DropPath, no_download
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, Range, ShareBelowOne, Side, Width
@@ -178,6 +179,12 @@ class VisionTransformer(ViewModule):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+    def feature_layout(self, image: tuple[int, int]) -> FeatureLayout:
+        """What its layers give of an image of this height and width: the class token first, if any, then patches."""
+        patch = self.embedding.stride[0]
+        grid = (image[0] // patch, image[1] // patch)
+        return FeatureLayout(prefix=self.num_prefix_tokens, class_token=self.cls_token is not None, grid=grid)
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `image`."""
