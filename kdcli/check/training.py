@@ -30,7 +30,7 @@ from kdcli.training.optim import (
     scheduler_class,
     total_of,
 )
-from kdcli.training.run import StagePlan, matches, plan_stages
+from kdcli.training.run import StagePlan, matches, plan_stages, schedule_unit
 
 ENDLESS = 10**9
 """Steps in an epoch of unknown length: whatever counts epochs ends after whatever counts steps."""
@@ -65,13 +65,13 @@ def check_stages(
         if wrong:
             continue
         with findings.part():
-            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path)
+            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path, student)
             rate = LearningRate(
                 optimizer,
                 stage.lr_scheduler,
                 batch_size=spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps,
                 world_size=1,
-                steps_per_epoch=steps_per_epoch or ENDLESS,
+                steps_per_epoch=schedule_unit(spec, steps_per_epoch or ENDLESS),
                 path=stage.lr_path,
             )
             effective = rate.target if index == 0 else effective
@@ -92,7 +92,8 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
             continue
         uses.setdefault(stage.lr_path, (stage.lr_scheduler, []))[1].append(stage.steps)
         if in_steps and per_epoch is not None and not staged:
-            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
+            unit = schedule_unit(spec, per_epoch)
+            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", unit)
     for path, (scheduler, lengths) in uses.items():
         longest, total = max(lengths), total_of(scheduler)
         try:

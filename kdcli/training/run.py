@@ -132,6 +132,11 @@ class Run:
         return -(-len(self.train_loader) // self.accumulate)
 
     @property
+    def schedule_unit(self) -> int:
+        """Steps in what the schedule's lengths count: an epoch, or one step with `runtime.iter_base`."""
+        return schedule_unit(self.spec, self.steps_per_epoch)
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
@@ -154,12 +159,17 @@ class StagePlan:
     lr_path: SpecPath
 
 
+def schedule_unit(spec: Spec, steps_per_epoch: int) -> int:
+    """Steps in what the schedule's lengths count: an epoch, or one step with `runtime.iter_base`."""
+    return 1 if spec.runtime.iter_base else steps_per_epoch
+
+
 def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
     """The stages in the spec, or the single one of a spec without stages."""
     trainer, mimic = spec.trainer, spec.mimic if spec.distils else None
     whole = ActiveLosses(task_loss=True if mimic is None else mimic.task_loss)
     if mimic is None or not mimic.stages:
-        steps = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
+        steps = trainer.max_iter or int((trainer.max_epoch or 0) * steps_per_epoch)
         return (
             StagePlan(
                 name=None,
@@ -175,7 +185,7 @@ def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
     plans = []
     for index, stage in enumerate(mimic.stages):
         path: SpecPath = ("mimic", "stages", index)
-        steps = stage.max_iter or (stage.max_epoch or 0) * steps_per_epoch
+        steps = stage.max_iter or int((stage.max_epoch or 0) * steps_per_epoch)
         if steps <= 0:
             raise SpecError.at(
                 path, "KD445", f"stage `{stage.name}` has no length", "give it `max_epoch` or `max_iter`"
