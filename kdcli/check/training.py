@@ -95,9 +95,9 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
             unit = schedule_unit(spec, per_epoch)
             yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", unit)
     for path, (scheduler, lengths) in uses.items():
-        longest, total = max(lengths), total_of(scheduler)
+        longest, total = max(lengths), total_of(scheduler, per_epoch)
         try:
-            check_total(scheduler, longest, path)
+            check_total(scheduler, longest, path, per_epoch)
         except SpecError as error:
             yield from error.diagnostics
             continue
@@ -107,7 +107,7 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
                 severity="warning",
                 message=f"OneCycleLR goes on for {total} steps, the training has {longest}",
                 help=f"write `total_steps: {longest}`",
-                path=(*path, "kwargs", "total_steps"),
+                path=(*path, "kwargs", "total_steps" if "total_steps" in scheduler.kwargs else "max_epoch"),
             )
 
 

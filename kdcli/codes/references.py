@@ -86,12 +86,12 @@ REFERENCES: dict[str, Explanation] = {
     ),
     "KD316": Explanation(
         "unknown optimizer",
-        "An optimizer is a class of torch.optim, by its exact name.",
+        "An optimizer is a class of torch.optim, by its exact name, or LAMB or LARS.",
         "wrong: type: sgd\nright: type: SGD",
     ),
     "KD317": Explanation(
         "unknown scheduler",
-        "A scheduler is a class of torch.optim.lr_scheduler, by its exact name.",
+        "A scheduler is a class of torch.optim.lr_scheduler, by its exact name, or one of United-Perception's.",
         "wrong: type: MultistepLR\nright: type: MultiStepLR",
     ),
     "KD318": Explanation(
@@ -170,6 +170,19 @@ REFERENCES: dict[str, Explanation] = {
         "Positional parameters of a loss are bound by their names (student, teacher, labels ...), keyword-only ones"
         " are the options of the spec.",
         "wrong: def huber(x, y, beta=1.0)\nright: def huber(student, teacher, *, beta=1.0)",
+    ),
+    "KD353": Explanation(
+        "optimizer of another library",
+        "United-Perception takes FusedFP16SGD and FusedFP16AdamW from a library of its own. Their steps are those of"
+        " SGD and AdamW; mixed precision is `runtime.precision`.",
+        "right: type: SGD",
+    ),
+    "KD354": Explanation(
+        "mixing among the transforms",
+        "A transform sees one image, and mixing needs two: `torch_cutmix_mixup` is read as `batch_fn` of the"
+        " dataloader, which mixes within a batch. One side of the data mixes once.",
+        "right: dataloader: {kwargs: {batch_fn: {type: batch_cutmixup, kwargs: {mixup_alpha: 0.1, cutmix_alpha: 1.0,"
+        " num_classes: 10}}}}",
     ),
     "KD390": Explanation(
         "unknown logger",

@@ -195,6 +195,10 @@ OPTIMIZERS = (
     "Adam",
     "AdamW",
     "Adamax",
+    "FusedFP16AdamW",
+    "FusedFP16SGD",
+    "LAMB",
+    "LARS",
     "Muon",
     "NAdam",
     "RAdam",
@@ -205,11 +209,16 @@ OPTIMIZERS = (
 """LBFGS is not among them: it asks for the loss several times a step; nor is SparseAdam, which takes no dense
 gradients."""
 
+SAME_OPTIMIZERS: Mapping[str, str] = {"FusedFP16AdamW": "AdamW", "FusedFP16SGD": "SGD"}
+"""United-Perception's optimizers of another library, and torch's that makes the same steps."""
+
 SCHEDULERS = (
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
+    "CosineLREpochScheduler",
     "CyclicLR",
+    "EpochBasedCosineAnnealingLR",
     "ExponentialLR",
     "LinearLR",
     "MultiStepLR",
@@ -217,6 +226,7 @@ SCHEDULERS = (
     "PolynomialLR",
     "ReduceLROnPlateau",
     "StepLR",
+    "polylr",
 )
 """Those whose arguments are data: no functions, no schedulers of schedulers."""
 
@@ -227,11 +237,13 @@ OPTIMIZER_ARGUMENTS: Mapping[str, Any] = {
     "d": Annotated[float, Range(at_least=1)],
     "dampening": Share,
     "eps": Positive,
+    "eta": NonNegative,
     "etas": tuple[Annotated[float, Range(more_than=0, less_than=1)], Annotated[float, Range(more_than=1)]],
     "initial_accumulator_value": NonNegative,
     "lambd": NonNegative,
     "lr": NonNegative,
     "lr_decay": NonNegative,
+    "max_grad_norm": Positive,
     "momentum": ShareBelowOne,
     "momentum_decay": NonNegative,
     "ns_steps": Count,
@@ -266,6 +278,7 @@ SCHEDULER_ARGUMENTS: Mapping[str, Any] = {
     "factor": Share,
     "final_div_factor": Positive,
     "gamma": Positive,
+    "max_epoch": Epochs | None,
     "max_lr": Positive,
     "max_momentum": ShareBelowOne,
     "milestones": list[Epochs],
@@ -280,16 +293,25 @@ SCHEDULER_ARGUMENTS: Mapping[str, Any] = {
     "steps_per_epoch": Count | None,
     "threshold": NonNegative,
     "total_iters": Epochs,
+    "offset_epoch": CountOrNone,
     "total_steps": Count | None,
+    "warm_epoch": NonNegative,
     "warmup_iter": CountOrNone,
 }
 """The same of torch's schedulers; `warmup_iter` is kdcli's own, of the cosine."""
 
 SCHEDULER_EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "EpochBasedCosineAnnealingLR": {"eta_min": Share},
     "ReduceLROnPlateau": {"factor": Annotated[float, Range(more_than=0, less_than=1)]},
+    "polylr": {
+        "max_epoch": Annotated[float, Range(at_least=-1)],
+        "max_iter": Annotated[int, Range(at_least=-1)],
+    },
 }
 
-ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SparseAdam"})
+ADAPTIVE = frozenset(
+    {"Adam", "AdamW", "Adamax", "FusedFP16AdamW", "LAMB", "Muon", "NAdam", "RAdam", "RMSprop", "SparseAdam"}
+)
 """Optimizers whose step is about as long as the learning rate, however large the gradient is."""
 
 SETS_LR = frozenset({"CyclicLR", "OneCycleLR"})

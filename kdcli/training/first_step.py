@@ -24,7 +24,7 @@ from kdcli.training.run import Run, StagePlan
 ELEMENTS = 256
 """Of each parameter so many elements are looked at."""
 
-DECOUPLED = frozenset({"AdamW", "Adafactor", "Muon"})
+DECOUPLED = frozenset({"AdamW", "Adafactor", "Lamb", "Muon"})
 """Optimizers whose weight decay shrinks the weights beside the step; in the others it is part of the gradient."""
 
 PARALLEL = 0.9

@@ -14,10 +14,11 @@ from torch.optim import Optimizer, lr_scheduler
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import doing, own_mistake, place_of, text_of
+from kdcli.optimizers import OPTIMIZER_TARGETS, SCHEDULER_TARGETS
+from kdcli.optimizers.parameter_groups import parameter_groups
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
-from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
-from kdcli.training.parameter_groups import parameter_groups
+from kdcli.spec.tables import OPTIMIZERS, SAME_OPTIMIZERS, SCHEDULERS, SETS_LR
 
 IN_EPOCHS = {
     "MultiStepLR": ("milestones",),
@@ -27,10 +28,12 @@ IN_EPOCHS = {
     "ConstantLR": ("total_iters",),
     "PolynomialLR": ("total_iters",),
     "CosineAnnealingWarmRestarts": ("T_0",),
+    "OneCycleLR": ("max_epoch",),
+    "polylr": ("max_epoch",),
 }
 """Schedulers that move every step, with the arguments that the spec gives in epochs."""
 
-IN_STEPS = frozenset({"OneCycleLR", "CyclicLR"})
+IN_STEPS = frozenset({"CyclicLR"})
 """Schedulers that move every step, with arguments in steps; all others, own ones too, move once per epoch."""
 
 
@@ -113,46 +116,22 @@ def check_kwargs(
             )
 
 
-class ShiftedCosine(lr_scheduler.CosineAnnealingLR):
-    """torch's cosine, started `warmup_iter` steps late: base_lr at that step, eta_min at T_max as before.
-
-    With w = warmup_iter: lr = eta_min + (base_lr - eta_min) * (1 + cos(pi * (i - w) / (T_max - w))) / 2 at
-    step i. Before w, which a warm-up is meant to cover, that is the cosine's rising side.
-    Source: United-Perception's up/utils/model/lr_helper.py.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        T_max: int,
-        eta_min: float = 0.0,
-        last_epoch: int = -1,
-        warmup_iter: int = 0,
-    ) -> None:
-        self.warmup_iter = warmup_iter
-        super().__init__(optimizer, T_max, eta_min, last_epoch)
-
-    def get_lr(self) -> list[Any]:
-        """Learning rates of all parameter groups at this step."""
-        if not self.warmup_iter:
-            return super().get_lr()
-        done = (self.last_epoch - self.warmup_iter) / (self.T_max - self.warmup_iter)
-        share = (1 + math.cos(math.pi * done)) / 2
-        return [self.eta_min + (base - self.eta_min) * share for base in self.base_lrs]
-
-
 def optimizer_class(name: str, path: SpecPath = ()) -> Any:
-    """The optimizer that a name of torch.optim, or own code, means in a spec; path: of the component."""
+    """The optimizer that a name of the table, or own code, means in a spec; path: of the component."""
     if is_own(name):
         return lookup(OPTIMIZERS, name, path=(*path, "type"), code="KD440").load()
-    return getattr(torch.optim, name, None)
+    if name in OPTIMIZER_TARGETS:
+        return OPTIMIZER_TARGETS[name].load()
+    return getattr(torch.optim, SAME_OPTIMIZERS.get(name, name), None)
 
 
 def scheduler_class(name: str, path: SpecPath = ()) -> Any:
-    """The scheduler class behind a name of torch.optim.lr_scheduler."""
+    """The scheduler class that a name of the table, or own code, means in a spec; path: of the component."""
     if is_own(name):
         return lookup(SCHEDULERS, name, path=(*path, "type"), code="KD443").load()
-    return ShiftedCosine if name == "CosineAnnealingLR" else getattr(lr_scheduler, name, None)
+    if name in SCHEDULER_TARGETS:
+        return SCHEDULER_TARGETS[name].load()
+    return getattr(lr_scheduler, name, None)
 
 
 class LearningRate:
@@ -178,7 +157,7 @@ class LearningRate:
         steps: int | None = None,
     ) -> None:
         if spec is not None and steps is not None:
-            check_total(spec, steps, path)
+            check_total(spec, steps, path, steps_per_epoch)
         self.optimizer = optimizer
         self.spec, self.path = spec, path
         self.steps_per_epoch = steps_per_epoch
@@ -211,6 +190,7 @@ class LearningRate:
         shadows = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self.targets]
         self.shadow = torch.optim.SGD(shadows, lr=0.0, momentum=0.9)
         self.scheduler = None if spec is None else self._scheduler(spec, path)
+        self.momentum_key = None if spec is None else self._cycled_momentum(spec, path)
         self._apply()
 
     @property
@@ -243,6 +223,7 @@ class LearningRate:
         return {
             "step_count": self.step_count,
             "shadow_lrs": [group["lr"] for group in self.shadow.param_groups],
+            "shadow_momenta": [group["momentum"] for group in self.shadow.param_groups],
             "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
         }
 
@@ -253,11 +234,37 @@ class LearningRate:
             self.scheduler.load_state_dict(state["scheduler"])
         for group, lr in zip(self.shadow.param_groups, state["shadow_lrs"], strict=True):
             group["lr"] = lr
+        # A checkpoint from before these were cycled has none.
+        for group, momentum in zip(self.shadow.param_groups, state.get("shadow_momenta", ()), strict=False):
+            group["momentum"] = momentum
         self._apply()
 
     def _apply(self) -> None:
         for index, group in enumerate(self.optimizer.param_groups):
             group["lr"] = self._lr(index)
+            momentum = self.shadow.param_groups[index]["momentum"]
+            if self.momentum_key == "betas":
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif self.momentum_key is not None:
+                group["momentum"] = momentum
+
+    def _cycled_momentum(self, spec: SchedulerSpec, path: SpecPath) -> str | None:
+        """The key of the optimizer's groups whose value the scheduler moves beside the lr; None for the others.
+
+        SpecError KD443 where the scheduler would move a momentum and the optimizer has none.
+        """
+        if spec.type not in SETS_LR or spec.kwargs.get("cycle_momentum") is False:
+            return None
+        for key in ("momentum", "betas"):
+            if key in self.optimizer.defaults:
+                return key
+        kind = type(self.optimizer).__name__
+        raise SpecError.at(
+            (*path, "kwargs"),
+            "KD443",
+            f"scheduler `{spec.type}` moves the momentum too, and `{kind}` has none",
+            "write `cycle_momentum: false`",
+        )
 
     def _lr(self, index: int) -> float:
         spec, step = self.spec, self.step_count
@@ -283,7 +290,7 @@ class LearningRate:
         if spec.type == "ReduceLROnPlateau":
             kwargs.setdefault("mode", "max")
         try:
-            if target is ShiftedCosine and kwargs.get("warmup_iter"):
+            if spec.type == "CosineAnnealingLR" and kwargs.get("warmup_iter"):
                 self._check_shift(kwargs["warmup_iter"], kwargs.get("T_max", math.inf), path)
             scheduler = target(self.shadow, **kwargs)
         except Exception as error:
@@ -305,23 +312,25 @@ class LearningRate:
         raise SpecError.at((*path, "kwargs", "warmup_iter"), "KD443", message, help)
 
 
-def total_of(spec: SchedulerSpec) -> int | None:
-    """The steps after which OneCycleLR ends; None where the spec doesn't say them, and of all others."""
+def total_of(spec: SchedulerSpec, steps_per_epoch: int | None = None) -> int | None:
+    """The steps after which OneCycleLR ends; None where that is not known, and of all others."""
     given = spec.kwargs
     if spec.type != "OneCycleLR":
         return None
     total = given.get("total_steps")
-    if total is None and None not in (given.get("epochs"), given.get("steps_per_epoch")):
+    if given.get("max_epoch") is not None:
+        total = None if steps_per_epoch is None else _in_steps(given["max_epoch"], steps_per_epoch)
+    elif total is None and None not in (given.get("epochs"), given.get("steps_per_epoch")):
         total = given["epochs"] * given["steps_per_epoch"]
     return total if isinstance(total, int) else None
 
 
-def check_total(spec: SchedulerSpec, steps: int, path: SpecPath) -> None:
+def check_total(spec: SchedulerSpec, steps: int, path: SpecPath, steps_per_epoch: int | None = None) -> None:
     """Raise for OneCycleLR that ends before the training: torch's fails at the step after its last."""
-    total = total_of(spec)
+    total = total_of(spec, steps_per_epoch)
     if total is None or total >= steps:
         return
-    name = "total_steps" if spec.kwargs.get("total_steps") is not None else "epochs"
+    name = next(n for n in ("max_epoch", "total_steps", "epochs") if spec.kwargs.get(n) is not None)
     message = f"scheduler `OneCycleLR` ends after {total} steps, the training after {steps}"
     raise SpecError.at((*path, "kwargs", name), "KD443", message, f"write `total_steps: {steps}`")
 

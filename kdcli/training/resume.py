@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -299,7 +299,7 @@ def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
     return [Notice(message=f"the run is made longer: {', '.join(words)}{stays}")]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -186,6 +186,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD632": (changed(("{lr: 0.1}", "{lr: 0.1, weight_decay: 50}")), ("trainer.optimizer.kwargs.lr=1000",)),
     "KD633": (changed(("{lr: 0.1}", "{lr: 0.1, maximize: true}")), ()),
     "KD634": (changed(("milestones: [4, 8]", "milestones: [4, 8], gamma: 10")), ()),
+    "KD353": (changed(("{lr: 0.1}", "{lr: 0.1, momentum: 0.9}")), ("trainer.optimizer.type=FusedFP16SGD",)),
+    "KD354": (
+        BASE,
+        (
+            "dataset.train.dataset.kwargs.transformer=[{type: torch_cutmix_mixup, kwargs: {num_classes: 10}}]",
+            "dataset.test.dataset.kwargs.transformer=[{type: torch_cutmix_mixup}]",
+            "dataset.test.dataloader={kwargs: {batch_fn: {type: batch_mixup}}}",
+        ),
+    ),
     "KD635": (BASE, ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9}}",)),
 }
 ELSEWHERE = frozenset(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from kdcli.losses import LOSSES
 from kdcli.reference.schema_json import annotation_schema
@@ -19,6 +18,7 @@ from kdcli.spec.check.signatures import Parameter, signature
 from kdcli.spec.ranges import Range, range_of, shown
 from kdcli.spec.ranges import parsed as parsed_hint
 from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS, Target, torch_arguments
+from kdcli.training.optim import optimizer_class, scheduler_class
 from tests.spec.specs import BASE, TABLES, changed, findings
 
 REAL = replace(TABLES, losses=LOSSES)
@@ -296,12 +296,12 @@ def test_values_that_turn_training_off_or_around(assignment: str, code: str) -> 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *SCHEDULERS])
 def test_every_number_of_torch_has_a_range(name: str) -> None:
-    module = torch.optim if name in OPTIMIZERS else torch.optim.lr_scheduler
+    target = optimizer_class(name) if name in OPTIMIZERS else scheduler_class(name)
     free = {
         "ns_coefficients",
         "last_epoch",
     }  # a polynomial's coefficients have any sign; kdcli gives the other
-    for argument in inspect.signature(getattr(module, name)).parameters.values():
+    for argument in inspect.signature(target).parameters.values():
         default = argument.default
         if type(default) in (int, float) or (isinstance(default, tuple) and argument.name not in free):
             if argument.name not in free:

@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.disk import shown_path
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
 from kdcli.spec.schema import Job, OptimizerSpec, SchedulerSpec, Spec
-from kdcli.spec.tables import ADAPTIVE, SETS_LR, LossTable
+from kdcli.spec.tables import ADAPTIVE, SAME_OPTIMIZERS, SETS_LR, LossTable
 
 _PLACEHOLDER = re.compile(
     r"(^|[/_.\-])x{3,}($|[/_.\-])|path[/_]to|pretrain_path|your[/_\-]|^/path\b|<[^>]*>|\.\.\.|\b(?:todo|fixme)\b",
@@ -123,7 +123,13 @@ def _other_epochs(
             yield from found[-1]
 
 
-WHOLE_LENGTH = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}
+WHOLE_LENGTH = {
+    "CosineAnnealingLR": "T_max",
+    "CosineLREpochScheduler": "T_max",
+    "EpochBasedCosineAnnealingLR": "T_max",
+    "PolynomialLR": "total_iters",
+    "polylr": "max_epoch",
+}
 """The argument of a scheduler that says over which length the learning rate falls, in epochs."""
 
 
@@ -258,6 +264,10 @@ def _steps_of_optimizers(spec: Spec) -> Iterator[Diagnostic]:
     size = spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps
     for path, optimizer, lr_path, scheduler in _optimized(spec):
         kwargs_path = (*path, "kwargs")
+        same = SAME_OPTIMIZERS.get(optimizer.type)
+        if same is not None:
+            message = f"`{optimizer.type}` makes the steps of torch's `{same}`, which is used here"
+            yield _warning((*path, "type"), "KD353", message, f"write `type: {same}`")
         if optimizer.kwargs.get("maximize") is True:
             message = "`maximize: true` makes the loss larger at every step"
             yield _warning((*kwargs_path, "maximize"), "KD633", message, "leave it out")

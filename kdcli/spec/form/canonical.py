@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 from kdcli.errors import Diagnostic, Findings, Span, did_you_mean, nearest
 from kdcli.spec import schema
+from kdcli.spec.form.mixing import canonical_mixing
 from kdcli.spec.form.up_keys import canonical_ema, overrides_without_effect, without_foreign_keys
 from kdcli.spec.ranges import check_finite
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence, kind
@@ -269,7 +270,7 @@ class _Maker(Findings):
                 both = entry.value if own is None else _laid_over(entry.value, own.value)
                 key_span = entry.key_span if own is None else own.key_span
                 value = value.with_entry(Entry(key=entry.key, key_span=key_span, value=both))
-            made = made.with_entry(replace(part, value=value))
+            made = made.with_entry(replace(part, value=canonical_mixing(value, self)))
         self.found += overrides_without_effect(dataset, shared)
         return made
 

@@ -1,4 +1,4 @@
-"""Keys that United-Perception's specs carry and this language has no place for: mapped, named in one notice, or refused.
+"""Keys of United-Perception that this language has no place for: mapped, named in one notice, or refused.
 
 They are handled before the canonical form is made, so that nothing after it knows of them.
 """

@@ -27,12 +27,16 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "normalize": [{"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}],
     "to_rgb": [{}],
     "to_tensor": [{}],
+    "torch_auto_augmentation": [{"size": 224, "scale": [0.08, 1.0]}],
     "torch_center_crop": [{"size": 20}, {"size": [40, 10]}],
     "torch_color_jitter": [
         {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
         {"hue": [0.1, 0.2]},
     ],
     "torch_pad": [{"padding": 3}, {"padding": [1, 2, 3, 4], "padding_mode": "reflect"}, {"padding": [1, 2]}],
+    "torch_randerase": [{"probability": 0.5}, {"mode": "rand", "max_count": 3}, {"mode": "const"}],
+    "torch_random_augmentation": [{"n": 2, "m": 9, "magnitude_std": 0.5}],
+    "torch_random_augmentationIncre": [{"n": 3, "m": 7}],
     "torch_random_crop": [
         {"size": 24, "padding": 4},
         {"size": 50, "pad_if_needed": True, "padding_mode": "edge"},

@@ -50,9 +50,9 @@ def parameter_groups(
         if group is None or layer is None:
             continue
         for module in trained.modules():
-            parameter = getattr(module, group.type, None) if isinstance(module, layer) else None
-            if id(parameter) in settings:
-                settings[id(parameter)].update(group.kwargs)
+            held = getattr(module, group.type, None) if isinstance(module, layer) else None
+            if id(held) in settings:
+                settings[id(held)].update(group.kwargs)
     groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {(): []}
     for parameter in parameters:
         groups.setdefault(tuple(sorted(settings[id(parameter)].items())), []).append(parameter)
