@@ -141,7 +141,12 @@ def parse(
         raise AssertionError("no spec, and no error")
     parsed = ParsedSpec(spec, tree, (), source, text, base_dir)
     rules = [parsed.locate(finding) for finding in check_rules(spec)]
-    findings += [finding for finding in rules if not touches(finding, removed)]
+    wrong_already = any(finding.severity == "error" for finding in findings)
+    findings += [
+        finding
+        for finding in rules
+        if not touches(finding, removed) and (finding.severity == "error" or not wrong_already)
+    ]
     parsed = replace(parsed, warnings=tuple(findings))
     try:
         raise_errors(findings)
@@ -156,8 +161,18 @@ def with_more(error: SpecError, check: Callable[[ParsedSpec], Iterable[Diagnosti
     if error.sound is None:
         return error
     parsed, removed = error.sound
-    more = [one for one in check(parsed) if one.severity == "error" and not touches(one, removed)]
-    return SpecError(in_order(once([*error.diagnostics, *more])))
+    wrong = {one.span for one in error.diagnostics if one.severity == "error"}
+    # A number that is none makes the list that holds it wrong too.
+    lines = {
+        (span.source, span.line) for one in error.diagnostics if one.code == "KD223" and (span := one.span)
+    }
+    more = [
+        one
+        for one in check(parsed)
+        if one.severity == "error" and one.span not in wrong and not touches(one, removed)
+        if one.span is None or (one.span.source, one.span.line) not in lines
+    ]
+    return SpecError(in_order(without_reported_numbers(once([*error.diagnostics, *more]))))
 
 
 MOST_REPAIRS = 4

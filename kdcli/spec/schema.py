@@ -100,6 +100,7 @@ class Runtime(Model):
     """Seed, precision, device and other settings of the whole run.
 
     iter_base: the scheduler's lengths, `test_freq` and `save_freq` count steps, not epochs.
+    special_bn_init: the student's batch norms have eps 1e-3 and momentum 0.03, as YOLOX has.
     """
 
     runner: Runner | None = None
@@ -112,6 +113,7 @@ class Runtime(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool = False
     iter_base: bool | None = None
+    special_bn_init: bool | None = None
     fold_bn: bool = False
     compile: bool | Literal["student", "teachers"] = False
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None

@@ -150,14 +150,14 @@ class _Reader:
         """Say once what was mapped and what has no effect."""
         parts = []
         if self.mapped:
-            parts.append(f"read as {', '.join(self.mapped)}")
+            parts.append(f"read {', '.join(self.mapped)}")
         if self.idle:
             parts.append(f"without effect here: {', '.join(f'`{key}`' for key in self.idle)}")
         if parts:
             first = min(
                 (*self.mapped.values(), *self.idle.values()), key=lambda span: (span.line, span.column)
             )
-            self.findings.warn("KD641", f"keys of United-Perception, {'; '.join(parts)}", first)
+            self.findings.warn("KD641", f"keys of United-Perception: {'; '.join(parts)}", first)
 
     def _in(self, mapping: Mapping, key: str, change: Any) -> Mapping:
         entry = mapping.find(key)
@@ -188,7 +188,7 @@ class _Reader:
             help = f"keep the one under `{block}`, in line {own.key_span.line}"
             self.findings.error("KD233", message, entry.key_span, help)
             return root.without(key)
-        self.mapped.setdefault(f"`{block}.{inner}`: `{key}` at the top level", entry.key_span)
+        self.mapped.setdefault(f"top-level `{key}` as `{block}.{inner}`", entry.key_span)
         value = holder.value if own is not None else holder.value.with_entry(replace(entry, key=inner))
         return root.without(key).with_entry(replace(holder, value=value))
 
@@ -197,7 +197,7 @@ class _Reader:
         fp16 = runtime.find("fp16")
         if fp16 is not None and isinstance(fp16.value, Mapping):
             # The options are of a library that United-Perception may run on: the scale of losses adapts here.
-            self.mapped.setdefault("`fp16: true`: a mapping of options", fp16.key_span)
+            self.mapped.setdefault("the options of `fp16` as `true`", fp16.key_span)
             on = Scalar(value=True, span=fp16.value.span, text="true")
             runtime = runtime.with_entry(replace(fp16, value=on))
         return runtime
@@ -288,7 +288,7 @@ class _Reader:
             return root
         value = _node(hook, "kwargs", "max_norm")
         assert value is not None
-        self.mapped.setdefault(f"`trainer.clip_grad_norm: {norm:g}`: the hook `{CLIPPER}`", span)
+        self.mapped.setdefault(f"the hook `{CLIPPER}` as `trainer.clip_grad_norm: {norm:g}`", span)
         clip = Entry(key="clip_grad_norm", key_span=span, value=value)
         return root.with_entry(replace(trainer, value=trainer.value.with_entry(clip)))
 
