@@ -44,13 +44,16 @@ MOVED = {
 IDLE = {
     "runtime": ("rank_init", "async_norm"),
     "dataloader": ("worker_init",),
-    "dataset": ("save_score", "inference_cfg"),
+    "dataset": ("save_score", "inference_cfg", "cache"),
     "saver": ("save_result",),
 }
 """Keys that change nothing in the training here, by the block that they stand in."""
 
 PLAIN = {"register_type": "base", "lr_register_type": "base", "pad_type": "batch_pad"}
 """Keys of which one value is what is done here anyway; another one would change the training."""
+
+OFF = ("has_mask", "fix_seed")
+"""Keys that change nothing where they are false; true is left to be an unknown argument."""
 
 HOOKS = (
     *(
@@ -203,12 +206,22 @@ class _Reader:
         return runtime
 
     def _dataset(self, dataset: Mapping) -> Mapping:
+        dataset = self._in(dataset, "batch_sampler", self._component(self._sampler))
         dataset = self._in(dataset, "dataloader", self._component(self._loader))
         for side in ("train", "test"):
             dataset = self._in(dataset, side, self._part)
         return dataset
 
+    def _off(self, kwargs: Mapping) -> Mapping:
+        """The arguments without those that are switched off."""
+        off = [key for key in OFF if isinstance(node := kwargs.get(key), Scalar) and node.value is False]
+        return self._without(kwargs, tuple(off))
+
+    def _sampler(self, kwargs: Mapping) -> Mapping:
+        return self._in(kwargs, "sampler", self._component(self._off))
+
     def _part(self, part: Mapping) -> Mapping:
+        part = self._in(part, "batch_sampler", self._component(self._sampler))
         part = self._in(part, "dataloader", self._component(self._loader))
         return self._in(part, "dataset", self._component(self._samples))
 
@@ -216,7 +229,7 @@ class _Reader:
         return lambda component: self._in(component, "kwargs", change)
 
     def _samples(self, kwargs: Mapping) -> Mapping:
-        return self._without(kwargs, IDLE["dataset"])
+        return self._off(self._without(kwargs, IDLE["dataset"]))
 
     def _loader(self, kwargs: Mapping) -> Mapping:
         help = "batches are padded to their largest image, right and below (`batch_pad`)"
@@ -225,8 +238,24 @@ class _Reader:
     def _trainer(self, trainer: Mapping) -> Mapping:
         help = "say with `pconfig` which parameters have another lr or weight decay"
         trainer = self._in(trainer, "optimizer", lambda block: self._plain(block, "register_type", help))
+        trainer = self._in(trainer, "optimizer", lambda block: self._in(block, "pconfig", self._groups))
         help = "take it out, and choose a `type` that kdcli has"
         return self._in(trainer, "lr_scheduler", lambda block: self._plain(block, "lr_register_type", help))
+
+    def _groups(self, pconfig: Mapping) -> Mapping:
+        """Parameter groups with the slips mended that United-Perception's own specs have."""
+        linear = pconfig.find("linear")
+        of = _scalar(linear.value, "type") if linear is not None else None
+        meant = {"bias": "linear_b", "weight": "linear_w"}.get(str(of.value)) if of is not None else None
+        if linear is not None and meant is not None and pconfig.find(meant) is None:
+            self.mapped.setdefault(f"`linear` of `pconfig` as `{meant}`", linear.key_span)
+            pconfig = pconfig.without("linear").with_entry(replace(linear, key=meant))
+        for entry in pconfig.entries:
+            slipped = entry.value.find("nodecay") if isinstance(entry.value, Mapping) else None
+            if slipped is not None and isinstance(entry.value, Mapping):
+                self.idle.setdefault(f"nodecay inside {entry.key}", slipped.key_span)
+                pconfig = pconfig.with_entry(replace(entry, value=entry.value.without("nodecay")))
+        return pconfig
 
     def _plain(self, block: Mapping, key: str, help: str) -> Mapping:
         """The block without a key whose plain value is what is done anyway; KD230 for another value."""

@@ -85,3 +85,23 @@ def test_one_notice_names_them_all() -> None:
     (notice,) = good(text).warnings
     assert notice.code == "KD641"
     assert all(word in notice.message for word in ("`rank_init`", "`async_norm`", "`grad_clipper`"))
+
+
+def test_slips_of_parameter_groups() -> None:
+    group = "{type: bias, kwargs: {weight_decay: 0.0}, nodecay: [table]}"
+    parsed = good(
+        changed(("optimizer: {type: SGD,", f"optimizer: {{pconfig: {{linear: {group}}}, type: SGD,"))
+    )
+    groups = parsed.spec.trainer.optimizer.pconfig
+    assert groups is not None
+    assert groups.linear_b is not None
+    assert groups.nodecay == ()
+    assert "`linear` of `pconfig` as `linear_b`" in parsed.warnings[0].message
+    assert "`nodecay inside linear_b`" in parsed.warnings[0].message
+
+
+def test_what_is_switched_off_is_named_and_what_is_on_is_not_swallowed() -> None:
+    off = changed(("sampler: {type: dist}", "sampler: {type: dist, kwargs: {fix_seed: false}}"))
+    assert [one.code for one in findings(off)] == ["KD641"]
+    on = changed(("sampler: {type: dist}", "sampler: {type: dist, kwargs: {fix_seed: true}}"))
+    assert good(on).spec.dataset.train.batch_sampler.kwargs.sampler.kwargs == {"fix_seed": True}
