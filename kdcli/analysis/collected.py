@@ -249,7 +249,8 @@ def _tapped(
 
 def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A few images of the batch, of as many classes as possible."""
-    labels = batch["labels"].tolist()
+    # One of several labels is as good as another here.
+    labels = batch["labels"].reshape(len(batch["labels"]), -1)[:, 0].tolist()
     first = {label: index for index, label in reversed(list(enumerate(labels)))}
     chosen = sorted(first.values())[:PAIR_IMAGES]
     chosen += [index for index in range(len(labels)) if index not in chosen][: PAIR_IMAGES - len(chosen)]

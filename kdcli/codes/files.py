@@ -323,4 +323,21 @@ FILES: dict[str, Explanation] = {
         " precision is the mean over the others. This is only told.",
         "right: the same names in the `categories` of both files, in any order",
     ),
+    "KD584": Explanation(
+        "heads and labels are not as many",
+        "A head whose `num_classes` is a list gives logits for each, and learns from as many labels of a sample: JSON"
+        " lines (`meta_type: custom_cls`) with a list as `label`.",
+        'right: num_classes: [10, 3], with lines like {"filename": "a.jpg", "label": [7, 2]}',
+    ),
+    "KD585": Explanation(
+        "several heads can't be exported as one classifier",
+        "An exported classifier has one output of logits; a head whose `num_classes` is a list gives several.",
+        "right: kdcli export runs/two_heads --format safetensors",
+    ),
+    "KD586": Explanation(
+        "class counts that can't be read",
+        "`cls_freq` of the evaluator imagenet_lt is a JSON file with one list: the number of training images of each"
+        " class, in the order of the class numbers.",
+        "right: [1280, 512, 7]",
+    ),
 }

@@ -56,5 +56,6 @@ SAMPLERS: Table = {
 EVALUATORS: Table = {
     "COCO": Target("kdcli.data.evaluators:coco"),
     "imagenet": Target("kdcli.data.evaluators:imagenet"),
+    "imagenet_lt": Target("kdcli.data.evaluators:imagenet_lt"),
 }
 """What `evaluator.type` may be, with its arguments; the metrics themselves are in tasks/."""

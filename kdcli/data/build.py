@@ -270,6 +270,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
         num_samples=len(source),
         class_names=source.class_names,
         labelled=True,
+        heads=source.labels.shape[1] if source.labels.ndim == 2 else None,
     )
     for index in range(min(len(source), 100)):
         try:

@@ -15,7 +15,8 @@ class DataFacts:
 
     shape is (channels, height, width) of one image as the networks see it; mean and std are those of
     the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
-    batches say of it (kdcli.data.detection.coco). labelled: whether its samples have labels.
+    batches say of it (kdcli.data.detection.coco). labelled: whether its samples have labels. heads: how many labels
+    a sample has, where it has several; num_classes is then that of the label with most.
     """
 
     shape: tuple[int, int, int] | None = None
@@ -26,6 +27,7 @@ class DataFacts:
     std: tuple[float, ...] | None = None
     annotations: Mapping[str, Any] | None = None
     labelled: bool | None = None
+    heads: int | None = None
 
 
 Shape = tuple[int | None, int | None, int | None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import RunError, SpecError
+from kdcli.models.balanced_losses import SoftmaxEql, SoftmaxEqlV2
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.models.network import construct
 from kdcli.spec.check.components import refuse_misfits, types_of
@@ -126,16 +127,21 @@ def soft_targets(targets: Tensor, num_classes: int, like: Tensor) -> Tensor:
     return zeros.scatter(1, targets.view(-1, 1), 1.0)
 
 
-CLS_LOSSES: dict[str, Callable[..., Tensor]] = {
+CLS_LOSSES: dict[str, Callable[..., Any]] = {
     "softmax_cross_entropy": cross_entropy,
     "ce": cross_entropy,
     "stce": cross_entropy,
     "label_smooth_ce": label_smooth_ce,
     "bce": bce,
+    "softmax_eql": SoftmaxEql,
+    "softmax_eqlv2": SoftmaxEqlV2,
 }
+"""The task's losses; a class is built with its options and has a state."""
+
+ClsLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_cls_loss(spec: Mapping[str, Any]) -> partial[Tensor]:
+def build_cls_loss(spec: Mapping[str, Any]) -> ClsLoss:
     """The loss of `{type, kwargs}` with its arguments bound; raises ValueError naming what is wrong."""
     kind, kwargs = spec.get("type"), dict(spec.get("kwargs") or {})
     if kind not in CLS_LOSSES or set(spec) - {"type", "kwargs"}:
@@ -150,6 +156,10 @@ def build_cls_loss(spec: Mapping[str, Any]) -> partial[Tensor]:
     for name, parameter in options.items():
         if parameter.default is parameter.empty and name not in kwargs:
             raise ValueError(f"cls_loss `{kind}` needs `{name}`")
+    if isinstance(loss, type):
+        refuse_misfits(kwargs, types_of(vars(loss).get("__init__", SoftmaxEql.__init__)), "cls_loss.kwargs")
+        made: ClsLoss = loss(**kwargs)
+        return made
     refuse_misfits(kwargs, types_of(loss), "cls_loss.kwargs")
     return partial(loss, **kwargs)
 
@@ -160,18 +170,32 @@ class ClsPostProcess(ViewModule):
     Training: `loss`, a scalar of cls_loss on `mixed_labels` [B, K] where the batch has them, else
     `labels` [B]; and `accuracy`, the share of top-1 hits, without gradient. Evaluation: `preds` [B]
     int64 and `scores` [B, K], the softmax. cls_loss: {type, kwargs} of models/heads.py, cross
-    entropy by default. Several heads (a list of logits) read `labels` [B, heads]: the sum of their
-    losses, the mean of their accuracies, lists of predictions.
+    entropy by default. Several heads (a list of logits) read `labels` [B, heads], or `mixed_labels` [B, heads, K]: the
+    sum of their losses, the mean of their accuracies, lists of predictions. They share one cls_loss, or a list has
+    one for each.
     """
 
-    def __init__(self, *, cls_loss: dict[str, Any] | None = None, prefix: str | None = None) -> None:
+    def __init__(
+        self, *, cls_loss: dict[str, Any] | list[dict[str, Any]] | None = None, prefix: str | None = None
+    ) -> None:
         super().__init__()
-        self._loss = build_cls_loss(cls_loss or {"type": "ce"})
+        self.each = isinstance(cls_loss, list)
+        specs = cls_loss if isinstance(cls_loss, list) else [cls_loss or {"type": "ce"}]
+        if not specs:
+            raise ValueError("cls_loss is an empty list")
+        self._losses = [build_cls_loss(spec) for spec in specs]
+        # Those with a state are modules, by United-Perception's names.
+        modules = {str(n): loss for n, loss in enumerate(self._losses) if isinstance(loss, nn.Module)}
+        if modules:
+            self.cls_loss = nn.ModuleDict(modules) if self.each else modules["0"]
         self.prefix = prefix
 
-    def uninformed(self, shares: Tensor, *, mixed: bool = False) -> float:
-        """`uninformed_loss` of the post-process's own loss."""
-        return uninformed_loss(self._loss, shares, mixed=mixed)
+    def uninformed(self, shares: Tensor, *, mixed: bool = False) -> float | None:
+        """`uninformed_loss` of the post-process's own loss; None of several, or of one with a state."""
+        (loss, *others) = self._losses
+        return (
+            uninformed_loss(loss, shares, mixed=mixed) if isinstance(loss, partial) and not others else None
+        )
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `logits` and, in training, the labels."""
@@ -183,10 +207,22 @@ class ClsPostProcess(ViewModule):
             scores = [head.softmax(1) for head in heads]
             return {"preds": preds, "scores": scores} if several else {"preds": preds[0], "scores": scores[0]}
         labels: Tensor = outputs["labels"]
+        if self.each and len(self._losses) != len(heads):
+            message = f"`cls_loss` lists {len(self._losses)} losses, and the head gives {len(heads)} logits"
+            raise RunError.of("KD417", message, "write one loss for each of `num_classes`, or one for all")
+        if several and (labels.ndim != 2 or labels.shape[1] != len(heads)):
+            count = labels.shape[1] if labels.ndim == 2 else 1
+            message = f"the head gives {len(heads)} logits, and a sample has {count} label{'s' * (count > 1)}"
+            raise RunError.of(
+                "KD584", message, "write `label: [...]` with one for each head in the meta file"
+            )
         own_labels = list(labels.unbind(1)) if several else [labels]
         mixed = outputs.get("mixed_labels")
-        targets = [mixed] if mixed is not None and not several else own_labels
-        parts = [self._loss(head, target) for head, target in zip(heads, targets, strict=True)]
+        targets = own_labels
+        if mixed is not None:
+            targets = list(mixed.unbind(1)) if several else [mixed]
+        losses = self._losses if self.each else self._losses * len(heads)
+        parts = [loss(head, target) for loss, head, target in zip(losses, heads, targets, strict=True)]
         hits = [
             (head.detach().argmax(1) == label).float().mean()
             for head, label in zip(heads, own_labels, strict=True)

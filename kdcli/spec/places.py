@@ -18,6 +18,7 @@ from kdcli.spec.schema import Spec
 from kdcli.spec.text.overrides import is_argument
 
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
+CLS_FREQ: SpecPath = (*GT_FILE[:-1], "cls_freq")
 """Where a spec names the boxes to measure by."""
 
 TORCHVISION = "torchvision:"
@@ -163,8 +164,8 @@ def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
             folder = kwargs.image_reader.kwargs.get("image_dir")
             yield from _paths((*kwargs_path, "image_reader", "kwargs", "image_dir"), folder)
         if kwargs.evaluator is not None and side == "test":
-            truth = kwargs.evaluator.kwargs.get("gt_file")
-            yield from _paths((*kwargs_path, "evaluator", "kwargs", "gt_file"), truth)
+            for path in (GT_FILE, CLS_FREQ):
+                yield from _paths(path, kwargs.evaluator.kwargs.get(str(path[-1])))
 
 
 def places_of(spec: Spec, source: str, folder: Path | None, span: Callable[[SpecPath], Span]) -> Places:

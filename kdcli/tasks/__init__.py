@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcli.data import EVALUATORS
-from kdcli.spec.places import HERE, Places
+from kdcli.spec.places import CLS_FREQ, HERE, Places
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import DataPart, Runtime, Spec
 from kdcli.spec.tables import Target, TaskRecord, task_of
@@ -43,6 +43,20 @@ def build_task(spec: Spec, places: Places = HERE) -> Task:
         task = task_for(spec.runtime, spec.dataset.train, {}, places)
         return cast("Task", WithMetric(task, target, evaluator.kwargs, evaluator.type))
     kwargs = {} if evaluator is None else dict(evaluator.kwargs)
+    if evaluator is not None and evaluator.type == "imagenet_lt":
+        from kdcli.data.evaluators import class_counts, imagenet_lt
+        from kdcli.tasks.metric import WithMetric
+
+        lt = imagenet_lt(**kwargs)
+        metric = {
+            "counts": class_counts(places.find(lt.cls_freq, CLS_FREQ), CLS_FREQ),
+            "topk": lt.topk,
+            "many_shot_thr": lt.many_shot_thr,
+            "low_shot_thr": lt.low_shot_thr,
+        }
+        task = task_for(spec.runtime, spec.dataset.train, {"topk": lt.topk}, places)
+        target = Target("kdcli.tasks.classification.metrics:ShotAccuracy")
+        return cast("Task", WithMetric(task, target, metric, evaluator.type))
     return task_for(spec.runtime, spec.dataset.train, kwargs, places)
 
 

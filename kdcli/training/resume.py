@@ -78,7 +78,7 @@ WHAT = {
     "test": "the test data is not what the checkpoint was measured on",
 }
 
-PLACES = ("root", "meta_file", "image_dir", "gt_file")
+PLACES = ("root", "meta_file", "image_dir", "gt_file", "cls_freq")
 """Keys that say where data lies: with others its pixels may be the same."""
 
 

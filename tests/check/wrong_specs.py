@@ -335,6 +335,8 @@ ELSEWHERE = frozenset(
         *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
         *("KD542", "KD543", "KD544"),  # data that a caller has in memory: tests/training/test_given_data.py
         *("KD537", "KD538"),  # damaged weights, weights of another kind: tests/models
+        *("KD584", "KD586"),  # several labels, class counts: tests/tasks/classification/test_several_heads.py
+        "KD585",  # an export
         "KD545",  # NaN in a cache: tests/training/test_caches.py
         *("KD508", "KD512", "KD516", "KD626", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run
     }

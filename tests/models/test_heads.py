@@ -69,7 +69,7 @@ def test_bce_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", sorted(CLS_LOSSES))
+@pytest.mark.parametrize("kind", sorted(set(CLS_LOSSES) - {"softmax_eql", "softmax_eqlv2"}))
 def test_mixed_targets_are_used_and_agree_with_labels(kind: str) -> None:
     kwargs = {"smooth_ratio": 0.1, "num_classes": 2} if kind == "label_smooth_ce" else {}
     spec = {"type": kind, "kwargs": kwargs}
@@ -130,3 +130,30 @@ def test_adap_brings_features_to_other_widths() -> None:
     for wrong in ({"out_layers": [2]}, {"outplanes": [3]}, {"kernel_size": 5}, {"out_name": "features"}):
         with pytest.raises(ValueError):
             Adapt([4, 6], **{"outplanes": 5, "out_layers": [0, 1], **wrong})  # type: ignore[arg-type]
+
+
+def test_each_head_may_have_a_loss_of_its_own() -> None:
+    smooth = {"type": "label_smooth_ce", "kwargs": {"smooth_ratio": 0.2, "num_classes": 2}}
+    post = ClsPostProcess(cls_loss=[{"type": "ce"}, smooth])
+    batch = {"logits": [LOGITS, LOGITS], "labels": LABELS[:, None].repeat(1, 2)}
+    plain = (math.log(4 / 3) + math.log(2)) / 2
+    smoothed = (0.9 * math.log(4 / 3) + 0.1 * math.log(4) + math.log(2)) / 2
+    assert float(post(batch)["loss"]) == pytest.approx(plain + smoothed)
+    with pytest.raises(RunError, match="`cls_loss` lists 2 losses, and the head gives 1 logits"):
+        post({"logits": LOGITS, "labels": LABELS})
+    with pytest.raises(RunError, match=r"KD584: the head gives 2 logits, and a sample has 1 label$"):
+        post({"logits": [LOGITS, LOGITS], "labels": LABELS})
+
+
+def test_a_head_learns_from_its_own_mixed_labels() -> None:
+    mixed = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    labels = torch.tensor([[0, 1], [1, 1]])
+    batch = {"logits": [LOGITS, LOGITS], "labels": labels}
+    alone = ClsPostProcess()(batch)["loss"]
+    assert torch.allclose(ClsPostProcess()({**batch, "mixed_labels": mixed})["loss"], alone)
+
+
+def test_a_list_of_losses_with_a_state_has_their_names() -> None:
+    eql = {"type": "softmax_eql", "kwargs": {"num_classes": 2}}
+    names = ClsPostProcess(cls_loss=[{"type": "ce"}, eql]).state_dict()
+    assert [*names] == [f"cls_loss.1.{name}" for name in ("pos_grad", "neg_grad", "pos_neg")]

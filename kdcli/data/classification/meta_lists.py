@@ -37,7 +37,8 @@ def cls(
 ) -> FileImages:
     """Images listed as `relative/path label` lines (imagenet) or JSON lines (custom_cls).
 
-    A label is a number, or in all lines a class name; JSON lines may give numbers and names (`label_name`). Names
+    A label is a number, or in all lines a class name; JSON lines may give numbers and names (`label_name`), or a list
+    of numbers, as many in every line: one for each head of the network (labels int64 [N, heads]). Names
     are numbered as `classes` lists them, else in alphabetical order; test data is numbered by the training data's
     names afterwards (kdcli.data.classes). Several meta files may each have their `image_dir`, meta_type and label
     offset (label_mapping). fraction: keep a fixed pseudo-random share. num_classes: labels lie below it; else
@@ -79,7 +80,7 @@ def cls(
     if missing or image_reader.missing:
         raise SpecError([*missing, *image_reader.missing])
     files: list[str] = []
-    labels: list[int] = []
+    labels: list[int | list[int]] = []
     names = ClassNames(classes)
     wrong: list[KdError] = []
     for number, (file, kind, offset) in enumerate(zip(lists, kinds, offsets, strict=True)):
@@ -91,11 +92,19 @@ def cls(
             wrong.append(error)
     if wrong:
         raise wrong[0] if len(wrong) == 1 else SpecError([d for error in wrong for d in error.diagnostics])
+    if len({len(label) if isinstance(label, list) else 0 for label in labels}) > 1:
+        raise RunError.of(
+            "KD510",
+            f"`{lists[0]}`: some samples have another number of labels than others",
+            "give each line as many labels as the network has heads",
+        )
     numbers = names.numbers(labels)
     if fraction < 1:
         kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
         files, numbers = [files[i] for i in kept], numbers[kept]
-    class_names = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
+    class_names = None
+    if numbers.ndim == 1:
+        class_names = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
     count = num_classes or (len(class_names) if class_names is not None else int(numbers.max(initial=-1)) + 1)
     invented = bool(names.seen) and classes is None
     return FileImages(image_reader, files, numbers, count, class_names, invented=invented)
@@ -109,8 +118,8 @@ def _placed(
     offset: int,
     num_classes: int | None,
     names: ClassNames,
-) -> Iterator[tuple[str, int]]:
-    """(file, label) of every line; raises RunError KD510, KD513, KD515."""
+) -> Iterator[tuple[str, int | list[int]]]:
+    """(file, label or labels) of every line; raises RunError KD510, KD513, KD515."""
     for line, name, said, called in entries(file, kind):
         place = reader.locate(name, number)
         if place is None:
@@ -120,13 +129,15 @@ def _placed(
                 "names are relative to `image_dir` and stay in it",
             )
         try:
-            label = names.take(said, called, offset)
+            each = said if isinstance(said, list) else [said]
+            taken = [names.take(one, called, offset) for one in each]
         except ValueError as reason:
             raise RunError.of("KD510", f"`{file}` line {line}: {reason}") from reason
-        if label < 0 or label >= (num_classes or LABEL_LIMIT):
-            bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
-            raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
-        yield place, label
+        for label in taken:
+            if label < 0 or label >= (num_classes or LABEL_LIMIT):
+                bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
+                raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
+        yield place, taken if isinstance(said, list) else taken[0]
 
 
 class ClassNames:
@@ -155,7 +166,7 @@ class ClassNames:
             raise ValueError(f"class {label} is called `{called}` here and `{self.given[label]}` before")
         return label
 
-    def numbers(self, labels: list[int]) -> Ids:
+    def numbers(self, labels: list[int | list[int]]) -> Ids:
         """int64: the labels, names numbered as they are listed, else in alphabetical order."""
         numbers = np.array(labels, dtype=np.int64)
         if not self.seen:
@@ -172,7 +183,11 @@ class ClassNames:
         return tuple(self.given[n] for n in range(count)) if self.given.keys() >= set(range(count)) else None
 
 
-def entries(file: Path, kind: str) -> Iterator[tuple[int, str, int | str, str | None]]:
+Said = int | str | list[int]
+"""A label as a line says it: a number, a name, or a number for each head."""
+
+
+def entries(file: Path, kind: str) -> Iterator[tuple[int, str, Said, str | None]]:
     """(line number from 1, file name, label, its name) of every line that is not empty; raises RunError KD510."""
     parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
     if parse is None:
@@ -199,11 +214,14 @@ def _text_line(line: str) -> tuple[str, int | str, None]:
     return name, int(label) if re.fullmatch(r"[+-]?\d+", label) else _name(label), None
 
 
-def _json_line(line: str) -> tuple[str, int | str, str | None]:
+def _json_line(line: str) -> tuple[str, Said, str | None]:
     entry: dict[str, Any] = json.loads(line)
     name, label, called = entry["filename"], entry["label"], entry.get("label_name")
+    if isinstance(name, str) and isinstance(label, list) and label and called is None:
+        if all(type(one) is int for one in label):
+            return name, label, None
     if not isinstance(name, str) or not isinstance(label, (int, str)) or isinstance(label, bool):
-        raise TypeError("filename is text and label a whole number or a name")
+        raise TypeError("filename is text and label a whole number, a list of them, or a name")
     if called is not None and not isinstance(called, str):
         raise TypeError("label_name is text")
     return name, _name(label) if isinstance(label, str) else label, called

@@ -99,6 +99,91 @@ class ClassificationMeter:
         return sorted({index for indices, which in self._unanswered for index in indices[which].tolist()})
 
 
+class HeadsMeter:
+    """A meter for each of several heads: their metrics as `head0_top1` ..., and the means over heads as `top1` ..."""
+
+    unusable = ClassificationMeter.unusable
+
+    def __init__(self, heads: int, topk: Sequence[int] = (1, 5)) -> None:
+        self.meters = [ClassificationMeter(topk) for _ in range(heads)]
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """outputs["logits"], [B, K] for each head, batch["labels"] [B, heads], batch["indices"] [B]."""
+        columns = batch["labels"].unbind(1)
+        for meter, logits, labels in zip(self.meters, outputs["logits"], columns, strict=True):
+            meter.update({"logits": logits}, {**batch, "labels": labels})
+
+    def sums(self) -> Tensor:
+        """The sums of all heads, one behind the other."""
+        return torch.cat([meter.sums() for meter in self.meters])
+
+    def _parts(self, sums: Tensor) -> Sequence[Tensor]:
+        return sums.chunk(len(self.meters))
+
+    def result(self, sums: Tensor) -> dict[str, float]:
+        """The metrics; NaN-free even for no samples."""
+        each = [meter.result(part) for meter, part in zip(self.meters, self._parts(sums), strict=True)]
+        means = {name: sum(found[name] for found in each) / len(each) for name in each[0]}
+        own = {f"head{n}_{name}": value for n, found in enumerate(each) for name, value in found.items()}
+        return {**means, **own}
+
+    def unanswered(self, sums: Tensor) -> int:
+        """How many samples the head with most of them gave no usable logits."""
+        parts = zip(self.meters, self._parts(sums), strict=True)
+        return max(meter.unanswered(part) for meter, part in parts)
+
+    def unanswered_samples(self) -> list[int]:
+        """Which of these this process has seen, of any head."""
+        return sorted({sample for meter in self.meters for sample in meter.unanswered_samples()})
+
+
+class ShotAccuracy:
+    """Accuracy by how often a class is in the training data: `many_shot_acc_top1`, `median_...`, `low_...`.
+
+    In percent, the mean over the classes of a group of each class's own top-k accuracy; a class without test samples
+    is left out, as is a group without such a class. counts: training images of each class; many: more than
+    many_shot_thr of them, low: fewer than low_shot_thr, median: all others.
+    """
+
+    def __init__(
+        self, *, counts: Sequence[int], topk: Sequence[int], many_shot_thr: float, low_shot_thr: float
+    ) -> None:
+        self.counts, self.topk = torch.tensor(counts), tuple(topk)
+        self.groups = {
+            "many": self.counts > many_shot_thr,
+            "median": (self.counts >= low_shot_thr) & (self.counts <= many_shot_thr),
+            "low": self.counts < low_shot_thr,
+        }
+        self._sums = torch.zeros(1 + len(self.topk), len(counts), dtype=torch.float64)
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """outputs["logits"] [B, K], batch["labels"] [B]."""
+        logits, labels = outputs["logits"].float().cpu(), batch["labels"].cpu()
+        answered = has_softmax(logits)
+        ranked = (
+            torch.where(answered[:, None], logits, 0.0).topk(min(max(self.topk), logits.shape[1])).indices
+        )
+        hits = ((ranked == labels[:, None]) & answered[:, None]).cumsum(1)
+        rows = [torch.ones(len(labels)), *(hits[:, min(k, hits.shape[1]) - 1] for k in self.topk)]
+        for row, values in zip(self._sums, rows, strict=True):
+            row.scatter_add_(0, labels, values.double())
+
+    def sums(self) -> Tensor:
+        """Samples, and hits at each k, of each class."""
+        return self._sums.flatten()
+
+    def result(self, sums: Tensor) -> dict[str, float]:
+        """The metrics of the groups that have samples."""
+        samples, *hits = sums.reshape(self._sums.shape)
+        metrics = {}
+        for name, group in self.groups.items():
+            seen = group & (samples > 0)
+            for k, right in zip(self.topk, hits, strict=True):
+                if seen.any():
+                    metrics[f"{name}_shot_acc_top{k}"] = 100.0 * float((right[seen] / samples[seen]).mean())
+        return metrics
+
+
 def has_softmax(logits: Tensor) -> Tensor:
     """bool [B]: whether the row [K] has a softmax: no NaN, no +inf, and not -inf throughout."""
     return logits.logsumexp(1).isfinite()
@@ -139,7 +224,7 @@ class PredictionsReport:
 
     layers = True
 
-    def __init__(self, meter: Callable[[], ClassificationMeter]) -> None:
+    def __init__(self, meter: Callable[[], Any]) -> None:
         self.meter = meter
 
     def answered(

@@ -19,7 +19,12 @@ from kdcli.spec.places import Places
 from kdcli.spec.plugins import mixes_labels
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.classification.labels import ClassMatching
-from kdcli.tasks.classification.metrics import ClassificationMeter, LogitsAgreement, PredictionsReport
+from kdcli.tasks.classification.metrics import (
+    ClassificationMeter,
+    HeadsMeter,
+    LogitsAgreement,
+    PredictionsReport,
+)
 from kdcli.tasks.task import (
     Agreement,
     Deployment,
@@ -69,7 +74,16 @@ class Classification:
         aligned: bool = False,
     ) -> dict[str, Any]:
         """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed."""
-        return classification_sample(part, facts, channels)
+        sample = classification_sample(part, facts, channels)
+        heads = facts.heads or next(
+            (len(m.kwargs["num_classes"]) for m in modules if isinstance(m.kwargs.get("num_classes"), list)),
+            None,
+        )
+        if heads is not None:
+            for key in ("labels", "mixed_labels"):
+                if key in sample:
+                    sample[key] = sample[key][:, None].repeat(1, heads, *[1] * (sample[key].ndim - 1))
+        return sample
 
     def training_classes(self, spec: Spec, places: Places) -> dict[int, str] | None:
         """Nothing: only the training data itself says its classes."""
@@ -91,8 +105,10 @@ class Classification:
         """KD419 where the logits are too few for a side's classes, or more than the training data's."""
         return list(logits_fit(spec, outputs, train, test))
 
-    def meter(self, facts: DataFacts | None = None) -> ClassificationMeter:
-        """A fresh meter for the spec's k."""
+    def meter(self, facts: DataFacts | None = None) -> ClassificationMeter | HeadsMeter:
+        """A fresh meter for the spec's k, of each head where a sample has several labels."""
+        if facts is not None and facts.heads is not None:
+            return HeadsMeter(facts.heads, self.topk)
         return ClassificationMeter(self.topk)
 
     def answers(self, outputs: Mapping[str, Any]) -> bool:
@@ -140,6 +156,17 @@ def logits_fit(
                 path=("dataset", side, "dataset"),
             )
     logits = outputs.get("logits")
+    heads = len(logits) if isinstance(logits, (list, tuple)) else 1
+    for side, facts in (("training", train), ("test", test)):
+        labels = facts.heads or 1
+        if "logits" in outputs and facts.labelled and labels != heads:
+            yield Diagnostic(
+                code="KD584",
+                message=f"the student gives {heads} logits, and a sample of the {side} data has {labels} labels",
+                help="`num_classes` and the labels of a sample are lists of one length",
+                path=head_path(spec),
+            )
+            return
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         return
     made = int(logits.shape[1])
@@ -197,7 +224,7 @@ class GuessedClasses:
         """`mixed_labels` summed, else how many `labels` there are of each class up to the highest."""
         mixed, labels = batch.get("mixed_labels"), batch.get("labels")
         if isinstance(mixed, Tensor):
-            return mixed.double().sum(0)
+            return mixed.double().sum(0) if mixed.ndim == 2 else None
         if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
             return None
         return torch.bincount(labels).double()
@@ -230,6 +257,12 @@ class Classifier(Portable):
     def forward(self, image: Tensor) -> Tensor:
         """The logits."""
         logits = self.net({"image": image})["logits"]
+        if isinstance(logits, (list, tuple)):
+            raise RunError.of(
+                "KD585",
+                f"the student gives {len(logits)} logits, and an exported classifier has one",
+                "export its weights alone: `--format safetensors`",
+            )
         assert isinstance(logits, Tensor)
         return logits
 

@@ -140,7 +140,7 @@ def test_an_operation_of_autoaugment(name: str, magnitude: int, value: int) -> N
 def test_autoaugment_draws_one_of_24_policies() -> None:
     augment = AutoAugment(size=224, scale=[0.08, 1.0])
     assert len(augment.policies) == 24
-    # The 24th: colour and contrast; of a grey image neither changes anything. The 15th inverts first.
+    # The fourteenth, as the paper lists it.
     assert augment.policies[13] == [("invert", 0.6, 4), ("equalize", 1.0, 8)]
 
 
