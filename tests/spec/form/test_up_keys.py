@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kdcli.errors import SpecError
 from kdcli.training.run import plan_stages, schedule_unit
 from tests.spec.specs import BASE, changed, findings, good
 
@@ -105,3 +106,11 @@ def test_what_is_switched_off_is_named_and_what_is_on_is_not_swallowed() -> None
     assert [one.code for one in findings(off)] == ["KD641"]
     on = changed(("sampler: {type: dist}", "sampler: {type: dist, kwargs: {fix_seed: true}}"))
     assert good(on).spec.dataset.train.batch_sampler.kwargs.sampler.kwargs == {"fix_seed": True}
+
+
+def test_a_training_without_a_whole_step_is_refused_where_the_data_is_known() -> None:
+    spec = good(changed(("max_epoch: 10", "max_epoch: 0.1"))).spec
+    assert plan_stages(spec, None)[0].steps == 1
+    assert plan_stages(spec, 10)[0].steps == 1
+    with pytest.raises(SpecError, match="KD445"):
+        plan_stages(spec, 9)
