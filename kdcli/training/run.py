@@ -165,7 +165,7 @@ def schedule_unit(spec: Spec, steps_per_epoch: int) -> int:
 
 
 def _steps(place: Trainer | StageSpec, steps_per_epoch: int | None, path: SpecPath, what: str) -> int:
-    """The steps of a stage; where an epoch is of unknown length, as if it had one. Raises KD445 where there are none."""
+    """The steps of a stage; of epochs of unknown length as if each had one. Raises KD445 where there are none."""
     if place.max_iter is not None:
         return place.max_iter
     epochs = place.max_epoch or 0
