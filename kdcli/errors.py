@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 SpecPath = tuple[str | int, ...]
 """Where in the (canonical) spec: ("mimic", "jobs", "mimic_job0", "student", "mimic_name", 1)."""
@@ -72,7 +72,12 @@ class KdError(Exception):
 
 
 class SpecError(KdError):
-    """The spec is wrong."""
+    """The spec is wrong.
+
+    sound: what is right in a spec that was read (ParsedSpec), and the paths of what was taken out; None if nothing is.
+    """
+
+    sound: Any = None
 
     @classmethod
     def at(

@@ -30,7 +30,7 @@ from kdcli.training.optim import (
     scheduler_class,
     total_of,
 )
-from kdcli.training.run import StagePlan, matches, plan_stages
+from kdcli.training.run import StagePlan, matches, plan_stages, schedule_unit
 
 ENDLESS = 10**9
 """Steps in an epoch of unknown length: whatever counts epochs ends after whatever counts steps."""
@@ -46,7 +46,7 @@ def check_stages(
     stages: tuple[StagePlan, ...] = ()
     effective = float("nan")
     with findings.part():
-        stages = plan_stages(spec, steps_per_epoch or 1)
+        stages = plan_stages(spec, steps_per_epoch)
     names = [] if student is None else [name for name, _ in student.named_parameters()]
     parameters = [nn.Parameter(torch.zeros(1, 1))] if student is None else list(student.parameters())
     checked: set[SpecPath] = set()
@@ -65,13 +65,13 @@ def check_stages(
         if wrong:
             continue
         with findings.part():
-            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path)
+            optimizer = build_optimizer(stage.optimizer, parameters, stage.optimizer_path, student)
             rate = LearningRate(
                 optimizer,
                 stage.lr_scheduler,
                 batch_size=spec.dataset.train.batch_sampler.kwargs.batch_size * spec.trainer.accumulate_steps,
                 world_size=1,
-                steps_per_epoch=steps_per_epoch or ENDLESS,
+                steps_per_epoch=schedule_unit(spec, steps_per_epoch or ENDLESS),
                 path=stage.lr_path,
             )
             effective = rate.target if index == 0 else effective
@@ -86,17 +86,18 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
     mimic = spec.mimic if spec.distils else None
     staged = () if mimic is None else mimic.stages
     uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
+    unit = None if per_epoch is None else schedule_unit(spec, per_epoch)
     for index, stage in enumerate(stages):
         in_steps = (staged[index] if staged else spec.trainer).max_iter is not None
         if stage.lr_scheduler is None or (per_epoch is None and not in_steps):
             continue
         uses.setdefault(stage.lr_path, (stage.lr_scheduler, []))[1].append(stage.steps)
         if in_steps and per_epoch is not None and not staged:
-            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", per_epoch)
+            yield from other_length(stage.lr_scheduler, stage.lr_path, stage.steps, "steps", unit or 1)
     for path, (scheduler, lengths) in uses.items():
-        longest, total = max(lengths), total_of(scheduler, per_epoch)
+        longest, total = max(lengths), total_of(scheduler, unit)
         try:
-            check_total(scheduler, longest, path, per_epoch)
+            check_total(scheduler, longest, path, unit)
         except SpecError as error:
             yield from error.diagnostics
             continue

@@ -192,6 +192,30 @@ CAUTIONS: dict[str, Explanation] = {
         " baseline with fresh pixels is no equal comparison.",
         "more: cache: {views: 20}\nnone: leave `cache` out",
     ),
+    "KD641": Explanation(
+        "keys of United-Perception",
+        "Named once for the whole spec: keys that mean another key here and are read as that, and keys that change"
+        " nothing in the training. The spec may stay as it is.",
+        "hooks: grad_clipper {mode: pre_defined, max_norm: 35} is trainer.clip_grad_norm: 35",
+    ),
+    "KD642": Explanation(
+        "unused block that is called like a key",
+        "A top-level block with an anchor is a building block, which does nothing until an alias uses it. This one has"
+        " the name of a key one level down, and was most likely meant there.",
+        "wrong: optimizer: &optimizer {...}\nright: trainer: {optimizer: {...}}",
+    ),
+    "KD643": Explanation(
+        "gradients that are not clipped",
+        "United-Perception's hook `grad_clipper` can clip at a norm that it learns, or by another norm than the"
+        " 2-norm. kdcli clips at a given 2-norm only, and this run clips nothing.",
+        "right: trainer: {clip_grad_norm: 5}",
+    ),
+    "KD644": Explanation(
+        "override that one side does not take",
+        "What stands once under `dataset` for both sides holds where a side has no such key of its own: one side has,"
+        " so that only the other takes the argument.",
+        "kdcli train cfg.yaml dataset.train.dataloader.kwargs.num_workers=8",
+    ),
     "KD666": Explanation(
         "part of tokens that is not there",
         "`:patches`, `:class` and `:prefix` name a part of a transformer's tokens. The layer gives no tokens, has none"

@@ -139,4 +139,35 @@ LANGUAGE: dict[str, Explanation] = {
         " so: beside `loss_weight` of a job, or beside the `kwargs` of a loss.",
         "wrong: loss_weight: -1\nright: loss_weight: 1, or loss_weight: -1 with allow_negative: true",
     ),
+    "KD229": Explanation(
+        "spec of another runner",
+        "United-Perception has runners for quantisation, sparsity, architecture search, 3-D detection, segmentation,"
+        " self-supervised and multitask training. kdcli trains and distils classifiers and detectors, and reads no"
+        " further in a spec for anything else.",
+        "runtime: {runner: {type: quant}}",
+    ),
+    "KD230": Explanation(
+        "value of United-Perception that kdcli hasn't",
+        "`register_type`, `lr_register_type` and `pad_type` choose other code there. The plain value is what is done"
+        " here anyway; any other would train another way, so that it is no detail to leave out.",
+        "wrong: optimizer: {register_type: yolov5}\nright: optimizer: {register_type: base}, or the key left out",
+    ),
+    "KD231": Explanation(
+        "learning rates by layer without layers",
+        "`optimizer.pconfig.layer_decay` lowers the learning rate from layer to layer of a vision transformer called"
+        " `backbone` (`backbone.layers.encoder_layer_0` ...). The network has none.",
+        "right: net: [{name: backbone, type: vit_base_patch16_224}, ...]",
+    ),
+    "KD232": Explanation(
+        "override without effect",
+        "What stands once under `dataset` for both sides holds where a side has no such key of its own. Both have one"
+        " here, so that the argument would change nothing.",
+        "wrong: kdcli train cfg.yaml dataset.dataloader.kwargs.num_workers=8\n"
+        "right: kdcli train cfg.yaml dataset.train.dataloader.kwargs.num_workers=8",
+    ),
+    "KD233": Explanation(
+        "one setting given twice",
+        "A key of United-Perception's place, or its hook `grad_clipper`, and kdcli's own key say different things.",
+        "wrong: fp16: true with runtime: {fp16: false}",
+    ),
 }

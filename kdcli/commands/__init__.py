@@ -137,9 +137,12 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     from kdcli.report.console import wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.spec.check.resolve import check_references
-    from kdcli.spec.parse import read
+    from kdcli.spec.parse import read, with_more
 
-    parsed = read(spec, changes)
+    try:
+        parsed = read(spec, changes)
+    except SpecError as error:
+        raise with_more(error, lambda sound: check_references(sound, tables(plugins))) from None
     findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)

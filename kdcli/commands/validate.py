@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdcli.commands import uncollected
 from kdcli.disk import seen
-from kdcli.errors import Diagnostic, KdError
+from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.failures import doing
 
 if TYPE_CHECKING:
@@ -68,10 +68,13 @@ def examine(
     from kdcli.reference.tables import tables
     from kdcli.report.loggers.logger import check_loggers
     from kdcli.spec.check.resolve import check_references
-    from kdcli.spec.parse import read
+    from kdcli.spec.parse import read, with_more
 
     try:
         parsed = read(spec, changes)
+    except SpecError as error:
+        more = with_more(error, lambda sound: check_references(sound, tables(plugins)))
+        return list(more.diagnostics), None
     except KdError as error:
         if error.exit_code != 1:
             raise

@@ -338,8 +338,29 @@ def _refused(kind: str, kwargs: Mapping[str, Any], error: Exception, path: SpecP
     named = next((word for word in re.findall(r"\w+", str(error)) if word in kwargs), None)
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     what += place_of(error)
-    argument_path = path if named is None else (*path, "kwargs", named)
-    return SpecError.at(argument_path, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs")
+    argument_path = (
+        path if named is None else (*path, "kwargs", *(_named_inside(kwargs, str(error)) or (named,)))
+    )
+    on_key = len(argument_path) > len(path) + 2
+    return SpecError.at(
+        argument_path, "KD402", f"`{kind}` can't be built: {what}", "check its kwargs", on_key=on_key
+    )
+
+
+def _named_inside(kwargs: Mapping[str, Any], message: str) -> SpecPath:
+    """The path into the arguments that a message quotes (`cfg.a.b`), and the key in it that it quotes next."""
+    quoted = re.findall(r"`([\w.]+)`", message)
+    for place, dotted in enumerate(quoted):
+        inside: Any = kwargs
+        steps = dotted.split(".")
+        for step in steps:
+            inside = inside.get(step) if isinstance(inside, Mapping) else None
+        if inside is not None:
+            key = next(
+                (word for word in quoted[place + 1 :] if isinstance(inside, Mapping) and word in inside), None
+            )
+            return (*steps, key) if key is not None else tuple(steps)
+    return ()
 
 
 def _own(kind: str, plugins: Sequence[str], path: SpecPath) -> Callable[..., Any]:

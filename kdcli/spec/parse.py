@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,13 @@ from kdcli.errors import Diagnostic, RunError, Span, SpecError, SpecPath, UsageE
 from kdcli.spec.check.rules import check_rules
 from kdcli.spec.form.canonical import TOP_KEYS, canonical
 from kdcli.spec.form.typed import span_of, typed
+from kdcli.spec.form.up_keys import of_other_runner
 from kdcli.spec.places import Places, places_of
 from kdcli.spec.ranges import without_reported_numbers
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.include import Includer
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, kind
+from kdcli.spec.text.nodes import Sequence as NodeSequence
 from kdcli.spec.text.overrides import Override, apply, is_argument, parse_assignment
 from kdcli.spec.text.source import MAX_BYTES, Composed, compose, decode
 from kdcli.waiting import waiting
@@ -131,13 +133,92 @@ def parse(
     tree = _with_save_dir(tree, source)
     spec, wrong = typed(Spec, tree)
     findings += wrong
-    raise_errors(findings)
-    assert spec is not None
-    warnings = tuple(findings)
-    parsed = ParsedSpec(spec, tree, warnings, source, text, base_dir)
-    findings += [parsed.locate(finding) for finding in check_rules(spec)]
-    raise_errors(findings)
-    return replace(parsed, warnings=tuple(findings))
+    removed: tuple[SpecPath, ...] = ()
+    if spec is None:
+        spec, tree, removed = _sound(tree, wrong)
+    if spec is None:
+        raise_errors(findings)
+        raise AssertionError("no spec, and no error")
+    parsed = ParsedSpec(spec, tree, (), source, text, base_dir)
+    rules = [parsed.locate(finding) for finding in check_rules(spec)]
+    wrong_already = any(finding.severity == "error" for finding in findings)
+    findings += [
+        finding
+        for finding in rules
+        if not touches(finding, removed) and (finding.severity == "error" or not wrong_already)
+    ]
+    parsed = replace(parsed, warnings=tuple(findings))
+    try:
+        raise_errors(findings)
+    except SpecError as error:
+        error.sound = (parsed, removed)
+        raise
+    return parsed
+
+
+def with_more(error: SpecError, check: Callable[[ParsedSpec], Iterable[Diagnostic]]) -> SpecError:
+    """The error of a spec that was read, with the errors that a check finds in what is sound of it."""
+    if error.sound is None:
+        return error
+    parsed, removed = error.sound
+    wrong = {one.span for one in error.diagnostics if one.severity == "error"}
+    # A number that is none makes the list that holds it wrong too.
+    lines = {
+        (span.source, span.line) for one in error.diagnostics if one.code == "KD223" and (span := one.span)
+    }
+    more = [
+        one
+        for one in check(parsed)
+        if one.severity == "error" and one.span not in wrong and not touches(one, removed)
+        if one.span is None or (one.span.source, one.span.line) not in lines
+    ]
+    return SpecError(in_order(without_reported_numbers(once([*error.diagnostics, *more]))))
+
+
+MOST_REPAIRS = 4
+"""So often wrong values are taken out of a spec to see whether the rest is sound."""
+
+
+def _sound(tree: Mapping, wrong: Sequence[Diagnostic]) -> tuple[Spec | None, Mapping, tuple[SpecPath, ...]]:
+    """A spec of what is right in a wrong one, None where that is no spec; its tree; the paths of what was taken out."""
+    removed: list[SpecPath] = []
+    for _ in range(MOST_REPAIRS):
+        paths = [one.path for one in wrong if one.path]
+        if len(paths) < len(wrong) or any(one.code == "KD203" for one in wrong):
+            return None, tree, ()
+        for path in paths:
+            while path and isinstance(path[-1], int):
+                path = path[:-1]
+            if not path:
+                return None, tree, ()
+            removed.append(path)
+            tree = _taken_out(tree, path)
+        spec, wrong = typed(Spec, tree)
+        if spec is not None:
+            return spec, tree, tuple(removed)
+    return None, tree, ()
+
+
+def _taken_out(node: Any, path: SpecPath) -> Any:
+    """The node without the value at a path."""
+    step, rest = path[0], path[1:]
+    if isinstance(node, NodeSequence) and isinstance(step, int) and rest:
+        items = tuple(_taken_out(item, rest) if i == step else item for i, item in enumerate(node.items))
+        return replace(node, items=items)
+    if not isinstance(node, Mapping) or not isinstance(step, str):
+        return node
+    entry = node.find(step)
+    if entry is None:
+        return node
+    return (
+        node.with_entry(replace(entry, value=_taken_out(entry.value, rest))) if rest else node.without(step)
+    )
+
+
+def touches(finding: Diagnostic, removed: Iterable[SpecPath]) -> bool:
+    """Whether a finding is about something that was taken out: at it, below it or around it."""
+    path = finding.path
+    return path is not None and any(path[: len(one)] == one or one[: len(path)] == path for one in removed)
 
 
 def compose_root(text: str, source: str, *, overrides: Sequence[Override], base_dir: Path | None) -> Mapping:
@@ -149,6 +230,8 @@ def compose_root(text: str, source: str, *, overrides: Sequence[Override], base_
         if not findings:
             findings = [_no_mapping(source, text, "the spec is empty")]
         raise SpecError(findings)
+    if findings:
+        _refuse_other_runner(root)
     raise_errors(findings)
     if not isinstance(root, Mapping):
         finding = _no_mapping(source, text, f"a spec is a mapping, got {kind(root)}")
@@ -163,8 +246,16 @@ def compose_root(text: str, source: str, *, overrides: Sequence[Override], base_
             continue
         assert isinstance(changed, Mapping)
         root = changed
+    _refuse_other_runner(root)
     raise_errors(findings)
     return root
+
+
+def _refuse_other_runner(root: Node) -> None:
+    """Raise KD229, and nothing else, for a spec of one of United-Perception's other runners."""
+    other = of_other_runner(root)
+    if other is not None:
+        raise SpecError(other)
 
 
 def _in_block(root: Mapping, override: Override) -> bool:
@@ -237,7 +328,12 @@ def raise_errors(findings: Iterable[Diagnostic]) -> None:
     """Raise SpecError with all findings if one of them is an error, in the order of the text."""
     unique = without_reported_numbers(once(findings))
     if any(finding.severity == "error" for finding in unique):
-        raise SpecError(sorted(unique, key=_order))
+        raise SpecError(in_order(unique))
+
+
+def in_order(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Findings in the order of the text, those about arguments of the command line last."""
+    return sorted(findings, key=_order)
 
 
 def once(findings: Iterable[Diagnostic]) -> list[Diagnostic]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
@@ -32,6 +32,11 @@ def _as_whole(value: Any) -> Any:
     return value
 
 
+def _as_written(value: float) -> float:
+    """A whole number stays one, so that it is shown and written as such."""
+    return int(value) if value.is_integer() else value
+
+
 def _as_budget(value: Any) -> Any:
     """`1%` is the share 0.01."""
     percent = _PERCENT.fullmatch(value) if isinstance(value, str) and len(value) < 20 else None
@@ -47,6 +52,8 @@ MOST = 10**12
 PositiveInt = Annotated[Whole, Field(gt=0, le=MOST)]
 NonNegativeInt = Annotated[Whole, Field(ge=0, le=MOST)]
 TeacherClass = NonNegativeInt | str
+Epochs = Annotated[float, Field(gt=0, le=MOST), AfterValidator(_as_written)]
+"""Whole, or with a fraction of an epoch's steps."""
 Pixels = Annotated[PositiveInt, Field(le=2**16)]
 Positive = Annotated[float, Field(gt=0)]
 MOST_TEMPERATURE = 10_000.0
@@ -90,7 +97,11 @@ class Runner(Model):
 
 
 class Runtime(Model):
-    """Seed, precision, device and other settings of the whole run."""
+    """Seed, precision, device and other settings of the whole run.
+
+    iter_base: the scheduler's lengths, `test_freq` and `save_freq` count steps, not epochs.
+    special_bn_init: the student's batch norms have eps 1e-3 and momentum 0.03, as YOLOX has.
+    """
 
     runner: Runner | None = None
     task_names: str | None = None
@@ -101,6 +112,8 @@ class Runtime(Model):
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool = False
+    iter_base: bool | None = None
+    special_bn_init: bool | None = None
     fold_bn: bool = False
     compile: bool | Literal["student", "teachers"] = False
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None
@@ -251,25 +264,64 @@ class Job(Model):
     teacher_weighting: Literal["average", "entropy", "confidence"] = "average"
 
 
+class ParameterGroup(Model):
+    """Settings of the weights or the biases of one kind of layer."""
+
+    type: Literal["weight", "bias"]
+    kwargs: dict[str, float] = Field(default_factory=dict)
+
+
+class LayerDecay(Model):
+    """Learning rates that fall with the distance from the head: base_lr * value ** (layers - layer)."""
+
+    type: Literal["vit_base"]
+    value: Annotated[float, Field(gt=0, le=1)]
+    base_lr: Positive
+
+
+class ParameterGroups(Model):
+    """Other settings of some parameters, as United-Perception chooses them: by kind of layer, by name.
+
+    bn_w ... linear_b: of BatchNorm2d, LayerNorm and Linear; `type` says weight or bias. nodecay: parameters without
+    weight decay, whose names hold one of these texts; `ndim_is1` means all with one dimension. The kind of layer wins.
+    """
+
+    bn_w: ParameterGroup | None = None
+    bn_b: ParameterGroup | None = None
+    ln_w: ParameterGroup | None = None
+    ln_b: ParameterGroup | None = None
+    linear_w: ParameterGroup | None = None
+    linear_b: ParameterGroup | None = None
+    nodecay: Many[str] = ()
+    layer_decay: LayerDecay | None = None
+
+
 class OptimizerSpec(Model):
-    """An optimizer of torch.optim by name."""
+    """An optimizer by name. pconfig: which parameters have another learning rate or weight decay."""
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    pconfig: ParameterGroups | None = None
 
 
 class SchedulerSpec(Model):
     """A scheduler of torch.optim.lr_scheduler by name, with United-Perception's warm-up.
 
     warmup_register_type: `base` (the default) multiplies the learning rate by the processes and the batch size.
+    warmup_epochs: the warm-up takes so many epochs, may be a fraction, and `warmup_iter` steps at least.
     """
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_iter: NonNegativeInt = 0
+    warmup_epochs: Annotated[float, Field(ge=0, le=MOST)] | None = None
     warmup_type: Literal["linear", "exp", "constant"] = "exp"
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     warmup_register_type: Literal["base", "no_scale_lr"] | None = None
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """The steps of the warm-up."""
+        return max(self.warmup_iter, int((self.warmup_epochs or 0) * steps_per_epoch))
 
 
 class StageSpec(Model):
@@ -277,7 +329,7 @@ class StageSpec(Model):
 
     name: str
     max_iter: PositiveInt | None = None
-    max_epoch: PositiveInt | None = None
+    max_epoch: Epochs | None = None
     jobs: Many[str] | None = None
     task_loss: bool | None = None
     train: Many[str] | None = None
@@ -394,7 +446,7 @@ class Trainer(Model):
 
     optimizer: OptimizerSpec
     lr_scheduler: SchedulerSpec | None = None
-    max_epoch: PositiveInt | None = None
+    max_epoch: Epochs | None = None
     max_iter: PositiveInt | None = None
     test_freq: PositiveInt = 1
     save_freq: PositiveInt = 1

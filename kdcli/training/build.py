@@ -340,9 +340,14 @@ def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
 def build_student(task: Task, spec: Spec, options: RunOptions) -> Network:
     """Build the student from the seed alone; leaves the main generator seeded for adapters and methods."""
     torch.manual_seed(spec.runtime.random_seed)
-    return build_network(
+    net = build_network(
         task.modules(spec), path=("net",), plugins=options.plugins, aligned=spec.runtime.aligned
     )
+    if spec.runtime.special_bn_init:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eps, module.momentum = 1e-3, 0.03
+    return net
 
 
 def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFolder) -> list[str]:

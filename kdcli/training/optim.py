@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import doing, own_mistake, place_of, text_of
 from kdcli.optimizers import OPTIMIZER_TARGETS, SCHEDULER_TARGETS
+from kdcli.optimizers.parameter_groups import parameter_groups
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
 from kdcli.spec.tables import OPTIMIZERS, SAME_OPTIMIZERS, SCHEDULERS, SETS_LR
@@ -39,17 +40,26 @@ IN_STEPS = frozenset({"CyclicLR"})
 """Schedulers that move every step, with arguments in steps; all others, own ones too, move once per epoch."""
 
 
-def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], path: SpecPath) -> Optimizer:
+def build_optimizer(
+    spec: OptimizerSpec,
+    parameters: Iterable[nn.Parameter],
+    path: SpecPath,
+    trained: nn.Module | None = None,
+) -> Optimizer:
     """The optimizer of torch.optim that the spec names, over the parameters that train.
 
-    In its fused form where it has one for the parameters' device and the spec says nothing else.
+    In its fused form where it has one for the parameters' device and the spec says nothing else. trained: the module
+    that holds them, whose layers `pconfig` goes by.
     """
     target = optimizer_class(spec.type, path)
     kwargs = _lists_to_tuples(spec.kwargs)
     parameters = list(parameters)
+    groups: list[Any] = parameters
+    if spec.pconfig is not None and trained is not None:
+        groups = parameter_groups(spec.pconfig, trained, parameters, (*path, "pconfig"))
     check_kwargs(target, kwargs, (*path, "kwargs"), f"optimizer `{spec.type}`", given=("params",))
     try:
-        optimizer = target(parameters, **kwargs, **_fused(target, kwargs, parameters))
+        optimizer = target(groups, **kwargs, **_fused(target, kwargs, parameters))
     except Exception as error:
         raise _refused_arguments(f"optimizer `{spec.type}`", error, (*path, "kwargs"), "KD440") from error
     if not isinstance(optimizer, Optimizer):
@@ -157,6 +167,7 @@ class LearningRate:
         self.optimizer = optimizer
         self.spec, self.path = spec, path
         self.steps_per_epoch = steps_per_epoch
+        self.warmup = 0 if spec is None else spec.warmup(steps_per_epoch)
         self.step_count = 0
         scale = (
             1.0
@@ -172,7 +183,7 @@ class LearningRate:
         )
         if (
             spec is not None
-            and spec.warmup_iter
+            and self.warmup
             and spec.warmup_type == "exp"
             and any(start <= 0 for start in self.starts)
         ):
@@ -263,10 +274,10 @@ class LearningRate:
 
     def _lr(self, index: int) -> float:
         spec, step = self.spec, self.step_count
-        if spec is None or step >= spec.warmup_iter:
+        if spec is None or step >= self.warmup:
             return float(self.shadow.param_groups[index]["lr"])
         start, target = self.starts[index], self.targets[index]
-        share = step / (spec.warmup_iter - 1) if spec.warmup_iter > 1 else 1.0
+        share = step / (self.warmup - 1) if self.warmup > 1 else 1.0
         if spec.warmup_type == "constant":
             return start
         if spec.warmup_type == "linear":

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -293,12 +293,16 @@ def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
     words = []
     for key in differing:
         was, is_now = old.get(key), new.get(key)
-        if key not in LENGTHS or not isinstance(was, int) or not isinstance(is_now, int) or is_now <= was:
+        if key not in LENGTHS or not _is_number(was) or not _is_number(is_now) or is_now <= was:
             return []
         words.append(f"{key} is {is_now:,}, it was {was:,}")
     schedule = new.get("trainer.lr_scheduler.type")
     stays = f"; {schedule} stays as it is written, it does not grow with the run" if schedule else ""
     return [Notice(message=f"the run is made longer: {', '.join(words)}{stays}")]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _compare_data(

@@ -22,7 +22,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec
+from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec, StageSpec, Trainer
 from kdcli.tasks.task import Task
 from kdcli.training.join_jobs import JoinedJobs
 from kdcli.training.optim import MovingAverage
@@ -133,6 +133,11 @@ class Run:
         return -(-len(self.train_loader) // self.accumulate)
 
     @property
+    def schedule_unit(self) -> int:
+        """Steps in what the schedule's lengths count: an epoch, or one step with `runtime.iter_base`."""
+        return schedule_unit(self.spec, self.steps_per_epoch)
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
@@ -155,12 +160,34 @@ class StagePlan:
     lr_path: SpecPath
 
 
-def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
-    """The stages in the spec, or the single one of a spec without stages."""
+def schedule_unit(spec: Spec, steps_per_epoch: int) -> int:
+    """Steps in what the schedule's lengths count: an epoch, or one step with `runtime.iter_base`."""
+    return 1 if spec.runtime.iter_base else steps_per_epoch
+
+
+def _steps(place: Trainer | StageSpec, steps_per_epoch: int | None, path: SpecPath, what: str) -> int:
+    """The steps of a stage; of epochs of unknown length as if each had one. Raises KD445 where there are none."""
+    if place.max_iter is not None:
+        return place.max_iter
+    epochs = place.max_epoch or 0
+    if steps_per_epoch is None:
+        return max(1, int(epochs))
+    steps = int(epochs * steps_per_epoch)
+    if steps <= 0:
+        message = f"{what} has no step: `max_epoch` is {epochs:g}, and an epoch has {steps_per_epoch:,}"
+        raise SpecError.at((*path, "max_epoch"), "KD445", message, "give it more of an epoch, or `max_iter`")
+    return steps
+
+
+def plan_stages(spec: Spec, steps_per_epoch: int | None) -> tuple[StagePlan, ...]:
+    """The stages in the spec, or the single one of a spec without stages.
+
+    steps_per_epoch: None where the number of samples is unknown.
+    """
     trainer, mimic = spec.trainer, spec.mimic if spec.distils else None
     whole = ActiveLosses(task_loss=True if mimic is None else mimic.task_loss)
     if mimic is None or not mimic.stages:
-        steps = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
+        steps = _steps(trainer, steps_per_epoch, ("trainer",), "the training")
         return (
             StagePlan(
                 name=None,
@@ -176,11 +203,7 @@ def plan_stages(spec: Spec, steps_per_epoch: int) -> tuple[StagePlan, ...]:
     plans = []
     for index, stage in enumerate(mimic.stages):
         path: SpecPath = ("mimic", "stages", index)
-        steps = stage.max_iter or (stage.max_epoch or 0) * steps_per_epoch
-        if steps <= 0:
-            raise SpecError.at(
-                path, "KD445", f"stage `{stage.name}` has no length", "give it `max_epoch` or `max_iter`"
-            )
+        steps = _steps(stage, steps_per_epoch, path, f"stage `{stage.name}`")
         plans.append(
             StagePlan(
                 name=stage.name,

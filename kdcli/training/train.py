@@ -130,13 +130,13 @@ class TrainLoop:
             yield from inherited(run, index)
         teachers = require(run.joined, run.teachers, plan.active.jobs, plan.active.task_loss)
         parameters = train_only(run.trainee, plan, self.trainable, self.guard.reach)
-        optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path)
+        optimizer = build_optimizer(plan.optimizer, parameters, plan.optimizer_path, run.trainee)
         rate = LearningRate(
             optimizer,
             plan.lr_scheduler,
             batch_size=run.train_loader.batch_size * run.accumulate,
             world_size=run.processes.world_size,
-            steps_per_epoch=run.steps_per_epoch,
+            steps_per_epoch=run.schedule_unit,
             path=plan.lr_path,
             steps=plan.steps,
         )
@@ -281,7 +281,7 @@ class TrainLoop:
         whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
         number = progress.epoch + 1
-        due = whole_epoch and number % trainer.test_freq == 0
+        due = whole_epoch and self.comes_due(number, trainer.test_freq)
         if over or due:
             yield from self.evaluate(stage)
             yield from self.watch.evaluated(over=over)
@@ -295,12 +295,19 @@ class TrainLoop:
             # No stop here: a state between two stages would have the optimizer of the old one.
             progress.stage, progress.stage_step = progress.stage + 1, 0
             return
-        if over or (whole_epoch and number % trainer.save_freq == 0):
+        if over or (whole_epoch and self.comes_due(number, trainer.save_freq)):
             yield self.save(stage)
         if over:
             yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
+
+    def comes_due(self, epoch: int, frequency: int) -> bool:
+        """Whether this epoch, from 1, is one in so many; with `iter_base`, whether a step in it is."""
+        if not self.run.spec.runtime.iter_base:
+            return epoch % frequency == 0
+        steps = self.run.steps_per_epoch
+        return epoch * steps // frequency > (epoch - 1) * steps // frequency
 
     def evaluate(self, stage: Stage) -> Iterator[Record]:
         """Measure the student (its average where there is one), and save its weights where it is the best so far."""

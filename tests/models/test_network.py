@@ -243,3 +243,13 @@ def test_a_network_compiles_whole() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(batch)["loss"], net(batch)["loss"])
+
+
+def test_a_wrong_key_inside_an_argument_is_told_at_that_key() -> None:
+    from kdcli.models.network import _named_inside
+
+    kwargs = {"cfg": {"matcher": {"kwargs": {"thres": 1}}, "thres": 2}}
+    message = "a key of `cfg.matcher.kwargs` can't be `thres`; did you mean `thresh`?"
+    assert _named_inside(kwargs, message) == ("cfg", "matcher", "kwargs", "thres")
+    assert _named_inside(kwargs, "`cfg.matcher` needs `type`") == ("cfg", "matcher")
+    assert _named_inside(kwargs, "`x` is wrong") == ()

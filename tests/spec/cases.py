@@ -31,6 +31,13 @@ mimic:
 )
 
 
+CLIPPER = "{type: grad_clipper, kwargs: {mode: pre_defined, norm_type: 2, max_norm: 35}}"
+OWN_WORKERS = changed(
+    ("  train:\n", "  train:\n    dataloader: {type: base, kwargs: {num_workers: 2}}\n"),
+    ("  test:\n", "  test:\n    dataloader: {type: base, kwargs: {num_workers: 2}}\n"),
+)
+
+
 def stage(text: str) -> str:
     """The spec with one stage."""
     return changed(STAGES, ("{STAGE}", text))
@@ -199,12 +206,34 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "dataset.test.dataloader={kwargs: {batch_fn: {type: batch_mixup}}}",
         ),
     ),
+    "KD229": (changed(("runner: {type: kd}", "runner: {type: quant}"), ("[4]", "[fuor]")), ()),
+    "KD230": (changed(("optimizer: {type: SGD,", "optimizer: {register_type: yolov5, type: SGD,")), ()),
+    "KD232": (OWN_WORKERS, ("dataset.dataloader.kwargs.num_workers=4",)),
+    "KD233": (
+        changed(("x-note: anything at all", "fp16: true"), ("runtime:\n", "runtime:\n  fp16: false\n")),
+        (),
+    ),
+    "KD641": (
+        changed(
+            ("x-note: anything at all", "fp16: {scale_factor: dynamic}\niter_base: true"),
+            ("runtime:\n", "runtime:\n  rank_init: true\n"),
+            ("pin_memory: false", "pin_memory: false, worker_init: true, pad_type: batch_pad"),
+            ("hooks:\n", f"hooks:\n  - {CLIPPER}\n  - type: gradient_collector\n"),
+        ),
+        (),
+    ),
+    "KD642": (changed(("x-note: anything at all", "optimizer: &optimizer {type: SGD}")), ()),
+    "KD643": (changed(("hooks:\n", f"hooks:\n  - {CLIPPER.replace('pre_defined', 'average')}\n")), ()),
+    "KD644": (
+        changed(("  test:\n", "  test:\n    dataloader: {type: base, kwargs: {num_workers: 2}}\n")),
+        ("dataset.dataloader.kwargs.num_workers=4",),
+    ),
     "KD635": (BASE, ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9}}",)),
 }
 ELSEWHERE = frozenset(
     {
         *("KD001", "KD103", "KD115", "KD116", "KD117", "KD413", "KD414", "KD505", "KD621", "KD622"),
-        *("KD350", "KD351", "KD352", "KD496"),
+        *("KD350", "KD351", "KD352", "KD496", "KD231"),
     }
 )
 """Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py;

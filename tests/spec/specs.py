@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcli.errors import Diagnostic, KdError
+from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.spec.check.resolve import check_references
-from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.parse import ParsedSpec, parse, with_more
 from kdcli.spec.tables import Loss, Tables, Target
 from kdcli.spec.text.overrides import parse_assignment
 from tests.spec import fakes
@@ -107,7 +107,7 @@ TABLES = Tables(
     adapters={"auto": Target("tests.spec.fakes:Auto")},
     datasets={"fake": Target("tests.spec.fakes:fake")},
     transforms={"crop": Target("tests.spec.fakes:Crop"), "to_tensor": Target("tests.spec.fakes:ToTensor")},
-    batch_fns={"batch_mixup": Target("tests.spec.fakes:Mixup")},
+    batch_fns=dict.fromkeys(("batch_mixup", "batch_cutmixup"), Target("tests.spec.fakes:Mixup")),
     image_readers={"reader": Target("tests.spec.fakes:Reader")},
     samplers={"dist": Target("tests.spec.fakes:Dist"), "local": Target("tests.spec.fakes:Local")},
     evaluators={"imagenet": Target("tests.spec.fakes:imagenet")},
@@ -134,6 +134,8 @@ def findings(
     """Everything that is found in a text, as far as the stages go."""
     try:
         parsed = good(text, *assignments, base_dir=base_dir)
+    except SpecError as error:
+        return list(with_more(error, lambda sound: check_references(sound, tables)).diagnostics)
     except KdError as error:
         return list(error.diagnostics)
     return [*parsed.warnings, *check_references(parsed, tables)]

@@ -174,7 +174,7 @@ def test_nothing_is_not_given() -> None:
             "",
         ),
         ("  max_epoch: 10\n", "  max_epoch: 1e1\n", ""),
-        ("  max_epoch: 10\n", "  max_epoch: 1.5\n", "KD204"),
+        ("  max_epoch: 10\n", "  max_epoch: -1.5\n", "KD206"),
         ("  max_epoch: 10\n", "  max_epoch: '10'\n", "KD204"),
         ("  max_epoch: 10\n", "  max_epoch: true\n", "KD204"),
         ("runner: {type: kd}", "runner: {type: kdd}", "KD205"),

@@ -408,3 +408,28 @@ def test_a_buffer_that_began_infinite_is_copied_after_a_resume_too() -> None:
     for one in (average, again):
         one.update()
         assert float(one.buffers["largest"]) == 7.0
+
+
+def test_a_warm_up_in_epochs_and_a_schedule_in_steps() -> None:
+    """A warm-up of 0.5 epochs of 10 steps is 5 steps; with `iter_base` the schedule counts steps."""
+    spec = SchedulerSpec(
+        type="MultiStepLR",
+        kwargs={"milestones": [7], "gamma": 0.1},
+        warmup_epochs=0.5,
+        warmup_type="linear",
+        warmup_ratio=0.2,
+        warmup_register_type="no_scale_lr",
+    )
+    rates = {}
+    for unit in (10, 1):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        rate = LearningRate(
+            optimizer, spec, batch_size=4, world_size=1, steps_per_epoch=unit, path=("trainer",)
+        )
+        rates[unit] = []
+        for _ in range(9):
+            rates[unit].append(rate.now)
+            rate.advance()
+    # From 0.2 to 1 in four equal rises; the milestone is at step 70, and at step 7 where it counts steps.
+    assert rates[10] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    assert rates[1] == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.1, 0.1])

@@ -155,11 +155,13 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         pytest.param("max_iter", [PLATEAU], marks=pytest.mark.slow),
         pytest.param("max_epoch", [EMA], marks=pytest.mark.slow),
+        pytest.param("fraction", [EMA], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_made_longer_goes_on_in_the_same_epoch(key: str, changes: list[str], restless: None) -> None:
     """7 steps of 5 an epoch (or 3), then 16: every loss, rate and weight is that of a run of 16."""
-    short, long = ("1", "3") if key == "max_epoch" else ("7", "16")
+    short, long = {"max_epoch": ("1", "3"), "fraction": ("1.4", "3.2")}.get(key, ("7", "16"))
+    whole_epochs, key = key == "max_epoch", "max_epoch" if key == "fraction" else key
     changes = [*changes, "saver.auto_resume=true"]
     records = train_all(spec_of(ENDLESS, f"trainer.{key}={long}", "saver.save_dir=whole", *changes))
     whole, weights = losses_and_weights(records, "whole")
@@ -167,7 +169,7 @@ def test_a_run_made_longer_goes_on_in_the_same_epoch(key: str, changes: list[str
     first = train_all(spec_of(ENDLESS, f"trainer.{key}={short}", *changes))
     assert Path("parts/finished.json").exists()
     place = load_checkpoint(checkpoints(Path("parts/checkpoints"))[0])["progress"]
-    assert (place["batch"] > 0) == (key == "max_iter")
+    assert (place["batch"] > 0) != whole_epochs
     rest: list[Any] = []
     with run_of(spec_of(ENDLESS, f"trainer.{key}={long}", *changes)) as run:
         for record in train(run):

@@ -82,16 +82,19 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             continue
         scheduler_path = (*path, "lr_scheduler")
         yield from _shifted(scheduler, scheduler_path)
-        if place.max_epoch is not None and place.max_iter is None:
+        if place.max_epoch is not None and place.max_iter is None and not spec.runtime.iter_base:
             milestones = scheduler.kwargs.get("milestones")
             for index, milestone in enumerate(milestones if isinstance(milestones, list) else ()):
                 if isinstance(milestone, (int, float)) and milestone >= place.max_epoch:
-                    message = f"milestone {milestone} is past the end: training has {place.max_epoch} epochs"
+                    message = (
+                        f"milestone {milestone} is past the end: training has {place.max_epoch:g} epochs"
+                    )
                     yield _warning((*scheduler_path, "kwargs", "milestones", index), "KD607", message)
         if place.max_iter is not None and scheduler.warmup_iter >= place.max_iter:
             message = f"the warm-up takes {scheduler.warmup_iter} iterations, the training {place.max_iter}"
             yield _warning((*scheduler_path, "warmup_iter"), "KD608", message, "lower `warmup_iter`")
-    yield from _other_epochs(places, trainer.lr_scheduler)
+    if not spec.runtime.iter_base:
+        yield from _other_epochs(places, trainer.lr_scheduler)
     if spec.mimic is None or not spec.distils or spec.mimic.stages or trainer.max_iter is None:
         return
     for name, job in spec.mimic.jobs.items():
@@ -108,7 +111,7 @@ def _other_epochs(
 
     places: the trainer or the stages. shared: the trainer's, of stages that have none.
     """
-    uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
+    uses: dict[SpecPath, tuple[SchedulerSpec, list[float]]] = {}
     for path, place in places:
         scheduler = place.lr_scheduler or shared
         if scheduler is not None and place.max_epoch is not None and place.max_iter is None:
@@ -237,15 +240,14 @@ def _scaled_lr(spec: Spec) -> Iterator[Diagnostic]:
             continue
         assert scheduler is not None
         adaptive = optimizer.type in ADAPTIVE and lr * size > ADAPTIVE_LR
-        if scheduler.warmup_iter > 0 and not adaptive:
+        warm = scheduler.warmup_iter > 0 or bool(scheduler.warmup_epochs)
+        if warm and not adaptive:
             continue
         batches = "the batch size" if spec.trainer.accumulate_steps == 1 else "the samples of a step"
         message = f"lr {lr} is scaled by {batches} to {lr * size:g} on one process"
-        message += (
-            ", without warm-up" if scheduler.warmup_iter == 0 else f", as long as a step of {optimizer.type}"
-        )
+        message += ", without warm-up" if not warm else f", as long as a step of {optimizer.type}"
         help = "give `warmup_iter`, or `warmup_register_type: no_scale_lr` to use `lr` as written"
-        if scheduler.warmup_iter:
+        if warm:
             help = "`warmup_register_type: no_scale_lr` uses `lr` as written"
         yield _warning((*path, "kwargs", "lr"), "KD611", message, help)
 

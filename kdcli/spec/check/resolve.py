@@ -55,7 +55,7 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
         *check_part(spec.dataset.test, ("dataset", "test"), tables),
         *_training(spec, tables),
         *_task(spec, tables),
-        *(check_jobs(spec, tables) if spec.distils else ()),
+        *(check_jobs(spec, tables) if spec.distils and spec.mimic is not None else ()),
         *check_cautions(spec, tables.losses, tables.hooks),
     ]
     return once(parsed.locate(diagnostic) for diagnostic in findings)

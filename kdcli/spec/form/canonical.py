@@ -14,8 +14,9 @@ from difflib import get_close_matches
 from kdcli.errors import Diagnostic, Findings, Span, did_you_mean, nearest
 from kdcli.spec import schema
 from kdcli.spec.form.mixing import canonical_mixing
+from kdcli.spec.form.up_keys import canonical_ema, overrides_without_effect, without_foreign_keys
 from kdcli.spec.ranges import check_finite
-from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, Sequence, kind, to_data
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence, kind
 from kdcli.spec.text.source import repeated_key
 
 TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
@@ -23,11 +24,19 @@ MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 MOST_TEACHERS = 50
 """So many names of teachers a misspelt key is compared with."""
+BELOW = {
+    key: block
+    for block, model in (
+        ("dataset.train", schema.DataPart),
+        ("saver", schema.Saver),
+        ("runtime", schema.Runtime),
+    )
+    for key in model.model_fields
+} | dict.fromkeys(schema.Trainer.model_fields, "trainer")
+"""Keys of the language one level down, each with the block that it belongs to."""
 SHARED_DATA = ("batch_sampler", "dataloader")
 # Arguments of a cosine that are called like a warm-up.
 SHIFTS = ("warmup_iter",)
-# Counts of `ema` of which 0 is read as 1.
-COUNTS = ("inner_T", "warmup")
 # Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
 KWARG_LEFTOVERS = {
     "BboxFC_Pre": ("with_drp",),
@@ -107,8 +116,12 @@ def _text_entry(key: str, value: str, span: Span) -> Entry:
 class _Maker(Findings):
     # the top level
 
+    used: frozenset[str] = frozenset()
+
     def spec(self, root: Mapping) -> Mapping:
+        self.used = root.used
         self._repeated(root)
+        root = without_foreign_keys(root, self)
         entries: list[Entry] = []
         teachers: list[Entry] = []
         has_mimic = False
@@ -155,6 +168,12 @@ class _Maker(Findings):
             return
         meant = nearest(entry.key, (*TOP_KEYS, "teacher", "teacher0"), most=1)
         if entry.value.anchor is not None:
+            if entry.key in BELOW and entry.value.anchor not in self.used:
+                block = BELOW[entry.key]
+                message = f"nothing uses the block `{entry.key}`, which is called like a key under `{block}`"
+                help = f"move it there if it is meant, else use it as `*{entry.value.anchor}`, or delete it"
+                self.warn("KD642", message, entry.key_span, help)
+                return
             meant = get_close_matches(entry.key, TOP_KEYS, n=1, cutoff=0.82)
             if meant and isinstance(entry.value, (Mapping, Sequence)):
                 message = f"`{entry.key}` is taken for a building block, since it has an anchor"
@@ -267,6 +286,7 @@ class _Maker(Findings):
                 key_span = entry.key_span if own is None else own.key_span
                 value = value.with_entry(Entry(key=entry.key, key_span=key_span, value=both))
             made = made.with_entry(replace(part, value=canonical_mixing(value, self)))
+        self.found += overrides_without_effect(dataset, shared)
         return made
 
     def _trainer(self, trainer: Mapping) -> Mapping:
@@ -318,55 +338,6 @@ def _laid_over(shared: Node, own: Node) -> Node:
         value = entry.value if below is None else _laid_over(below, entry.value)
         made = made.with_entry(replace(entry, value=value))
     return made
-
-
-def canonical_ema(spec: Mapping, findings: Findings) -> Mapping:
-    """The spec with a top-level `ema`, where United-Perception has it, moved under `trainer`."""
-    top, trainer = spec.find("ema"), spec.find("trainer")
-    spec = spec.without("ema")
-    if trainer is None or not isinstance(trainer.value, Mapping):
-        return spec
-    own = trainer.value.find("ema")
-    if top is not None and own is not None and to_data(top.value) != to_data(own.value):
-        first, second = sorted((top, own), key=_order)
-        span, other = second.key_span, first.key_span
-        line = (
-            f"in line {other.line}"
-            if span.source == other.source
-            else f"in {other.source}, line {other.line}"
-        )
-        message = "`ema` is given twice, at the top level and under `trainer`, with different values"
-        findings.error("KD225", message, span, f"keep one of them; the other is {line}")
-    entry = top or own
-    if entry is None:
-        return spec
-    settled = replace(entry, value=_from_one(entry.value, findings))
-    return spec.with_entry(replace(trainer, value=trainer.value.with_entry(settled)))
-
-
-def _from_one(ema: Node, findings: Findings) -> Node:
-    """The `ema` block with counts of 0 read as 1."""
-    kwargs = ema.find("kwargs") if isinstance(ema, Mapping) else None
-    if not isinstance(ema, Mapping) or kwargs is None or not isinstance(kwargs.value, Mapping):
-        return ema
-    made = kwargs.value
-    for key in COUNTS:
-        entry = made.find(key)
-        if entry is not None and isinstance(entry.value, Scalar) and _is_zero(entry.value.value):
-            findings.warn("KD619", f"`{key}: 0` is read as 1", entry.value.span, f"write `{key}: 1`")
-            made = made.with_entry(replace(entry, value=replace(entry.value, value=1, text="1")))
-    return ema.with_entry(replace(kwargs, value=made))
-
-
-def _is_zero(value: Plain) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
-
-
-def _order(entry: Entry) -> tuple[bool, str, int, int]:
-    """The sort key of an entry's place: the text in its order, then command-line arguments."""
-    span = entry.key_span
-    argument = span.source.startswith("argument ")
-    return (argument, span.source if argument else "", span.line, span.column)
 
 
 def canonical_mimic(mimic: Mapping, top: Entry, findings: Findings) -> Mapping:

@@ -56,12 +56,16 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Mapping:
-    """A mapping in written order. repeated: entries whose key stood there before."""
+    """A mapping in written order.
+
+    repeated: entries whose key stood there before. used: of a whole text, the anchors that an alias names.
+    """
 
     entries: tuple[Entry, ...]
     span: Span
     anchor: str | None = None
     repeated: tuple[Entry, ...] = ()
+    used: frozenset[str] = frozenset()
 
     @cached_property
     def _by_key(self) -> dict[str, Entry]:

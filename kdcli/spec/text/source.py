@@ -232,6 +232,7 @@ class _Composer:
     findings: list[Diagnostic] = field(default_factory=list)
     anchors: dict[str, _Anchored] = field(default_factory=dict)
     open_anchors: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
     events: Iterator[Any] = field(default_factory=lambda: iter(()))
 
     def run(self) -> Composed:
@@ -246,6 +247,8 @@ class _Composer:
             self.findings.append(stop.diagnostic)
         except yaml.YAMLError as error:
             self.findings.append(self.place.syntax(error))
+        if isinstance(tree, Mapping):
+            tree = replace(tree, used=frozenset(self.used))
         return Composed(tree, tuple(self.findings))
 
     def _find(self, code: str, message: str, span: Span, help: str | None = None) -> None:
@@ -303,6 +306,7 @@ class _Composer:
     def _alias(self, name: str | None, span: Span, depth: int) -> tuple[Node, int]:
         assert name is not None
         nothing = Scalar(value=None, span=span)
+        self.used.add(name)
         if name in self.open_anchors:
             self._find("KD107", f"alias `*{name}` stands inside its own anchor", span)
             return nothing, 0
@@ -426,7 +430,9 @@ class _Composer:
         return value
 
     def _collection_tag(self, event: Any, name: str) -> None:
-        if event.tag not in (None, "!", f"tag:yaml.org,2002:{name}"):
+        tuple_of = "tag:yaml.org,2002:python/tuple" if name == "seq" else None
+        # A tuple is a list here: the tag says nothing else and runs nothing.
+        if event.tag not in (None, "!", f"tag:yaml.org,2002:{name}", tuple_of):
             self._unknown_tag(event.tag, event)
 
     def _unknown_tag(self, tag: str, event: Any) -> None:

@@ -279,9 +279,8 @@ def test_cautions(assignments: tuple[str, ...], code: str) -> None:
     assert (code in found) if code else (found == [])
 
 
-def test_torch_has_every_name_that_is_written_down() -> None:
-    from torch import optim
-    from torch.optim import lr_scheduler
+def test_there_is_a_class_for_every_name_that_is_written_down() -> None:
+    from kdcli.training.optim import optimizer_class, scheduler_class
 
-    assert [name for name in OPTIMIZERS if not hasattr(optim, name)] == []
-    assert [name for name in SCHEDULERS if not hasattr(lr_scheduler, name)] == []
+    assert [name for name in OPTIMIZERS if optimizer_class(name) is None] == []
+    assert [name for name in SCHEDULERS if scheduler_class(name) is None] == []
