@@ -223,7 +223,11 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 FUNCTIONS = {"scale_fn": "a function, which a spec can't hold", "scale_mode": "it is of `scale_fn`"}
 
 
-@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_every_scheduler_is_moved() -> None:
+    assert MOVED.keys() == set(SCHEDULERS), "give a new scheduler another value of each of its arguments"
+
+
+@pytest.mark.parametrize("kind", sorted(MOVED))
 def test_each_argument_of_a_scheduler_changes_the_curve(kind: str) -> None:
     kwargs, others = MOVED[kind]
     known = inspect.signature(scheduler_class(kind)).parameters.keys() - {"optimizer", "last_epoch"}
@@ -333,6 +337,7 @@ def test_each_argument_of_an_optimizer_changes_the_weights(kind: str) -> None:
         return [number for tensor in (weight.detach(), *averages) for number in tensor.flatten().tolist()]
 
     options = inspect.signature(optimizer_class(kind)).parameters.keys() - {"params"}
+    assert options - SAME_NUMBERS <= OTHER_VALUES.keys(), "give a new argument another value"
     for name in options - SAME_NUMBERS:
         needed = NEEDS.get(name, {})
         value = OWN_VALUES.get((kind, name), OTHER_VALUES.get(name))
