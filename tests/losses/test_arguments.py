@@ -35,6 +35,7 @@ MOVED: dict[tuple[str, str], Any] = {
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("bce_loss", "T"): {"from_logits": True},
+    **{("crd", option): {"K": 16} for option in keyword_only(LOSSES["crd"].load())},  # 16384 take seconds
 }
 """Further arguments that one works together with."""
 

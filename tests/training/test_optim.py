@@ -371,7 +371,9 @@ def test_an_average_of_the_old_meaning_goes_on_where_that_is_allowed() -> None:
     assert state["ema"]["version"] == AVERAGE_VERSION and state["ema"]["step"] == 10
 
 
-@pytest.mark.parametrize("average", [AVERAGE, LINEAR], ids=["exp", "linear"])
+@pytest.mark.parametrize(
+    "average", [AVERAGE, pytest.param(LINEAR, marks=pytest.mark.slow)], ids=["exp", "linear"]
+)
 def test_an_average_of_todays_meaning_goes_on(average: str) -> None:
     begun(average)
     train_all(spec_of(SPEC, average), resume=True)
