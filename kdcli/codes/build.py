@@ -230,8 +230,8 @@ BUILD: dict[str, Explanation] = {
     ),
     "KD443": Explanation(
         "scheduler that cannot be built",
-        "torch.optim.lr_scheduler refuses these arguments, or a cosine would begin (`warmup_iter` in its kwargs, in"
-        " steps) after its end (`T_max`, in epochs).",
+        "torch.optim.lr_scheduler refuses these arguments, a cosine would begin (`warmup_iter` in its kwargs, in"
+        " steps) after its end (`T_max`, in epochs), or a cycle would move the momentum of an optimizer that has none.",
         "wrong: MultiStepLR without milestones",
     ),
     "KD445": Explanation(

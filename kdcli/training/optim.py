@@ -144,7 +144,8 @@ class LearningRate:
     """Learning rate of every step: warm-up first, then a scheduler of torch.
 
     The scheduler runs on a shadow optimizer, so that warm-up can't disturb schedulers that compute a
-    step's lr from the last one. `target` is the lr that the warm-up reaches.
+    step's lr from the last one. `target` is the lr that the warm-up reaches. OneCycleLR and CyclicLR move the
+    momentum too (beta1 where an optimizer has betas), unless `cycle_momentum: false`.
 
     By United-Perception's rule the target is the written lr x processes x batch size, unless
     `warmup_register_type: no_scale_lr`; without a scheduler the written lr holds throughout. steps: so many
@@ -196,7 +197,12 @@ class LearningRate:
         shadows = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self.targets]
         self.shadow = torch.optim.SGD(shadows, lr=0.0, momentum=0.9)
         self.scheduler = None if spec is None else self._scheduler(spec, path)
-        self.momentum_key = None if spec is None else self._cycled_momentum(spec, path)
+        self.cycles_momentum = bool(getattr(self.scheduler, "cycle_momentum", False))
+        if self.cycles_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
+            assert spec is not None
+            message = f"scheduler `{spec.type}` moves the momentum, and `{type(optimizer).__name__}` has none"
+            help = "write `cycle_momentum: false`, or choose an optimizer with `momentum` or `betas`"
+            raise SpecError.at((*path, "kwargs"), "KD443", message, help)
         self._apply()
 
     @property
@@ -229,7 +235,7 @@ class LearningRate:
         return {
             "step_count": self.step_count,
             "shadow_lrs": [group["lr"] for group in self.shadow.param_groups],
-            "shadow_momenta": [group["momentum"] for group in self.shadow.param_groups],
+            **({"momenta": self._momenta()} if self.cycles_momentum else {}),
             "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
         }
 
@@ -237,40 +243,27 @@ class LearningRate:
         """Continue from what state_dict() returned."""
         self.step_count = state["step_count"]
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(dict(state["scheduler"]))  # torch's CyclicLR takes from it
         for group, lr in zip(self.shadow.param_groups, state["shadow_lrs"], strict=True):
             group["lr"] = lr
-        # A checkpoint from before these were cycled has none.
-        for group, momentum in zip(self.shadow.param_groups, state.get("shadow_momenta", ()), strict=False):
+        # A run that began before the momentum was moved goes on as it began.
+        self.cycles_momentum = "momenta" in state
+        for group, momentum in zip(self.shadow.param_groups, state.get("momenta", ()), strict=False):
             group["momentum"] = momentum
         self._apply()
+
+    def _momenta(self) -> list[float]:
+        return [float(group["momentum"]) for group in self.shadow.param_groups]
 
     def _apply(self) -> None:
         for index, group in enumerate(self.optimizer.param_groups):
             group["lr"] = self._lr(index)
-            momentum = self.shadow.param_groups[index]["momentum"]
-            if self.momentum_key == "betas":
-                group["betas"] = (momentum, *group["betas"][1:])
-            elif self.momentum_key is not None:
-                group["momentum"] = momentum
-
-    def _cycled_momentum(self, spec: SchedulerSpec, path: SpecPath) -> str | None:
-        """The key of the optimizer's groups whose value the scheduler moves beside the lr; None for the others.
-
-        SpecError KD443 where the scheduler would move a momentum and the optimizer has none.
-        """
-        if spec.type not in SETS_LR or spec.kwargs.get("cycle_momentum") is False:
-            return None
-        for key in ("momentum", "betas"):
-            if key in self.optimizer.defaults:
-                return key
-        kind = type(self.optimizer).__name__
-        raise SpecError.at(
-            (*path, "kwargs"),
-            "KD443",
-            f"scheduler `{spec.type}` moves the momentum too, and `{kind}` has none",
-            "write `cycle_momentum: false`",
-        )
+        if self.cycles_momentum:
+            for group, momentum in zip(self.optimizer.param_groups, self._momenta(), strict=True):
+                if "betas" in group:
+                    group["betas"] = (momentum, group["betas"][1])
+                else:
+                    group["momentum"] = momentum
 
     def _lr(self, index: int) -> float:
         spec, step = self.spec, self.step_count

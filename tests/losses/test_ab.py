@@ -30,3 +30,12 @@ def test_unlike_shapes_are_connected_without_relu() -> None:
     assert names == {f"connectors.0.{p}" for p in ("conv.weight", "conv.bias", "bn.weight", "bn.bias")}
     connected = loss.connectors[0](torch.randn(2, 3, 8, 8))
     assert connected.shape == (2, 5, 4, 4) and (connected < 0).any()
+
+
+def test_the_margin_is_in_the_square() -> None:
+    loss = ActivationBoundaries([(2, 3)], [(2, 3)], margin=0.5)
+    student = torch.tensor([[-2.0, 0.5, 2.0], [-2.0, 0.5, 2.0]])
+    teacher = torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
+    # Row 1, off: 0 + 1² + 2.5². Row 2, on: 2.5² + 0 + 0.
+    layer = (1 + 2.5**2 + 2.5**2) / 2 / 1000 * 3
+    torch.testing.assert_close(loss([student], [teacher]), torch.tensor(layer))

@@ -36,3 +36,11 @@ def test_tokens_are_positions() -> None:
 def test_what_has_no_common_positions_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(RunError, match="KD450"):
         attention_transfer(torch.rand(shapes[0]), torch.rand(shapes[1]))
+
+
+def test_an_attention_of_third_powers_by_hand() -> None:
+    # Attention: the student's energies are (1, 8)/√65, the teacher's (1, 0).
+    student, teacher = (torch.tensor(row).view(1, 1, 1, 2) for row in ([1.0, 2.0], [2.0, 0.0]))
+    root = 65**0.5
+    expected = ((1 / root - 1) ** 2 + (8 / root) ** 2) / 2
+    torch.testing.assert_close(attention_transfer(student, teacher, p=3), torch.tensor(expected))

@@ -35,3 +35,12 @@ def test_a_teacher_without_one_linear_classifier_is_refused() -> None:
     for classifier in (nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), nn.Linear(5, 3)):
         with pytest.raises(RunError, match="KD450"):
             ClassAttention(*shapes, classifier)
+
+
+def test_maps_pooled_to_one_cell_by_hand() -> None:
+    student = torch.tensor([2.0, 0.0, 0.0, 0.0]).view(1, 1, 2, 2)
+    teacher = torch.tensor([3.0, 4.0, 0.0, 0.0]).view(1, 1, 2, 2)
+    shapes = (1, 1, 2, 2), (1, 1, 2, 2)
+    loss = ClassAttention(*shapes, nn.Linear(7, 1), resolution=1, normalize=False)
+    torch.testing.assert_close(loss(student, teacher), torch.tensor((0.5 - 1.75) ** 2))
+    assert ClassAttention(*shapes, nn.Linear(7, 1), resolution=1)(student, teacher) == 0

@@ -38,10 +38,12 @@ def features(seed: int = 1) -> tuple[Tensor, Tensor]:
     )
 
 
-def estimate(loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, drawn: Tensor) -> float:
+def estimate(
+    loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, drawn: Tensor, T: float
+) -> float:
     """The formula of the paper, number by number."""
     scores = [
-        [math.exp(float(memory[j] @ v.detach()) / 0.07) for j in row]
+        [math.exp(float(memory[j] @ v.detach()) / T) for j in row]
         for v, row in zip(embedded, drawn, strict=True)
     ]
     z = sum(map(sum, scores)) / 18 * 9
@@ -53,14 +55,15 @@ def estimate(loss: ContrastiveRepresentation, embedded: Tensor, memory: Tensor, 
     return total / 3
 
 
-def test_it_is_the_noise_contrastive_estimate_both_ways() -> None:
-    loss = made()
+@pytest.mark.parametrize("T", [0.07, 0.5])
+def test_it_is_the_noise_contrastive_estimate_both_ways(T: float) -> None:
+    loss = made() if T == 0.07 else made(T=T)
     student, teacher = features()
     drawn = loss.draw(INDICES, 0)
     assert drawn.shape == (3, 6) and torch.equal(drawn[:, 0], INDICES)
     v1, v2 = loss.embed_s(student), loss.embed_t(teacher)
     v1, v2 = v1 / v1.norm(dim=1, keepdim=True), v2 / v2.norm(dim=1, keepdim=True)
-    expected = estimate(loss, v1, loss.memory_v2, drawn) + estimate(loss, v2, loss.memory_v1, drawn)
+    expected = estimate(loss, v1, loss.memory_v2, drawn, T) + estimate(loss, v2, loss.memory_v1, drawn, T)
     assert math.isclose(loss.contrast(student, teacher, INDICES, drawn).item(), expected, rel_tol=1e-9)
 
 

@@ -26,6 +26,8 @@ def test_the_mutual_term_by_hand() -> None:
     loss = InformationTheoretic((2, 2), (2, 2), correlation_weight=0.0)
     torch.testing.assert_close(loss(torch.eye(2), torch.randn(2, 2)), torch.tensor(0.0))
     torch.testing.assert_close(loss(torch.ones(2, 2), torch.eye(2)), torch.tensor(0.5))
+    thrice = InformationTheoretic((2, 2), (2, 2), correlation_weight=0.0, mutual_weight=3.0)
+    torch.testing.assert_close(thrice(torch.ones(2, 2), torch.eye(2)), torch.tensor(1.5))
 
 
 def test_a_dead_channel_stays_finite_and_one_row_is_refused() -> None:

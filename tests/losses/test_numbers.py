@@ -89,10 +89,13 @@ def test_kd_of_maps_is_a_mean_over_positions() -> None:
 def test_gkd_takes_only_rows_where_the_teacher_is_right() -> None:
     s, t = d([0, 0], [0, 0], [0, 0]), d([LN(3), 0], [0, LN(9)], [7, 0])
     assert is_close(gkd_loss(s, t, torch.tensor([0, 0, 1])), QUARTERS)
+    assert is_close(gkd_loss(s, 2 * t, torch.tensor([0, 0, 1]), T=2.0), 4 * QUARTERS)
 
 
 def test_ce() -> None:
     assert is_close(ce_loss(d([0, 0]), d([LN(9), 0]), T=2.0), LN(2))
+    soft = -(0.75 * LN(0.8) + 0.25 * LN(0.2))
+    assert is_close(ce_loss(d([4 * LN(2), 0]), d([2 * LN(3), 0]), T=2.0), soft)
 
 
 def test_bce() -> None:
@@ -110,6 +113,7 @@ def test_dkd() -> None:
     label = torch.tensor([0])
     assert is_close(dkd(s, t, label, T=1.0), target + 8 * QUARTERS)
     assert is_close(dkd(s, 2 * t, label, T=2.0, alpha=0.0), 4 * 8 * QUARTERS)
+    assert is_close(dkd(s, t, label, T=1.0, alpha=3.0, beta=0.5), 3 * target + 0.5 * QUARTERS)
 
 
 def test_dkd_grows_over_the_epochs() -> None:
@@ -118,6 +122,7 @@ def test_dkd_grows_over_the_epochs() -> None:
     for epoch, share in ((0, 1 / 20), (9, 0.5), (19, 1.0), (100, 1.0)):
         assert is_close(dkd(s, t, label, epoch), whole.item() * share)
     assert is_close(dkd(s, t, label, 0, warmup_epochs=0), whole.item())
+    assert is_close(dkd(s, t, label, 0, warmup_epochs=4), whole.item() / 4)
 
 
 def test_rld() -> None:
@@ -129,6 +134,28 @@ def test_rld() -> None:
     assert is_close(rld(s, t, torch.tensor([2]), T=1.0), confidence)
 
 
+def test_rld_at_other_temperatures() -> None:
+    # Probabilities (4, 3, 1)/8 to the second power at alpha_T 3, to the third at T 2.
+    s, t = d([0, 0, 0]), 6 * logs(0.5, 0.375, 0.125)
+    confidence = 8 / 13 * LN(8 / 13 * 3) + 5 / 13 * LN(5 / 13 * 3 / 2)
+    correlation = 27 / 28 * LN(27 / 14) + 1 / 28 * LN(1 / 14)
+    loss = rld(s, t, torch.tensor([0]), alpha=0.5, beta=2.0, T=2.0, alpha_T=3.0)
+    assert is_close(loss, 0.5 * 9 * confidence + 2 * 4 * correlation)
+
+
+def test_rld_grows_over_the_epochs() -> None:
+    s, t, label = d([0, 0, 0]), logs(0.5, 0.375, 0.125), torch.tensor([0])
+    whole = rld(s, t, label).item()
+    for warmup_epochs, epoch, share in (
+        (20, 0, 0.05),
+        (20, 9, 0.5),
+        (20, 19, 1.0),
+        (4, 0, 0.25),
+        (0, 0, 1.0),
+    ):
+        assert is_close(rld(s, t, label, epoch, warmup_epochs=warmup_epochs), whole * share)
+
+
 def test_dist_of_opposites() -> None:
     s = d([3, 0], [0, 3])
     assert dist(s, s.flip(1)).item() == pytest.approx(4, rel=1e-6)
@@ -136,10 +163,27 @@ def test_dist_of_opposites() -> None:
     assert dist(s, s).abs() < 1e-6
 
 
+def test_dist_at_a_temperature() -> None:
+    s, t = d([1, 0, 3], [2, 2, 0]), d([0, 1, 5], [4, 0, 1])
+    p, q = (s / 3).softmax(1), (t / 3).softmax(1)
+    rows, columns = (
+        sum(1 - torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(*sides, strict=True)) / n
+        for sides, n in (((p, q), 2), ((p.T, q.T), 3))
+    )
+    expected = 9 * (0.5 * rows + 2 * columns)
+    assert dist(s, t, beta=0.5, gamma=2.0, T=3.0).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_nkd() -> None:
     s, t = d([0, 0, 0]), logs(0.5, 0.375, 0.125)
     assert is_close(nkd(s, t, torch.tensor([0])), 0.5 * LN(3) + 1.5 * LN(2))
     assert is_close(nkd(s, t, torch.tensor([0]), gamma=1.0, T=3.0), 0.5 * LN(3) + 9 * LN(2))
+    # At T 3 both are (3/4, 1/4) beside the label, whose own probabilities know no T.
+    entropy = LN(4) - 0.75 * LN(3)
+    target = 64 / (64 + 27 + 1) * LN(1 + 27 + 1)
+    assert is_close(
+        nkd(d([0, 3 * LN(3), 0]), 3 * t, torch.tensor([0]), gamma=2.0, T=3.0), target + 18 * entropy
+    )
 
 
 def test_ttm() -> None:
@@ -153,6 +197,9 @@ def test_wsld() -> None:
     s = d([0, 0])
     loss = wsld(s, s, torch.tensor([1]))
     assert loss.item() == pytest.approx(4 * (1 - math.exp(-1)) * LN(2), rel=1e-6)
+    s, entropy = d([3 * LN(3), 0]), LN(4) - 0.75 * LN(3)
+    loss = wsld(s, s, torch.tensor([1]), T=3.0)
+    assert loss.item() == pytest.approx(9 * (1 - math.exp(-1)) * entropy, rel=1e-6)
 
 
 def test_logit_mse() -> None:
@@ -162,7 +209,12 @@ def test_logit_mse() -> None:
 def test_mlkd() -> None:
     classes = (0.3125**2 + 2 * 0.0625**2 + 0.1875**2) / 2
     loss = mlkd(d([0, 0]), d([LN(3), 0]), temperatures=[1.0])
-    assert is_close(loss, QUARTERS + (0.625 - 0.5) ** 2 + 0.5 * classes)
+    relations = (0.625 - 0.5) ** 2 + 0.5 * classes
+    assert is_close(loss, QUARTERS + relations)
+    loss = mlkd(d([0, 0]), d([2 * LN(3), 0]), temperatures=[2.0])
+    assert is_close(loss, 4 * QUARTERS + relations)
+    both = mlkd(d([0, 0]), d([2 * LN(3), 0]), temperatures=[2.0, 5.0])
+    assert is_close(both - loss, mlkd(d([0, 0]), d([2 * LN(3), 0]), temperatures=[5.0]).item())
 
 
 def test_mlkd_standardizes_for_kl_alone() -> None:
@@ -174,10 +226,20 @@ def test_mlkd_standardizes_for_kl_alone() -> None:
 
 def test_tfkd() -> None:
     assert is_close(tfkd_self(d([0, 0]), d([LN(9), 0]), T=2.0), 4 * QUARTERS / 2)
+    assert is_close(tfkd_self(d([0, 0]), d([LN(9), 0]), T=2.0, multiplier=3.0), 6 * QUARTERS)
     p = 1 / (1 + math.exp(-0.98 / 20))
     expected = (p * LN(2 * p) + (1 - p) * LN(2 * (1 - p))) / 2
     loss = tfkd_reg(d([0, 0]), torch.tensor([0]))
     assert loss.item() == pytest.approx(100 * expected, rel=1e-6)
+
+
+def test_tfkd_reg_by_hand() -> None:
+    # The virtual teacher is the softmax of (0.6, 0.2, 0.2) / 2.
+    e = math.exp(0.2)
+    p, q = e / (e + 2), 1 / (e + 2)
+    expected = 10 * (p * LN(3 * p) + 2 * q * LN(3 * q)) / 3
+    loss = tfkd_reg(d([0, 0, 0]), torch.tensor([0]), T=2.0, correct_probability=0.6, multiplier=10.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_uskd() -> None:
@@ -188,6 +250,10 @@ def test_uskd() -> None:
     others = -(2 / 3 * LN(2 / 3) + 1 / 3 * LN(1 / 3))
     value = loss(torch.ones(1, 4, dtype=torch.float64), logits, torch.tensor([0]))
     assert is_close(value, LN(7) + 0.1 * others + 0.005 * LN(3))
+    weighed = USKD((1, 4), 3, alpha=2.0, beta=3.0, mu=4.0).double()
+    weighed.load_state_dict(loss.state_dict())
+    value = weighed(torch.ones(1, 4, dtype=torch.float64), logits, torch.tensor([0]))
+    assert is_close(value, 2 * LN(7) + 3 * others + 4 * LN(3))
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3, 3), (2, 5, 4)])

@@ -61,3 +61,12 @@ def test_margins_are_saved_and_not_trained() -> None:
         margin_of(nn.BatchNorm2d(3, affine=False))
     with pytest.raises(RunError, match="batch norm of 3 channels"):
         FeatureOverhaul([(2, 3, 4, 4)], [(2, 5, 4, 4)], [norm([1.0] * 3, [0.0] * 3)])
+
+
+def test_a_wider_connector_by_hand() -> None:
+    loss = FeatureOverhaul([(1, 1, 1, 4)], [(1, 1, 1, 4)], [norm([1.0], [0.0])], kernel_size=3).eval()
+    nn.init.ones_(loss.connectors[0][0].weight)  # type: ignore[index]
+    student = torch.tensor([2.0, -0.5, -3.0, 0.0]).view(1, 1, 1, 4)
+    teacher = torch.tensor([1.0, -2.0, -2.0, -0.1]).view(1, 1, 1, 4)
+    # With their neighbours: 1.5, -1.5, -3.5, -3. All but the first are below their targets: (1.5 - 1)².
+    torch.testing.assert_close(loss([student], [teacher]), torch.tensor(0.25), rtol=1e-3, atol=0.0)

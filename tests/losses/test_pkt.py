@@ -20,3 +20,10 @@ def test_a_dead_feature_gives_a_finite_gradient() -> None:
     student = torch.zeros(3, 4, requires_grad=True)
     probabilistic_transfer(student, torch.rand(3, 4)).backward()
     assert student.grad is not None and student.grad.isfinite().all()
+
+
+def test_eps_is_in_lengths_and_logarithm() -> None:
+    # Student rows of length 1 over 1.5: similarities 13/18 and 9/18. Equal teacher rows: a half each.
+    student, teacher = torch.eye(2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    expected = 0.5 * (math.log(1 / (13 / 22 + 0.5)) + math.log(1 / (9 / 22 + 0.5))) / 2
+    torch.testing.assert_close(probabilistic_transfer(student, teacher, eps=0.5).item(), expected)

@@ -83,3 +83,16 @@ def test_equally_many_tokens_and_a_vector_are_levels() -> None:
     shapes = [(2, 9, 3), (2, 9, 4), (2, 5)]
     loss = KnowledgeReview(shapes, shapes)
     assert loss([torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes]).isfinite()
+
+
+@pytest.mark.parametrize(("warmup_epochs", "share"), [(4, 0.5), (2, 1.0), (0, 1.0)])
+def test_it_grows_over_as_many_epochs_as_the_spec_says(warmup_epochs: int, share: float) -> None:
+    loss = KnowledgeReview(STUDENT, TEACHER, warmup_epochs=warmup_epochs)
+    student, teacher = [torch.randn(s) for s in STUDENT], [torch.randn(t) for t in TEACHER]
+    torch.testing.assert_close(loss(student, teacher, 1), share * loss(student, teacher))
+
+
+def test_the_middle_width_has_a_limit() -> None:
+    loss = KnowledgeReview(STUDENT, TEACHER, max_mid_channel=2)
+    assert [fusion.conv1[0].out_channels for fusion in loss.abfs] == [2, 2, 2]  # type: ignore[index, union-attr]
+    assert [fusion.conv2[0].in_channels for fusion in loss.abfs] == [2, 2, 2]  # type: ignore[index, union-attr]

@@ -38,6 +38,8 @@ def test_angles_are_those_of_triples() -> None:
                 total += gap - 0.5 if gap >= 1 else gap**2 / 2
     result = relational(student, teacher, distance_weight=0.0).item()
     assert math.isclose(result, 50 * total / 64, rel_tol=1e-9)
+    weighed = relational(student, teacher, distance_weight=0.0, angle_weight=7.0).item()
+    assert math.isclose(weighed, 7 * total / 64, rel_tol=1e-9)
 
 
 def test_moving_and_scaling_change_nothing_and_one_row_has_no_relations() -> None:
@@ -47,3 +49,19 @@ def test_moving_and_scaling_change_nothing_and_one_row_has_no_relations() -> Non
     loss = relational(row, torch.randn(1, 3))
     loss.backward()
     assert loss == 0 and row.grad is not None and not row.grad.any()
+
+
+def test_squared_distances_and_their_floor_by_hand() -> None:
+    student = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+
+    def of(eps: float) -> float:
+        return relational(student, teacher, squared=True, angle_weight=0.0, eps=eps).item()
+
+    # Squares 1, 1, 4 over their mean 2, and 1, 4, 9 over 14/3; none below 4: all equal, and 4, 4, 9 over 17/3.
+    for eps, own, others in (
+        (1e-12, (0.5, 0.5, 2.0), (3 / 14, 12 / 14, 27 / 14)),
+        (4.0, (1.0, 1.0, 1.0), (12 / 17, 12 / 17, 27 / 17)),
+    ):
+        expected = 25 * 2 * sum((s - t) ** 2 / 2 for s, t in zip(own, others, strict=True)) / 9
+        assert math.isclose(of(eps), expected, rel_tol=1e-9)

@@ -34,3 +34,8 @@ def test_the_exported_student_ends_in_the_projector_and_the_teachers_classifier(
 def test_vectors_are_refused() -> None:
     with pytest.raises(RunError, match="KD450"):
         SimKD((2, 3), (2, 6), nn.Linear(6, 5))
+
+
+def test_the_factor_narrows_the_projector() -> None:
+    loss = SimKD((2, 3, 8, 8), (2, 6, 4, 4), nn.Linear(6, 5), factor=3)
+    assert [m.out_channels for m in loss.projector if isinstance(m, nn.Conv2d)] == [2, 2, 6]

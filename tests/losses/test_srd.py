@@ -43,3 +43,14 @@ def test_temperature_scales_the_divergence_and_one_row_is_refused() -> None:
     torch.testing.assert_close(loss(torch.randn(6, 3), torch.randn(6, 3), s, t), expected)
     with pytest.raises(RunError, match="KD450"):
         loss(torch.randn(1, 3), torch.randn(1, 3), s[:1], t[:1])
+
+
+def test_both_parts_are_weighed() -> None:
+    inputs = torch.randn(6, 3), torch.randn(6, 5), torch.randn(6, 4), torch.randn(6, 4)
+
+    def of(alpha: float, beta: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        value: torch.Tensor = SimpleRecipe((6, 3), (6, 5), alpha=alpha, beta=beta)(*inputs)
+        return value
+
+    torch.testing.assert_close(of(0.5, 3.0), 0.5 * of(1.0, 0.0) + 3 * of(0.0, 1.0))

@@ -53,3 +53,12 @@ def test_the_variance_begins_where_it_is_told(variance: float) -> None:
 def test_a_variance_that_eps_alone_exceeds() -> None:
     with pytest.raises(ValueError, match="`init_pred_var` must be more than `eps`"):
         VariationalInformation([2, 3, 4, 4], [2, 3, 4, 4], init_pred_var=1e-6)
+
+
+def test_the_floor_of_the_variance_by_hand() -> None:
+    loss = VariationalInformation((2, 1), (2, 1), eps=0.25)
+    for parameter in loss.parameters():
+        torch.nn.init.zeros_(parameter)
+    loss.log_scale.data.fill_(-torch.inf)
+    value = float(loss(torch.ones(2, 1), torch.ones(2, 1)).detach())
+    assert value == pytest.approx(0.5 * (1 / 0.25 + math.log(0.25)))

@@ -9,14 +9,17 @@ from kdcli.errors import RunError
 from kdcli.losses.wkd_f import WassersteinFeature
 
 
-def test_it_is_the_distance_of_means_and_deviations() -> None:
+@pytest.mark.parametrize(("ratio", "eps"), [(2.0, 1e-5), (3.0, 0.5)])
+def test_it_is_the_distance_of_means_and_deviations(ratio: float, eps: float) -> None:
     torch.manual_seed(0)
-    loss = WassersteinFeature((2, 3, 4, 4), (2, 5, 4, 4), hidden=4)
+    loss = WassersteinFeature((2, 3, 4, 4), (2, 5, 4, 4), hidden=4, mean_cov_ratio=ratio, eps=eps)
+    widths = [m.out_channels for m in loss.projector.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert widths == [4, 4, 5]
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
     projected = loss.projector(student)
     means = projected.mean((2, 3)) - teacher.mean((2, 3))
-    deviations = [(x.flatten(2).var(2) + 1e-5).sqrt() for x in (projected, teacher)]
-    expected = 2 * means.square().sum() + (deviations[0] - deviations[1]).square().sum()
+    deviations = [(x.flatten(2).var(2) + eps).sqrt() for x in (projected, teacher)]
+    expected = ratio * means.square().sum() + (deviations[0] - deviations[1]).square().sum()
     torch.testing.assert_close(loss(student, teacher), expected / 2)
     assert loss(student, projected) == 0
     assert loss(student, projected + 1) > 0

@@ -22,9 +22,10 @@ def test_the_transport_between_two_other_classes_by_hand() -> None:
     assert abs(loss(teacher, teacher, labels).item() - p * 40) < 1e-5, "nothing to move"
 
 
-def test_it_is_sinkhorn_over_the_classes_beside_the_label() -> None:
+@pytest.mark.parametrize("sinkhorn_lambda", [0.05, 0.2])
+def test_it_is_sinkhorn_over_the_classes_beside_the_label(sinkhorn_lambda: float) -> None:
     torch.manual_seed(0)
-    loss = WassersteinLogit(5, iterations=3).double()
+    loss = WassersteinLogit(5, iterations=3, sinkhorn_lambda=sinkhorn_lambda).double()
     loss.cost.copy_(torch.rand(5, 5))
     student, teacher = torch.randn(2, 5).double(), torch.randn(2, 5).double()
     labels = torch.tensor([3, 1])
@@ -33,7 +34,7 @@ def test_it_is_sinkhorn_over_the_classes_beside_the_label() -> None:
         rest = [k for k in range(5) if k != label]
         p, q = (s[rest] / 2).softmax(0), (t[rest] / 2).softmax(0)
         cost = loss.cost[rest][:, rest] + 1e-8
-        kernel = (-cost / 0.05).exp()
+        kernel = (-cost / sinkhorn_lambda).exp()
         u = torch.full((4,), 0.25).double()
         for _ in range(3):
             v = q / (kernel.T @ u + 1e-8)
@@ -81,3 +82,18 @@ def test_a_class_without_samples_stays_far_from_all() -> None:
     loss.prepared()
     torch.testing.assert_close(loss.cost[2], far[2])
     assert loss.cost[0, 1] < far[0, 1]
+
+
+@pytest.mark.parametrize(("sharpen", "cost"), [(2.0, 1 - math.exp(-2)), (0.0, 1.0)])
+def test_what_a_distance_costs_by_hand(sharpen: float, cost: float) -> None:
+    loss = WassersteinLogit(3, sharpen=sharpen)
+    torch.testing.assert_close(loss.cost, cost * (1 - torch.eye(3)))
+
+
+def test_a_class_is_judged_by_its_first_samples() -> None:
+    torch.manual_seed(0)
+    loss, by_class = WassersteinLogit(3, max_per_class=4), torch.randn(3, 8, 3)
+    for sample in range(8):
+        loss.prepare(by_class[:, sample], torch.arange(3))
+    loss.prepared()
+    torch.testing.assert_close(loss.cost, 1 - torch.exp(class_similarity(by_class[:, :4]) - 1))

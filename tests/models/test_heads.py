@@ -124,6 +124,14 @@ def test_adap_brings_features_to_other_widths() -> None:
     assert isinstance(adapt.get_submodule("conv.1.1"), nn.ReLU)
     assert max(conv[0].weight.abs().max().item() for conv in adapt.conv) < 2e-4
     assert adapt.outplanes is None
+    plain = Adapt([4, 6], outplanes=[5, 7], out_layers=[0, 1])
+    plain.load_state_dict(adapt.state_dict())
+    below = plain({"features": features})["adapt_neck_features"]
+    for rectified, f in zip(outputs["adapt_neck_features"], below, strict=True):
+        assert torch.equal(rectified, f.clamp(min=0)) and bool((f < 0).any())
+    assert (
+        min(conv[0].weight.abs().max().item() for conv in Adapt([4], outplanes=5, out_layers=[0]).conv) > 0.01
+    )
     one = Adapt(4, outplanes=5, out_layers=[1], kernel_size=1, out_name="adapt_bb_features")
     assert one.conv[0][0].kernel_size == (1, 1)
     assert len(one.conv[0]) == 1

@@ -143,6 +143,10 @@ def test_a_scheduler_by_epoch_moves_once_an_epoch() -> None:
         ("polylr", {"max_epoch": 3, "power": 0.9}),
         ("StepLR", {"step_size": 1}),
         ("CosineAnnealingWarmRestarts", {"T_0": 1}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4}),
+        ("ConstantLR", {"total_iters": 1}),
+        ("LinearLR", {"total_iters": 2}),
+        ("PolynomialLR", {"total_iters": 2}),
     ],
 )
 def test_a_restored_rate_goes_on_as_if_nothing_had_happened(kind: str, kwargs: dict[str, object]) -> None:
@@ -257,6 +261,25 @@ def test_the_decay_of_linear_warms_up(step: int, decay: float) -> None:
     assert decay_at(average(decay=0.999, warmup=100), step) == pytest.approx(decay, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("step", "linear", "exp"),
+    [
+        # d = 0.9 ** 2; linear: (1 + i) / (5 + i) until that is above 0.81; exp: d * (1 - exp(-i / 2000))
+        (0, 0.2, 0.0),
+        (1, 1 / 3, 0.81 * 0.000499875),
+        (2, 3 / 7, 0.81 * 0.000999500),
+        (12, 13 / 17, 0.81 * 0.005982036),
+        (13, 14 / 18, 0.81 * 0.006478921),
+        (17, 0.81, 0.81 * 0.008463977),
+        (1999, 0.81, 0.81 * 0.631936572),
+    ],
+)
+def test_the_decay_of_the_first_steps_with_every_argument(step: int, linear: float, exp: float) -> None:
+    kwargs = {"decay": 0.9, "inner_T": 2, "warmup": 5}
+    assert decay_at(average(**kwargs), step) == pytest.approx(linear, rel=1e-9)
+    assert decay_at(average("exp", **kwargs), step) == pytest.approx(exp, rel=1e-6)
+
+
 def test_the_decay_counts_for_as_many_steps_as_one_average_spans() -> None:
     assert decay_at(average(decay=0.9, inner_T=3), 5) == pytest.approx(0.729)
     whole = decay_at(average("exp", decay=0.9, inner_T=3), 2000)
@@ -307,13 +330,14 @@ def test_buffers_of_real_numbers_are_averaged_others_copied() -> None:
     assert net.running.tolist() == [3.0, 3.0]
 
 
-def test_an_average_restored_goes_on_as_if_nothing_had_happened() -> None:
+@pytest.mark.parametrize("ema_type", ["linear", "exp"])
+def test_an_average_restored_goes_on_as_if_nothing_had_happened(ema_type: str) -> None:
     def follow(mean: MovingAverage, numbers: range) -> None:
         for number in numbers:
             mean.net.set(float(number))  # type: ignore[operator]
             mean.update()
 
-    spec = average(decay=0.9, inner_T=2, warmup=7)
+    spec = average(ema_type, decay=0.9, inner_T=2, warmup=7)
     whole = MovingAverage(Small(), spec)
     follow(whole, range(9))
     again = MovingAverage(Small(), spec)
@@ -353,6 +377,7 @@ def made_old(path: Path) -> None:
 
 
 AVERAGE = "trainer.ema={enable: true, ema_type: exp, kwargs: {decay: 0.9998}}"
+LINEAR = "trainer.ema={enable: true, ema_type: linear, kwargs: {decay: 0.9, inner_T: 2, warmup: 3}}"
 
 
 def test_an_average_of_the_old_meaning_goes_on_where_that_is_allowed() -> None:
@@ -368,11 +393,14 @@ def test_an_average_of_the_old_meaning_goes_on_where_that_is_allowed() -> None:
     assert state["ema"]["version"] == AVERAGE_VERSION and state["ema"]["step"] == 10
 
 
-def test_an_average_of_todays_meaning_goes_on() -> None:
-    begun(AVERAGE)
-    train_all(spec_of(SPEC, AVERAGE), resume=True)
+@pytest.mark.parametrize(
+    "average", [AVERAGE, pytest.param(LINEAR, marks=pytest.mark.slow)], ids=["exp", "linear"]
+)
+def test_an_average_of_todays_meaning_goes_on(average: str) -> None:
+    begun(average)
+    train_all(spec_of(SPEC, average), resume=True)
     one = read_weights(Path("runs/small/student.safetensors"))
-    train_all(spec_of(SPEC, AVERAGE, "saver.save_dir=whole"))
+    train_all(spec_of(SPEC, average, "saver.save_dir=whole"))
     other = read_weights(Path("whole/student.safetensors"))
     assert all(torch.equal(one[name], other[name]) for name in other)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcli.tasks.classification.metrics import ClassificationMeter, Predictions, agreement_sums
+from kdcli.tasks.classification.task import Classification
 
 NAN, INF = float("nan"), float("inf")
 
@@ -25,6 +26,17 @@ def test_by_hand() -> None:
     assert found["cross_entropy"] == pytest.approx((-math.log(3 / 4) - math.log(1 / 5)) / 2)
     # Confidence 0.75 and right, 0.8 and wrong: two bins.
     assert found["calibration_error"] == pytest.approx(100 * (0.25 + 0.8) / 2)
+
+
+def test_as_many_ranks_as_topk_says() -> None:
+    # The label's rank is 1, 2, 3 and 4 of four classes.
+    logits = torch.tensor([[4.0, 3.0, 2.0, 1.0]] * 4)
+    for topk, expected in (((1, 5), [25.0, 100.0]), ((2, 3), [50.0, 75.0])):
+        meter = ClassificationMeter(topk)
+        meter.update({"logits": logits}, {"labels": torch.arange(4), "indices": torch.arange(4)})
+        found = meter.result(meter.sums())
+        assert [found[f"top{k}"] for k in topk] == expected
+    assert Classification([3]).topk == (1, 3) and Classification([5, 1]).topk == (5, 1)
 
 
 @pytest.mark.parametrize("bad", [[NAN, 0.0], [0.0, NAN], [INF, 0.0], [INF, INF], [-INF, -INF], [NAN, INF]])
