@@ -25,6 +25,7 @@ VIT = "kdcli.models.backbones.torchvision_backbones:TorchvisionVit"
 BACKBONES: dict[str, Target] = {
     **{f"resnet{depth}": Target(RESNET, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
     "resnet_custom": Target(RESNET, {"depth": None}),
+    "xmnet": Target("kdcli.models.backbones.xmnet:XMNet"),
     "mobilenet_v2": Target(STAGES, {"name": "mobilenet_v2"}),
     **{
         name: Target(STAGES, {"name": name, "width_mult": None})
@@ -113,10 +114,16 @@ DETECTION: dict[str, Target] = {
     "FPN": Target("kdcli.models.detection.fpn:FPN"),
     "NaiveRPN": Target("kdcli.models.detection.heads:NaiveRPN"),
     "RetinaSubNet": Target("kdcli.models.detection.heads:RetinaSubNet"),
+    "RetinaHeadWithBN": Target("kdcli.models.detection.heads:RetinaHeadWithBN"),
+    "RetinaHeadWithIOU": Target("kdcli.models.detection.heads:RetinaHeadWithIOU"),
+    "RetinaHeadWithBNIOU": Target("kdcli.models.detection.heads:RetinaHeadWithBNIOU"),
     "rpn_post": Target("kdcli.models.detection.dense_post:RpnPost"),
     "retina_post": Target("kdcli.models.detection.dense_post:RetinaPost"),
+    "retina_post_iou": Target("kdcli.models.detection.dense_post:RetinaPostIou"),
     "BboxFC_Pre": Target("kdcli.models.detection.roi_pool:BboxFCPre"),
     "BboxFC": Target("kdcli.models.detection.heads:BboxFC"),
+    "BboxRes5_Pre": Target("kdcli.models.detection.roi_pool:BboxFCPre"),
+    "BboxRes5": Target("kdcli.models.detection.heads:BboxRes5"),
     "bbox_post": Target("kdcli.models.detection.bbox_post:BboxPost"),
 }
 

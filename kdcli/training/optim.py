@@ -18,7 +18,7 @@ from kdcli.optimizers import OPTIMIZER_TARGETS, SCHEDULER_TARGETS
 from kdcli.optimizers.parameter_groups import parameter_groups
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
-from kdcli.spec.tables import OPTIMIZERS, SAME_OPTIMIZERS, SCHEDULERS, SETS_LR
+from kdcli.spec.tables import OPTIMIZERS, SAME_OPTIMIZERS, SCHEDULERS
 
 IN_EPOCHS = {
     "MultiStepLR": ("milestones",),

@@ -40,6 +40,7 @@ SHIFTS = ("warmup_iter",)
 # Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
 KWARG_LEFTOVERS = {
     "BboxFC_Pre": ("with_drp",),
+    "BboxRes5_Pre": ("with_drp",),
     "base_cls_head": ("representation_size",),
     "vit_head": ("use_pool", "dropout"),
     "mobilenetv3": ("dropout",),
