@@ -171,6 +171,54 @@ def transformed(name: str, kwargs: Mapping[str, Any], shape: Shape) -> Shape:
             return shape
 
 
+def padded_size(part: DataPart) -> tuple[int, int] | None:
+    """(height, width) of the largest batch that the transforms of detection data give; None where images decide.
+
+    Of an image of any size: `keep_ar_resize` makes its shorter side the largest of `scales` and its longer one at
+    most `max_size`, lying; a batch is padded to a multiple of `alignment`.
+    """
+    size: tuple[int, int] | None = None
+    for component in part.dataset.kwargs.transformer:
+        try:
+            size = _largest(component.type, component.kwargs, size)
+        except (TypeError, ValueError, LookupError, ZeroDivisionError):
+            return None
+    if size is None or min(size) < 1:
+        return None
+    alignment = part.dataloader.kwargs.alignment
+    return -(-size[0] // alignment) * alignment, -(-size[1] // alignment) * alignment
+
+
+def _largest(name: str, kwargs: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The largest (height, width) after one transform of detection data."""
+    match name:
+        case "keep_ar_resize":
+            shorter, most = max(kwargs["scales"]), kwargs.get("max_size")
+            if shorter <= 0 or (size is None and most is None):
+                return size
+            return (
+                shorter_side(*size, shorter, most)
+                if size
+                else (min(shorter, most or shorter), most or shorter)
+            )
+        case "keep_ar_resize_max":
+            steps = kwargs.get("random_size")
+            longer: int = max(steps) * kwargs.get("scale_step", 32) if steps else kwargs["max_size"]
+            if size is None or kwargs.get("padding_type"):
+                return longer, longer
+            return round(size[0] * longer / max(size)), round(size[1] * longer / max(size))
+        case "fix_output_resize":
+            fixed: tuple[int, int] = (kwargs["scales"][0], kwargs["scales"][1])
+            return fixed
+        case "stitch_expand":
+            ratio = kwargs.get("expand_ratios", 2.0)
+            return None if size is None else (int(size[0] * ratio), int(size[1] * ratio))
+        case "crop":
+            return None if size is None else (max(size), max(size))
+    _, height, width = transformed(name, kwargs, (3, *(size or (None, None))))
+    return None if height is None or width is None else (height, width)
+
+
 def _resized(
     kwargs: Mapping[str, Any], height: int | None, width: int | None
 ) -> tuple[int | None, int | None]:

@@ -31,6 +31,7 @@ class RetinaPost(ViewModule):
     """
 
     PREFIX: ClassVar[str] = "retina"
+    needs_values = True
 
     def __init__(
         self,
