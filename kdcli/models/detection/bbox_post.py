@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcli.models.detection.blocks import build_block, known_keys, means_and_stds, needed, nms_threshold
 from kdcli.models.detection.boxes import clip, decode, denormalized, nms_by_group, offset_of, quadruples
-from kdcli.models.detection.losses import CLASS_LOSSES, LOCATION_LOSSES
+from kdcli.models.detection.losses import CLASS_LOSSES, LOCATION_LOSSES, Moved
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, Share
 
@@ -80,13 +80,19 @@ class BboxPost(ViewModule):
         self.cls_loss = build_block(needed(cfg, "cfg", "cls_loss"), "cfg.cls_loss", CLASS_LOSSES)
         self.loc_loss = build_block(needed(cfg, "cfg", "loc_loss"), "cfg.loc_loss", LOCATION_LOSSES)
         self.share_location = bool(cfg.get("share_location", False))
+        if self.cls_loss.by_overlap:
+            raise ValueError(
+                "cfg.cls_loss of `bbox_post` is not `quality_focal_loss`, which is one of dense heads"
+            )
+        self.offset = offset_of(aligned)
+        self.means, self.stds = [0.0] * 4, [1.0] * 4
         if "bbox_normalize" in cfg:
-            means_and_stds(cfg["bbox_normalize"], "cfg.bbox_normalize")
+            self.means, self.stds = means_and_stds(cfg["bbox_normalize"], "cfg.bbox_normalize")
         self.predictor = build_block(
             needed(cfg, "cfg", "bbox_predictor"),
             "cfg.bbox_predictor",
             BBOX_PREDICTORS,
-            offset=offset_of(aligned),
+            offset=self.offset,
         )
         if self.predictor.share_location != self.share_location:
             raise ValueError("cfg.share_location and cfg.bbox_predictor.kwargs.share_location differ")
@@ -105,10 +111,14 @@ class BboxPost(ViewModule):
         column = torch.zeros_like(classes) if self.share_location else (classes + self.first - 1).clamp(min=0)
         moves = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
         count = torch.tensor(len(classes), device=logits.device)
+        boxes = outputs["rois"][back, 1:5].float()
+        moved = Moved(boxes, self.offset, self.means, self.stds, weights=outputs["loc_weight"][:, 0])
         answer = logits.argmax(1) if self.first else torch.where(logits.amax(1) > 0, logits.argmax(1) + 1, 0)
         right = (answer == classes).sum()
         return {
             "bbox_cls_loss": self.cls_loss(logits, classes, count),
-            "bbox_loc_loss": self.loc_loss(moves * outputs["loc_weight"], outputs["loc_target"], count),
+            "bbox_loc_loss": self.loc_loss(
+                moves * outputs["loc_weight"], outputs["loc_target"], count, moved
+            ),
             "bbox_accuracy": 100.0 * right / count.clamp(min=1),
         }

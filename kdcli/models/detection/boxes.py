@@ -54,6 +54,14 @@ def iou(a: Tensor, b: Tensor, offset: int) -> Tensor:
     return overlaps.nan_to_num(0.0)
 
 
+def paired_iou(a: Tensor, b: Tensor, offset: int) -> Tensor:
+    """Intersection over union of each box with the one in its row, [N]; 0 where both are empty."""
+    a, b = edges(a, offset), edges(b, offset)
+    shared = (torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared
+    return shared / union.clamp(min=1e-6)
+
+
 def intersection_over_first(a: Tensor, b: Tensor, offset: int) -> Tensor:
     """Share of each box of `a` that lies in each of `b`, [N, M]; 0 for an empty one."""
     a, b = edges(a, offset), edges(b, offset)

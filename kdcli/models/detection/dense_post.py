@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from kdcli.models.detection.assigners import ANCHOR_SUPERVISORS
 from kdcli.models.detection.blocks import build_block, known_keys, needed
-from kdcli.models.detection.boxes import offset_of
-from kdcli.models.detection.losses import CLASS_LOSSES, IGNORED_TARGET, LOCATION_LOSSES
+from kdcli.models.detection.boxes import offset_of, paired_iou
+from kdcli.models.detection.losses import (
+    CLASS_LOSSES,
+    IGNORED_TARGET,
+    LOCATION_LOSSES,
+    Moved,
+    SigmoidCrossEntropy,
+    at_least_one,
+)
 from kdcli.models.detection.proposals import DENSE_PREDICTORS, DensePredictor
-from kdcli.models.detection.targets import ANCHOR_SUPERVISORS, AnchorTargets
+from kdcli.models.detection.targets import AnchorTargets, Answers
 from kdcli.models.module import Outputs, ViewModule
 from kdcli.spec.ranges import Count, Range, Width
 
@@ -32,6 +41,8 @@ class RetinaPost(ViewModule):
 
     PREFIX: ClassVar[str] = "retina"
     needs_values = True
+    MAPS: ClassVar[int] = 2
+    KEYS: ClassVar[tuple[str, ...]] = CFG_KEYS
 
     def __init__(
         self,
@@ -43,7 +54,7 @@ class RetinaPost(ViewModule):
         aligned: bool = False,
     ) -> None:
         super().__init__()
-        known_keys(cfg, "cfg", CFG_KEYS)
+        known_keys(cfg, "cfg", self.KEYS)
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background: at least 2, not {num_classes}")
         self.prefix = prefix or self.PREFIX
@@ -78,30 +89,49 @@ class RetinaPost(ViewModule):
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """Reads `preds`, `strides`, `image_info`; in training `boxes` and `ignores` too."""
-        anchors, scores, deltas = self._read(outputs)
+        anchors, levels = self._read(outputs)
         result: dict[str, Any] = {}
         if self.training:
-            targets = self.supervisor.targets(torch.cat(anchors), outputs)
-            result.update(self._losses(torch.cat(scores, 1), torch.cat(deltas, 1), targets))
+            answers = together(levels)
+            detached = Answers(
+                answers.logits.detach(),
+                answers.deltas.detach(),
+                None if answers.iou is None else answers.iou.detach(),
+            )
+            targets = self.supervisor.targets(anchors, outputs, detached)
+            result.update(self._losses(torch.cat(anchors), answers, targets))
         predictor = self.train_predictor if self.training else self.test_predictor
         if predictor is not None:
+            with torch.no_grad():
+                scores = [self._scores(level) for level in levels]
             found = predictor.predict(
-                anchors, [self._scores(rows.detach()) for rows in scores], deltas, outputs["image_info"]
+                anchors, scores, [level.deltas for level in levels], outputs["image_info"]
             )
             result.update(self._named(found))
         return result
 
     def scored(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level anchors [K, 4], scores [B, K, C] of the foreground in 0..1, deltas [B, K, 4]."""
-        anchors, logits, deltas = self._read(outputs)
-        return anchors, [self._scores(rows) for rows in logits], deltas
+        anchors, levels = self._read(outputs)
+        return anchors, [self._scores(level) for level in levels], [level.deltas for level in levels]
 
-    def _read(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        preds = [(logits.float(), deltas.float()) for logits, deltas in outputs["preds"]]
+    def _read(self, outputs: Outputs) -> tuple[list[Tensor], list[Answers]]:
+        preds = [tuple(maps.float() for maps in level) for level in outputs["preds"]]
+        if len(preds[0]) != self.MAPS:
+            raise ValueError(
+                f"the head gives {len(preds[0])} maps of each level, and this takes {self.MAPS}: "
+                "`retina_post_iou` needs a head with an IoU branch (RetinaHeadWithBNIOU), `retina_post` one without"
+            )
         sizes = [(int(p[0].shape[2]), int(p[0].shape[3])) for p in preds]
         anchors = self.anchors.of_levels(sizes, outputs["strides"], preds[0][0].device)
-        scores = [self._rows(logits, self._channels, class_first=self.class_first) for logits, _ in preds]
-        return anchors, scores, [self._rows(moves, 4) for _, moves in preds]
+        return anchors, [
+            Answers(
+                self._rows(level[0], self._channels, class_first=self.class_first),
+                self._rows(level[1], 4),
+                self._rows(level[2], 1)[..., 0] if len(level) > 2 else None,
+            )
+            for level in preds
+        ]
 
     @property
     def _channels(self) -> int:
@@ -121,21 +151,40 @@ class RetinaPost(ViewModule):
         shaped = maps.reshape(batch, anchors, columns, height, width)
         return shaped.permute(0, 3, 4, 1, 2).reshape(batch, -1, columns)
 
-    def _scores(self, rows: Tensor) -> Tensor:
-        return rows.sigmoid() if self.cls_loss.activation == "sigmoid" else rows.softmax(-1)[..., 1:]
+    def _scores(self, answers: Answers) -> Tensor:
+        """The foreground's scores [B, K, C] in 0..1."""
+        if self.cls_loss.activation == "sigmoid":
+            return answers.logits.sigmoid()
+        return answers.logits.softmax(-1)[..., 1:]
 
-    def _losses(self, logits: Tensor, deltas: Tensor, targets: AnchorTargets) -> dict[str, Tensor]:
+    def _losses(self, anchors: Tensor, answers: Answers, targets: AnchorTargets) -> dict[str, Tensor]:
         classes, positive = targets.classes.flatten(), targets.positive.flatten()
-        rows = logits.flatten(0, 1)
+        rows = answers.logits.flatten(0, 1)
         class_count, location_count = self._counts(classes, positive)
-        location = self.loc_loss(
-            deltas.flatten(0, 1)[positive], targets.deltas.flatten(0, 1)[positive], location_count
-        )
+        moved = Moved(anchors.repeat(len(targets.classes), 1)[positive], self.offset)
+        deltas, wanted = answers.deltas.flatten(0, 1)[positive], targets.deltas.flatten(0, 1)[positive]
+        more: dict[str, Tensor] = {}
+        if self.cls_loss.by_overlap:
+            with torch.no_grad():
+                shared = paired_iou(moved.by(deltas), moved.by(wanted), self.offset)
+            more["overlaps"] = torch.zeros_like(rows[:, 0]).masked_scatter(positive, shared)
         return {
-            f"{self.prefix}_cls_loss": self.cls_loss(rows, classes, class_count),
-            f"{self.prefix}_loc_loss": location,
+            f"{self.prefix}_cls_loss": self.cls_loss(rows, classes, class_count, **more),
+            **self._location_losses(deltas, wanted, moved, location_count, answers, targets),
             f"{self.prefix}_accuracy": self._accuracy(rows.detach(), classes),
         }
+
+    def _location_losses(
+        self,
+        deltas: Tensor,
+        wanted: Tensor,
+        moved: Moved,
+        count: Tensor,
+        answers: Answers,
+        targets: AnchorTargets,
+    ) -> dict[str, Tensor]:
+        """deltas, wanted: [P, 4] of the positives. count: what the loss is divided by."""
+        return {f"{self.prefix}_loc_loss": self.loc_loss(deltas, wanted, count, moved)}
 
     def _counts(self, classes: Tensor, positive: Tensor) -> tuple[Tensor | None, Tensor]:
         """What the two losses are divided by; None: the number of rows that count."""
@@ -156,6 +205,67 @@ class RetinaPost(ViewModule):
         return {"dt_bboxes": boxes}
 
 
+class RetinaPostIou(RetinaPost):
+    """RetinaPost for a head with an IoU branch: scores are multiplied by its sigmoid; cfg.iou_branch_loss.
+
+    Training outputs `<prefix>_iou_loss` too, over the positives and divided by their number. The location
+    loss is divided by the sum of the supervisor's quality over the positives, at least 1, and an iou_loss is
+    weighted by it. cfg.roi_supervisor has to give it (`atss` with use_iou). export_iou changes nothing here:
+    an exported student multiplies.
+    """
+
+    MAPS = 3
+    KEYS = (*CFG_KEYS, "iou_branch_loss")
+
+    def __init__(
+        self,
+        *,
+        num_classes: Width,
+        cfg: dict[str, Any],
+        prefix: str | None = None,
+        class_first: bool = True,
+        export_iou: bool = True,
+        aligned: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes, cfg=cfg, prefix=prefix, class_first=class_first, aligned=aligned
+        )
+        where = "cfg.iou_branch_loss"
+        self.iou_loss: SigmoidCrossEntropy = build_block(
+            needed(cfg, "cfg", "iou_branch_loss"), where, {"sigmoid_cross_entropy": SigmoidCrossEntropy}
+        )
+        if self.cls_loss.activation != "sigmoid":
+            raise ValueError("cfg.cls_loss of `retina_post_iou` is one of sigmoid scores")
+        if getattr(self.supervisor, "quality", None) is None:
+            raise ValueError(
+                "cfg.roi_supervisor of `retina_post_iou` gives targets for the IoU branch: "
+                "`atss` with `use_iou: true` or `use_centerness: true`"
+            )
+
+    def _scores(self, answers: Answers) -> Tensor:
+        assert answers.iou is not None
+        return super()._scores(answers) * answers.iou.sigmoid()[..., None]
+
+    def _location_losses(
+        self,
+        deltas: Tensor,
+        wanted: Tensor,
+        moved: Moved,
+        count: Tensor,
+        answers: Answers,
+        targets: AnchorTargets,
+    ) -> dict[str, Tensor]:
+        assert answers.iou is not None and targets.quality is not None
+        moved = replace(moved, weights=targets.quality)
+        branch = answers.iou[targets.positive]
+        return {
+            f"{self.prefix}_loc_loss": self.loc_loss(
+                deltas, wanted, at_least_one(targets.quality.sum()), moved
+            ),
+            f"{self.prefix}_iou_loss": self.iou_loss.of_targets(branch, targets.quality, count),
+        }
+
+
 class RpnPost(RetinaPost):
     """RetinaPost for proposals: losses over the sampled anchors; boxes as `rpn_dt_bboxes` too."""
 
@@ -174,6 +284,16 @@ class RpnPost(RetinaPost):
 
     def _named(self, boxes: Tensor) -> dict[str, Any]:
         return {"dt_bboxes": boxes, "rpn_dt_bboxes": boxes}
+
+
+def together(levels: Sequence[Answers]) -> Answers:
+    """The answers of all levels, one after the other."""
+    iou = [level.iou for level in levels if level.iou is not None]
+    return Answers(
+        torch.cat([level.logits for level in levels], 1),
+        torch.cat([level.deltas for level in levels], 1),
+        torch.cat(iou, 1) if iou else None,
+    )
 
 
 AnchorRatio = Annotated[float, Range(more_than=0, at_most=1000)]

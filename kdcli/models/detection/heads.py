@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -20,12 +20,13 @@ class DenseHead(ViewModule):
     """Runs on the first num_level of `features`.
 
     Output `preds`: per level (logits [B, A·C, H, W], deltas [B, A·4·L, H, W]), float32; anchors outermost.
+    A head with an IoU branch adds its logits [B, A, H, W].
     """
 
     num_level: int
 
-    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and deltas of one map."""
+    def level(self, feature: Tensor, level: int) -> tuple[Tensor, ...]:
+        """Logits, deltas and, with an IoU branch, its logits, of the map of this level."""
         raise NotImplementedError(type(self).__name__)
 
     def forward(self, outputs: Outputs) -> dict[str, Any]:
@@ -33,8 +34,8 @@ class DenseHead(ViewModule):
         features = outputs["features"]
         if len(features) < self.num_level:
             raise ValueError(f"num_level is {self.num_level}, and there are {len(features)} features")
-        preds = [self.level(feature) for feature in features[: self.num_level]]
-        return {"preds": [(logits.float(), deltas.float()) for logits, deltas in preds]}
+        preds = [self.level(features[level], level) for level in range(self.num_level)]
+        return {"preds": [tuple(maps.float() for maps in level) for level in preds]}
 
 
 class NaiveRPN(DenseHead):
@@ -69,7 +70,7 @@ class NaiveRPN(DenseHead):
         self.conv_loc = nn.Conv2d(feat_planes, num_anchors * 4, 1)
         initialize(self, initializer or NORMAL)
 
-    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def level(self, feature: Tensor, level: int) -> tuple[Tensor, ...]:
         """Logits and deltas of one map."""
         hidden = self.relu3x3(self.conv3x3(feature))
         return self.conv_cls(hidden), self.conv_loc(hidden)
@@ -81,12 +82,15 @@ class NaiveRPN(DenseHead):
 
 
 class RetinaSubNet(DenseHead):
-    """Classes and boxes by two stacks of 3×3 convolutions, shared by all levels.
+    """Classes and boxes by two stacks of 3×3 convolutions, shared by all levels, norms included.
 
     num_classes counts the background, which sigmoid leaves out. init_prior: the foreground's score at
     the start. share_subnet: one stack for both. share_location false: deltas of each class.
     Source: "Focal Loss for Dense Object Detection", arXiv:1708.02002.
     """
+
+    norms_by_level: ClassVar[bool] = False
+    with_iou: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -112,20 +116,89 @@ class RetinaSubNet(DenseHead):
         self.num_level, self.share_subnet = num_level, share_subnet
         width = one_width(inplanes)
         channels = num_classes - 1 if class_activation == "sigmoid" else num_classes
-        self.cls_subnet = _stack(num_conv, width, feat_planes, normalize)
+        self.cls_subnet = self._subnet(num_conv, width, feat_planes, normalize)
         if not share_subnet:
-            self.box_subnet = _stack(num_conv, width, feat_planes, normalize)
+            self.box_subnet = self._subnet(num_conv, width, feat_planes, normalize)
         boxes = 1 if share_location else channels
         self.cls_subnet_pred = nn.Conv2d(feat_planes, num_anchors * channels, 3, padding=1)
         self.box_subnet_pred = nn.Conv2d(feat_planes, num_anchors * 4 * boxes, 3, padding=1)
+        if self.with_iou:
+            self.iou_pred = nn.Conv2d(feat_planes, num_anchors, 3, padding=1)
         initialize(self, initializer or NORMAL)
         prior_bias(self.cls_subnet_pred, class_activation, init_prior, num_classes)
 
-    def level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and deltas of one map."""
-        hidden = self.cls_subnet(feature)
-        boxes = hidden if self.share_subnet else self.box_subnet(feature)
-        return self.cls_subnet_pred(hidden), self.box_subnet_pred(boxes)
+    def _subnet(
+        self, count: int, width: int, planes: int, normalize: dict[str, Any] | None
+    ) -> nn.Sequential | nn.ModuleList:
+        if self.norms_by_level:
+            return _stacks(self.num_level, count, width, planes, normalize or {"type": "solo_bn"})
+        return _stack(count, width, planes, normalize)
+
+    def level(self, feature: Tensor, level: int) -> tuple[Tensor, ...]:
+        """Logits, deltas and, with an IoU branch, its logits, of one map."""
+        hidden = self._hidden(self.cls_subnet, feature, level)
+        boxes = hidden if self.share_subnet else self._hidden(self.box_subnet, feature, level)
+        answers = self.cls_subnet_pred(hidden), self.box_subnet_pred(boxes)
+        return (*answers, self.iou_pred(boxes)) if self.with_iou else answers
+
+    def _hidden(self, subnet: nn.Module, feature: Tensor, level: int) -> Tensor:
+        hidden: Tensor = (subnet[level] if isinstance(subnet, nn.ModuleList) else subnet)(feature)
+        return hidden
+
+
+class RetinaHeadWithBN(RetinaSubNet):
+    """RetinaSubNet whose levels share the convolutions and have norms of their own; normalize: solo_bn by default.
+
+    A shared convolution has a name for each level (`cls_subnet.0.0.0`, `cls_subnet.1.0.0`, ...).
+    """
+
+    norms_by_level = True
+
+
+class RetinaHeadWithIOU(RetinaSubNet):
+    """RetinaSubNet with an IoU branch: the overlap of each box with its object, as a logit, for `retina_post_iou`.
+
+    Source: "Bridging the Gap Between Anchor-based and Anchor-free Detection", arXiv:1912.02424.
+    """
+
+    with_iou = True
+
+    def __init__(
+        self,
+        inplanes: int | list[int],
+        *,
+        feat_planes: Width,
+        num_classes: Width,
+        normalize: dict[str, Any] | None = None,
+        initializer: dict[str, Any] | None = None,
+        num_conv: CountOrNone = 4,
+        class_activation: Literal["sigmoid", "softmax"] = "sigmoid",
+        init_prior: Prior = 0.01,
+        num_anchors: Count = 1,
+        num_level: Count = 5,
+        share_subnet: bool = False,
+        share_location: bool = True,
+    ) -> None:
+        super().__init__(
+            inplanes,
+            feat_planes=feat_planes,
+            num_classes=num_classes,
+            normalize=normalize,
+            initializer=initializer,
+            num_conv=num_conv,
+            class_activation=class_activation,
+            init_prior=init_prior,
+            num_anchors=num_anchors,
+            num_level=num_level,
+            share_subnet=share_subnet,
+            share_location=share_location,
+        )
+
+
+class RetinaHeadWithBNIOU(RetinaHeadWithBN):
+    """RetinaHeadWithBN with an IoU branch, for `retina_post_iou`."""
+
+    with_iou = True
 
 
 def prior_bias(layer: nn.Conv2d | nn.Linear, activation: str, prior: float, num_classes: int) -> None:
@@ -150,6 +223,19 @@ def _stack(count: int, width: int, planes: int, normalize: dict[str, Any] | None
             layers.append(build_norm(planes, normalize))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def _stacks(levels: int, count: int, width: int, planes: int, normalize: dict[str, Any]) -> nn.ModuleList:
+    """For each level the same convolutions with norms of its own."""
+    convs = [
+        nn.Conv2d(width if index == 0 else planes, planes, 3, padding=1, bias=False) for index in range(count)
+    ]
+    return nn.ModuleList(
+        nn.Sequential(
+            *(nn.Sequential(conv, build_norm(planes, normalize), nn.ReLU(inplace=True)) for conv in convs)
+        )
+        for _ in range(levels)
+    )
 
 
 class BboxFC(ViewModule):

@@ -25,12 +25,23 @@ SMALLEST_TRUTH = 1.0
 class AnchorTargets:
     """Of every anchor of every image: classes [B, K] (IGNORED_TARGET where not sampled), deltas [B, K, 4].
 
-    positive: bool [B, K], whose deltas count.
+    positive: bool [B, K], whose deltas count. quality: [P] in 0..1, the target of an IoU branch at each
+    positive, image by image; None without.
     """
 
     classes: Tensor
     deltas: Tensor
     positive: Tensor
+    quality: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a dense head says of every anchor: logits [B, K, C], deltas [B, K, 4], IoU logits [B, K] or None."""
+
+    logits: Tensor
+    deltas: Tensor
+    iou: Tensor | None = None
 
 
 class AnchorSupervisor:
@@ -57,8 +68,11 @@ class AnchorSupervisor:
         self.sampler = build_block(sampler, f"{where}.sampler", SAMPLERS)
 
     @torch.no_grad()
-    def targets(self, anchors: Tensor, batch: Mapping[str, Any]) -> AnchorTargets:
-        """anchors [K, 4]; reads `boxes`, `ignores`, `image_info`."""
+    def targets(
+        self, levels: Sequence[Tensor], batch: Mapping[str, Any], answers: Answers | None = None
+    ) -> AnchorTargets:
+        """levels: anchors [K_i, 4] of each; reads `boxes`, `ignores`, `image_info`; answers play no part."""
+        anchors = torch.cat(list(levels))
         truths: Sequence[Tensor] = batch["boxes"]
         images, count = len(truths), len(anchors)
         classes = anchors.new_full((images, count), IGNORED_TARGET, dtype=torch.int64)
@@ -121,9 +135,6 @@ def anchor_supervisor(foreground: bool) -> Any:
         )
 
     return build
-
-
-ANCHOR_SUPERVISORS = {"rpn": anchor_supervisor(True), "retina": anchor_supervisor(False)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,14 @@ from kdcli.models.detection.boxes import (
     normalized,
 )
 from kdcli.models.detection.dense_post import HandCraftAnchors
-from kdcli.models.detection.losses import L1, SigmoidCrossEntropy, SigmoidFocal, SmoothL1, SoftmaxCrossEntropy
+from kdcli.models.detection.losses import (
+    L1,
+    Moved,
+    SigmoidCrossEntropy,
+    SigmoidFocal,
+    SmoothL1,
+    SoftmaxCrossEntropy,
+)
 from kdcli.models.detection.proposals import NmsMerger, TopMerger
 from kdcli.models.detection.targets import (
     IGNORED,
@@ -233,11 +240,14 @@ def test_class_losses_divide_by_what_counts() -> None:
         SoftmaxCrossEntropy(reduction="sum")  # type: ignore[arg-type]
 
 
+MOVED = Moved(torch.zeros(1, 4), 0)
+
+
 def test_location_losses() -> None:
     student, target = tensor([[0.0, 1.0, -3.0, 0.05]]), torch.zeros(1, 4)
-    assert L1()(student, target, tensor(2)) == pytest.approx(4.05 / 2)
+    assert L1()(student, target, tensor(2), MOVED) == pytest.approx(4.05 / 2)
     # beta 1/4: 0.05² / 2 / 0.25 below it, |d| - 1/8 above
-    assert SmoothL1(sigma=2.0)(student, target, tensor(1)) == pytest.approx(0.875 + 2.875 + 0.005)
+    assert SmoothL1(sigma=2.0)(student, target, tensor(1), MOVED) == pytest.approx(0.875 + 2.875 + 0.005)
 
 
 MATCHER = {
@@ -259,13 +269,13 @@ def test_anchor_targets() -> None:
         "boxes": [tensor([[2.0, 2.0, 12.0, 14.0, 3.0], [5.0, 5.0, 5.5, 9.0, 1.0]])],
         "image_info": [(50, 50)],
     }
-    found = supervisor.targets(anchors, batch)
+    found = supervisor.targets([anchors], batch)
     # The third anchor leaves the image, the second box is too thin.
     assert found.classes.tolist() == [[3, 0, -1]]
     assert found.positive.tolist() == [[True, False, False]]
     assert found.deltas[0, 0].tolist() == pytest.approx([0, 0.1, 0, math.log(1.2)])
     only_foreground = AnchorSupervisor(-1, MATCHER, {"type": "keep_all"}, foreground=True, offset=0)
-    assert only_foreground.targets(anchors, batch).classes.tolist() == [[1, 0, 0]]
+    assert only_foreground.targets([anchors], batch).classes.tolist() == [[1, 0, 0]]
 
 
 def test_roi_targets_have_the_truth_among_the_candidates() -> None:
