@@ -285,7 +285,7 @@ FILES: dict[str, Explanation] = {
     "KD564": Explanation(
         "transform that leaves the boxes behind",
         "Moving pixels without their boxes would train on wrong boxes.",
-        "right: flip, keep_ar_resize, to_tensor, normalize",
+        "right: flip, keep_ar_resize, fix_output_resize, crop, to_tensor, normalize",
     ),
     "KD565": Explanation(
         "evaluation package missing",
@@ -322,5 +322,18 @@ FILES: dict[str, Explanation] = {
         "What a detector finds of a category that the test file does not list counts for nothing, and average"
         " precision is the mean over the others. This is only told.",
         "right: the same names in the `categories` of both files, in any order",
+    ),
+    "KD595": Explanation(
+        "transform that changes nothing",
+        "`color_jitter` has a probability, which is 0 where it is not given: United-Perception's specs leave it out,"
+        " and their colours stay as they are, here too. This is only told.",
+        "wrong: {type: color_jitter, kwargs: {contrast: [0.5, 1.5]}}\n"
+        "right: {type: color_jitter, kwargs: {contrast: [0.5, 1.5], prob: 0.5}}",
+    ),
+    "KD596": Explanation(
+        "transform of training in the test data",
+        "Boxes that are found on a test image are told in pixels of the image file. A mirrored or cut image has no way"
+        " back, so that average precision would be that of wrong boxes.",
+        "right: transformer: [{type: keep_ar_resize, kwargs: {scales: [800], max_size: 1333}}, {type: to_tensor}]",
     ),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdcli.spec.schema import DataPart
+from kdcli.spec.schema import Component, DataPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +71,29 @@ def describe(part: DataPart, *, train: bool = True) -> DataFacts:
             shape = transformed(component.type, component.kwargs, shape)
         except (TypeError, ValueError, LookupError, ZeroDivisionError):
             shape = (None, None, None)
-        if component.type in ("normalize", "torchvision.Normalize"):
-            mean, std = component.kwargs.get("mean"), component.kwargs.get("std")
-            facts = replace(facts, mean=_floats(mean), std=_floats(std))
     channels, height, width = shape
+    mean, std = statistics(part.dataset.kwargs.transformer, channels or 3)
+    facts = replace(facts, mean=mean, std=std)
     known = None if channels is None or height is None or width is None else (channels, height, width)
     return replace(facts, shape=known)
+
+
+def statistics(
+    transformer: Sequence[Component], channels: int
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """mean and std of what a list of transforms normalises by, on the 0..1 scale; None where it does not."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale = 1.0
+    for component in transformer:
+        if component.type == "custom_to_tensor" and not component.kwargs.get("norm_image"):
+            scale = 255.0
+            mean, std = (0.0,) * channels, (1 / scale,) * channels
+        if component.type in ("normalize", "torchvision.Normalize"):
+            mean, std = _floats(component.kwargs.get("mean")), _floats(component.kwargs.get("std"))
+            if scale != 1.0 and mean is not None and std is not None:
+                mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
+    return mean, std
 
 
 def _floats(value: Any) -> tuple[float, ...] | None:
@@ -163,6 +180,10 @@ def transformed(name: str, kwargs: Mapping[str, Any], shape: Shape) -> Shape:
             return kwargs.get("num_output_channels", 1), height, width
         case "to_rgb" | "torchvision.RGB":
             return 3, height, width
+        case "fix_output_resize":
+            return channels, kwargs["scales"][0], kwargs["scales"][1]
+        case "keep_ar_resize_max" | "crop" | "stitch_expand":
+            return channels, None, None
         case "torchvision.RandomResize" | "torchvision.RandomShortestSize" | "torchvision.ScaleJitter":
             return channels, None, None
         case "torchvision.RandomRotation" if kwargs.get("expand"):
@@ -207,9 +228,6 @@ def _largest(name: str, kwargs: Mapping[str, Any], size: tuple[int, int] | None)
             if size is None or kwargs.get("padding_type"):
                 return longer, longer
             return round(size[0] * longer / max(size)), round(size[1] * longer / max(size))
-        case "fix_output_resize":
-            fixed: tuple[int, int] = (kwargs["scales"][0], kwargs["scales"][1])
-            return fixed
         case "stitch_expand":
             ratio = kwargs.get("expand_ratios", 2.0)
             return None if size is None else (int(size[0] * ratio), int(size[1] * ratio))
