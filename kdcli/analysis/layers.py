@@ -135,6 +135,7 @@ def _inspect(
     facts = DataFacts() if parsed.train is None else describe(parsed.train)
     own = size
     if task.own_size:
+        facts = replace(facts, shape=None)
         padded = None if size or parsed.train is None else padded_size(parsed.train)
         own = size if padded is None else (3, *padded)
     elif size is not None:

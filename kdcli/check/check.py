@@ -151,7 +151,8 @@ class _Rehearsal:
         self.findings = Findings()
         self.flops: dict[str, int] = {}
         self.data = data
-        self.facts = data.train
+        # What needs values runs on the task's tiny images; the spec's own size follows in `at_own_size`.
+        self.facts = replace(data.train, shape=None) if task.own_size else data.train
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": task.modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
