@@ -18,6 +18,7 @@ VIT = "kdcli.models.backbones.torchvision_backbones:TorchvisionVit"
 BACKBONES: dict[str, Target] = {
     **{f"resnet{depth}": Target(RESNET, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
     "resnet_custom": Target(RESNET, {"depth": None}),
+    "xmnet": Target("kdcli.models.backbones.xmnet:XMNet"),
     "mobilenet_v2": Target(STAGES, {"name": "mobilenet_v2"}),
     **{
         name: Target(STAGES, {"name": name, "width_mult": None})
@@ -68,6 +69,8 @@ DETECTION: dict[str, Target] = {
     "retina_post_iou": Target("kdcli.models.detection.dense_post:RetinaPostIou"),
     "BboxFC_Pre": Target("kdcli.models.detection.roi_pool:BboxFCPre"),
     "BboxFC": Target("kdcli.models.detection.heads:BboxFC"),
+    "BboxRes5_Pre": Target("kdcli.models.detection.roi_pool:BboxFCPre"),
+    "BboxRes5": Target("kdcli.models.detection.heads:BboxRes5"),
     "bbox_post": Target("kdcli.models.detection.bbox_post:BboxPost"),
 }
 

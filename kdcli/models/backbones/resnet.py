@@ -288,6 +288,25 @@ class ResNet(ViewModule):
         return nn.Sequential(pool, nn.Conv2d(inplanes, out, 1, bias=False), norm)
 
 
+def last_layer(name: str, inplanes: int, stride: int, normalize: Mapping[str, Any]) -> nn.Sequential:
+    """The layer4 of resnet18 to resnet152, from inplanes channels, with another stride; it has no other layers."""
+    kind, counts = DEPTHS[int(name.removeprefix("resnet"))]
+    block: type[BasicBlock | Bottleneck] = BasicBlock if kind == "basic" else Bottleneck
+    out = last_width(name)
+    down = None
+    if stride != 1 or inplanes != out:
+        conv = nn.Conv2d(inplanes, out, 1, stride, bias=False)
+        down = nn.Sequential(conv, build_norm(out, normalize))
+    blocks = [block(inplanes, 512, stride, 1, normalize, down, None, False)]
+    blocks += [block(out, 512, 1, 1, normalize, None, None, False) for _ in range(1, counts[3])]
+    return nn.Sequential(*blocks)
+
+
+def last_width(name: str) -> int:
+    """The channels that layer4 of resnet18 to resnet152 gives."""
+    return 512 * (1 if DEPTHS[int(name.removeprefix("resnet"))][0] == "basic" else 4)
+
+
 def _shape(depth: int | None, block: Block | None, layers: list[int] | None) -> tuple[Block, list[int]]:
     if depth is not None:
         return DEPTHS[depth]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from kdcli.models.backbones.resnet import last_layer, last_width
 from kdcli.models.detection.blocks import PoolSize, known_keys, needed, one_width
 from kdcli.models.layers import build_norm, initialize
 from kdcli.models.module import Outputs, ViewModule
@@ -286,3 +287,59 @@ class BboxFC(ViewModule):
         hidden = self.relu(self.fc6(outputs["pooled_feats"].flatten(1)))
         hidden = self.relu(self.fc7(hidden))
         return {"bbox_preds": [self.fc_rcnn_cls(hidden).float(), self.fc_rcnn_loc(hidden).float()]}
+
+
+class BboxRes5(ViewModule):
+    """A ResNet's last layer as the head: layer4 over each pooled RoI, its mean, then classes and boxes.
+
+    Reads `pooled_feats` [R, C, p, p]; output `bbox_preds` as BboxFC has it. backbone: resnet18 to resnet152,
+    whose layer4 it is; layer4 strides so that p becomes 7. cfg: class_activation, roipooling (its pool_size),
+    share_location.
+    Source: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
+    """
+
+    def __init__(
+        self,
+        inplanes: int | list[int],
+        *,
+        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
+        num_classes: Width,
+        cfg: dict[str, Any],
+        deformable: Literal[False] = False,
+        normalize: dict[str, Any] | None = None,
+        initializer: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        known_keys(cfg, "cfg", ("class_activation", "roipooling", "share_location"))
+        activation = cfg.get("class_activation", "softmax")
+        if activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"cfg.class_activation is sigmoid or softmax, not `{activation}`")
+        if num_classes < 2:
+            raise ValueError(f"num_classes counts the background: at least 2, not {num_classes}")
+        if deformable:
+            raise ValueError("`deformable` is false")
+        pooling = needed(cfg, "cfg", "roipooling")
+        refuse_misfits(pooling, {"pool_size": PoolSize}, "cfg.roipooling")
+        pool_size = int(needed(pooling, "cfg.roipooling", "pool_size"))
+        if pool_size % SMALLEST_POOL:
+            raise ValueError(f"cfg.roipooling.pool_size is a multiple of {SMALLEST_POOL}, not {pool_size}")
+        self.num_classes = num_classes
+        self.layer4 = last_layer(
+            backbone, one_width(inplanes), pool_size // SMALLEST_POOL, normalize or {"type": "freeze_bn"}
+        )
+        self.avgpool = nn.AvgPool2d(SMALLEST_POOL, stride=1)
+        planes = last_width(backbone)
+        classes = num_classes if activation == "softmax" else num_classes - 1
+        self.fc_cls = nn.Linear(planes, classes)
+        self.fc_loc = nn.Linear(planes, 4 if cfg.get("share_location", False) else 4 * classes)
+        initialize(self, initializer or NORMAL)
+        initialize(self.fc_cls, {"method": "normal", "std": 0.01})
+        initialize(self.fc_loc, {"method": "normal", "std": 0.001})
+
+    def forward(self, outputs: Outputs) -> dict[str, Any]:
+        """Reads `pooled_feats`."""
+        hidden = self.avgpool(self.layer4(outputs["pooled_feats"])).flatten(1)
+        return {"bbox_preds": [self.fc_cls(hidden).float(), self.fc_loc(hidden).float()]}
+
+
+SMALLEST_POOL = 7

@@ -27,7 +27,7 @@ SHIFTS = ("warmup_iter",)
 # Counts of `ema` of which 0 is read as 1.
 COUNTS = ("inner_T", "warmup")
 # Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
-KWARG_LEFTOVERS = {"BboxFC_Pre": ("with_drp",)}
+KWARG_LEFTOVERS = {"BboxFC_Pre": ("with_drp",), "BboxRes5_Pre": ("with_drp",)}
 # Keys under `cfgs` that United-Perception's own specs carry and that change nothing, there or here, and what to do.
 OPTION_LEFTOVERS = {
     "DeFeat": dict.fromkeys(

@@ -18,7 +18,18 @@ from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
 from kdcli.tasks.detection.metrics import read_truth
 
-HEADS = frozenset({"BboxFC", "RetinaSubNet", "retina_post"})
+HEADS = frozenset(
+    {
+        "BboxFC",
+        "BboxRes5",
+        "RetinaSubNet",
+        "RetinaHeadWithBN",
+        "RetinaHeadWithIOU",
+        "RetinaHeadWithBNIOU",
+        "retina_post",
+        "retina_post_iou",
+    }
+)
 """Modules whose num_classes counts the categories and the background."""
 
 TRAIN_META_FILE: SpecPath = ("dataset", "train", "dataset", "kwargs", "meta_file")

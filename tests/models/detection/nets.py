@@ -229,6 +229,69 @@ def retinanet(num_classes: int = 4, planes: int = 16, depth: int = 18) -> list[M
     ]
 
 
+COMPOSED = {
+    "type": "compose_loc_loss",
+    "kwargs": {
+        "loss_cfg": [{"type": "iou_loss", "kwargs": {"loss_type": "giou"}}, {"type": "l1_loss", "kwargs": {}}]
+    },
+}
+
+
+def improved(
+    num_classes: int = 4, planes: int = 16, depth: int = 18, iou: bool = False, ota: bool = False
+) -> list[ModuleSpec]:
+    """The modules of a small RetinaNet with United-Perception's improvements; iou: with an IoU branch."""
+    backbone, neck, head, post = retinanet(num_classes, planes, depth)
+    cfg = dict(post.kwargs["cfg"])
+    cfg["cls_loss"] = {"type": "quality_focal_loss", "kwargs": {"gamma": 2.0}}
+    cfg["loc_loss"] = COMPOSED if iou else {"type": "iou_loss", "kwargs": {"loss_type": "giou"}}
+    cfg["anchor_generator"] = {
+        "type": "hand_craft",
+        "kwargs": {"anchor_ratios": [1], "anchor_scales": [3, 4]},
+    }
+    cfg["roi_supervisor"] = {"type": "atss", "kwargs": {"top_n": 18, "use_iou": iou}}
+    if ota:
+        matcher = {"type": "retina_ota", "kwargs": {"num_classes": num_classes}}
+        cfg["roi_supervisor"] = {
+            "type": "retina_ota",
+            "kwargs": {"num_classes": num_classes, "matcher": matcher},
+        }
+    if iou:
+        cfg["iou_branch_loss"] = {"type": "sigmoid_cross_entropy"}
+    kind, post_kind = (
+        ("RetinaHeadWithBNIOU", "retina_post_iou") if iou else ("RetinaHeadWithBN", "retina_post")
+    )
+    own = {**head.kwargs, "num_anchors": 2, "normalize": {"type": "solo_bn"}}
+    return [
+        backbone,
+        neck.model_copy(update={"kwargs": {**neck.kwargs, "normalize": {"type": "solo_bn"}}}),
+        head.model_copy(update={"type": kind, "kwargs": own}),
+        post.model_copy(update={"type": post_kind, "kwargs": {"num_classes": num_classes, "cfg": cfg}}),
+    ]
+
+
+def with_res5(modules: list[ModuleSpec]) -> list[ModuleSpec]:
+    """A Faster R-CNN with layer4 as its second stage's head, in place of the pyramid."""
+    backbone, _, rpn, post, pre, head, bbox_post = modules
+    own = {**backbone.kwargs, "out_layers": [3], "out_strides": [16]}
+    pre_cfg = {key: value for key, value in pre.kwargs["cfg"].items() if key != "fpn"}
+    head_kwargs = {key: value for key, value in head.kwargs.items() if key != "feat_planes"}
+    return [
+        backbone.model_copy(update={"kwargs": own}),
+        rpn.model_copy(update={"prev": "backbone", "kwargs": {**rpn.kwargs, "num_level": 1}}),
+        post,
+        pre.model_copy(update={"type": "BboxRes5_Pre", "kwargs": {"cfg": pre_cfg}}),
+        head.model_copy(
+            update={
+                "type": "BboxRes5",
+                "prev": "backbone",
+                "kwargs": {**head_kwargs, "backbone": backbone.type},
+            }
+        ),
+        bbox_post,
+    ]
+
+
 def build(modules: list[ModuleSpec], aligned: bool = False) -> Network:
     """The network, seeded."""
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from kdcli.models.detection.deploy.candidates import ABSENT, suppress
 from kdcli.models.detection.deploy.detector import DeployedDetector
 from kdcli.models.detection.proposals import SMALL_LEVEL
 from kdcli.spec.schema import ModuleSpec
-from tests.models.detection.nets import batch, build, faster_rcnn, retinanet
+from tests.models.detection.nets import batch, build, faster_rcnn, improved, retinanet, with_res5
 
 SIZES = torch.tensor([[96.0, 96.0], [80.0, 96.0]])
 
@@ -72,8 +72,14 @@ CASES = {
     "retina": lambda: retinanet(),
     "retina thresholds": lambda: changed(retinanet(), 3, few_classes),
     "retina multicls": lambda: changed(retinanet(), 3, all_classes_at_once),
+    "improved retina": lambda: improved(),
+    "an IoU branch": lambda: improved(iou=True),
+    "layer4 as head": lambda: with_res5(faster_rcnn()),
     "retina no merger": lambda: changed(retinanet(), 3, no_merger),
 }
+
+# layer4 runs over every proposal.
+SLOW = ("layer4 as head",)
 
 
 def lively(modules: list[ModuleSpec], aligned: bool) -> nn.Module:
@@ -101,7 +107,10 @@ def as_rows(found: tuple[Tensor, ...], offset: int) -> Tensor:
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in sorted(CASES)],
+)
 def test_the_same_boxes(case: str, aligned: bool) -> None:
     net = lively(CASES[case](), aligned)
     given = batch()

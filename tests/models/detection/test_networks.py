@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
 from kdcli.errors import SpecError
-from tests.models.detection.nets import batch, build, faster_rcnn, retinanet, rpn_cfg
+from tests.models.detection.nets import batch, build, faster_rcnn, improved, retinanet, rpn_cfg
 
-DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+DETECTORS: dict[str, Any] = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+    "improved": improved,
+    "improved_iou": partial(improved, iou=True),
+    "improved_ota": partial(improved, ota=True),
+}
+LOSSES = {
+    "faster_rcnn": {"rpn_cls_loss", "rpn_loc_loss", "bbox_cls_loss", "bbox_loc_loss"},
+    "improved_iou": {"retina_cls_loss", "retina_loc_loss", "retina_iou_loss"},
+}
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -17,12 +30,7 @@ def test_losses_are_finite_and_train_everything(name: str, aligned: bool) -> Non
     net = build(DETECTORS[name](), aligned)
     outputs = net(batch())
     losses = {key: value for key, value in outputs.items() if key.endswith("_loss")}
-    expected = (
-        {"rpn_cls_loss", "rpn_loc_loss", "bbox_cls_loss", "bbox_loc_loss"}
-        if name == "faster_rcnn"
-        else {"retina_cls_loss", "retina_loc_loss"}
-    )
-    assert set(losses) == expected
+    assert set(losses) == LOSSES.get(name, {"retina_cls_loss", "retina_loc_loss"})
     assert all(value.ndim == 0 and value.isfinite() and value > 0 for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     without = [k for k, p in net.named_parameters() if p.requires_grad and p.grad is None]
@@ -47,11 +55,11 @@ def test_boxes_lie_in_their_image(name: str, aligned: bool) -> None:
 def test_images_without_boxes_train_on_the_background() -> None:
     given = batch()
     given["boxes"] = [torch.zeros(0, 5), torch.zeros(0, 5)]
-    for modules in (faster_rcnn(), retinanet()):
-        losses = {k: v for k, v in build(modules)(given).items() if k.endswith("_loss")}
+    for modules in (faster_rcnn, retinanet, DETECTORS["improved_iou"]):
+        losses = {k: v for k, v in build(modules())(given).items() if k.endswith("_loss")}
         assert all(value.isfinite() for value in losses.values())
         torch.stack(list(losses.values())).sum().backward()
-        assert all(float(v.detach()) == 0 for k, v in losses.items() if k.endswith("loc_loss"))
+        assert all(float(v.detach()) == 0 for k, v in losses.items() if k.endswith(("loc_loss", "iou_loss")))
 
 
 def test_sampling_draws_from_the_main_generator() -> None:
