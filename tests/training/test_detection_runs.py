@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.models.detection.nets import RETINA_MATCHER
+from kdcli.spec.schema import ModuleSpec
+from tests.models.detection.nets import RETINA_MATCHER, improved
 from tests.scenes import SAMPLES, changed, on_scenes, random_teacher, write_garments
 from tests.training.conftest import Kdcli
 
@@ -150,6 +151,41 @@ def test_a_retinanet_learns_from_a_faster_rcnn(kdcli: Kdcli, scenes: Path) -> No
     assert code == 0, err
     (step,) = steps()
     assert step["mimic_job0.teacher.loss"] > 0 and "task.retina_cls_loss" in step, step
+
+
+def as_blocks(modules: list[ModuleSpec]) -> list[dict[str, Any]]:
+    """A net list as a spec has it."""
+    return [
+        module.model_dump(include={"name", "type", "prev", "kwargs"}, exclude_none=True) for module in modules
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["PKD", "FRS"])
+def test_an_improved_retinanet_learns_from_another(kdcli: Kdcli, scenes: Path, method: str) -> None:
+    keys = {"runtime", "net", "teacher", "mimic", "dataset", "trainer", "saver"}
+    raw = {key: value for key, value in yaml.safe_load(Path(PKD).read_text()).items() if key in keys}
+    raw["net"], raw["teacher"] = as_blocks(improved(11, 8, iou=True)), as_blocks(improved(11, 8))
+    taps = ["neck.p3_conv.conv", "neck.p4_conv.conv"]
+    raw["mimic"]["student"]["mimic_name"] = raw["mimic"]["teacher"]["mimic_name"] = taps
+    if method == "FRS":
+        raw["mimic"]["mimic_ins_type"] = "FRS"
+        raw["mimic"]["cfgs"] = {"neck_loss": {"type": "l2_loss"}, "pred_loss": {"type": "bce_loss"}}
+    Path("scenes_pkd.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    changes = [change for change in on_scenes(scenes) if not change.startswith("net.")]
+    few = [change for change in random_teacher() if not change.startswith("teacher.")]
+    code, out, err = kdcli("validate", "scenes_pkd.yaml", *changes, *few)
+    assert code == 0, out + err
+    code, _, err = kdcli("train", "scenes_pkd.yaml", *changes, *few, "trainer.max_iter=3")
+    assert code == 0, err
+    for step in steps():
+        task = {name: value for name, value in step.items() if name.startswith("task.retina")}
+        assert len(task) == 3 and all(0 <= value < 100 for value in task.values()), step
+        assert all(value > 0 for name, value in step.items() if name.startswith("mimic_job0.teacher")), step
+    code, out, err = kdcli("eval", "runs/scenes_pkd", "--format", "json")
+    assert code == 0 and "AP" in json.loads(out)["networks"][0]["metrics"], err
+    code, _, err = kdcli("export", "runs/scenes_pkd", "--format", "torch-export")
+    assert code == 0, err
 
 
 def test_num_classes_against_the_annotations(kdcli: Kdcli, scenes: Path) -> None:

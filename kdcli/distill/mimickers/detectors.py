@@ -39,7 +39,7 @@ class DetectorMimicker(Mimicker):
         preds = view.outputs.get("rpn_preds", view.outputs.get("preds"))
         if preds is not None:
             return [level[0] for level in preds]
-        message = f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet`)"
+        message = f"{whose} gives no `preds`: it has no dense head (`NaiveRPN`, `RetinaSubNet` ...)"
         help = "this method compares class scores of every position; give the network its head"
         raise SpecError.at((*self.job_path, "mimic_ins_type"), "KD460", message, help)
 
