@@ -204,7 +204,7 @@ class _Rehearsal:
             why = (
                 "the spec does not resize its images"
                 if size is None
-                else "of torchvision's detectors boxes decide"
+                else "a whole detector of torchvision can't run on fake tensors"
             )
             return None if plan is None else replace(plan, checked=f"checked at {_sides(tiny)}: {why}")
         self.mode, channels = fake_mode(), channels_of(nets["net"])
