@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -46,6 +46,8 @@ class Plan:
     resumed_before_evaluation: the evaluation after resumed_step is still to be done.
     pulls: by term, its gradient on the student over the task's; empty before a training's first batch.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
+    flops_size: height and width of the image that FLOPs are counted on, None where they are not. checked: how
+    the networks were checked where that was not on whole images of the spec's size.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Plan:
     steps_per_epoch: int | None
     total_steps: int | None
     effective_lr: float
+    flops_size: tuple[int, int] | None = None
+    checked: str | None = None
     resumed_step: int = 0
     resumed_before_evaluation: bool = False
     pulls: Mapping[str, float] = field(default_factory=dict)
@@ -160,7 +164,8 @@ Record = Plan | Step | Evaluation | Saved | Notice | Finished
 class Comparison:
     """One row of `kdcli eval`: quality and cost of one network.
 
-    latencies in milliseconds per forward on CPU; agreement with the student is None for itself.
+    latencies in milliseconds per forward on CPU; agreement with the student is None for itself. flops_size: height and
+    width of the image that `flops` is counted on.
     """
 
     network: str
@@ -172,3 +177,4 @@ class Comparison:
     latency_ms_batch: float
     batch_size: int
     agreement: dict[str, float] | None = None
+    flops_size: Sequence[int] | None = None

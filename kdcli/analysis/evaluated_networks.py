@@ -327,6 +327,7 @@ def row_of(
         latency_ms_batch=latency_ms(net, sample, seconds),
         batch_size=len(sample["image"]),
         agreement=agreement,
+        flops_size=[int(side) for side in sample["image"].shape[-2:]],
     )
 
 

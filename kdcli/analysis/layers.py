@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.data.facts import DataFacts, describe
+from kdcli.data.facts import DataFacts, describe, padded_size
 from kdcli.distill.adapters import shown
 from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import rehearse
@@ -21,7 +21,7 @@ from kdcli.distill.taps import CONTAINERS, tensors_in
 from kdcli.errors import UsageError, did_you_mean
 from kdcli.models.feature_layouts import Size as ImageSize
 from kdcli.models.feature_layouts import stated_layout
-from kdcli.models.network import build_network
+from kdcli.models.network import Network, build_network, shapes_only, tells_shapes
 from kdcli.models.torch_modes import (
     NOT_FAKE,
     FlopCount,
@@ -33,6 +33,7 @@ from kdcli.models.torch_modes import (
     to_zero,
 )
 from kdcli.spec.networks import ParsedNetworks
+from kdcli.spec.schema import ModuleSpec
 from kdcli.tasks import task_for
 from kdcli.tasks.task import Task
 from kdcli.training.build import channels_of
@@ -78,25 +79,30 @@ class Layer:
 
 
 def inspect(
-    parsed: ParsedNetworks, *, size: Size | None = None, plugins: Sequence[str] = ()
+    parsed: ParsedNetworks,
+    *,
+    size: Size | None = None,
+    plugins: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, tuple[Layer, ...]]:
     """Every network's layers, by the network's name.
 
     size: channels, height and width of the images; else what the data of the spec says, else 3x224x224.
     `net` runs in training mode as it would be trained, teachers in evaluation mode; on real images
-    where that is quick, else on fake ones unless its code needs values.
+    where that is quick, else on fake ones unless its code needs values. Of detectors, what needs values runs on
+    tiny real images. say: hears on which size the networks ran.
     """
     task = task_for(parsed.runtime, parsed.train)
     if task.rehearses == "real":
-        return _inspect(task, parsed, size, plugins, fake=False)
+        return _inspect(task, parsed, size, plugins, say, fake=False)
     try:
-        return _inspect(task, parsed, size, plugins, fake=False, most=QUICK)
+        return _inspect(task, parsed, size, plugins, say, fake=False, most=QUICK)
     except (TooMuch, MemoryError):
         pass
     try:
-        return _inspect(task, parsed, size, plugins, fake=True)
+        return _inspect(task, parsed, size, plugins, say, fake=True)
     except NOT_FAKE:
-        return _inspect(task, parsed, size, plugins, fake=False)
+        return _inspect(task, parsed, size, plugins, say, fake=False)
 
 
 def chosen(networks: Mapping[str, Sequence[Layer]], name: str | None) -> dict[str, Sequence[Layer]]:
@@ -128,12 +134,18 @@ def _inspect(
     parsed: ParsedNetworks,
     size: Size | None,
     plugins: Sequence[str],
+    say: Callable[[str], None],
     *,
     fake: bool,
     most: int | None = None,
 ) -> dict[str, tuple[Layer, ...]]:
     facts = DataFacts() if parsed.train is None else describe(parsed.train)
-    if size is not None:
+    own = size
+    if task.own_size:
+        facts = replace(facts, shape=None)
+        padded = None if size or parsed.train is None else padded_size(parsed.train)
+        own = size if padded is None else (3, *padded)
+    elif size is not None:
         facts = DataFacts(shape=size)
     mode = fake_mode() if fake else None
     real = task.rehearses == "real"
@@ -158,7 +170,46 @@ def _inspect(
             if most is not None and not net.training:
                 batch = first_samples(batch, 1)
             found[name] = rehearse(lambda: layers_of(net, batch, most), net, batch, modules, path)  # noqa: B023
+        text = f"{name}: on images of {'x'.join(str(side) for side in batch['image'].shape[1:])}"
+        if task.own_size and own is None:
+            text += ", as the spec does not resize them: `--input` gives another size"
+        elif task.own_size and own is not None and tells_shapes(net):
+            found[name], text = _at_size(task, parsed, net, name, modules, own, found[name])
+        say(text)
     return found
+
+
+def _at_size(
+    task: Task,
+    parsed: ParsedNetworks,
+    net: Network,
+    name: str,
+    modules: Sequence[ModuleSpec],
+    size: Size,
+    tiny: Sequence[Layer],
+) -> tuple[tuple[Layer, ...], str]:
+    """The layers of a detector at one size, those that need values as they ran on tiny images; and a text on that.
+
+    The network is fake from here on.
+    """
+    mode = fake_mode()
+    to_fake(net, mode)
+    with mode, shapes_only(net):
+        facts = DataFacts(shape=size)
+        batch = task.sample(parsed.train, facts, modules=modules, aligned=parsed.runtime.aligned)
+        rows = rehearse(lambda: layers_of(net, batch), net, batch, modules, parsed.path(name))
+        left_out = list(net.left_out or ())
+    # What was left out adds nothing to the operations that are counted.
+    merged = tuple(
+        replace(layer, flops_share=layer.flops_share and 1.0, made=layer.made + len(rows))
+        if layer.path.partition(".")[0] in left_out
+        else row
+        for row, layer in zip(rows, tiny, strict=True)
+    )
+    text = f"{name}: on images of {'x'.join(map(str, size))}"
+    if left_out:
+        text += f"; what computes with boxes on tiny ones, and not in the FLOPs: {', '.join(left_out)}"
+    return merged, text
 
 
 @dataclass(slots=True)
@@ -278,6 +329,10 @@ def _taps(path: str, tensors: Sequence[Tensor]) -> tuple[str, ...]:
 
 def _stride(height: int, rows: int) -> float | int:
     ratio = height / rows
+    if not ratio.is_integer():
+        power = 1 << math.ceil(math.log2(max(ratio, 1.0)))
+        if -(-height // power) == rows:  # halved and rounded up: 13 rows of 800 are stride 64
+            return power
     return int(ratio) if ratio.is_integer() else round(ratio, 2)
 
 

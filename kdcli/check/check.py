@@ -7,15 +7,15 @@ is used as it is. Parts that do not depend on each other are all looked at befor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kdcli.check.data_files import DataSeen, data_facts
 from kdcli.check.losses import check_losses, refuses_one_sample
 from kdcli.check.training import (
     check_batch,
@@ -26,17 +26,15 @@ from kdcli.check.training import (
     one_sample_batches,
     steps_per_epoch_of,
 )
-from kdcli.data.check import Look, check_files
-from kdcli.data.check_images import Progress
-from kdcli.data.facts import DataFacts, describe
-from kdcli.data.sources import SampleSource
+from kdcli.data.check import Look
+from kdcli.data.facts import padded_size
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import Teacher
-from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.losses import loss_of
-from kdcli.models.network import Network, build_network
+from kdcli.models.network import Network, build_network, shapes_only, tells_shapes
 from kdcli.models.torch_modes import (
     NOT_FAKE,
     FlopCount,
@@ -52,7 +50,7 @@ from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import ModuleSpec, Spec
+from kdcli.spec.schema import Job, ModuleSpec, Spec
 from kdcli.tasks.task import Task
 from kdcli.training.build import (
     channels_of,
@@ -71,10 +69,12 @@ from kdcli.training.join_jobs import (
     jobs_of,
     join_views,
     made_up_labels,
+    requirements_of,
     show_student,
     show_teacher,
     student_taps,
     teacher_taps,
+    with_jobs,
 )
 from kdcli.training.run import StagePlan
 from kdcli.training.sides import Sides
@@ -120,7 +120,7 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
     if any(finding.severity == "error" for finding in own):
         return Checked(own, None)
     mode = None if sides.task.rehearses == "real" else fake_mode()
-    data = data_facts(parsed.spec, options, sides)
+    data = data_facts(parsed.spec, sides, look=options.look, progress=options.progress)
     rehearsal = _Rehearsal(parsed, options, sides.task, data, mode)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -130,45 +130,6 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
             plan = rehearsal.run()
     found = (*own, *(parsed.locate(finding) for finding in rehearsal.findings.found))
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
-
-
-@dataclass(frozen=True, slots=True)
-class DataSeen:
-    """Facts and findings of both sides' data, from the spec or from the files as far as they were read."""
-
-    train: DataFacts
-    test: DataFacts
-    findings: tuple[Diagnostic, ...]
-
-
-def data_facts(spec: Spec, options: CheckOptions, sides: Sides) -> DataSeen:
-    """The facts of both sides that a check uses; each file is read once."""
-    train, test = describe(spec.dataset.train), describe(spec.dataset.test, train=False)
-    if train.shape is not None and min(train.shape) < 1:
-        train = replace(train, shape=None)
-    if options.look == "nothing":
-        return DataSeen(train, test, ())
-    found = Findings()
-    found.found += check_data_files(sides, look=options.look, progress=options.progress)
-    reported = {(finding.code, finding.message) for finding in found.found}
-    own: tuple[str, ...] = ()
-    for side in (True, False):
-        try:
-            opened = sides.opened(side)
-        except KdError:
-            continue  # found by the look at its files
-        if side:
-            train = opened.facts
-        else:
-            test, own = opened.facts, opened.notices
-    try:
-        numbered = sides.test
-        test = numbered.facts
-        if options.look != "start":  # the run gives it as a notice
-            found.found += [_without_images(text) for text in numbered.notices if text not in own]
-    except KdError as error:
-        found.found += [one for one in error.diagnostics if (one.code, one.message) not in reported]
-    return DataSeen(train, test, tuple(found.found))
 
 
 class _Rehearsal:
@@ -190,7 +151,8 @@ class _Rehearsal:
         self.findings = Findings()
         self.flops: dict[str, int] = {}
         self.data = data
-        self.facts = data.train
+        # What needs values runs on the task's tiny images; the spec's own size follows in `at_own_size`.
+        self.facts = replace(data.train, shape=None) if task.own_size else data.train
         self.lists: dict[str, tuple[ModuleSpec, ...]] = {"net": task.modules(self.spec)}
         used = {name for job in jobs_of(self.spec).values() for name in job.teachers}
         self.lists |= {name: modules for name, modules in self.spec.teachers.items() if name in used}
@@ -227,9 +189,58 @@ class _Rehearsal:
             task_loss = any(s.active.task_loss for s in stages) or not stages
             wrong = check_losses(joined, teachers, batch, task_loss=task_loss)
             self.findings.found += wrong or self.one_sample(joined, teachers, batch, task_loss)
-            if not self.options.plan:
+            plan = None
+            if self.options.plan:
+                plan = self.plan(nets, joined, teachers, batch, stages, per_epoch, lr)
+        return self.at_own_size(nets, plan) if self.task.own_size and not wrong else plan
+
+    def at_own_size(self, nets: Mapping[str, Network], plan: Plan | None) -> Plan | None:
+        """Run the networks that have run on tiny images at the spec's own size too, as far as shapes tell.
+
+        Returns the plan with that size's shapes and FLOPs. The networks are fake from here on.
+        """
+        size, tiny = padded_size(self.spec.dataset.train), None if plan is None else plan.flops_size
+        if size is None or not all(map(tells_shapes, nets.values())):
+            why = (
+                "the spec does not resize its images"
+                if size is None
+                else "a whole detector of torchvision can't run on fake tensors"
+            )
+            return None if plan is None else replace(plan, checked=f"checked at {_sides(tiny)}: {why}")
+        self.mode, channels = fake_mode(), channels_of(nets["net"])
+        self.facts = replace(self.facts, shape=(channels, *size))
+        for net in nets.values():
+            to_fake(net, self.mode)
+        with self.mode, shapes_only(*nets.values()), ExitStack() as stack:
+            batch = sample_of(self.task, self.spec, self.facts, channels)
+            wired = self.join(nets, batch, stack)
+            if wired is None:
                 return None
-            return self.plan(nets, joined, teachers, batch, stages, per_epoch, lr)
+            joined, teachers = wired
+            with suppress(*NOT_FAKE):
+                self.findings.found += check_losses(joined, teachers, batch, task_loss=False)
+            if plan is None:
+                return None
+            self.flops["net"] = flops_of(nets["net"], batch)
+            left_out = sorted({name for net in nets.values() for name in net.left_out or ()})
+        shapes = {(pair.term, pair.student_layer, pair.teacher_layer): pair for pair in joined.pairs}
+        return replace(
+            plan,
+            networks=tuple(
+                replace(one, flops=self.flops["net" if one.name == "student" else one.name])
+                for one in plan.networks
+            ),
+            pairs=tuple(
+                shapes.get((pair.term, pair.student_layer, pair.teacher_layer), pair) for pair in plan.pairs
+            ),
+            flops_size=size,
+            checked=f"checked at {_sides(size)}: the largest images that the transforms give, padded"
+            + (
+                f"; what computes with boxes at {_sides(tiny)}, and not in the FLOPs: {', '.join(left_out)}"
+                if left_out
+                else ""
+            ),
+        )
 
     def one_sample(
         self, joined: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], task_loss: bool
@@ -319,7 +330,7 @@ class _Rehearsal:
         with self.findings.part():
             facts = self.facts
             joined = join_views(
-                self.spec,
+                with_jobs(self.spec, self.reached(view, views)),
                 student,
                 taps,
                 teachers,
@@ -333,6 +344,24 @@ class _Rehearsal:
                 to_fake(joined.trainee, self.mode)
             return joined, teachers
         return None
+
+    def reached(self, student: View, teachers: Mapping[str, View]) -> dict[str, Job]:
+        """The jobs whose layers and outputs these views show; all of them where the networks ran whole."""
+        found = {}
+        for name, job in jobs_of(self.spec).items():
+            needs = requirements_of(job)
+            asked = [(student, job.student.mimic_name, needs.student_outputs)]
+            asked += [(teachers[t], own.mimic_name, needs.teacher_outputs) for t, own in job.teachers.items()]
+            if (
+                self.facts.shape is None
+                or not self.task.own_size
+                or all(
+                    view.features.keys() >= set(taps) and view.outputs.keys() >= outputs
+                    for view, taps, outputs in asked
+                )
+            ):
+                found[name] = job
+        return found
 
     def teacher(self, name: str, taps: Taps) -> Teacher:
         """A frozen teacher with its own pixels, in full precision."""
@@ -410,6 +439,7 @@ class _Rehearsal:
             precision=student_precision(runtime),
             networks=tuple(networks),
             pairs=joined.pairs,
+            flops_size=(int(batch["image"].shape[-2]), int(batch["image"].shape[-1])),
             samples=self.facts.num_samples,
             batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
             steps_per_epoch=per_epoch,
@@ -418,12 +448,12 @@ class _Rehearsal:
         )
 
 
+def _sides(size: tuple[int, int] | None) -> str:
+    return "tiny images" if size is None else f"{size[0]}x{size[1]}"
+
+
 def _path(name: str) -> SpecPath:
     return ("net",) if name == "net" else ("teachers", name)
-
-
-def _without_images(text: str) -> Diagnostic:
-    return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
 
 
 def _unknown_size(height: int, width: int) -> Diagnostic:
@@ -434,34 +464,6 @@ def _unknown_size(height: int, width: int) -> Diagnostic:
         help="end the transformer with a crop or a resize to (height, width)",
         path=("dataset", "train", "dataset"),
     )
-
-
-def check_data_files(
-    sides: Sides, *, look: Look = "whole", progress: Progress | None = None
-) -> list[Diagnostic]:
-    """Findings and facts of both sides' data files. look, progress: as in kdcli.data.check."""
-    found: list[Diagnostic] = []
-    for train in (True, False):
-        found += check_files(
-            sides.part(train),
-            ("dataset", "train" if train else "test"),
-            partial(sides.source, train),
-            partial(sides.opened, train),
-            look=look,
-            progress=progress,
-        )
-    found += sides.task.agree(sides.spec, _facts(sides, True), _facts(sides, False), sides.places)
-    # The test side asks for what the training side's file says too.
-    return list({(one.code, one.message, one.path): one for one in found}.values())
-
-
-def _facts(sides: Sides, train: bool) -> DataFacts | None:
-    """Facts from one side's own file; None where it can't be read, or images come without one."""
-    try:
-        source = sides.source(train)
-    except KdError:
-        return None
-    return source.facts if isinstance(source, SampleSource) else None
 
 
 def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, findings: Findings) -> None:

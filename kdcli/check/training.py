@@ -164,7 +164,19 @@ def check_data(spec: Spec, findings: Findings) -> None:
                 checked(part.dataset.type.removeprefix(TORCHVISION), own, (*path, "dataset"))
         for index, component in enumerate(part.dataset.kwargs.transformer):
             with findings.part():
-                build_transform(component, (*path, "dataset", "kwargs", "transformer", index))
+                place = (*path, "dataset", "kwargs", "transformer", index)
+                idle = getattr(build_transform(component, place), "idle", None)
+                if idle is not None:
+                    message, help = idle
+                    findings.found.append(
+                        Diagnostic(
+                            code="KD595",
+                            severity="warning",
+                            message=message,
+                            help=help,
+                            path=(*place, "type"),
+                        )
+                    )
         with findings.part():
             _check_mixing(part, (*path, "dataloader", "kwargs", "batch_fn"))
 

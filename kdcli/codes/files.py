@@ -319,7 +319,7 @@ FILES: dict[str, Explanation] = {
     "KD564": Explanation(
         "transform that leaves the boxes behind",
         "Moving pixels without their boxes would train on wrong boxes.",
-        "right: flip, keep_ar_resize, to_tensor, normalize",
+        "right: flip, keep_ar_resize, fix_output_resize, crop, to_tensor, normalize",
     ),
     "KD565": Explanation(
         "evaluation package missing",
@@ -384,5 +384,18 @@ FILES: dict[str, Explanation] = {
         "`cls_freq` of the evaluator imagenet_lt is a JSON file with one list: the number of training images of each"
         " class, in the order of the class numbers.",
         "right: [1280, 512, 7]",
+    ),
+    "KD595": Explanation(
+        "transform that changes nothing",
+        "`color_jitter` has a probability, which is 0 where it is not given: United-Perception's specs leave it out,"
+        " and their colours stay as they are, here too. This is only told.",
+        "wrong: {type: color_jitter, kwargs: {contrast: [0.5, 1.5]}}\n"
+        "right: {type: color_jitter, kwargs: {contrast: [0.5, 1.5], prob: 0.5}}",
+    ),
+    "KD596": Explanation(
+        "transform of training in the test data",
+        "Boxes that are found on a test image are told in pixels of the image file. A mirrored or cut image has no way"
+        " back, so that average precision would be that of wrong boxes.",
+        "right: transformer: [{type: keep_ar_resize, kwargs: {scales: [800], max_size: 1333}}, {type: to_tensor}]",
     ),
 }

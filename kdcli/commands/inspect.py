@@ -33,7 +33,12 @@ def inspect_features(options: InspectOptions) -> None:
 
             size = None if options.input is None else input_size(options.input)
             with doing("looking at the networks"):
-                networks = inspect(parsed, size=size, plugins=options.plugins)
+                networks = inspect(
+                    parsed,
+                    size=size,
+                    plugins=options.plugins,
+                    say=lambda text: write(f"{text}\n", sys.stderr),
+                )
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)

@@ -15,11 +15,17 @@ DATASETS: Table = {
 """Datasets; `torchvision.<Dataset>` besides (kdcli/data/classification/torchvision_datasets.py)."""
 
 TRANSFORMS: Table = {
+    "color_jitter": Target("kdcli.data.transforms.pixels:DetectionColorJitter"),
+    "crop": Target("kdcli.data.transforms.boxes:Crop"),
+    "custom_to_tensor": Target("kdcli.data.transforms.pixels:CustomToTensor"),
     "cutout": Target("kdcli.data.transforms.pixels:Cutout"),
+    "fix_output_resize": Target("kdcli.data.transforms.boxes:FixOutputResize"),
     "flip": Target("kdcli.data.transforms.boxes:Flip"),
     "grayscale": Target("kdcli.data.transforms.pixels:Grayscale"),
     "keep_ar_resize": Target("kdcli.data.transforms.boxes:KeepArResize"),
+    "keep_ar_resize_max": Target("kdcli.data.transforms.boxes:KeepArResizeMax"),
     "normalize": Target("kdcli.data.transforms.pixels:Normalize"),
+    "stitch_expand": Target("kdcli.data.transforms.boxes:StitchExpand"),
     "to_rgb": Target("kdcli.data.transforms.pixels:ToRgb"),
     "to_tensor": Target("kdcli.data.transforms.pixels:ToTensor"),
     "torch_auto_augmentation": Target("kdcli.data.transforms.augment:AutoAugment"),

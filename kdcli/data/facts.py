@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdcli.spec.schema import DataPart
+from kdcli.spec.schema import Component, DataPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,29 @@ def describe(part: DataPart, *, train: bool = True) -> DataFacts:
             shape = transformed(component.type, component.kwargs, shape)
         except (TypeError, ValueError, LookupError, ZeroDivisionError):
             shape = (None, None, None)
-        if component.type in ("normalize", "torchvision.Normalize"):
-            mean, std = component.kwargs.get("mean"), component.kwargs.get("std")
-            facts = replace(facts, mean=_floats(mean), std=_floats(std))
     channels, height, width = shape
+    mean, std = statistics(part.dataset.kwargs.transformer, channels or 3)
+    facts = replace(facts, mean=mean, std=std)
     known = None if channels is None or height is None or width is None else (channels, height, width)
     return replace(facts, shape=known)
+
+
+def statistics(
+    transformer: Sequence[Component], channels: int
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """mean and std of what a list of transforms normalises by, on the 0..1 scale; None where it does not."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale = 1.0
+    for component in transformer:
+        if component.type == "custom_to_tensor" and not component.kwargs.get("norm_image"):
+            scale = 255.0
+            mean, std = (0.0,) * channels, (1 / scale,) * channels
+        if component.type in ("normalize", "torchvision.Normalize"):
+            mean, std = _floats(component.kwargs.get("mean")), _floats(component.kwargs.get("std"))
+            if scale != 1.0 and mean is not None and std is not None:
+                mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
+    return mean, std
 
 
 def _floats(value: Any) -> tuple[float, ...] | None:
@@ -165,12 +182,61 @@ def transformed(name: str, kwargs: Mapping[str, Any], shape: Shape) -> Shape:
             return kwargs.get("num_output_channels", 1), height, width
         case "to_rgb" | "torchvision.RGB":
             return 3, height, width
+        case "fix_output_resize":
+            return channels, kwargs["scales"][0], kwargs["scales"][1]
+        case "keep_ar_resize_max" | "crop" | "stitch_expand":
+            return channels, None, None
         case "torchvision.RandomResize" | "torchvision.RandomShortestSize" | "torchvision.ScaleJitter":
             return channels, None, None
         case "torchvision.RandomRotation" if kwargs.get("expand"):
             return channels, None, None
         case _:
             return shape
+
+
+def padded_size(part: DataPart) -> tuple[int, int] | None:
+    """(height, width) of the largest batch that the transforms of detection data give; None where images decide.
+
+    Of an image of any size: `keep_ar_resize` makes its shorter side the largest of `scales` and its longer one at
+    most `max_size`, lying; a batch is padded to a multiple of `alignment`.
+    """
+    size: tuple[int, int] | None = None
+    for component in part.dataset.kwargs.transformer:
+        try:
+            size = _largest(component.type, component.kwargs, size)
+        except (TypeError, ValueError, LookupError, ZeroDivisionError):
+            return None
+    if size is None or min(size) < 1:
+        return None
+    alignment = part.dataloader.kwargs.alignment
+    return -(-size[0] // alignment) * alignment, -(-size[1] // alignment) * alignment
+
+
+def _largest(name: str, kwargs: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The largest (height, width) after one transform of detection data."""
+    match name:
+        case "keep_ar_resize":
+            shorter, most = max(kwargs["scales"]), kwargs.get("max_size")
+            if shorter <= 0 or (size is None and most is None):
+                return size
+            return (
+                shorter_side(*size, shorter, most)
+                if size
+                else (min(shorter, most or shorter), most or shorter)
+            )
+        case "keep_ar_resize_max":
+            steps = kwargs.get("random_size")
+            longer: int = max(steps) * kwargs.get("scale_step", 32) if steps else kwargs["max_size"]
+            if size is None or kwargs.get("padding_type"):
+                return longer, longer
+            return round(size[0] * longer / max(size)), round(size[1] * longer / max(size))
+        case "stitch_expand":
+            ratio = kwargs.get("expand_ratios", 2.0)
+            return None if size is None else (int(size[0] * ratio), int(size[1] * ratio))
+        case "crop":
+            return None if size is None else (max(size), max(size))
+    _, height, width = transformed(name, kwargs, (3, *(size or (None, None))))
+    return None if height is None or width is None else (height, width)
 
 
 def _resized(

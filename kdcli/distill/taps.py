@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -238,11 +238,20 @@ class Taps:
             outputs = self._made
         features: dict[str, Feature] = {}
         wrong = Findings()
+        left_out = self.net.left_out if isinstance(self.net, Network) else None
         for name in wanted:
+            if left_out and self._beyond(name, outputs, left_out):
+                continue
             with wrong.part():
                 features[name] = self._feature(name, outputs)
         wrong.raise_errors()
         return View(features, outputs)
+
+    def _beyond(self, name: str, outputs: Mapping[str, Any], left_out: Sequence[str]) -> bool:
+        """Whether a tap is of what `shapes_only` has left out."""
+        if self.modules[name] is None:
+            return self.taps[name].path not in outputs
+        return self.taps[name].path.partition(".")[0] in left_out
 
     def _clear(self) -> None:
         self._seen, self._versions, self._made, self._stop = {}, {}, {}, False

@@ -21,11 +21,13 @@ class ViewModule(nn.Module):
     it in place. Outputs named `loss` or `*_loss` are the task's own losses. `outplanes` and
     `out_strides`, where a module has them, size the modules after it (`inplanes`). `training_only`
     modules are left out of the exported network. `whole` modules are a complete model by themselves.
-    `aliases` are other spellings of layer paths.
+    `aliases` are other spellings of layer paths. `needs_values` modules compute from boxes or scores themselves,
+    so that shapes alone do not tell what they give.
     """
 
     training_only: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    needs_values: ClassVar[bool] = False
     aliases: ClassVar[Mapping[str, str]] = {}
     outplanes: int | list[int] | None = None
     out_strides: list[int] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Self
 from urllib.error import URLError
@@ -16,6 +17,7 @@ from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import own_mistake, place_of
 from kdcli.models import MODULES
 from kdcli.models.module import ViewModule, named_outputs
+from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.spec.check.components import WrongArgument
 from kdcli.spec.plugins import load_own, lookup
 from kdcli.spec.schema import ModuleSpec
@@ -56,6 +58,8 @@ class Network(nn.Module):
         self._frozen = tuple(frozen)
         self._paths = dict(paths or {})
         self._output_names = dict(outputs or {})
+        self.left_out: list[str] | None = None
+        """Inside `shapes_only`, the modules that the last forward left out; else None."""
         for name, parameter in self.named_parameters():
             if any(matches(pattern, alias) for pattern in self._frozen for alias in self._aliases(name)):
                 parameter.requires_grad_(False)
@@ -65,16 +69,42 @@ class Network(nn.Module):
         """The named outputs of all modules."""
         seen = dict(batch)
         outputs: dict[str, Any] = {}
+        if self.left_out is not None:
+            self.left_out = []
         for name, module in self.named_children():
             before = [] if torch.compiler.is_compiling() else list(_versions(seen))
-            if isinstance(module, ViewModule):
-                new = module(MappingProxyType(seen))
-            else:
-                new = self.named_outputs(name, module(seen["image"]))
+            new = (
+                self._new(name, module, seen)
+                if self.left_out is None
+                else self._by_shapes(name, module, seen)
+            )
             self._refuse_writing(name, before)
             seen.update(new)
             outputs.update(new)
         return outputs
+
+    def _new(self, name: str, module: nn.Module, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What one module gives."""
+        if isinstance(module, ViewModule):
+            return module(MappingProxyType(seen))  # type: ignore[no-any-return]
+        return self.named_outputs(name, module(seen["image"]))
+
+    def _by_shapes(self, name: str, module: nn.Module, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What one module gives on fake tensors; nothing where it needs values, or reads what is left out.
+
+        Own code may fail on fake tensors in ways of its own.
+        """
+        assert self.left_out is not None
+        if not getattr(module, "needs_values", False):
+            try:
+                return self._new(name, module, seen)
+            except (*NOT_FAKE, KeyError):
+                pass
+            except Exception:
+                if type(module).__module__.startswith("kdcli."):
+                    raise
+        self.left_out.append(name)
+        return {}
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for all but the frozen modules."""
@@ -122,6 +152,27 @@ class Network(nn.Module):
                     f"module `{name}` changed `{field}` in place",
                     "other networks and losses read the same tensor: let the module work on a copy",
                 )
+
+
+def tells_shapes(net: Network) -> bool:
+    """Whether any module of a network can run on fake tensors."""
+    return not all(getattr(module, "needs_values", False) for module in net.children())
+
+
+@contextmanager
+def shapes_only(*networks: nn.Module) -> Iterator[None]:
+    """While it is entered, networks leave out the modules that need values, and those that read what these give.
+
+    Each one's `left_out` names them after a forward.
+    """
+    found = [net for net in networks if isinstance(net, Network)]
+    for net in found:
+        net.left_out = []
+    try:
+        yield
+    finally:
+        for net in found:
+            net.left_out = None
 
 
 def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:

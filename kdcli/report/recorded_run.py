@@ -345,7 +345,8 @@ class ReportData:
           "primary": "top1",
           "comparison": [                                     # the rows of `kdcli eval`, the student's first
             {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
-             "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null}],
+             "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null,
+             "flops_size": [height, width] of the image that they are counted on}],
           "class_accuracy": {                               # shares from 0 to 1; null: no samples
             "classes": [name, ...], "support": [samples of each class, ...],
             "networks": {"student": [share | null, ...], "teacher0": [...]}},

@@ -121,7 +121,7 @@ def eval_rows(rows: Sequence[Comparison], *, primary: str = "") -> list[list[str
     ]
     lines += [
         ["parameters", *(count(row.parameters) for row in rows)],
-        ["FLOPs", *(flops(row.flops) for row in rows)],
+        *_flops_lines(rows),
         ["file size", *(size(row.file_bytes) for row in rows)],
         ["latency, batch 1", *(f"{row.latency_ms_batch_1:.2f} ms" for row in rows)],
     ]
@@ -132,6 +132,21 @@ def eval_rows(rows: Sequence[Comparison], *, primary: str = "") -> list[list[str
     for name in metric_names([row.agreement or {} for row in rows], ""):
         lines.append([f"with student: {name}", *(_measure((row.agreement or {}).get(name)) for row in rows)])
     return lines
+
+
+def _flops_lines(rows: Sequence[Comparison]) -> list[list[str]]:
+    """A line of FLOPs for each size of images that they are counted on: networks may see images of unlike sizes."""
+    sizes = dict.fromkeys(None if row.flops_size is None else tuple(row.flops_size) for row in rows)
+    return [
+        [
+            "FLOPs" if size is None else f"FLOPs at {'x'.join(map(str, size))}",
+            *(
+                flops(row.flops) if size == (row.flops_size and tuple(row.flops_size)) else MISSING
+                for row in rows
+            ),
+        ]
+        for size in sizes
+    ]
 
 
 def cost_sentence(rows: Sequence[Comparison]) -> str:

@@ -199,7 +199,7 @@ class Task(Protocol):
 
     name: its key in TASKS. by_chance: the metric that `chance` and `near_chance` are about. rehearses: whether
     networks are checked on fake tensors, or on real ones because values decide what they compute. own_size: whether
-    the images of `sample` have a size of the task's own, and not the data's. why_zero: help where the gradient of
+    the images of `sample` have a size of the task's own where the facts have none. why_zero: help where the gradient of
     the task's own loss is zero. agreement, matching, kept, deploy, report, uninformed: None where the task has none.
     """
 

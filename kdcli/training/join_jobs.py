@@ -58,6 +58,13 @@ def jobs_of(spec: Spec) -> dict[str, Job]:
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
 
 
+def with_jobs(spec: Spec, jobs: Mapping[str, Job]) -> Spec:
+    """The spec with these of its jobs alone."""
+    if spec.mimic is None or jobs.keys() == spec.mimic.jobs.keys():
+        return spec
+    return spec.model_copy(update={"mimic": spec.mimic.model_copy(update={"jobs": jobs})})
+
+
 def requirements_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
     method = method_of(job.mimic_ins_type).load()

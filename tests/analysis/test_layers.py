@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 import torchvision.models
+import yaml
 from torch import Tensor
 
 from kdcli.analysis import layers as features
@@ -34,7 +35,7 @@ from kdcli.models.torch_modes import fake_mode
 from kdcli.spec.networks import parse_networks
 from kdcli.tasks.detection.task import detection_sample
 from tests.check.test_check import MODULE
-from tests.training.detectors import DATA
+from tests.training.detectors import DATA, network
 from tests.training.runs import SPEC
 
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
@@ -314,3 +315,18 @@ def test_a_plain_sequence_is_opened_and_thinned() -> None:
     layers = chosen(torchvision.models.mobilenet_v3_small())
     assert 4 <= len(layers) <= 12
     assert layers[0] == "model.features.0" and layers[-1] == "model.classifier.3"
+
+
+def test_a_detector_has_its_shapes_at_the_specs_own_size() -> None:
+    parsed = parse_networks(yaml.safe_dump({"net": network()}) + DATA, "n.yaml")
+    said: list[str] = []
+    rows = {layer.path: layer for layer in inspect(parsed, say=said.append)["net"]}
+    assert rows["neck.p2_conv"].shape == "[B, 8, 168, 336]"  # 672 x 1344, padded from 1333
+    assert rows["neck.p6_pool"].stride == 64 and rows["neck.p6_pool"].shape == "[B, 8, 11, 21]"
+    assert rows["bbox_head.fc6"].shape and rows["bbox_head.fc6"].flops_share == 1.0
+    assert said == [
+        "net: on images of 3x672x1344; what computes with boxes on tiny ones, and not in the FLOPs: "
+        "post_process, bbox_head_pre_process, bbox_head, bbox_head_post_process"
+    ]
+    inspect(parsed, size=(3, 64, 96), say=said.append)
+    assert said[1].startswith("net: on images of 3x64x96; ")

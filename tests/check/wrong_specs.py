@@ -310,6 +310,10 @@ CASES: dict[str, Case] = {
         .replace("{flip_p: 0.5}", "{}"),
         files=True,
     ),
+    "KD595": changed(f"{TRANSFORMER}=[{{type: color_jitter, kwargs: {{contrast: [0.5, 1.5]}}}}]"),
+    "KD596": measured(
+        "usable.json", "dataset.test.dataset.kwargs.transformer=[{type: flip, kwargs: {flip_p: 0.5}}]"
+    ),
     "KD566": measured("usable.json", "dataset.test.dataset.kwargs.evaluator.kwargs.gt_file=elsewhere.json"),
     "KD568": measured("crowd.json"),
     "KD569": measured("renamed.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from kdcli.records import Comparison
 from kdcli.report.results_table import eval_text
@@ -64,3 +65,16 @@ def test_json_is_strict() -> None:
     student, teacher = document["networks"]
     assert student["metrics"] == {"top1": None} and teacher["agreement"]["kl"] == 0.08
     assert (student["parameters"], student["file_bytes"], document["primary"]) == (9_999, 41_300, "top1")
+
+
+def test_flops_are_told_with_the_size_of_the_images() -> None:
+    student, teacher = (replace(row, flops=10**9) for row in ROWS)
+    same = eval_text((replace(student, flops_size=[224, 192]), replace(teacher, flops_size=[224, 192])))
+    assert [line.split() for line in same.splitlines() if "FLOPs" in line] == [
+        ["FLOPs", "at", "224x192", "1.00", "GFLOPs", "1.00", "GFLOPs"]
+    ]
+    unlike = eval_text((replace(student, flops_size=[224, 224]), replace(teacher, flops_size=[32, 32])))
+    assert [line.split() for line in unlike.splitlines() if "FLOPs" in line] == [
+        ["FLOPs", "at", "224x224", "1.00", "GFLOPs", "-"],
+        ["FLOPs", "at", "32x32", "-", "1.00", "GFLOPs"],
+    ]

@@ -14,20 +14,53 @@ from torch import Tensor
 from kdcli.data.classes import match
 from kdcli.data.detection.coco_json import CocoFile, CocoImages, read_coco
 from kdcli.data.draws import Draws, Ids
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, statistics
 from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
 from kdcli.data.sources import BadSample
 from kdcli.data.transforms.boxes import BoxTransform
 from kdcli.data.transforms.pipeline import build_pipeline
-from kdcli.data.transforms.pixels import ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor, as_float
+from kdcli.data.transforms.pixels import (
+    ColorJitter,
+    CustomToTensor,
+    Cutout,
+    DetectionColorJitter,
+    Grayscale,
+    Normalize,
+    ToRgb,
+    ToTensor,
+    as_float,
+)
 from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.models.detection.boxes import beyond_last_pixel
 from kdcli.spec.places import Places
 from kdcli.spec.schema import Component
 
-PIXEL_TRANSFORMS = (ColorJitter, Cutout, Grayscale, Normalize, ToRgb, ToTensor)
+PIXEL_TRANSFORMS = (
+    ColorJitter,
+    CustomToTensor,
+    Cutout,
+    DetectionColorJitter,
+    Grayscale,
+    Normalize,
+    ToRgb,
+    ToTensor,
+)
 """Transforms that leave every box where it is."""
+
+MOVES_BOXES = (
+    "flip",
+    "keep_ar_resize",
+    "keep_ar_resize_max",
+    "fix_output_resize",
+    "crop",
+    "stitch_expand",
+    "to_tensor",
+    "normalize",
+    "torch_color_jitter",
+    "grayscale",
+)
+"""What a help line offers."""
 
 USABLE = "an image is trained on where it has a box inside it that is no crowd"
 
@@ -189,7 +222,16 @@ def coco(
                 (*where, number, "type"),
                 "KD564",
                 f"`{transformer[number].type}` does not move boxes with the pixels",
-                "for detection: flip, keep_ar_resize, to_tensor, normalize, torch_color_jitter, grayscale",
+                f"for detection: {', '.join(MOVES_BOXES)}",
+            )
+        if not train and getattr(transform, "training_only", False):
+            name = transformer[number].type
+            raise SpecError.at(
+                (*where, number, "type"),
+                "KD596",
+                f"`{name}` is for training data: a box found on a mirrored or cut test image is elsewhere in the file",
+                "leave it out of the test data's transformer"
+                + (", or write `flip_p: 0`" if name == "flip" else ""),
             )
     at_file = (*path, "kwargs", "meta_file")
     file = places.find(meta_file, at_file)
@@ -218,10 +260,7 @@ def coco(
         notices.append(
             f"`{found.path}`: {len(all_images) - len(images)} images have no box, left out of training"
         )
-    mean, std = None, None
-    for component in transformer:
-        if component.type == "normalize":
-            mean, std = (tuple(float(v) for v in component.kwargs[key]) for key in ("mean", "std"))
+    mean, std = statistics(transformer, 1 if image_reader.color_mode == "GRAY" else 3)
     annotations = {
         "file": str(found.path),
         "samples": len(images),

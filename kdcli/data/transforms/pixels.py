@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcli.data.draws import Draws
+from kdcli.data.draws import Draws, Floats
 from kdcli.spec.ranges import PixelValue, Range, Share, Side
 
 Spread = Annotated[float, Range(more_than=0, at_most=1000000)]
@@ -36,6 +37,22 @@ class ToTensor:
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to float32 of the same shape."""
         return as_float(images)
+
+
+class CustomToTensor:
+    """uint8 0..255 to float32 of the same values; norm_image: divided by 255.
+
+    What `normalize` behind it subtracts is then on the 0..255 scale.
+    """
+
+    random = False
+
+    def __init__(self, *, norm_image: bool = False) -> None:
+        self.norm_image = norm_image
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to float32 of the same shape."""
+        return as_float(images) if self.norm_image else images.to(torch.float32)
 
 
 class Normalize:
@@ -110,6 +127,10 @@ class ColorJitter:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """[n, C, H, W] to the same shape."""
+        return self.adjusted(images, draws.uniform(8), None)
+
+    def adjusted(self, images: Tensor, u: Floats, chosen: NDArray[np.bool_] | None) -> Tensor:
+        """[n, C, H, W] to the same shape. u [n, 8]: four factors and an order. chosen [n, 4]: which are changed."""
         tvf = functional()
         adjust: tuple[Callable[[Tensor, float], Tensor], ...] = (
             tvf.adjust_brightness,
@@ -118,16 +139,66 @@ class ColorJitter:
             tvf.adjust_hue,
         )
         low, high = np.array(self.ranges).T
-        u = draws.uniform(8)
         factors, orders = low + (high - low) * u[:, :4], np.argsort(u[:, 4:], axis=1, kind="stable")
         jittered = []
         # Contiguous, since a mean depends on the order in memory in its last bit.
-        for image, factor, order in zip(images.contiguous(), factors, orders, strict=True):
+        for row, (image, factor, order) in enumerate(zip(images.contiguous(), factors, orders, strict=True)):
             for step in order:
+                if chosen is not None and not chosen[row, step]:
+                    continue
                 if low[step] != high[step] or low[step] != (0.0 if step == 3 else 1.0):
                     image = adjust[step](image, float(factor[step]))
             jittered.append(image)
         return torch.stack(jittered)
+
+
+Strength = Annotated[float, Range(at_least=0, at_most=1000000)]
+Shift = Annotated[float, Range(at_least=-1000000, at_most=1000000)]
+
+
+class DetectionColorJitter:
+    """Changes brightness, contrast, saturation and hue, each with probability `prob`, in a random order.
+
+    prob is 0 by default, as in United-Perception: then nothing is changed, and no other argument matters. A number b
+    stands for [max(0, 1-b), 1+b], for hue for [-b, b]; a pair is the range itself.
+    """
+
+    random = True
+
+    def __init__(
+        self,
+        *,
+        brightness: Strength | list[Strength] = 0.0,
+        contrast: Strength | list[Strength] = 0.0,
+        saturation: Strength | list[Strength] = 0.0,
+        hue: Shift | list[Shift] = 0.0,
+        brightness_delta: Strength | list[Shift] = 0.0,
+        hue_delta: Strength | list[Shift] = 0.0,
+        channel_shuffle: bool = False,
+        prob: Share = 0.0,
+    ) -> None:
+        self.p = prob
+        self.random = prob > 0
+        self.idle = (
+            None
+            if prob
+            else ("`color_jitter` changes nothing: its `prob` is 0", "write `prob: 0.5`, or delete it")
+        )
+        if not prob:
+            return
+        if brightness_delta or hue_delta or channel_shuffle:
+            named = (
+                "brightness_delta" if brightness_delta else "hue_delta" if hue_delta else "channel_shuffle"
+            )
+            raise ValueError(f"`{named}` of `color_jitter` fails in United-Perception, and is not done here")
+        self.jitter = ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """[n, C, H, W] to the same shape."""
+        if not self.p:
+            return images
+        u = draws.uniform(12)
+        return self.jitter.adjusted(images, u[:, :8], u[:, 8:] < self.p)
 
 
 def _range(name: str, value: float | list[float], centre: float) -> tuple[float, float]:

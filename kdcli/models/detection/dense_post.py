@@ -40,6 +40,7 @@ class RetinaPost(ViewModule):
     """
 
     PREFIX: ClassVar[str] = "retina"
+    needs_values = True
     MAPS: ClassVar[int] = 2
     KEYS: ClassVar[tuple[str, ...]] = CFG_KEYS
 

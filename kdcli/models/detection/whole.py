@@ -69,6 +69,7 @@ class TorchvisionDetector(ViewModule):
     """
 
     whole = True
+    needs_values = True
 
     def __init__(self, detector: nn.Module, num_classes: int) -> None:
         super().__init__()

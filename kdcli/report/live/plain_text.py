@@ -35,6 +35,8 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
 def plan_summary(plan: Plan) -> RenderableType:
     """The plan's summary for a console: networks, pairs of layers, data, steps, learning rate."""
     parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
+    if plan.checked:
+        parts.append(Text(plan.checked))
     if plan.pairs:
         parts += [Text(""), _pairs(plan)]
     if plan.pulls:
@@ -81,7 +83,8 @@ def _networks(plan: Plan) -> RenderableType:
         [network.name, count(network.parameters), flops(network.flops), network.runs_until or "whole"]
         for network in plan.networks
     ]
-    return table(["network", ">parameters", ">FLOPs", "runs until"], rows)
+    size = "" if plan.flops_size is None else f" at {plan.flops_size[0]}x{plan.flops_size[1]}"
+    return table(["network", ">parameters", f">FLOPs{size}", "runs until"], rows)
 
 
 def _pairs(plan: Plan) -> RenderableType:

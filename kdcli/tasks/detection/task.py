@@ -62,8 +62,8 @@ class Detection:
         modules: Iterable[ModuleSpec] = (),
         aligned: bool = False,
     ) -> dict[str, Any]:
-        """Two tiny real images with a box each."""
-        return detection_sample(modules, aligned=aligned)
+        """Two images with a box each, of the size that the facts have; else tiny ones."""
+        return detection_sample(modules, aligned=aligned, shape=facts.shape)
 
     def training_classes(self, spec: Spec, places: Places) -> dict[int, str] | None:
         """The names of the training file's categories by id."""
@@ -117,19 +117,25 @@ SSD_SIZE = 320
 """Height and width for torchvision's SSDs, which halve more often."""
 
 
-def detection_sample(modules: Iterable[ModuleSpec] = (), *, aligned: bool = False) -> dict[str, Any]:
-    """Two tiny real images with a box each, as the `coco` dataset would give them.
+def detection_sample(
+    modules: Iterable[ModuleSpec] = (),
+    *,
+    aligned: bool = False,
+    shape: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    """Two images with a box each, as the `coco` dataset would give them; real but under a fake mode.
 
-    Boxes decide what a detector computes, so nothing is fake. modules: what is to run on them. aligned: as
-    `runtime.aligned` says.
+    modules: what is to run on them. aligned: as `runtime.aligned` says. shape: channels, height and width; else
+    tiny ones, on which boxes and what is computed of them are proved with values.
     """
     side = SSD_SIZE if any(m.type.startswith("torchvision.ssd") for m in modules) else SIZE
-    box = torch.tensor([[side / 8, side / 8, side / 2, side / 2, 1.0]])
+    channels, height, width = shape or (3, side, side)
+    box = torch.tensor([[width / 8, height / 8, width / 2, height / 2, 1.0]])
     return {
-        "image": torch.rand(BATCH, 3, side, side),
+        "image": torch.rand(BATCH, channels, height, width),
         "boxes": [box.clone() for _ in range(BATCH)],
         "ignores": [torch.zeros(0, 4) for _ in range(BATCH)],
-        "image_info": [(float(side), float(side), 1.0, 1.0, float(side), float(side))] * BATCH,
+        "image_info": [(float(height), float(width), 1.0, 1.0, float(height), float(width))] * BATCH,
         "indices": torch.arange(BATCH),
         "image_ids": list(range(BATCH)),
         "annotations": {

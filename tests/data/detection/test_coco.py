@@ -192,6 +192,25 @@ def test_a_transform_that_would_lose_the_boxes_is_refused(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [{"type": "flip"}, {"type": "crop"}, {"type": "stitch_expand", "kwargs": {"expand_prob": 0.5}}],
+)
+def test_transforms_of_training_are_refused_in_test(folder: Path, transform: dict[str, Any]) -> None:
+    assert source(folder, transformer=[transform])  # to train on
+    with pytest.raises(SpecError, match="KD596"):
+        source(folder, transformer=[transform], train=False)
+    assert source(folder, transformer=[{"type": "flip", "kwargs": {"flip_p": 0}}], train=False)
+
+
+def test_what_pixels_are_normalised_by_is_told_on_one_scale(folder: Path) -> None:
+    normalize = {"type": "normalize", "kwargs": {"mean": [102, 51, 0], "std": [51, 51, 255]}}
+    facts = source(folder, transformer=[{"type": "custom_to_tensor"}, normalize]).facts
+    assert facts.mean == pytest.approx((0.4, 0.2, 0)) and facts.std == pytest.approx((0.2, 0.2, 1))
+    bytes_only = source(folder, transformer=[{"type": "custom_to_tensor"}]).facts
+    assert bytes_only.mean == (0, 0, 0) and bytes_only.std == (1 / 255,) * 3
+
+
 def one_box(**changes: Any) -> dict[str, Any]:
     row = {"image_id": 3, "category_id": 5, "bbox": [1, 1, 4, 4]}
     return annotations(annotations=[{**row, **changes}])

@@ -22,6 +22,8 @@ from kdcli.errors import SpecError
 from kdcli.spec.schema import Component
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "color_jitter": [{"brightness": 32, "hue": 18}, {"brightness": 0.4, "hue": 0.1, "prob": 0.5}],
+    "custom_to_tensor": [{}, {"norm_image": True}],
     "cutout": [{"size": 7}, {"size": 8, "p": 0.5, "fill": 128}],
     "grayscale": [{}, {"num_output_channels": 3}],
     "normalize": [{"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}],
@@ -282,3 +284,27 @@ def test_a_pipeline_ends_in_floats_and_knows_its_fixed_head() -> None:
     rest = pipeline(pipeline.run_head(images(), draws([0])), draws(list(range(6))), start=1)
     assert torch.equal(rest, whole)
     assert Pipeline([]).head() == 0
+
+
+def test_united_perceptions_color_jitter_changes_with_its_probability() -> None:
+    given = images(40)
+    assert (
+        built("color_jitter", {"brightness": 32, "contrast": [0.5, 1.5], "hue": 18})(
+            given, draws(list(range(40)))
+        )
+        is given
+    )
+    half = built("color_jitter", {"brightness": [0.2, 0.4], "prob": 0.5})(given, draws(list(range(40))))
+    darker = [float(new.float().mean() / old.float().mean()) for old, new in zip(given, half, strict=True)]
+    assert all(ratio == 1.0 or 0.19 < ratio < 0.41 for ratio in darker)
+    assert 10 < sum(ratio == 1.0 for ratio in darker) < 30
+    with pytest.raises(SpecError, match="hue"):
+        built("color_jitter", {"hue": 18, "prob": 0.5})
+    with pytest.raises(SpecError, match="channel_shuffle"):
+        built("color_jitter", {"channel_shuffle": True, "prob": 0.5})
+
+
+def test_custom_to_tensor_keeps_the_scale_of_bytes() -> None:
+    given = images(2)
+    assert built("custom_to_tensor", {})(given, draws([0, 1])).equal(given.float())
+    assert built("custom_to_tensor", {"norm_image": True})(given, draws([0, 1])).equal(given / 255)
