@@ -1,8 +1,7 @@
 """The whole YAML language as frozen typed models; parse.py brings a text into this shape.
 
-Field names are the YAML's keys. Three shapes differ from the text, and parse.py makes them:
-`teacher*` keys become `teachers`, one job becomes `jobs` with one entry, and a job's keys are sorted
-into `losses`, `options` (the rest of `cfgs`) and `teachers`.
+Field names are the YAML's keys. Three shapes differ from the text, and parse.py makes them: `teacher*` keys become
+`teachers`, one job becomes `jobs` with one entry, and its keys are sorted into `losses`, `options` and `teachers`.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ def _as_tuple(value: Any) -> Any:
 
 def _as_whole(value: Any) -> Any:
     """1e5 is a whole number, however it is written; 64 bits hold it."""
-    if isinstance(value, float) and value.is_integer():
-        if value >= 2**63:
-            raise PydanticKnownError("less_than_equal", {"le": 2**63 - 1})
-        return int(value)
-    return value
+    if not isinstance(value, float) or not value.is_integer():
+        return value
+    if value >= 2**63:
+        raise PydanticKnownError("less_than_equal", {"le": 2**63 - 1})
+    return int(value)
 
 
 def _as_written(value: float) -> float:
@@ -200,9 +199,8 @@ class Cache(Model):
 class LayoutSpec(Model):
     """How features are read whose layout kdcli can't find out.
 
-    prefix: how many tokens stand before the patches (class, distillation, registers); 0 where nothing is said. grid:
-    rows and columns of the patches, [height, width]. channels: of a map, the axis behind
-    the batch (`first`) or the last one. A feature that it doesn't fit is read without it.
+    prefix: tokens before the patches (class, distillation, registers); 0 where nothing is said. grid: rows and columns
+    of the patches. channels: of a map, the axis behind the batch (`first`) or the last. Where it doesn't fit it is left.
     """
 
     prefix: NonNegativeInt | None = None
@@ -241,8 +239,7 @@ class Job(Model):
     """One mimic job: a method, its losses, whose features.
 
     allow_negative: `loss_weight` may be less than 0, so that the losses rise; each loss says so for itself.
-    allow_strong_pull: train although a loss pulls the student over 10,000 times as hard as the task, out of scale to
-    the weights.
+    allow_strong_pull: train although a loss pulls over 10,000 times as hard as the task, out of scale to the weights.
     """
 
     mimic_ins_type: str = "base"
