@@ -167,6 +167,7 @@ def test_a_scheduler_by_hand(kind: str, kwargs: dict[str, Any], lrs: dict[int, f
 MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ConstantLR": ({}, {"factor": 0.5, "total_iters": 1}),
     "CosineAnnealingLR": ({"T_max": 2}, {"T_max": 1, "eta_min": 0.1, "warmup_iter": 5}),
+    "CosineLREpochScheduler": ({"T_max": 6}, {"T_max": 4, "eta_min": 0.1, "warm_epoch": 1}),
     "CosineAnnealingWarmRestarts": ({"T_0": 1}, {"T_0": 2, "T_mult": 2, "eta_min": 0.1}),
     "CyclicLR": (
         {**CYCLE, "mode": "exp_range", "gamma": 0.9},
@@ -182,6 +183,7 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "max_momentum": 0.99,
         },
     ),
+    "EpochBasedCosineAnnealingLR": ({"T_max": 6}, {"T_max": 4, "eta_min": 0.1, "offset_epoch": 1}),
     "ExponentialLR": ({"gamma": 0.5}, {"gamma": 0.1}),
     "LinearLR": ({"total_iters": 2}, {"start_factor": 0.5, "end_factor": 0.5, "total_iters": 1}),
     "MultiStepLR": ({"milestones": [1]}, {"milestones": [2], "gamma": 0.5}),
@@ -200,6 +202,7 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "div_factor": 10.0,
             "final_div_factor": 10.0,
             "three_phase": True,
+            "max_epoch": 9,
         },
     ),
     "PolynomialLR": ({"total_iters": 2}, {"total_iters": 1, "power": 2.0}),
@@ -217,6 +220,7 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "StepLR": ({"step_size": 1}, {"step_size": 2, "gamma": 0.5}),
+    "polylr": ({"max_epoch": 6}, {"max_epoch": 4, "max_iter": 50, "power": 2.0, "min_lr": 0.2}),
 }
 """Of each scheduler the arguments to start from, and another value of each argument that it has."""
 
@@ -234,7 +238,9 @@ def test_each_argument_of_a_scheduler_changes_the_curve(kind: str) -> None:
     assert others.keys() == known - FUNCTIONS.keys()
     before = curve(kind, kwargs)
     for name, value in others.items():
-        assert curve(kind, {**kwargs, name: value}) != before, name
+        # The length of one cycle is given in one way.
+        beside = {"max_lr": 1.0} if name == "max_epoch" and kind == "OneCycleLR" else kwargs
+        assert curve(kind, {**beside, name: value}) != before, name
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
@@ -299,6 +305,12 @@ OTHER_VALUES: dict[str, Any] = {
     "nesterov": True,
     "centered": True,
     "alpha": 0.5,
+    "always_adapt": True,
+    "bias_correction": False,
+    "eta": 0.5,
+    "grad_averaging": False,
+    "max_grad_norm": 0.5,
+    "trust_clip": True,
     "dampening": 0.5,
     "lambd": 10.0,
     "lr_decay": 0.5,
@@ -315,6 +327,7 @@ OWN_VALUES: dict[tuple[str, str], Any] = {
 }
 NEEDS: dict[str, dict[str, Any]] = {
     "nesterov": {"momentum": 0.9},
+    "always_adapt": {"weight_decay": 0.0},
     "dampening": {"momentum": 0.9},
     "decoupled_weight_decay": {"weight_decay": 0.3},
     "amsgrad": {"betas": (0.5, 0.6)},

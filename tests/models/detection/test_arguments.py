@@ -12,7 +12,14 @@ from torch import Tensor, nn, tensor
 
 from kdcli.models.detection.bbox_post import BboxPredictor
 from kdcli.models.detection.heads import BboxFC, NaiveRPN, RetinaSubNet
-from kdcli.models.detection.losses import L1, SigmoidCrossEntropy, SigmoidFocal, SmoothL1, SoftmaxCrossEntropy
+from kdcli.models.detection.losses import (
+    L1,
+    Moved,
+    SigmoidCrossEntropy,
+    SigmoidFocal,
+    SmoothL1,
+    SoftmaxCrossEntropy,
+)
 from kdcli.models.detection.proposals import DensePredictor, NmsMerger
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.models.detection.targets import AnchorSupervisor, MaxIouMatcher, NaiveSampler
@@ -205,7 +212,7 @@ def test_anchors_outside_the_image(border: int, first: bool, classes: list[int])
     supervisor = AnchorSupervisor(
         border, matching(True), {"type": "keep_all"}, first, foreground=True, offset=0
     )
-    found = supervisor.targets(anchors, {"boxes": [truth], "image_info": INFO})
+    found = supervisor.targets([anchors], {"boxes": [truth], "image_info": INFO})
     assert found.classes.tolist() == [classes]
 
 
@@ -245,7 +252,7 @@ def test_the_two_sides_of_a_focal_loss() -> None:
     ids=["l1", "smooth", "smooth sigma"],
 )
 def test_a_location_loss_of_two_and_a_quarter(loss: Any, expected: float) -> None:
-    value = loss(tensor([[2.0, 0.25, 0.0, 0.0]]), torch.zeros(1, 4), tensor(1))
+    value = loss(tensor([[2.0, 0.25, 0.0, 0.0]]), torch.zeros(1, 4), tensor(1), Moved(torch.zeros(1, 4), 0))
     assert value.item() == pytest.approx(expected)
 
 
@@ -274,7 +281,7 @@ def test_the_layers_of_a_head() -> None:
     assert retina(share_location=False).box_subnet_pred.out_channels == 9 * 4 * 3
     shared = retina(share_subnet=True)
     assert not hasattr(shared, "box_subnet") and hasattr(retina(), "box_subnet")
-    scores, boxes = shared.level(torch.rand(1, 8, 3, 3))
+    scores, boxes = shared.level(torch.rand(1, 8, 3, 3), 0)
     assert scores.shape == (1, 27, 3, 3) and boxes.shape == (1, 36, 3, 3)
     assert len(list(retina(num_conv=0).cls_subnet)) == 0
     for activation, channels in (("sigmoid", 3), ("softmax", 6)):
