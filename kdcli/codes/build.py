@@ -292,8 +292,8 @@ BUILD: dict[str, Explanation] = {
     ),
     "KD460": Explanation(
         "network without class scores of positions",
-        "FRS compares and weighs by the scores that a dense head (`NaiveRPN`, `RetinaSubNet`, `RetinaHeadWithBN` ...) gives"
-        " at every position; a list that ends before the head gives none.",
+        "FRS compares and weighs by the scores that a dense head (`NaiveRPN`, `RetinaSubNet` ...) gives at"
+        " every position; a list that ends before the head gives none.",
         "right: end the teacher's list after `roi_head`, not after `neck`",
     ),
     "KD461": Explanation(

@@ -35,6 +35,9 @@ def test_atss_of_three_objects() -> None:
     assert alone.classes.tolist() == [[3, 0, 0, 0, 0, 0]]
     # Its centre is 1 right of the anchor's, which is 10 wide.
     torch.testing.assert_close(alone.deltas[0, 0], tensor([0.1, 0.0, 0.0, 0.0]))
+    # IoUs 1/2, 1/2, 1/2, 0: three are above the mean, 3/8, and none above mean plus deviation, 5/8.
+    between = batch(boxes=[tensor([[0.0, 0.0, 20.0, 10.0, 1.0]])])
+    assert not Atss(top_n=2, offset=0).targets([FINE, COARSE], between, NO_ANSWERS).positive.any()
 
 
 @pytest.mark.parametrize(("left", "expected"), [(4.0, 1), (4.995, 0), (6.0, 0)])
