@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from kdcli.errors import RunError, SpecError
 from kdcli.models.balanced_losses import SoftmaxEql, SoftmaxEqlV2
+from kdcli.models.construct import construct
 from kdcli.models.module import Outputs, ViewModule
-from kdcli.models.network import construct
 from kdcli.spec.check.components import refuse_misfits, types_of
 from kdcli.spec.ranges import Positive, Share, TaskWeight, Width
 

@@ -200,7 +200,7 @@ class LayoutSpec(Model):
     """How features are read whose layout kdcli can't find out.
 
     prefix: tokens before the patches (class, distillation, registers); 0 where nothing is said. grid: rows and columns
-    of the patches. channels: of a map, the axis behind the batch (`first`) or the last. Where it doesn't fit it is left.
+    of the patches. channels: of a map, the axis behind the batch (`first`) or the last. What it doesn't fit ignores it.
     """
 
     prefix: NonNegativeInt | None = None

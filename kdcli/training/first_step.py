@@ -24,8 +24,9 @@ from kdcli.training.run import Run, StagePlan
 ELEMENTS = 256
 """Of each parameter so many elements are looked at."""
 
-DECOUPLED = frozenset({"AdamW", "Adafactor", "Lamb", "Muon"})
-"""Optimizers whose weight decay shrinks the weights beside the step; in the others it is part of the gradient."""
+DECOUPLED = frozenset({"AdamW", "Adafactor", "Muon"})
+"""Optimizers whose weight decay shrinks the weights beside the step; in the others it is part of the gradient, or (LAMB)
+of what is scaled in its place."""
 
 PARALLEL = 0.9
 """From this cosine on an update follows the gradient, which no momentum or decay explains."""

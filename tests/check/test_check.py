@@ -62,13 +62,13 @@ def test_images_that_are_too_small_for_a_network_are_told_with_their_size() -> N
 
 def test_every_wrong_layer_is_told_with_the_nearest() -> None:
     found = checked(
-        "mimic.student.mimic_name=[model.layr3, model.layer2, layer1, model.layer1.0.downsampl]",
+        "mimic.student.mimic_name=[model.layr3, model.layer2, model.layr1, model.layer1.0.downsampl]",
         "mimic.teacher0.mimic_name=[model.nothing, model.layer2, logit, model.layer1]",
     )
     assert [code for code, _ in told(found)] == ["KD422"] * 5
     by_name = {one.message.split("`")[1]: one.help or "" for one in found.findings}
     assert "model.layer3" in by_name["model.layr3"]
-    assert "`model.layer1`" in by_name["layer1"]
+    assert "`model.layer1`" in by_name["model.layr1"]
     assert "`logits`" in by_name["logit"]
     assert {one.span.source for one in found.findings if one.span} == {"argument 1", "argument 2"}
     assert found.plan is None

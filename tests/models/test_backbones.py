@@ -22,9 +22,10 @@ from kdcli.models.backbones.cswin import StripeAttention
 from kdcli.models.backbones.efficientnet import stage_design
 from kdcli.models.backbones.regnet import DESIGNS, stages
 from kdcli.models.backbones.swin import joined, relative_positions, shift_mask, windows_of
+from kdcli.models.construct import construct
 from kdcli.models.heads import NormedLinear
 from kdcli.models.layers import DropPath, drop_rates, rounded_width
-from kdcli.models.network import Network, construct
+from kdcli.models.network import Network
 
 from .fakes import batch_of, network
 

@@ -88,7 +88,7 @@ def test_an_optimizer_without_momentum_is_told() -> None:
     with pytest.raises(SpecError) as caught:
         momenta(optimizer, {}, 1)
     (found,) = caught.value.diagnostics
-    assert (found.code, found.help) == ("KD443", "write `cycle_momentum: false`")
+    assert found.code == "KD443" and "`cycle_momentum: false`" in (found.help or "")
 
 
 def test_one_cycle_of_too_few_epochs_is_told() -> None:

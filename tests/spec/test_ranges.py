@@ -348,7 +348,10 @@ def test_stages_share_a_scheduler_that_fits_one_of_them() -> None:
     assert [one.code for one in findings(BASE, cosine, stages % 6)] == ["KD635"]
 
 
-FREE = {"base_cls_head.input_feature_idx": "counts from the end too"}
+FREE = {
+    f"{head}.input_feature_idx": "counts from the end too"
+    for head in ("base_cls_head", "convnext_head", "vit_head")
+}
 """Numbers without a range, and why."""
 
 

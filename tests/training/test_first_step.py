@@ -16,6 +16,7 @@ from kdcli.records import Notice, Record
 from kdcli.spec.schema import OptimizerSpec
 from kdcli.spec.tables import OPTIMIZERS
 from kdcli.training.first_step import ELEMENTS, _some, prove_first_step
+from kdcli.training.optim import optimizer_class
 from kdcli.training.run import Run
 from kdcli.training.train import train
 from tests.training.runs import SPEC, run_of, spec_of, train_all
@@ -65,7 +66,7 @@ def steps(
     weights(layer)
     plan = replace(run.stages[0], optimizer=OptimizerSpec(type=name))
     shapes = [p for p in layer.parameters() if p.dim() == 2] if name == "Muon" else list(layer.parameters())
-    optimizer = (made or getattr(torch.optim, name))(shapes, **{"lr": 0.1, **kwargs})
+    optimizer = (made or optimizer_class(name))(shapes, **{"lr": 0.1, **kwargs})
     notices: list[Notice] = []
     prove_first_step(run, plan, optimizer, target, notices)
     images = torch.randn(8, 40)
