@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(path.read_text())
+
+
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -85,7 +92,7 @@ def layer(module: str) -> str | None:
 
 def internal_imports(path: Path) -> Iterator[str]:
     package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("kdcli"))
         elif isinstance(node, ast.ImportFrom):
@@ -117,7 +124,7 @@ def is_for_types_only(node: ast.AST) -> bool:
 
 def runtime_imports(path: Path, names: set[str]) -> set[str]:
     """Those of the modules `names` that a file imports when it runs, inside functions too."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     typed = {id(inner) for node in ast.walk(tree) if is_for_types_only(node) for inner in ast.walk(node)}
     found = set()
     for node in ast.walk(tree):
@@ -169,7 +176,7 @@ def test_only_tasks_knows_which_tasks_there_are() -> None:
     for path in sources():
         if layer(module_of(path)) == "tasks":
             continue
-        wrong += [f"{module_of(path)}, {found}" for found in named_tasks(ast.parse(path.read_text()))]
+        wrong += [f"{module_of(path)}, {found}" for found in named_tasks(parsed(path))]
         wrong += [
             f"{module_of(path)} imports {imported}"
             for imported in internal_imports(path)
@@ -276,7 +283,7 @@ def asked_directly(node: ast.AST, caught: bool = False) -> Iterator[int]:
 
 
 def test_one_place_asks_the_file_system() -> None:
-    direct = {module_of(path): list(asked_directly(ast.parse(path.read_text()))) for path in sources()}
+    direct = {module_of(path): list(asked_directly(parsed(path))) for path in sources()}
     found = {module: lines for module, lines in direct.items() if lines}
     assert {m: lines for m, lines in found.items() if m not in ASKS_ITSELF} == {}, "ask kdcli.disk"
     assert ASKS_ITSELF.keys() - found.keys() == set(), "these need no exception any more"

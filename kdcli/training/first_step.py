@@ -25,8 +25,7 @@ ELEMENTS = 256
 """Of each parameter so many elements are looked at."""
 
 DECOUPLED = frozenset({"AdamW", "Adafactor", "Muon"})
-"""Optimizers whose weight decay shrinks the weights beside the step; in the others it is part of the gradient, or (LAMB)
-of what is scaled in its place."""
+"""Optimizers whose weight decay shrinks the weights beside the step; in the others the step follows it."""
 
 PARALLEL = 0.9
 """From this cosine on an update follows the gradient, which no momentum or decay explains."""

@@ -73,6 +73,7 @@ def shapeless(layer: Layer) -> Layer:
     return replace(layer, sizes=tuple(size[1:] for size in layer.sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
 def test_a_costly_network_is_shown_on_fake_images_and_looks_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +188,7 @@ DETECTOR = (
 )
 
 
+@pytest.mark.slow
 def test_the_levels_of_a_detector_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     rows = layers(DETECTOR)
     fpn = rows["model.backbone.fpn"]
@@ -219,6 +221,7 @@ def test_torchvision(name: str) -> None:
     assert any(row.status == "once" for row in rows.values())
 
 
+@pytest.mark.slow
 def test_vit_and_swin_can_be_tapped() -> None:
     vit = layers("{type: torchvision.vit_b_32}")
     block = vit["model.encoder.layers.encoder_layer_5"]

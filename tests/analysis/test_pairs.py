@@ -29,6 +29,7 @@ def pasted(text: str) -> str:
     return text + mimic_block(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [CIFAR, OTHER_WIDTHS, SECOND, SWIN], ids=["same", "other", "two", "swin"])
 def test_validate_accepts_the_block(text: str) -> None:
     assert [one for one in examined("pasted.yaml", pasted(text)) if one.severity == "error"] == []
@@ -43,6 +44,7 @@ def test_stages_are_paired_by_size() -> None:
     assert pairs[0].adapter == "a 1x1 convolution 16 to 64"
 
 
+@pytest.mark.slow
 def test_two_transformers_are_paired_by_depth() -> None:
     text = "net: {type: torchvision.vit_b_32}\nteacher0: {type: torchvision.vit_b_32}"
     found = inspect(parse_networks(text, "n.yaml"))

@@ -122,6 +122,7 @@ def test_a_renamed_key(number: int, slip: str) -> None:
     assert number in lines_of(found), line
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(KEYED))
 def test_a_dropped_line_never_makes_a_traceback(number: int) -> None:

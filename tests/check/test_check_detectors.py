@@ -58,6 +58,7 @@ def test_a_whole_detector_that_wants_larger_images_is_given_them(monkeypatch: py
     assert "images of 128x128, at which it is checked, may be too small" in (found[0].help or "")
 
 
+@pytest.mark.slow
 def test_a_level_of_a_whole_detector_is_named_in_brackets() -> None:
     net = {"type": "torchvision.fasterrcnn_mobilenet_v3_large_320_fpn", "kwargs": {"num_classes": 11}}
     nets = {"net": {"name": "model", **net}, "teacher0": {"name": "model", **net}}

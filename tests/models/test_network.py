@@ -237,6 +237,7 @@ def test_what_serves_training_alone_is_not_exported() -> None:
     assert {key.split(".")[0] for key in net.exported_state()} == {"backbone", "head"}
 
 
+@pytest.mark.slow
 def test_a_network_compiles_whole() -> None:
     net = network(BACKBONE, HEAD, POST)
     batch = batch_of(32)

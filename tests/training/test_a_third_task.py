@@ -51,6 +51,7 @@ def levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_it_is_validated_trained_measured_and_reported(kdcli: Kdcli, levels: str) -> None:
     code, out, err = kdcli("validate", levels, "--files")
     assert code == 0, out + err

@@ -85,6 +85,7 @@ def test_test_annotations_have_the_training_categories(
         assert "did you mean `Dress`?" in out + err
 
 
+@pytest.mark.slow
 def test_eval_needs_no_training_annotations(kdcli: Kdcli, scenes: Path) -> None:
     gone = "dataset.train.dataset.kwargs.meta_file=gone.json"
     code, _, err = kdcli("eval", STUDENT, *on_scenes(scenes), gone, "--weights", weights(kdcli, scenes))
