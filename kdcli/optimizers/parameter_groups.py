@@ -19,7 +19,7 @@ LAYERS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "ln": nn.LayerNorm, 
 
 ONE_DIMENSION = "ndim_is1"
 FIRST_LAYER = re.compile(r"backbone\.(?:cls_token$|pos_embedding$|embedding)")
-LATER_LAYER = re.compile(r"backbone\.layers\.encoder_layer_(\d+)\.")
+LATER_LAYER = re.compile(r"backbone\.layers\.encoder_(\d+)\.")
 
 
 def parameter_groups(

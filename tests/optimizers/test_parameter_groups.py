@@ -73,14 +73,14 @@ def test_a_learning_rate_falls_from_the_head_to_the_embedding() -> None:
     net = nn.Module()
     net.backbone = nn.Module()
     net.backbone.cls_token = nn.Parameter(torch.zeros(1))
-    net.backbone.layers = nn.ModuleDict({f"encoder_layer_{i}": nn.Linear(1, 1, bias=False) for i in range(2)})
+    net.backbone.layers = nn.ModuleDict({f"encoder_{i}": nn.Linear(1, 1, bias=False) for i in range(2)})
     net.head = nn.Linear(1, 1, bias=False)
     given = settings({"layer_decay": {"type": "vit_base", "value": 0.5, "base_lr": 0.8}}, net)
-    # Two layers: 0.8 * 0.5 ** (2 - layer), the embedding being layer 0, encoder_layer_i layer i + 1, the head 2.
+    # Two layers: 0.8 * 0.5 ** (2 - layer), the embedding being layer 0, encoder_i layer i + 1, the head 2.
     assert {name: own["lr"] for name, own in given.items()} == {
         "backbone.cls_token": pytest.approx(0.2),
-        "backbone.layers.encoder_layer_0.weight": pytest.approx(0.4),
-        "backbone.layers.encoder_layer_1.weight": pytest.approx(0.8),
+        "backbone.layers.encoder_0.weight": pytest.approx(0.4),
+        "backbone.layers.encoder_1.weight": pytest.approx(0.8),
         "head.weight": pytest.approx(0.8),
     }
 
