@@ -463,5 +463,6 @@ class MovingAverage:
 
     @torch.no_grad()
     def _copy(self, values: dict[str, Tensor]) -> None:
-        targets = dict(self._targets())
-        torch._foreach_copy_([target.detach() for target in targets.values()], [values[n] for n in targets])
+        # One by one: torch copies no sharded tensors at once.
+        for name, target in self._targets():
+            target.copy_(values[name])
