@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision.models as vision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torchvision.models.maxvit import PartitionAttentionLayer
 
 Size = tuple[int, int]
 """Height and width."""
@@ -66,15 +64,22 @@ def _says(module: nn.Module, inside: str, image: Size, tokens: int | None) -> Fe
     if own is not None:
         said = own(image) if callable(own) else own
         return said if isinstance(said, FeatureLayout) else None
-    if isinstance(module, vision.VisionTransformer):
-        return FeatureLayout(prefix=1, class_token=True, grid=_cut(image, (module.patch_size,) * 2))
-    if isinstance(module, PartitionAttentionLayer) and inside:
+    kinds = _kinds(module)
+    if ("torchvision", "VisionTransformer") in kinds:
+        patch: Any = module.patch_size
+        return FeatureLayout(prefix=1, class_token=True, grid=_cut(image, (patch, patch)))
+    if ("torchvision", "PartitionAttentionLayer") in kinds and inside:
         return FeatureLayout(maps="none")  # windows of the map: [B, windows, places, C]
-    if isinstance(module, vision.SwinTransformer):
+    if ("torchvision", "SwinTransformer") in kinds:
         return FeatureLayout(maps="axes")
-    if type(module).__module__.startswith("timm."):
+    if kinds[0][0] == "timm":
         return _of_timm(module, inside, image, tokens)
     return None
+
+
+def _kinds(module: nn.Module) -> list[tuple[str, str]]:
+    """A module's classes, from its own up: (package, name). To import torchvision for them takes as long as torch."""
+    return [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__]
 
 
 def _of_timm(module: Any, inside: str, image: Size, tokens: int | None) -> FeatureLayout | None:
@@ -143,7 +148,7 @@ def sizes_that_fit(net: nn.Module, image: Size) -> str | None:
 
 def _patch_of(module: Any) -> tuple[Size | None, Size | None]:
     """The patch of a module that cuts an image into patches, and the only size that it takes, where there is one."""
-    if isinstance(module, vision.VisionTransformer):
+    if ("torchvision", "VisionTransformer") in _kinds(module):
         return (module.patch_size,) * 2, (module.image_size,) * 2
     patch, image = getattr(module, "patch_size", None), getattr(module, "img_size", None)
     if not hasattr(module, "proj"):

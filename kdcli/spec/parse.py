@@ -186,33 +186,46 @@ def _sound(tree: Mapping, wrong: Sequence[Diagnostic]) -> tuple[Spec | None, Map
         paths = [one.path for one in wrong if one.path]
         if len(paths) < len(wrong) or any(one.code == "KD203" for one in wrong):
             return None, tree, ()
+        found: list[SpecPath] = []
         for path in paths:
             while path and isinstance(path[-1], int):
                 path = path[:-1]
             if not path:
                 return None, tree, ()
             removed.append(path)
-            tree = _taken_out(tree, path)
+            found.append(path)
+        tree = _taken_out(tree, found)
         spec, wrong = typed(Spec, tree)
         if spec is not None:
             return spec, tree, tuple(removed)
     return None, tree, ()
 
 
-def _taken_out(node: Any, path: SpecPath) -> Any:
-    """The node without the value at a path."""
-    step, rest = path[0], path[1:]
-    if isinstance(node, NodeSequence) and isinstance(step, int) and rest:
-        items = tuple(_taken_out(item, rest) if i == step else item for i, item in enumerate(node.items))
-        return replace(node, items=items)
-    if not isinstance(node, Mapping) or not isinstance(step, str):
-        return node
-    entry = node.find(step)
-    if entry is None:
-        return node
-    return (
-        node.with_entry(replace(entry, value=_taken_out(entry.value, rest))) if rest else node.without(step)
-    )
+def _taken_out(node: Any, paths: Iterable[SpecPath]) -> Any:
+    """The node without the values at some paths."""
+    below: dict[str | int, list[SpecPath]] = {}
+    for path in paths:
+        below.setdefault(path[0], []).append(path[1:])
+    if isinstance(node, Mapping):
+        kept = [entry for entry in node.entries if () not in below.get(entry.key, ())]
+        return replace(
+            node,
+            entries=tuple(
+                replace(entry, value=_taken_out(entry.value, below[entry.key]))
+                if entry.key in below
+                else entry
+                for entry in kept
+            ),
+        )
+    if isinstance(node, NodeSequence):
+        return replace(
+            node,
+            items=tuple(
+                _taken_out(item, [path for path in below[number] if path]) if number in below else item
+                for number, item in enumerate(node.items)
+            ),
+        )
+    return node
 
 
 def touches(finding: Diagnostic, removed: Iterable[SpecPath]) -> bool:

@@ -74,6 +74,9 @@ Factor = Annotated[float, Range(more_than=0, at_most=1000)]
 Prior = Annotated[float, Range(more_than=0, less_than=1)]
 """The share of positives that a detector begins with."""
 
+Focus = Annotated[float, Range(at_least=0, at_most=100)]
+"""The power by which a focal loss weighs rows."""
+
 Side = Annotated[int, Range(at_least=1, at_most=65536)]
 """A height or width in pixels."""
 

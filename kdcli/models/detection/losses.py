@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from kdcli.losses.parts.reduce import distributed, global_count, per_count
 from kdcli.models.detection.blocks import build_block
 from kdcli.models.detection.boxes import decode, denormalized
-from kdcli.spec.ranges import NonNegative, Positive, Prior, Share, TaskWeight
+from kdcli.spec.ranges import Focus, Positive, Prior, Share, TaskWeight
 
 IGNORED_TARGET = -1
 """The class of an anchor that counts in no loss; 0 is the background."""
@@ -111,7 +111,7 @@ class SigmoidFocal(ClassLoss):
         self,
         num_classes: int | None = None,
         alpha: Share = 0.25,
-        gamma: NonNegative = 2.0,
+        gamma: Focus = 2.0,
         init_prior: Prior = 0.01,
         name: str | None = None,
         loss_weight: TaskWeight = 1.0,
@@ -142,7 +142,7 @@ class QualityFocal(ClassLoss):
 
     def __init__(
         self,
-        gamma: NonNegative,
+        gamma: Focus,
         init_prior: Prior = 0.01,
         name: str | None = None,
         loss_weight: TaskWeight = 1.0,
