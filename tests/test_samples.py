@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -104,7 +105,14 @@ def test_there_are_samples() -> None:
     )
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+SLOW = re.compile(r"scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+")
+"""Others show the same kinds of network and data."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if SLOW.match(name) else name for name in SAMPLES],
+)
 def test_a_sample_runs(
     name: str, garments: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

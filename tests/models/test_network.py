@@ -247,7 +247,7 @@ def test_a_network_compiles_whole() -> None:
 
 
 def test_a_wrong_key_inside_an_argument_is_told_at_that_key() -> None:
-    from kdcli.models.network import _named_inside
+    from kdcli.models.construct import _named_inside
 
     kwargs = {"cfg": {"matcher": {"kwargs": {"thres": 1}}, "thres": 2}}
     message = "a key of `cfg.matcher.kwargs` can't be `thres`; did you mean `thresh`?"

@@ -41,6 +41,7 @@ def test_make_data(kdcli: Kdcli, tmp_path: Path) -> None:
     assert kdcli("make-data", "nothing", "made")[0] == 2
 
 
+@pytest.mark.slow
 def test_train_then_eval_with_predictions_and_pictures(kdcli: Kdcli, scenes: Path) -> None:
     changes = on_scenes(scenes)
     assert kdcli("train", STUDENT, *changes)[0] == 0

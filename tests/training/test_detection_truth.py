@@ -102,6 +102,7 @@ def test_a_truth_without_a_test_image(kdcli: Kdcli, scenes: Path) -> None:
     assert code == 1 and "KD566: `fewer.json` lacks image 3 of" in err, err
 
 
+@pytest.mark.slow
 def test_an_unwritable_target_is_told_before_anything_runs(
     kdcli: Kdcli, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
