@@ -47,8 +47,9 @@ def fold(teacher: Teacher, sample: Mapping[str, Any]) -> int:
     if not same:
         for pair in pairs:
             _undo(pair)
-    # Once more as it will run: in the teacher's own precision.
-    teacher.learn(sample)
+    # Once more where it does not run as it was just looked at.
+    if not same or teacher.autocast is not None:
+        teacher.learn(sample)
     return len(pairs) if same else 0
 
 

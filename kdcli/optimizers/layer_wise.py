@@ -11,7 +11,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class Lamb(Optimizer):
+class LayerWise(Optimizer):
+    """An optimizer whose `_update` moves all parameters once."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what the closure returns, else None."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+
+class Lamb(LayerWise):
     """Adam's direction, each parameter's step made as long as lr times the norm of the parameter.
 
     All gradients are first scaled down together to a norm of max_grad_norm at most. With m, v Adam's averages and
@@ -48,21 +65,14 @@ class Lamb(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns what the closure returns, else None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         groups = [(group, _moving(group)) for group in self.param_groups]
         gradients = [p.grad for _, parameters in groups for p in parameters if p.grad is not None]
         if not gradients:
-            return loss
+            return
         scale = (self.max_grad_norm / _norm(gradients)).clamp(max=1.0)
         for group, parameters in groups:
             self._step(group, parameters, scale)
-        return loss
 
     def _step(self, group: dict[str, Any], parameters: list[Tensor], scale: Tensor) -> None:
         if not parameters:
@@ -98,7 +108,7 @@ class Lamb(Optimizer):
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
-class Lars(Optimizer):
+class Lars(LayerWise):
     """SGD with momentum, each parameter's lr multiplied by eta * |p| / (|gradient| + weight_decay * |p|).
 
     weight_decay is a part of the gradient, as in SGD. A parameter of norm 0 does not move (a bias that begins at 0
@@ -129,18 +139,11 @@ class Lars(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns what the closure returns, else None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         for group in self.param_groups:
             parameters = _moving(group)
             if parameters:
                 self._step(group, parameters)
-        return loss
 
     def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         decay, momentum = group["weight_decay"], group["momentum"]

@@ -289,8 +289,6 @@ class Functions(TorchFunctionMode):
         wanted = _is_cuda(device)
         if wanted is None or wanted == self.watched.on_device(tensor):
             return changed
-        if wanted and non_blocking and changed is tensor and _alive(self.watched.pinned, tensor):
-            return self._made(changed, CUDA)
         return self._moved(changed, CUDA if wanted else CPU, non_blocking)
 
     def _moved(self, tensor: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
