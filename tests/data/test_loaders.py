@@ -328,7 +328,7 @@ def test_a_stopped_data_worker_is_named_with_what_it_reads(
     next(batches)
     (worker,) = made._workers._iterator._workers
     os.kill(worker.pid, signal.SIGSTOP)
-    waking = threading.Timer(0.6, os.kill, (worker.pid, signal.SIGCONT))
+    waking = threading.Timer(1.0, os.kill, (worker.pid, signal.SIGCONT))
     waking.start()
     assert 1 + len(list(batches)) == 10
     made.close()

@@ -113,7 +113,9 @@ class Training:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(background, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(background, "RETRY_SECONDS", (0.01,))
-    monkeypatch.setattr(background, "END_SECONDS", 0.3)
+    monkeypatch.setattr(
+        background, "END_SECONDS", 15.0
+    )  # a working logger always ends, on a busy machine too
     monkeypatch.setattr(background, "STUCK_SECONDS", 0.1)
     yield
     interrupts._abandoned.clear()
@@ -205,6 +207,7 @@ def test_a_call_that_never_returns_holds_up_neither_the_steps_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(background, "END_SECONDS", 0.3)
     server, never = Server(), threading.Event()
     server.away = never.wait  # type: ignore[assignment]
     training = Training(tmp_path, monkeypatch, Plain(server))
@@ -212,10 +215,10 @@ def test_a_call_that_never_returns_holds_up_neither_the_steps_nor_the_end(
     for number in range(1, 101):
         training.take(step(number))
         time.sleep(0.001)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0
     training.take(replace(finished(tmp_path), step=100))
     messages = training.close()
-    assert 0.3 < time.monotonic() - began < 4.0
+    assert 0.3 < time.monotonic() - began < 10.0
     assert len(messages) == 2 and "has waited 0 s for an answer, training goes on" in messages[0]
     assert messages[1].endswith(
         f"none has arrived, all are in {tmp_path}/metrics.jsonl, `{AGAIN}` sends the rest"
@@ -241,7 +244,7 @@ def test_an_interrupted_run_waits_for_a_logger_that_works_and_not_for_one_that_h
     training.take(step(1))
     began = time.monotonic()
     assert "could not end in time" in training.close()[0]
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0
     never.set()
 
 

@@ -266,7 +266,7 @@ def test_a_pipe_is_read_once_its_writer_comes_and_the_wait_is_told(
     os.mkfifo("pipe")
 
     def late() -> None:
-        time.sleep(0.3)
+        time.sleep(0.6)
         Path("pipe").write_text(BASE)
 
     writer = threading.Thread(target=late)
@@ -274,7 +274,7 @@ def test_a_pipe_is_read_once_its_writer_comes_and_the_wait_is_told(
     parsed = read("pipe")
     writer.join()
     assert parsed.spec == good(BASE).spec.model_copy(update={"saver": parsed.spec.saver})
-    assert "waiting for the spec from `pipe`, which is no plain file (0 s so far)" in capsys.readouterr().err
+    assert "waiting for the spec from `pipe`, which is no plain file (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "-"])

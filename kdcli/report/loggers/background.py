@@ -201,10 +201,10 @@ class BackgroundLogger:
                     self._ending.wait(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                     tries += 1
                     continue
+                self._note_back()
                 if ending:
                     return
                 tries = 0
-                self._note_back()
                 self._ending.wait(ROUND_SECONDS)
         except Exception as error:
             self.failed = True
