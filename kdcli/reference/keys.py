@@ -141,7 +141,7 @@ def _entry(model: type[BaseModel], field: str) -> list[Any]:
     entries = _words("keys.yaml")
     for one in model.__mro__:
         if field in entries.get(one.__name__, {}):
-            return entries[one.__name__][field]
+            return list(entries[one.__name__][field])
     raise KeyError(f"{model.__name__}.{field} is not in keys.yaml")
 
 
