@@ -18,10 +18,12 @@ from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
+from kdcli.spec.places import Places
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.ranges import parsed
 from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
 from kdcli.spec.tables import torch_arguments
+from kdcli.training.join_jobs import weight_sources
 from kdcli.training.optim import (
     LearningRate,
     build_optimizer,
@@ -289,3 +291,11 @@ def one_sample_batches(spec: Spec, samples: int | None) -> tuple[int, int]:
     if size == 1:
         return size, samples
     return size, int(samples % size == 1 and not sampler.kwargs.drop_last)
+
+
+def check_weight_names(spec: Spec, places: Places, findings: Findings) -> None:
+    """Check the names of published weights against the lists of their libraries, but for packages' files."""
+    for source in weight_sources(spec, places).values():
+        with findings.part():
+            if not source.name.startswith("wheel:"):
+                source.card()

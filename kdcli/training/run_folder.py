@@ -33,7 +33,7 @@ from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.places import Taken, taken_from
+from kdcli.spec.places import Taken, TakenWeights, taken_from, weights_from
 from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints
@@ -348,7 +348,7 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     taken = _taken(env, root)
     spec_dir = env.get("spec_dir")
     parsed = parse(text, str(resolved), base_dir=Path(spec_dir) if isinstance(spec_dir, str) else None)
-    places = replace(parsed.places, taken=taken)
+    places = replace(parsed.places, taken=taken, published=_published(env, root))
     _require_plugins(parsed, env, plugins)
     return Reopened(
         parsed=at_root(parsed, root),
@@ -381,21 +381,28 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
-    taken = files_taken(root) if processes.speaks and root is not None else {}
-    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
+    env = root / ENV if processes.speaks and root is not None else None
+    found = mapping_in(text_of(env), env) if env is not None and exists(env) else {}
+    taken, published = processes.broadcast((_taken(found, root), _published(found, root)))
+    return replace(options, places=replace(options.places, taken=taken, published=published))
 
 
-def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
-    """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
-    path = root / ENV
-    return _taken(mapping_in(text_of(path), path), root) if exists(path) else {}
-
-
-def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
+def _taken(env: Mapping[str, Any], root: Path | None) -> Mapping[SpecPath, Taken]:
     try:
         return taken_from(env.get("files", ()))
     except ValueError as error:
+        assert root is not None
         raise RunError.of("KD752", f"{root / ENV} is broken: its `files` are no list of files") from error
+
+
+def _published(env: Mapping[str, Any], root: Path | None) -> Mapping[SpecPath, TakenWeights]:
+    try:
+        return weights_from(env.get("weights", ()))
+    except ValueError as error:
+        assert root is not None
+        raise RunError.of(
+            "KD752", f"{root / ENV} is broken: its `weights` are no list of published weights"
+        ) from error
 
 
 def env_of_run(root: Path) -> Mapping[str, Any]:
