@@ -394,7 +394,7 @@ class _Rehearsal:
         if change is not None and change.notice:
             path = weight_path(self.spec, name)
             message = f"{name}: {change.notice}"
-            help = "add `normalize` to the transformer of dataset.train; else the teacher is given other pixels than it knows"
+            help = "add `normalize` to the transformer of dataset.train: the teacher knows no other pixels"
             found = Diagnostic(code="KD582", severity="warning", message=message, help=help, path=path)
             if found not in self.findings.found:
                 self.findings.found.append(found)

@@ -162,8 +162,8 @@ FILES: dict[str, Explanation] = {
     ),
     "KD534": Explanation(
         "no published weights of that name",
-        "`torchvision:` is followed by a weights class and a member of it (DEFAULT is torchvision's own choice; a member"
-        " alone is taken for the network in the spec), `timm:` by a network and a tag (without a tag timm's own choice)."
+        "`torchvision:` is followed by a weights class and a member of it (DEFAULT: torchvision's own choice; a member"
+        " alone is one of the network in the spec), `timm:` by a network and a tag (without one: timm's own choice)."
         " The names are looked up in the library that is installed.",
         "wrong: teacher_weight: torchvision:resnet50\n"
         "right: teacher_weight: torchvision:ResNet50_Weights.IMAGENET1K_V2\n"
@@ -191,8 +191,8 @@ FILES: dict[str, Explanation] = {
     ),
     "KD559": Explanation(
         "weights that are missing in offline mode",
-        "`--offline`, KDCLI_OFFLINE or HF_HUB_OFFLINE forbids to fetch anything, and the weights are not on this machine."
-        " The message says where they would lie.",
+        "`--offline`, KDCLI_OFFLINE or HF_HUB_OFFLINE forbids to fetch anything, and the weights are not on this"
+        " machine. The message says where they would lie.",
         "right: run once with a network, or copy the caches: `kdcli doctor` shows where they are",
     ),
     "KD571": Explanation(
@@ -209,7 +209,7 @@ FILES: dict[str, Explanation] = {
     ),
     "KD573": Explanation(
         "a repository with several weight files",
-        "`model.safetensors`, `pytorch_model.bin` or the only weight file is taken; among others kdcli does not choose.",
+        "`model.safetensors`, `pytorch_model.bin` or the only weight file is taken; among others kdcli can't choose.",
         "right: teacher_weight: hf:owner/repository:checkpoints/last.safetensors",
     ),
     "KD574": Explanation(
@@ -232,8 +232,8 @@ FILES: dict[str, Explanation] = {
     ),
     "KD579": Explanation(
         "weights that do not agree in order",
-        "`weight_order: true` reads a file of the same network under other names, tensor by tensor: there must be as many,"
-        " each of the shape that the network has at that place, and its name must end alike (weight, running_mean ...).",
+        "`weight_order: true` reads a file of the same network under other names, tensor by tensor: as many as the"
+        " network has, each of the shape that is there, with a name that ends alike (weight, running_mean ...).",
         "right: the network that the file was made with, or a file with the network's own names",
     ),
     "KD582": Explanation(

@@ -278,6 +278,8 @@ def pixels_of(
     size: of the student's pixels, None where they aren't known. net: the teacher, which may take one size alone. Images
     of other proportions than the stated ones keep their size, unless the network takes one alone.
     """
+    if own is None and stated is None:
+        return None
     own = own or TeacherInput()
     asked = None if own.size is None else (own.size, own.size) if isinstance(own.size, int) else own.size
     wanted: Any = asked

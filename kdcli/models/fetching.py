@@ -144,6 +144,7 @@ def _download(wanted: Wanted, shown: Shown) -> str:
                 _transfer(wanted, part, state, update)
                 break
             except HTTPError as error:
+                error.close()
                 raise _refused(wanted, error) from error
             except (
                 URLError,

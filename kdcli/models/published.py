@@ -223,7 +223,7 @@ def _timm_card(name: Published, modules: Sequence[ModuleSpec]) -> Card:
         own = [one for one in names if built and one.split(".")[0] == built]
         tags = [one for one in names if one.split(".")[0] == base]
         shown = ", ".join(f"`timm:{one}`" for one in (tags or own)[:6])
-        help = f"there are {shown}" if shown else did_you_mean(given, names)
+        help = did_you_mean(given, tags or own or names) or f"there are {shown}"
         raise RunError.of("KD534", f"timm has no weights `{given}`" + _of(built or None), help)
     if built and base != built:
         own = [f"`timm:{one}`" for one in names if one.split(".")[0] == built]

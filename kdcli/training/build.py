@@ -443,8 +443,6 @@ def pixel_change(
             f"{name} expects its own mean and std, but the data is not normalised by a `normalize` transform",
             "add `normalize` to the transformer of dataset.train",
         )
-    if own is None and stated is None:
-        return None
     if facts.annotations is not None and stated is not None:
         stated = replace(stated, size=None)  # boxes are in the pixels of the data
     return pixels_of(own, stated, mean, std, None if facts.shape is None else facts.shape[1:], net)
