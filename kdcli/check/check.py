@@ -23,6 +23,7 @@ from kdcli.check.training import (
     check_lengths,
     check_stages,
     check_warm_ups,
+    check_weight_files,
     check_weight_names,
     one_sample_batches,
     steps_per_epoch_of,
@@ -51,7 +52,7 @@ from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import Job, ModuleSpec, Spec
+from kdcli.spec.schema import Job, ModuleSpec
 from kdcli.tasks.task import Task
 from kdcli.training.build import (
     channels_of,
@@ -76,7 +77,6 @@ from kdcli.training.join_jobs import (
     teacher_settings,
     teacher_taps,
     weight_path,
-    weight_sources,
     with_jobs,
 )
 from kdcli.training.run import StagePlan
@@ -171,7 +171,9 @@ class _Rehearsal:
         samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.look != "nothing":
-                check_weight_files(self.spec, nets, self.options, self.findings)
+                fetch = self.options.look == "start"
+                places, shown = self.options.places, self.options.shown
+                check_weight_files(self.spec, nets, places, self.findings, fetch_them=fetch, shown=shown)
             else:
                 check_weight_names(self.spec, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
@@ -483,22 +485,3 @@ def _unknown_size(height: int, width: int) -> Diagnostic:
         help="end the transformer with a crop or a resize to (height, width)",
         path=("dataset", "train", "dataset"),
     )
-
-
-def check_weight_files(
-    spec: Spec, nets: Mapping[str, Network], options: CheckOptions, findings: Findings
-) -> None:
-    """Compare names and shapes in the headers of the weight files with the networks.
-
-    nets: `net` and the teachers, by name. Published weights are fetched where a run is about to start. KD618 where a
-    teacher's file is not read whole, or not under its own names.
-    """
-    for name, source in weight_sources(spec, options.places).items():
-        if name not in nets:
-            continue
-        with findings.part():
-            notices = source.check(nets[name], fetch_them=options.look == "start", shown=options.shown)
-            for notice in notices if name != "net" else ():
-                message = f"{name}: {notice}"
-                unused = Diagnostic(code="KD618", severity="warning", message=message, path=source.where)
-                findings.found.append(unused)

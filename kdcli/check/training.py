@@ -1,10 +1,10 @@
-"""Optimizers, schedulers and transforms built as in a run, with every argument checked."""
+"""Optimizers, schedulers and transforms built as in a run, with every argument checked; weights by name and file."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.models.fetching import Shown
 from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
@@ -299,3 +300,28 @@ def check_weight_names(spec: Spec, places: Places, findings: Findings) -> None:
         with findings.part():
             if not source.name.startswith("wheel:"):
                 source.card()
+
+
+def check_weight_files(
+    spec: Spec,
+    nets: Mapping[str, nn.Module],
+    places: Places,
+    findings: Findings,
+    *,
+    fetch_them: bool,
+    shown: Shown,
+) -> None:
+    """Compare names and shapes in the headers of the weight files with the networks.
+
+    nets: `net` and the teachers, by name. fetch_them: whether published weights are fetched first, as a run is about to
+    start. KD618 where a teacher's file is not read whole, or not under its own names.
+    """
+    for name, source in weight_sources(spec, places).items():
+        if name not in nets:
+            continue
+        with findings.part():
+            notices = source.check(nets[name], fetch_them=fetch_them, shown=shown)
+            for notice in notices if name != "net" else ():
+                message = f"{name}: {notice}"
+                unused = Diagnostic(code="KD618", severity="warning", message=message, path=source.where)
+                findings.found.append(unused)

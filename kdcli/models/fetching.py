@@ -20,7 +20,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
 
-from kdcli.disk import exists, make_folder, remove, size_of, write_whole, writing
+from kdcli.disk import asking, exists, make_folder, remove, size_of, write_whole, writing
 from kdcli.errors import RunError
 from kdcli.waiting import say, waiting
 
@@ -118,7 +118,7 @@ def checked(wanted: Wanted) -> str:
 
 def sha256_of(path: Path) -> str:
     """The checksum of a file's content, in hex."""
-    with path.open("rb") as file:
+    with asking(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -215,7 +215,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _so_far(wanted: Wanted, part: Path) -> str:
-    there = part.stat().st_size if part.exists() else 0
+    there = size_of(part) if exists(part) else 0
     return f"{wanted.title}: {_megabytes(there)} are there"
 
 

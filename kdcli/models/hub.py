@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.disk import exists, real_path
+from kdcli.disk import asking, exists, expanded, real_path
 from kdcli.errors import RunError, did_you_mean
 from kdcli.models.fetching import (
     TIMEOUT_SECONDS,
@@ -95,11 +95,11 @@ def endpoint() -> str:
 def hub_cache() -> Path:
     """The folder of the hub's cache: HF_HUB_CACHE, HF_HOME/hub, else where its library has it."""
     if named := os.environ.get("HF_HUB_CACHE"):
-        return Path(named).expanduser()
+        return expanded(named)
     home = os.environ.get("HF_HOME")
     if not home:
         home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(home).expanduser() / "hub"
+    return expanded(home) / "hub"
 
 
 def hub_card(name: Published) -> Card:
@@ -287,7 +287,8 @@ def _weights_here(snapshot: Path, file: str | None) -> Path | None:
     names = [file] if file is not None else USUAL
     found = next((snapshot / name for name in names if exists(snapshot / name)), None)
     if found is None and file is None and exists(snapshot):
-        others = [path for path in sorted(snapshot.rglob("*")) if path.name.endswith(ENDINGS)]
+        with asking(snapshot):
+            others = [path for path in sorted(snapshot.rglob("*")) if path.name.endswith(ENDINGS)]
         found = others[0] if len(others) == 1 else None
     return found
 

@@ -59,14 +59,19 @@ def diagnose(folder: Path) -> dict[str, Any]:
         },
         "cuda": _cuda(torch),
         "weights": {
-            "torch": str(torch_cache()),
-            "hub": str(hub_cache()),
+            "torch": _from_home(torch_cache()),
+            "hub": _from_home(hub_cache()),
             "endpoint": endpoint(),
             "offline": is_offline(),
         },
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "editable": not Path(__file__).is_relative_to(sys.prefix),
     }
+
+
+def _from_home(path: Path) -> str:
+    """A path below the home folder from `~`: a bug report needn't name its owner."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def _cuda(torch: Any) -> dict[str, Any]:
