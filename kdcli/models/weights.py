@@ -89,14 +89,19 @@ def check_weights(
     where: SpecPath | None = None,
     mode: Mode = "strict",
     key: str | None = None,
+    name: str | None = None,
 ) -> list[str]:
-    """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices."""
+    """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices.
+
+    name: what messages call the file, where that is not its path.
+    """
+    called = f"`{name or source}`"
     with at_path(where):
         states = described_states(source, key)
         shapes = [state.of({k: shape for k, (shape, _) in state.tensors.items()}) for state in states]
-        reading = reading_of(net, shapes, f"`{source}`", mode)
+        reading = reading_of(net, shapes, called, mode)
         kinds = {k: kind for k, (_, kind) in states[reading.state].tensors.items()}
-        _check_kinds(net, kinds, reading.names, f"`{source}`")
+        _check_kinds(net, kinds, reading.names, called)
         return reading.notices
 
 
@@ -165,8 +170,8 @@ class WeightSource:
                     f"`{self.name}`",
                 )
                 return []
-        notices = check_weights(net, file, where=self.where, mode=self.mode, key=self.key)
-        return [notice.replace(f"`{file}`", f"`{self.name}`") for notice in notices]
+            called = None if parts is None else self.name
+            return check_weights(net, file, mode=self.mode, key=self.key, name=called)
 
     def load(self, net: nn.Module, shown: Shown = unseen) -> list[str]:
         """Load the weights, fetched where they aren't here; returns notices: what isn't read, which licence they have.

@@ -381,25 +381,37 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
-    env = root / ENV if processes.speaks and root is not None else None
-    found = mapping_in(text_of(env), env) if env is not None and exists(env) else {}
-    taken, published = processes.broadcast((_taken(found, root), _published(found, root)))
+    found = (files_taken(root), weights_taken(root)) if processes.speaks and root is not None else ({}, {})
+    taken, published = processes.broadcast(found)
     return replace(options, places=replace(options.places, taken=taken, published=published))
 
 
-def _taken(env: Mapping[str, Any], root: Path | None) -> Mapping[SpecPath, Taken]:
+def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
+    """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
+    return _taken(_env(root), root)
+
+
+def weights_taken(root: Path) -> Mapping[SpecPath, TakenWeights]:
+    """The published weights that a run has used, by their paths in its spec; empty where its folder has no list."""
+    return _published(_env(root), root)
+
+
+def _env(root: Path) -> Mapping[str, Any]:
+    path = root / ENV
+    return mapping_in(text_of(path), path) if exists(path) else {}
+
+
+def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
     try:
         return taken_from(env.get("files", ()))
     except ValueError as error:
-        assert root is not None
         raise RunError.of("KD752", f"{root / ENV} is broken: its `files` are no list of files") from error
 
 
-def _published(env: Mapping[str, Any], root: Path | None) -> Mapping[SpecPath, TakenWeights]:
+def _published(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, TakenWeights]:
     try:
         return weights_from(env.get("weights", ()))
     except ValueError as error:
-        assert root is not None
         raise RunError.of(
             "KD752", f"{root / ENV} is broken: its `weights` are no list of published weights"
         ) from error

@@ -24,6 +24,7 @@ from kdcli.models.fetching import Wanted, fetched
 from kdcli.models.hub import PixelsTrainedOn
 from kdcli.models.network import Network, build_network
 from kdcli.models.published import card_of, fetch, licence_notice
+from kdcli.models.torch_modes import fake_mode
 from kdcli.models.weights import WeightSource
 from kdcli.spec.places import Places, TakenWeights
 from kdcli.spec.published import is_published, published
@@ -558,3 +559,11 @@ def test_pixels_that_can_not_be_made_are_told(mean: tuple[float, ...] | None) ->
     assert change is not None and change.notice is not None
     assert "mean and std that somebody states are not used" in change.notice
     assert change.size == (32, 32) and change.same_pixels
+
+
+def test_a_file_of_the_oldest_format_is_checked_while_networks_are_fake(tmp_path: Path) -> None:
+    """It is read with its values, which must not become fake ones."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    torch.save(net.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with fake_mode():
+        assert source(str(tmp_path / "old.pth")).check(net) == []
