@@ -16,12 +16,18 @@ REPORT_DATA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """One network of the run: its size, and for a teacher which part of it runs."""
+    """One network of the run: its size, and for a teacher which part of it runs.
+
+    weights: published ones, by name, and where they lie. input: the pixels of a teacher that takes others than the
+    student.
+    """
 
     name: str
     parameters: int
     flops: int | None = None
     runs_until: str | None = None
+    weights: str | None = None
+    input: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,6 +240,7 @@ ASKS_ITSELF = {
     "kdcli.data.classification.image_folder": "a walk; its errors are caught by who calls it",
     "kdcli.data.detection.fashion_scenes": "OSError becomes wrong usage in kdcli.commands.init",
     "kdcli.distill.cached": "stores of rows; OSError becomes KD554 in kdcli.training.caches",
+    "kdcli.models.fetching": "OSError becomes KD740 in `fetched`",
     "kdcli.parallel.meeting": "reads kdcli's own source",
     "kdcli.training.claim": "OSError becomes KD740 in `claim`",
     "kdcli.training.caches": "rmtree that ignores errors",

@@ -36,15 +36,21 @@ from kdcli.training.build import (
     build_student,
     build_teachers,
     file_notices,
-    labels_of,
     pixel_change,
     run_root,
-    teacher_settings,
-    weight_path,
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, made_up_labels, teacher_taps
+from kdcli.training.join_jobs import (
+    first_samples,
+    jobs_of,
+    join_jobs,
+    labels_of,
+    made_up_labels,
+    teacher_settings,
+    teacher_source,
+    teacher_taps,
+)
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -234,16 +240,19 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
     settings = teacher_settings(spec, name)
     if settings.teacher_weight is None:
         raise RunError.of("KD719", "it has no `teacher_weight`")
-    where = weight_path(spec, name)
-    path = find_file(settings.teacher_weight, options.places, where)
+    source = teacher_source(spec, name, options.places)
+    assert source is not None
     net = build_network(
         spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
     )
-    left_out = tuple(load_weights(net, path, where=where, key=settings.weight_key))
-    size = size_of(path) if is_file(path) else None
+    left_out = tuple(source.load(net, options.shown))
+    file = source.file()
+    size = size_of(file) if file is not None and is_file(file) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
-    return EvaluatedNetwork(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
+    return EvaluatedNetwork(
+        name, net, size, pixel_change(name, spec, facts, options.places, net), left_out, scoring
+    )
 
 
 def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
@@ -373,7 +382,7 @@ def rebuild(
     teachers = {}
     for name, taps in teacher_taps(spec, nets).items():
         settings = teacher_settings(spec, name)
-        pixels = pixel_change(name, settings, spec, facts)
+        pixels = pixel_change(name, spec, facts, options.places, nets[name])
         # The shapes alone matter: which classes they were is in the student's file.
         labels = labels_of(task, spec, name, settings, facts, options.places, files=False)
         teachers[name] = Teacher(name, taps, pixels=pixels, labels=labels)

@@ -24,6 +24,8 @@ from kdcli.check.training import (
     check_sizes,
     check_stages,
     check_warm_ups,
+    check_weight_files,
+    check_weight_names,
     one_sample_batches,
     steps_per_epoch_of,
 )
@@ -32,9 +34,10 @@ from kdcli.data.facts import padded_size
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps, View
-from kdcli.distill.teacher import Teacher
+from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.losses import loss_of
+from kdcli.models.fetching import Shown, unseen
 from kdcli.models.network import Network, build_network, shapes_only, tells_shapes
 from kdcli.models.torch_modes import (
     NOT_FAKE,
@@ -45,23 +48,20 @@ from kdcli.models.torch_modes import (
     flops_of,
     to_fake,
 )
-from kdcli.models.weights import check_weights, find_file
 from kdcli.parallel.devices import check_threads, student_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.schema import Job, ModuleSpec, Spec
+from kdcli.spec.schema import Job, ModuleSpec
 from kdcli.tasks.task import Task
 from kdcli.training.build import (
     channels_of,
-    labels_of,
+    origin_of,
     pixel_change,
     run_name,
     run_root,
     sample_of,
-    teacher_settings,
-    weight_path,
 )
 from kdcli.training.caches import few_views
 from kdcli.training.join_jobs import (
@@ -69,12 +69,15 @@ from kdcli.training.join_jobs import (
     first_samples,
     jobs_of,
     join_views,
+    labels_of,
     made_up_labels,
     requirements_of,
     show_student,
     show_teacher,
     student_taps,
+    teacher_settings,
     teacher_taps,
+    weight_path,
     with_jobs,
 )
 from kdcli.training.run import StagePlan
@@ -87,14 +90,15 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
-    weights. progress: hears how far the look at files is. plan: whether to work out what would run, with its cost.
-    processes: how many will train.
+    weights. progress: hears how far the look at files is; shown: draws how far a download is. plan: whether to work
+    out what would run, with its cost. processes: how many will train.
     """
 
     plugins: tuple[str, ...] = ()
     places: Places = HERE
     look: Look = "nothing"
     progress: Callable[[int, int], None] | None = None
+    shown: Shown = unseen
     plan: bool = True
     processes: int = 1
 
@@ -168,7 +172,11 @@ class _Rehearsal:
         samples = self.facts.num_samples
         with self.mode or nullcontext(), ExitStack() as stack:
             if self.options.look != "nothing":
-                check_weight_files(self.spec, nets, self.options.places, self.findings)
+                fetch = self.options.look == "start"
+                places, shown = self.options.places, self.options.shown
+                check_weight_files(self.spec, nets, places, self.findings, fetch_them=fetch, shown=shown)
+            else:
+                check_weight_names(self.spec, self.options.places, self.findings)
             per_epoch = steps_per_epoch_of(self.spec, samples)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
             self.findings.found += check_lengths(self.spec, stages, per_epoch)
@@ -371,7 +379,7 @@ class _Rehearsal:
             name,
             taps,
             batch_statistics=settings.teacher_bn_mode == "train",
-            pixels=pixel_change(name, settings, self.spec, self.facts),
+            pixels=self.pixels(name, taps.net),
             labels=labels_of(
                 self.task,
                 self.spec,
@@ -382,6 +390,18 @@ class _Rehearsal:
                 files=self.options.look != "nothing",
             ),
         )
+
+    def pixels(self, name: str, net: torch.nn.Module) -> PixelChange | None:
+        """A teacher's own pixels; KD582 where what its weights state of them can't be done."""
+        change = pixel_change(name, self.spec, self.facts, self.options.places, net)
+        if change is not None and change.notice:
+            path = weight_path(self.spec, name)
+            message = f"{name}: {change.notice}"
+            help = "add `normalize` to the transformer of dataset.train: the teacher knows no other pixels"
+            found = Diagnostic(code="KD582", severity="warning", message=message, help=help, path=path)
+            if found not in self.findings.found:
+                self.findings.found.append(found)
+        return change
 
     def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:
         """Add the image size to the help of a network that fails for too small feature maps."""
@@ -425,6 +445,7 @@ class _Rehearsal:
                     parameters=sum(p.numel() for p in net.parameters()),
                     flops=self.flops.get(name),
                     runs_until=teachers[name].taps.stopped_at if name in teachers else None,
+                    **origin_of(self.spec, name, self.options.places, teachers.get(name)),
                 )
             )
         self.findings.found += check_sizes(networks)
@@ -466,28 +487,3 @@ def _unknown_size(height: int, width: int) -> Diagnostic:
         help="end the transformer with a crop or a resize to (height, width)",
         path=("dataset", "train", "dataset"),
     )
-
-
-def check_weight_files(spec: Spec, nets: Mapping[str, Network], places: Places, findings: Findings) -> None:
-    """Compare names and shapes in the headers of the weight files with the networks.
-
-    nets: `net` and the teachers, by name. KD618 where a file is not read whole, or not under its own names.
-    """
-    for name, net in nets.items():
-        if name == "net":
-            if spec.saver.pretrain_model is not None:
-                with findings.part():
-                    where: SpecPath = ("saver", "pretrain_model")
-                    path = find_file(spec.saver.pretrain_model, places, where)
-                    check_weights(net, path, where=where, mode="pretrain", key=spec.saver.weight_key)
-            continue
-        settings = teacher_settings(spec, name)
-        weight = settings.teacher_weight
-        if weight is not None:
-            with findings.part():
-                where = weight_path(spec, name)
-                file = find_file(weight, places, where)
-                for notice in check_weights(net, file, where=where, key=settings.weight_key):
-                    message = f"{name}: {notice}"
-                    unused = Diagnostic(code="KD618", severity="warning", message=message, path=where)
-                    findings.found.append(unused)

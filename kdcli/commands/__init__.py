@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from kdcli.failures import failure, keep_tracebacks, tracebacks
 
 if TYPE_CHECKING:
     from kdcli.commands.options import EvalOptions, ExportOptions
+    from kdcli.models.fetching import Shown
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import RunOptions
 
@@ -113,7 +114,8 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
         device = getattr(options, "device", None)
         run = reopen(Path(options.spec), device=device, plugins=options.plugins)
-        return Opened(parsed=run.parsed, options=run.options, spec_hash=run.spec_hash)
+        options_of_run = replace(run.options, shown=_downloads(options))
+        return Opened(parsed=run.parsed, options=options_of_run, spec_hash=run.spec_hash)
     parsed = read_checked(options.spec, options.changes, options.plugins)
     return Opened(parsed=parsed, options=run_options(options, parsed), spec_hash=parsed.hash())
 
@@ -124,7 +126,17 @@ def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:
 
     known = {field.name for field in fields(RunOptions)}
     shared = {field.name: getattr(options, field.name) for field in fields(options) if field.name in known}
-    return RunOptions(**{**shared, "places": parsed.places, **more})
+    return RunOptions(**{**shared, "places": parsed.places, "shown": _downloads(options), **more})
+
+
+def _downloads(options: Any) -> Shown:
+    """Draws the downloads of a command; with `--offline` they are forbidden, to the processes that it starts too."""
+    from kdcli.models.fetching import go_offline
+    from kdcli.report.live.live_screen import progress_of_bytes
+
+    if getattr(options, "offline", False):
+        go_offline()
+    return progress_of_bytes
 
 
 def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> ParsedSpec:

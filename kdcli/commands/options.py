@@ -213,6 +213,13 @@ Plugins = Annotated[
 Weights = Annotated[
     Path | None, Option("The student's weights; else the best of its run, else the last.", metavar="FILE")
 ]
+Offline = Annotated[
+    bool,
+    Option(
+        "Fetch nothing: weights that have a name must be on this machine (or KDCLI_OFFLINE=1).",
+        ("--offline",),
+    ),
+]
 Traceback = Annotated[
     bool,
     Option("Print the whole traceback of an error too, for a bug report.", ("--traceback",), again=False),
@@ -273,6 +280,7 @@ class TrainOptions:
             again=False,
         ),
     ] = None
+    offline: Offline = False
     check: Annotated[bool, Option("Prove the spec before the start, as `kdcli validate` does.")] = True
     traceback: Traceback = False
 
@@ -295,6 +303,7 @@ class EvalOptions:
     weights: Weights = None
     device: Device = None
     plugins: Plugins = ()
+    offline: Offline = False
     format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
     save_predictions: Annotated[
         Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
@@ -314,6 +323,7 @@ class CacheOptions:
     changes: Changes = ()
     device: Device = None
     plugins: Plugins = ()
+    offline: Offline = False
     traceback: Traceback = False
 
 

@@ -147,6 +147,11 @@ def doctor_text(facts: dict[str, Any]) -> str:
         *((name, found or "MISSING") for name, found in facts["packages"].items()),
         ("cpu", threads),
         ("cuda", cuda + (f" ({', '.join(libraries)})" if libraries else "")),
+        ("weights", f"{facts['weights']['torch']} (torchvision, timm), {facts['weights']['hub']} (hf, timm)"),
+        (
+            "hub",
+            facts["weights"]["endpoint"] + (" (offline mode is on)" if facts["weights"]["offline"] else ""),
+        ),
         ("free disk here", size(facts["disk_free_bytes"])),
     ]
     for extra, parts in facts["extras"].items():

@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcli.distill.taps import Feature, Taps, View
 from kdcli.errors import SpecError, SpecPath
+from kdcli.models.feature_layouts import only_size
+from kdcli.models.hub import PixelsTrainedOn
+from kdcli.spec.schema import TeacherInput
 
 
 class ViewSource(Protocol):
@@ -210,7 +213,8 @@ def use_batch_statistics(net: nn.Module) -> None:
 class PixelChange:
     """Convert the student's normalised pixels into a teacher's: other mean, std and size, same image.
 
-    student_mean/std, mean/std: per channel, of pixels in [0, 1]; size: (height, width) or None.
+    student_mean/std, mean/std: per channel, of pixels in [0, 1]; size: (height, width) or None; interpolation: how it
+    is resized. by: who states these pixels, where it isn't the spec. notice: what of it can't be done.
     """
 
     def __init__(
@@ -220,12 +224,31 @@ class PixelChange:
         mean: Sequence[float],
         std: Sequence[float],
         size: tuple[int, int] | None,
+        interpolation: str = "bilinear",
+        by: str | None = None,
+        notice: str | None = None,
     ) -> None:
         scale = [s / t for s, t in zip(student_std, std, strict=True)]
         shift = [(m - n) / t for m, n, t in zip(student_mean, mean, std, strict=True)]
         self.scale, self.shift = torch.tensor(scale), torch.tensor(shift)
         self.same_pixels = scale == [1.0] * len(scale) and shift == [0.0] * len(shift)
-        self.size = size
+        self.size, self.interpolation, self.by = size, interpolation, by
+        self.mean, self.std, self.notice = tuple(mean), tuple(std), notice
+
+    def facts(self) -> dict[str, Any]:
+        """What it makes of an image, as plain values."""
+        return {
+            "size": None if self.size is None else list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+        }
+
+    def __str__(self) -> str:
+        numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
+        size = [] if self.size is None else [f"{self.size[0]}x{self.size[1]} ({self.interpolation})"]
+        pixels = ", ".join([*size, f"mean {numbers[0]}", f"std {numbers[1]}"])
+        return pixels if self.by is None else f"{pixels}, as {self.by} says; `input` in the spec goes over it"
 
     def __call__(self, image: Tensor) -> Tensor:
         """image [B, C, H, W] as the student sees it; a new tensor, the batch stays as it is."""
@@ -234,5 +257,60 @@ class PixelChange:
             shift = self.shift.to(image.device, image.dtype)[:, None, None]
             image = image * scale + shift
         if self.size is not None and tuple(image.shape[-2:]) != self.size:
-            image = F.interpolate(image, self.size, mode="bilinear", align_corners=False, antialias=True)
+            if self.interpolation == "nearest":
+                return F.interpolate(image, self.size, mode="nearest-exact")
+            mode = self.interpolation
+            image = F.interpolate(image, self.size, mode=mode, align_corners=False, antialias=True)
         return image
+
+
+def pixels_of(
+    own: TeacherInput | None,
+    stated: PixelsTrainedOn | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: tuple[int, int] | None,
+    net: nn.Module,
+) -> PixelChange | None:
+    """The change from the student's pixels to a teacher's; None where both take the same.
+
+    own: what the spec says of the teacher's; stated: what its weights say, for what the spec leaves open. mean, std,
+    size: of the student's pixels, None where they aren't known. net: the teacher, which may take one size alone. Images
+    of other proportions than the stated ones keep their size, unless the network takes one alone.
+    """
+    if own is None and stated is None:
+        return None
+    own = own or TeacherInput()
+    asked = None if own.size is None else (own.size, own.size) if isinstance(own.size, int) else own.size
+    wanted: Any = asked
+    notice = None
+    means, stds, by = own.mean, own.std, None
+    if stated is not None:
+        wanted = asked or only_size(net) or (stated.size if _alike(stated.size, size) else None)
+        channels = None if mean is None or std is None else len(mean)
+        if channels == len(stated.mean):
+            means, stds = means or stated.mean, stds or stated.std
+        elif not (means and stds):
+            why = (
+                "the data is not normalised by a `normalize` transform"
+                if channels is None
+                else f"the images have {channels} channel{'' if channels == 1 else 's'}, not {len(stated.mean)}"
+            )
+            notice = f"mean and std that {stated.by} states are not used: {why}"
+        by = stated.by
+    ones = tuple(1.0 for _ in means or mean or (0.0,))
+    mean, std = mean or tuple(0.0 for _ in ones), std or ones
+    how = own.interpolation or ("bilinear" if stated is None else _interpolation(stated.interpolation))
+    change = PixelChange(mean, std, means or mean, stds or std, wanted, how, by, notice)
+    same_size = wanted is None or (size is not None and tuple(wanted) == tuple(size))
+    return None if stated is not None and notice is None and change.same_pixels and same_size else change
+
+
+def _alike(stated: tuple[int, int] | None, size: tuple[int, int] | None) -> bool:
+    """Whether images of two sizes have the same proportions; those of unknown size count as such."""
+    return stated is None or size is None or stated[0] * size[1] == stated[1] * size[0]
+
+
+def _interpolation(name: str) -> str:
+    """The nearest way of resizing that a device has; libraries name a few more."""
+    return name if name in ("nearest", "bilinear", "bicubic") else "bicubic"

@@ -6,13 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.error import URLError
 
 from torch import nn
 
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import own_mistake, place_of
-from kdcli.models import MODULES
+from kdcli.models import MODULES, STAGES, VIT
 from kdcli.spec.check.components import WrongArgument
 from kdcli.spec.plugins import load_own, lookup
 
@@ -34,6 +33,10 @@ def construct(
     try:
         if kind in MODULES:
             target = MODULES[kind]
+            if target.path in (STAGES, VIT):
+                from kdcli.models.foreign import refuse_download
+
+                refuse_download("torchvision", kind, kwargs, path)
             return _call(target.load(), kind, kwargs, {**facts}, target.preset, path)
         if kind.startswith("torchvision."):
             from kdcli.models.foreign import build_torchvision  # torchvision takes as long as torch itself
@@ -47,10 +50,6 @@ def construct(
             return _call(_own(kind, plugins, path), kind, kwargs, {**facts}, {}, path)
     except KdError:
         raise
-    except URLError as error:
-        from kdcli.models.foreign import download_failed
-
-        raise download_failed(f"the weights of `{kind}`", error, (*path, "kwargs", "weights")) from error
     except Exception as error:
         if own_mistake(error):
             raise

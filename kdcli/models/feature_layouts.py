@@ -127,6 +127,11 @@ def _cut(image: Size, patch: tuple[int, int], *, up: bool = False) -> Size:
     return height, width
 
 
+def only_size(net: nn.Module) -> Size | None:
+    """The only size of images that a network takes; None where it takes several."""
+    return next((fixed for m in net.modules() if (fixed := _patch_of(m)[1]) is not None), None)
+
+
 def sizes_that_fit(net: nn.Module, image: Size) -> str | None:
     """Where patches don't cut images of this size evenly, or one size alone is taken: the sizes that fit, in words.
 

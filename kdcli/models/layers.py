@@ -118,7 +118,8 @@ def no_download(pretrained: bool) -> None:
     """Raise ValueError where a spec asks for weights that United-Perception fetched from its own servers."""
     if pretrained:
         raise ValueError(
-            "pretrained: give weights as a file, `saver.pretrain_model` of the student or `teacher_weight` of a teacher"
+            "pretrained: give weights as a file or by a published name (`torchvision:`, `timm:`, `hf:`): "
+            "`saver.pretrain_model` of the student, `teacher_weight` of a teacher"
         )
 
 

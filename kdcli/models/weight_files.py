@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
-from urllib.error import URLError
 
 import numpy as np
 import safetensors.torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.disk import asking, at_path, is_file, refused, size_of, write_whole
-from kdcli.errors import RunError, SpecPath, did_you_mean, first_line
+from kdcli.errors import RunError, SpecPath, first_line
 from kdcli.models.checksums import (
     IN_METADATA,
     SEALED,
@@ -31,6 +30,7 @@ from kdcli.models.checksums import (
     digest_of_weights,
     seal_holds,
 )
+from kdcli.models.published import card_of
 from kdcli.models.weight_states import (
     WHOLE,
     NestedState,
@@ -39,7 +39,8 @@ from kdcli.models.weight_states import (
     nested_states,
     printable,
 )
-from kdcli.spec.places import HERE, TORCHVISION, Places
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.published import is_published, published, unknown_scheme
 
 FOREIGN = re.compile(r"(?:GLOBAL|[Cc]lass|[Ff]unction) `?([A-Za-z_][\w.]*\.\w+)")
 """Finds the name of the refused class or function in torch's refusal of a pickle."""
@@ -50,15 +51,15 @@ Kind = Literal["floating", "integer", "complex"]
 def find_file(name: str | Path, places: Places = HERE, where: SpecPath | None = None) -> Path:
     """The weights that the spec names at `where`, or the command line; raises KD530.
 
-    A `torchvision:` name comes back as it is.
+    The name of published weights comes back as it is.
     """
-    if str(name).startswith(TORCHVISION):
+    if is_published(str(name)):
         return Path(name)
     found = places.find(str(name), where or ())
     with at_path(where):
         if is_file(found):
             return found
-        help = places.missing(str(name), where or ())
+        help = unknown_scheme(str(name)) or places.missing(str(name), where or ())
         raise RunError.of("KD530", f"no weights file `{name}`", help)
 
 
@@ -73,11 +74,9 @@ def read_weights(source: str | Path, key: str | None = None) -> dict[str, Tensor
 def read_states(source: str | Path, key: str | None = None) -> list[NestedState[Tensor]]:
     """The states of a weights file, on the CPU, in the order in which they are tried.
 
-    source: a safetensors or torch file (also kdcli's own, nested as weight_states.py says), or
-    `torchvision:<Class_Weights.NAME>`. key: the nested state to read, `a.b`. Nothing of the file is ever executed.
+    source: a safetensors or torch file (also kdcli's own, nested as weight_states.py says). key: the nested state to
+    read, `a.b`. Nothing of the file is ever executed.
     """
-    if str(source).startswith(TORCHVISION):
-        return [NestedState("", _torchvision_state(str(source).removeprefix(TORCHVISION)))]
     path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
@@ -129,16 +128,13 @@ def _damaged(path: Path) -> RunError:
 def read_shapes(source: str | Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name, without reading the tensors; the errors of read_weights, a damaged file's aside."""
     states = described_states(source)
-    return {k: shape for k, (shape, _) in first_state(states, Path(source)).items()} if states else {}
+    return {k: shape for k, (shape, _) in first_state(states, Path(source)).items()}
 
 
 def described_states(
     source: str | Path, key: str | None = None
 ) -> list[NestedState[tuple[tuple[int, ...], Kind]]]:
-    """Shape and kind of number by name of each state, without reading the tensors; nothing of `torchvision:` names."""
-    if str(source).startswith(TORCHVISION):
-        _torchvision_weights(str(source).removeprefix(TORCHVISION))
-        return []
+    """Shape and kind of number by name of each state, without reading the tensors."""
     path = find_file(source)
     with _reading(path):
         if _is_safetensors(path):
@@ -173,10 +169,9 @@ def stated_classes(source: str | Path) -> tuple[str, ...] | None:
 
     kdcli's own students have them as metadata, torchvision's weights have the `categories` of their card.
     """
-    if str(source).startswith(TORCHVISION):
-        names = _torchvision_weights(str(source).removeprefix(TORCHVISION)).meta.get("categories")
-    else:
-        names = _class_names(find_file(source))
+    if is_published(str(source)):
+        return card_of(published(str(source))).classes
+    names = _class_names(find_file(source))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
@@ -220,32 +215,6 @@ def save_safetensors(
         raise RunError.of(
             "KD540", f"`{path}` can't be written: {reason}", "is there room, and the right to?"
         ) from error
-
-
-def _torchvision_weights(name: str) -> Any:
-    import torchvision.models  # takes as long as torch itself
-
-    names = [
-        str(weights)
-        for model in torchvision.models.list_models()
-        for weights in torchvision.models.get_model_weights(model)
-    ]
-    if name not in names:
-        raise RunError.of("KD534", f"torchvision has no weights `{name}`", did_you_mean(name, names))
-    return torchvision.models.get_weight(name)
-
-
-def _torchvision_state(name: str) -> dict[str, Tensor]:
-    weights = _torchvision_weights(name)
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise RunError.of(
-            "KD535",
-            f"torchvision's weights `{name}` can't be downloaded: {error}",
-            "download them where there is a network, and give the file instead",
-        ) from error
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 @contextmanager

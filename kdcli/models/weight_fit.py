@@ -125,6 +125,29 @@ def _fits(net: nn.Module, state: NestedState[Shape], index: int, name: str, mode
             return
 
 
+def in_order(net: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, str] | str:
+    """The network's names for a file's, tensor by tensor in order; the first that disagrees, in words, where one does.
+
+    Both lists are as long, each two shapes agree, and so do the last parts of the names: weight, running_mean ...
+    """
+    needed, own = _needed(net), net.state_dict()
+    targets = [key for key in own if key in needed]
+    keys = [key for key in shapes if not key.endswith(COUNTER)]
+    for key, target in zip(keys, targets, strict=False):
+        shape = tuple(own[target].shape)
+        if shapes[key] != shape or _ending(key) != _ending(target):
+            return (
+                f"{printable(key)} {_size(shapes[key])} stands where the network has {target} {_size(shape)}"
+            )
+    if len(keys) != len(targets):
+        return f"the file has {len(keys)} tensors, the network {len(targets)}"
+    return dict(zip(keys, targets, strict=True))
+
+
+def _ending(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
 def _least(net: nn.Module, tensors: int, mode: Mode) -> int:
     """How many tensors a prefix has to leave: all of the network's, or for pretraining a quarter of the file's."""
     return max(2, tensors // 4) if mode == "pretrain" else len(_needed(net))
@@ -187,6 +210,11 @@ def _nothing_fits(net: nn.Module, states: Sequence[NestedState[Shape]], name: st
         key = printable(other[1].key)
         of = "all" if other[0] == len(needed) else f"{other[0]} of {len(needed)}"
         help = f"`{key}` comes closest, {of} of the network's tensors fit: `weight_key: {key}`"
+    elif mode == "strict" and state.tensors and not isinstance(in_order(net, state.tensors), str):
+        help = (
+            "every tensor has the network's shape in order: where it is the same network under other names, say "
+            "`weight_order: true` beside the file"
+        )
     elif (count := _other_count(net, rest)) is not None:
         help = f"the file has {count} classes: a network of as many would fit"
     elif state.key or spelling.prefix:

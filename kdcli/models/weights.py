@@ -1,15 +1,24 @@
-"""A weights file into a network: checked, then loaded."""
+"""Weights into a network, from a file or by a published name: fetched, checked, loaded.
+
+`WeightSource` says what weights are for, and with `weight_fit.py` decides what becomes of those that don't fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from kdcli.disk import at_path
-from kdcli.errors import RunError, SpecPath
+from kdcli.errors import KdError, RunError, SpecPath
+from kdcli.models.fetching import Shown, sha256_of, unseen
+from kdcli.models.hub import Card
+from kdcli.models.published import Fetched, card_of, fetch, licence_notice, timm_state
 from kdcli.models.weight_files import (
     Kind,
     described_states,
@@ -21,12 +30,16 @@ from kdcli.models.weight_files import (
     save_safetensors,
     weights_hash,
 )
-from kdcli.models.weight_fit import Misfit, Mode, Reading, Shape, misfit, reading_of, some
+from kdcli.models.weight_fit import Misfit, Mode, Reading, Shape, in_order, misfit, reading_of, some
 from kdcli.models.weight_names import COUNTER, renamed
-from kdcli.models.weight_states import NestedState
+from kdcli.models.weight_states import NestedState, printable
+from kdcli.spec.places import HERE, Places
+from kdcli.spec.published import Published, is_published, published
+from kdcli.spec.schema import ModuleSpec
 
 __all__ = [
     "Misfit",
+    "WeightSource",
     "check_weights",
     "find_file",
     "fit_weights",
@@ -57,7 +70,7 @@ def load_weights(
     mode: Mode = "strict",
     key: str | None = None,
 ) -> list[str]:
-    """Read a file (or `torchvision:` name) into a network; returns notices of what was left out or read otherwise.
+    """Read a file into a network; returns notices of what was left out or read otherwise.
 
     where: the place in the spec, for errors. key: the nested state to read, `a.b`; else the first of the
     usual ones that fits. mode `strict`: everything fits, but for modules that
@@ -76,20 +89,167 @@ def check_weights(
     where: SpecPath | None = None,
     mode: Mode = "strict",
     key: str | None = None,
+    name: str | None = None,
 ) -> list[str]:
     """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices.
 
-    torchvision's own weights are not looked at: they may have to be downloaded first.
+    name: what messages call the file, where that is not its path.
     """
+    called = f"`{name or source}`"
     with at_path(where):
         states = described_states(source, key)
-        if not states:
-            return []
         shapes = [state.of({k: shape for k, (shape, _) in state.tensors.items()}) for state in states]
-        reading = reading_of(net, shapes, f"`{source}`", mode)
+        reading = reading_of(net, shapes, called, mode)
         kinds = {k: kind for k, (_, kind) in states[reading.state].tensors.items()}
-        _check_kinds(net, kinds, reading.names, f"`{source}`")
+        _check_kinds(net, kinds, reading.names, called)
         return reading.notices
+
+
+Role = Literal["teacher", "start", "evaluation"]
+"""What weights are for: a teacher, the student before its training (`pretrain_model`), or measuring a network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """Weights that a spec names at `where`, and what they are for.
+
+    role: a student's start may lack its last layer, which is made anew; anything else must fit. key: `weight_key`;
+    by_order: `weight_order`. modules: of the network's list.
+    """
+
+    name: str
+    role: Role
+    where: SpecPath | None = None
+    key: str | None = None
+    by_order: bool = False
+    modules: Sequence[ModuleSpec] = ()
+    places: Places = HERE
+
+    @property
+    def mode(self) -> Mode:
+        """How strictly they must fit."""
+        return "pretrain" if self.role == "start" else "strict"
+
+    @property
+    def parts(self) -> Published | None:
+        """The parts of a published name; those that a run took where it goes on. None for a file. Raises KD557."""
+        if not is_published(self.name):
+            return None
+        before = self.places.published_before(self.name, self.where or ())
+        return published(self.name if before is None else before.resolved)
+
+    def card(self) -> Card | None:
+        """What is known of published weights; None for a file. Raises KdError at the path where the name is wrong."""
+        with at_path(self.where):
+            parts = self.parts
+            return None if parts is None else card_of(parts, self.modules)
+
+    def check(self, net: nn.Module, *, fetch_them: bool = False, shown: Shown = unseen) -> list[str]:
+        """Check whether `load` would succeed, from names and shapes; same errors, notices.
+
+        fetch_them: bring published weights to this machine first; else those that aren't here are known by name alone.
+        """
+        with at_path(self.where), unset_fake_temporarily():
+            parts = self.parts
+            if parts is None:
+                file = find_file(self.name, self.places, self.where)
+            elif fetch_them:
+                file = fetch(parts, self.modules, shown).file
+            else:
+                card = card_of(parts, self.modules)
+                if card.file is None:
+                    return []
+                file = card.file
+            if parts is not None and self._timm_module(parts) is not None:
+                return []  # timm's code decides how they are read, which takes as long as to load them
+            if self.by_order:
+                described = described_states(file, self.key)
+                _ordered(
+                    net,
+                    [s.of({k: shape for k, (shape, _) in s.tensors.items()}) for s in described],
+                    f"`{self.name}`",
+                )
+                return []
+            called = None if parts is None else self.name
+            return check_weights(net, file, mode=self.mode, key=self.key, name=called)
+
+    def load(self, net: nn.Module, shown: Shown = unseen) -> list[str]:
+        """Load the weights, fetched where they aren't here; returns notices: what isn't read, which licence they have.
+
+        Raises KdError at the path.
+        """
+        with at_path(self.where):
+            parts = self.parts
+            if parts is None:
+                file = find_file(self.name, self.places, self.where)
+                return self._fit(net, read_states(file, self.key), f"`{file}`")
+            got = fetch(parts, self.modules, shown)
+            notices = [] if (licence := licence_notice(got.card)) is None else [licence]
+            if (changed := self._changed(got)) is not None:
+                notices.append(changed)
+            module = self._timm_module(got.card.name)
+            if module is not None:
+                with torch.random.fork_rng(devices=[]):
+                    state, said = timm_state(got.card.name, got.file, module)
+                return [*notices, *said, *self._fit(net, [NestedState("", state)], f"`{self.name}`")]
+            return [*notices, *self._fit(net, read_states(got.file, self.key), f"`{self.name}`")]
+
+    def file(self) -> Path | None:
+        """Their file on this machine; None where it isn't known."""
+        if (card := self.card()) is not None:
+            return card.file
+        return find_file(self.name, self.places, self.where)
+
+    def identity(self) -> dict[str, str] | None:
+        """What a run records of published weights that are here; None for a file, and where they aren't."""
+        try:
+            parts = self.parts
+            card = None if parts is None else card_of(parts, self.modules)
+            if parts is None or card is None or card.file is None:
+                return None
+            return {"resolved": str(card.name), "sha256": sha256_of(card.file)}
+        except (KdError, OSError):
+            return None
+
+    def _changed(self, got: Fetched) -> str | None:
+        before = self.places.published_before(self.name, self.where or ())
+        if before is None or before.sha256 == got.sha256:
+            return None
+        return (
+            f"`{self.name}` is another file than the run took: sha256 {got.sha256[:12]}..., it was "
+            f"{before.sha256[:12]}..."
+        )
+
+    def _timm_module(self, parts: Published) -> ModuleSpec | None:
+        """The module of timm's for which its own code reads the weights."""
+        if parts.scheme != "timm":
+            return None
+        return next((m for m in self.modules if m.type.startswith("timm.")), None)
+
+    def _fit(self, net: nn.Module, states: Sequence[NestedState[Tensor]], name: str) -> list[str]:
+        if self.by_order:
+            index, names = _ordered(net, [state.of(_shapes(state.tensors)) for state in states], name)
+            found = states[index]
+            states = [found.of({new: found.tensors[old] for old, new in names.items()})]
+            first, own = next(iter(names.items()))
+            notice = f"{name}: {len(names)} tensors are read in order, not by name: `{printable(first)}` is `{own}` ..."
+            return [notice, *_fit(net, states, name, self.mode)]
+        return _fit(net, states, name, self.mode)
+
+
+def _ordered(net: nn.Module, states: Sequence[NestedState[Shape]], name: str) -> tuple[int, dict[str, str]]:
+    """The first state that agrees with the network tensor by tensor in order, and the network's names; else KD579."""
+    reasons = []
+    for index, state in enumerate(states):
+        names = in_order(net, state.tensors)
+        if not isinstance(names, str):
+            return index, names
+        reasons.append(names)
+    raise RunError.of(
+        "KD579",
+        f"the weights {name} do not agree with the network in order: {reasons[0]}",
+        "take `weight_order` out and see what differs by name",
+    )
 
 
 def _fit(net: nn.Module, states: Sequence[NestedState[Tensor]], name: str, mode: Mode) -> list[str]:

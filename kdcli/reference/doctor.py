@@ -20,6 +20,7 @@ NEEDED = ("torch", "torchvision", "typer", "rich", "pyyaml", "pydantic", "safete
 EXTRAS: dict[str, dict[str, str]] = {
     "demo": {"scikit-learn": "sklearn"},
     "timm": {"timm": "timm"},
+    "hf": {"huggingface_hub": "huggingface_hub"},
     "opencv": {"opencv-python-headless": "cv2"},
     "detection": {"faster-coco-eval": "faster_coco_eval"},
     "report": {"matplotlib": "matplotlib"},
@@ -34,6 +35,10 @@ EXTRAS: dict[str, dict[str, str]] = {
 def diagnose(folder: Path) -> dict[str, Any]:
     """Collect the facts; free disk is that of the folder. Nothing of the user's data or environment is read."""
     import torch
+
+    from kdcli.models.fetching import is_offline
+    from kdcli.models.hub import endpoint, hub_cache
+    from kdcli.models.published import torch_cache
 
     return {
         "kdcli": __version__,
@@ -53,9 +58,20 @@ def diagnose(folder: Path) -> dict[str, Any]:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
         "cuda": _cuda(torch),
+        "weights": {
+            "torch": _from_home(torch_cache()),
+            "hub": _from_home(hub_cache()),
+            "endpoint": endpoint(),
+            "offline": is_offline(),
+        },
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "editable": not Path(__file__).is_relative_to(sys.prefix),
     }
+
+
+def _from_home(path: Path) -> str:
+    """A path below the home folder from `~`: a bug report needn't name its owner."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def _cuda(torch: Any) -> dict[str, Any]:

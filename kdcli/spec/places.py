@@ -14,15 +14,13 @@ from typing import Any
 
 from kdcli.disk import at_path, exists, expanded, is_folder, real_path, same, seen
 from kdcli.errors import Diagnostic, RunError, Span, SpecPath, nearest
+from kdcli.spec.published import is_published
 from kdcli.spec.schema import Spec
 from kdcli.spec.text.overrides import is_argument
 
 GT_FILE: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator", "kwargs", "gt_file")
 CLS_FREQ: SpecPath = (*GT_FILE[:-1], "cls_freq")
 """Where a spec names the boxes to measure by."""
-
-TORCHVISION = "torchvision:"
-"""What begins the name of published weights, which are no file."""
 
 HOW = "a path written in a file is looked up beside that file, then in the working directory"
 MOST_NAMES = 5000
@@ -37,18 +35,29 @@ class Taken:
     file: Path
 
 
+@dataclass(frozen=True, slots=True)
+class TakenWeights:
+    """The published weights that a run used for a name in its spec. sha256: of their file."""
+
+    written: str
+    resolved: str
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Places:
     """Looks up the files and folders that one spec names.
 
     folder: of the spec file; None looks in the working directory alone. elsewhere: the folders of paths that
     the spec file does not write itself, an included file's, or None for one given on the command line.
-    taken: what the run took that is opened again or goes on; it wins where the spec still says the same.
+    taken: what the run took that is opened again or goes on; it wins where the spec still says the same. published:
+    the same of published weights, the name with its tag or revision.
     """
 
     folder: Path | None = None
     elsewhere: Mapping[SpecPath, Path | None] = field(default_factory=dict)
     taken: Mapping[SpecPath, Taken] = field(default_factory=dict)
+    published: Mapping[SpecPath, TakenWeights] = field(default_factory=dict)
 
     def find(self, name: str, path: SpecPath) -> Path:
         """The file or folder that the spec names at `path`; a missing one comes back as written.
@@ -113,6 +122,11 @@ class Places:
             elif existing and not _same(existing[0], before):
                 yield _two(path, name, before, existing[0], "the run took it when it was started")
         yield from self._teachers(spec)
+
+    def published_before(self, name: str, path: SpecPath) -> TakenWeights | None:
+        """What the run took for the name of published weights."""
+        before = self.published.get(path)
+        return before if before is not None and before.written == name else None
 
     def record(self, spec: Spec) -> list[dict[str, Any]]:
         """The file used for each path, to be kept with a run; `taken_from` reads it back."""
@@ -194,11 +208,21 @@ def taken_from(record: Any) -> dict[SpecPath, Taken]:
         raise ValueError("no record of files") from error
 
 
+def weights_from(record: Any) -> dict[SpecPath, TakenWeights]:
+    """Read a run's list of published weights; raises ValueError where it has another shape."""
+    try:
+        return {
+            tuple(row["path"]): TakenWeights(row["written"], row["resolved"], row["sha256"]) for row in record
+        }
+    except (TypeError, KeyError) as error:
+        raise ValueError("no record of published weights") from error
+
+
 def _paths(place: SpecPath, value: Any) -> Iterator[tuple[SpecPath, str]]:
     """One path, or each of several; names of published weights and object stores are left out."""
     many = isinstance(value, (list, tuple))
     for index, name in enumerate(value if many else (value,)):
-        if isinstance(name, str) and "://" not in name and not name.startswith(TORCHVISION):
+        if isinstance(name, str) and "://" not in name and not is_published(name):
             yield ((*place, index) if many else place), name
 
 

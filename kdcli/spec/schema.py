@@ -118,9 +118,6 @@ class Runtime(Model):
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None
 
 
-# networks
-
-
 class ModuleSpec(Model):
     """One module of a network: a name, a type, its arguments and the module it follows.
 
@@ -175,11 +172,12 @@ class LossSpec(Model):
 
 
 class TeacherInput(Model):
-    """Pixels of another size or normalisation for one teacher, made from the student's."""
+    """Pixels of another size or normalisation for one teacher, made from the student's; else as its weights state."""
 
     size: Pixels | Many[Pixels] | None = None
     mean: Many[Annotated[float, Field(ge=-(10**6), le=10**6)]] | None = None
     std: Many[Annotated[float, Field(gt=0, le=10**6)]] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
 
 
 class Cache(Model):
@@ -213,12 +211,13 @@ class JobTeacher(Model):
 
     classes: of a teacher with other classes than the data, the one for each class of the data, by number or by
     the name that its file gives: in the data's order, or a mapping from the data's names. weight_key: where in the
-    file `teacher_weight` the weights lie, `a.b`, where that is no usual place.
+    file `teacher_weight` the weights lie, `a.b`. weight_order: they are read in their order, not by their names.
     """
 
     mimic_name: Many[str] = ()
     teacher_weight: str | None = None
     weight_key: str | None = None
+    weight_order: bool | None = None
     teacher_bn_mode: Literal["eval", "train"] = "eval"
     allow_random: bool = False
     allow_weak_teacher: bool = False
@@ -464,7 +463,7 @@ class Trainer(Model):
 class Saver(Model):
     """The run folder, pretrained weights, and a folder for the results as `<run>.json`.
 
-    weight_key: where in the file `pretrain_model` the weights lie, `a.b`, where that is no usual place.
+    weight_key: where in the file `pretrain_model` the weights lie, `a.b`. weight_order: read in order, not by name.
     """
 
     save_dir: str | None = None
@@ -473,6 +472,7 @@ class Saver(Model):
     resume_model: str | None = None
     pretrain_model: str | None = None
     weight_key: str | None = None
+    weight_order: bool | None = None
 
 
 class Hook(Component):

@@ -25,25 +25,34 @@ from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps
-from kdcli.distill.teacher import NO_LABELS, Labels, PixelChange, Teacher
+from kdcli.distill.teacher import PixelChange, Teacher, pixels_of
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
-from kdcli.models.weight_files import stated_classes
-from kdcli.models.weights import find_file, load_weights, weights_hash
+from kdcli.models.weights import weights_hash
 from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device, use_threads
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
 from kdcli.spec.parse import ParsedSpec, seed_suffix
-from kdcli.spec.places import GT_FILE, TORCHVISION, Places
-from kdcli.spec.schema import JobTeacher, Spec
+from kdcli.spec.places import GT_FILE, Places
+from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
 from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import claim, was_requeued
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
+from kdcli.training.join_jobs import (
+    first_samples,
+    jobs_of,
+    join_jobs,
+    labels_of,
+    student_source,
+    teacher_settings,
+    teacher_source,
+    teacher_taps,
+    weight_sources,
+)
 from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
@@ -165,6 +174,7 @@ def _built(
             for name, taps in teacher_taps(spec, nets).items()
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
+        known += [t.pixels.notice for t in teachers.values() if t.pixels is not None and t.pixels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         batches = len(train_loader) or 1
         known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
@@ -233,8 +243,12 @@ def _built(
             digests=digests,
             found_checkpoint=found_checkpoint,
             networks=tuple(
-                NetworkFacts(name=name, parameters=sum(p.numel() for p in net.parameters()))
-                for name, net in [("student", student), *nets.items()]
+                NetworkFacts(
+                    name="student" if name == "net" else name,
+                    parameters=sum(p.numel() for p in net.parameters()),
+                    **origin_of(spec, name, options.places, teachers.get(name)),
+                )
+                for name, net in [("net", student), *nets.items()]
             ),
             notices=tuple(notices),
         )
@@ -356,23 +370,8 @@ def load_pretrained(net: Network, spec: Spec, options: RunOptions, folder: RunFo
     resumed = spec.saver.resume_model is not None or (resume and bool(checkpoints(folder.checkpoints)))
     if spec.saver.pretrain_model is None or resumed:
         return []
-    where = ("saver", "pretrain_model")
-    path = find_file(spec.saver.pretrain_model, options.places, where)
-    return list(load_weights(net, path, where=where, mode="pretrain", key=spec.saver.weight_key))
-
-
-def teacher_settings(spec: Spec, name: str) -> JobTeacher:
-    """One teacher's settings, merged over all jobs; the parser has checked that they agree."""
-    parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
-    given = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
-    return parts[0].model_copy(update=given)
-
-
-def weight_path(spec: Spec, name: str) -> SpecPath:
-    """The path in the spec that gives a teacher's weights."""
-    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
-    saying = [job for job in users if jobs_of(spec)[job].teachers[name].teacher_weight is not None]
-    return ("mimic", "jobs", (saying or users)[0], "teachers", name, "teacher_weight")
+    source = student_source(spec, options.places)
+    return [] if source is None else list(source.load(net, options.shown))
 
 
 def build_teachers(
@@ -392,11 +391,9 @@ def build_teachers(
             net = build_network(
                 modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
             )
-        settings = teacher_settings(spec, name)
-        if load and settings.teacher_weight is not None:
-            where = weight_path(spec, name)
-            file = find_file(settings.teacher_weight, options.places, where)
-            left_out = load_weights(net, file, where=where, key=settings.weight_key)
+        source = teacher_source(spec, name, options.places)
+        if load and source is not None:
+            left_out = source.load(net, options.shown)
             if notices is not None:
                 notices += [f"{name}: {notice}" for notice in left_out]
         nets[name] = net
@@ -421,72 +418,24 @@ def build_teacher(
         name,
         taps,
         batch_statistics=settings.teacher_bn_mode == "train",
-        pixels=pixel_change(name, settings, spec, facts),
+        pixels=pixel_change(name, spec, facts, places, taps.net),
         autocast=autocast_for(precision, processes.device),
         labels=labels_of(task, spec, name, settings, facts, places),
     )
 
 
-def labels_of(
-    task: Task,
-    spec: Spec,
-    name: str,
-    settings: JobTeacher,
-    facts: DataFacts,
-    places: Places,
-    *,
-    files: bool = True,
-) -> Labels:
-    """The labels of one teacher. settings: the jobs' for it; files: whether its file may be read.
+def pixel_change(
+    name: str, spec: Spec, facts: DataFacts, places: Places, net: nn.Module
+) -> PixelChange | None:
+    """The change from the student's pixels to this teacher's; None where both take the same.
 
-    Raises SpecError KD471, KD472.
+    They are those of the spec's `input`; what it leaves open is as the teacher's published weights state it.
     """
-    names = _class_names(settings, places) if files and task.matching is not None else None
-    labels = NO_LABELS
-    if task.matching is not None and settings.classes is not None:
-        path = classes_path(spec, name)
-        labels = task.matching.asked(settings.classes, name, names, facts, path, known=files)
-    # torchvision's names for ImageNet are seldom those of a data set's folders: they prove nothing.
-    elif task.matching is not None and not str(settings.teacher_weight).startswith(TORCHVISION):
-        labels = task.matching.stated(name, names, facts)
-    return replace(labels, taps=_read_as_logits(spec, name))
-
-
-def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
-    """The teacher's taps that a loss on logits reads."""
-    jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
-    on_logits = [
-        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
-    ]
-    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
-
-
-def classes_path(spec: Spec, name: str) -> SpecPath:
-    """The path in the spec of a teacher's `classes`."""
-    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
-    users = [job for job in users if jobs_of(spec)[job].teachers[name].classes is not None] or users
-    return ("mimic", "jobs", users[0], "teachers", name, "classes")
-
-
-def _class_names(settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
-    if settings.teacher_weight is None:
-        return None
-    words = settings.classes.values() if isinstance(settings.classes, dict) else settings.classes or ()
-    if settings.teacher_weight.startswith(TORCHVISION) and not any(isinstance(word, str) for word in words):
-        return None  # its names cost a second of import, and nobody asks for them
-    try:
-        return stated_classes(find_file(settings.teacher_weight, places))
-    except KdError:
-        return None  # an error where the weights are read
-
-
-def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) -> PixelChange | None:
-    """The change from the student's pixels to this teacher's; None where both take the same."""
-    own = settings.input
-    if own is None:
-        return None
+    own, source = teacher_settings(spec, name).input, teacher_source(spec, name, places)
+    card = None if source is None else source.card()
+    stated = None if card is None else card.pixels
     mean, std = facts.mean, facts.std
-    if (own.mean or own.std) and (mean is None or std is None):
+    if own is not None and (own.mean or own.std) and (mean is None or std is None):
         job = next(job for job, j in jobs_of(spec).items() if name in j.teachers)
         raise SpecError.at(
             ("mimic", "jobs", job, "teachers", name, "input"),
@@ -494,7 +443,17 @@ def pixel_change(name: str, settings: JobTeacher, spec: Spec, facts: DataFacts) 
             f"{name} expects its own mean and std, but the data is not normalised by a `normalize` transform",
             "add `normalize` to the transformer of dataset.train",
         )
-    ones = tuple(1.0 for _ in own.mean or mean or (0.0,))
-    mean, std = mean or tuple(0.0 for _ in ones), std or ones
-    size: Any = (own.size, own.size) if isinstance(own.size, int) else own.size
-    return PixelChange(mean, std, own.mean or mean, own.std or std, size)
+    if facts.annotations is not None and stated is not None:
+        stated = replace(stated, size=None)  # boxes are in the pixels of the data
+    return pixels_of(own, stated, mean, std, None if facts.shape is None else facts.shape[1:], net)
+
+
+def origin_of(spec: Spec, name: str, places: Places, teacher: Teacher | None) -> dict[str, Any]:
+    """Of which published weights a network is made and where they lie, and what pixels a teacher takes, in words."""
+    sources = weight_sources(spec, places)
+    card = sources[name].card() if name in sources else None
+    pixels = None if teacher is None or teacher.pixels is None else str(teacher.pixels)
+    if card is None:
+        return {"weights": None, "input": pixels}
+    here = f"in {card.file}" if card.file is not None else f"fetched when it trains, to {card.place}"
+    return {"weights": f"{card.name}, {here}", "input": pixels}

@@ -44,6 +44,7 @@ WHAT = {
     "weights": "its weights",
     "modules": "its modules",
     "input": "its `input`",
+    "pixels": "the pixels that its weights state",
     "precision": "its precision",
     "data": "the data",
     "seed": "the seed",
@@ -131,7 +132,9 @@ def sources_of(
                 teachers[name], shown[name], shown_samples, half=cache.dtype == "float16", topk=cache.topk
             )
             samples = loader.facts.num_samples or 0
-            plan = plan_of(spec, name, layout, hashes[name], samples, default, teachers[name].labels.numbers)
+            teacher = teachers[name]
+            pixels = None if teacher.pixels is None or teacher.pixels.by is None else teacher.pixels.facts()
+            plan = plan_of(spec, name, layout, hashes[name], samples, default, teacher.labels.numbers, pixels)
             sources[name], cache_notices = opened(plan, teachers[name], loader, processes)
             notices += cache_notices
     return sources, notices
@@ -145,8 +148,12 @@ def plan_of(
     samples: int,
     default: Path,
     classes: tuple[int, ...] | None = None,
+    pixels: dict[str, Any] | None = None,
 ) -> StorePlan:
-    """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows."""
+    """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows.
+
+    pixels: its own where its weights state them; those of the spec's `input` are there anyway.
+    """
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
     data["kwargs"].pop("evaluator", None)
@@ -168,6 +175,8 @@ def plan_of(
     }
     if classes is not None:
         facts["classes"] = list(classes)
+    if pixels is not None:
+        facts["pixels"] = pixels
     if (
         layout.changed
     ):  # only then: what was cached before layouts were known stays valid where it means the same
@@ -312,7 +321,11 @@ def _input_of(spec: Spec, name: str) -> Any:
     assert spec.mimic is not None
     parts = [job.teachers[name] for job in spec.mimic.jobs.values() if name in job.teachers]
     given = next((part.input for part in parts if part.input is not None), None)
-    return None if given is None else given.model_dump(mode="json")
+    if given is None:
+        return None
+    fields = given.model_dump(mode="json")
+    # Caches made before `interpolation` was a key stay valid.
+    return {key: value for key, value in fields.items() if key != "interpolation" or value is not None}
 
 
 def _module(module: ModuleSpec) -> dict[str, Any]:

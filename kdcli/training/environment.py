@@ -23,6 +23,7 @@ from kdcli.records import RUN_FORMAT
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import may_import
 from kdcli.spec.schema import Spec
+from kdcli.training.join_jobs import weight_sources
 
 REF_BYTES = 4096
 """A file of git's that names a commit, a branch or a folder is no longer."""
@@ -40,7 +41,7 @@ def environment(
 
     `spec_dir`: the spec's folder. `files`: what was taken for each path of the spec; it wins when the run is
     opened again. `plugins`: the packages that were allowed, which a command that opens the run names where it
-    lacks one. `code`: a digest of what was imported of each.
+    lacks one. `weights`: the published ones that were taken. `code`: a digest of what was imported of each.
     """
     import torch
 
@@ -49,6 +50,7 @@ def environment(
         "run_format": RUN_FORMAT,
         "spec_dir": None if places.folder is None else str(real_path(places.folder)),
         "files": places.record(spec),
+        "weights": weights_taken(spec, places),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -62,6 +64,16 @@ def environment(
         "command": sys.argv,
         "git": git_head(Path.cwd()),
     }
+
+
+def weights_taken(spec: Spec, places: Places) -> list[dict[str, Any]]:
+    """The published weights of a run: the name in the spec, what it meant, the sha256 of the file."""
+    found = [(source, source.identity()) for source in weight_sources(spec, places).values()]
+    return [
+        {"path": list(source.where or ()), "written": source.name, **identity}
+        for source, identity in found
+        if identity is not None
+    ]
 
 
 def git_head(folder: Path) -> dict[str, str | None] | None:

@@ -26,15 +26,20 @@ from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
 from kdcli.distill.taps import Tap, Taps, View
-from kdcli.distill.teacher import Teacher
+from kdcli.distill.teacher import NO_LABELS, Labels, Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
 from kdcli.failures import failure, place_of, with_place
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
+from kdcli.models.weight_files import find_file, stated_classes
+from kdcli.models.weights import WeightSource
 from kdcli.records import Pair
-from kdcli.spec.schema import Job, LayoutSpec, Spec
+from kdcli.spec.places import Places
+from kdcli.spec.published import is_published
+from kdcli.spec.schema import Job, JobTeacher, LayoutSpec, Spec
+from kdcli.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,117 @@ class JoinedJobs:
 def jobs_of(spec: Spec) -> dict[str, Job]:
     """The active mimic jobs; none with a `base` runner."""
     return dict(spec.mimic.jobs) if spec.distils and spec.mimic is not None else {}
+
+
+def teacher_settings(spec: Spec, name: str) -> JobTeacher:
+    """One teacher's settings, merged over all jobs; the parser has checked that they agree."""
+    parts = [job.teachers[name] for job in jobs_of(spec).values() if name in job.teachers]
+    given = {field: getattr(part, field) for part in reversed(parts) for field in part.model_fields_set}
+    return parts[0].model_copy(update=given)
+
+
+def weight_path(spec: Spec, name: str) -> SpecPath:
+    """The path in the spec that gives a teacher's weights."""
+    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    saying = [job for job in users if jobs_of(spec)[job].teachers[name].teacher_weight is not None]
+    return ("mimic", "jobs", (saying or users)[0], "teachers", name, "teacher_weight")
+
+
+def student_source(spec: Spec, places: Places) -> WeightSource | None:
+    """What the student's weights start from, `saver.pretrain_model`; None where they are random."""
+    saver = spec.saver
+    if saver.pretrain_model is None:
+        return None
+    return WeightSource(
+        name=saver.pretrain_model,
+        role="start",
+        where=("saver", "pretrain_model"),
+        key=saver.weight_key,
+        by_order=bool(saver.weight_order),
+        modules=spec.net,
+        places=places,
+    )
+
+
+def teacher_source(spec: Spec, name: str, places: Places) -> WeightSource | None:
+    """Where a teacher's weights come from, `teacher_weight`; None where they are random."""
+    settings = teacher_settings(spec, name)
+    if settings.teacher_weight is None:
+        return None
+    return WeightSource(
+        name=settings.teacher_weight,
+        role="teacher",
+        where=weight_path(spec, name),
+        key=settings.weight_key,
+        by_order=bool(settings.weight_order),
+        modules=spec.teachers[name],
+        places=places,
+    )
+
+
+def weight_sources(spec: Spec, places: Places) -> dict[str, WeightSource]:
+    """The weights of `net` and of the teachers that a job uses, by name; not of those with random ones."""
+    named = {"net": student_source(spec, places)}
+    for job in jobs_of(spec).values():
+        named |= {name: teacher_source(spec, name, places) for name in job.teachers if name in spec.teachers}
+    return {name: source for name, source in named.items() if source is not None}
+
+
+def labels_of(
+    task: Task,
+    spec: Spec,
+    name: str,
+    settings: JobTeacher,
+    facts: DataFacts,
+    places: Places,
+    *,
+    files: bool = True,
+) -> Labels:
+    """The labels of one teacher. settings: the jobs' for it; files: whether its file may be read.
+
+    Raises SpecError KD471, KD472.
+    """
+    names = _class_names(spec, name, settings, places) if files and task.matching is not None else None
+    labels = NO_LABELS
+    if task.matching is not None and settings.classes is not None:
+        path = classes_path(spec, name)
+        labels = task.matching.asked(settings.classes, name, names, facts, path, known=files)
+    # The names that a library has for ImageNet are seldom those of a data set's folders: they prove nothing.
+    elif task.matching is not None and not is_published(str(settings.teacher_weight)):
+        labels = task.matching.stated(name, names, facts)
+    return replace(labels, taps=_read_as_logits(spec, name))
+
+
+def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
+    """The teacher's taps that a loss on logits reads."""
+    jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
+    on_logits = [
+        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
+    ]
+    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
+
+
+def classes_path(spec: Spec, name: str) -> SpecPath:
+    """The path in the spec of a teacher's `classes`."""
+    users = [job for job, its in jobs_of(spec).items() if name in its.teachers]
+    users = [job for job in users if jobs_of(spec)[job].teachers[name].classes is not None] or users
+    return ("mimic", "jobs", users[0], "teachers", name, "classes")
+
+
+def _class_names(spec: Spec, name: str, settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
+    if settings.teacher_weight is None:
+        return None
+    words = settings.classes.values() if isinstance(settings.classes, dict) else settings.classes or ()
+    try:
+        if not is_published(settings.teacher_weight):
+            return stated_classes(find_file(settings.teacher_weight, places))
+        if not any(isinstance(word, str) for word in words):
+            return None  # its names cost a second of import, and nobody asks for them
+        source = teacher_source(spec, name, places)
+        card = None if source is None else source.card()
+        return None if card is None else card.classes
+    except KdError:
+        return None  # an error where the weights are read
 
 
 def with_jobs(spec: Spec, jobs: Mapping[str, Job]) -> Spec:

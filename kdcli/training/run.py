@@ -17,6 +17,7 @@ from kdcli.data.loaders import Loader
 from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.distill.trainee import ActiveLosses, DeployedStudent, Trainee
 from kdcli.errors import SpecError, SpecPath
+from kdcli.models.fetching import Shown, unseen
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
 from kdcli.records import NetworkFacts, Notice
@@ -40,7 +41,7 @@ class RunOptions:
     plugins: packages that may be imported. places: where the spec's files are looked up. restarted: the
     launcher has started the processes again after one died. again: the command that continues the run, for
     the user to read. profile: look at so many steps, and train no further. prove: prove the spec before the
-    start. proof: of what that is done, and its warnings told (kdcli.check.proof).
+    start. proof: of what that is done, and its warnings told (kdcli.check.proof). shown: draws how far a download is.
     """
 
     device: str | None = None
@@ -54,6 +55,7 @@ class RunOptions:
     profile: int | None = None
     prove: bool = False
     proof: Mapping[str, Any] | None = None
+    shown: Shown = unseen
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.records import RUN_FORMAT, Finished
 from kdcli.spec.parse import ParsedSpec, parse
-from kdcli.spec.places import Taken, taken_from
+from kdcli.spec.places import Taken, TakenWeights, taken_from, weights_from
 from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints
@@ -348,7 +348,7 @@ def reopen(root: Path, *, device: str | None = None, plugins: Sequence[str] = ()
     taken = _taken(env, root)
     spec_dir = env.get("spec_dir")
     parsed = parse(text, str(resolved), base_dir=Path(spec_dir) if isinstance(spec_dir, str) else None)
-    places = replace(parsed.places, taken=taken)
+    places = replace(parsed.places, taken=taken, published=_published(env, root))
     _require_plugins(parsed, env, plugins)
     return Reopened(
         parsed=at_root(parsed, root),
@@ -381,14 +381,24 @@ def with_own_files(options: RunOptions, spec: Spec, folder: RunFolder, processes
         root = root.parent if root.name == "checkpoints" else root
     elif own and (options.resume or spec.saver.auto_resume):
         root = folder.root
-    taken = files_taken(root) if processes.speaks and root is not None else {}
-    return replace(options, places=replace(options.places, taken=processes.broadcast(taken)))
+    found = (files_taken(root), weights_taken(root)) if processes.speaks and root is not None else ({}, {})
+    taken, published = processes.broadcast(found)
+    return replace(options, places=replace(options.places, taken=taken, published=published))
 
 
 def files_taken(root: Path) -> Mapping[SpecPath, Taken]:
     """The files that a run has used, by their paths in its spec; empty where its folder has no list."""
+    return _taken(_env(root), root)
+
+
+def weights_taken(root: Path) -> Mapping[SpecPath, TakenWeights]:
+    """The published weights that a run has used, by their paths in its spec; empty where its folder has no list."""
+    return _published(_env(root), root)
+
+
+def _env(root: Path) -> Mapping[str, Any]:
     path = root / ENV
-    return _taken(mapping_in(text_of(path), path), root) if exists(path) else {}
+    return mapping_in(text_of(path), path) if exists(path) else {}
 
 
 def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
@@ -396,6 +406,15 @@ def _taken(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, Taken]:
         return taken_from(env.get("files", ()))
     except ValueError as error:
         raise RunError.of("KD752", f"{root / ENV} is broken: its `files` are no list of files") from error
+
+
+def _published(env: Mapping[str, Any], root: Path) -> Mapping[SpecPath, TakenWeights]:
+    try:
+        return weights_from(env.get("weights", ()))
+    except ValueError as error:
+        raise RunError.of(
+            "KD752", f"{root / ENV} is broken: its `weights` are no list of published weights"
+        ) from error
 
 
 def env_of_run(root: Path) -> Mapping[str, Any]:

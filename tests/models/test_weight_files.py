@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision.models
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -217,24 +216,6 @@ def test_what_is_declared_larger_than_it_is_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:
             read(tmp_path / "packed.pt")
         assert code(caught.value) == "KD533"
-
-
-def test_torchvision_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetched(self: Any, **_: Any) -> Any:
-        if self.name == "IMAGENET1K_V2":
-            raise RuntimeError("invalid hash value")
-        return OrderedDict(STATE)
-
-    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", fetched)
-    assert same(read_weights("torchvision:ResNet50_Weights.IMAGENET1K_V1"))
-    assert read_shapes("torchvision:ResNet50_Weights.IMAGENET1K_V1") == {}
-    for name, wanted in (
-        ("ResNet50_Weights.IMAGENET1K_V2", "KD535"),
-        ("ResNet50_Weight.IMAGENET1K_V2", "KD534"),
-    ):
-        with pytest.raises(RunError) as caught:
-            read_weights(f"torchvision:{name}")
-        assert code(caught.value) == wanted
 
 
 def loaded_or_refused(path: Path, whole: dict[str, torch.Tensor]) -> bool:

@@ -90,6 +90,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD302": (BASE, ("mimic.teacher0.mimic_name=[backbone.layer4, head.classifier]",)),
     "KD303": (changed(("    teacher_weight: teacher.pth\n", "")), ()),
     "KD304": (TWO_JOBS, ()),
+    "KD557": (BASE, ("mimic.teacher0.teacher_weight=hf-hub:timm/resnet18.a1_in1k",)),
     "KD556": (
         changed(("    teacher_weight: teacher.pth\n", "    allow_random: true\n    weight_key: a.b\n")),
         ("saver.weight_key=a.b",),

@@ -5,12 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -123,18 +132,21 @@ class LiveScreen:
 
 
 @contextmanager
-def progress(title: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None] | None]:
+def progress(
+    title: str, stream: TextIO | None = None, *, in_bytes: bool = False
+) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar that is gone when the work is done: yields `update(done, total)`, or None without a terminal.
 
-    The stream is standard error by default; the bar appears with the first update.
+    The stream is standard error by default; the bar appears with the first update. in_bytes: what is counted are bytes.
     """
     stream = sys.stderr if stream is None else stream
     if not is_terminal(stream):
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
     bar = Progress(*columns, console=console_for(stream), transient=True)
-    task = bar.add_task(title, total=None)
+    task = bar.add_task(escape(printable(title)), total=None)
 
     def update(done: int, total: int) -> None:
         if not bar.live.is_started:
@@ -145,3 +157,8 @@ def progress(title: str, stream: TextIO | None = None) -> Iterator[Callable[[int
         yield update
     finally:
         bar.stop()
+
+
+def progress_of_bytes(title: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """The same of a download."""
+    return progress(title, in_bytes=True)

@@ -35,6 +35,11 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
 def plan_summary(plan: Plan) -> RenderableType:
     """The plan's summary for a console: networks, pairs of layers, data, steps, learning rate."""
     parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
+    for network in plan.networks:
+        if network.weights:
+            parts.append(Text(f"weights of {network.name}: {printable(network.weights)}"))
+        if network.input:
+            parts.append(Text(f"pixels of {network.name}: {network.input}"))
     if plan.checked:
         parts.append(Text(plan.checked))
     if plan.pairs:

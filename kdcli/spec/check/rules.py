@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-from kdcli.spec.places import TORCHVISION
-from kdcli.spec.schema import Cache, Job, JobTeacher, Spec, Temperature
+from kdcli.errors import Diagnostic, RunError, SpecPath, did_you_mean
+from kdcli.spec.published import is_published, published
+from kdcli.spec.schema import Cache, Job, JobTeacher, Saver, Spec, Temperature
 
 _NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
 
@@ -177,7 +178,15 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
         if spec.runtime.fold_bn and any(part.teacher_bn_mode == "train" for _, part in uses):
             message = f"`{name}` normalises by its batches (`teacher_bn_mode: train`): nothing can be folded"
             yield _error(("runtime", "fold_bn"), "KD221", message, "leave `fold_bn` out")
-        for key in ("teacher_weight", "weight_key", "teacher_bn_mode", "classes", "input", "cache"):
+        for key in (
+            "teacher_weight",
+            "weight_key",
+            "weight_order",
+            "teacher_bn_mode",
+            "classes",
+            "input",
+            "cache",
+        ):
             given = [(job, getattr(part, key)) for job, part in uses if key in part.model_fields_set]
             for job_name, value in given[1:]:
                 if value != given[0][1]:
@@ -188,30 +197,33 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def _weight_keys(spec: Spec) -> Iterator[Diagnostic]:
-    """Check that each `weight_key` stands beside a file."""
-    keys: list[tuple[SpecPath, str, str | None]] = []
-    if spec.saver.weight_key is not None:
-        keys.append((("saver", "weight_key"), "pretrain_model", spec.saver.pretrain_model))
-    if spec.mimic is not None and spec.distils:
-        for job_name, job in spec.mimic.jobs.items():
-            for name, part in job.teachers.items():
-                if part.weight_key is not None:
-                    path: SpecPath = ("mimic", "jobs", job_name, "teachers", name, "weight_key")
-                    given = [
-                        j.teachers[name].teacher_weight
-                        for j in spec.mimic.jobs.values()
-                        if name in j.teachers
-                    ]
-                    keys.append(
-                        (path, "teacher_weight", next((file for file in given if file is not None), None))
-                    )
-    for path, beside, file in keys:
-        if file is None:
-            message = f"`weight_key` says where in a file weights lie, but there is no `{beside}`"
-            yield _error(path, "KD556", message, f"add `{beside}`, or delete `weight_key`", on_key=True)
-        elif file.startswith(TORCHVISION):
-            message = f"`weight_key` is for files: `{file}` holds one network"
-            yield _error(path, "KD556", message, "delete `weight_key`", on_key=True)
+    """Check that each `weight_key` and `weight_order` stands beside a file, and each published name can be one."""
+    beside: list[tuple[SpecPath, str, str | None, Saver | JobTeacher]] = [
+        (("saver",), "pretrain_model", spec.saver.pretrain_model, spec.saver)
+    ]
+    jobs = spec.mimic.jobs if spec.mimic is not None and spec.distils else {}
+    for job_name, job in jobs.items():
+        for name, part in job.teachers.items():
+            files = [j.teachers[name].teacher_weight for j in jobs.values() if name in j.teachers]
+            file = next((file for file in files if file is not None), None)
+            beside.append((("mimic", "jobs", job_name, "teachers", name), "teacher_weight", file, part))
+    for path, key, file, settings in beside:
+        if file is not None and is_published(file) and getattr(settings, key) is not None:
+            try:
+                published(file)
+            except RunError as error:
+                yield replace(error.diagnostics[0], path=(*path, key))
+                continue
+        for own in ("weight_key", "weight_order"):
+            if getattr(settings, own) is None:
+                continue
+            where = "says where in a file weights lie" if own == "weight_key" else "says how a file is read"
+            if file is None:
+                message = f"`{own}` {where}, but there is no `{key}`"
+                yield _error((*path, own), "KD556", message, f"add `{key}`, or delete `{own}`", on_key=True)
+            elif file.startswith(("torchvision:", "timm:")):
+                message = f"`{own}` is for files: `{file}` holds one network"
+                yield _error((*path, own), "KD556", message, f"delete `{own}`", on_key=True)
 
 
 def _stages(spec: Spec) -> Iterator[Diagnostic]:
