@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 from kdcli.spec.check.signatures import Parameter, Signature, signature
+from kdcli.spec.form.up_types import FOREIGN_TYPES
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.ranges import Range, parsed, range_of, ranged
 from kdcli.spec.schema import Component
@@ -63,7 +64,8 @@ def check_component(
         )
     except SpecError as error:
         for finding in error.diagnostics:
-            yield finding if finding.help or is_own(name) else replace(finding, help=help)
+            known = finding.help or is_own(name) or name in FOREIGN_TYPES
+            yield finding if known else replace(finding, help=help)
         return
     if target is not None:
         given = component.kwargs if kwargs is None else kwargs
