@@ -20,7 +20,7 @@ from kdcli.distill.teacher import Labels, Teacher
 from kdcli.distill.trainee import DeployedStudent, Trainee
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.losses import loss_of
-from kdcli.models.network import Network, build_network
+from kdcli.models.network import Network
 from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
@@ -44,7 +44,14 @@ from kdcli.training.build import (
 )
 from kdcli.training.checkpoint import checkpoints, newest_valid
 from kdcli.training.evaluate import unanswered
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, made_up_labels, teacher_taps
+from kdcli.training.join_jobs import (
+    first_samples,
+    jobs_of,
+    join_jobs,
+    made_up_labels,
+    teacher_network,
+    teacher_taps,
+)
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -236,9 +243,7 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
         raise RunError.of("KD719", "it has no `teacher_weight`")
     where = weight_path(spec, name)
     path = find_file(settings.teacher_weight, options.places, where)
-    net = build_network(
-        spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
-    )
+    net = teacher_network(spec, name, options.plugins)
     left_out = tuple(load_weights(net, path, where=where, key=settings.weight_key))
     size = size_of(path) if is_file(path) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)

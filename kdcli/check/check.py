@@ -73,6 +73,7 @@ from kdcli.training.join_jobs import (
     show_student,
     show_teacher,
     student_taps,
+    teacher_network,
     teacher_taps,
     with_jobs,
 )
@@ -281,13 +282,11 @@ class _Rehearsal:
             with self.findings.part():
                 torch.manual_seed(0)
                 with nullcontext() if self.mode is None else Unfilled():
+                    runtime, plugins = self.spec.runtime, self.options.plugins
                     net = rehearsed(
-                        build_network(
-                            modules,
-                            path=_path(name),
-                            plugins=self.options.plugins,
-                            aligned=self.spec.runtime.aligned,
-                        )
+                        build_network(modules, path=("net",), plugins=plugins, aligned=runtime.aligned)
+                        if name == "net"
+                        else teacher_network(self.spec, name, plugins)
                     )
                 if self.mode is not None:
                     to_fake(net, self.mode)

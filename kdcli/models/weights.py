@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.disk import at_path
 from kdcli.errors import RunError, SpecPath
+from kdcli.models.network import Network
 from kdcli.models.weight_files import (
     Kind,
     described_states,
@@ -61,7 +62,8 @@ def load_weights(
 
     where: the place in the spec, for errors. key: the nested state to read, `a.b`; else the first of the
     usual ones that fits. mode `strict`: everything fits, but for modules that
-    serve training alone, and those that a teacher's list lacks. `pretrain`: whole modules that the file
+    serve training alone, and those that a teacher's list lacks; what of a teacher is unread (`Network.unread`)
+    and has another width in the file is taken out of the network. `pretrain`: whole modules that the file
     lacks, the last linear layer and layers with another number of outputs stay random; no other module
     is loaded by half.
     """
@@ -79,7 +81,8 @@ def check_weights(
 ) -> list[str]:
     """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices.
 
-    torchvision's own weights are not looked at: they may have to be downloaded first.
+    torchvision's own weights are not looked at: they may have to be downloaded first. The network loses what
+    load_weights would take out.
     """
     with at_path(where):
         states = described_states(source, key)
@@ -89,13 +92,20 @@ def check_weights(
         reading = reading_of(net, shapes, f"`{source}`", mode)
         kinds = {k: kind for k, (_, kind) in states[reading.state].tensors.items()}
         _check_kinds(net, kinds, reading.names, f"`{source}`")
+        _leave_out(net, reading)
         return reading.notices
 
 
 def _fit(net: nn.Module, states: Sequence[NestedState[Tensor]], name: str, mode: Mode) -> list[str]:
     reading = reading_of(net, [state.of(_shapes(state.tensors)) for state in states], name, mode)
     _load(net, states[reading.state].tensors, reading, name)
+    _leave_out(net, reading)
     return reading.notices
+
+
+def _leave_out(net: nn.Module, reading: Reading) -> None:
+    if reading.left_out is not None and isinstance(net, Network):
+        net.leave_out(reading.left_out)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:

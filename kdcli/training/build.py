@@ -43,7 +43,7 @@ from kdcli.tasks.task import Task
 from kdcli.training.caches import few_views, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import claim, was_requeued
-from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_taps
+from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, teacher_network, teacher_taps
 from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
@@ -384,14 +384,12 @@ def build_teachers(
     """
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
-    for name, modules in spec.teachers.items():
+    for name in spec.teachers:
         if not any(name in job.teachers for job in jobs.values()):
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.runtime.random_seed)
-            net = build_network(
-                modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
-            )
+            net = teacher_network(spec, name, options.plugins)
         settings = teacher_settings(spec, name)
         if load and settings.teacher_weight is not None:
             where = weight_path(spec, name)
