@@ -174,6 +174,10 @@ Plugins = Annotated[
 Weights = Annotated[
     Path | None, Option("The student's weights; else the best of its run, else the last.", metavar="FILE")
 ]
+WeightKey = Annotated[
+    str | None,
+    Option("Where in the file of --weights the student lies, a.b, if in no usual place.", metavar="KEY"),
+]
 Traceback = Annotated[
     bool,
     Option("Print the whole traceback of an error too, for a bug report.", ("--traceback",), again=False),
@@ -254,6 +258,7 @@ class EvalOptions:
     spec: RunOrSpec
     changes: Changes = ()
     weights: Weights = None
+    weight_key: WeightKey = None
     device: Device = None
     plugins: Plugins = ()
     format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
@@ -406,6 +411,7 @@ class ExportOptions:
     ] = None
     changes: Changes = ()
     weights: Weights = None
+    weight_key: WeightKey = None
     tolerance: Annotated[
         float,
         Option(

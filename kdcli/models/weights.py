@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.disk import at_path
-from kdcli.errors import RunError, SpecPath
+from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.models.network import Network
 from kdcli.models.weight_files import (
     Kind,
@@ -61,13 +62,12 @@ def load_weights(
     """Read a file (or `torchvision:` name) into a network; returns notices of what was left out or read otherwise.
 
     where: the place in the spec, for errors. key: the nested state to read, `a.b`; else the first of the
-    usual ones that fits. mode `strict`: everything fits, but for modules that
-    serve training alone, and those that a teacher's list lacks; what of a teacher is unread (`Network.unread`)
-    and has another width in the file is taken out of the network. `pretrain`: whole modules that the file
-    lacks, the last linear layer and layers with another number of outputs stay random; no other module
-    is loaded by half.
+    usual ones that fits. mode `strict`: everything fits, but for modules that serve training alone, and those
+    that a teacher's list lacks; what of a teacher is unread (`Network.unread`) and has another width in the file
+    is taken out of the network. `pretrain`: whole modules that the file lacks, the last linear layer and layers
+    with another number of outputs stay random; no other module is loaded by half.
     """
-    with at_path(where):
+    with _at_weights(where):
         return _fit(net, read_states(source, key), f"`{source}`", mode)
 
 
@@ -84,7 +84,7 @@ def check_weights(
     torchvision's own weights are not looked at: they may have to be downloaded first. The network loses what
     load_weights would take out.
     """
-    with at_path(where):
+    with _at_weights(where):
         states = described_states(source, key)
         if not states:
             return []
@@ -94,6 +94,24 @@ def check_weights(
         _check_kinds(net, kinds, reading.names, f"`{source}`")
         _leave_out(net, reading)
         return reading.notices
+
+
+@contextmanager
+def _at_weights(where: SpecPath | None) -> Iterator[None]:
+    """Set the place of the weights on errors, that of `weight_key` on those about it; without one, it is an option."""
+    try:
+        yield
+    except RunError as error:
+        if where is None:
+            option = (
+                replace(d, help=d.help and d.help.replace("`weight_key: ", "`--weight-key "))
+                for d in error.diagnostics
+            )
+            raise RunError(list(option)) from error
+        key = (*where[:-1], "weight_key")
+        raise SpecError(
+            [replace(d, path=key if d.code == "KD547" else where) for d in error.diagnostics]
+        ) from error
 
 
 def _fit(net: nn.Module, states: Sequence[NestedState[Tensor]], name: str, mode: Mode) -> list[str]:
