@@ -31,7 +31,7 @@ FOREIGN_TYPES = {
     **dict.fromkeys(
         ("big_resnet_basic", "big_regnet", "big_fpn", "BigRetinaHeadWithBN", "BigClsHead"), SEARCHED
     ),
-    **dict.fromkeys(("dynamic_solo_bn", "dynamic_sync_bn"), SEARCHED),
+    **dict.fromkeys(("dynamic_solo_bn", "dynamic_sync_bn", "xmnet_search"), SEARCHED),
     **dict.fromkeys(
         ("bignas_resnet_basic", "bignas_regnet", "bignas_fpn", "BignasRetinaHeadWithBN", "BignasClsHead"),
         FOUND,
@@ -39,7 +39,11 @@ FOREIGN_TYPES = {
     **dict.fromkeys(("CondinstHead", "condinst_post"), MASKS),
     **dict.fromkeys(("FcosHead", "fcos_post", "fcos", "onenet_post", "onenet", "range_crop"), OTHER_DETECTOR),
     **dict.fromkeys(("BboxRFCN", "BboxRFCN_Pre", "CascadeFC", "CascadeConvFC"), OTHER_DETECTOR),
-    **dict.fromkeys(("custom", "rank_custom", "MR", "cross_sigmoid_focal_loss"), CROSS),
+    **dict.fromkeys(
+        ("custom", "rank_custom"), "it reads United-Perception's own lists of boxes, and kdcli COCO's json"
+    ),
+    "MR": "it counts missed objects by false alarms, and kdcli has COCO's score alone",
+    "cross_sigmoid_focal_loss": CROSS,
     **dict.fromkeys(("lvis", "lvisv1", "LVIS"), LVIS),
     **dict.fromkeys(("equalized_focal_loss", "equalized_quality_focal_loss"), EQUALIZED),
 }
