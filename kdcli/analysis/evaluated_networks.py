@@ -20,7 +20,7 @@ from kdcli.distill.teacher import Labels, Teacher
 from kdcli.distill.trainee import DeployedStudent, Trainee
 from kdcli.errors import KdError, RunError, SpecError
 from kdcli.losses import loss_of
-from kdcli.models.network import Network, build_network
+from kdcli.models.network import Network
 from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
@@ -47,6 +47,7 @@ from kdcli.training.join_jobs import (
     join_jobs,
     labels_of,
     made_up_labels,
+    teacher_network,
     teacher_settings,
     teacher_source,
     teacher_taps,
@@ -83,7 +84,8 @@ class Scoring:
 @dataclass(frozen=True)
 class EvaluatedNetwork:
     """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
-    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
+    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes.
+    source: of the student, its file."""
 
     name: str
     net: Network | DeployedStudent
@@ -91,6 +93,7 @@ class EvaluatedNetwork:
     pixels: Any = None
     left_out: tuple[str, ...] = ()
     scoring: Scoring | None = None
+    source: Path | None = None
 
     @property
     def class_notices(self) -> list[str]:
@@ -113,12 +116,14 @@ def compare(
     weights: Path | None,
     keep: DetectionOutputs | None = None,
     sides: Sides | None = None,
+    *,
+    key: str | None = None,
 ) -> tuple[list[Comparison], list[Notice]]:
     """The rows of `kdcli eval`: the student first, then every teacher whose weights are there.
 
-    weights: a file for the student in place of the run's own. keep: what to leave on disk. sides: of a caller
-    that asks for the task too. Raises RunError KD719 where there are no weights for the student, SpecError
-    where the test data is none to measure by (Task.check_truth).
+    weights: a file for the student in place of the run's own. key: where in it they lie. keep: what to leave on
+    disk. sides: of a caller that asks for the task too. Raises RunError KD719 where there are no weights for the
+    student, SpecError where the test data is none to measure by (Task.check_truth).
     """
     spec = parsed.spec
     keep = keep or DetectionOutputs()
@@ -135,7 +140,8 @@ def compare(
     if any(finding.severity == "error" for finding in findings):
         loader.close()
         raise SpecError(findings)
-    student, notices = student_of(task, parsed, options, weights, dict(next(loader.batches(0))), loader.facts)
+    sample = dict(next(loader.batches(0)))
+    student, notices = student_of(task, parsed, options, weights, sample, loader.facts, key=key)
     messages += [*loader.notices, *(finding.message for finding in findings)]
     notices = [*(Notice(message=message, level="warning") for message in messages), *notices]
     contenders = [student]
@@ -197,23 +203,30 @@ def student_of(
     weights: Path | None,
     sample: Mapping[str, Any],
     facts: DataFacts,
+    *,
+    key: str | None = None,
 ) -> tuple[EvaluatedNetwork, list[Notice]]:
-    """The student with `weights`, else the best of its run, else the last."""
+    """The student with `weights`, else the best of its run, else the last. key: where in the file they lie."""
     net, trainee = rebuild(task, parsed.spec, options, first_samples(sample), facts)
     folder = RunFolder(run_root(parsed))
     candidates = [weights] if weights is not None else [folder.best_student, folder.student]
     for path in candidates:
         if path is not None and (weights is not None or exists(path)):
             found = find_file(path)
-            read_otherwise = load_weights(net, found)
+            read_otherwise = load_weights(net, found, key=key)
             size = size_of(found) if is_file(found) else None
             said = [f"student: {path}", *(f"student: {notice}" for notice in read_otherwise)]
-            return EvaluatedNetwork("student", net, size), [Notice(message=message) for message in said]
+            return EvaluatedNetwork("student", net, size, source=path), [
+                Notice(message=message) for message in said
+            ]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
             fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
-            return EvaluatedNetwork("student", net, None), [*notices, Notice(message=f"student: {path}")]
+            return EvaluatedNetwork("student", net, None, source=path), [
+                *notices,
+                Notice(message=f"student: {path}"),
+            ]
         notices.append(Notice(message=str(state), level="warning"))
     raise _without_weights(folder)
 
@@ -242,9 +255,7 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
         raise RunError.of("KD719", "it has no `teacher_weight`")
     source = teacher_source(spec, name, options.places)
     assert source is not None
-    net = build_network(
-        spec.teachers[name], path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
-    )
+    net = teacher_network(spec, name, options.plugins)
     left_out = tuple(source.load(net, options.shown))
     file = source.file()
     size = size_of(file) if file is not None and is_file(file) else None

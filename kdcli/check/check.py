@@ -38,7 +38,7 @@ from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.fetching import Shown, unseen
-from kdcli.models.network import Network, build_network, shapes_only, tells_shapes
+from kdcli.models.network import Network, build_network, rehearsed, shapes_only, tells_shapes
 from kdcli.models.torch_modes import (
     NOT_FAKE,
     FlopCount,
@@ -75,6 +75,7 @@ from kdcli.training.join_jobs import (
     show_student,
     show_teacher,
     student_taps,
+    teacher_network,
     teacher_settings,
     teacher_taps,
     weight_path,
@@ -215,7 +216,8 @@ class _Rehearsal:
                 if size is None
                 else "a whole detector of torchvision can't run on fake tensors"
             )
-            return None if plan is None else replace(plan, checked=f"checked at {_sides(tiny)}: {why}")
+            checked = f"checked at {_sides(tiny)}{self.on_few(nets)}: {why}"
+            return None if plan is None else replace(plan, checked=checked)
         self.mode, channels = fake_mode(), channels_of(nets["net"])
         self.facts = replace(self.facts, shape=(channels, *size))
         for net in nets.values():
@@ -245,11 +247,17 @@ class _Rehearsal:
             flops_size=size,
             checked=f"checked at {_sides(size)}: the largest images that the transforms give, padded"
             + (
-                f"; what computes with boxes at {_sides(tiny)}, and not in the FLOPs: {', '.join(left_out)}"
+                f"; what computes with boxes at {_sides(tiny)}{self.on_few(nets)}, and not in the FLOPs:"
+                f" {', '.join(left_out)}"
                 if left_out
                 else ""
             ),
         )
+
+    def on_few(self, nets: Mapping[str, Network]) -> str:
+        """What costly modules took of their inputs, in words that follow a size."""
+        few = {getattr(module, "takes_few", "") for net in nets.values() for module in net.children()} - {""}
+        return "".join(f", {words}" for words in sorted(few))
 
     def one_sample(
         self, joined: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], task_loss: bool
@@ -283,11 +291,11 @@ class _Rehearsal:
             with self.findings.part():
                 torch.manual_seed(0)
                 with nullcontext() if self.mode is None else Unfilled():
-                    net = build_network(
-                        modules,
-                        path=_path(name),
-                        plugins=self.options.plugins,
-                        aligned=self.spec.runtime.aligned,
+                    runtime, plugins = self.spec.runtime, self.options.plugins
+                    net = rehearsed(
+                        build_network(modules, path=("net",), plugins=plugins, aligned=runtime.aligned)
+                        if name == "net"
+                        else teacher_network(self.spec, name, plugins)
                     )
                 if self.mode is not None:
                     to_fake(net, self.mode)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli.parameters import command_of
+from kdcli.cli.parameters import command_of, refuse_keys
 from kdcli.commands import options
-from kdcli.commands.options import refuse_keys, with_optional_values
+from kdcli.commands.options import with_optional_values
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {

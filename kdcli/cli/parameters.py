@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -13,6 +13,7 @@ import typer
 
 from kdcli.commands.options import CommandParameter, Completion, parameters
 from kdcli.disk import expanded
+from kdcli.errors import UsageError
 from kdcli.spec.tables import Target
 
 
@@ -117,3 +118,41 @@ COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {
     "sample": _names("sample"),
 }
 """What a shell offers for an argument: spec files, `net.model.kwargs.` from the spec named before, or names."""
+
+
+KEYS = {
+    "--epochs": "trainer.max_epoch",
+    "--num-epochs": "trainer.max_epoch",
+    "--max-epoch": "trainer.max_epoch",
+    "--max-iter": "trainer.max_iter",
+    "--iters": "trainer.max_iter",
+    "--steps": "trainer.max_iter",
+    "--lr": "trainer.optimizer.kwargs.lr",
+    "--learning-rate": "trainer.optimizer.kwargs.lr",
+    "--batch-size": "dataset.batch_sampler.kwargs.batch_size",
+    "--workers": "dataset.dataloader.kwargs.num_workers",
+    "--num-workers": "dataset.dataloader.kwargs.num_workers",
+    "--seed": "runtime.random_seed",
+    "--precision": "runtime.precision",
+    "--out": "saver.save_dir",
+    "--output": "saver.save_dir",
+    "--output-dir": "saver.save_dir",
+    "--pretrained": "saver.pretrain_model",
+}
+"""Options of other tools, and the key of the spec that says so here."""
+
+
+def refuse_keys(words: Sequence[str], options: type | None) -> None:
+    """Raise UsageError for an option of another tool that is a key of the spec here, with that key."""
+    known = {flag for p in parameters(options) if p.option for flag in p.option.flags} if options else set()
+    for index, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in KEYS and flag not in known and options is not None and "SPEC" in _metavars(options):
+            value = value or next(iter(words[index + 1 : index + 2]), "")
+            said = f"{KEYS[flag]}={value or '...'}"
+            raise UsageError.of(f"there is no option `{flag}`", f"it is a key of the spec: say `{said}`")
+
+
+def _metavars(options: type) -> str:
+    return " ".join(p.argument.metavar or "" for p in parameters(options) if p.argument is not None)

@@ -274,7 +274,7 @@ FILES: dict[str, Explanation] = {
     "KD547": Explanation(
         "weight_key names nothing in the file",
         "`weight_key` is the way to a nested state through the keys of the checkpoint, with dots between; its last part"
-        " may be what the names of the tensors begin with.",
+        " may be what the names of the tensors begin with. For the file of `--weights` it is `--weight-key`.",
         "wrong: weight_key: teachr\nright: {teacher_weight: dino.pth, weight_key: teacher}",
     ),
     "KD548": Explanation(

@@ -170,4 +170,10 @@ LANGUAGE: dict[str, Explanation] = {
         "A key of United-Perception's place, or its hook `grad_clipper`, and kdcli's own key say different things.",
         "wrong: fp16: true with runtime: {fp16: false}",
     ),
+    "KD234": Explanation(
+        "argument of United-Perception that kdcli hasn't",
+        "`has_mask` and `multilabel` are read where they are false. Switched on they ask for instance masks, or for"
+        " several right classes of one image, which kdcli does not train.",
+        "wrong: dataset: {type: coco, kwargs: {has_mask: true}}\nright: has_mask: false, or the key left out",
+    ),
 }

@@ -109,6 +109,9 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.run_folder import reopen
 
+    if options.weight_key is not None and options.weights is None:
+        message = "`--weight-key` says where in a file the weights lie, but there is no `--weights`"
+        raise UsageError.of(message, "add `--weights FILE`")
     if options.spec != "-" and is_folder(options.spec):
         if options.changes:
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")

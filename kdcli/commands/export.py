@@ -30,6 +30,7 @@ def export(options: ExportOptions) -> None:
             options.format,
             options.output,
             weights=options.weights,
+            key=options.weight_key,
             tolerance=options.tolerance,
             spec_hash=opened.spec_hash,
             size=size,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from kdcli.disk import seen
-from kdcli.errors import UsageError
 
 Completion = Literal["spec", "key", "method", "word", "sample"]
 
@@ -149,44 +148,6 @@ def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
     return result
 
 
-KEYS = {
-    "--epochs": "trainer.max_epoch",
-    "--num-epochs": "trainer.max_epoch",
-    "--max-epoch": "trainer.max_epoch",
-    "--max-iter": "trainer.max_iter",
-    "--iters": "trainer.max_iter",
-    "--steps": "trainer.max_iter",
-    "--lr": "trainer.optimizer.kwargs.lr",
-    "--learning-rate": "trainer.optimizer.kwargs.lr",
-    "--batch-size": "dataset.batch_sampler.kwargs.batch_size",
-    "--workers": "dataset.dataloader.kwargs.num_workers",
-    "--num-workers": "dataset.dataloader.kwargs.num_workers",
-    "--seed": "runtime.random_seed",
-    "--precision": "runtime.precision",
-    "--out": "saver.save_dir",
-    "--output": "saver.save_dir",
-    "--output-dir": "saver.save_dir",
-    "--pretrained": "saver.pretrain_model",
-}
-"""Options of other tools, and the key of the spec that says so here."""
-
-
-def refuse_keys(words: Sequence[str], options: type | None) -> None:
-    """Raise UsageError for an option of another tool that is a key of the spec here, with that key."""
-    known = {flag for p in parameters(options) if p.option for flag in p.option.flags} if options else set()
-    for index, word in enumerate(words):
-        flag, _, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in KEYS and flag not in known and options is not None and "SPEC" in _metavars(options):
-            value = value or next(iter(words[index + 1 : index + 2]), "")
-            said = f"{KEYS[flag]}={value or '...'}"
-            raise UsageError.of(f"there is no option `{flag}`", f"it is a key of the spec: say `{said}`")
-
-
-def _metavars(options: type) -> str:
-    return " ".join(p.argument.metavar or "" for p in parameters(options) if p.argument is not None)
-
-
 def is_checkpoint(word: str) -> bool:
     """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
     if word.startswith("-"):
@@ -219,6 +180,10 @@ Offline = Annotated[
         "Fetch nothing: weights that have a name must be on this machine (or KDCLI_OFFLINE=1).",
         ("--offline",),
     ),
+]
+WeightKey = Annotated[
+    str | None,
+    Option("Where in the file of --weights the student lies, a.b, if in no usual place.", metavar="KEY"),
 ]
 Traceback = Annotated[
     bool,
@@ -301,6 +266,7 @@ class EvalOptions:
     spec: RunOrSpec
     changes: Changes = ()
     weights: Weights = None
+    weight_key: WeightKey = None
     device: Device = None
     plugins: Plugins = ()
     offline: Offline = False
@@ -464,6 +430,7 @@ class ExportOptions:
     ] = None
     changes: Changes = ()
     weights: Weights = None
+    weight_key: WeightKey = None
     tolerance: Annotated[
         float,
         Option(

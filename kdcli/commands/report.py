@@ -41,7 +41,9 @@ def evaluate(options: EvalOptions) -> None:
         with doing("measuring the networks"):
             sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
             keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-            rows, notices = compare(parsed, opened.options, processes, options.weights, keep, sides)
+            rows, notices = compare(
+                parsed, opened.options, processes, options.weights, keep, sides, key=options.weight_key
+            )
     if processes.speaks:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import groupby
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdcli.distill.adapters import shown
+from kdcli.distill.channels import ChannelTrace
+from kdcli.distill.dry_run import restored_state
+from kdcli.distill.layouts import layout_of
 from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.distill.taps import Tap
 from kdcli.distill.terms import TapPair, TapSide
@@ -154,3 +161,32 @@ def _last(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
     """The path of the network's last module of these kinds, in order of definition; None without one."""
     names = [name for name, module in net.named_modules() if isinstance(module, kinds)]
     return names[-1] if names else None
+
+
+def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
+    """A help line: the next layer behind a tap that gives a map, else the last one before it."""
+    given: list[tuple[str, Any]] = []
+    tap = Tap.parse(tap_text).in_network(net)
+    ends: dict[str, int] = {}
+    with ExitStack() as stack, torch.no_grad(), restored_state(net):
+        trace = stack.enter_context(ChannelTrace())
+        for name, module in net.named_modules():
+
+            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                ends[name] = len(given)
+                given.append((name, output))
+
+            stack.callback(module.register_forward_hook(note).remove)
+        net.eval()(batch)
+    size, runs = image_size(batch), Counter(name for name, _ in given)
+    maps = [
+        (number, name, output)
+        for number, (name, output) in enumerate(given)
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
+        if "." in name and runs[name] == 1 and layout_of(output, None, trace, size).kind == "map"
+    ]
+    if not maps:
+        return "no layer of this network gives a map: name a vector, such as what goes into its classifier"
+    behind = (found for found in maps if found[0] > ends.get(tap.path, len(given)))
+    _, name, output = next(behind, maps[-1])
+    return f"name a layer that gives a map; the nearest is `{name}`, {shown(output.shape)}"

@@ -69,13 +69,15 @@ def export(
     output: Path | None = None,
     *,
     weights: Path | None = None,
+    key: str | None = None,
     tolerance: float = TOLERANCE,
     spec_hash: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Exported:
     """Write the student of a run; nothing lies at `output` unless the file was proved to give the same outputs.
 
-    output: else <run folder>/<name><suffix>. weights: else the run's best, else its last. tolerance: of
+    output: else <run folder>/<name><suffix>. weights: else the run's best, else its last. key: where in that
+    file they lie. tolerance: of
     |difference| / max(1, |value|). size: height and width of a detector's input, else what holds the first
     test images. Raises UsageError for an unknown format or a wrong size, RunError KD760 (a library is
     missing), KD761 (it answers otherwise), KD762 (it can't be exported), KD763 (a detector that no graph
@@ -89,8 +91,8 @@ def export(
     deploy = deployment_of(sides.task, size)
     require_weights(parsed, weights)
     sample = sample_for(sides, deploy, parsed, weights, size)
-    contender, notices = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts)
-    source = notices[-1].message.removeprefix("student: ")
+    contender, _ = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts, key=key)
+    assert contender.source is not None
     student = deploy.portable(parsed.spec, contender.net)
     if maker.is_graph and not student.followed:
         raise RunError.of(
@@ -99,7 +101,7 @@ def export(
             "take `--format safetensors`",
         )
     student.warm_up(*sample.inputs)
-    metadata = metadata_of(student, sample, Path(source), spec_hash or parsed.hash())
+    metadata = metadata_of(student, sample, contender.source, spec_hash or parsed.hash())
     chosen = output or run_root(parsed) / f"{real_path(run_root(parsed)).name}{maker.suffix}"
     sweep_temporary(run_root(parsed))
     with _as_run_error(chosen, format):
@@ -125,7 +127,7 @@ def export(
         latency_ms=latencies[0],
         eager_latency_ms=latencies[1],
         metadata=metadata,
-        source=source,
+        source=str(contender.source),
     )
 
 

@@ -22,12 +22,15 @@ class ViewModule(nn.Module):
     `out_strides`, where a module has them, size the modules after it (`inplanes`). `training_only`
     modules are left out of the exported network. `whole` modules are a complete model by themselves.
     `aliases` are other spellings of layer paths. `needs_values` modules compute from boxes or scores themselves,
-    so that shapes alone do not tell what they give.
+    so that shapes alone do not tell what they give. A module that is costly on all its inputs may take a few of
+    them where `rehearsed` is set, and says so in `takes_few`.
     """
 
     training_only: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
+    takes_few: ClassVar[str] = ""
+    rehearsed: bool = False
     aliases: ClassVar[Mapping[str, str]] = {}
     outplanes: int | list[int] | None = None
     out_strides: list[int] | None = None

@@ -35,10 +35,12 @@ class Network(nn.Module):
     modules: by name, in order. frozen: patterns, a prefix of the path or 'r:' and a regex.
     paths: where in the spec each module stands, for errors. outputs: names for what a whole model returns
     as a tuple. may_lack_modules: whether weights may hold more modules than the network: a teacher's list may end
-    after the layers that are mimicked.
+    after the layers that are mimicked. unread: what of a teacher no job reads, the modules at its end or the last
+    layer of a whole model: weights of another width are not loaded there, `leave_out` takes it out.
     """
 
     may_lack_modules: bool = False
+    unread: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Network(nn.Module):
         self._frozen = tuple(frozen)
         self._paths = dict(paths or {})
         self._output_names = dict(outputs or {})
+        self._without_logits = False
         self.left_out: list[str] | None = None
         """Inside `shapes_only`, the modules that the last forward left out; else None."""
         for name, parameter in self.named_parameters():
@@ -74,6 +77,8 @@ class Network(nn.Module):
                 else self._by_shapes(name, module, seen)
             )
             self._refuse_writing(name, before)
+            if self._without_logits:
+                new = {output: value for output, value in new.items() if output != "logits"}
             seen.update(new)
             outputs.update(new)
         return outputs
@@ -100,6 +105,15 @@ class Network(nn.Module):
                     raise
         self.left_out.append(name)
         return {}
+
+    def leave_out(self, part: str) -> None:
+        """Take out a module with all that follow it, or the logits of a whole model by the path of its last layer."""
+        names = [name for name, _ in self.named_children()]
+        if part not in names:
+            self._without_logits = True
+            return
+        for name in parts_from(self, part):
+            delattr(self, name)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for all but the frozen modules."""
@@ -147,6 +161,25 @@ class Network(nn.Module):
                     f"module `{name}` changed `{field}` in place",
                     "other networks and losses read the same tensor: let the module work on a copy",
                 )
+
+
+def parts_from(net: nn.Module, part: str) -> list[str]:
+    """A module and all that follow it, or a layer inside a module alone."""
+    names = [name for name, _ in net.named_children()]
+    return names[names.index(part) :] if part in names else [part]
+
+
+def is_whole(net: nn.Module) -> bool:
+    """Whether a module of the network is a whole model: nothing of the network lies beside it."""
+    return any(not isinstance(module, ViewModule) or module.whole for module in net.children())
+
+
+def rehearsed(net: Network) -> Network:
+    """The network, for a check alone: what is costly takes few of its inputs, enough for every layer to run."""
+    for module in net.children():
+        if isinstance(module, ViewModule):
+            module.rehearsed = True
+    return net
 
 
 def tells_shapes(net: Network) -> bool:
@@ -226,8 +259,7 @@ def build_network(
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
     network = Network(built, frozen, paths, outputs)
-    whole = any(not isinstance(module, ViewModule) or module.whole for module in built.values())
-    network.may_lack_modules = path[:1] == (TEACHERS,) and not whole
+    network.may_lack_modules = path[:1] == (TEACHERS,) and not is_whole(network)
     for index, pattern in enumerate(frozen):
         names = [name for name, _ in network.named_parameters()] + [
             n for n, _ in network.named_modules() if n

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from torch import nn
 
 from kdcli.errors import RunError
-from kdcli.models.module import ViewModule
+from kdcli.models.network import Network, is_whole, parts_from
 from kdcli.models.weight_names import COUNTER, Spelling, last_layer, renamed, spellings
 from kdcli.models.weight_states import NestedState, not_usual, printable
 
@@ -60,13 +61,15 @@ def misfit(net: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
 class Reading:
     """How a file fills a network: of which state what is read under which names.
 
-    names: the network's name for each of the file's that is loaded. notices: what a user is told.
+    names: the network's name for each of the file's that is loaded. notices: what a user is told. left_out: the
+    unread part of a teacher that the file has in another width, for `Network.leave_out`.
     """
 
     state: int
     spelling: Spelling
     names: Mapping[str, str]
     notices: list[str]
+    left_out: str | None = None
 
 
 def reading_of(net: nn.Module, states: Sequence[NestedState[Shape]], name: str, mode: Mode) -> Reading:
@@ -75,8 +78,10 @@ def reading_of(net: nn.Module, states: Sequence[NestedState[Shape]], name: str, 
     Raises RunError where nothing fits, or where two parts of a state fit alike.
     """
     usual = [state for state in states if state.usual]
-    for index, state in enumerate(usual):
-        fits = list(_fits(net, state, index, name, mode))
+    # What fits as a whole comes before what fits but for an unread part.
+    spares = (False, True) if mode == "strict" and _unread(net) else (False,)
+    for spare, (index, state) in product(spares, enumerate(usual)):
+        fits = list(_fits(net, state, index, name, mode, spare=spare))
         if not fits:
             continue
         best = max(fits, key=lambda reading: len(reading.names))  # the first of equal ones
@@ -100,8 +105,13 @@ def reading_of(net: nn.Module, states: Sequence[NestedState[Shape]], name: str, 
     raise _nothing_fits(net, states, name, mode)
 
 
-def _fits(net: nn.Module, state: NestedState[Shape], index: int, name: str, mode: Mode) -> Iterator[Reading]:
-    """Every spelling of a state in which it fits; the plain one alone where that does."""
+def _fits(
+    net: nn.Module, state: NestedState[Shape], index: int, name: str, mode: Mode, *, spare: bool
+) -> Iterator[Reading]:
+    """Every spelling of a state in which it fits; the plain one alone where that does.
+
+    spare: what of a teacher is unread may have another width.
+    """
     filled = False
     children = dict(net.named_children())
     for spelling in spellings(net, state.tensors, _least(net, len(state.tensors), mode)):
@@ -112,15 +122,15 @@ def _fits(net: nn.Module, state: NestedState[Shape], index: int, name: str, mode
         if len(shapes) < len(spelling.names):
             continue  # two tensors by one name: none may be dropped in silence
         try:
-            chosen, notices = _chosen(net, shapes, name, mode, spelling.detector)
+            chosen, notices, left_out = _chosen(net, shapes, name, mode, spelling.detector, spare)
         except RunError:
             plain = misfit(net, shapes)
-            filled |= not (plain.missing or plain.misshaped or _is_whole(net))
+            filled |= not (plain.missing or plain.misshaped or is_whole(net))
             continue
         own = renamed(net, list(shapes))
         loaded = set(chosen)
         names = {k: own[n] for k, n in spelling.names.items() if n in loaded}
-        yield Reading(index, spelling, names, notices)
+        yield Reading(index, spelling, names, notices, left_out)
         if not spelling.prefix:
             return
 
@@ -160,11 +170,6 @@ def _needed(net: nn.Module) -> set[str]:
 
 def _spelt(spelling: Spelling, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: spelling.shape(key, shapes[key]) for key, name in spelling.names.items()}
-
-
-def _is_whole(net: nn.Module) -> bool:
-    """Whether a module is a whole model: nothing of the network lies beside it."""
-    return any(not isinstance(m, ViewModule) or m.whole for m in net.children())
 
 
 def _ambiguous(name: str, key: str, prefixes: Sequence[str]) -> RunError:
@@ -253,19 +258,34 @@ def _check_pyramid(net: nn.Module, reading: Reading, name: str) -> None:
 
 
 def _chosen(
-    net: nn.Module, shapes: Mapping[str, Shape], name: str, mode: Mode, detector: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
-    """The names to load, and notices; raises RunError where they do not fit. detector: see Spelling."""
+    net: nn.Module,
+    shapes: Mapping[str, Shape],
+    name: str,
+    mode: Mode,
+    detector: Mapping[str, str],
+    spare: bool,
+) -> tuple[list[str], list[str], str | None]:
+    """The names to load, notices, and what is left out; raises RunError where they do not fit.
+
+    detector: see Spelling. spare: see _fits.
+    """
     found = misfit(net, shapes)
     names = renamed(net, list(shapes))
     if mode == "strict":
         found, notices = _without_lacking(net, set(names.values()), found, detector)
-        if found:
+        left_out = _of_other_width(net, found) if spare else None
+        if found and left_out is None:
             raise _does_not_fit(name, found)
-        known = net.state_dict().keys()
-        return [key for key, own in names.items() if own in known], notices
+        known = set(net.state_dict())
+        if left_out is not None:
+            _, given, own = found.misshaped[0]
+            message = f"`{left_out}` has {given[0]} outputs in the file and {own[0]} in the spec"
+            notices = [*notices, f"{message}: it is left out, as no loss reads it"]
+            dropped = tuple(f"{part}." for part in parts_from(net, left_out))
+            known = {key for key in known if not key.startswith(dropped)}
+        return [key for key, own in names.items() if own in known], notices, left_out
     misshaped = {own for own, _, _ in found.misshaped}
-    known = net.state_dict().keys()
+    known = set(net.state_dict())
     fitting = [key for key, own in names.items() if own in known and own not in misshaped]
     begun = {_part(names[key]) for key in fitting}
     last = last_layer(net)
@@ -280,7 +300,25 @@ def _chosen(
         notices.append(f"{name} does not fill {some(random)}: random")
     if found.unexpected:
         notices.append(f"{name} holds {some(found.unexpected)}, which the network has not")
-    return fitting, notices
+    return fitting, notices, None
+
+
+def _unread(net: nn.Module) -> frozenset[str]:
+    return net.unread if isinstance(net, Network) else frozenset()
+
+
+def _of_other_width(net: nn.Module, found: Misfit) -> str | None:
+    """The unread part of a teacher that alone does not fit, for other numbers of outputs; None where there is more."""
+    parts = []
+    for own, given, shape in found.misshaped:
+        part = next((part for part in _unread(net) if own.startswith(f"{part}.")), None)
+        if part is None or not _only_outputs_differ(net, own, given, shape):
+            return None
+        parts.append(part)
+    if found.missing or found.unexpected or not parts:
+        return None
+    order = [name for name, _ in net.named_children()]
+    return min(parts, key=lambda part: order.index(part) if part in order else 0)
 
 
 def _without_lacking(

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from kdcli.disk import at_path
-from kdcli.errors import KdError, RunError, SpecPath
+from kdcli.errors import KdError, RunError, SpecError, SpecPath
 from kdcli.models.fetching import Shown, sha256_of, unseen
 from kdcli.models.hub import Card
+from kdcli.models.network import Network
 from kdcli.models.published import Fetched, card_of, fetch, licence_notice, timm_state
 from kdcli.models.weight_files import (
     Kind,
@@ -73,12 +75,12 @@ def load_weights(
     """Read a file into a network; returns notices of what was left out or read otherwise.
 
     where: the place in the spec, for errors. key: the nested state to read, `a.b`; else the first of the
-    usual ones that fits. mode `strict`: everything fits, but for modules that
-    serve training alone, and those that a teacher's list lacks. `pretrain`: whole modules that the file
-    lacks, the last linear layer and layers with another number of outputs stay random; no other module
-    is loaded by half.
+    usual ones that fits. mode `strict`: everything fits, but for modules that serve training alone, and those
+    that a teacher's list lacks; what of a teacher is unread (`Network.unread`) and has another width in the file
+    is taken out of the network. `pretrain`: whole modules that the file lacks, the last linear layer and layers
+    with another number of outputs stay random; no other module is loaded by half.
     """
-    with at_path(where):
+    with _at_weights(where):
         return _fit(net, read_states(source, key), f"`{source}`", mode)
 
 
@@ -93,15 +95,16 @@ def check_weights(
 ) -> list[str]:
     """Check whether load_weights would succeed, from names and shapes in the file alone; same errors, notices.
 
-    name: what messages call the file, where that is not its path.
+    name: what messages call the file, where that is not its path. The network loses what load_weights would take out.
     """
     called = f"`{name or source}`"
-    with at_path(where):
+    with _at_weights(where):
         states = described_states(source, key)
         shapes = [state.of({k: shape for k, (shape, _) in state.tensors.items()}) for state in states]
         reading = reading_of(net, shapes, called, mode)
         kinds = {k: kind for k, (_, kind) in states[reading.state].tensors.items()}
         _check_kinds(net, kinds, reading.names, called)
+        _leave_out(net, reading)
         return reading.notices
 
 
@@ -149,7 +152,7 @@ class WeightSource:
 
         fetch_them: bring published weights to this machine first; else those that aren't here are known by name alone.
         """
-        with at_path(self.where), unset_fake_temporarily():
+        with _at_weights(self.where), unset_fake_temporarily():
             parts = self.parts
             if parts is None:
                 file = find_file(self.name, self.places, self.where)
@@ -171,14 +174,14 @@ class WeightSource:
                 )
                 return []
             called = None if parts is None else self.name
-            return check_weights(net, file, mode=self.mode, key=self.key, name=called)
+            return check_weights(net, file, where=self.where, mode=self.mode, key=self.key, name=called)
 
     def load(self, net: nn.Module, shown: Shown = unseen) -> list[str]:
         """Load the weights, fetched where they aren't here; returns notices: what isn't read, which licence they have.
 
         Raises KdError at the path.
         """
-        with at_path(self.where):
+        with _at_weights(self.where):
             parts = self.parts
             if parts is None:
                 file = find_file(self.name, self.places, self.where)
@@ -252,10 +255,34 @@ def _ordered(net: nn.Module, states: Sequence[NestedState[Shape]], name: str) ->
     )
 
 
+@contextmanager
+def _at_weights(where: SpecPath | None) -> Iterator[None]:
+    """Set the place of the weights on errors, that of `weight_key` on those about it; without one, it is an option."""
+    try:
+        yield
+    except RunError as error:
+        if where is None:
+            option = (
+                replace(d, help=d.help and d.help.replace("`weight_key: ", "`--weight-key "))
+                for d in error.diagnostics
+            )
+            raise RunError(list(option)) from error
+        key = (*where[:-1], "weight_key")
+        raise SpecError(
+            [replace(d, path=key if d.code == "KD547" else where) for d in error.diagnostics]
+        ) from error
+
+
 def _fit(net: nn.Module, states: Sequence[NestedState[Tensor]], name: str, mode: Mode) -> list[str]:
     reading = reading_of(net, [state.of(_shapes(state.tensors)) for state in states], name, mode)
     _load(net, states[reading.state].tensors, reading, name)
+    _leave_out(net, reading)
     return reading.notices
+
+
+def _leave_out(net: nn.Module, reading: Reading) -> None:
+    if reading.left_out is not None and isinstance(net, Network):
+        net.leave_out(reading.left_out)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:

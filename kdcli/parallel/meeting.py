@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdcli import __version__
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.launch import restarts
+from kdcli.spec.text.nodes import leaves
 from kdcli.waiting import waiting
 
 MEETING_SECONDS = 120.0
@@ -306,7 +307,7 @@ def _difference(name: str, here: Any, there: Any, ranks: Sequence[int], others: 
     """One fact that differs: the keys of a mapping with both values, or the values."""
     if not isinstance(here, Mapping) or not isinstance(there, Mapping):
         return f"{name} is {_shown(here)} in {ranks_text(ranks)}, {_shown(there)} in {ranks_text(others)}"
-    old, new = _flat(here), _flat(there)
+    old, new = (dict(leaves(side, every_list=True)) for side in (here, there))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     listed = [
         f"`{key}` is {_shown(old.get(key, _ABSENT))} in {ranks_text(ranks)}, "
@@ -325,22 +326,6 @@ def _shown(value: Any) -> str:
         return "absent"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [(str(place), item) for place, item in enumerate(value)]
-    if not items:
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, item in items
-        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ from kdcli.report.recorded_run import (
     read_run,
 )
 from kdcli.report.results_table import cost_sentence, eval_rows, result_rows
+from kdcli.spec.text.nodes import leaves
 
 REPORT = "report.html"
 REPORT_DATA = "report_data.json"
@@ -165,16 +166,16 @@ def _boxes(one: DetectedImage, colours: Mapping[str, str]) -> str:
 
 
 def _origin(run: RecordedRun) -> list[str]:
-    return [page.facts(_flat(run.env)), page.folded("spec.resolved.yaml", run.spec_text)]
+    return [page.facts(_facts(run.env)), page.folded("spec.resolved.yaml", run.spec_text)]
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [
-            pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else key)
-        ]
-    shown = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
-    return [] if value in (None, "", []) else [(prefix, shown)]
+def _facts(env: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a run was made, as rows of a table: a command line as one text, without what is empty."""
+    return [
+        (key, shlex.join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in leaves(env)
+        if value not in (None, "", [], {})
+    ]
 
 
 def report_pictures(run_dir: Path) -> dict[str, bytes]:

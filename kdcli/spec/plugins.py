@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from kdcli.disk import at_path, refused
 from kdcli.errors import Diagnostic, Findings, KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import PLUGINS, with_place
+from kdcli.spec.form.up_types import FOREIGN_TYPES
 from kdcli.spec.schema import Component
 from kdcli.spec.tables import Target
 
@@ -84,6 +85,8 @@ def lookup(
         if name not in _imported if plugins is None else not may_import(name, plugins):
             raise SpecError([not_a_plugin(name, forgotten, path)])
         return own(name)
+    if name in FOREIGN_TYPES:
+        raise SpecError.at(path, code, f"kdcli has no {what} `{name}`: {FOREIGN_TYPES[name]}")
     raise SpecError.at(path, code, f"no {what} is called `{name}`", suggest(name, [*table, *others]))
 
 

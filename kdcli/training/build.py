@@ -48,6 +48,7 @@ from kdcli.training.join_jobs import (
     join_jobs,
     labels_of,
     student_source,
+    teacher_network,
     teacher_settings,
     teacher_source,
     teacher_taps,
@@ -383,14 +384,12 @@ def build_teachers(
     """
     nets, hashes = {}, {}
     jobs = jobs_of(spec)
-    for name, modules in spec.teachers.items():
+    for name in spec.teachers:
         if not any(name in job.teachers for job in jobs.values()):
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.runtime.random_seed)
-            net = build_network(
-                modules, path=("teachers", name), plugins=options.plugins, aligned=spec.runtime.aligned
-            )
+            net = teacher_network(spec, name, options.plugins)
         source = teacher_source(spec, name, options.places)
         if load and source is not None:
             left_out = source.load(net, options.shown)

@@ -5,7 +5,7 @@ The same code joins the networks of a run and those of the shape check on fake t
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
-from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import restored_state
-from kdcli.distill.layouts import layout_of
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
 from kdcli.distill.module_search import find_classifier, find_norm, frozen_copy, maker_of
-from kdcli.distill.taps import Tap, Taps, View
+from kdcli.distill.tap_checks import nearest_map
+from kdcli.distill.tap_layouts import whole_path
+from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import NO_LABELS, Labels, Teacher
 from kdcli.distill.terms import Term
 from kdcli.distill.trainee import Trainee, deployed_student
@@ -33,7 +33,9 @@ from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
 from kdcli.failures import failure, place_of, with_place
 from kdcli.losses import loss_of
 from kdcli.models.layers import synchronise, synchronises
+from kdcli.models.network import SELF, Network, build_network, is_whole
 from kdcli.models.weight_files import find_file, stated_classes
+from kdcli.models.weight_names import last_layer
 from kdcli.models.weights import WeightSource
 from kdcli.records import Pair
 from kdcli.spec.places import Places
@@ -186,6 +188,46 @@ def requirements_of(job: Job) -> Requirements:
     method = method_of(job.mimic_ins_type).load()
     requirements: Requirements = method.requirements_of(job)
     return requirements
+
+
+def unread_of(spec: Spec, name: str, net: nn.Module) -> frozenset[str]:
+    """What of a teacher no job reads, as `Network.unread` has it.
+
+    An output that a job asks for may be made by any module, but for proposals: these come from the last one that
+    is called so.
+    """
+    modules = [module for module in spec.teachers[name] if module.type != SELF]
+    names = [module.name for module in modules]
+    last, whole = last_layer(net), isinstance(net, Network) and is_whole(net)
+    read = -1
+    for job in jobs_of(spec).values():
+        if name not in job.teachers:
+            continue
+        needs = requirements_of(job)
+        rpn = max((i for i, module in enumerate(modules) if module.type == "rpn_post"), default=len(names))
+        outputs = [rpn if output == "rpn_dt_bboxes" else len(names) for output in needs.teacher_outputs]
+        if "teacher_classifier" in needs.facts:
+            outputs.append(len(names))
+        taps = [whole_path(net, re.split(r"[:\[]", tap)[0]) for tap in job.teachers[name].mimic_name]
+        if whole and (outputs or any(f"{last}.".startswith(f"{tap}.") or tap == "logits" for tap in taps)):
+            return frozenset()
+        # An option may name a layer, such as the one that pools proposals.
+        layers = [
+            *taps,
+            *(value for value in job.options.values() if isinstance(value, str) and "." in value),
+        ]
+        at = [names.index(part) for layer in layers if (part := layer.partition(".")[0]) in names]
+        outputs += [len(names)] * sum(tap.partition(".")[0] not in names for tap in taps)
+        read = max((read, *outputs, *at))
+    return frozenset(filter(None, [last])) if whole else frozenset(names[read + 1 :])
+
+
+def teacher_network(spec: Spec, name: str, plugins: tuple[str, ...]) -> Network:
+    """A teacher with random weights; it knows what of it no job reads."""
+    path: SpecPath = ("teachers", name)
+    net = build_network(spec.teachers[name], path=path, plugins=plugins, aligned=spec.runtime.aligned)
+    net.unread = unread_of(spec, name, net)
+    return net
 
 
 def teacher_taps(
@@ -443,32 +485,3 @@ def first_samples(batch: Mapping[str, Any], most: int = 2) -> dict[str, Any]:
         name: value[:most] if isinstance(value, (torch.Tensor, list, tuple)) else value
         for name, value in batch.items()
     }
-
-
-def nearest_map(net: nn.Module, batch: Mapping[str, Any], tap_text: str) -> str:
-    """A help line: the next layer behind a tap that gives a map, else the last one before it."""
-    given: list[tuple[str, Any]] = []
-    tap = Tap.parse(tap_text).in_network(net)
-    ends: dict[str, int] = {}
-    with ExitStack() as stack, torch.no_grad(), restored_state(net):
-        trace = stack.enter_context(ChannelTrace())
-        for name, module in net.named_modules():
-
-            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                ends[name] = len(given)
-                given.append((name, output))
-
-            stack.callback(module.register_forward_hook(note).remove)
-        net.eval()(batch)
-    size, runs = image_size(batch), Counter(name for name, _ in given)
-    maps = [
-        (number, name, output)
-        for number, (name, output) in enumerate(given)
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
-        if "." in name and runs[name] == 1 and layout_of(output, None, trace, size).kind == "map"
-    ]
-    if not maps:
-        return "no layer of this network gives a map: name a vector, such as what goes into its classifier"
-    behind = (found for found in maps if found[0] > ends.get(tap.path, len(given)))
-    _, name, output = next(behind, maps[-1])
-    return f"name a layer that gives a map; the nearest is `{name}`, {shown(output.shape)}"

@@ -27,6 +27,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
+from kdcli.spec.text.nodes import leaves
 from kdcli.training.checkpoint import (
     Progress,
     checkpoints,
@@ -285,7 +286,7 @@ def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
     """A notice where a run is continued that differs in nothing but its length, which is larger; else none."""
     if not differing:
         return []
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = dict(leaves(yaml.safe_load(before))), dict(leaves(yaml.safe_load(now)))
     if any(key.startswith("mimic.stages.") for key in new):
         return []
     if new.get("trainer.max_iter") is not None and "trainer.max_iter" not in differing:
@@ -361,19 +362,11 @@ def _among(key: str, names: Sequence[str]) -> bool:
 def differing_keys(before: str, now: str) -> list[str]:
     """Dotted keys at which two resolved specs differ."""
     try:
-        old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+        old, new = dict(leaves(yaml.safe_load(before))), dict(leaves(yaml.safe_load(now)))
     except yaml.YAMLError as error:
         raise ValueError("its spec is no YAML") from error
     absent = object()
     return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}{name}.").items()}
-    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}{i}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 @dataclass(frozen=True, slots=True)

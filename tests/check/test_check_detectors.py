@@ -115,11 +115,15 @@ def test_the_plan_has_the_shapes_and_operations_of_the_specs_own_size() -> None:
     whole = checked(RESIZE.replace("{scales: [50, 60], max_size: 90}", "{scales: [0]}"), text=text)
     assert whole.plan is not None and whole.plan.flops_size == (128, 128)
     assert "checked at 64x96: the largest images that the transforms give" in plan_text(found.plan)
-    assert "boxes at 128x128, and not in the FLOPs: bbox_head" in plan_text(found.plan)
+    few = "boxes at 128x128, at most 16 proposals of an image, and not in the FLOPs: bbox_head"
+    assert few in plan_text(found.plan)
     fixed = "[{type: fix_output_resize, kwargs: {scales: [60, 90]}}, {type: to_tensor}]"
     found = checked(f"dataset.train.dataset.kwargs.transformer={fixed}", text=text)
-    assert found.plan is not None and "boxes at 128x128, and not" in plan_text(found.plan)
-    assert "checked at 128x128: the spec does not resize its images" in plan_text(whole.plan)
+    assert found.plan is not None and "boxes at 128x128, at most 16 proposals" in plan_text(found.plan)
+    assert (
+        "checked at 128x128, at most 16 proposals of an image: the spec does not resize its images"
+        in plan_text(whole.plan)
+    )
 
 
 def test_what_fails_at_the_specs_own_size_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

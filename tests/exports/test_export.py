@@ -121,10 +121,9 @@ def test_a_forward_that_cannot_be_followed_says_so(run: Path, monkeypatch: pytes
     net = Network({"model": Branching()}).eval()
     from kdcli.analysis.evaluated_networks import EvaluatedNetwork
     from kdcli.exports import export as module
-    from kdcli.records import Notice
 
-    found = (EvaluatedNetwork("student", net, None), [Notice(message="student: nowhere")])
-    monkeypatch.setattr(module, "student_of", lambda *_: found)
+    found = (EvaluatedNetwork("student", net, None, source=Path("nowhere")), [])
+    monkeypatch.setattr(module, "student_of", lambda *_, key: found)
     with pytest.raises(RunError) as caught:
         export(opened.parsed, opened.options, "torch-export", Path("student.pt2"))
     assert [found.code for found in caught.value.diagnostics] == ["KD762"]

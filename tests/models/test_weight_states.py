@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdcli.errors import RunError
+from kdcli.errors import RunError, SpecError
 from kdcli.models.network import Network
 from kdcli.models.weights import check_weights, load_weights, read_weights
 
@@ -271,9 +271,17 @@ def test_a_refusal_names_what_would_fit(tmp_path: Path) -> None:
     state = listed().state_dict()
     message, help = help_of(net, {"student": {"a": torch.ones(1)}, "teacher": state}, tmp_path, "KD532")
     assert "has its tensors under `student`, `teacher`, none of them a usual name" in message
-    assert help.endswith("`weight_key: teacher`")
+    assert help.endswith("`--weight-key teacher`")
+    where = ("mimic", "jobs", "mimic_job0", "teachers", "teacher0", "teacher_weight")
+    with pytest.raises(SpecError) as caught:
+        load_weights(net, tmp_path / "w.pt", where=where)
+    (finding,) = caught.value.diagnostics
+    assert finding.path == where and (finding.help or "").endswith("`weight_key: teacher`")
+    with pytest.raises(SpecError) as caught:
+        load_weights(net, tmp_path / "w.pt", where=where, key="none")
+    assert caught.value.diagnostics[0].path == (*where[:-1], "weight_key")
     _, help = help_of(net, {"model": {"a": torch.ones(1)}, "nets": {"old": state}}, tmp_path, "KD531")
-    assert help == "`nets.old` comes closest, all of the network's tensors fit: `weight_key: nets.old`"
+    assert help == "`nets.old` comes closest, all of the network's tensors fit: `--weight-key nets.old`"
     message, help = help_of(net, listed(7).state_dict(), tmp_path, "KD531")
     assert message.endswith("2 mis-shaped: head.classifier.weight [7, 32] instead of [3, 32], "
                             "head.classifier.bias [7] instead of [3]")  # fmt: skip

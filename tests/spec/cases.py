@@ -223,6 +223,14 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(("x-note: anything at all", "fp16: true"), ("runtime:\n", "runtime:\n  fp16: false\n")),
         (),
     ),
+    "KD234": (
+        BASE,
+        (
+            "dataset.train.dataset.kwargs.has_mask=true",
+            "dataset.test.dataset.kwargs.has_mask=true",
+            "dataset.test.dataset.kwargs.evaluator={type: imagenet, kwargs: {multilabel: true}}",
+        ),
+    ),
     "KD641": (
         changed(
             ("x-note: anything at all", "fp16: {scale_factor: dynamic}\niter_base: true"),

@@ -347,3 +347,23 @@ def test_pretrained_weights_beside_the_spec(folder: Path) -> None:
     here = Processes(device=torch.device("cpu"))
     with built(parsed, RunOptions(places=parsed.places), here) as run:
         assert equal(dict(run.student.state_dict()), folder / "specs/start.safetensors")
+
+
+@pytest.mark.slow
+def test_a_key_on_the_command_line_says_where_the_student_lies(kdcli: Kdcli, folder: Path) -> None:
+    lay(folder / "specs")
+    student = build_network(read("specs/spec.yaml").spec.net, path=("net",))
+    state = student.state_dict()
+    twins = {f"{side}.{name}": tensor for side in ("first", "second") for name, tensor in state.items()}
+    torch.save({"nets": {"mine": state}, "model": twins}, folder / "nested.pth")
+    given = ("specs/spec.yaml", "--weights", "nested.pth")
+    code, _, err = kdcli("eval", *given)
+    assert code == 1 and "KD548" in err and "name the one to read: `--weight-key model.first`" in err
+    code, _, err = kdcli("eval", *given, "--weight-key", "nets.mina")
+    assert code == 1 and "KD547: `nested.pth` has no tensors under `nets.mina`" in err and "nets.mine" in err
+    code, out, err = kdcli("eval", *given, "--weight-key", "nets.mine", "--format", "json")
+    assert code == 0 and json.loads(out)["networks"][0]["network"] == "student", err
+    code, out, err = kdcli("export", *given, "--weight-key", "model.second", "--format", "safetensors")
+    assert code == 0 and "nested.pth" in out, err
+    code, _, err = kdcli("eval", "specs/spec.yaml", "--weight-key", "nets.mine")
+    assert code == 2 and "there is no `--weights`" in err

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from kdcli.errors import did_you_mean
 from kdcli.spec.check.components import refuse_misfits, types_of
+from kdcli.spec.form.up_types import FOREIGN_TYPES
 from kdcli.spec.ranges import Range, Share
 
 Made = TypeVar("Made")
@@ -93,5 +94,5 @@ def one_width(inplanes: int | Sequence[int]) -> int:
 
 
 def _unknown(what: str, word: str, known: list[str]) -> str:
-    hint = did_you_mean(word, known)
+    hint = FOREIGN_TYPES.get(word) or did_you_mean(word, known)
     return f"{what} can't be `{word}`" + (f"; {hint}" if hint else "")

@@ -41,8 +41,6 @@ class FPN(ViewModule):
         align_corners: bool = True,
         use_p5: bool = False,
         relu_between_extras: bool = False,
-        tocaffe_friendly: bool = False,
-        skip: bool = False,
     ) -> None:
         super().__init__()
         widths = list(inplanes) if isinstance(inplanes, (list, tuple)) else [inplanes]

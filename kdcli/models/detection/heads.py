@@ -86,12 +86,14 @@ class RetinaSubNet(DenseHead):
     """Classes and boxes by two stacks of 3×3 convolutions, shared by all levels, norms included.
 
     num_classes counts the background, which sigmoid leaves out. init_prior: the foreground's score at
-    the start. share_subnet: one stack for both. share_location false: deltas of each class.
+    the start. num_anchors: 9 where not given. share_subnet: one stack for both. share_location false: deltas
+    of each class.
     Source: "Focal Loss for Dense Object Detection", arXiv:1708.02002.
     """
 
     norms_by_level: ClassVar[bool] = False
     with_iou: ClassVar[bool] = False
+    anchors: ClassVar[int] = 9
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class RetinaSubNet(DenseHead):
         num_conv: CountOrNone = 4,
         class_activation: Literal["sigmoid", "softmax"] = "sigmoid",
         init_prior: Prior = 0.01,
-        num_anchors: Count = 9,
+        num_anchors: Count | None = None,
         num_level: Count = 5,
         share_subnet: bool = False,
         share_location: bool = True,
@@ -120,6 +122,7 @@ class RetinaSubNet(DenseHead):
         self.cls_subnet = self._subnet(num_conv, width, feat_planes, normalize)
         if not share_subnet:
             self.box_subnet = self._subnet(num_conv, width, feat_planes, normalize)
+        num_anchors = num_anchors or self.anchors
         boxes = 1 if share_location else channels
         self.cls_subnet_pred = nn.Conv2d(feat_planes, num_anchors * channels, 3, padding=1)
         self.box_subnet_pred = nn.Conv2d(feat_planes, num_anchors * 4 * boxes, 3, padding=1)
@@ -159,41 +162,12 @@ class RetinaHeadWithBN(RetinaSubNet):
 class RetinaHeadWithIOU(RetinaSubNet):
     """RetinaSubNet with an IoU branch: the overlap of each box with its object, as a logit, for `retina_post_iou`.
 
+    num_anchors: 1 where not given.
     Source: "Bridging the Gap Between Anchor-based and Anchor-free Detection", arXiv:1912.02424.
     """
 
     with_iou = True
-
-    def __init__(
-        self,
-        inplanes: int | list[int],
-        *,
-        feat_planes: Width,
-        num_classes: Width,
-        normalize: dict[str, Any] | None = None,
-        initializer: dict[str, Any] | None = None,
-        num_conv: CountOrNone = 4,
-        class_activation: Literal["sigmoid", "softmax"] = "sigmoid",
-        init_prior: Prior = 0.01,
-        num_anchors: Count = 1,
-        num_level: Count = 5,
-        share_subnet: bool = False,
-        share_location: bool = True,
-    ) -> None:
-        super().__init__(
-            inplanes,
-            feat_planes=feat_planes,
-            num_classes=num_classes,
-            normalize=normalize,
-            initializer=initializer,
-            num_conv=num_conv,
-            class_activation=class_activation,
-            init_prior=init_prior,
-            num_anchors=num_anchors,
-            num_level=num_level,
-            share_subnet=share_subnet,
-            share_location=share_location,
-        )
+    anchors = 1
 
 
 class RetinaHeadWithBNIOU(RetinaHeadWithBN):

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 from kdcli.errors import Findings, SpecError, did_you_mean
 from kdcli.report.loggers import LOGGERS
 from kdcli.spec.plugins import may_import, not_a_plugin
+from kdcli.spec.text.nodes import leaves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +105,11 @@ def answers(url: str, seconds: float) -> bool:
         return False
 
 
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The values of a spec by their paths, such as `trainer.optimizer.kwargs.lr`."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from flat(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple)) for item in value):
-        for index, item in enumerate(value):
-            yield from flat(item, f"{name}.{index}")
-    elif isinstance(value, (bool, int, float, str)):
-        yield name, value
-    elif value is not None:
-        yield name, str(value)
+def flat(spec: Any) -> Iterator[tuple[str, bool | int | float | str]]:
+    """The values of a spec by their paths; what a logger has no type for as text."""
+    for name, value in leaves(spec):
+        if value is not None and value != {}:
+            yield name, value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def check_loggers(names: Sequence[str], plugins: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from kdcli.spec.check.signatures import (
     names_of,
     signature,
 )
+from kdcli.spec.form.up_types import FOREIGN_TYPES
 from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Range, parsed, range_of, ranged
 from kdcli.spec.schema import Component
@@ -74,7 +75,8 @@ def check_component(
             if twin:
                 yield replace(finding, help=f"torchvision's is written `torchvision.{name}`")
             else:
-                yield finding if finding.help or is_own(name) else replace(finding, help=help)
+                known = finding.help or is_own(name) or name in FOREIGN_TYPES
+                yield finding if known else replace(finding, help=help)
         return
     if target is not None:
         given = component.kwargs if kwargs is None else kwargs

@@ -52,8 +52,26 @@ IDLE = {
 PLAIN = {"register_type": "base", "lr_register_type": "base", "pad_type": "batch_pad"}
 """Keys of which one value is what is done here anyway; another one would change the training."""
 
-OFF = ("has_mask", "fix_seed")
-"""Keys that change nothing where they are false; true is left to be an unknown argument."""
+OFF = ("has_mask", "multilabel", "fix_seed")
+"""Keys that change nothing where they are false; true is left to be an unknown argument, or is one of ABSENT."""
+
+ABSENT = {
+    "has_mask": (
+        "kdcli detects boxes and has no instance masks",
+        "`has_mask: false` trains the boxes alone",
+    ),
+    "multilabel": (
+        "an image has one right class for each head here, not several at once",
+        "leave it out where each image has one class; `label: [3, 1]` in the list gives one to each of two heads",
+    ),
+}
+"""Keys that are switched on for what kdcli has not: why, and what to do."""
+
+IDLE_IN_MODULES = {"FPN": ("skip", "tocaffe_friendly")}
+"""Arguments of modules that change nothing in the training, there as here, by the module's type."""
+
+REMARKS = {"hooks: gradient_collector": "`softmax_eql` and `softmax_eqlv2` collect by themselves"}
+"""What is said beside a key that has no effect."""
 
 HOOKS = (
     *(
@@ -139,6 +157,7 @@ class _Reader:
         self.findings = findings
         self.mapped: dict[str, Span] = {}
         self.idle: dict[str, Span] = {}
+        self.absent: set[str] = set()
 
     def top(self, root: Mapping) -> Mapping:
         for key, (block, inner) in MOVED.items():
@@ -147,6 +166,9 @@ class _Reader:
         root = self._in(root, "dataset", self._dataset)
         root = self._in(root, "saver", lambda saver: self._without(saver, IDLE["saver"]))
         root = self._in(root, "trainer", self._trainer)
+        for entry in root.entries:
+            if entry.key == "net" or entry.key.startswith("teacher"):
+                root = root.with_entry(replace(entry, value=self._network(entry.value)))
         return self._hooks(root)
 
     def notice(self) -> None:
@@ -155,7 +177,9 @@ class _Reader:
         if self.mapped:
             parts.append(f"read {', '.join(self.mapped)}")
         if self.idle:
-            parts.append(f"without effect here: {', '.join(f'`{key}`' for key in self.idle)}")
+            remarks = {key: f" ({words})" for key, words in REMARKS.items()}
+            idle = [f"`{key}`{remarks.get(key, '')}" for key in self.idle]
+            parts.append(f"without effect here: {', '.join(idle)}")
         if parts:
             first = min(
                 (*self.mapped.values(), *self.idle.values()), key=lambda span: (span.line, span.column)
@@ -213,9 +237,32 @@ class _Reader:
         return dataset
 
     def _off(self, kwargs: Mapping) -> Mapping:
-        """The arguments without those that are switched off."""
+        """The arguments without those that are switched off; KD234 for one that is on and that kdcli has not."""
         off = [key for key in OFF if isinstance(node := kwargs.get(key), Scalar) and node.value is False]
+        for key, (why, help) in ABSENT.items():
+            entry = kwargs.find(key)
+            if entry is None or not isinstance(entry.value, Scalar) or entry.value.value is not True:
+                continue
+            if key not in self.absent:
+                self.findings.error(
+                    "KD234", f"`{key}: true` of United-Perception: {why}", entry.key_span, help
+                )
+            self.absent.add(key)
+            kwargs = kwargs.without(key)
         return self._without(kwargs, tuple(off))
+
+    def _network(self, modules: Node) -> Node:
+        if not isinstance(modules, Sequence):
+            return modules
+        return replace(
+            modules,
+            items=tuple(self._module(item) if isinstance(item, Mapping) else item for item in modules.items),
+        )
+
+    def _module(self, module: Mapping) -> Mapping:
+        type_of = _scalar(module, "type")
+        idle = IDLE_IN_MODULES.get(str(type_of.value), ()) if type_of is not None else ()
+        return self._in(module, "kwargs", lambda kwargs: self._off(self._without(kwargs, idle)))
 
     def _sampler(self, kwargs: Mapping) -> Mapping:
         return self._in(kwargs, "sampler", self._component(self._off))
@@ -229,6 +276,7 @@ class _Reader:
         return lambda component: self._in(component, "kwargs", change)
 
     def _samples(self, kwargs: Mapping) -> Mapping:
+        kwargs = self._in(kwargs, "evaluator", self._component(self._off))
         return self._off(self._without(kwargs, IDLE["dataset"]))
 
     def _loader(self, kwargs: Mapping) -> Mapping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -186,3 +187,21 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     return "a list"
+
+
+def leaves(data: Any, name: str = "", *, every_list: bool = False) -> Iterator[tuple[str, Any]]:
+    """The values of plain data by dotted key, such as `trainer.optimizer.kwargs.lr`.
+
+    A list of plain values is one value unless `every_list` is set; so is what is empty.
+    """
+    inner: dict[Any, Any] = {}
+    if isinstance(data, dict):
+        inner = data
+    elif isinstance(data, list | tuple) and (
+        every_list or any(isinstance(item, dict | list | tuple) for item in data)
+    ):
+        inner = dict(enumerate(data))
+    if not inner:
+        yield name, data
+    for key, item in inner.items():
+        yield from leaves(item, f"{name}.{key}" if name else str(key), every_list=every_list)

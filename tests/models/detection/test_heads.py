@@ -10,6 +10,7 @@ from torch import nn
 
 from kdcli.models import DETECTION, MODULES
 from kdcli.models.detection.heads import BboxRes5, RetinaHeadWithBN
+from kdcli.models.detection.roi_pool import first_of_images
 from tests.models.detection.nets import batch, build, faster_rcnn, with_res5
 
 
@@ -136,3 +137,9 @@ def test_xmnet() -> None:
     assert sum(p.numel() for p in made.parameters()) == 4_751_792
     with pytest.raises(ValueError, match="strides"):
         MODULES["xmnet"].load()(out_layers=[4], out_strides=[16])
+
+
+def test_a_check_takes_the_first_proposals_of_each_image() -> None:
+    rois = torch.tensor([[0, 1.0], [1, 2.0], [0, 3.0], [0, 4.0], [2, 5.0], [1, 6.0]])
+    assert first_of_images(rois, 2)[:, 1].tolist() == [1, 2, 3, 5, 6]
+    assert first_of_images(rois[:0], 2).shape == (0, 2)

@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kdcli.errors import SpecError
+from kdcli.models.detection.assigners import ANCHOR_SUPERVISORS
+from kdcli.models.detection.blocks import build_block
+from kdcli.models.detection.losses import CLASS_LOSSES
+from kdcli.models.detection.proposals import DENSE_PREDICTORS
+from kdcli.models.heads import CLS_LOSSES
+from kdcli.reference.tables import tables
+from kdcli.spec.form.up_types import FOREIGN_TYPES
 from kdcli.training.run import plan_stages, schedule_unit
 from tests.spec.specs import BASE, changed, findings, good
 
@@ -114,3 +121,47 @@ def test_a_training_without_a_whole_step_is_refused_where_the_data_is_known() ->
     assert plan_stages(spec, 10)[0].steps == 1
     with pytest.raises(SpecError, match="KD445"):
         plan_stages(spec, 9)
+
+
+def test_arguments_of_a_neck_that_do_nothing_are_named() -> None:
+    text = changed(
+        (
+            "  - name: head",
+            "  - {name: neck, type: FPN, kwargs: {skip: true, tocaffe_friendly: true}}\n  - name: head",
+        )
+    )
+    parsed = good(text)
+    assert parsed.spec.net[1].kwargs == {}
+    assert "without effect here: `skip`, `tocaffe_friendly`" in parsed.warnings[0].message
+
+
+def test_switches_that_are_off_are_named_in_modules_and_evaluators_too() -> None:
+    text = changed(
+        ("{num_classes: *classes}", "{num_classes: *classes, multilabel: false}"),
+        ("topk: [1, 5]", "topk: [1, 5], multilabel: false"),
+    )
+    assert [one.code for one in findings(text)] == ["KD641"]
+
+
+def test_types_that_kdcli_has_not_are_in_no_table_of_its_own() -> None:
+    known = tables()
+    named = (
+        known.modules,
+        known.datasets,
+        known.transforms,
+        known.samplers,
+        known.evaluators,
+        known.schedulers,
+    )
+    for table in (*named, CLASS_LOSSES, ANCHOR_SUPERVISORS, DENSE_PREDICTORS, CLS_LOSSES):
+        assert not FOREIGN_TYPES.keys() & set(table)
+
+
+def test_a_type_that_kdcli_has_not_says_why() -> None:
+    (finding,) = findings(changed(("type: to_tensor", "type: mosaic")))
+    assert finding.message.startswith("kdcli has no transform `mosaic`: it is one of")
+    assert finding.help is None
+    with pytest.raises(
+        ValueError, match=r"can't be `cross_sigmoid_focal_loss`; it is for training on several"
+    ):
+        build_block({"type": "cross_sigmoid_focal_loss"}, "cfg.cls_loss", CLASS_LOSSES)

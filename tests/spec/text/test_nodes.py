@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kdcli.spec.text.nodes import NumberTooLong, Scalar, describe, kind, plain_value, to_data
+from kdcli.spec.text.nodes import NumberTooLong, Scalar, describe, kind, leaves, plain_value, to_data
 from kdcli.spec.text.source import compose
 
 
@@ -81,3 +81,17 @@ def test_words() -> None:
     assert kind(tree) == "a list"
     assert len(describe("x" * 500)) < 60
     assert isinstance(compose("", "f").tree, Scalar | None)
+
+
+def test_leaves_by_dotted_key() -> None:
+    data = {
+        "a": {"b": 1, "c": {}},
+        "nets": [{"name": "x"}, [2, 3]],
+        "sizes": [4, (5,)],
+        "rates": [6, 7],
+        "n": None,
+    }
+    plain = {"a.b": 1, "a.c": {}, "nets.0.name": "x", "nets.1": [2, 3], "sizes.0": 4, "sizes.1": (5,)}
+    assert dict(leaves(data)) == {**plain, "rates": [6, 7], "n": None}
+    assert dict(leaves([2, 3], "x", every_list=True)) == {"x.0": 2, "x.1": 3}
+    assert dict(leaves(7)) == {"": 7}
