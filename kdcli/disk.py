@@ -311,6 +311,31 @@ def written_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_written_beside(path: Path) -> Iterator[Path]:
+    """The temporary path of a folder to be filled in the `with` block, which takes the name `path` at its end.
+
+    A folder that is there already is replaced at the end; where the block raises, it stays. RunError KD740.
+    """
+    make_folder(path.parent)
+    sweep_temporary(path.parent, path.name)
+    temporary = temporary_name(path)
+    try:
+        make_folder(temporary)
+        yield temporary
+        with writing(path):
+            if is_folder(path):
+                aside = temporary_name(temporary)
+                path.rename(aside)
+                temporary.rename(path)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.rename(path)
+            _flush_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_name(path: Path) -> Path:
     """The path under which this process makes a file or a folder before it takes the name `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}-{_computer()}{TEMPORARY}")
