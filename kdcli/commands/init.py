@@ -205,7 +205,10 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
     with folder_written_beside(folder) as beside:
         written = make_stamp_scenes(beside, recipe, sources, root)
     if sources.left_out:
-        say(f"{len(sources.left_out):,} images without a cut-out object are left out: see {folder / MANIFEST}")
+        say(
+            f"{len(sources.left_out):,} images are left out (stamps that are wholly opaque or transparent, backgrounds"
+            f" that are transparent in places or of more than 8 bits): `left_out` in {folder / MANIFEST} lists them"
+        )
     write("".join(f"{folder / name}  {count:,} images\n" for name, count in written.items()))
 
 

@@ -358,7 +358,11 @@ class MakeDataOptions:
 
     kind: Annotated[
         Literal["fashion-scenes", "stamp-scenes"],
-        Argument("The data set to make: fashion-scenes, stamp-scenes.", "KIND"),
+        Argument(
+            "The data set to make: fashion-scenes, stamp-scenes. For example `kdcli make-data stamp-scenes data/scenes"
+            " --task detection`.",
+            "KIND",
+        ),
     ]
     folder: Annotated[Path, Argument("Folder to write images and labels into.", "DIR")]
     seed: Annotated[int, Option("The same seed gives the same bytes.", minimum=0)] = 0
@@ -407,9 +411,7 @@ class MakeDataOptions:
     backgrounds: Annotated[
         Path | None, Option("stamp-scenes: folder of your own photographs to lay them on.", metavar="DIR")
     ] = None
-    force: Annotated[
-        bool, Option("Overwrite what `make-data` has made there already.", ("--force",))
-    ] = False
+    force: Annotated[bool, Option("Overwrite what `make-data` has made there already.", ("--force",))] = False
     traceback: Traceback = False
 
 

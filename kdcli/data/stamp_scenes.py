@@ -21,15 +21,18 @@ from kdcli.disk import make_folder, writing
 
 Task = Literal["classification", "detection", "segmentation"]
 
-UNLABELLED = "unlabelled"
-NUMBERS: dict[str, int] = {"train": 0, "test": 1, "val": 2, UNLABELLED: 3}
-"""What the random numbers of a split are drawn by."""
+Part = Literal["train", "val", "test", "unlabelled"]
+"""A split, or images of training stamps whose labels are not written."""
+
+UNLABELLED: Literal["unlabelled"] = "unlabelled"
+NUMBERS: dict[Part, int] = {"train": 0, "test": 1, "val": 2, UNLABELLED: 3}
+"""What the random numbers of a part are drawn by."""
 
 MANIFEST = "stamp-scenes.json"
 """The file that says what a folder of composed photographs was made of, and that kdcli made it."""
 
 LONGER: dict[Task, tuple[float, float]] = {
-    "classification": (0.4, 0.85),
+    "classification": (0.3, 0.65),
     "detection": (0.2, 0.5),
     "segmentation": (0.2, 0.5),
 }
@@ -96,12 +99,12 @@ def make_stamp_scenes(folder: Path, recipe: Recipe, sources: Sources, root: Path
     return written
 
 
-def compose(recipe: Recipe, sources: Sources, split: Split | Literal["unlabelled"], index: int) -> Scene:
-    """One image and its objects."""
-    rng = generator(recipe.seed, NUMBERS[split], index, stream=CONTENT)
-    stamps_of: Split = "train" if split == UNLABELLED else split  # type: ignore[assignment]
-    stamps = sources.stamps[stamps_of]
-    canvas = _cropped(sources.backgrounds[stamps_of], recipe.size, rng)
+def compose(recipe: Recipe, sources: Sources, part: Part, index: int) -> Scene:
+    """One image and its objects, by the number of the image in its part."""
+    rng = generator(recipe.seed, NUMBERS[part], index, stream=CONTENT)
+    split: Split = "train" if part == "unlabelled" else part
+    stamps = sources.stamps[split]
+    canvas = _cropped(sources.backgrounds[split], recipe.size, rng)
     instances = Image.new("L", canvas.size)
     labels: list[int] = []
     boxes: list[Box] = []
@@ -123,6 +126,7 @@ def compose(recipe: Recipe, sources: Sources, split: Split | Literal["unlabelled
 def _cropped(files: Sequence[Path], size: int, rng: np.random.Generator) -> Image.Image:
     """A square of a background, mirrored or not."""
     image = background(files[int(rng.integers(len(files)))], max(size, min(4 * size, 1024)))
+    assert image is not None, "find_sources leaves out what is no background"
     side = max(min(image.size) * rng.uniform(0.3, 1.0), min(size, *image.size))
     left, top = (rng.uniform(0, whole - side) for whole in image.size)
     box = (left, top, left + side, top + side)
@@ -134,12 +138,14 @@ def _varied(files: Sequence[Path], recipe: Recipe, rng: np.random.Generator) -> 
     """A stamp, turned a little, mirrored or not, brighter or darker, with its longer side as LONGER says."""
     low, high = LONGER[recipe.task]
     piece = stamp(files[int(rng.integers(len(files)))], max(256, recipe.size))
-    assert piece is not None
+    assert piece is not None, "find_sources leaves out what is no stamp"
     if rng.random() < 0.5:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle, light, share = rng.uniform(-TURN, TURN), rng.uniform(*LIGHT), rng.uniform(low, high)
     factor = recipe.size * share / max(piece.size)
-    piece = piece.resize(tuple(max(2, round(side * factor)) for side in piece.size), Image.Resampling.BILINEAR)
+    piece = piece.resize(
+        tuple(max(2, round(side * factor)) for side in piece.size), Image.Resampling.BILINEAR
+    )
     piece = piece.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     piece = piece.crop(piece.getchannel("A").getbbox())
     brighter = [min(255, round(value * light)) for value in range(256)]
@@ -225,6 +231,8 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def _manifest(recipe: Recipe, sources: Sources, root: Path) -> dict[str, Any]:
     """What the folder was made of: to make it again, and to know whose photographs these are."""
+    import PIL
+
     from kdcli import __version__
 
     return {
@@ -234,7 +242,7 @@ def _manifest(recipe: Recipe, sources: Sources, root: Path) -> dict[str, Any]:
         "seed": recipe.seed,
         "counts": {**recipe.counts, UNLABELLED: recipe.unlabelled},
         "classes": list(sources.classes),
-        "made_by": {"kdcli": __version__, "Pillow": Image.__version__},
+        "made_by": {"kdcli": __version__, "Pillow": PIL.__version__},
         "packages": {package: {"licences": licences(root, package)} for package in sources.packages},
         "stamps": {
             split: {

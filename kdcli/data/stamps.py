@@ -6,6 +6,7 @@ A stamp, its mirror image and near copies of it are in one split alone; so are a
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdcli.data.classification.image_folder import images_below
 from kdcli.data.draws import SPLIT, permutation
 from kdcli.data.image_readers import FORMATS
-from kdcli.disk import asking, entries, exists, is_file, is_folder, text_in
-from kdcli.errors import RunError, UsageError, did_you_mean
+from kdcli.disk import asking, entries, exists, is_file, is_folder, reason_of, size_of, text_in
+from kdcli.errors import RunError, UsageError, did_you_mean, first_line
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -47,7 +48,13 @@ BACKGROUNDS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("alphamat/input_images/plant.jpg", "data/aero1.jpg", "data/aloeL.jpg", "data/board.jpg"),
             *("data/box_in_scene.png", "data/building.jpg", "data/ela_original.jpg", "data/graf1.png"),
             *("data/home.jpg", "data/left.jpg", "data/leuvenA.jpg", "data/rubberwhale1.png"),
-            *("data/smarties.png", "data/stuff.jpg", "data/sudoku.png", "hfs/data/001.jpg", "hfs/data/002.jpg"),
+            *(
+                "data/smarties.png",
+                "data/stuff.jpg",
+                "data/sudoku.png",
+                "hfs/data/001.jpg",
+                "hfs/data/002.jpg",
+            ),
             *(f"text/scenetext0{number}.jpg" for number in range(1, 7)),
         ),
     ),
@@ -62,7 +69,11 @@ BACKGROUNDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "usr/share/backgrounds",
         (
             *("Bridge_by_Sander_Klootwijk.jpg", "Dragonfly_by_Bolly.jpg", "Picture_1A_by_freespace.jpg"),
-            *("Wine_by_Jakkub_Mede.jpg", "aitzgorri_by_Aitzol_Berasategi.jpg", "life_by_Aitzol_Berasategi.jpg"),
+            *(
+                "Wine_by_Jakkub_Mede.jpg",
+                "aitzgorri_by_Aitzol_Berasategi.jpg",
+                "life_by_Aitzol_Berasategi.jpg",
+            ),
             *("analogpattern_by_Peter_Nerlich.jpg", "greentock_by_Peter_Nerlich.jpg"),
             *("picosdeeuropa_by_Aitzol_Berasategi.jpg", "sunset_by_Aitzol_Berasategi.jpg"),
         ),
@@ -76,13 +87,16 @@ ALIKE = 5.0
 OPAQUE = 128
 """A pixel of a stamp belongs to its object from this alpha on."""
 
+TRANSPARENT = ("RGBA", "LA", "PA")
+"""Pillow's modes with alpha."""
+
 SMALLEST_SIDE = 8
 """Pixels on the longer side of a stamp's object, below which it shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What scenes are composed from. stamps: of each split, by class; left_out: files without a cut-out object."""
+    """What scenes are composed from. stamps: of each split, by class. left_out: files that are neither."""
 
     classes: tuple[str, ...]
     stamps: Mapping[Split, tuple[tuple[Path, ...], ...]]
@@ -108,7 +122,11 @@ def find_sources(
     packages = _missing_packages_refused(root, stamps is None, backgrounds is None)
     by_class = _stamps_by_class(root / STAMPS[1] if stamps is None else stamps, classes)
     groups, left_out = _groups_of_stamps(by_class)
-    behind = _packaged_backgrounds(root) if backgrounds is None else _backgrounds_in(backgrounds)
+    if backgrounds is None:
+        behind = _packaged_backgrounds(root)
+    else:
+        behind, transparent = _backgrounds_in(backgrounds)
+        left_out += transparent
     return Sources(
         classes=tuple(by_class),
         stamps=_split_stamps(groups, tuple(by_class), seed, splits),
@@ -125,12 +143,16 @@ def stamp(path: Path, longest: int) -> Image.Image | None:
     None where nothing of the image is transparent, or nothing of it is seen. Raises RunError KD511.
     """
     image = _opened(path)
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+    if image.mode not in TRANSPARENT and "transparency" not in image.info:
         return None
     image = image.convert("RGBA")
     alpha = image.getchannel("A")
     box = alpha.point(lambda value: 255 if value >= OPAQUE else 0).getbbox()
-    if box is None or alpha.getextrema()[0] >= OPAQUE or max(box[2] - box[0], box[3] - box[1]) < SMALLEST_SIDE:
+    if (
+        box is None
+        or np.asarray(alpha).min() >= OPAQUE
+        or max(box[2] - box[0], box[3] - box[1]) < SMALLEST_SIDE
+    ):
         return None
     image = image.crop(box)
     image.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
@@ -138,9 +160,19 @@ def stamp(path: Path, longest: int) -> Image.Image | None:
 
 
 @lru_cache(maxsize=64)
-def background(path: Path, shorter: int) -> Image.Image:
-    """A photograph, RGB, its shorter side at most so long. Raises RunError KD511."""
-    image = _opened(path, (shorter, shorter)).convert("RGB")
+def background(path: Path, shorter: int) -> Image.Image | None:
+    """A photograph, RGB, its shorter side at most so long. Raises RunError KD511.
+
+    None where it is transparent in places, or of more than 8 bits a channel.
+    """
+    image = _opened(path, (shorter, shorter))
+    if image.mode.startswith(("I", "F")):
+        return None
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            return None
+    image = image.convert("RGB")
     factor = shorter / min(image.size)
     if factor >= 1:
         return image
@@ -181,20 +213,24 @@ def _missing_packages_refused(root: Path, stamps: bool, backgrounds: bool) -> tu
 def _opened(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
     """A decoded image; a JPEG of at least the draft's size is decoded no larger than needed for it."""
     try:
-        with asking(path), path.open("rb") as file:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
             if draft is not None:
                 image.draft("RGB", draft)
             image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(path, error) from error
     except Image.DecompressionBombWarning as error:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: BaseException) -> RunError:
-    reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
+def _damaged(path: Path, error: Exception) -> RunError:
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no image"
+    else:
+        reason = reason_of(error)[0] if isinstance(error, OSError) and error.errno else first_line(error)
     return RunError.of("KD511", f"`{path}` can't be read: {reason}", "take it out of the folder, or mend it")
 
 
@@ -230,7 +266,9 @@ def _stamps_by_class(folder: Path, wanted: Sequence[str]) -> dict[str, list[Path
             )
         for other, elsewhere in places.items():
             if f"{place}/".startswith(f"{elsewhere}/") or f"{elsewhere}/".startswith(f"{place}/"):
-                raise UsageError.of(f"classes `{other}` and `{name}` share a folder", "classes lie side by side")
+                raise UsageError.of(
+                    f"classes `{other}` and `{name}` share a folder", "classes lie side by side"
+                )
         places[name] = place
         with asking(folder / place):
             files = [Path(file) for file in images_below(folder / place)[0]]
@@ -293,16 +331,22 @@ def _packaged_backgrounds(root: Path) -> list[list[Path]]:
     return [[place] for place in places if is_file(place)]
 
 
-def _backgrounds_in(folder: Path) -> list[list[Path]]:
-    """Every image below a folder, grouped with its copies and other sizes; RunError KD812 where there is none."""
+def _backgrounds_in(folder: Path) -> tuple[list[list[Path]], list[Path]]:
+    """Every image below a folder, grouped with its copies and other sizes, and those that are no backgrounds.
+
+    Raises RunError KD812 where there is no image.
+    """
     _needed_folder(folder, "photographs to lay stamps on: `--backgrounds`")
     with asking(folder):
         files = [Path(file) for file in images_below(folder)[0]]
     if not files:
         raise RunError.of("KD812", f"`{folder}` has no images", "photographs to lay stamps on, at any depth")
-    marks = [_mark(background(file, 64)) for file in files]
-    groups = [[files[place] for place in group] for group in _alike(marks)]
-    return _one_picture_a_wallpaper(groups)
+    images = {file: image for file in files if (image := background(file, 64)) is not None}
+    found = list(images)
+    groups = [
+        [found[place] for place in group] for group in _alike([_mark(image) for image in images.values()])
+    ]
+    return _one_picture_a_wallpaper(groups), [file for file in files if file not in images]
 
 
 def _one_picture_a_wallpaper(groups: Iterable[list[Path]]) -> list[list[Path]]:
@@ -360,7 +404,7 @@ def _split_backgrounds(
     if dealt is None:
         where = "" if folder is None else f" in `{folder}`"
         raise _too_few("KD812", f"there {_are(len(groups))}{where}", splits)
-    largest = [max(group, key=lambda file: (file.stat().st_size, str(file))) for group in groups]
+    largest = [max(group, key=lambda file: (size_of(file), str(file))) for group in groups]
     return {
         split: tuple(file for file, other in zip(largest, dealt, strict=True) if other == split)
         for split in splits
