@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -312,28 +312,40 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_beside(path: Path) -> Iterator[Path]:
-    """The temporary path of a folder to be filled in the `with` block, which takes the name `path` at its end.
+def filled(folder: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
+    """The temporary folder to be filled in the `with` block; what is in it appears in `folder` at its end.
 
-    A folder that is there already is replaced at the end; where the block raises, it stays. RunError KD740.
+    replaced: names in `folder` to be deleted then. Where the block raises, all stays as it was. RunError KD740.
     """
-    make_folder(path.parent)
-    sweep_temporary(path.parent, path.name)
-    temporary = temporary_name(path)
+    folder = real_path(folder)
+    new = not is_folder(folder)
+    # A folder that is there may be a disk of its own or somebody's working directory: it is not renamed over.
+    temporary = temporary_name(folder if new else folder / folder.name)
+    make_folder(temporary.parent)
+    sweep_temporary(temporary.parent, folder.name)
+    with writing(folder):
+        temporary.mkdir()
     try:
-        make_folder(temporary)
         yield temporary
-        with writing(path):
-            if is_folder(path):
-                aside = temporary_name(temporary)
-                path.rename(aside)
-                temporary.rename(path)
-                shutil.rmtree(aside, ignore_errors=True)
+        with writing(folder):
+            if new:
+                temporary.rename(folder)
             else:
-                temporary.rename(path)
-            _flush_folder(path.parent)
+                for name in replaced:
+                    delete_tree(folder / name)
+                for path in entries(temporary):
+                    path.rename(folder / path.name)
+            _flush_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; a missing one is no error. OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:

@@ -402,7 +402,7 @@ FILES: dict[str, Explanation] = {
         "no cut-out photograph in a class",
         "`kdcli make-data stamp-scenes` lays stamps on photographs: images with alpha whose object is opaque and whose"
         " other pixels are transparent. An image without alpha would be laid there as a rectangle.",
-        "kdcli make-data stamp-scenes data/scenes --stamps cutouts    # cutouts/cat/1.png, cutouts/dog/1.png, with alpha",
+        "kdcli make-data stamp-scenes data/scenes --stamps cutouts    # cutouts/cat/1.png, cutouts/dog/1.png",
     ),
     "KD811": Explanation(
         "too few stamps of a class",

@@ -12,10 +12,11 @@ from kdcli.disk import (
     entries,
     entries_like,
     exists,
-    folder_written_beside,
+    filled,
     is_file,
     is_folder,
     real_path,
+    sweep_temporary,
     text_in,
 )
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
@@ -173,7 +174,7 @@ def _make_fashion_scenes(options: MakeDataOptions) -> None:
 
 def _make_stamp_scenes(options: MakeDataOptions) -> None:
     """Cut-out photographs on photographs; the folder appears whole or not at all."""
-    from kdcli.data.stamp_scenes import MANIFEST, Recipe, make_stamp_scenes
+    from kdcli.data.stamp_scenes import MADE, MANIFEST, Recipe, make_stamp_scenes
     from kdcli.data.stamps import Split, find_sources
     from kdcli.report.console import write
 
@@ -202,7 +203,7 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
         backgrounds=options.backgrounds,
         classes=options.classes,
     )
-    with folder_written_beside(folder) as beside:
+    with filled(folder, MADE) as beside:
         written = make_stamp_scenes(beside, recipe, sources, root)
     if sources.left_out:
         say(
@@ -214,6 +215,8 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
 
 def _free_folder(folder: Path, manifest: str, *, force: bool) -> None:
     """Raise UsageError where a file or a folder with something in it is at that place; force: unless kdcli made it."""
+    if is_folder(folder):
+        sweep_temporary(folder)
     if not exists(folder) or (is_folder(folder) and not entries(folder)):
         return
     if not is_folder(folder):

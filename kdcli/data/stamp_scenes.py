@@ -6,8 +6,8 @@ Every image is a function of (seed, split, number) and of the stamps and backgro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,8 @@ NUMBERS: dict[Part, int] = {"train": 0, "test": 1, "val": 2, UNLABELLED: 3}
 MANIFEST = "stamp-scenes.json"
 """The file that says what a folder of composed photographs was made of, and that kdcli made it."""
 
-LONGER: dict[Task, tuple[float, float]] = {
-    "classification": (0.3, 0.65),
-    "detection": (0.2, 0.5),
-    "segmentation": (0.2, 0.5),
-}
-"""The longer side of an object, of the image's."""
+MADE = (*NUMBERS, "train.json", "val.json", "test.json", MANIFEST)
+"""All that can be in such a folder."""
 
 MOST_STAMPS = 4
 MOST_OVERLAP = 0.15
@@ -68,14 +64,6 @@ class Recipe:
     unlabelled: int = 0
 
 
-@dataclass(slots=True)
-class _Annotations:
-    """COCO's lists of a split."""
-
-    images: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-
 def make_stamp_scenes(folder: Path, recipe: Recipe, sources: Sources, root: Path) -> dict[str, int]:
     """Write all images with their labels and the manifest; returns the counts by what they are below the folder.
 
@@ -85,7 +73,7 @@ def make_stamp_scenes(folder: Path, recipe: Recipe, sources: Sources, root: Path
     """
     written: dict[str, int] = {}
     for split, count in recipe.counts.items():
-        _write_split(folder, recipe, sources, split, count)
+        LAYOUTS[recipe.task].write(folder, recipe, sources, split)
         written[split] = count
     if recipe.unlabelled:
         make_folder(folder / UNLABELLED)
@@ -108,7 +96,7 @@ def compose(recipe: Recipe, sources: Sources, part: Part, index: int) -> Scene:
     instances = Image.new("L", canvas.size)
     labels: list[int] = []
     boxes: list[Box] = []
-    several = recipe.task != "classification"
+    several = LAYOUTS[recipe.task].several
     for _ in range(int(rng.integers(1, MOST_STAMPS + 1)) if several else 1):
         label = int(rng.integers(len(stamps))) if several else index % len(stamps)
         piece = _varied(stamps[label], recipe, rng)
@@ -135,17 +123,16 @@ def _cropped(files: Sequence[Path], size: int, rng: np.random.Generator) -> Imag
 
 
 def _varied(files: Sequence[Path], recipe: Recipe, rng: np.random.Generator) -> Image.Image:
-    """A stamp, turned a little, mirrored or not, brighter or darker, with its longer side as LONGER says."""
-    low, high = LONGER[recipe.task]
+    """A stamp, turned a little, mirrored or not, brighter or darker, with its longer side as the layout says."""
+    low, high = LAYOUTS[recipe.task].longer
     piece = stamp(files[int(rng.integers(len(files)))], max(256, recipe.size))
     assert piece is not None, "find_sources leaves out what is no stamp"
     if rng.random() < 0.5:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle, light, share = rng.uniform(-TURN, TURN), rng.uniform(*LIGHT), rng.uniform(low, high)
     factor = recipe.size * share / max(piece.size)
-    piece = piece.resize(
-        tuple(max(2, round(side * factor)) for side in piece.size), Image.Resampling.BILINEAR
-    )
+    width, height = (max(2, round(side * factor)) for side in piece.size)
+    piece = piece.resize((width, height), Image.Resampling.BILINEAR)
     piece = piece.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     piece = piece.crop(piece.getchannel("A").getbbox())
     brighter = [min(255, round(value * light)) for value in range(256)]
@@ -167,57 +154,84 @@ def _free_place(
     return None
 
 
-def _write_split(folder: Path, recipe: Recipe, sources: Sources, split: Split, count: int) -> None:
-    for name in _folders(recipe.task, split, sources.classes):
-        make_folder(folder / name)
-    found = _Annotations()
-    for index in range(count):
-        scene = compose(recipe, sources, split, index)
-        if recipe.task == "classification":
-            number, label = divmod(index, len(sources.classes))
-            _save(scene.image, folder / split / sources.classes[label] / f"{number:05d}.jpg")
-        elif recipe.task == "detection":
-            _save(scene.image, folder / split / f"{index:05d}.jpg")
-            _annotate(found, scene, f"{index:05d}.jpg", recipe.size)
-        else:
-            _save(scene.image, folder / split / "images" / f"{index:05d}.jpg")
-            numbers = [0, *(label + 1 for label in scene.labels)]
-            mask = scene.instances.point(numbers + [0] * (256 - len(numbers)))
-            _save(mask, folder / split / "masks" / f"{index:05d}.png")
-    if recipe.task == "detection":
-        categories = [{"id": place, "name": name} for place, name in enumerate(sources.classes, start=1)]
-        content = {"images": found.images, "annotations": found.rows, "categories": categories}
-        with writing(folder / f"{split}.json"):
-            (folder / f"{split}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+def _scenes(recipe: Recipe, sources: Sources, split: Split) -> Iterator[tuple[int, Scene]]:
+    for index in range(recipe.counts[split]):
+        yield index, compose(recipe, sources, split, index)
 
 
-def _folders(task: Task, split: Split, classes: Sequence[str]) -> list[str]:
-    if task == "classification":
-        return [f"{split}/{name}" for name in classes]
-    return [split] if task == "detection" else [f"{split}/images", f"{split}/masks"]
+def _write_class_folders(folder: Path, recipe: Recipe, sources: Sources, split: Split) -> None:
+    """Images as `train/<class>/00000.jpg`, equally many of each class."""
+    for name in sources.classes:
+        make_folder(folder / split / name)
+    for index, scene in _scenes(recipe, sources, split):
+        number, label = divmod(index, len(sources.classes))
+        _save(scene.image, folder / split / sources.classes[label] / f"{number:05d}.jpg")
 
 
-def _annotate(found: _Annotations, scene: Scene, name: str, size: int) -> None:
-    """Add an image and a row for each object of which something is seen."""
-    number = len(found.images) + 1
-    found.images.append({"id": number, "file_name": name, "height": size, "width": size})
+def _write_coco(folder: Path, recipe: Recipe, sources: Sources, split: Split) -> None:
+    """Images as `train/00000.jpg`, and `train.json` in COCO's format with the boxes of what is seen."""
+    make_folder(folder / split)
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for index, scene in _scenes(recipe, sources, split):
+        name = f"{index:05d}.jpg"
+        _save(scene.image, folder / split / name)
+        images.append({"id": index + 1, "file_name": name, "height": recipe.size, "width": recipe.size})
+        rows += _annotations(scene, index + 1, len(rows) + 1)
+    categories = [{"id": place, "name": name} for place, name in enumerate(sources.classes, start=1)]
+    content = {"images": images, "annotations": rows, "categories": categories}
+    with writing(folder / f"{split}.json"):
+        (folder / f"{split}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any]]:
+    """COCO's rows of an image, one for each object of which something is seen. first: the id of the first row."""
     instances = np.asarray(scene.instances)
+    found: list[dict[str, Any]] = []
     for place, label in enumerate(scene.labels, start=1):
         rows, columns = np.nonzero(instances == place)
         if not len(rows):
             continue
         left, top = int(columns.min()), int(rows.min())
         width, height = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
-        found.rows.append(
+        found.append(
             {
-                "id": len(found.rows) + 1,
-                "image_id": number,
+                "id": first + len(found),
+                "image_id": image,
                 "category_id": label + 1,
                 "bbox": [left, top, width, height],
                 "area": len(rows),
                 "iscrowd": 0,
             }
         )
+    return found
+
+
+def _write_masks(folder: Path, recipe: Recipe, sources: Sources, split: Split) -> None:
+    """Images as `train/images/00000.jpg`, `train/masks/00000.png` of class numbers from 1, 0 for what is behind."""
+    for name in ("images", "masks"):
+        make_folder(folder / split / name)
+    for index, scene in _scenes(recipe, sources, split):
+        _save(scene.image, folder / split / "images" / f"{index:05d}.jpg")
+        numbers = [0, *(label + 1 for label in scene.labels)]
+        mask = scene.instances.point(numbers + [0] * (256 - len(numbers)))
+        _save(mask, folder / split / "masks" / f"{index:05d}.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the images of a task show, and how they are written. longer: an object's longer side, of the image's."""
+
+    several: bool
+    longer: tuple[float, float]
+    write: Callable[[Path, Recipe, Sources, Split], None]
+
+
+LAYOUTS: dict[Task, Layout] = {
+    "classification": Layout(False, (0.3, 0.65), _write_class_folders),
+    "detection": Layout(True, (0.2, 0.5), _write_coco),
+    "segmentation": Layout(True, (0.2, 0.5), _write_masks),
+}
 
 
 def _save(image: Image.Image, path: Path) -> None:
