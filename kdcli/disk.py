@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -309,6 +309,43 @@ def written_beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filled(folder: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
+    """The temporary folder to be filled in the `with` block; what is in it appears in `folder` at its end.
+
+    replaced: names in `folder` to be deleted then. Where the block raises, all stays as it was. RunError KD740.
+    """
+    folder = real_path(folder)
+    new = not is_folder(folder)
+    # A folder that is there may be a disk of its own or somebody's working directory: it is not renamed over.
+    temporary = temporary_name(folder if new else folder / folder.name)
+    make_folder(temporary.parent)
+    sweep_temporary(temporary.parent, folder.name)
+    with writing(folder):
+        temporary.mkdir()
+    try:
+        yield temporary
+        with writing(folder):
+            if new:
+                temporary.rename(folder)
+            else:
+                for name in replaced:
+                    delete_tree(folder / name)
+                for path in entries(temporary):
+                    path.rename(folder / path.name)
+            _flush_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; a missing one is no error. OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:

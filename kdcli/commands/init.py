@@ -8,8 +8,19 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.disk import entries_like, exists, is_file, is_folder, real_path, text_in
+from kdcli.disk import (
+    entries,
+    entries_like,
+    exists,
+    filled,
+    is_file,
+    is_folder,
+    real_path,
+    sweep_temporary,
+    text_in,
+)
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
+from kdcli.waiting import say
 
 if TYPE_CHECKING:
     from kdcli.commands.options import InitOptions, MakeDataOptions
@@ -105,12 +116,31 @@ def _installed() -> list[Path]:
 
 
 def make_data(options: MakeDataOptions) -> None:
-    """Compose scenes of garments from Fashion-MNIST into a folder, and print the paths and counts.
+    """Compose a data set into a folder, and print the paths and counts.
 
-    Raises UsageError where the folder holds scenes already (unless force) or can't be written, RunError
-    KD506 where Fashion-MNIST is missing.
+    Raises UsageError for options of the other kind and where the folder is not free, RunError where sources are
+    missing or the folder can't be written.
     """
-    from kdcli.data.detection.fashion_scenes import make_scenes
+    _foreign_options_refused(options)
+    if options.kind == "fashion-scenes":
+        _make_fashion_scenes(options)
+    else:
+        _make_stamp_scenes(options)
+
+
+_OF_STAMP_SCENES = ("num_val", "unlabelled", "task", "size", "classes", "stamps", "backgrounds")
+
+
+def _foreign_options_refused(options: MakeDataOptions) -> None:
+    given = [name for name in _OF_STAMP_SCENES if getattr(options, name) not in (None, ())]
+    if options.kind == "fashion-scenes" and given:
+        flag = "--class" if given[0] == "classes" else f"--{given[0].replace('_', '-')}"
+        raise UsageError.of(f"`{flag}` is an option of stamp-scenes", "leave it out, or make stamp-scenes")
+
+
+def _make_fashion_scenes(options: MakeDataOptions) -> None:
+    """Garments of Fashion-MNIST. Raises UsageError where scenes lie there (unless force), RunError KD506."""
+    from kdcli.data.detection.fashion_scenes import SIDES, make_scenes
     from kdcli.report.console import write
 
     folder = options.folder
@@ -118,13 +148,14 @@ def make_data(options: MakeDataOptions) -> None:
         raise UsageError.of(
             f"{folder} holds scenes already", "choose another folder, or overwrite them with `--force`"
         )
+    counts = {"train": options.num_train or SIDES["train"], "test": options.num_test or SIDES["test"]}
     try:
         written = make_scenes(
             folder,
             options.seed,
             root=None if options.root is None else str(options.root),
-            num_train=options.num_train,
-            num_test=options.num_test,
+            num_train=counts["train"],
+            num_test=counts["test"],
         )
     except OSError as error:
         raise UsageError.of(f"cannot write into {folder}: {error.strerror or error}") from error
@@ -137,6 +168,62 @@ def make_data(options: MakeDataOptions) -> None:
             missing.message,
             "install Debian's dataset-fashion-mnist, or name its folder: `--root DIR`",
         ) from error
-    counts = {"train": options.num_train, "test": options.num_test}
     lines = [f"{path}  {counts[side]:,} scenes in {folder / side}\n" for side, path in written.items()]
     write("".join(lines))
+
+
+def _make_stamp_scenes(options: MakeDataOptions) -> None:
+    """Cut-out photographs on photographs; the folder appears whole or not at all."""
+    from kdcli.data.stamp_scenes import MADE, MANIFEST, Recipe, make_stamp_scenes
+    from kdcli.data.stamps import Split, find_sources
+    from kdcli.report.console import write
+
+    folder = options.folder
+    _free_folder(folder, MANIFEST, force=options.force)
+    given: dict[Split, int] = {
+        "train": options.num_train or 2400,
+        "val": options.num_val or 0,
+        "test": options.num_test or 800,
+    }
+    recipe = Recipe(
+        task=options.task or "classification",
+        size=options.size or 96,
+        seed=options.seed,
+        counts={split: count for split, count in given.items() if count},
+        unlabelled=options.unlabelled or 0,
+    )
+    root = options.root or Path("/")
+    if options.root is not None and not is_folder(root):
+        raise UsageError.of(f"there is no folder {root}", "`--root` is where the packages were extracted")
+    sources = find_sources(
+        options.seed,
+        tuple(recipe.counts),
+        root=root,
+        stamps=options.stamps,
+        backgrounds=options.backgrounds,
+        classes=options.classes,
+    )
+    with filled(folder, MADE) as beside:
+        written = make_stamp_scenes(beside, recipe, sources, root)
+    if sources.left_out:
+        say(
+            f"{len(sources.left_out):,} images are left out (stamps that are wholly opaque or transparent, backgrounds"
+            f" that are transparent in places or of more than 8 bits): `left_out` in {folder / MANIFEST} lists them"
+        )
+    write("".join(f"{folder / name}  {count:,} images\n" for name, count in written.items()))
+
+
+def _free_folder(folder: Path, manifest: str, *, force: bool) -> None:
+    """Raise UsageError where a file or a folder with something in it is at that place; force: unless kdcli made it."""
+    if is_folder(folder):
+        sweep_temporary(folder)
+    if not exists(folder) or (is_folder(folder) and not entries(folder)):
+        return
+    if not is_folder(folder):
+        raise UsageError.of(f"{folder} is a file", "name a folder that is new or empty")
+    if not is_file(folder / manifest):
+        raise UsageError.of(f"{folder} is not empty", "name a folder that is new or empty")
+    if not force:
+        raise UsageError.of(
+            f"{folder} holds scenes already", "choose another folder, or overwrite them with `--force`"
+        )

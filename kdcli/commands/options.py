@@ -378,18 +378,64 @@ class SchemaOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDataOptions:
-    """Compose a small detection set in COCO's format: garments of Fashion-MNIST on cluttered canvases."""
+    """Compose a small data set: garments on canvases (fashion-scenes) or cut-out photographs on photographs."""
 
-    kind: Annotated[Literal["fashion-scenes"], Argument("The data set to make: fashion-scenes.", "KIND")]
-    folder: Annotated[Path, Argument("Folder to write annotations and images into.", "DIR")]
+    kind: Annotated[
+        Literal["fashion-scenes", "stamp-scenes"],
+        Argument(
+            "The data set to make: fashion-scenes, stamp-scenes. For example `kdcli make-data stamp-scenes data/scenes"
+            " --task detection`.",
+            "KIND",
+        ),
+    ]
+    folder: Annotated[Path, Argument("Folder to write images and labels into.", "DIR")]
     seed: Annotated[int, Option("The same seed gives the same bytes.", minimum=0)] = 0
     root: Annotated[
         Path | None,
-        Option("Folder with Fashion-MNIST's idx files; else where Debian's package has them.", metavar="DIR"),
+        Option(
+            "Folder with Fashion-MNIST's idx files, or, of stamp-scenes, that the packages of photographs were"
+            " extracted into; else where Debian's packages have them.",
+            metavar="DIR",
+        ),
     ] = None
-    num_train: Annotated[int, Option("Number of scenes to train on.", minimum=1)] = 1500
-    num_test: Annotated[int, Option("Number of scenes to test on.", minimum=1)] = 300
-    force: Annotated[bool, Option("Overwrite scenes that are there already.", ("--force",))] = False
+    num_train: Annotated[
+        int | None, Option("Number of images to train on; else 1500, of stamp-scenes 2400.", minimum=1)
+    ] = None
+    num_test: Annotated[
+        int | None, Option("Number of images to test on; else 300, of stamp-scenes 800.", minimum=1)
+    ] = None
+    num_val: Annotated[
+        int | None, Option("stamp-scenes: number of images to choose settings on; else none.", minimum=0)
+    ] = None
+    unlabelled: Annotated[
+        int | None, Option("stamp-scenes: number of training images more, without labels.", minimum=0)
+    ] = None
+    task: Annotated[
+        Literal["classification", "detection", "segmentation"] | None,
+        Option(
+            "stamp-scenes: classification (folders, one object an image), detection (COCO's format) or"
+            " segmentation (masks as PNG); else classification."
+        ),
+    ] = None
+    size: Annotated[
+        int | None, Option("stamp-scenes: height and width of the images; else 96.", minimum=16)
+    ] = None
+    classes: Annotated[
+        tuple[str, ...],
+        Option(
+            "stamp-scenes: a folder of stamps as a class, `food/fruit` or `name=food/fruit`; repeat it for each."
+            " Else eight of the package, or every folder of --stamps.",
+            ("--class",),
+            metavar="FOLDER",
+        ),
+    ] = ()
+    stamps: Annotated[
+        Path | None, Option("stamp-scenes: folder of your own cut-outs (PNG with alpha).", metavar="DIR")
+    ] = None
+    backgrounds: Annotated[
+        Path | None, Option("stamp-scenes: folder of your own photographs to lay them on.", metavar="DIR")
+    ] = None
+    force: Annotated[bool, Option("Overwrite what `make-data` has made there already.", ("--force",))] = False
     traceback: Traceback = False
 
 
