@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.adapters import shown
-from kdcli.distill.channels import ChannelTrace
+from kdcli.distill.channels import ChannelTrace, image_size
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.layouts import layout_of
 from kdcli.distill.mimickers.mimicker import MimicContext
