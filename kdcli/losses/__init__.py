@@ -112,6 +112,7 @@ LOSSES: dict[str, Loss] = {
         example=("before ReLU",),
     ),
     "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True),
+    "prototypes": Loss("kdcli.losses.prototypes:Prototypes", kind="feature", normalizes=True, adapter="mlp"),
     "review": Loss(
         "kdcli.losses.review:KnowledgeReview",
         kind="feature",

@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
     "ft_paraphrase": Method(student=LAST_MAP),
     "mgd": Method(student=LAST_MAP),
     "pkd": Method(student=LAST_MAP, loss=ADAPTED),
+    "prototypes": Method(student=LAST_MAP),
     "simkd": Method(student=LAST_MAP, mimic={"task_loss": False}),
     "sp": Method(student=LAST_MAP),
     "srrl": Method(student=LAST_MAP),

@@ -28,6 +28,7 @@ MOVED: dict[tuple[str, str], Any] = {
     ("mlkd", "temperatures"): (2.0, 3.0),
     ("ofd", "kernel_size"): 3,
     ("pkt", "eps"): 0.01,
+    ("prototypes", "queue_size"): 2,
     ("review", "max_mid_channel"): 2,
     ("rkd", "eps"): 200.0,
     ("wkd_f", "eps"): 0.1,
@@ -150,6 +151,10 @@ nkd gamma, T: test_numbers.py test_nkd
 ofd kernel_size: test_ofd.py test_a_wider_connector_by_hand
 pkd resize_student: test_pkd.py test_scale_and_shift_change_nothing_and_sizes_may_differ
 pkt eps: test_pkt.py test_eps_is_in_lengths_and_logarithm
+prototypes queue_size: test_prototypes.py test_the_oldest_rows_leave_the_queue_first
+prototypes T: test_prototypes.py test_two_images_by_hand
+prototypes global_weight, local_weight: test_prototypes.py test_it_is_the_divergence_over_images_and_drawn_positions
+prototypes positions: test_prototypes.py test_it_is_the_divergence_over_images_and_drawn_positions
 review warmup_epochs: test_review.py test_it_grows_over_as_many_epochs_as_the_spec_says
 review max_mid_channel: test_review.py test_the_middle_width_has_a_limit
 rkd distance_weight: test_rkd.py test_a_number_by_hand
