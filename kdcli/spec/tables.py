@@ -40,6 +40,8 @@ Table = Mapping[str, Target]
 
 Kind = Literal["logit", "feature", "relational", "teacher-free"]
 Takes = Literal["logits", "vector", "map", "tokens", "any"]
+Standardization = Literal["mean_std", "global", "phi_s"]
+"""How a teacher's features are standardised: each channel, all alike, or by a rotation to equal variances."""
 Place = Literal["logits", "pooled vector", "middle stage", "last stage", "stages", "before ReLU"]
 """Where a layer lies in a network of three stages; `before ReLU`: what goes into the last ReLU of each stage."""
 
@@ -72,6 +74,8 @@ class Loss(Target):
     """Normalises features itself, always or where the kwarg of this name says so: an adapter before it has no norm."""
     adapter: str | None = None
     """The adapter from the student's feature to the teacher's where the spec names none; not between logits."""
+    standardizes: bool = True
+    """Takes a teacher's standardised features: False where its values are probabilities, or go into its layers."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False
@@ -88,6 +92,11 @@ class Loss(Target):
     """The teacher's layers in that block, where they are others than the student's."""
     example_kwargs: str = ""
     """The `kwargs` in that block, as YAML, where these layers ask for some."""
+
+    @property
+    def takes_standardized(self) -> bool:
+        """Whether a teacher's features may be standardised before it."""
+        return self.standardizes and self.kind in ("feature", "relational")
 
 
 LossTable = Mapping[str, Loss]
