@@ -219,7 +219,7 @@ def _standardization(job_loss: JobLoss) -> Standardization | None:
         why = f"is computed by `{job.mimic_ins_type}`, and features are standardised for `base` alone"
         raise job_loss.no_option(on_loss, "standardize", why)
     how = standardization_of(job, loss)
-    if how is None and (on_loss or not any(loss_of(o.type).takes_standardized for o in job.losses.values())):
+    if how is None and (on_loss or not any(_takes_standardized(o) for o in job.losses.values())):
         logits = job_loss.record.kind == "logit"
         why = (
             "compares logits, which `standardize: true` is for"
@@ -230,10 +230,15 @@ def _standardization(job_loss: JobLoss) -> Standardization | None:
     return how
 
 
+def _takes_standardized(loss: LossSpec) -> bool:
+    record = loss_of(loss.type)
+    return record.standardizes and record.kind in ("feature", "relational")
+
+
 def standardization_of(job: Job, loss: LossSpec) -> Standardization | None:
     """How the teachers' features are standardised for a loss: as it says, else the job; None where they aren't."""
     asked = job.standardize if loss.standardize is None else loss.standardize
-    return None if isinstance(asked, bool) or not loss_of(loss.type).takes_standardized else asked
+    return None if isinstance(asked, bool) or not _takes_standardized(loss) else asked
 
 
 def _read_as_logits(side: TapSide, view: View) -> TapSide:

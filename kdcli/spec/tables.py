@@ -93,11 +93,6 @@ class Loss(Target):
     example_kwargs: str = ""
     """The `kwargs` in that block, as YAML, where these layers ask for some."""
 
-    @property
-    def takes_standardized(self) -> bool:
-        """Whether a teacher's features may be standardised before it."""
-        return self.standardizes and self.kind in ("feature", "relational")
-
 
 LossTable = Mapping[str, Loss]
 
