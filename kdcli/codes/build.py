@@ -276,8 +276,9 @@ BUILD: dict[str, Explanation] = {
     ),
     "KD452": Explanation(
         "option that no loss of the job takes",
-        "`temperature` or `standardize` is for losses that soften logits; this one has no use for it.",
-        "wrong: temperature: 4 beside l2_loss\nright: type: kd_loss",
+        "`temperature` and `standardize: true` are for losses that soften logits; `standardize: mean_std` (or `global`,"
+        " `phi_s`) is for losses of the method `base` that compare features. This one has no use for it.",
+        "wrong: temperature: 4 beside l2_loss\nright: type: kd_loss\nright: standardize: phi_s beside l2_loss",
     ),
     "KD453": Explanation(
         "weighting of teachers that a loss cannot do",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdcli.distill.adapters import Shape, build_adapter, shown, unjoinable, what_joins
 from kdcli.distill.layouts import Form, shape_as
 from kdcli.distill.mimickers.mimicker import MimicContext
+from kdcli.distill.standardize import Standardizer
 from kdcli.distill.tap_checks import check_taps, joinable, known_layouts
 from kdcli.distill.taps import View, elements_of
 from kdcli.distill.teacher import NO_LABELS, is_logits
@@ -21,7 +22,8 @@ from kdcli.errors import Findings, KdError, SpecError, SpecPath
 from kdcli.losses import Loss, loss_of
 from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.inputs import places_in
-from kdcli.spec.schema import AdapterSpec, LossSpec, Temperature
+from kdcli.spec.schema import AdapterSpec, Job, LossSpec, Temperature
+from kdcli.spec.tables import Standardization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ def build_term(
         )
     elif temperature is not None:
         kwargs.setdefault("T", temperature)
+    how = None if teacher is None else _standardization(job_loss)
     if standardizes and "standardize" in job_loss.binding.keywords:
         kwargs["standardize"], standardizes = True, False
     if job_loss.record.kind == "logit":
@@ -130,9 +133,11 @@ def build_term(
     _compare_outputs(job_loss)
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
-        adapters = _adapters(job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None))
+        adapters = _adapters(
+            job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None), adapted
+        )
     own = binding.own(kwargs)
-    how = loss.over_pairs or over_pairs or ("mean" if job_loss.record.mean_over_pairs else "sum")
+    combined = loss.over_pairs or over_pairs or ("mean" if job_loss.record.mean_over_pairs else "sum")
     return Term(
         name,
         loss.type,
@@ -142,10 +147,15 @@ def build_term(
         teacher=teacher,
         adapters=adapters,
         temperature=learned,
+        standardizers=[
+            Standardizer(pair.teacher.shape, how, context.job.standardize_images)
+            for pair in pairs
+            if how is not None and pair.teacher is not None
+        ],
         kwargs={} if binding.stateful else {**own, **(options or {})},
         standardizes=standardizes,
         factors=factors,
-        mean_over_pairs=how == "mean",
+        mean_over_pairs=combined == "mean",
         loss_weight=binding.weight_of(kwargs),
     )
 
@@ -184,12 +194,51 @@ def standardizes_of(job_loss: JobLoss) -> bool:
     """
     loss, job = job_loss.loss, job_loss.context.job
     asked = job.standardize if loss.standardize is None else loss.standardize
+    if not isinstance(asked, bool):
+        return False  # features are meant
     if not asked or job_loss.record.kind == "logit":
         return asked
     on_loss = loss.standardize is not None
     if on_loss or not any(loss_of(other.type).kind == "logit" for other in job.losses.values()):
-        raise job_loss.no_option(on_loss, "standardize", "compares no logits")
+        why = "compares no logits (of features say how: `standardize: phi_s`)"
+        raise job_loss.no_option(on_loss, "standardize", why)
     return False
+
+
+def _standardization(job_loss: JobLoss) -> Standardization | None:
+    """How the teacher's features are standardised before this loss, else None.
+
+    Raises SpecError KD452 where that can't be, or (said of the job) is for none of its losses.
+    """
+    loss, job = job_loss.loss, job_loss.context.job
+    on_loss = loss.standardize is not None
+    asked = loss.standardize if on_loss else job.standardize
+    if isinstance(asked, bool):
+        return None
+    if job.mimic_ins_type != "base":
+        why = f"is computed by `{job.mimic_ins_type}`, and features are standardised for `base` alone"
+        raise job_loss.no_option(on_loss, "standardize", why)
+    how = standardization_of(job, loss)
+    if how is None and (on_loss or not any(_takes_standardized(o) for o in job.losses.values())):
+        logits = job_loss.record.kind == "logit"
+        why = (
+            "compares logits, which `standardize: true` is for"
+            if logits
+            else "takes the teacher's values as they are"
+        )
+        raise job_loss.no_option(on_loss, "standardize", why)
+    return how
+
+
+def _takes_standardized(loss: LossSpec) -> bool:
+    record = loss_of(loss.type)
+    return record.standardizes and record.kind in ("feature", "relational")
+
+
+def standardization_of(job: Job, loss: LossSpec) -> Standardization | None:
+    """How the teachers' features are standardised for a loss: as it says, else the job; None where they aren't."""
+    asked = job.standardize if loss.standardize is None else loss.standardize
+    return None if isinstance(asked, bool) or not _takes_standardized(loss) else asked
 
 
 def _read_as_logits(side: TapSide, view: View) -> TapSide:
@@ -236,8 +285,16 @@ def _paired(job_loss: JobLoss, students: Sequence[TapSide], teachers: Sequence[T
     )
 
 
-def _adapters(job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | None) -> nn.ModuleList | None:
-    """An adapter for each pair, as the spec says; None without one, where every pair must fit as it is."""
+def _adapters(
+    job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | None, adapted: bool
+) -> nn.ModuleList | None:
+    """An adapter for each pair, as the spec says, else the loss's own; None where every pair must fit as it is.
+
+    adapted: whether the features are such as adapters are for.
+    """
+    usual = job_loss.record.adapter
+    if spec is None and usual is not None and adapted and not any(_hold_logits(pair) for pair in pairs):
+        spec = AdapterSpec(type=usual)
     if spec is None and (job_loss.binding.sizes_itself or job_loss.record.unlike_shapes):
         return None
     assert job_loss.teacher is not None

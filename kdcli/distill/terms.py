@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.layouts import Form, Layout, read_as
 from kdcli.distill.mimickers.mimicker import Requirements, StepInfo
+from kdcli.distill.standardize import Standardizer
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
 from kdcli.losses.parts.epochs import LearnedTemperature
@@ -202,8 +203,9 @@ class Term(nn.Module):
 
     loss_type: its name in the table. teacher: whose features the pairs hold; None where the method needs
     none. calls: the loss as one callable for each pair, or one for all of them. adapters: one for each pair,
-    over the student's feature. kwargs: of each call. standardizes: logits are standardised first. factors: what
-    the loss of each pair is multiplied by. mean_over_pairs: divide the sum over pairs by their number.
+    over the student's feature. standardizers: one for each pair, over the teacher's, or none. kwargs: of each call.
+    standardizes: logits are standardised first. factors: what the loss of each pair is multiplied by. mean_over_pairs:
+    divide the sum over pairs by their number.
     loss_weight: what each call is multiplied by, unless the loss does so itself.
     """
 
@@ -218,6 +220,7 @@ class Term(nn.Module):
         teacher: str | None = None,
         adapters: nn.ModuleList | None = None,
         temperature: LearnedTemperature | None = None,
+        standardizers: Sequence[Standardizer] = (),
         kwargs: Mapping[str, Any] | None = None,
         standardizes: bool = False,
         factors: Sequence[float] | None = None,
@@ -232,6 +235,7 @@ class Term(nn.Module):
         self.binding = binding
         self.temperature = temperature
         self.adapters = adapters
+        self.modules_of_teacher = nn.ModuleList(standardizers) if standardizers else None
         self.calls = list(calls)
         self.modules_of_loss = nn.ModuleList(call for call in self.calls if isinstance(call, nn.Module))
         self.kwargs = dict(kwargs or {})
@@ -309,12 +313,24 @@ class Term(nn.Module):
         """Its losses that are modules with hooks, one for each pair, or one for all of them."""
         return [call for call in self.calls if isinstance(call, StatefulLoss)]
 
+    @property
+    def standardizers(self) -> list[Standardizer]:
+        """What standardises the teacher's features, one for each pair; empty where nothing does."""
+        return [one for one in self.modules_of_teacher or () if isinstance(one, Standardizer)]
+
     def adapter_shown(self, index: int) -> str:
         """What joins the pair of this number, in words; empty where nothing does."""
         adapter = None if self.adapters is None else self.adapters[index]
         if adapter is None or isinstance(adapter, nn.Identity):
             return ""
         return str(getattr(adapter, "what", type(adapter).__name__))
+
+    def teacher_shown(self, index: int) -> str:
+        """The teacher's layer of the pair of this number, with how its features are standardised; empty without one."""
+        side = self.pairs[index].teacher
+        if side is None:
+            return ""
+        return f"{side.label} ({self.standardizers[index].how})" if self.standardizers else side.label
 
     def call_on(self, other: Term, index: int) -> nn.Module | None:
         """The module of this loss that reads the same teacher layer as another term's number `index`."""
@@ -329,6 +345,8 @@ class Term(nn.Module):
     def _ready(self, index: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.adapters is not None:
             student = self.adapters[index](student)
+        if self.modules_of_teacher is not None:
+            teacher = self.modules_of_teacher[index](teacher)
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         return student, teacher

@@ -36,6 +36,7 @@ LOSSES: dict[str, Loss] = {
     "ab": Loss(
         "kdcli.losses.ab:ActivationBoundaries",
         kind="feature",
+        standardizes=False,
         before_relu=True,
         whole_list=True,
         example=("before ReLU",),
@@ -51,13 +52,17 @@ LOSSES: dict[str, Loss] = {
     "bce_loss": Loss(
         "kdcli.losses.bce:bce_loss",
         kind="feature",
+        standardizes=False,
         softened=True,
         mean_over_pairs=True,
         divides_by_mask=True,
         example=("logits",),
         example_kwargs="{from_logits: true}",
     ),
-    "cat_kd": Loss("kdcli.losses.cat_kd:ClassAttention", kind="feature", weight=400.0, takes="map"),
+    "cat_kd": Loss(
+        "kdcli.losses.cat_kd:ClassAttention", kind="feature", standardizes=False, weight=400.0, takes="map"
+    ),
+    "cosine": Loss("kdcli.losses.cosine:cosine", kind="feature", normalizes=True, adapter="mlp"),
     "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),
     "fgd": Loss("kdcli.losses.fgd:FocalGlobal", kind="feature", takes="map"),
     "fitnet": Loss("kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, example=("middle stage",)),
@@ -84,7 +89,9 @@ LOSSES: dict[str, Loss] = {
         unlike_shapes=True,
         trains_student=False,
     ),
-    "kl_loss": Loss("kdcli.losses.kl:kl_loss", kind="feature", mean_over_pairs=True, rectifies=True),
+    "kl_loss": Loss(
+        "kdcli.losses.kl:kl_loss", kind="feature", standardizes=False, mean_over_pairs=True, rectifies=True
+    ),
     "l2_loss": Loss(
         "kdcli.losses.l2:l2_loss",
         kind="feature",
@@ -104,6 +111,7 @@ LOSSES: dict[str, Loss] = {
     "ofd": Loss(
         "kdcli.losses.ofd:FeatureOverhaul",
         kind="feature",
+        standardizes=False,
         weight=0.001,
         takes="map",
         before_relu=True,
@@ -111,6 +119,7 @@ LOSSES: dict[str, Loss] = {
         example=("before ReLU",),
     ),
     "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True),
+    "prototypes": Loss("kdcli.losses.prototypes:Prototypes", kind="feature", normalizes=True, adapter="mlp"),
     "review": Loss(
         "kdcli.losses.review:KnowledgeReview",
         kind="feature",
@@ -118,9 +127,11 @@ LOSSES: dict[str, Loss] = {
         example=("stages", "pooled vector"),
         teacher_example=("before ReLU", "pooled vector"),
     ),
-    "simkd": Loss("kdcli.losses.simkd:SimKD", kind="feature", takes="map", replaces_end=True),
+    "simkd": Loss(
+        "kdcli.losses.simkd:SimKD", kind="feature", standardizes=False, takes="map", replaces_end=True
+    ),
     "srd": Loss("kdcli.losses.srd:SimpleRecipe", kind="feature", softened=True),
-    "srrl": Loss("kdcli.losses.srrl:SoftmaxRegression", kind="feature"),
+    "srrl": Loss("kdcli.losses.srrl:SoftmaxRegression", kind="feature", standardizes=False),
     "vid": Loss("kdcli.losses.vid:VariationalInformation", kind="feature", example=("stages",)),
     "wkd_f": Loss("kdcli.losses.wkd_f:WassersteinFeature", kind="feature", weight=0.02, takes="map"),
     # relational

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
+from kdcli.spec.tables import Standardization
+
 T = TypeVar("T")
 
 
@@ -154,10 +156,7 @@ class Temperature(Model):
 
 
 class LossSpec(Model):
-    """One loss of a job: its type, its arguments and the options of this loss alone.
-
-    allow_negative: weights in `kwargs` may be less than 0, so that the loss rises.
-    """
+    """One loss of a job: type, arguments, options; `allow_negative`: weights may be below 0, so that it rises."""
 
     type: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -165,7 +164,7 @@ class LossSpec(Model):
     start_iter: NonNegativeInt | None = None
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
-    standardize: bool | None = None
+    standardize: bool | Standardization | None = None
     temperature: SoftmaxTemperature | Temperature | None = None
     over_pairs: Literal["mean", "sum"] | None = None
     allow_negative: bool | None = None
@@ -237,7 +236,7 @@ class JobStudent(Model):
 class Job(Model):
     """One mimic job: a method, its losses, whose features.
 
-    allow_negative: `loss_weight` may be less than 0, so that the losses rise; each loss says so for itself.
+    allow_negative: `loss_weight` may be below 0; each loss says so for itself. standardize: logits (true), or features.
     allow_strong_pull: train although a loss pulls over 10,000 times as hard as the task, out of scale to the weights.
     """
 
@@ -255,7 +254,8 @@ class Job(Model):
     start_iter: NonNegativeInt = 0
     end_iter: NonNegativeInt | None = None
     decay: Literal["linear", "cosine"] | None = None
-    standardize: bool = False
+    standardize: bool | Standardization = False
+    standardize_images: PositiveInt = 1024
     temperature: SoftmaxTemperature | Temperature | None = None
     teacher_weighting: Literal["average", "entropy", "confidence"] = "average"
 

@@ -40,6 +40,8 @@ Table = Mapping[str, Target]
 
 Kind = Literal["logit", "feature", "relational", "teacher-free"]
 Takes = Literal["logits", "vector", "map", "tokens", "any"]
+Standardization = Literal["mean_std", "global", "phi_s"]
+"""How a teacher's features are standardised: each channel, all alike, or by a rotation to equal variances."""
 Place = Literal["logits", "pooled vector", "middle stage", "last stage", "stages", "before ReLU"]
 """Where a layer lies in a network of three stages; `before ReLU`: what goes into the last ReLU of each stage."""
 
@@ -70,6 +72,10 @@ class Loss(Target):
     """Passes both sides through a ReLU first: negative values are lost."""
     normalizes: bool | str = False
     """Normalises features itself, always or where the kwarg of this name says so: an adapter before it has no norm."""
+    adapter: str | None = None
+    """The adapter from the student's feature to the teacher's where the spec names none; not between logits."""
+    standardizes: bool = True
+    """Takes a teacher's standardised features: False where its values are probabilities, or go into its layers."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False

@@ -442,7 +442,7 @@ def rows_of(name: str, job: Job, mimicker: Mimicker) -> list[Pair]:
             student_shape=shown(pair.student.shape),
             adapter=term.adapter_shown(index),
             teacher=term.teacher or "",
-            teacher_layer=pair.teacher.label if pair.teacher is not None else "",
+            teacher_layer=term.teacher_shown(index),
             teacher_shape=shown(pair.teacher.shape) if pair.teacher is not None else "",
             loss=term.loss_type,
             weight=job.loss_weight * term.loss_weight,

@@ -30,7 +30,8 @@ def compile_networks(run: Run) -> Iterator[Notice]:
 def prepare(run: Run) -> Iterator[Notice]:
     """Show the training data once, not augmented, to the methods that prepare themselves; also in a resumed run.
 
-    What they make of it is a function of the data alone; a checkpoint holds only what training changes. Teachers run
+    It ends where they have seen as many images as they ask for. What they make of it is a function of the data alone;
+    a checkpoint holds only what training changes, and what is kept from the run's own start counts. Teachers run
     themselves: a cache holds what they show of augmented samples.
     """
     asking = {
@@ -44,15 +45,26 @@ def prepare(run: Run) -> Iterator[Notice]:
         if loader is None
         else "with the transforms of the test data"
     )
-    yield Notice(message=f"one pass over the training data for {', '.join(asking)}, {how}")
-    running = require(run.joined, run.teachers, frozenset(asking), False)
     methods = [method for method in asking.values() if isinstance(method, Mimicker)]
-    with closing(loader) if loader is not None else nullcontext(run.train_loader) as batches:
-        for batch in batches.batches(0):
+    asked = [method.images_to_prepare for method in methods]
+    enough = None if None in asked else max(number for number in asked if number is not None)
+    few = enough is not None and enough < (run.facts.num_samples or 0)
+    what = f"{enough:,} images of the training data" if few else "one pass over the training data"
+    yield Notice(message=f"{what} for {', '.join(asking)}, {how}")
+    running = require(run.joined, run.teachers, frozenset(asking), False)
+    seen = 0
+    with (
+        closing(loader) if loader is not None else nullcontext(run.train_loader) as batches,
+        closing(batches.batches(0)) as shown,  # type: ignore[type-var]
+    ):
+        for batch in shown:
             batch = to_device(dict(batch), run.processes.device)
             views = {name: run.teachers[name].view(batch) for name in running}
             for method in methods:
                 method.prepare(views, batch)
+            seen += len(batch["indices"]) * run.processes.world_size
+            if enough is not None and seen >= enough:
+                break
     for method in methods:
         method.prepared()
 

@@ -50,8 +50,11 @@ def test_the_table_knows_every_loss() -> None:
     assert METHODS.keys() == LOSSES.keys()
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-def test_a_method_trains_and_resumes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "job"),
+    [*((name, {}) for name in sorted(LOSSES)), pytest.param("cosine", {"standardize": "phi_s"}, id="phi_s")],
+)
+def test_a_method_trains_and_resumes(name: str, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     clipped: set[int] = set()
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -60,7 +63,7 @@ def test_a_method_trains_and_resumes(name: str, monkeypatch: pytest.MonkeyPatch)
         return clip(parameters, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
-    mimic = mimic_of(name, TEACHER)
+    mimic = {**mimic_of(name, TEACHER), **job}
     with run_of(spec_with(mimic, "saver.save_dir=whole")) as run:
         trainee = run.trainee
         own = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from kdcli.distill.build_terms import JobLoss, _standardization
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.terms import Term, keyword_names
 from kdcli.errors import SpecError
 from kdcli.losses import LOSSES
 from kdcli.losses.crd import ContrastiveRepresentation
 from kdcli.records import Step
+from kdcli.spec.schema import Job, LossSpec
 from kdcli.training.guard import prove_losses
 from kdcli.training.train import train
 from tests.distill.methods import METHODS, mimic_of
@@ -30,7 +33,8 @@ def term_of(run: Any, name: str) -> Term:
 
 
 def test_every_loss_with_a_temperature_of_its_distributions_says_so() -> None:
-    assert {name for name in LOSSES if "T" in keyword_names(LOSSES[name].load())} == {*SOFTENED, "crd", "fgd"}
+    with_t = {name for name in LOSSES if "T" in keyword_names(LOSSES[name].load())}
+    assert with_t == {*SOFTENED, "crd", "fgd", "prototypes"}
 
 
 def test_the_jobs_temperature_reaches_its_losses_and_not_crds_contrast() -> None:
@@ -106,6 +110,40 @@ def test_standardising_is_for_logits() -> None:
     ):
         pass
     assert caught.value.diagnostics[0].code == "KD452"
+
+
+def test_features_are_standardised_for_losses_that_compare_them() -> None:
+    mimic = mimic_of("l2_loss", TEACHER)
+    mimic["cfgs"]["soft"] = {"type": "kl_loss", "adapter": "auto"}
+    with run_of(spec_with({**mimic, "standardize": "global"})) as run:
+        assert [len(term_of(run, f"teacher0.{name}").standardizers) for name in ("loss", "soft")] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "job", "why"),
+    [
+        ({"type": "kl_loss", "standardize": "phi_s", "adapter": "auto"}, {}, "takes the teacher's values as"),
+        ({"type": "kl_loss", "adapter": "auto"}, {"standardize": "phi_s"}, "takes the teacher's values as"),
+        ({"type": "logit_mse"}, {"standardize": "mean_std"}, "compares logits, which `standardize: true`"),
+    ],
+)
+def test_other_losses_need_the_teachers_features_as_they_are(
+    loss: dict[str, Any], job: dict[str, Any], why: str
+) -> None:
+    mimic = {**mimic_of("logit_mse" if loss["type"] == "logit_mse" else "kl_loss", TEACHER), **job}
+    mimic["cfgs"] = {"loss": loss}
+    with pytest.raises(SpecError, match=why) as caught, run_of(spec_with(mimic)):
+        pass
+    assert caught.value.diagnostics[0].code == "KD452"
+
+
+def test_other_methods_compare_no_layers_as_they_are() -> None:
+    job = Job(mimic_ins_type="FGD", standardize="phi_s")
+    context: Any = SimpleNamespace(job=job, path=("mimic",))
+    loss = JobLoss(context=context, name="loss", loss=LossSpec(type="l2_loss"), teacher="teacher0")
+    with pytest.raises(SpecError, match=r"KD452.*`l2_loss` is computed by `FGD`") as caught:
+        _standardization(loss)
+    assert caught.value.diagnostics[0].path == ("mimic", "standardize")
 
 
 def test_bce_without_logits_has_no_temperature_to_learn() -> None:

@@ -20,12 +20,15 @@ from .cases import Case, keyword_only, make_case, positional
 ARGUMENTS = [(name, option) for name in sorted(LOSSES) for option in keyword_only(LOSSES[name].load())]
 
 MOVED: dict[tuple[str, str], Any] = {
+    ("cosine", "cosine_weight"): 0.5,
+    ("cosine", "smooth_l1_weight"): 0.5,
     ("crd", "K"): 8,
     ("crd", "feat_dim"): 16,
     ("mgd", "mask_ratio"): 0.6,
     ("mlkd", "temperatures"): (2.0, 3.0),
     ("ofd", "kernel_size"): 3,
     ("pkt", "eps"): 0.01,
+    ("prototypes", "queue_size"): 2,
     ("review", "max_mid_channel"): 2,
     ("rkd", "eps"): 200.0,
     ("wkd_f", "eps"): 0.1,
@@ -120,6 +123,10 @@ bce_loss T, batch_mean, from_logits: test_numbers.py test_bce
 cat_kd resolution, normalize: test_cat_kd.py test_maps_pooled_to_one_cell_by_hand
 cc feat_dim: test_cc.py test_as_many_numbers_as_feat_dim_are_compared
 ce_loss T: test_numbers.py test_ce
+cosine cosine_weight, smooth_l1_weight: test_cosine.py test_tokens_by_hand
+cosine beta: test_cosine.py test_where_the_smooth_l1_turns_linear
+cosine per: test_cosine.py test_the_cosine_of_a_whole_sample
+cosine batch_mean: test_cosine.py test_sums_over_positions_are_divided_by_the_batch
 crd feat_dim, K, T: test_crd.py test_it_is_the_noise_contrastive_estimate_both_ways
 crd momentum: test_crd.py test_the_rows_of_the_batch_move_in_training_alone
 crd negatives: test_crd.py test_negatives_of_all_classes_are_drawn_as_they_were_before_there_was_a_choice
@@ -144,6 +151,10 @@ nkd gamma, T: test_numbers.py test_nkd
 ofd kernel_size: test_ofd.py test_a_wider_connector_by_hand
 pkd resize_student: test_pkd.py test_scale_and_shift_change_nothing_and_sizes_may_differ
 pkt eps: test_pkt.py test_eps_is_in_lengths_and_logarithm
+prototypes queue_size: test_prototypes.py test_the_oldest_rows_leave_the_queue_first
+prototypes T: test_prototypes.py test_two_images_by_hand
+prototypes global_weight, local_weight: test_prototypes.py test_it_is_the_divergence_over_images_and_drawn_positions
+prototypes positions: test_prototypes.py test_it_is_the_divergence_over_images_and_drawn_positions
 review warmup_epochs: test_review.py test_it_grows_over_as_many_epochs_as_the_spec_says
 review max_mid_channel: test_review.py test_the_middle_width_has_a_limit
 rkd distance_weight: test_rkd.py test_a_number_by_hand

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcli.distill.build_terms import build_term, way_out
+from kdcli.distill.build_terms import build_term, standardization_of, way_out
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import Feature, View, tapped
@@ -32,6 +32,8 @@ class BaseMimicker(Mimicker):
         requirements = Requirements()
         for loss in cls.losses_of(job).values():
             requirements |= binding_of(loss_of(loss.type)).requirements
+            if standardization_of(job, loss) is not None:
+                requirements |= Requirements(prepare=True)
         if job.teacher_weighting != "average":
             requirements |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return requirements
@@ -103,18 +105,31 @@ class BaseMimicker(Mimicker):
                     )
         return warnings
 
+    @property
+    def images_to_prepare(self) -> int | None:
+        """As many as standardising a teacher's features takes; None where a loss of its own asks for all."""
+        terms = [term for term in self.terms.values() if isinstance(term, Term)]
+        if any(term.record.prepares for term in terms):
+            return None
+        return max((one.images for term in terms for one in term.standardizers), default=0)
+
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
-        """Hand one batch to every loss that prepares itself."""
+        """Hand one batch to every loss that prepares itself, and to what standardises a teacher's features."""
         for term in self.terms.values():
             assert isinstance(term, Term)
+            for pair, standardizer in zip(term.pairs, term.standardizers, strict=False):
+                assert term.teacher is not None and pair.teacher is not None
+                standardizer.prepare(pair.teacher.of(teachers[term.teacher]))
             for pair, call in zip(term.pairs, term.stateful if term.record.prepares else (), strict=False):
                 assert term.teacher is not None and pair.teacher is not None
                 call.prepare(pair.teacher.of(teachers[term.teacher]), batch["labels"])
 
     def prepared(self) -> None:
-        """Close the pass for every loss that prepares itself."""
+        """Close the pass for every loss that prepares itself, and make statistics of what was shown."""
         for term in self.terms.values():
             assert isinstance(term, Term)
+            for standardizer in term.standardizers:
+                standardizer.prepared()
             for call in term.stateful:
                 call.prepared()
 

@@ -221,6 +221,11 @@ class Mimicker(nn.Module):
         """Take over, as a stage begins, what the jobs of earlier stages have trained; returns warnings."""
         return []
 
+    @property
+    def images_to_prepare(self) -> int | None:
+        """How many images `prepare` asks for; None: all of the training data."""
+        return None
+
     def prepare(self, teachers: Mapping[str, View], batch: Mapping[str, Any]) -> None:
         """Take in one batch of the pass before training."""
 
