@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli.parameters import command_of, refuse_keys
+from kdcli.cli.parameters import command_of, refuse_keys, with_optional_values
 from kdcli.commands import options
-from kdcli.commands.options import with_optional_values
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {

@@ -120,6 +120,20 @@ COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {
 """What a shell offers for an argument: spec files, `net.model.kwargs.` from the spec named before, or names."""
 
 
+def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
+    """The words of a command line; an option that may stand without a value (`--resume`) is given its value."""
+    bare = {p.flags[0]: p.option for p in parameters(options) if p.option and p.option.bare is not None}
+    result = []
+    for index, word in enumerate(arguments):
+        option = bare.get(word)
+        following = arguments[index + 1 : index + 2]
+        if option is None or (option.is_value is not None and following and option.is_value(following[0])):
+            result.append(word)
+        else:
+            result.append(f"{word}={option.bare}")
+    return result
+
+
 KEYS = {
     "--epochs": "trainer.max_epoch",
     "--num-epochs": "trainer.max_epoch",

@@ -7,7 +7,7 @@ a run. A new option is one line here, and what its command does with it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -132,20 +132,6 @@ def _as_words(value: Any) -> list[str]:
     if isinstance(value, (tuple, list)):
         return [str(one) for one in value]
     return [] if value is None else [str(value)]
-
-
-def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
-    """The words of a command line; an option that may stand without a value (`--resume`) is given its value."""
-    bare = {p.flags[0]: p.option for p in parameters(options) if p.option and p.option.bare is not None}
-    result = []
-    for index, word in enumerate(arguments):
-        option = bare.get(word)
-        following = arguments[index + 1 : index + 2]
-        if option is None or (option.is_value is not None and following and option.is_value(following[0])):
-            result.append(word)
-        else:
-            result.append(f"{word}={option.bare}")
-    return result
 
 
 def is_checkpoint(word: str) -> bool:
