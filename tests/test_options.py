@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kdcli.cli import COMMANDS
-from kdcli.cli.parameters import command_of
-from kdcli.commands.options import Option, TrainOptions, parameters, with_optional_values
+from kdcli.cli.parameters import command_of, with_optional_values
+from kdcli.commands.options import Option, TrainOptions, parameters
 from kdcli.spec.tables import Target
 
 made: list[Any] = []

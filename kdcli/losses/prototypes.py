@@ -29,8 +29,8 @@ class Prototypes(StatefulLoss):
     The student is compared in the teacher's shape: the adapter is `mlp` where the spec names none. The documentation
     gives the form (queue, soft labels, KL); queue_size, T and positions are ours.
     Taps: the last map or the patches, or (global part alone) the pooled vector.
-    Source: the distillation methods of LightlyTrain's documentation, after "Knowledge Distillation: A Good Teacher is
-    Patient and Consistent", arXiv:2106.05237.
+    Source: "Knowledge Distillation: A Good Teacher is Patient and Consistent", arXiv:2106.05237, in the form of the
+    distillation methods of LightlyTrain's documentation.
     """
 
     salt: Tensor

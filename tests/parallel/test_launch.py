@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.commands.options import TrainOptions, with_optional_values
+from kdcli.cli.parameters import with_optional_values
+from kdcli.commands.options import TrainOptions
 from kdcli.commands.train import train
 from kdcli.errors import KdError, RunError
 from kdcli.parallel.devices import choose_device
