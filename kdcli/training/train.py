@@ -21,7 +21,7 @@ from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, better, rising, warnings
-from kdcli.tasks.mimicry import primary_of
+from kdcli.tasks.mimicry import has_learnt_more, primary_of
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -32,6 +32,7 @@ from kdcli.training.checkpoint import (
     run_state,
     save_checkpoint,
     save_student,
+    step_info_of,
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode, measure_mimicry, with_heads
@@ -326,7 +327,7 @@ class TrainLoop:
                 metrics = self.measured(stage, messages)
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
             primary = self.primary_among(metrics)
-            best = not stop and (not progress.best or better(primary, metrics, progress.best))
+            best = not stop and (not progress.best or self.is_better(metrics, progress.best))
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -375,7 +376,7 @@ class TrainLoop:
                 agrees=() if progress.features_only else with_heads(run.joined, run.teachers),
                 seed=run.spec.runtime.random_seed,
                 autocast=run.autocast,
-                step_info=StepInfo(step=progress.step, stage_step=progress.stage_step, epoch=progress.epoch),
+                step_info=step_info_of(progress, len(run.train_loader)),
                 stop=stop,
             )
         require(run.joined, run.teachers, stage.plan.active.jobs, stage.plan.active.task_loss)
@@ -389,6 +390,10 @@ class TrainLoop:
     def primary_among(self, metrics: Mapping[str, float]) -> str:
         """The metric that decides which student is the best."""
         return primary_of(metrics) if self.without_labels else self.run.task.primary
+
+    def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether the student of these metrics is better than that of others."""
+        return has_learnt_more(new, old) if self.without_labels else better(self.run.task.primary, new, old)
 
     @property
     def primary(self) -> str:
