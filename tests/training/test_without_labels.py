@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_features_without_labels_train_and_are_measured(tmp_path: Path) -> None:
     assert json.loads(metadata[UNTRAINED]) == ["model.fc.weight", "model.fc.bias"]
 
 
+@pytest.mark.slow
 def test_eval_measures_what_training_measured(tmp_path: Path) -> None:
     root = tmp_path / "run"
     parsed = spec_of(FEATURES_ALONE, f"saver.save_dir={root}")
@@ -117,6 +119,7 @@ def test_logits_without_labels_are_measured_by_agreement(tmp_path: Path) -> None
     assert not any("KD243" in one.message for one in records if isinstance(one, Notice))
 
 
+@pytest.mark.slow
 def test_logits_without_labels_are_scored_where_the_test_data_has_them(tmp_path: Path) -> None:
     text = UNLABELLED.replace(", labels: none", "")
     assert text.count("labels: none") == 1
@@ -135,6 +138,7 @@ def test_a_head_that_nothing_trains_is_not_scored(tmp_path: Path) -> None:
     assert "top1" not in rows[0].metrics and rows[0].metrics["explained_variance"] >= 0
 
 
+@pytest.mark.slow
 def test_a_head_from_weights_is_scored(tmp_path: Path) -> None:
     first = tmp_path / "first"
     train_all(spec_of(SPEC, f"saver.save_dir={first}", "trainer.max_epoch=1"))
@@ -148,6 +152,7 @@ def test_a_head_from_weights_is_scored(tmp_path: Path) -> None:
     assert not any("KD243" in one for one in told)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = train_all(spec_of(FEATURES_ALONE, f"saver.save_dir={tmp_path / 'a'}"))
     part = spec_of(FEATURES_ALONE, f"saver.save_dir={tmp_path / 'b'}", "trainer.max_epoch=1")
@@ -177,3 +182,71 @@ def test_the_tasks_loss_needs_labels() -> None:
         spec_of(UNLABELLED, "mimic.task_loss=true")
     assert [found.code for found in caught.value.diagnostics] == ["KD240"]
     assert spec_of(UNLABELLED).spec.mimic.task_loss is False  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Processes):
+    """One of two processes, whose sums are kept instead of exchanged."""
+
+    kept: list[Any] = field(default_factory=list)
+
+    def share(self, tensors: Any) -> None:
+        """Both have the same here."""
+
+    def gather(self, value: Any) -> list[Any]:
+        self.kept.append(value)
+        return [value]
+
+
+@pytest.mark.parametrize("loss", ["sp", "l2_loss"])
+def test_two_processes_measure_as_one(tmp_path: Path, loss: str) -> None:
+    """Also a loss that compares the images of a batch: each batch is whole, in one of them."""
+    from kdcli.tasks.mimicry import Mimicry
+    from kdcli.training.evaluate import measure_mimicry
+
+    text = FEATURES_ALONE.replace("l2_loss, adapter: auto", loss).replace(
+        "kwargs: {feat_norm: false, batch_mean: true}", "kwargs: {}" if loss == "sp" else "adapter: auto"
+    )
+    with run_of(spec_of(text, f"saver.save_dir={tmp_path}")) as run:
+        found = []
+        for members in (
+            [Processes(device=torch.device("cpu"))],
+            [Member(device=torch.device("cpu"), rank=r, world_size=2) for r in (0, 1)],
+        ):
+            results = [
+                measure_mimicry(run.joined, run.teachers, run.test_loader, run.task, one) for one in members
+            ]
+            sums = [one.kept[0] for one in members if isinstance(one, Member)]
+            assert all(sums)
+            found.append(Mimicry(run.trainee, None, ()).result(sums) if sums else results[0])
+    assert found[0]["distill_loss"] > 0
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_cached_teacher_teaches_the_same(tmp_path: Path) -> None:
+    live, cached = (
+        evaluations(train_all(spec_of(FEATURES_ALONE, f"saver.save_dir={tmp_path / name}", *changes)))
+        for name, changes in (
+            ("live", ["mimic.teacher0.cache={views: 2, dir: %s, dtype: float32}" % (tmp_path / "caches")]),
+            ("cached", ["mimic.teacher0.cache={views: 2, dir: %s, dtype: float32}" % (tmp_path / "caches")]),
+        )
+    )
+    assert [one.metrics for one in live] == [one.metrics for one in cached]
+
+
+@pytest.mark.slow
+def test_a_network_without_a_classifier_is_never_scored(tmp_path: Path) -> None:
+    """Its `logits` are features: neither as wide as the data has classes, nor with one class, is it a classifier."""
+    pytest.importorskip("timm")
+    text = LABELLED_FEATURES.replace(
+        "  type: cifar_resnet8\n  kwargs: {num_classes: 4, in_channels: 1, widths: [4, 4, 4, 8]}",
+        "  type: timm.test_resnet\n  kwargs: {num_classes: 0, in_chans: 1}",
+    )
+    text = text.replace("teacher0: {mimic_name: [model.layer3]", "teacher0: {mimic_name: [model.layer2]")
+    text = text.replace(", allow_weak_teacher: true", "")
+    assert "num_classes: 0" in text
+    one_class = ["dataset.train.dataset.kwargs.num_classes=1", "dataset.test.dataset.kwargs.num_classes=1"]
+    records = train_all(spec_of(text, f"saver.save_dir={tmp_path}", "trainer.max_epoch=1", *one_class))
+    (finished,) = (one for one in records if isinstance(one, Finished))
+    assert not finished.teachers and "top1" not in finished.last
