@@ -427,7 +427,8 @@ class _Rehearsal:
         """Compare the student's outputs with the data; an unknown number of classes is taken from the logits."""
         self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
         logits = view.outputs.get("logits")
-        if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+        known = self.facts.num_classes is not None or self.facts.labels == "none"
+        if not known and isinstance(logits, Tensor) and logits.dim() == 2:
             self.facts = replace(self.facts, num_classes=logits.shape[1])
 
     def plan(
@@ -472,6 +473,7 @@ class _Rehearsal:
             pairs=joined.pairs,
             flops_size=(int(batch["image"].shape[-2]), int(batch["image"].shape[-1])),
             samples=self.facts.num_samples,
+            labelled=self.facts.labels != "none",
             batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
             steps_per_epoch=per_epoch,
             total_steps=total if per_epoch is not None or in_steps else None,

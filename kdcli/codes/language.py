@@ -139,6 +139,37 @@ LANGUAGE: dict[str, Explanation] = {
         " so: beside `loss_weight` of a job, or beside the `kwargs` of a loss.",
         "wrong: loss_weight: -1\nright: loss_weight: 1, or loss_weight: -1 with allow_negative: true",
     ),
+    "KD240": Explanation(
+        "task's loss without labels",
+        "The task's own loss compares with labels. Data that says `labels: none` has none, and what the student learns"
+        " comes from its teachers alone: `task_loss: false` is the default there, and a written true can't be.",
+        "wrong: mimic: {task_loss: true, ...} with labels: none\nright: mimic: {...}",
+    ),
+    "KD241": Explanation(
+        "nothing to learn from",
+        "Images without labels teach nothing by themselves: a student learns from them what a teacher shows, which"
+        " `mimic` describes.",
+        "right: runtime: {runner: {type: kd}}, teacher0: [...], mimic: {teacher0: {...}, student: {...}}",
+    ),
+    "KD242": Explanation(
+        "something needs labels, and the data has none",
+        "Some losses read the class of each image, an evaluator compares with it, mixup and cutmix mix it, and"
+        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read.",
+        "wrong: cfgs: {loss: {type: dkd_loss}} with labels: none\nright: cfgs: {loss: {type: kd_loss, kwargs: {T: 4}}}",
+    ),
+    "KD243": Explanation(
+        "parameters that nothing trains",
+        "A loss on features trains the layers up to the feature: what comes after it, often the classifier, gets no"
+        " gradient and stays as it was made. A student whose answers depend on that is measured by what it learns of"
+        " its teachers, and exported as a backbone.",
+        "right: a loss on the logits too, `task_loss: true` with labels, or `saver.pretrain_model` with a whole head",
+    ),
+    "KD244": Explanation(
+        "detector without a trained head",
+        "Nothing has trained the detector's head in this run, so that its boxes mean nothing. Its features are in the"
+        " run's student.safetensors.",
+        "right: saver: {pretrain_model: runs/features/student.safetensors} in a training with labels",
+    ),
     "KD229": Explanation(
         "spec of another runner",
         "United-Perception has runners for quantisation, sparsity, architecture search, 3-D detection, segmentation,"

@@ -34,6 +34,7 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
             raise SpecError([_unknown(name, list(place_of), path) for name in unknown])
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
     assert not isinstance(test.source, (SampleSource, BatchSource))
+    assert test.source.labels is not None
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
     if not len(missing):
         return test
@@ -46,8 +47,11 @@ def matched(test: OpenedData, names: Sequence[str] | None, train: OpenedData | N
     """The test data with the class numbers of the training data, where it is known whether that has names.
 
     names: of the training data, None where it has numbers alone; train: it, where it is opened. A notice where one
-    side alone has names; SpecError KD541 where nothing states the numbers of these.
+    side alone has names; SpecError KD541 where nothing states the numbers of these. Where a side has no labels there
+    is nothing to match.
     """
+    if test.facts.labels == "none" or (train is not None and train.facts.labels == "none"):
+        return test
     notice = _one_sided(names, None if train is None else train.source, test)
     if notice is not None:
         return replace(test, notices=(*test.notices, notice))

@@ -16,6 +16,7 @@ from kdcli.distill.taps import Feature, Taps, View
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.feature_layouts import only_size
 from kdcli.models.hub import PixelsTrainedOn
+from kdcli.models.network import Network
 from kdcli.spec.schema import TeacherInput
 
 
@@ -164,6 +165,7 @@ class Teacher:
         self.pixels = pixels
         self.autocast = autocast
         self.labels = labels
+        self.headless = isinstance(taps.net, Network) and taps.net.headless
         self._logits: frozenset[str] = frozenset()
         if batch_statistics:
             use_batch_statistics(self.net)

@@ -41,6 +41,8 @@ class Network(nn.Module):
 
     may_lack_modules: bool = False
     unread: frozenset[str] = frozenset()
+    loaded: frozenset[str] = frozenset()
+    """The parameters and buffers that were read from weights; the others are as they were made."""
 
     def __init__(
         self,
@@ -142,6 +144,15 @@ class Network(nn.Module):
         for alias, real in getattr(getattr(self, name), "aliases", {}).items():
             if rest == real or rest.startswith(real + "."):
                 yield f"{name}.{alias}{rest.removeprefix(real)}"
+
+    @property
+    def headless(self) -> bool:
+        """Whether its `logits` are features: a whole model that was built without a classifier (`num_classes: 0`)."""
+        return any(
+            getattr(child, "num_classes", None) == 0
+            for child in self.children()
+            if not isinstance(child, ViewModule)
+        )
 
     @property
     def output_names(self) -> frozenset[str]:

@@ -306,6 +306,8 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], reading: Reading, name: s
             "are they the network's weights?",
         )
     net.load_state_dict(chosen, strict=False)
+    if isinstance(net, Network):
+        net.loaded = frozenset(chosen)
 
 
 def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:

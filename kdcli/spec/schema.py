@@ -334,7 +334,7 @@ class StageSpec(Model):
 
 
 class Mimic(Model):
-    """The mimic jobs, and the stages of the run."""
+    """The mimic jobs, and the stages of the run. task_loss: by default false without labels (form/canonical.py)."""
 
     jobs: dict[str, Job]
     task_loss: bool = True

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader, unaugmented_loader
+from kdcli.data.build import build_loader
 from kdcli.data.digest import digest_of
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, with_classes_of
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
 from kdcli.disk import expanded, prove_writable
@@ -159,7 +159,7 @@ def _built(
                     prove_writable(folder.results)
             with naming(parsed, "save_dir"):
                 make_ready(folder)
-        facts = train_loader.facts
+        facts = with_classes_of(train_loader.facts, test_loader.facts)
         known = [*file_notices(spec, options.places)]
         task = sides.task
         known += as_notices(list(check_own_jobs(spec, loss_of, method_of)))
@@ -220,14 +220,7 @@ def _built(
             task=task,
             facts=facts,
             train_loader=train_loader,
-            unaugmented=lambda: unaugmented_loader(
-                sides.train,
-                sides.test,
-                seed=spec.runtime.random_seed,
-                rank=processes.rank,
-                world_size=processes.world_size,
-                on_cuda=processes.device.type == "cuda",
-            ),
+            sides=sides,
             test_loader=test_loader,
             joined=joined,
             teachers=teachers,

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdcli import __version__
 from kdcli.disk import entries_like, remove, write_whole
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError, first_line
 from kdcli.models.checksums import SEALED, check_seal, seal
 from kdcli.models.weights import save_safetensors
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from kdcli.training.run import Run
 
 FORMAT = 1
+ANSWERS, FEATURES, UNTRAINED = "answers", "features", "untrained"
+"""In the metadata of a student without a trained head: that it gives features alone; its parameters never trained."""
 _NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.pt")
 
 
@@ -45,7 +49,8 @@ class Progress:
     done. over: the last evaluation is done. best and last: metrics of evaluations; scheduled: of the last one at
     the end of an epoch, which a schedule may follow. skipped: steps that were not taken for numbers gone wrong.
     bad_samples: side, sample, name and reason of each. watch: what the watch remembers (kdcli.training.watch); empty
-    in checkpoints from before there was one.
+    in checkpoints from before there was one. untrained: parameters of the student that have no gradient in the run and
+    come from no weights; features_only: whether its answers depend on them, or it has none.
     """
 
     step: int = 0
@@ -62,6 +67,8 @@ class Progress:
     skipped: int = 0
     bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
     watch: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
+    features_only: bool = False
 
 
 def run_state(
@@ -294,4 +301,24 @@ def save_student(
         "class_names": json.dumps(facts.class_names),
         "ema": str(run.ema is not None),
     }
+    if progress.features_only:
+        metadata |= {ANSWERS: FEATURES, UNTRAINED: json.dumps(progress.untrained)}
     save_safetensors(state, path, metadata)
+
+
+def training_metadata(weights: Path) -> dict[str, str]:
+    """The metadata that training wrote beside the weights; empty for files of another origin."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def step_info_of(progress: Progress, batches: int) -> StepInfo:
+    """Where a run is, for its losses. batches: in an epoch."""
+    return StepInfo(
+        step=progress.step,
+        stage_step=progress.stage_step,
+        epoch=progress.epoch + progress.batch / max(batches, 1),
+    )

@@ -26,6 +26,12 @@ FEW = {
     "stages": (spec_text("ab", job=STAGES), []),
     "no task loss": (spec_text("l2_loss", job="\n  task_loss: false"), []),
     "standardised": (spec_text("cosine", job="\n  standardize: phi_s\n  standardize_images: 12"), []),
+    "no labels": (
+        spec_text("l2_loss").replace(
+            "num_classes: 4\n        shape", "num_classes: 4\n        labels: none\n        shape"
+        ),
+        ["dataset.test.dataset.kwargs.labels=none"],
+    ),
     "accumulated": (spec_text("vid"), ["trainer.accumulate_steps=2", "trainer.clip_grad_norm=0.5"]),
     "average": (spec_text("gkd_loss"), ["trainer.ema.enable=true", "trainer.ema.kwargs.decay=0.5"]),
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kdcli.errors import Diagnostic, RunError, SpecPath, did_you_mean
+from kdcli.spec.check.labels import check_without_labels
 from kdcli.spec.published import is_published, published
 from kdcli.spec.schema import Cache, Job, JobTeacher, Saver, Spec, Temperature
 
@@ -21,6 +22,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _compiling(spec)
     yield from _networks(spec)
     yield from _weight_keys(spec)
+    yield from check_without_labels(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)
