@@ -35,12 +35,15 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None, whose: str = ""
             raise SpecError([_unknown(name, list(place_of), path, whose) for name in unknown])
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
     assert not isinstance(test.source, (SampleSource, BatchSource))
+    assert test.source.labels is not None
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
     if not len(missing):
         return test
     names = [truth[number] for number in missing]
     what = "the class" if len(missing) == 1 else f"{len(missing)} classes of the {whose}training data:"
-    return replace(test, notices=(*test.notices, f"the {whose}test data has no images of {what} {listed(names)}"))
+    return replace(
+        test, notices=(*test.notices, f"the {whose}test data has no images of {what} {listed(names)}")
+    )
 
 
 def matched(
@@ -49,8 +52,11 @@ def matched(
     """The test data with the class numbers of the training data, where it is known whether that has names.
 
     names: of the training data, None where it has numbers alone; train: it, where it is opened. A notice where one
-    side alone has names; SpecError KD541 where nothing states the numbers of these. whose: as in `numbered_like`.
+    side alone has names; SpecError KD541 where nothing states the numbers of these. Where a side has no labels there
+    is nothing to match. whose: as in `numbered_like`.
     """
+    if test.facts.labels == "none" or (train is not None and train.facts.labels == "none"):
+        return test
     notice = _one_sided(names, train, test, whose)
     if notice is not None:
         return replace(test, notices=(*test.notices, notice))
@@ -67,7 +73,9 @@ def _one_sided(
     own = test.facts.class_names
     if isinstance(test.source, (SampleSource, BatchSource)) or (names is None) == (own is None):
         return None
-    named, plain = (f"{whose}{side}" for side in (("training", "test") if own is None else ("test", "training")))
+    named, plain = (
+        f"{whose}{side}" for side in (("training", "test") if own is None else ("test", "training"))
+    )
     named_classes = list(names or own or ())
     with_names = train if own is None else test
     if with_names is not None and getattr(with_names.source, "invented", False):

@@ -288,7 +288,11 @@ class StageSpec(Model):
 
 
 class Mimic(Model):
-    """The mimic jobs, and the stages of the run."""
+    """The mimic jobs, and the stages of the run.
+
+    task_loss: whether the task's own loss is added; false where it is not said and the training data has no labels
+    (kdcli.spec.form.canonical).
+    """
 
     jobs: dict[str, Job]
     task_loss: bool = True

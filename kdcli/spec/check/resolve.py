@@ -18,10 +18,11 @@ from kdcli.spec.check.components import (
     choices_of,
     weight_below_0,
 )
+from kdcli.spec.check.labels import check_labels_of_loss
 from kdcli.spec.check.rules import check_task, negative_help
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
-from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
+from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
 from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target
@@ -369,20 +370,7 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         message = f"`{name}` compares with a teacher, but the job has none"
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
-    batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    needs_classes = "labels" in takes.needs or "sample_labels" in takes.needs
-    if record.labels_unless is not None:
-        option, value = record.labels_unless
-        needs_classes = needs_classes and loss.spec.kwargs.get(option) != value
-    if needs_classes and batch_fn is not None and mixes_labels(batch_fn):
-        message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
-        without = (
-            "choose a loss without labels such as kd_loss"
-            if record.labels_unless is None
-            else f"say `{option}: {value}` in its kwargs"
-        )
-        help = f"take `batch_fn` out, or {without}"
-        yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
+    yield from check_labels_of_loss(spec, loss.spec, record, takes, loss.path)
 
 
 def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
+from kdcli.spec.check.labels import check_without_labels
 from kdcli.spec.places import TORCHVISION
 from kdcli.spec.schema import Cache, Job, JobTeacher, Spec, Temperature
 from kdcli.spec.tables import TaskRecord, task_of
@@ -22,6 +23,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _networks(spec)
     yield from _weight_keys(spec)
     yield from _probe(spec)
+    yield from check_without_labels(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)

@@ -118,9 +118,11 @@ class _Maker(Findings):
     # the top level
 
     used: frozenset[str] = frozenset()
+    labelled: bool = True
 
     def spec(self, root: Mapping) -> Mapping:
         self.used = root.used
+        self.labelled = _is_labelled(root)
         self._repeated(root)
         root = without_foreign_keys(root, self)
         entries: list[Entry] = []
@@ -154,7 +156,8 @@ class _Maker(Findings):
         if entry.key == "net":
             return self._network(value)
         if entry.key == "mimic" and isinstance(value, Mapping):
-            return canonical_mimic(value, entry, self)
+            made = canonical_mimic(value, entry, self)
+            return made if self.labelled else without_task_loss(made)
         if entry.key == "dataset" and isinstance(value, Mapping):
             return self._dataset(value)
         if entry.key == "trainer" and isinstance(value, Mapping):
@@ -324,6 +327,22 @@ class _Maker(Findings):
             kwargs = replace(kwargs, value=kwargs.value.without(moved.key))
             scheduler = scheduler.with_entry(kwargs)
         return trainer.with_entry(replace(entry, value=scheduler))
+
+
+def _is_labelled(root: Mapping) -> bool:
+    """Whether the training data does not say `labels: none`."""
+    node: Node | None = root
+    for key in ("dataset", "train", "dataset", "kwargs", "labels"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return not (isinstance(node, Scalar) and node.value == "none")
+
+
+def without_task_loss(mimic: Mapping) -> Mapping:
+    """A `mimic` that says `task_loss: false` where it does not say anything of it."""
+    if mimic.find("task_loss") is not None:
+        return mimic
+    no = Scalar(value=False, span=mimic.span)
+    return mimic.with_entry(Entry(key="task_loss", key_span=mimic.span, value=no))
 
 
 def canonical_mimic(mimic: Mapping, top: Entry, findings: Findings) -> Mapping:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def opened_side(spec: Spec, side: str, source: Source | BatchSource) -> OpenedDa
     """One side, read in its own order and not augmented as training data is; raises SpecError KD263 without labels."""
     opened = open_source(source, probe_part(spec, side), train=False, path=probe_path(side))
     what = None
-    if opened.facts.labelled is False or getattr(opened.facts, "labels", None) == "none":
+    if opened.facts.labels == "none":
         what = "has no labels"
     elif isinstance(source, (SampleSource, BatchSource)):
         what = "has no one class for each image"
@@ -155,7 +155,9 @@ def unlike_pixels(side: OpenedData, facts: DataFacts) -> Iterator[Diagnostic]:
             "none" if one.mean is None else f"mean {_numbers(one.mean)}, std {_numbers(one.std or ())}"
             for one in (own, facts)
         )
-        message = f"the probe's {word} images are normalised by {ours}, those of the training data by {theirs}"
+        message = (
+            f"the probe's {word} images are normalised by {ours}, those of the training data by {theirs}"
+        )
         yield _unlike(side.path, message)
 
 

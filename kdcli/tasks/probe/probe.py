@@ -95,7 +95,13 @@ class Probe:
     """
 
     def __init__(
-        self, settings: ProbeSpec, data: ProbeData, *, seed: int, device: torch.device, folder: Path | None = None
+        self,
+        settings: ProbeSpec,
+        data: ProbeData,
+        *,
+        seed: int,
+        device: torch.device,
+        folder: Path | None = None,
     ) -> None:
         self.settings, self.data, self.device, self.folder = settings, data, device, folder
         on_cuda = device.type == "cuda"
@@ -220,7 +226,8 @@ class Probe:
 
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
         }
 
 
