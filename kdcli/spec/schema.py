@@ -396,7 +396,7 @@ class Dataset(Model):
     @property
     def parts(self) -> dict[tuple[str, ...], DataPart]:
         """Every part by its path below `dataset`: ("train",), ("test",), and those of the probe."""
-        sides = {("train",): self.train, ("test",): self.test}
+        sides: dict[tuple[str, ...], DataPart] = {("train",): self.train, ("test",): self.test}
         if self.probe is not None:
             sides |= {("probe", "train"): self.probe.train, ("probe", "test"): self.probe.test}
         return sides

@@ -16,6 +16,8 @@ from kdcli.spec.plugins import constructed
 from kdcli.spec.tables import Target
 from kdcli.tasks.task import Kept, Meter, Task
 
+PROBE_METRIC = "probe_top1"
+
 EVALUATOR: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator")
 
 
@@ -145,7 +147,7 @@ class WithMetric:
 class ChosenByProbe:
     """A task whose best student is the one with the best probe; in everything else the task itself."""
 
-    primary = LINEAR
+    primary = PROBE_METRIC
 
     def __init__(self, task: Task) -> None:
         self._task = task

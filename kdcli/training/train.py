@@ -33,7 +33,14 @@ from kdcli.training.checkpoint import (
     save_student,
 )
 from kdcli.training.ddp import DistributedTrainee
-from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.evaluate import (
+    evaluate,
+    evaluation_mode,
+    probe_once,
+    probed,
+    student_to_probe,
+    with_probe,
+)
 from kdcli.training.first_step import prove_first_step
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
@@ -153,6 +160,7 @@ class TrainLoop:
             yield self.plan(rate, before_evaluation=before_evaluation)
             if resumed is None:
                 refuse_strong_pulls(run, self.guard, plan, rate.target)
+            yield from probe_once(run, progress, lambda: self.interrupts.signal_number is not None)
         self.ddp.new_stage()
         self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
@@ -286,7 +294,7 @@ class TrainLoop:
             yield from self.evaluate(stage)
             yield from self.watch.evaluated(over=over)
         if due:
-            progress.scheduled = progress.last
+            progress.scheduled = {**progress.scheduled, **progress.last}
         # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
         if whole_epoch or (ended and not over):
             progress.epoch, progress.batch = number, 0
@@ -330,9 +338,11 @@ class TrainLoop:
                     name="the student",
                     messages=messages,
                 )
+                metrics |= self.probe(messages)
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
             primary = run.task.primary
-            best = not stop and (not progress.best or metrics[primary] > progress.best[primary])
+            best = not stop and primary in metrics
+            best = best and (primary not in progress.best or metrics[primary] > progress.best[primary])
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -352,6 +362,20 @@ class TrainLoop:
             best=best,
             seconds=time.perf_counter() - began,
         )
+
+    def probe(self, messages: list[str]) -> dict[str, float]:
+        """The student's figures on the probe, where it is due; messages: takes what is doubtful of its features."""
+        run, number = self.run, self.progress.epoch + (self.progress.batch >= len(self.run.train_loader))
+        if run.probe is None:
+            return {}
+        over = self.progress.stage_step >= run.stages[-1].steps and self.progress.stage == len(run.stages) - 1
+        freq, test_freq = run.probe.settings.freq or 1, run.spec.trainer.test_freq
+        before = next((n for n in range(number - 1, 0, -1) if self.comes_due(n, test_freq)), 0)
+        if not over and number // freq == before // freq:
+            return {}
+        found = probed(run, student_to_probe(run), lambda: self.interrupts.signal_number is not None)
+        messages += () if found is None else found.messages
+        return {} if found is None else found.metrics
 
     def exported(self) -> dict[str, Tensor]:
         """Copies of the weights in the student's file: an average is in place only for a while."""
@@ -435,7 +459,7 @@ class TrainLoop:
             primary=run.task.primary,
             last=progress.last,
             best=progress.best,
-            teachers=progress.teachers,
+            teachers=with_probe(progress.teachers, progress),
         )
         with run.ema.in_place() if run.ema is not None else nullcontext():
             exported = self.exported()

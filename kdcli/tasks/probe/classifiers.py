@@ -39,7 +39,7 @@ def nearest_classes(
     votes = F.one_hot(labels, classes).double()
     rows = max(1, CHUNK // max(len(known), k * classes))
     found = []
-    for part in asked.split(rows):
+    for part in torch.split(asked, rows):
         near, places = (part @ known.T).topk(k, dim=1)
         # The largest vote of each row is 1, so that a small temperature overflows nothing.
         weights = ((near - near[:, :1]) / temperature).exp()
@@ -100,7 +100,7 @@ def fit(
     def closure() -> Tensor:
         own = weight * step
         log = (features @ own.T + bias / steepness**0.5).log_softmax(1)
-        loss = -(targets * log).sum() / count + 0.5 * strength * (own**2).sum()
+        loss: Tensor = -(targets * log).sum() / count + 0.5 * strength * (own**2).sum()
         gap = (log.exp() - targets) / count
         weight.grad = (gap.T @ features + strength * own) * step
         bias.grad = gap.sum(0) / steepness**0.5
@@ -119,7 +119,7 @@ def folds_of(labels: Tensor, count: int = FOLDS) -> Tensor:
     """The fold [N] of each sample: those of a class are dealt out in turn, the next class goes on where it ended."""
     folds = torch.empty_like(labels)
     dealt = 0
-    for number in labels.unique(sorted=True).tolist():
+    for number in torch.unique(labels).tolist():
         own = (labels == number).nonzero()[:, 0]
         folds[own] = (torch.arange(len(own), device=labels.device) + dealt) % count
         dealt += len(own)

@@ -101,8 +101,8 @@ def probe_data(train: OpenedData, test: OpenedData) -> ProbeData:
         raise SpecError.at(
             place,
             "KD261",
-            f"{'the class' if one else f'{len(alone)} classes'} {listed(_called(alone, names))} of the probe's training "
-            f"data {'has' if one else 'have'} a single image",
+            f"{'the class' if one else f'{len(alone)} classes'} {listed(_called(alone, names))} of the probe's "
+            f"training data {'has' if one else 'have'} a single image",
             "its L2 is chosen on images that are held out of each class: give each class two or more, five at best, "
             "or leave it out of both sides",
         )
@@ -119,8 +119,8 @@ def findings_of(data: ProbeData, facts: DataFacts) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="KD264",
             severity="warning",
-            message=f"{len(shared):,} image{'s' if many else ''} of the probe's test data {'are' if many else 'is'} in its "
-            f"training data too: {listed(shared, 3)}",
+            message=f"{len(shared):,} image{'s' if many else ''} of the probe's test data {'are' if many else 'is'} in "
+            f"its training data too: {listed(shared, 3)}",
             help="what is measured on them is remembered, not recognised: keep the two sides apart",
             path=(*data.test.path, "dataset"),
         )
@@ -132,7 +132,8 @@ def findings_of(data: ProbeData, facts: DataFacts) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="KD268",
             severity="warning",
-            message=f"the probe's L2 is chosen by {data.folds} folds in place of {FOLDS}: {names} has {data.folds} images",
+            message=f"the probe's L2 is chosen by {data.folds} folds in place of {FOLDS}: of {names} there are "
+            f"{data.folds} images",
             help=f"give each class {FOLDS} images or more",
             path=(*data.train.path, "dataset"),
         )

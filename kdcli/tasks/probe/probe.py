@@ -23,11 +23,12 @@ from kdcli.errors import KdError
 from kdcli.failures import doing
 from kdcli.models.weight_files import read_weights, save_safetensors
 from kdcli.spec.schema import Probe as ProbeSpec
+from kdcli.tasks.metric import PROBE_METRIC
 from kdcli.tasks.probe.classifiers import linear_probe, nearest_classes
 from kdcli.tasks.probe.data import PROBE, ProbeData
 from kdcli.tasks.probe.features import PooledFeature
 
-LINEAR, NEAREST = "probe_top1", "knn_top1"
+LINEAR, NEAREST = PROBE_METRIC, "knn_top1"
 """The metrics: top-1 in percent on the probe's test images, of the linear classifier and of k-NN."""
 
 Pixels = Callable[[Tensor], Tensor]
@@ -53,7 +54,7 @@ class ProbedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The metrics of one network. feature: which was read. messages: what is doubtful. seconds: of features, of fits."""
+    """The metrics of one network. feature: which was read. messages: what is doubtful. seconds: features, then fits."""
 
     metrics: dict[str, float]
     feature: str
@@ -91,7 +92,7 @@ class Probe:
     """Measures networks on a labelled set; the images are read anew each time, features of frozen networks kept.
 
     folder: where features of networks that do not change are kept; None keeps none. device: where networks run.
-    listing: a digest of names, labels and sizes of its images.
+    listing: a digest of names, labels and sizes of its images. notices: plain sentences about them.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Probe:
             _Side(build_loader(side, seed=seed, on_cuda=on_cuda), len(side.source))
             for side in (data.train, data.test)
         )
+        self.notices = tuple(dict.fromkeys([*data.train.notices, *data.test.notices]))
         listings = [listing_of(side).text() for side in (data.train, data.test)]
         self.listing = hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in listings)).hexdigest()
 
@@ -185,7 +187,7 @@ class Probe:
     def _key(self, network: ProbedNetwork, feature: PooledFeature, side: _Side) -> str:
         """What decides a network's features: its weights, its pixels, its precision, which layer, which images."""
         pixels = network.pixels
-        said = [side.digest, network.weights, feature.text, self.device.type, torch.__version__, __version__]
+        said: list[Any] = [side.digest, network.weights, feature.text, self.device.type, torch.__version__, __version__]
         said.append(None if pixels is None else {name: str(value) for name, value in vars(pixels).items()})
         said.append(None if network.autocast is None else str(network.autocast.fast_dtype))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
