@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +23,13 @@ from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
-from kdcli.models.weights import fit_weights, load_weights
+from kdcli.models.weights import fit_weights, load_weights, weights_hash
 from kdcli.parallel.devices import autocast_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
+from kdcli.tasks.probe.probe import ProbedNetwork
 from kdcli.tasks.saved_outputs import DetectionOutputs
 from kdcli.tasks.task import Drawing, Matching, Meter, Task
 from kdcli.training.build import (
@@ -159,6 +160,11 @@ def compare(
             name: task.kept.rows(meters[name], sums_of_network) for name, sums_of_network in sums.items()
         }
         notices += [Notice(message=f"predictions: {path}") for path in keep.save(task.kept, predictions)]
+    for name, (figures, doubts) in probe_figures(
+        sides, contenders, processes, cast, run_root(parsed)
+    ).items():
+        metrics[name] = {**metrics.get(name, {}), **figures}
+        notices += doubts
     if drawing is not None and drawing.drawn:
         notices.append(Notice(message=f"{drawing.drawn} pictures: {keep.pictures}"))
     sample = dict(next(loader.batches(0)))
@@ -168,6 +174,39 @@ def compare(
         for contender in contenders
     ]
     return rows, notices
+
+
+def probe_figures(
+    sides: Sides,
+    networks: Sequence[EvaluatedNetwork],
+    processes: Processes,
+    cast: torch.autocast | None,
+    root: Path,
+) -> dict[str, tuple[dict[str, float], list[Notice]]]:
+    """What the spec's probe finds of each network, with notices; empty without a probe. The first process computes.
+
+    networks: in evaluation mode, on their device. cast: their precision. root: the run's folder: what it keeps of its
+    teachers' features is read there.
+    """
+    found: dict[str, tuple[dict[str, float], list[Notice]]] = {}
+    if processes.speaks and sides.spec.dataset.probe is not None:
+        probe, findings = sides.build_probe(processes.device, root)
+        assert probe is not None
+        notices = [Notice(message=finding.message, level="warning") for finding in findings]
+        for one in networks:
+            net = one.net.taps.net if isinstance(one.net, DeployedStudent) else one.net
+            frozen = None if one.name == "student" else weights_hash(net.state_dict())
+            network = ProbedNetwork(
+                name=one.name, net=net.eval(), pixels=one.pixels, autocast=cast, weights=frozen
+            )
+            measured = probe.measure(network, keep=False)
+            assert measured is not None
+            notices += [Notice(message=message, level="warning") for message in measured.messages]
+            notices.append(Notice(message=f"the probe of {network.called} reads {measured.feature}"))
+            found[one.name] = measured.metrics, notices
+            notices = []
+        probe.close()
+    return processes.broadcast(found)  # type: ignore[no-any-return]
 
 
 def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ...] | None:

@@ -144,7 +144,7 @@ def probe_once(run: Run, progress: Progress, stop: Callable[[], bool]) -> Iterat
         again = (
             "; `dataset.probe.freq` says after how many epochs it is measured again" if name == BEFORE else ""
         )
-        yield Notice(message=f"the probe of {network.name} reads {found.feature}: {cost}{again}")
+        yield Notice(message=f"the probe of {network.called} reads {found.feature}: {cost}{again}")
         figures[name] = found.metrics
         yield Evaluation(
             step=progress.step,

@@ -47,6 +47,11 @@ class ProbedNetwork:
     autocast: torch.autocast | None = None
     weights: str | None = None
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return "the student" if self.name == "student" else self.name
+
     def batch(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch with this network's pixels."""
         return batch if self.pixels is None else {**batch, "image": self.pixels(batch["image"])}
@@ -119,10 +124,15 @@ class Probe:
         for side in (self.train, self.test):
             side.loader.close()
 
-    def measure(self, network: ProbedNetwork, stop: Callable[[], bool] = lambda: False) -> Measured | None:
-        """The metrics of a network; None where `stop`, asked at each batch, says yes."""
+    def measure(
+        self, network: ProbedNetwork, stop: Callable[[], bool] = lambda: False, *, keep: bool = True
+    ) -> Measured | None:
+        """The metrics of a network; None where `stop`, asked at each batch, says yes.
+
+        keep: whether features of a network that does not change are written into the folder; they are read in any case.
+        """
         began = time.perf_counter()
-        with doing(f"probing {network.name}"):
+        with doing(f"probing {network.called}"):
             sample = self._on_device(next(self.train.loader.batches(0)))
             with network.autocast or nullcontext():
                 feature = PooledFeature(
@@ -130,14 +140,14 @@ class Probe:
                     self.settings.feature_of(network.name),
                     network.batch(sample),
                     where=self.where(network.name),
-                    name="the student" if network.name == "student" else network.name,
+                    name=network.called,
                 )
-            train = self._features(self.train, "train", network, feature, stop)
-            test = None if train is None else self._features(self.test, "test", network, feature, stop)
+            train = self._features(self.train, "train", network, feature, stop, keep)
+            test = None if train is None else self._features(self.test, "test", network, feature, stop, keep)
             if train is None or test is None:
                 return None
             read = time.perf_counter()
-            metrics, messages = self._figures(network.name, train, test)
+            metrics, messages = self._figures(network.called, train, test)
         ended = time.perf_counter()
         return Measured(metrics, feature.text, tuple(messages), (read - began, ended - read))
 
@@ -154,7 +164,13 @@ class Probe:
         return f"{self.train.count:,} images of {classes} classes to learn from, {self.test.count:,} to measure on"
 
     def _features(
-        self, side: _Side, word: str, network: ProbedNetwork, feature: PooledFeature, stop: Callable[[], bool]
+        self,
+        side: _Side,
+        word: str,
+        network: ProbedNetwork,
+        feature: PooledFeature,
+        stop: Callable[[], bool],
+        keep: bool,
     ) -> Tensor | None:
         """float32 [N, D] on the CPU in the side's order, from the network's file where that holds just these."""
         path = None
@@ -180,14 +196,21 @@ class Probe:
             side.note(torch.cat(labels), marks)
         assert side.order is not None
         features = torch.cat(rows)[side.order]
-        if path is not None:
+        if path is not None and keep:
             save_safetensors({self._key(network, feature, side): features}, path)
         return features
 
     def _key(self, network: ProbedNetwork, feature: PooledFeature, side: _Side) -> str:
         """What decides a network's features: its weights, its pixels, its precision, which layer, which images."""
         pixels = network.pixels
-        said: list[Any] = [side.digest, network.weights, feature.text, self.device.type, torch.__version__, __version__]
+        said: list[Any] = [
+            side.digest,
+            network.weights,
+            feature.text,
+            self.device.type,
+            torch.__version__,
+            __version__,
+        ]
         said.append(None if pixels is None else {name: str(value) for name, value in vars(pixels).items()})
         said.append(None if network.autocast is None else str(network.autocast.fast_dtype))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
