@@ -83,7 +83,6 @@ def probe_data(train: OpenedData, test: OpenedData) -> ProbeData:
     Raises SpecError KD541 where the test side has a class that the training side lacks, KD261 for classes of a single
     image, KD262 where there is one class.
     """
-    test = matched(test, train.facts.class_names, train, whose="probe's ")
     assert train.labels is not None
     place = (*train.path, "dataset")
     names = train.facts.class_names
@@ -93,7 +92,7 @@ def probe_data(train: OpenedData, test: OpenedData) -> ProbeData:
         raise SpecError.at(
             place,
             "KD262",
-            f"all {len(train.labels):,} images of the probe's training data are of one class",
+            f"the probe's training data has images of one class alone, {listed(_called(sorted(counts), names))}",
             "a probe tells classes apart: give it images of two or more",
         )
     if alone:
@@ -102,17 +101,18 @@ def probe_data(train: OpenedData, test: OpenedData) -> ProbeData:
             place,
             "KD261",
             f"{'the class' if one else f'{len(alone)} classes'} {listed(_called(alone, names))} of the probe's "
-            f"training data {'has' if one else 'have'} a single image",
+            f"training data {'has' if one else 'have'} a single image{'' if one else ' each'}",
             "its L2 is chosen on images that are held out of each class: give each class two or more, five at best, "
             "or leave it out of both sides",
         )
+    test = matched(test, train.facts.class_names, train, whose="probe's ")
     return ProbeData(train, test, min(FOLDS, *counts.values()))
 
 
 def findings_of(data: ProbeData, facts: DataFacts) -> Iterator[Diagnostic]:
     """KD260 where its images are not made as the student's; warnings KD264, KD268. facts: of the training data."""
-    yield from unlike_pixels(data.train, facts)
-    yield from unlike_pixels(data.test, facts)
+    yield from unlike_pixels(data.train.path, data.train.facts, facts)
+    yield from unlike_pixels(data.test.path, data.test.facts, facts)
     shared = _shared_files(data.train.source, data.test.source)
     if shared:
         many = len(shared) > 1
@@ -139,13 +139,12 @@ def findings_of(data: ProbeData, facts: DataFacts) -> Iterator[Diagnostic]:
         )
 
 
-def unlike_pixels(side: OpenedData, facts: DataFacts) -> Iterator[Diagnostic]:
+def unlike_pixels(path: SpecPath, own: DataFacts, facts: DataFacts) -> Iterator[Diagnostic]:
     """KD260 where a side's images differ from the training data's in channels or normalisation, as far as known."""
-    own = side.facts
-    word = _word(str(side.path[-1]))
+    word = _word(str(path[-1]))
     if own.shape is not None and facts.shape is not None and own.shape[0] != facts.shape[0]:
         yield _unlike(
-            side.path,
+            path,
             f"the probe's {word} images have {own.shape[0]} channels, those of the training data {facts.shape[0]}",
         )
     elif any(
@@ -159,7 +158,7 @@ def unlike_pixels(side: OpenedData, facts: DataFacts) -> Iterator[Diagnostic]:
         message = (
             f"the probe's {word} images are normalised by {ours}, those of the training data by {theirs}"
         )
-        yield _unlike(side.path, message)
+        yield _unlike(path, message)
 
 
 def _unlike(path: SpecPath, message: str) -> Diagnostic:

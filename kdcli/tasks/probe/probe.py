@@ -135,13 +135,7 @@ class Probe:
         with doing(f"probing {network.called}"):
             sample = self._on_device(next(self.train.loader.batches(0)))
             with network.autocast or nullcontext():
-                feature = PooledFeature(
-                    network.net,
-                    self.settings.feature_of(network.name),
-                    network.batch(sample),
-                    where=self.where(network.name),
-                    name=network.called,
-                )
+                feature = feature_to_probe(self.settings, network, sample)
             train = self._features(self.train, "train", network, feature, stop, keep)
             test = None if train is None else self._features(self.test, "test", network, feature, stop, keep)
             if train is None or test is None:
@@ -150,12 +144,6 @@ class Probe:
             metrics, messages = self._figures(network.called, train, test)
         ended = time.perf_counter()
         return Measured(metrics, feature.text, tuple(messages), (read - began, ended - read))
-
-    def where(self, network: str) -> tuple[str | int, ...]:
-        """The place in the spec of what it says of a network's feature."""
-        if isinstance(self.settings.feature, dict) and network in self.settings.feature:
-            return (*PROBE, "feature", network)
-        return (*PROBE, "feature") if self.settings.feature_of(network) is not None else PROBE
 
     @property
     def text(self) -> str:
@@ -254,6 +242,16 @@ class Probe:
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
+
+
+def feature_to_probe(settings: ProbeSpec, network: ProbedNetwork, sample: Mapping[str, Any]) -> PooledFeature:
+    """The feature of a network that the spec names, or the default; sample: a batch with the student's pixels."""
+    tap, where = settings.feature_of(network.name), PROBE
+    if tap is not None:
+        where = (
+            (*PROBE, "feature", network.name) if isinstance(settings.feature, dict) else (*PROBE, "feature")
+        )
+    return PooledFeature(network.net, tap, network.batch(sample), where=where, name=network.called)
 
 
 def _kept(path: Path, key: str) -> Tensor | None:
