@@ -16,8 +16,6 @@ from kdcli.spec.plugins import constructed
 from kdcli.spec.tables import Target
 from kdcli.tasks.task import Kept, Meter, Task
 
-PROBE_METRIC = "probe_top1"
-
 EVALUATOR: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator")
 
 
@@ -142,18 +140,6 @@ class WithMetric:
     def meter(self, facts: DataFacts | None = None) -> Meters:
         """A fresh meter of the task's with a fresh metric."""
         return Meters(self._task.meter(facts), self.metric(facts or DataFacts()), self._name, self.primary)
-
-
-class ChosenByProbe:
-    """A task whose best student is the one with the best probe; in everything else the task itself."""
-
-    primary = PROBE_METRIC
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
 
 
 class _Kept:

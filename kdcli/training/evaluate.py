@@ -1,8 +1,8 @@
-"""Metrics of one network over a data loader."""
+"""Metrics of one network over a data loader, by labels or by what it has learnt of its teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.loaders import Loader
+from kdcli.distill.dry_run import restored_state
+from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.teacher import Teacher
 from kdcli.errors import KdError, RunError
 from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Evaluation, Notice, Record, warnings
+from kdcli.tasks.mimicry import Mimicry
 from kdcli.tasks.probe.probe import LINEAR, Measured, ProbedNetwork
 from kdcli.tasks.task import Meter, Task
 from kdcli.training.checkpoint import Progress
+from kdcli.training.join_jobs import JoinedJobs, require
 from kdcli.training.run import Run
 
 Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -105,17 +110,18 @@ def student_to_probe(run: Run) -> ProbedNetwork:
     return ProbedNetwork(name="student", net=run.student, autocast=run.autocast)
 
 
-def probe_once(run: Run, progress: Progress, stop: Callable[[], bool]) -> Iterator[Record]:
+def probe_once(run: Run, progress: Progress, primary: str, *, stop: Callable[[], bool]) -> Iterator[Record]:
     """Probe what a run probes once: the student before its first step, and each teacher; yields records.
 
-    What a resumed run has measured already is not measured again, unless the probe's images have changed.
+    What a resumed run has measured already is not measured again, unless the probe's images have changed. primary: the
+    metric by which the best student is chosen.
     """
     if run.probe is None:
         return
     if progress.probe and progress.probe["images"] != run.probe.listing:
         yield from warnings(["the probe's images have changed since the checkpoint: its figures begin anew"])
         progress.probe = {}
-        if run.task.primary == LINEAR:
+        if primary == LINEAR:
             progress.best, progress.best_step = {}, 0
     figures: dict[str, dict[str, float]] = progress.probe.setdefault("figures", {})
     progress.probe["images"] = run.probe.listing
@@ -151,16 +157,101 @@ def probe_once(run: Run, progress: Progress, stop: Callable[[], bool]) -> Iterat
             epoch=progress.epoch,
             network=name,
             metrics=found.metrics,
-            primary=run.task.primary,
+            primary=primary,
             best=False,
             seconds=reading + fitting,
         )
+
+
+def probe_where_due(
+    run: Run, progress: Progress, messages: list[str], stop: Callable[[], bool]
+) -> dict[str, float]:
+    """The student's figures on the probe at an evaluation; empty where `dataset.probe.freq` leaves this one out.
+
+    It is due at the first evaluation after each so many epochs, and at the last one of a run. messages: takes what is
+    doubtful of its features.
+    """
+    if run.probe is None:
+        return {}
+    number = progress.epoch + (progress.batch >= len(run.train_loader))
+    last = progress.stage == len(run.stages) - 1 and progress.stage_step >= run.stages[-1].steps
+    freq = run.probe.settings.freq or 1
+    before = number - 1
+    while before > 0 and not comes_due(run, before, run.spec.trainer.test_freq):
+        before -= 1
+    if not last and number // freq == before // freq:
+        return {}
+    found = probed(run, student_to_probe(run), stop)
+    if found is None:
+        return {}
+    messages += found.messages
+    return found.metrics
+
+
+def comes_due(run: Run, epoch: int, frequency: int) -> bool:
+    """Whether this epoch, from 1, is one in so many; with `iter_base`, whether a step in it is."""
+    if not run.spec.runtime.iter_base:
+        return epoch % frequency == 0
+    steps = run.steps_per_epoch
+    return epoch * steps // frequency > (epoch - 1) * steps // frequency
 
 
 def with_probe(teachers: Mapping[str, dict[str, float]], progress: Progress) -> dict[str, dict[str, float]]:
     """The teachers' metrics with what a probe has measured once, the student before training first."""
     figures: Mapping[str, dict[str, float]] = progress.probe.get("figures", {})
     return {name: {**teachers.get(name, {}), **figures.get(name, {})} for name in {**figures, **teachers}}
+
+
+def measure_mimicry(
+    joined: JoinedJobs,
+    teachers: Mapping[str, Teacher],
+    loader: Loader,
+    task: Task,
+    processes: Processes,
+    *,
+    agrees: Sequence[str] = (),
+    seed: int = 0,
+    autocast: torch.autocast | None = None,
+    step_info: StepInfo | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The metrics of kdcli.tasks.mimicry over the loader: what the student has learnt of its teachers.
+
+    loader: of one process, whose batches the processes share out; so the figures are the same for any number of them.
+    agrees: the teachers whose answers are compared with the student's. seed: of what losses draw, batch by batch.
+    Buffers, random state, modes and what the networks show stay as they were; `require` is the caller's.
+    """
+    trainee = joined.trainee
+    agrees = agrees if task.agreement is not None else ()
+    mimicry = Mimicry(trainee, task.agreement, agrees)
+    running = require(joined, teachers, None, bool(agrees))
+    for name in agrees:
+        taps = teachers[name].taps
+        taps.require(taps.names, None)
+    with restored_state(trainee), doing("measuring what the student has learnt"):
+        # Running statistics differ between processes; those of the first are measured.
+        processes.share(trainee.mimickers.buffers())
+        trainee.eval()
+        batches = loader.batches(0, processes.rank, processes.world_size)
+        for number, batch in enumerate(batches):
+            if stop():
+                break
+            torch.manual_seed(seed + number * processes.world_size + processes.rank)
+            batch = to_device(dict(batch), processes.device)
+            with torch.no_grad():
+                views = {name: teachers[name].view(batch) for name in running}
+            with autocast or nullcontext():
+                mimicry.update(batch, views, step_info or StepInfo())
+    return mimicry.result(processes.gather(mimicry.sums))
+
+
+def with_heads(joined: JoinedJobs, teachers: Mapping[str, Teacher]) -> list[str]:
+    """The teachers that give answers: logits of a head of their own."""
+    return [
+        name
+        for name, teacher in teachers.items()
+        if not teacher.headless and "logits" in joined.teacher_views[name].outputs
+    ]
 
 
 def unanswered(name: str, meter: Meter, sums: Tensor, processes: Processes, loader: Loader) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -21,11 +21,8 @@ from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.tasks import build_task
-from kdcli.tasks.metric import ChosenByProbe
-from kdcli.tasks.probe.choice import chosen_by_probe
 from kdcli.tasks.probe.data import ProbeData, findings_of, opened_side, probe_data, probe_source
 from kdcli.tasks.probe.probe import Probe
-from kdcli.tasks.task import Task
 from kdcli.training.run_folder import has_data_facts, recorded_classes
 
 T = TypeVar("T")
@@ -50,8 +47,6 @@ class Sides:
         import_plugins(spec, plugins)
         self.spec, self.places, self.given = spec, places, given or {}
         self.task = build_task(spec, places)
-        if chosen_by_probe(spec):
-            self.task = cast("Task", ChosenByProbe(self.task))
         self._found: dict[tuple[str, bool], object] = {}
 
     def part(self, train: bool) -> DataPart:

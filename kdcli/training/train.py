@@ -20,7 +20,9 @@ from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
+from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
+from kdcli.tasks.mimicry import primary_of
+from kdcli.tasks.probe.probe import LINEAR
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -34,11 +36,13 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import (
+    comes_due,
     evaluate,
     evaluation_mode,
+    measure_mimicry,
     probe_once,
-    probed,
-    student_to_probe,
+    probe_where_due,
+    with_heads,
     with_probe,
 )
 from kdcli.training.first_step import prove_first_step
@@ -50,7 +54,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
-from kdcli.training.start import compile_networks, inherited, prepare
+from kdcli.training.start import compile_networks, inherited, look_at_the_head, plan_of, prepare
 from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
@@ -85,7 +89,9 @@ def train(
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         progress = Progress() if resumed is None else resumed.progress
         progress.teachers = teacher_metrics
-        if resumed is not None:
+        if resumed is None:
+            yield from look_at_the_head(run, guard.reach, progress)
+        else:
             with fitting(resumed.path):
                 restore_trainee(run, resumed.state)  # before the loop shards it; its average after
         loop = (loop_type or TrainLoop)(run, heard, guard, progress)
@@ -157,10 +163,10 @@ class TrainLoop:
         if index == 0 or resumed is not None:
             at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
             before_evaluation = resumed is not None and at_end and not progress.over
-            yield self.plan(rate, before_evaluation=before_evaluation)
+            yield plan_of(run, self.guard, progress, rate.target, before_evaluation=before_evaluation)
             if resumed is None:
                 refuse_strong_pulls(run, self.guard, plan, rate.target)
-            yield from probe_once(run, progress, lambda: self.interrupts.signal_number is not None)
+            yield from probe_once(run, progress, self.primary, stop=self.stopped)
         self.ddp.new_stage()
         self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
@@ -238,7 +244,7 @@ class TrainLoop:
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(progress.scheduled.get(run.task.primary))
+        stage.rate.advance(rising(self.primary, progress.scheduled))
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
@@ -289,7 +295,7 @@ class TrainLoop:
         whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
         number = progress.epoch + 1
-        due = whole_epoch and self.comes_due(number, trainer.test_freq)
+        due = whole_epoch and comes_due(run, number, trainer.test_freq)
         if over or due:
             yield from self.evaluate(stage)
             yield from self.watch.evaluated(over=over)
@@ -303,19 +309,12 @@ class TrainLoop:
             # No stop here: a state between two stages would have the optimizer of the old one.
             progress.stage, progress.stage_step = progress.stage + 1, 0
             return
-        if over or (whole_epoch and self.comes_due(number, trainer.save_freq)):
+        if over or (whole_epoch and comes_due(run, number, trainer.save_freq)):
             yield self.save(stage)
         if over:
             yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
-
-    def comes_due(self, epoch: int, frequency: int) -> bool:
-        """Whether this epoch, from 1, is one in so many; with `iter_base`, whether a step in it is."""
-        if not self.run.spec.runtime.iter_base:
-            return epoch % frequency == 0
-        steps = self.run.steps_per_epoch
-        return epoch * steps // frequency > (epoch - 1) * steps // frequency
 
     def evaluate(self, stage: Stage) -> Iterator[Record]:
         """Measure the student (its average where there is one), and save its weights where it is the best so far."""
@@ -328,21 +327,17 @@ class TrainLoop:
             run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
             with evaluation_mode(run.deployed), self.watch.looks.evaluation():
-                metrics = evaluate(
-                    run.deployed,
-                    run.test_loader,
-                    run.task,
-                    run.processes,
-                    autocast=run.autocast,
-                    stop=lambda: self.interrupts.signal_number is not None,
-                    name="the student",
-                    messages=messages,
-                )
-                metrics |= self.probe(messages)
+                metrics = self.measured(stage, messages)
+                metrics = {**metrics, **probe_where_due(run, progress, messages, self.stopped)}
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
-            primary = run.task.primary
-            best = not stop and primary in metrics
-            best = best and (primary not in progress.best or metrics[primary] > progress.best[primary])
+            primary = self.primary_among(metrics)
+            # What is measured after so many epochs alone may be missing.
+            comparable = primary in metrics and primary in progress.best
+            best = (
+                not stop
+                and primary in metrics
+                and not (comparable and not better(primary, metrics, progress.best))
+            )
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -363,19 +358,56 @@ class TrainLoop:
             seconds=time.perf_counter() - began,
         )
 
-    def probe(self, messages: list[str]) -> dict[str, float]:
-        """The student's figures on the probe, where it is due; messages: takes what is doubtful of its features."""
-        run, number = self.run, self.progress.epoch + (self.progress.batch >= len(self.run.train_loader))
-        if run.probe is None:
-            return {}
-        over = self.progress.stage_step >= run.stages[-1].steps and self.progress.stage == len(run.stages) - 1
-        freq, test_freq = run.probe.settings.freq or 1, run.spec.trainer.test_freq
-        before = next((n for n in range(number - 1, 0, -1) if self.comes_due(n, test_freq)), 0)
-        if not over and number // freq == before // freq:
-            return {}
-        found = probed(run, student_to_probe(run), lambda: self.interrupts.signal_number is not None)
-        messages += () if found is None else found.messages
-        return {} if found is None else found.metrics
+    def stopped(self) -> bool:
+        """Whether a signal has come to this process."""
+        return self.interrupts.signal_number is not None
+
+    def measured(self, stage: Stage, messages: list[str]) -> dict[str, float]:
+        """The student's metrics: against labels, or without them by what it has learnt of its teachers."""
+        run, progress = self.run, self.progress
+
+        if not self.without_labels:
+            return evaluate(
+                run.deployed,
+                run.test_loader,
+                run.task,
+                run.processes,
+                autocast=run.autocast,
+                stop=self.stopped,
+                name="the student",
+                messages=messages,
+            )
+        with run.whole_test_loader() as loader:
+            metrics = measure_mimicry(
+                run.joined,
+                run.teachers,
+                loader,
+                run.task,
+                run.processes,
+                agrees=() if progress.features_only else with_heads(run.joined, run.teachers),
+                seed=run.spec.runtime.random_seed,
+                autocast=run.autocast,
+                step_info=StepInfo(step=progress.step, stage_step=progress.stage_step, epoch=progress.epoch),
+                stop=self.stopped,
+            )
+        require(run.joined, run.teachers, stage.plan.active.jobs, stage.plan.active.task_loss)
+        return metrics
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether the student is measured by what it learns of its teachers: no labels, or no trained head."""
+        return self.progress.features_only or not self.run.tests_labels
+
+    def primary_among(self, metrics: Mapping[str, float]) -> str:
+        """The metric that decides which student is the best."""
+        if not self.without_labels:
+            return self.run.task.primary
+        return LINEAR if self.run.probe is not None else primary_of(metrics)
+
+    @property
+    def primary(self) -> str:
+        """The metric that decides, as of the last evaluation."""
+        return self.primary_among(self.progress.last)
 
     def exported(self) -> dict[str, Tensor]:
         """Copies of the weights in the student's file: an average is in place only for a while."""
@@ -416,27 +448,6 @@ class TrainLoop:
         command = self.run.options.again or f"kdcli train {self.run.parsed.source} --resume"
         raise saved_at(number, self.progress.step, command)
 
-    def plan(self, rate: LearningRate, *, before_evaluation: bool) -> Plan:
-        """The first record: what will be trained."""
-        run = self.run
-        return Plan(
-            name=run.name,
-            run_dir=run.folder.root,
-            device=str(run.processes.device),
-            processes=run.processes.world_size,
-            precision=run.precision,
-            networks=run.networks,
-            pairs=run.joined.pairs,
-            pulls=self.guard.pulls,
-            samples=run.facts.num_samples or 0,
-            batch_size=run.train_loader.batch_size,
-            steps_per_epoch=run.steps_per_epoch,
-            total_steps=run.total_steps,
-            effective_lr=rate.target,
-            resumed_step=self.progress.step,
-            resumed_before_evaluation=before_evaluation,
-        )
-
     def finish(self, started: float) -> Iterator[Record]:
         """Measure the teachers, save the student, close the run."""
         run, progress = self.run, self.progress
@@ -456,7 +467,7 @@ class TrainLoop:
             seconds=time.perf_counter() - started,
             run_dir=run.folder.root,
             student_path=run.folder.student,
-            primary=run.task.primary,
+            primary=self.primary,
             last=progress.last,
             best=progress.best,
             teachers=with_probe(progress.teachers, progress),

@@ -314,7 +314,10 @@ CASES: dict[str, Case] = {
         *(
             f"dataset.probe.{side}.dataset={{type: fake, kwargs: {{num_classes: 2, shape: [1, 8, 8], transformer:"
             f" [{{type: to_tensor}}{norm}]}}}}"
-            for side, norm in (("train", ""), ("test", ", {type: normalize, kwargs: {mean: [0.5], std: [0.2]}}"))
+            for side, norm in (
+                ("train", ""),
+                ("test", ", {type: normalize, kwargs: {mean: [0.5], std: [0.2]}}"),
+            )
         )
     ),
     "KD261": probed("pets", "pets"),

@@ -23,12 +23,11 @@ from kdcli.errors import KdError
 from kdcli.failures import doing
 from kdcli.models.weight_files import read_weights, save_safetensors
 from kdcli.spec.schema import Probe as ProbeSpec
-from kdcli.tasks.metric import PROBE_METRIC
 from kdcli.tasks.probe.classifiers import linear_probe, nearest_classes
 from kdcli.tasks.probe.data import PROBE, ProbeData
 from kdcli.tasks.probe.features import PooledFeature
 
-LINEAR, NEAREST = PROBE_METRIC, "knn_top1"
+LINEAR, NEAREST = "probe_top1", "knn_top1"
 """The metrics: top-1 in percent on the probe's test images, of the linear classifier and of k-NN."""
 
 Pixels = Callable[[Tensor], Tensor]

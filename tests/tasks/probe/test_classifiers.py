@@ -108,7 +108,10 @@ def test_l2_is_chosen_by_the_folds() -> None:
     assert len(set(found.accuracy)) == 1 and found.chosen.strength == 10.0
     train, labels = clouds(300, 3, 3)
     found = linear_probe(train, labels, train, 3)
-    assert max(found.accuracy) == found.accuracy[[10.0, 1.0, 0.1, 0.01, 0.001, 0.0001].index(found.chosen.strength)]
+    assert (
+        max(found.accuracy)
+        == found.accuracy[[10.0, 1.0, 0.1, 0.01, 0.001, 0.0001].index(found.chosen.strength)]
+    )
 
 
 def test_folds_are_stratified() -> None:
