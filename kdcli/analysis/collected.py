@@ -34,6 +34,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import REPORT_DATA_VERSION, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import LayoutSpec, Spec
+from kdcli.tasks.mimicry import primary_of
 from kdcli.tasks.pictures import image_uri, map_uri
 from kdcli.tasks.task import Answered, Forward
 from kdcli.training.build import build_data, run_root
@@ -90,12 +91,18 @@ def _collect(
     for contender in contenders:
         contender.net.to(device).eval()
     cast = autocast_for(student_precision(spec.runtime), device)
-    data: dict[str, Any] = {"version": REPORT_DATA_VERSION, "primary": task.primary}
+    scored = student.answers and facts.labels != "none"
+    recorded = _recorded(run_root(parsed))
+    of_student = recorded.get("student", {})
+    primary = task.primary if scored or not of_student else primary_of(of_student)
+    data: dict[str, Any] = {"version": REPORT_DATA_VERSION, "primary": primary}
     networks = {contender.name: _forward(contender, cast) for contender in contenders}
     batches = _first(loader, device, IMAGES, SECONDS)
-    shown = Answered(sections={}) if task.report is None else task.report.answered(networks, batches, facts)
+    shown: Answered | None = Answered(sections={})
+    if task.report is not None and scored:
+        answering = {c.name: networks[c.name] for c in contenders if c.answers}
+        shown = task.report.answered(answering, batches, facts)
     if shown is not None:
-        recorded = _recorded(run_root(parsed))
         data |= {"comparison": _rows(contenders, shown, recorded, sample), **shown.sections}
     if task.report is None or not task.report.layers:
         return data, notices
@@ -262,6 +269,8 @@ def _as_map(feature: Any, layouts: Sequence[Layout]) -> Any:
 
 def _of_distinct_classes(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A few images of the batch, of as many classes as possible."""
+    if "labels" not in batch:
+        return first_samples(batch, PAIR_IMAGES)
     # One of several labels is as good as another here.
     labels = batch["labels"].reshape(len(batch["labels"]), -1)[:, 0].tolist()
     first = {label: index for index, label in reversed(list(enumerate(labels)))}

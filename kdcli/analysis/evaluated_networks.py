@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdcli.analysis.probed import probe_figures
 from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import exists, is_file, size_of
 from kdcli.distill.module_search import find_classifier
@@ -23,13 +25,12 @@ from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.torch_modes import flops_of
 from kdcli.models.weight_files import find_file, stated_classes
-from kdcli.models.weights import fit_weights, load_weights, weights_hash
+from kdcli.models.weights import fit_weights, load_weights
 from kdcli.parallel.devices import autocast_for, student_precision, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
-from kdcli.tasks.probe.probe import ProbedNetwork
 from kdcli.tasks.saved_outputs import DetectionOutputs
 from kdcli.tasks.task import Drawing, Matching, Meter, Task
 from kdcli.training.build import (
@@ -43,8 +44,20 @@ from kdcli.training.build import (
     teacher_settings,
     weight_path,
 )
-from kdcli.training.checkpoint import checkpoints, newest_valid
-from kdcli.training.evaluate import unanswered
+from kdcli.training.checkpoint import (
+    ANSWERS,
+    FEATURES,
+    UNTRAINED,
+    Progress,
+    checkpoints,
+    fitting,
+    load_checkpoint,
+    newest_valid,
+    step_info_of,
+    step_of,
+    training_metadata,
+)
+from kdcli.training.evaluate import measure_mimicry, unanswered, with_heads
 from kdcli.training.join_jobs import first_samples, jobs_of, join_jobs, made_up_labels, teacher_taps
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
@@ -78,7 +91,9 @@ class Scoring:
 @dataclass(frozen=True)
 class EvaluatedNetwork:
     """One network in the comparison. pixels: from the student's to its own. left_out: notices of what its
-    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes."""
+    file holds and its list has no module for. scoring: of a teacher, whether it answers the data's classes.
+    answers: whether it has a head that was trained. step, recorded: of the run and its metrics then, where its file
+    says it. untrained: the names of its parameters that nothing trained, where it has no trained head."""
 
     name: str
     net: Network | DeployedStudent
@@ -86,6 +101,10 @@ class EvaluatedNetwork:
     pixels: Any = None
     left_out: tuple[str, ...] = ()
     scoring: Scoring | None = None
+    answers: bool = True
+    step: int | None = None
+    recorded: Mapping[str, float] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
 
     @property
     def class_notices(self) -> list[str]:
@@ -149,7 +168,10 @@ def compare(
         drawing = task.kept.drawing(keep.pictures, loader.facts)
     cast = autocast_for(student_precision(spec.runtime), processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
-    sums, agreement = _measure(task, contenders, loader.batches(0), meters, processes, cast, drawing)
+    labelled = loader.facts.labels != "none"
+    sums, agreement = _measure(
+        task, contenders, loader.batches(0), meters if labelled else {}, processes, cast, drawing
+    )
     metrics = {name: meters[name].result(sums_of_network) for name, sums_of_network in sums.items()}
     notices += [Notice(message=one) for contender in contenders for one in contender.class_notices]
     for name, sums_of_network in sums.items():
@@ -160,15 +182,17 @@ def compare(
             name: task.kept.rows(meters[name], sums_of_network) for name, sums_of_network in sums.items()
         }
         notices += [Notice(message=f"predictions: {path}") for path in keep.save(task.kept, predictions)]
-    for name, (figures, doubts) in probe_figures(
-        sides, contenders, processes, cast, run_root(parsed)
-    ).items():
-        metrics[name] = {**metrics.get(name, {}), **figures}
-        notices += doubts
     if drawing is not None and drawing.drawn:
         notices.append(Notice(message=f"{drawing.drawn} pictures: {keep.pictures}"))
     sample = dict(next(loader.batches(0)))
+    if not student.answers or not labelled:
+        metrics["student"], messages = mimicry_of(parsed, options, sides, student, processes, sample)
+        notices += [Notice(message=message) for message in messages]
     loader.close()
+    networks = [(contender.name, contender.net, contender.pixels) for contender in contenders]
+    probed, messages_of_probe = probe_figures(sides, networks, processes, cast, run_root(parsed))
+    metrics = {name: {**metrics.get(name, {}), **probed.get(name, {})} for name in {**metrics, **probed}}
+    notices += messages_of_probe
     rows = [
         row_of(contender, metrics.get(contender.name, {}), agreement.get(contender.name), sample)
         for contender in contenders
@@ -176,37 +200,93 @@ def compare(
     return rows, notices
 
 
-def probe_figures(
-    sides: Sides,
-    networks: Sequence[EvaluatedNetwork],
-    processes: Processes,
-    cast: torch.autocast | None,
-    root: Path,
-) -> dict[str, tuple[dict[str, float], list[Notice]]]:
-    """What the spec's probe finds of each network, with notices; empty without a probe. The first process computes.
+RECORDED = "what the student has learnt of its teachers is as training measured it, not measured anew: {}"
 
-    networks: in evaluation mode, on their device. cast: their precision. root: the run's folder: what it keeps of its
-    teachers' features is read there.
+
+def mimicry_of(
+    parsed: ParsedSpec,
+    options: RunOptions,
+    sides: Sides,
+    student: EvaluatedNetwork,
+    processes: Processes,
+    sample: Mapping[str, Any],
+) -> tuple[dict[str, float], list[str]]:
+    """What the student has learnt of its teachers, measured without labels, and notices about it.
+
+    The adapters are those of the run's checkpoint of the step that the student is of; without it, and where a teacher
+    can't be had, the figures are those that training wrote into the student's file, and a notice says so. sample: a
+    batch of the test data.
     """
-    found: dict[str, tuple[dict[str, float], list[Notice]]] = {}
-    if processes.speaks and sides.spec.dataset.probe is not None:
-        probe, findings = sides.build_probe(processes.device, root)
-        assert probe is not None
-        notices = [Notice(message=finding.message, level="warning") for finding in findings]
-        for one in networks:
-            net = one.net.taps.net if isinstance(one.net, DeployedStudent) else one.net
-            frozen = None if one.name == "student" else weights_hash(net.state_dict())
-            network = ProbedNetwork(
-                name=one.name, net=net.eval(), pixels=one.pixels, autocast=cast, weights=frozen
-            )
-            measured = probe.measure(network, keep=False)
-            assert measured is not None
-            notices += [Notice(message=message, level="warning") for message in measured.messages]
-            notices.append(Notice(message=f"the probe of {network.called} reads {measured.feature}"))
-            found[one.name] = measured.metrics, notices
-            notices = []
-        probe.close()
-    return processes.broadcast(found)  # type: ignore[no-any-return]
+    spec = parsed.spec
+    if not jobs_of(spec):
+        return {}, []
+    adapters = next(
+        (
+            path
+            for path in checkpoints(RunFolder(run_root(parsed)).checkpoints)
+            if step_of(path) == student.step
+        ),
+        None,
+    )
+    if adapters is None:
+        return dict(student.recorded), [
+            RECORDED.format("there is no checkpoint of its step, which has its adapters")
+        ]
+    state = load_checkpoint(adapters)
+    opened = sides.test_of_run(run_root(parsed))
+    try:
+        nets, _ = build_teachers(spec, options)
+    except KdError as error:
+        return dict(student.recorded), [RECORDED.format(error.diagnostics[0].message)]
+    facts = opened.facts
+    net = build_student(sides.task, spec, options)
+    teachers = {}
+    for name, taps in teacher_taps(spec, nets).items():
+        settings = teacher_settings(spec, name)
+        taps.net.to(processes.device)
+        labels = labels_of(sides.task, spec, name, settings, facts, options.places)
+        teachers[name] = Teacher(
+            name,
+            taps,
+            batch_statistics=settings.teacher_bn_mode == "train",
+            pixels=pixel_change(name, settings, spec, facts),
+            autocast=autocast_for(
+                spec.runtime.teacher_precision or student_precision(spec.runtime), processes.device
+            ),
+            labels=labels,
+        )
+    net.to(processes.device)
+    loader = build_data(opened, spec, replace(processes, rank=0, world_size=1))
+    with ExitStack() as stack:
+        stack.callback(loader.close)
+        first = to_device(first_samples(sample), processes.device)
+        known = replace(facts, num_samples=_samples_learnt(state) or facts.num_samples)
+        joined = join_jobs(spec, net, teachers, first, known, stack, made_up_labels(known))
+        joined.trainee.to(processes.device)
+        with fitting(adapters):
+            joined.trainee.load_state_dict(state["trainee"])
+        deployed = joined.deployed
+        assert isinstance(deployed, (Network, DeployedStudent))
+        deployed.load_state_dict(student.net.state_dict())
+        metrics = measure_mimicry(
+            joined,
+            teachers,
+            loader,
+            sides.task,
+            processes,
+            agrees=with_heads(joined, teachers) if student.answers else (),
+            seed=spec.runtime.random_seed,
+            autocast=autocast_for(student_precision(spec.runtime), processes.device),
+            step_info=step_info_of(Progress(**state["progress"]), state["batches"]),
+        )
+    return metrics, []
+
+
+def _samples_learnt(state: Mapping[str, Any]) -> int | None:
+    """How many training samples the run of a checkpoint had, where it says so."""
+    train = (state.get("data") or {}).get("train") or {}
+    found = train.get("samples")
+    return found if isinstance(found, int) else None
 
 
 def stated_by_student(parsed: ParsedSpec, weights: Path | None) -> tuple[str, ...] | None:
@@ -241,12 +321,32 @@ def student_of(
             read_otherwise = load_weights(net, found)
             size = size_of(found) if is_file(found) else None
             said = [f"student: {path}", *(f"student: {notice}" for notice in read_otherwise)]
-            return EvaluatedNetwork("student", net, size), [Notice(message=message) for message in said]
+            facts_of_file = training_metadata(found)
+            student = EvaluatedNetwork(
+                "student",
+                net,
+                size,
+                answers=facts_of_file.get(ANSWERS) != FEATURES,
+                step=int(facts_of_file["step"]) if facts_of_file.get("step", "").isdigit() else None,
+                recorded=json.loads(facts_of_file.get("metrics", "{}")),
+                untrained=tuple(json.loads(facts_of_file.get(UNTRAINED, "[]"))),
+            )
+            return student, [Notice(message=message) for message in said]
     notices: list[Notice] = []
     for path, state in newest_valid(folder.checkpoints):
         if isinstance(state, dict):
             fit_weights(net, deployed_state(net, trainee, state["trainee"]), f"`{path}`")
-            return EvaluatedNetwork("student", net, None), [*notices, Notice(message=f"student: {path}")]
+            progress = state["progress"]
+            answers = not progress.get("features_only", False)
+            student = EvaluatedNetwork(
+                "student",
+                net,
+                None,
+                answers=answers,
+                step=progress["step"],
+                untrained=tuple(progress.get("untrained", ())),
+            )
+            return student, [*notices, Notice(message=f"student: {path}")]
         notices.append(Notice(message=str(state), level="warning"))
     raise _without_weights(folder)
 
@@ -282,7 +382,8 @@ def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: An
     size = size_of(path) if is_file(path) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)
-    return EvaluatedNetwork(name, net, size, pixel_change(name, settings, spec, facts), left_out, scoring)
+    pixels = pixel_change(name, settings, spec, facts)
+    return EvaluatedNetwork(name, net, size, pixels, left_out, scoring, answers=not net.headless)
 
 
 def learnt_classes(sides: Sides, test: DataFacts) -> DataFacts:
@@ -312,6 +413,7 @@ def _measure(
     """
     sums: dict[str, Tensor] = {}
     headed: set[str] = set()
+    by_name = {contender.name: contender for contender in contenders}
     for batch in batches:
         batch = to_device(dict(batch), processes.device)
         answers: dict[str, Mapping[str, Any]] = {}
@@ -322,14 +424,15 @@ def _measure(
                 with cast:
                     outputs = contender.outputs(batch)
             answers[contender.name] = outputs
-            if task.answers(outputs):
+            if contender.answers and contender.name in meters and task.answers(outputs):
                 meters[contender.name].update(outputs, batch)
                 headed.add(contender.name)
         if drawing is not None:
             drawing.draw(answers, batch)
         for name in [contender.name for contender in contenders[1:]]:
+            both = contenders[0].answers and by_name[name].answers and task.agreement is not None
             agreed = (
-                None if task.agreement is None else task.agreement.sums(answers["student"], answers[name])
+                task.agreement.sums(answers["student"], answers[name]) if both and task.agreement else None
             )
             if agreed is not None:
                 sums[name] = sums[name] + agreed if name in sums else agreed

@@ -157,6 +157,19 @@ LANGUAGE: dict[str, Explanation] = {
         " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read.",
         "wrong: cfgs: {loss: {type: dkd_loss}} with labels: none\nright: cfgs: {loss: {type: kd_loss, kwargs: {T: 4}}}",
     ),
+    "KD243": Explanation(
+        "parameters that nothing trains",
+        "A loss on features trains the layers up to the feature: what comes after it, often the classifier, gets no"
+        " gradient and stays as it was made. A student whose answers depend on that is measured by what it learns of"
+        " its teachers, and exported as a backbone.",
+        "right: a loss on the logits too, `task_loss: true` with labels, or `saver.pretrain_model` with a whole head",
+    ),
+    "KD244": Explanation(
+        "detector without a trained head",
+        "Nothing has trained the detector's head in this run, so that its boxes mean nothing. Its features are in the"
+        " run's student.safetensors.",
+        "right: saver: {pretrain_model: runs/features/student.safetensors} in a training with labels",
+    ),
     "KD229": Explanation(
         "spec of another runner",
         "United-Perception has runners for quantisation, sparsity, architecture search, 3-D detection, segmentation,"

@@ -30,6 +30,7 @@ def evaluate(options: EvalOptions) -> None:
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
     from kdcli.report.results_table import eval_text
+    from kdcli.tasks.mimicry import primary_of_rows
     from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
 
@@ -46,7 +47,8 @@ def evaluate(options: EvalOptions) -> None:
         for notice in notices:
             sys.stderr.write(f"{notice.message}\n")
         as_json = options.format == "json"
-        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=sides.task.primary))
+        primary = primary_of_rows(rows, sides.task.primary)
+        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=primary))
 
 
 def report(options: ReportOptions) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdcli import __version__
@@ -23,14 +22,17 @@ from kdcli.analysis.evaluated_networks import (
 )
 from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
+from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
 from kdcli.exports.format import Answer, Format
+from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import ParsedSpec
 from kdcli.tasks.task import Deployment, Portable, Task, Tensors
 from kdcli.training.build import build_data, run_root
-from kdcli.training.join_jobs import first_samples
+from kdcli.training.checkpoint import training_metadata
+from kdcli.training.join_jobs import first_samples, stated_layouts
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
 from kdcli.training.sides import Sides
@@ -91,7 +93,13 @@ def export(
     sample = sample_for(sides, deploy, parsed, weights, size)
     contender, notices = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts)
     source = notices[-1].message.removeprefix("student: ")
-    student = deploy.portable(parsed.spec, contender.net)
+
+    def portable(net: Network | DeployedStudent) -> Portable:
+        if contender.answers:
+            return deploy.portable(parsed.spec, net)
+        return deploy.backbone(parsed.spec, net, contender.untrained, stated_layouts(parsed.spec, None))
+
+    student = portable(contender.net)
     if maker.is_graph and not student.followed:
         raise RunError.of(
             "KD763",
@@ -106,7 +114,7 @@ def export(
         with written_beside(chosen) as beside:
             maker.write(student, sample.inputs, beside, metadata)
             fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
-            answer = maker.read(beside, deploy.portable(parsed.spec, fresh).warm_up(*sample.inputs))
+            answer = maker.read(beside, portable(fresh).warm_up(*sample.inputs))
             proof = prove(student, answer, sample.inputs, tolerance)
             one = tuple(value[:1].clone() for value in sample.inputs)
             latencies = (
@@ -224,15 +232,6 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
     }
     known = training_metadata(source)
     return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
-
-
-def training_metadata(weights: Path) -> dict[str, str]:
-    """The metadata that training wrote beside the weights; empty for files of another origin."""
-    try:
-        with safe_open(weights, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
-        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

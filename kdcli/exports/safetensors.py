@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.exports.format import Answer
-from kdcli.models.weights import load_weights, save_safetensors
+from kdcli.models.weights import save_safetensors
 from kdcli.tasks.task import Portable, Tensors
 
 
@@ -26,11 +26,11 @@ class Safetensors:
 
     def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the student's own weights."""
-        save_safetensors(student.net.exported_state(), path, {"format": "kdcli-student", **metadata})
+        save_safetensors(student.state(), path, {"format": "kdcli-student", **metadata})
 
     def read(self, path: Path, student: Portable) -> Answer:
         """A freshly built student with the weights of the file."""
-        load_weights(student.net, path)
+        student.load(path)
 
         def answer(*inputs: Tensor) -> Tensors:
             with torch.inference_mode():

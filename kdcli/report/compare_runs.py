@@ -22,6 +22,7 @@ from typing import Any, Literal
 from kdcli import __version__
 from kdcli.disk import real_path, write_whole
 from kdcli.errors import Diagnostic, KdError, UsageError
+from kdcli.records import LOWER_IS_BETTER
 from kdcli.report.charts import Axes, line_look, picture
 from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING, json_value, measure
@@ -249,7 +250,8 @@ def verdict_sentence(verdict: Verdict, primary: str) -> str:
         return f"{size}; one run each, so nobody knows whether it is luck"
     if verdict.within_spread:
         return f"{size}, smaller than the spread ({verdict.spread:.4g}): no difference shown"
-    which = "better" if verdict.difference > 0 else "worse"
+    rises = verdict.difference > 0
+    which = "better" if rises != (primary in LOWER_IS_BETTER) else "worse"
     return f"{size}, {which} by more than the spread ({verdict.spread:.4g})"
 
 

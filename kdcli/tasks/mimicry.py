@@ -15,6 +15,7 @@ from kdcli.distill.terms import Term, binding_of
 from kdcli.distill.trainee import Trainee
 from kdcli.losses import loss_of
 from kdcli.losses.parts.reduce import alone
+from kdcli.records import better
 from kdcli.tasks.task import Agreement
 
 PRIMARY = ("probe_top1", "explained_variance", "agreement", "distill_loss")
@@ -28,6 +29,20 @@ Sums = Mapping[str, Tensor]
 def primary_of(metrics: Mapping[str, float]) -> str:
     """The metric that decides, of those that there are; the first of PRIMARY where there are none."""
     return next((name for name in PRIMARY if name in metrics), PRIMARY[0])
+
+
+def has_learnt_more(new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether new metrics are better than old ones by the first of PRIMARY in which they differ; always without any."""
+    for name in PRIMARY:
+        if new.get(name) != old.get(name):
+            return better(name, new, old)
+    return not any(name in new for name in PRIMARY)
+
+
+def primary_of_rows(rows: Sequence[Any], of_task: str) -> str:
+    """The metric that decides between networks of a comparison, the student's row first; of_task: with labels."""
+    student = rows[0].metrics if rows else {}
+    return of_task if of_task in student or not student else primary_of(student)
 
 
 class Mimicry:

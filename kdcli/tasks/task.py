@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from kdcli.distill.teacher import Labels
 from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import Diagnostic, SpecPath
 from kdcli.models.network import Network
+from kdcli.models.weights import load_weights
 from kdcli.spec.places import Places
-from kdcli.spec.schema import DataPart, ModuleSpec, Spec
+from kdcli.spec.schema import DataPart, LayoutSpec, ModuleSpec, Spec
 
 Batch = Mapping[str, Any]
 Outputs = Mapping[str, Any]
@@ -132,6 +133,20 @@ class Deployment(Protocol):
 
     def portable(self, spec: Spec, net: Network | DeployedStudent) -> Portable:
         """The student as one function of tensors; takes the network over."""
+        ...
+
+    def backbone(
+        self,
+        spec: Spec,
+        net: Network | DeployedStudent,
+        untrained: Sequence[str],
+        stated: Mapping[str, LayoutSpec],
+    ) -> Portable:
+        """A student without a trained head as a function to its features; untrained: parameters that never trained,
+        stated: layouts that the spec states, by tap.
+
+        Raises RunError KD244 where the task's students can't be exported so.
+        """
         ...
 
     def taken(self, batches: Iterator[Batch]) -> list[Batch]:
@@ -300,9 +315,9 @@ class Portable(nn.Module):
     exporters follow; eager what the student itself answers, with which every file is compared.
     """
 
-    inputs: ClassVar[tuple[str, ...]]
-    outputs: ClassVar[tuple[str, ...]]
-    says: ClassVar[Mapping[str, str]] = {}
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    says: Mapping[str, str] = {}
     net: Network | DeployedStudent
 
     @abstractmethod
@@ -317,6 +332,14 @@ class Portable(nn.Module):
     def followed(self) -> bool:
         """Whether exporters can make a graph of it."""
         return True
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights in an exported file."""
+        return self.net.exported_state()
+
+    def load(self, path: Path) -> None:
+        """Read a file that `state` was written to."""
+        load_weights(self.net, path)
 
     def class_names(self, facts: DataFacts) -> tuple[str, ...] | None:
         """Names of the exported student's classes, in order."""

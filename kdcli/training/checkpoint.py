@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdcli import __version__
 from kdcli.disk import entries_like, remove, write_whole
+from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError, first_line
 from kdcli.models.checksums import SEALED, check_seal, seal
 from kdcli.models.weights import save_safetensors
@@ -305,3 +307,21 @@ def save_student(
     if progress.features_only:
         metadata |= {ANSWERS: FEATURES, UNTRAINED: json.dumps(progress.untrained)}
     save_safetensors(state, path, metadata)
+
+
+def training_metadata(weights: Path) -> dict[str, str]:
+    """The metadata that training wrote beside the weights; empty for files of another origin."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def step_info_of(progress: Progress, batches: int) -> StepInfo:
+    """Where a run is, for its losses. batches: in an epoch."""
+    return StepInfo(
+        step=progress.step,
+        stage_step=progress.stage_step,
+        epoch=progress.epoch + progress.batch / max(batches, 1),
+    )

@@ -21,7 +21,7 @@ from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
-from kdcli.tasks.mimicry import primary_of
+from kdcli.tasks.mimicry import has_learnt_more, primary_of
 from kdcli.tasks.probe.probe import LINEAR
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
@@ -33,6 +33,7 @@ from kdcli.training.checkpoint import (
     run_state,
     save_checkpoint,
     save_student,
+    step_info_of,
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import (
@@ -331,13 +332,9 @@ class TrainLoop:
                 metrics = {**metrics, **probe_where_due(run, progress, messages, self.stopped)}
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
             primary = self.primary_among(metrics)
-            # What is measured after so many epochs alone may be missing.
-            comparable = primary in metrics and primary in progress.best
-            best = (
-                not stop
-                and primary in metrics
-                and not (comparable and not better(primary, metrics, progress.best))
-            )
+            # A probe may leave this evaluation out.
+            counts = not stop and (run.probe is None or primary in metrics)
+            best = counts and (not progress.best or self.is_better(metrics, progress.best))
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -387,7 +384,7 @@ class TrainLoop:
                 agrees=() if progress.features_only else with_heads(run.joined, run.teachers),
                 seed=run.spec.runtime.random_seed,
                 autocast=run.autocast,
-                step_info=StepInfo(step=progress.step, stage_step=progress.stage_step, epoch=progress.epoch),
+                step_info=step_info_of(progress, len(run.train_loader)),
                 stop=self.stopped,
             )
         require(run.joined, run.teachers, stage.plan.active.jobs, stage.plan.active.task_loss)
@@ -403,6 +400,13 @@ class TrainLoop:
         if not self.without_labels:
             return self.run.task.primary
         return LINEAR if self.run.probe is not None else primary_of(metrics)
+
+    def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether the student of these metrics is better than that of others."""
+        if self.without_labels and self.run.probe is None:
+            return has_learnt_more(new, old)
+        primary = self.primary_among(new)
+        return primary not in old or better(primary, new, old)
 
     @property
     def primary(self) -> str:

@@ -32,6 +32,7 @@ mimic:
 
 
 PROBE = "{dataset: {type: fake}}"
+UNLABELLED = ("        num_samples: 64\n", "        num_samples: 64\n        labels: none\n")
 CLIPPER = "{type: grad_clipper, kwargs: {mode: pre_defined, norm_type: 2, max_norm: 35}}"
 OWN_WORKERS = changed(
     ("  train:\n", "  train:\n    dataloader: {type: base, kwargs: {num_workers: 2}}\n"),
@@ -206,6 +207,20 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "dataset.test.dataset.kwargs.transformer=[{type: torch_cutmix_mixup}]",
             "dataset.test.dataloader={kwargs: {batch_fn: {type: batch_mixup}}}",
         ),
+    ),
+    "KD240": (changed(UNLABELLED, ("  loss_weight: 1.0\n", "  loss_weight: 1.0\n  task_loss: true\n")), ()),
+    "KD241": (changed(UNLABELLED, ("{type: kd}", "{type: base}")), ()),
+    "KD242": (
+        changed(
+            UNLABELLED,
+            ("type: kd_loss\n      kwargs: {T: 4.0, loss_weight: 1.0}", "type: dkd"),
+            (
+                "  test:\n    dataset:\n      type: fake\n      kwargs:\n",
+                "  test:\n    dataset:\n      type: fake\n      kwargs:\n        labels: none\n",
+            ),
+            ("  loss_weight: 1.0\n", "  loss_weight: 1.0\n  teacher_weighting: confidence\n"),
+        ),
+        (),
     ),
     "KD229": (changed(("runner: {type: kd}", "runner: {type: quant}"), ("[4]", "[fuor]")), ()),
     "KD230": (changed(("optimizer: {type: SGD,", "optimizer: {register_type: yolov5, type: SGD,")), ()),

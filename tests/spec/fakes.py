@@ -105,9 +105,15 @@ class Auto:
         self.kept = student, teacher, norm
 
 
-def fake(path: Any, *, num_samples: int = 64, shape: tuple[int, int, int] = (3, 32, 32)) -> Any:
+def fake(
+    path: Any,
+    *,
+    num_samples: int = 64,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    labels: Literal["classes", "none"] = "classes",
+) -> Any:
     """A dataset."""
-    return path, num_samples, shape
+    return path, num_samples, shape, labels
 
 
 class Reader:

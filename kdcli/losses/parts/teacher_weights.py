@@ -47,7 +47,7 @@ def confidence(teachers: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     Source: "Confidence-Aware Multi-Teacher Knowledge Distillation", arXiv:2201.00007.
     """
     number = len(teachers)
-    assert labels is not None  # KD242 says so before anything runs
+    assert labels is not None, "validate refuses it for data without labels"
     errors = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in teachers])
     if number == 1:
         return torch.ones_like(errors)

@@ -25,7 +25,7 @@ def reads_labels(spec: Spec) -> bool:
     return any(said) if stages else spec.mimic.task_loss
 
 
-NO_LABELS = "the training data has no labels (`labels: none`)"
+HAS_NONE = "the training data has none (`labels: none`)"
 
 
 def check_without_labels(spec: Spec) -> Iterator[Diagnostic]:
@@ -47,7 +47,10 @@ def check_without_labels(spec: Spec) -> Iterator[Diagnostic]:
             help = "add `mimic` and a teacher (runner `kd`), or give data with labels"
             path: SpecPath = ("dataset", "train", "dataset", "kwargs", "labels")
             yield _error(
-                path, "KD241", f"{NO_LABELS}, and nothing is mimicked: there is nothing to learn", help
+                path,
+                "KD241",
+                "the training data has no labels (`labels: none`), and nothing is mimicked: there is nothing to learn",
+                help,
             )
         return
     wrong: list[SpecPath] = [
@@ -57,17 +60,17 @@ def check_without_labels(spec: Spec) -> Iterator[Diagnostic]:
     ]
     for place in [("mimic", "task_loss"), *wrong] if spec.mimic.task_loss else wrong:
         help = "write `task_loss: false`, which is the default without labels, or give data with labels"
-        yield _error(place, "KD240", f"the task's own loss needs labels, and {NO_LABELS}", help)
+        yield _error(place, "KD240", f"the task's own loss needs labels, and {HAS_NONE}", help)
     mixing = train.dataloader.kwargs.batch_fn
     if mixes_labels(mixing):
         assert mixing is not None
-        message = f"`{mixing.type}` mixes labels, and {NO_LABELS}"
+        message = f"`{mixing.type}` mixes labels, and {HAS_NONE}"
         yield _error(
             ("dataset", "train", "dataloader", "kwargs", "batch_fn"), "KD242", message, "leave `batch_fn` out"
         )
     for name, job in spec.mimic.jobs.items():
         if job.teacher_weighting == "confidence":
-            message = f"`teacher_weighting: confidence` needs labels, and {NO_LABELS}"
+            message = f"`teacher_weighting: confidence` needs labels, and {HAS_NONE}"
             help = "take `entropy`, or `average`"
             yield _error(("mimic", "jobs", name, "teacher_weighting"), "KD242", message, help)
 
@@ -88,7 +91,7 @@ def check_labels_of_loss(
         without = f"say `{option}: {value}` in its kwargs"
     required = {one.name for one in (*takes.called.values(), *takes.positional.values()) if one.required}
     if needs and is_unlabelled(spec.dataset.train) and required & {"labels", "sample_labels"}:
-        message = f"`{loss.type}` needs labels, and {NO_LABELS}"
+        message = f"`{loss.type}` needs labels, and {HAS_NONE}"
         yield _error((*path, "type"), "KD242", message, f"{without}, or give data with labels")
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
     if needs and batch_fn is not None and mixes_labels(batch_fn):

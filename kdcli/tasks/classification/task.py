@@ -18,7 +18,8 @@ from kdcli.models.network import Network
 from kdcli.spec.check.labels import reads_labels
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import mixes_labels
-from kdcli.spec.schema import DataPart, ModuleSpec, Spec
+from kdcli.spec.schema import DataPart, LayoutSpec, ModuleSpec, Spec
+from kdcli.tasks.classification.backbone import Backbone
 from kdcli.tasks.classification.labels import ClassMatching
 from kdcli.tasks.classification.metrics import (
     ClassificationMeter,
@@ -300,6 +301,18 @@ class ClassifierDeployment:
     def portable(self, spec: Spec, net: Network | DeployedStudent) -> Classifier:
         """The classifier."""
         return Classifier(net)
+
+    def backbone(
+        self,
+        spec: Spec,
+        net: Network | DeployedStudent,
+        untrained: Sequence[str],
+        stated: Mapping[str, LayoutSpec],
+    ) -> Backbone:
+        """The layers that the jobs name, in order, and the pooled vector."""
+        assert isinstance(net, Network) and spec.mimic is not None
+        taps = dict.fromkeys(tap for job in spec.mimic.jobs.values() for tap in job.student.mimic_name)
+        return Backbone(net, list(taps), untrained, stated)
 
     def taken(self, batches: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The first batch; a single image twice, since a batch of one would make exporters fix the size."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from kdcli.models.detection.deploy.detector import OUTPUTS, DeployedDetector
 from kdcli.models.detection.deploy.whole import eager_rows, is_known
 from kdcli.models.detection.whole import TorchvisionDetector
 from kdcli.models.network import Network
-from kdcli.spec.schema import Spec
+from kdcli.spec.schema import LayoutSpec, Spec
 from kdcli.tasks.task import ComparedOutputs, Portable, Tensors, without_training_only
 
 SCENES = 16
@@ -37,6 +38,20 @@ class DetectorDeployment:
         """The detector."""
         assert isinstance(net, Network)
         return Detector(net, box_offset=0 if spec.runtime.aligned else 1)
+
+    def backbone(
+        self,
+        spec: Spec,
+        net: Network | DeployedStudent,
+        untrained: Sequence[str],
+        stated: Mapping[str, LayoutSpec],
+    ) -> Portable:
+        """Raises RunError KD244: a detector is not exported without its head."""
+        raise RunError.of(
+            "KD244",
+            "nothing has trained the detector's head, so there is no detector to export",
+            "take the run's student.safetensors as `saver.pretrain_model` of a training with labels",
+        )
 
     def taken(self, batches: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Batches until there are enough images."""
@@ -102,7 +117,7 @@ class Detector(Portable):
 
     inputs = ("image", "image_size")
     outputs = OUTPUTS
-    says: ClassVar[dict[str, str]] = {"labels": LABELS}
+    says = MappingProxyType({"labels": LABELS})
 
     def __init__(self, net: Network, box_offset: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from kdcli.tasks.probe.probe import Probe, ProbedNetwork
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.sides import Sides
 from tests.training.conftest import Kdcli
-from tests.training.equality import in_a_group, trained
+from tests.training.equality import in_a_group
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
 FAKE = (
