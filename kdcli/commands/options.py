@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from kdcli.disk import seen
 
-Completion = Literal["spec", "key"]
+Completion = Literal["spec", "key", "method", "word", "sample"]
 
 AUTO = "auto"
 """`--resume` means the newest valid checkpoint."""
@@ -332,16 +332,25 @@ class InspectOptions:
 class MethodsOptions:
     """List every loss and mimic method, or explain one, with a block to paste."""
 
-    name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
+    name: Annotated[
+        str | None, Argument("A loss or a mimic method; without it all are listed.", complete="method")
+    ] = None
     plugins: Plugins = ()
     traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainOptions:
-    """Explain a code: what it means, why it matters, an example."""
+    """Explain a word: a code, a key of the spec, a loss, a module, a transform or another type, an argument."""
 
-    code: Annotated[str, Argument("A code such as KD203.")]
+    word: Annotated[
+        str | None,
+        Argument(
+            "A code (KD203), a key (trainer.ema), a type (kd_loss, resnet18) or an argument (feat_norm);"
+            " without it, all that there is.",
+            complete="word",
+        ),
+    ] = None
     traceback: Traceback = False
 
 
@@ -424,7 +433,7 @@ class ExportOptions:
 class InitOptions:
     """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
 
-    name: Annotated[str | None, Argument("A sample; without it all are listed.")] = None
+    name: Annotated[str | None, Argument("A sample; without it all are listed.", complete="sample")] = None
     folder: Annotated[Path | None, Argument("Folder to copy into; else the working directory.", "[DIR]")] = (
         None
     )

@@ -368,11 +368,9 @@ class Probe(Model):
 
     train: DataPart
     test: DataPart
-    freq: Annotated[PositiveInt, Field(description="probe after so many epochs")] | None = None
-    k: Annotated[PositiveInt, Field(description="neighbours of k-NN")] = 20
-    temperature: Annotated[
-        SoftmaxTemperature, Field(description="a neighbour votes with exp(similarity / temperature)")
-    ] = 0.07
+    freq: PositiveInt | None = None
+    k: PositiveInt = 20
+    temperature: SoftmaxTemperature = 0.07
     feature: str | dict[str, str] | None = None
 
     def feature_of(self, network: str) -> str | None:
@@ -442,10 +440,7 @@ class Trainer(Model):
     clip_grad_norm: Positive | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: NonNegativeInt = 10
-    on_collapse: Annotated[
-        Literal["warn", "stop"],
-        Field(description="what an alarm of the watch does: a warning, or the end of the run"),
-    ] = "warn"
+    on_collapse: Literal["warn", "stop"] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     loggers: Many[str] = ()
 
