@@ -137,7 +137,9 @@ def probe_once(run: Run, progress: Progress, primary: str, *, stop: Callable[[],
         for name, teacher in run.teachers.items()
     }
     if any(name not in figures for name in networks):
-        yield Notice(message=f"the probe: {run.probe.text}")
+        yield from (
+            Notice(message=message) for message in (*run.probe.notices, f"the probe: {run.probe.text}")
+        )
     for name, network in networks.items():
         if name in figures:
             continue
