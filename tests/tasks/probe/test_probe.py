@@ -277,9 +277,11 @@ def test_the_order_of_the_images_changes_nothing(folder: Path) -> None:
                 for side in ("train", "test")
             ),
         )
-        measured = probe_of(parsed).measure(ProbedNetwork(name="student", net=odd("none")))
+        probe = probe_of(parsed)
+        measured = probe.measure(ProbedNetwork(name="student", net=odd("none")))
         assert measured is not None
-        found.append(measured.metrics)
+        # The digests are of the images in the order in which the features are fitted.
+        found.append((measured.metrics, probe.train.digest, probe.test.digest))
     assert found[0] == found[1] == found[2]
 
 
