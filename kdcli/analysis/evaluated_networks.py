@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.analysis.probed import probe_figures
 from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import exists, is_file, size_of
 from kdcli.distill.module_search import find_classifier
@@ -200,6 +201,10 @@ def compare(
         metrics["student"], messages = mimicry_of(parsed, options, sides, student, processes, sample)
         notices += [Notice(message=message) for message in messages]
     loader.close()
+    networks = [(contender.name, contender.net, contender.pixels) for contender in contenders]
+    probed, messages_of_probe = probe_figures(sides, networks, processes, cast, run_root(parsed))
+    metrics = {name: {**metrics.get(name, {}), **probed.get(name, {})} for name in {**metrics, **probed}}
+    notices += messages_of_probe
     rows = [
         row_of(contender, metrics.get(contender.name, {}), agreement.get(contender.name), sample)
         for contender in contenders

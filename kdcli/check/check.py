@@ -21,6 +21,7 @@ from kdcli.check.training import (
     check_batch,
     check_data,
     check_lengths,
+    check_probe,
     check_sizes,
     check_stages,
     check_warm_ups,
@@ -196,6 +197,7 @@ class _Rehearsal:
                 self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
                 return None
             joined, teachers = wired
+            check_probe(self.spec, nets["net"], teachers, batch, self.findings)
             task_loss = any(s.active.task_loss for s in stages) or not stages
             wrong = check_losses(joined, teachers, batch, task_loss=task_loss)
             self.findings.found += wrong or self.one_sample(joined, teachers, batch, task_loss)

@@ -9,8 +9,9 @@ from kdcli.data.check import Look, check_files
 from kdcli.data.check_images import Progress
 from kdcli.data.facts import DataFacts, describe, with_classes_of
 from kdcli.data.sources import SampleSource
-from kdcli.errors import Diagnostic, Findings, KdError
+from kdcli.errors import Diagnostic, Findings, KdError, SpecPath
 from kdcli.spec.schema import Spec
+from kdcli.tasks.probe.data import findings_of, probe_part, probe_path, unlike_pixels
 from kdcli.training.sides import Sides
 
 
@@ -29,7 +30,8 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
     if train.shape is not None and min(train.shape) < 1:
         train = replace(train, shape=None)
     if look == "nothing":
-        return DataSeen(with_classes_of(train, test), test, ())
+        probe = probe_findings(spec, train)
+        return DataSeen(with_classes_of(train, test), test, tuple(probe))
     found = Findings()
     found.found += check_data_files(sides, look=look, progress=progress)
     reported = {(finding.code, finding.message) for finding in found.found}
@@ -50,11 +52,50 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
             found.found += [_without_images(text) for text in numbered.notices if text not in own]
     except KdError as error:
         found.found += [one for one in error.diagnostics if (one.code, one.message) not in reported]
+    found.found += check_probe_files(sides, train, look=look, progress=progress)
     return DataSeen(with_classes_of(train, test), test, tuple(found.found))
 
 
-def _without_images(text: str) -> Diagnostic:
-    return Diagnostic(code="KD624", severity="warning", message=text, path=("dataset", "test", "dataset"))
+def probe_findings(spec: Spec, train: DataFacts) -> list[Diagnostic]:
+    """What the spec alone shows of a probe's images: KD260 where they are not made as the student's."""
+    found: list[Diagnostic] = []
+    for side, part in spec.dataset.parts.items():
+        if side[0] == "probe":
+            found += unlike_pixels(("dataset", *side), describe(part, train=side[1] == "train"), train)
+    return found
+
+
+def check_probe_files(
+    sides: Sides, train: DataFacts, *, look: Look, progress: Progress | None
+) -> list[Diagnostic]:
+    """Findings about the probe's files, classes and pixels; train: facts of the training data."""
+    if sides.spec.dataset.probe is None:
+        return []
+    found = Findings()
+    for side in ("train", "test"):
+        found.found += check_files(
+            probe_part(sides.spec, side),
+            probe_path(side),
+            partial(sides.probe_source, side),
+            partial(sides.probe_side, side),
+            look=look,
+            progress=progress,
+        )
+    if all(finding.severity != "error" for finding in found.found):
+        with found.part():
+            data = sides.probe
+            assert data is not None
+            found.found += findings_of(data, train)
+            own = {*sides.probe_side("train").notices, *sides.probe_side("test").notices}
+            if look != "start":  # the run gives it as a notice
+                found.found += [
+                    _without_images(text, data.test.path) for text in data.test.notices if text not in own
+                ]
+    return found.found
+
+
+def _without_images(text: str, side: SpecPath = ("dataset", "test")) -> Diagnostic:
+    return Diagnostic(code="KD624", severity="warning", message=text, path=(*side, "dataset"))
 
 
 def check_data_files(

@@ -14,6 +14,7 @@ from torch import nn
 from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
+from kdcli.distill.teacher import Teacher
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.models.fetching import Shown
 from kdcli.records import NetworkFacts
@@ -25,6 +26,7 @@ from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.ranges import parsed
 from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
 from kdcli.spec.tables import torch_arguments
+from kdcli.tasks.probe.probe import ProbedNetwork, feature_to_probe
 from kdcli.training.join_jobs import weight_sources
 from kdcli.training.optim import (
     LearningRate,
@@ -173,8 +175,8 @@ def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
 
 def check_data(spec: Spec, findings: Findings) -> None:
     """Build every transform and the mixing of both sides; no file is read."""
-    for side, part in (("train", spec.dataset.train), ("test", spec.dataset.test)):
-        path: SpecPath = ("dataset", side)
+    for side, part in spec.dataset.parts.items():
+        path: SpecPath = ("dataset", *side)
         if part.dataset.type.startswith(TORCHVISION) and not is_own(part.dataset.type):
             from kdcli.data.classification.torchvision_datasets import checked
 
@@ -198,6 +200,25 @@ def check_data(spec: Spec, findings: Findings) -> None:
                     )
         with findings.part():
             _check_mixing(part, (*path, "dataloader", "kwargs", "batch_fn"))
+
+
+def check_probe(
+    spec: Spec,
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    batch: Mapping[str, Any],
+    findings: Findings,
+) -> None:
+    """Find the feature of each network that a probe reads, and how it becomes one vector (KD265)."""
+    if spec.dataset.probe is None:
+        return
+    networks = [ProbedNetwork(name="student", net=student)]
+    networks += [
+        ProbedNetwork(name=name, net=teacher.net, pixels=teacher.pixels) for name, teacher in teachers.items()
+    ]
+    for network in networks:
+        with findings.part():
+            feature_to_probe(spec.dataset.probe, network, batch)
 
 
 def _check_mixing(part: DataPart, path: SpecPath) -> None:

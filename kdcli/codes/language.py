@@ -207,4 +207,61 @@ LANGUAGE: dict[str, Explanation] = {
         " several right classes of one image, which kdcli does not train.",
         "wrong: dataset: {type: coco, kwargs: {has_mask: true}}\nright: has_mask: false, or the key left out",
     ),
+    "KD260": Explanation(
+        "images of a probe that are not made as the student's",
+        "A probe measures the features that the student has of images as it was trained on them: with other channels"
+        " or another normalisation it would measure how the student takes wrong pixels. A teacher with an `input` of"
+        " its own gets its own pixels from these.",
+        "wrong: transformer: [{type: to_tensor}]\n"
+        "right: transformer: [{type: to_tensor}, *normalize]   # the `normalize` of dataset.train, by its anchor",
+    ),
+    "KD261": Explanation(
+        "a class of a probe with a single image",
+        "The linear probe's L2 is chosen on images that are held out of the probe's training part, some of each class:"
+        " a class of one image has none to hold out. Five images a class are enough for the usual five folds.",
+        "wrong: few/train/cat/1.jpg alone\nright: few/train/cat/1.jpg, few/train/cat/2.jpg",
+    ),
+    "KD262": Explanation(
+        "a probe of one class",
+        "k-NN and a linear classifier tell classes apart; with one class every answer is right.",
+        "wrong: few/train/cat\nright: few/train/cat, few/train/dog",
+    ),
+    "KD263": Explanation(
+        "a probe without one class for each image",
+        "A probe is the small labelled set beside training data that may have no labels: `labels: none`, boxes and"
+        " several labels of an image give it nothing to learn from.",
+        "wrong: probe: {train: {dataset: {type: image_folder, kwargs: {root: few, labels: none}}}}\n"
+        "right: probe: {train: {dataset: {type: image_folder, kwargs: {root: few}}}}",
+    ),
+    "KD264": Explanation(
+        "images in both parts of a probe",
+        "An image that the probe has learnt from is its own nearest neighbour: what is measured on it is better than"
+        " what the features are worth. The files are compared, links followed; copies are not found.",
+        "wrong: probe: {train: {... root: few}, test: {... root: few}}\n"
+        "right: probe: {train: {... root: few/train}, test: {... root: few/test}}",
+    ),
+    "KD265": Explanation(
+        "a feature that can't be probed",
+        "A probe reads one vector for each image: the input of the classifier, or what `feature` names: a vector, a map"
+        " (its mean over positions) or tokens (the class token, else the mean of the patches). What has another layout,"
+        " or one that isn't known, gives none.",
+        "wrong: feature: features            # a list of maps\nright: feature: 'features[3]'       # the deepest",
+    ),
+    "KD266": Explanation(
+        "a probe of a task that has none",
+        "k-NN and the linear probe classify whole images by one vector each; a detector's features are of boxes.",
+        "wrong: runtime: {task_names: kd_det}, dataset: {probe: ...}\nright: a spec of classifiers",
+    ),
+    "KD267": Explanation(
+        "a probe's feature of a network that the run has not",
+        "`feature` is a layer of the student, or names the layer of each network: `student` and the teachers that a job"
+        " uses.",
+        "wrong: feature: {teacher: blocks.11}\nright: feature: {teacher0: blocks.11}",
+    ),
+    "KD268": Explanation(
+        "fewer than five folds in a probe",
+        "The linear probe's L2 is chosen by five stratified folds of its training part. Where a class has fewer images"
+        " there are as many folds as it has images, and the choice is less sure.",
+        "wrong: few/train/cat with 3 images\nright: few/train/cat with 5 images",
+    ),
 }

@@ -36,7 +36,7 @@ from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
 from kdcli.spec.parse import ParsedSpec, seed_suffix
-from kdcli.spec.places import GT_FILE, Places
+from kdcli.spec.places import Places
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
 from kdcli.training.caches import few_views, sources_of
@@ -58,7 +58,7 @@ from kdcli.training.optim import MovingAverage, average_of
 from kdcli.training.resume import UnbuiltRun, find_checkpoint
 from kdcli.training.run import Run, RunOptions, plan_stages
 from kdcli.training.run_folder import RunFolder, make_ready, open_folder, refuse_foreign, with_own_files
-from kdcli.training.sides import Sides, require_same_data
+from kdcli.training.sides import Sides, require_same_data, truth_file
 
 
 def run_name(parsed: ParsedSpec) -> str:
@@ -166,6 +166,9 @@ def _built(
         known += as_notices(task.agree(spec, facts, test_loader.facts, options.places))
         notices = [] if folder.claim is None else [*folder.claim.notices]
         notices += list(dict.fromkeys([*train_loader.notices, *test_loader.notices]))
+        probe, found = sides.build_probe(processes.device, folder.root)
+        stack.callback(probe.close if probe is not None else bool)
+        known += as_notices(found)
         student = build_student(task, spec, options)
         notices += load_pretrained(student, spec, options, folder)
         move_to_device(student, spec, processes)
@@ -222,6 +225,7 @@ def _built(
             train_loader=train_loader,
             sides=sides,
             test_loader=test_loader,
+            probe=probe,
             joined=joined,
             teachers=teachers,
             sources=sources,
@@ -324,13 +328,6 @@ def sample_of(task: Task, spec: Spec, facts: DataFacts, channels: int = 3) -> di
 def channels_of(net: nn.Module) -> int:
     """How many channels the network's first convolution reads; 3 without one."""
     return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
-
-
-def truth_file(spec: Spec, places: Places) -> Path | None:
-    """The evaluator's `gt_file`, where the spec gives one."""
-    evaluator = spec.dataset.test.dataset.kwargs.evaluator
-    named = None if evaluator is None else evaluator.kwargs.get("gt_file")
-    return places.find(named, GT_FILE) if isinstance(named, str) else None
 
 
 def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:

@@ -48,9 +48,11 @@ class Progress:
     epoch is the pass over the data that comes next or is under way; batch counts its batches that are
     done. over: the last evaluation is done. best and last: metrics of evaluations; scheduled: of the last one at
     the end of an epoch, which a schedule may follow. skipped: steps that were not taken for numbers gone wrong.
-    bad_samples: side, sample, name and reason of each. watch: what the watch remembers (kdcli.training.watch); empty
-    in checkpoints from before there was one. untrained: parameters of the student that have no gradient in the run and
-    come from no weights; features_only: whether its answers depend on them, or it has none.
+    bad_samples: side, sample, name and reason of each. probe: of the networks that a probe has measured once, the
+    figures by name, and a digest of its images; empty without a probe. watch: what the watch remembers
+    (kdcli.training.watch); empty in checkpoints from before there was one. untrained: parameters of the student that
+    have no gradient in the run and come from no weights; features_only: whether its answers depend on them, or it has
+    none.
     """
 
     step: int = 0
@@ -67,6 +69,7 @@ class Progress:
     skipped: int = 0
     bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
     watch: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
     untrained: list[str] = field(default_factory=list)
     features_only: bool = False
 

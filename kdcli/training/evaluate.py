@@ -14,12 +14,17 @@ from kdcli.data.loaders import Loader
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.teacher import Teacher
+from kdcli.errors import KdError, RunError
 from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
+from kdcli.records import Evaluation, Notice, Record, warnings
 from kdcli.tasks.mimicry import Mimicry
+from kdcli.tasks.probe.probe import LINEAR, Measured, ProbedNetwork
 from kdcli.tasks.task import Meter, Task
+from kdcli.training.checkpoint import Progress
 from kdcli.training.join_jobs import JoinedJobs, require
+from kdcli.training.run import Run
 
 Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -72,6 +77,131 @@ def evaluate(
     if messages is not None:
         messages += unanswered(name, meter, sums, processes, loader)
     return meter.result(sums)
+
+
+BEFORE = "student before training"
+"""The student as it starts, among the networks that are measured."""
+
+
+def probed(run: Run, network: ProbedNetwork, stop: Callable[[], bool] = lambda: False) -> Measured | None:
+    """What the run's probe finds of a network; None where `stop` ends it. All processes ask, the first one computes.
+
+    Where the student is spread over the processes all of them run it.
+    """
+    together = run.spec.trainer.parallel == "fsdp" and run.processes.world_size > 1
+    found: Measured | None = None
+    failure: KdError | None = None
+    assert run.probe is not None
+    if run.processes.speaks or together:
+        try:
+            # Data workers draw their seeds from the main generator, whatever they do with them.
+            with torch.random.fork_rng(devices=[]), evaluation_mode(network.net):
+                found = run.probe.measure(network, (lambda: False) if together else stop)
+        except KdError as error:
+            failure = error
+    found, problems = run.processes.broadcast((found, None if failure is None else failure.diagnostics))
+    if problems is not None:
+        raise failure or RunError(problems)
+    return found
+
+
+def student_to_probe(run: Run) -> ProbedNetwork:
+    """The student as the probe reads it: whole, also where a method gives it another end."""
+    return ProbedNetwork(name="student", net=run.student, autocast=run.autocast)
+
+
+def probe_once(run: Run, progress: Progress, primary: str, *, stop: Callable[[], bool]) -> Iterator[Record]:
+    """Probe what a run probes once: the student before its first step, and each teacher; yields records.
+
+    What a resumed run has measured already is not measured again, unless the probe's images have changed. primary: the
+    metric by which the best student is chosen.
+    """
+    if run.probe is None:
+        return
+    if progress.probe and progress.probe["images"] != run.probe.listing:
+        yield from warnings(["the probe's images have changed since the checkpoint: its figures begin anew"])
+        progress.probe = {}
+        if primary == LINEAR:
+            progress.best, progress.best_step = {}, 0
+    figures: dict[str, dict[str, float]] = progress.probe.setdefault("figures", {})
+    progress.probe["images"] = run.probe.listing
+    networks = {BEFORE: student_to_probe(run)} if progress.step == 0 else {}
+    networks |= {
+        name: ProbedNetwork(
+            name=name,
+            net=teacher.net,
+            pixels=teacher.pixels,
+            autocast=teacher.autocast,
+            weights=f"{run.teacher_hashes[name]}{', folded' if run.spec.runtime.fold_bn else ''}",
+        )
+        for name, teacher in run.teachers.items()
+    }
+    if any(name not in figures for name in networks):
+        yield from (
+            Notice(message=message) for message in (*run.probe.notices, f"the probe: {run.probe.text}")
+        )
+    for name, network in networks.items():
+        if name in figures:
+            continue
+        found = probed(run, network, stop)
+        if found is None:
+            return
+        yield from warnings(found.messages)
+        reading, fitting = found.seconds
+        cost = f"{reading:.1f} s to read images and features, {fitting:.1f} s to fit"
+        again = (
+            "; `dataset.probe.freq` says after how many epochs it is measured again" if name == BEFORE else ""
+        )
+        yield Notice(message=f"the probe of {network.called} reads {found.feature}: {cost}{again}")
+        figures[name] = found.metrics
+        yield Evaluation(
+            step=progress.step,
+            epoch=progress.epoch,
+            network=name,
+            metrics=found.metrics,
+            primary=primary,
+            best=False,
+            seconds=reading + fitting,
+        )
+
+
+def probe_where_due(
+    run: Run, progress: Progress, messages: list[str], stop: Callable[[], bool]
+) -> dict[str, float]:
+    """The student's figures on the probe at an evaluation; empty where `dataset.probe.freq` leaves this one out.
+
+    It is due at the first evaluation after each so many epochs, and at the last one of a run. messages: takes what is
+    doubtful of its features.
+    """
+    if run.probe is None:
+        return {}
+    number = progress.epoch + (progress.batch >= len(run.train_loader))
+    last = progress.stage == len(run.stages) - 1 and progress.stage_step >= run.stages[-1].steps
+    freq = run.probe.settings.freq or 1
+    before = number - 1
+    while before > 0 and not comes_due(run, before, run.spec.trainer.test_freq):
+        before -= 1
+    if not last and number // freq == before // freq:
+        return {}
+    found = probed(run, student_to_probe(run), stop)
+    if found is None:
+        return {}
+    messages += found.messages
+    return found.metrics
+
+
+def comes_due(run: Run, epoch: int, frequency: int) -> bool:
+    """Whether this epoch, from 1, is one in so many; with `iter_base`, whether a step in it is."""
+    if not run.spec.runtime.iter_base:
+        return epoch % frequency == 0
+    steps = run.steps_per_epoch
+    return epoch * steps // frequency > (epoch - 1) * steps // frequency
+
+
+def with_probe(teachers: Mapping[str, dict[str, float]], progress: Progress) -> dict[str, dict[str, float]]:
+    """The teachers' metrics with what a probe has measured once, the student before training first."""
+    figures: Mapping[str, dict[str, float]] = progress.probe.get("figures", {})
+    return {name: {**teachers.get(name, {}), **figures.get(name, {})} for name in {**figures, **teachers}}
 
 
 def measure_mimicry(

@@ -55,9 +55,10 @@ MAY_DIFFER = (
     "trainer.on_nonfinite",
     "trainer.nonfinite_budget",
     "trainer.on_collapse",
+    "dataset.probe.freq",
     *(
         f"dataset.{side}.dataloader.kwargs.{key}"
-        for side in ("train", "test")
+        for side in ("train", "test", "probe.train", "probe.test")
         for key in ("num_workers", "pin_memory", "bad_sample_budget")
     ),
 )

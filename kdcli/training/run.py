@@ -26,6 +26,7 @@ from kdcli.records import NetworkFacts, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec, Spec, StageSpec, Trainer
+from kdcli.tasks.probe.probe import Probe
 from kdcli.tasks.task import Task
 from kdcli.training.join_jobs import JoinedJobs
 from kdcli.training.optim import MovingAverage
@@ -89,6 +90,7 @@ class Run:
     train_loader: Loader
     sides: Sides
     test_loader: Loader
+    probe: Probe | None
     joined: JoinedJobs
     teachers: Mapping[str, Teacher]
     sources: Mapping[str, ViewSource]

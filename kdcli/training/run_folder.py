@@ -143,6 +143,7 @@ class RunFolder:
             self.finished,
             self.root / "bad_samples.jsonl",
             *entries_like(self.root, "replay_*.pt"),
+            *entries_like(self.root, "probe_*_t[re]*.safetensors"),
             *entries_like(self.root, SAMPLES.format(side="t[re]*", digest="[0-9a-f]" * 16)),
             *entries_like(self.root / TENSORBOARD, "events.out.tfevents.*"),
         ]

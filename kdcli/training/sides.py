@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import matched
 from kdcli.data.digest import Digest, changes, listing_from, unpacked
 from kdcli.data.sources import BatchSource, OpenedData, Source
-from kdcli.errors import KdError, RunError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.meeting import ranks_text
 from kdcli.spec.check.labels import is_unlabelled
-from kdcli.spec.places import Places
+from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.tasks import build_task
+from kdcli.tasks.probe.data import ProbeData, findings_of, opened_side, probe_data, probe_source
+from kdcli.tasks.probe.probe import Probe
 from kdcli.training.run_folder import has_data_facts, recorded_classes
 
 T = TypeVar("T")
@@ -87,6 +92,34 @@ class Sides:
             return test
         return matched(test, train.facts.class_names, train)
 
+    def probe_source(self, side: str) -> Source:
+        """The samples and labels of one side of the probe; nothing is decoded."""
+        return self._once(f"probe source {side}", False, lambda: probe_source(self.spec, side, self.places))
+
+    def probe_side(self, side: str) -> OpenedData:
+        """One side of the probe with its own class numbers."""
+        opened = partial(opened_side, self.spec, side)
+        return self._once(f"probe {side}", False, lambda: opened(self.probe_source(side)))
+
+    @property
+    def probe(self) -> ProbeData | None:
+        """The probe's data, its two sides matched by class; None where the spec has none."""
+        if self.spec.dataset.probe is None:
+            return None
+        return self._once(
+            "probe", False, lambda: probe_data(self.probe_side("train"), self.probe_side("test"))
+        )
+
+    def build_probe(self, device: torch.device, folder: Path | None) -> tuple[Probe | None, list[Diagnostic]]:
+        """The probe, None where the spec has none, and findings about its data. folder: see Probe."""
+        data, settings = self.probe, self.spec.dataset.probe
+        if data is None or settings is None:
+            return None, []
+        found = list(findings_of(data, self.train.facts))
+        if any(finding.severity == "error" for finding in found):
+            raise SpecError(found)
+        return Probe(settings, data, seed=self.spec.runtime.random_seed, device=device, folder=folder), found
+
     def _source(self, train: bool) -> Source | BatchSource:
         if train in self.given:
             return self.given[train]
@@ -113,6 +146,13 @@ class Sides:
         if isinstance(found, KdError):
             raise found
         return found  # type: ignore[return-value]
+
+
+def truth_file(spec: Spec, places: Places) -> Path | None:
+    """The evaluator's `gt_file`, where the spec gives one."""
+    evaluator = spec.dataset.test.dataset.kwargs.evaluator
+    named = None if evaluator is None else evaluator.kwargs.get("gt_file")
+    return places.find(named, GT_FILE) if isinstance(named, str) else None
 
 
 def require_same_data(processes: Processes, digests: Mapping[str, Digest]) -> None:

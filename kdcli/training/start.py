@@ -12,11 +12,33 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.taps import tensors_in
 from kdcli.distill.trainee import DeployedStudent, is_task_loss
 from kdcli.parallel.devices import to_device
-from kdcli.records import Notice
+from kdcli.records import Notice, Plan
 from kdcli.training.checkpoint import Progress
-from kdcli.training.guard import Reach
+from kdcli.training.guard import GuardResult, Reach
 from kdcli.training.join_jobs import first_samples, require
 from kdcli.training.run import Run, trained_names
+
+
+def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, before_evaluation: bool) -> Plan:
+    """The first record: what will be trained. lr: which the warm-up reaches."""
+    return Plan(
+        name=run.name,
+        run_dir=run.folder.root,
+        device=str(run.processes.device),
+        processes=run.processes.world_size,
+        precision=run.precision,
+        networks=run.networks,
+        pairs=run.joined.pairs,
+        pulls=guard.pulls,
+        samples=run.facts.num_samples or 0,
+        labelled=run.facts.labels != "none",
+        batch_size=run.train_loader.batch_size,
+        steps_per_epoch=run.steps_per_epoch,
+        total_steps=run.total_steps,
+        effective_lr=lr,
+        resumed_step=progress.step,
+        resumed_before_evaluation=before_evaluation,
+    )
 
 
 def compile_networks(run: Run) -> Iterator[Notice]:

@@ -20,8 +20,9 @@ from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, better, rising, warnings
+from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
+from kdcli.tasks.probe.probe import LINEAR
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -35,7 +36,16 @@ from kdcli.training.checkpoint import (
     step_info_of,
 )
 from kdcli.training.ddp import DistributedTrainee
-from kdcli.training.evaluate import evaluate, evaluation_mode, measure_mimicry, with_heads
+from kdcli.training.evaluate import (
+    comes_due,
+    evaluate,
+    evaluation_mode,
+    measure_mimicry,
+    probe_once,
+    probe_where_due,
+    with_heads,
+    with_probe,
+)
 from kdcli.training.first_step import prove_first_step
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
@@ -45,7 +55,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
-from kdcli.training.start import compile_networks, inherited, look_at_the_head, prepare
+from kdcli.training.start import compile_networks, inherited, look_at_the_head, plan_of, prepare
 from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
@@ -154,9 +164,10 @@ class TrainLoop:
         if index == 0 or resumed is not None:
             at_end = plan.steps <= progress.stage_step or progress.batch >= len(run.train_loader)
             before_evaluation = resumed is not None and at_end and not progress.over
-            yield self.plan(rate, before_evaluation=before_evaluation)
+            yield plan_of(run, self.guard, progress, rate.target, before_evaluation=before_evaluation)
             if resumed is None:
                 refuse_strong_pulls(run, self.guard, plan, rate.target)
+            yield from probe_once(run, progress, self.primary, stop=self.stopped)
         self.ddp.new_stage()
         self.watch.new_stage(plan, parameters, rate)
         while progress.stage == index and not progress.over:
@@ -285,12 +296,12 @@ class TrainLoop:
         whole_epoch = progress.batch >= len(run.train_loader)
         over = ended and progress.stage == len(run.stages) - 1
         number = progress.epoch + 1
-        due = whole_epoch and self.comes_due(number, trainer.test_freq)
+        due = whole_epoch and comes_due(run, number, trainer.test_freq)
         if over or due:
             yield from self.evaluate(stage)
             yield from self.watch.evaluated(over=over)
         if due:
-            progress.scheduled = progress.last
+            progress.scheduled = {**progress.scheduled, **progress.last}
         # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
         if whole_epoch or (ended and not over):
             progress.epoch, progress.batch = number, 0
@@ -299,19 +310,12 @@ class TrainLoop:
             # No stop here: a state between two stages would have the optimizer of the old one.
             progress.stage, progress.stage_step = progress.stage + 1, 0
             return
-        if over or (whole_epoch and self.comes_due(number, trainer.save_freq)):
+        if over or (whole_epoch and comes_due(run, number, trainer.save_freq)):
             yield self.save(stage)
         if over:
             yield from self.watch.over()
         if stop := self.consensus.agreed(self.interrupts.signal_number or 0):
             yield from self.leave(stage, stop)
-
-    def comes_due(self, epoch: int, frequency: int) -> bool:
-        """Whether this epoch, from 1, is one in so many; with `iter_base`, whether a step in it is."""
-        if not self.run.spec.runtime.iter_base:
-            return epoch % frequency == 0
-        steps = self.run.steps_per_epoch
-        return epoch * steps // frequency > (epoch - 1) * steps // frequency
 
     def evaluate(self, stage: Stage) -> Iterator[Record]:
         """Measure the student (its average where there is one), and save its weights where it is the best so far."""
@@ -325,9 +329,12 @@ class TrainLoop:
         with run.ema.in_place() if run.ema is not None else nullcontext():
             with evaluation_mode(run.deployed), self.watch.looks.evaluation():
                 metrics = self.measured(stage, messages)
+                metrics = {**metrics, **probe_where_due(run, progress, messages, self.stopped)}
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
             primary = self.primary_among(metrics)
-            best = not stop and (not progress.best or self.is_better(metrics, progress.best))
+            # A probe may leave this evaluation out.
+            counts = not stop and (run.probe is None or primary in metrics)
+            best = counts and (not progress.best or self.is_better(metrics, progress.best))
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -348,12 +355,13 @@ class TrainLoop:
             seconds=time.perf_counter() - began,
         )
 
+    def stopped(self) -> bool:
+        """Whether a signal has come to this process."""
+        return self.interrupts.signal_number is not None
+
     def measured(self, stage: Stage, messages: list[str]) -> dict[str, float]:
         """The student's metrics: against labels, or without them by what it has learnt of its teachers."""
         run, progress = self.run, self.progress
-
-        def stop() -> bool:
-            return self.interrupts.signal_number is not None
 
         if not self.without_labels:
             return evaluate(
@@ -362,7 +370,7 @@ class TrainLoop:
                 run.task,
                 run.processes,
                 autocast=run.autocast,
-                stop=stop,
+                stop=self.stopped,
                 name="the student",
                 messages=messages,
             )
@@ -377,7 +385,7 @@ class TrainLoop:
                 seed=run.spec.runtime.random_seed,
                 autocast=run.autocast,
                 step_info=step_info_of(progress, len(run.train_loader)),
-                stop=stop,
+                stop=self.stopped,
             )
         require(run.joined, run.teachers, stage.plan.active.jobs, stage.plan.active.task_loss)
         return metrics
@@ -389,11 +397,16 @@ class TrainLoop:
 
     def primary_among(self, metrics: Mapping[str, float]) -> str:
         """The metric that decides which student is the best."""
-        return primary_of(metrics) if self.without_labels else self.run.task.primary
+        if not self.without_labels:
+            return self.run.task.primary
+        return LINEAR if self.run.probe is not None else primary_of(metrics)
 
     def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether the student of these metrics is better than that of others."""
-        return has_learnt_more(new, old) if self.without_labels else better(self.run.task.primary, new, old)
+        if self.without_labels and self.run.probe is None:
+            return has_learnt_more(new, old)
+        primary = self.primary_among(new)
+        return primary not in old or better(primary, new, old)
 
     @property
     def primary(self) -> str:
@@ -439,28 +452,6 @@ class TrainLoop:
         command = self.run.options.again or f"kdcli train {self.run.parsed.source} --resume"
         raise saved_at(number, self.progress.step, command)
 
-    def plan(self, rate: LearningRate, *, before_evaluation: bool) -> Plan:
-        """The first record: what will be trained."""
-        run = self.run
-        return Plan(
-            name=run.name,
-            run_dir=run.folder.root,
-            device=str(run.processes.device),
-            processes=run.processes.world_size,
-            precision=run.precision,
-            networks=run.networks,
-            pairs=run.joined.pairs,
-            pulls=self.guard.pulls,
-            samples=run.facts.num_samples or 0,
-            labelled=run.facts.labels != "none",
-            batch_size=run.train_loader.batch_size,
-            steps_per_epoch=run.steps_per_epoch,
-            total_steps=run.total_steps,
-            effective_lr=rate.target,
-            resumed_step=self.progress.step,
-            resumed_before_evaluation=before_evaluation,
-        )
-
     def finish(self, started: float) -> Iterator[Record]:
         """Measure the teachers, save the student, close the run."""
         run, progress = self.run, self.progress
@@ -483,7 +474,7 @@ class TrainLoop:
             primary=self.primary,
             last=progress.last,
             best=progress.best,
-            teachers=progress.teachers,
+            teachers=with_probe(progress.teachers, progress),
         )
         with run.ema.in_place() if run.ema is not None else nullcontext():
             exported = self.exported()

@@ -132,6 +132,16 @@ def folders(test: str) -> Case:
     return on_files(*sides, "net.model.kwargs.num_classes=2", "teacher0.model.kwargs.num_classes=2")
 
 
+def probed(train: str, test: str, *changes: str, more: str = "") -> Case:
+    """A probe on class folders."""
+    sides = (
+        f"dataset.probe.{side}.dataset={{type: image_folder, kwargs: {{root: {root}, color_mode: GRAY,"
+        f" transformer: [{{type: to_tensor}}]{more if side == 'train' else ''}}}}}"
+        for side, root in (("train", train), ("test", test))
+    )
+    return on_files(*sides, *changes)
+
+
 def listed(file: str, *changes: str, folder: str = "images", more: str = "") -> Case:
     """Training images of a list."""
     reader = f"{{type: fs_pillow, kwargs: {{image_dir: {folder}, color_mode: GRAY}}}}"
@@ -317,6 +327,32 @@ CASES: dict[str, Case] = {
         "mimic.teacher0={mimic_name: [model.layer3], teacher_weight: 'torchvision:DEFAULT'}",
     ),
     "KD541": folders("hounds"),
+    "KD260": changed(
+        *(
+            f"dataset.probe.{side}.dataset={{type: fake, kwargs: {{num_classes: 2, shape: [1, 8, 8], transformer:"
+            f" [{{type: to_tensor}}{norm}]}}}}"
+            for side, norm in (
+                ("train", ""),
+                ("test", ", {type: normalize, kwargs: {mean: [0.5], std: [0.2]}}"),
+            )
+        )
+    ),
+    "KD261": probed("pets", "pets"),
+    "KD262": probed("cats", "pets"),
+    "KD263": probed("pets", "pets", more=", labels: none"),
+    "KD264": probed("few", "few"),
+    "KD265": probed(
+        "few",
+        "pets",
+        f"net={{name: model, type: '{PLUGIN}:Odd'}}",
+        "mimic.student.mimic_name=[model.fc]",
+        "dataset.probe.feature=model.twice",
+    ),
+    "KD266": Case(
+        text=detector(FEATURE),
+        changes=tuple(f"dataset.probe.{side}.dataset={{type: fake}}" for side in ("train", "test")),
+    ),
+    "KD268": probed("few", "pets"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
     "KD562": annotated("image.json"),
@@ -409,6 +445,11 @@ def lay(folder: Path) -> None:
         for name in names:
             (folder / side / name).mkdir(parents=True)
             shutil.copy(pictures / ("a.png" if name == "cat" else "b.png"), folder / side / name / "a.png")
+            if side == "pets":
+                (folder / "few" / name).mkdir(parents=True)
+                for number in "123":
+                    picture = pictures / ("a.png" if name == "cat" else "b.png")
+                    shutil.copy(picture, folder / "few" / name / f"{number}.png")
     lists = {
         "good": "a.png 0\nb.png 1\n",
         "black": "black.png 0\nblack.png 1\n",

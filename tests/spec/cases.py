@@ -31,6 +31,7 @@ mimic:
 )
 
 
+PROBE = "{dataset: {type: fake}}"
 UNLABELLED = ("        num_samples: 64\n", "        num_samples: 64\n        labels: none\n")
 CLIPPER = "{type: grad_clipper, kwargs: {mode: pre_defined, norm_type: 2, max_norm: 35}}"
 OWN_WORKERS = changed(
@@ -233,6 +234,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "KD229": (changed(("runner: {type: kd}", "runner: {type: quant}"), ("[4]", "[fuor]")), ()),
     "KD230": (changed(("optimizer: {type: SGD,", "optimizer: {register_type: yolov5, type: SGD,")), ()),
+    "KD267": (
+        BASE,
+        (f"dataset.probe={{train: {PROBE}, test: {PROBE}}}", "dataset.probe.feature={teacher: layer4}"),
+    ),
     "KD232": (OWN_WORKERS, ("dataset.dataloader.kwargs.num_workers=4",)),
     "KD233": (
         changed(("x-note: anything at all", "fp16: true"), ("runtime:\n", "runtime:\n  fp16: false\n")),
@@ -266,7 +271,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 ELSEWHERE = frozenset(
     {
         *("KD001", "KD103", "KD115", "KD116", "KD117", "KD413", "KD414", "KD505", "KD621", "KD622"),
-        *("KD350", "KD351", "KD352", "KD496", "KD231"),
+        *("KD350", "KD351", "KD352", "KD496", "KD231", "KD266"),
     }
 )
 """Codes that need bytes, files or a command line: test_source.py, test_include.py, test_parse.py, test_places.py;

@@ -21,13 +21,13 @@ from kdcli.spec.check.components import (
     weight_below_0,
 )
 from kdcli.spec.check.labels import check_labels_of_loss
-from kdcli.spec.check.rules import caches_of, negative_help, unfit
+from kdcli.spec.check.rules import check_task, negative_help
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
-from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
+from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target
 
 CALLED_WITH = (
     *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
@@ -54,10 +54,13 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
     findings = [
         *check_network(spec.net, ("net",), tables),
         *(d for name, net in spec.teachers.items() for d in check_network(net, ("teachers", name), tables)),
-        *check_part(spec.dataset.train, ("dataset", "train"), tables),
-        *check_part(spec.dataset.test, ("dataset", "test"), tables),
+        *(
+            d
+            for side, part in spec.dataset.parts.items()
+            for d in check_part(part, ("dataset", *side), tables)
+        ),
         *_training(spec, tables),
-        *_task(spec, tables),
+        *check_task(spec, tables.tasks),
         *(check_jobs(spec, tables) if spec.distils and spec.mimic is not None else ()),
         *check_cautions(spec, tables.losses, tables.hooks),
     ]
@@ -181,19 +184,6 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
     ):
         if component is not None:
             yield from check_component(component, component_path, table, code, what, tables.plugins)
-
-
-def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
-    """Findings for what the task's networks can't do: be compiled (KD222), be cached (KD550)."""
-    if not tables.tasks:
-        return
-    record = tables.tasks[task_of(tables.tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]
-    if spec.runtime.compile and record.not_compiled is not None:
-        path: SpecPath = ("runtime", "compile")
-        yield Diagnostic(code="KD222", message=record.not_compiled, help="leave `compile` out", path=path)
-    if record.not_cached is not None:
-        for name, (path, _) in caches_of(spec).items():
-            yield unfit(name, path, record.not_cached, "leave `cache` out")
 
 
 def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:

@@ -234,6 +234,7 @@ class _Reader:
         dataset = self._in(dataset, "dataloader", self._component(self._loader))
         for side in ("train", "test"):
             dataset = self._in(dataset, side, self._part)
+            dataset = self._in(dataset, "probe", lambda probe, side=side: self._in(probe, side, self._part))
         return dataset
 
     def _off(self, kwargs: Mapping) -> Mapping:
