@@ -46,6 +46,7 @@ LOSSES: dict[str, Loss] = {
         weight=1000.0,
         unlike_shapes=True,
         normalizes=True,
+        constant=True,
         example=("stages",),
     ),
     "bce_loss": Loss(
@@ -58,9 +59,11 @@ LOSSES: dict[str, Loss] = {
         example_kwargs="{from_logits: true}",
     ),
     "cat_kd": Loss("kdcli.losses.cat_kd:ClassAttention", kind="feature", weight=400.0, takes="map"),
-    "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),
+    "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True, constant=True),
     "fgd": Loss("kdcli.losses.fgd:FocalGlobal", kind="feature", takes="map"),
-    "fitnet": Loss("kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, example=("middle stage",)),
+    "fitnet": Loss(
+        "kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, constant=True, example=("middle stage",)
+    ),
     "fsp": Loss(
         "kdcli.losses.fsp:solution_flow",
         kind="feature",
@@ -91,8 +94,11 @@ LOSSES: dict[str, Loss] = {
         mean_over_pairs=True,
         divides_by_mask=True,
         normalizes="feat_norm",
+        constant=True,
     ),
-    "mgd": Loss("kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map"),
+    "mgd": Loss(
+        "kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map", constant=True
+    ),
     "nst": Loss(
         "kdcli.losses.nst:neuron_selectivity",
         kind="feature",
@@ -110,7 +116,7 @@ LOSSES: dict[str, Loss] = {
         whole_list=True,
         example=("before ReLU",),
     ),
-    "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True),
+    "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True, constant=True),
     "review": Loss(
         "kdcli.losses.review:KnowledgeReview",
         kind="feature",

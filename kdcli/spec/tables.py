@@ -70,6 +70,8 @@ class Loss(Target):
     """Passes both sides through a ReLU first: negative values are lost."""
     normalizes: bool | str = False
     """Normalises features itself, always or where the kwarg of this name says so: an adapter before it has no norm."""
+    constant: bool = False
+    """What a student costs by it that answers every image the same means something; a module has `of_answer` then."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False

@@ -34,8 +34,8 @@ from kdcli.training.checkpoint import (
 )
 from kdcli.training.ddp import DistributedTrainee
 from kdcli.training.evaluate import evaluate, evaluation_mode
-from kdcli.training.first_step import prove_first_step
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
+from kdcli.training.first_step import prove_first_step, refuse_strong_pulls
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
 from kdcli.training.loss_records import LossRecords
@@ -119,7 +119,7 @@ class TrainLoop:
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
-        self.watch = Watch(run, guard.reach, progress)
+        self.watch = Watch(run, guard, progress)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -404,6 +404,8 @@ class TrainLoop:
             networks=run.networks,
             pairs=run.joined.pairs,
             pulls=self.guard.pulls,
+            even_weights=self.guard.even_weights,
+            constants=self.guard.constants,
             samples=run.facts.num_samples or 0,
             batch_size=run.train_loader.batch_size,
             steps_per_epoch=run.steps_per_epoch,

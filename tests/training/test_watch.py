@@ -100,7 +100,7 @@ def test_a_loss_that_began_with_nothing_is_judged_by_those_it_is_summed_with(
 ) -> None:
     """A detector that proposes no box at first has no loss of boxes; 30 times 2.4 is trouble."""
     watch = object.__new__(Watch)
-    watch.memory, watch.floor = Memory(), None
+    watch.memory, watch.floor, watch.constants = Memory(), None, {}
     said: list[str] = []
     watch._alarm = lambda code, *_, **__: said.append(code)  # type: ignore[method-assign, assignment]
     for step in range(1 + 2 * WINDOW):
