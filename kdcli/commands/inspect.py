@@ -68,7 +68,7 @@ def inspect_features(options: InspectOptions) -> None:
 def _block(
     parsed: ParsedNetworks, pairs: Mapping[str, Sequence[FittingPair]], options: InspectOptions
 ) -> str:
-    """The `mimic` block that joins the pairs by the proposed loss, weighted for a pull of 1 where that can be measured."""
+    """The `mimic` block that joins the pairs by the proposed loss, weighted for a pull of 1 where that is known."""
     from kdcli.analysis.proposals import even_weights, mimic_block, proposals_for, trains_task, whole_spec
     from kdcli.spec.tables import task_of
     from kdcli.tasks import TASKS

@@ -307,7 +307,7 @@ class ValidateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. Data and weights only for --pairs."""
+    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. Only --pairs reads data."""
 
     spec: Annotated[str, Argument("A spec, a file with networks alone, or a list of modules.", "FILE")]
     changes: Changes = ()

@@ -116,7 +116,7 @@ LOSSES: dict[str, Loss] = {
         whole_list=True,
         example=("before ReLU",),
     ),
-    "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True, constant=True),
+    "pkd": Loss("kdcli.losses.pkd:pearson", kind="feature", unlike_shapes=True),
     "review": Loss(
         "kdcli.losses.review:KnowledgeReview",
         kind="feature",
