@@ -21,6 +21,7 @@ from kdcli.check.training import (
     check_batch,
     check_data,
     check_lengths,
+    check_sizes,
     check_stages,
     check_warm_ups,
     one_sample_batches,
@@ -426,6 +427,7 @@ class _Rehearsal:
                     runs_until=teachers[name].taps.stopped_at if name in teachers else None,
                 )
             )
+        self.findings.found += check_sizes(networks)
         if self.facts.shape is None and not self.task.own_size:
             self.findings.found.append(_unknown_size(*batch["image"].shape[-2:]))
         runtime, trainer = self.spec.runtime, self.spec.trainer

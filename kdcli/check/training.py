@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.records import NetworkFacts
 from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
 from kdcli.spec.check.signatures import Parameter, Signature
@@ -122,6 +123,21 @@ def check_batch(spec: Spec, samples: int | None) -> Iterator[Diagnostic]:
             help="each epoch is one smaller batch: lower `batch_size`",
             path=("dataset", "train", "batch_sampler", "kwargs", "batch_size"),
         )
+
+
+def check_sizes(networks: Sequence[NetworkFacts]) -> Iterator[Diagnostic]:
+    """KD669 where every teacher has less than half the student's parameters, at the first of them."""
+    student = next(one for one in networks if one.name == "student")
+    teachers = [one for one in networks if one is not student]
+    if teachers and all(2 * one.parameters < student.parameters for one in teachers):
+        one = max(teachers, key=lambda teacher: teacher.parameters)
+        message = (
+            f"`{one.name}` has {one.parameters:,} parameters, the student (`net`) {student.parameters:,}:"
+            " are they swapped?"
+        )
+        help = "the large network is the teacher; one that is meant to be small is fine"
+        path = ("teachers", one.name)
+        yield Diagnostic(code="KD669", message=message, help=help, path=path, on_key=True, severity="warning")
 
 
 def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:

@@ -9,7 +9,7 @@ import typer
 
 from kdcli.cli.parameters import command_of
 from kdcli.commands import options
-from kdcli.commands.options import with_optional_values
+from kdcli.commands.options import refuse_keys, with_optional_values
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {
@@ -69,5 +69,9 @@ def main() -> None:
     command = next((word for word in words if word in COMMANDS), None)
     if command is not None:
         words = with_optional_values(words, COMMANDS[command][0])
-    traces = "--traceback" in words
-    leave(guarded(lambda: app(words, standalone_mode=True), traces=traces))
+
+    def run() -> None:
+        refuse_keys(words, COMMANDS[command][0] if command is not None else None)
+        app(words, standalone_mode=True)
+
+    leave(guarded(run, traces="--traceback" in words))

@@ -100,5 +100,20 @@ def _keys(context: typer.Context, incomplete: str) -> list[str]:
     return complete_key(context.params.get("spec"), incomplete)
 
 
-COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {"spec": _specs, "key": _keys}
-"""What a shell offers for an argument: spec files, or `net.model.kwargs.` from the spec named before."""
+def _names(kind: Completion) -> Callable[[str], list[str]]:
+    def offered(incomplete: str) -> list[str]:
+        from kdcli.commands.completion import complete_name
+
+        return complete_name(kind, incomplete)
+
+    return offered
+
+
+COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {
+    "spec": _specs,
+    "key": _keys,
+    "method": _names("method"),
+    "word": _names("word"),
+    "sample": _names("sample"),
+}
+"""What a shell offers for an argument: spec files, `net.model.kwargs.` from the spec named before, or names."""

@@ -185,6 +185,19 @@ CAUTIONS: dict[str, Explanation] = {
         " than meant.",
         "wrong: batch_size: 256 for 100 images\nright: batch_size: 32",
     ),
+    "KD668": Explanation(
+        "normalisation of other pixels",
+        "`to_tensor` brings pixels to 0..1. A mean of 123 subtracted from them leaves nothing of the image but a"
+        " constant, and training still runs.",
+        "wrong: [{type: to_tensor}, {type: normalize, kwargs: {mean: [78], std: [96]}}]\n"
+        "right: [{type: to_tensor}, {type: normalize, kwargs: {mean: [0.305], std: [0.376]}}]",
+    ),
+    "KD669": Explanation(
+        "teacher much smaller than the student",
+        "Distillation is from a large network to a small one. Where the teacher has less than half the student's"
+        " parameters, the two may stand in each other's place.",
+        "wrong: net: [{type: torchvision.resnet50}], teacher0: [{type: torchvision.resnet18}]",
+    ),
     "KD640": Explanation(
         "cache with few views",
         "Random transforms are drawn anew in each epoch; a cached teacher has seen `views` of them, and the student"

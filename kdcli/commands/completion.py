@@ -32,6 +32,27 @@ def complete_key(spec: str | None, incomplete: str) -> list[str]:
     return result
 
 
+def complete_name(kind: str, incomplete: str) -> list[str]:
+    """Names that begin with `incomplete`: of samples, of losses and methods, or of all that `kdcli explain` knows."""
+    if kind == "sample":
+        from kdcli.commands.init import sample_specs
+
+        try:
+            names: Iterable[str] = sample_specs()
+        except KdError:
+            names = ()
+    elif kind == "method":
+        from kdcli.distill.mimickers import MIMICKERS
+        from kdcli.losses import LOSSES
+
+        names = (*LOSSES, *MIMICKERS)
+    else:
+        from kdcli.reference.words import words
+
+        names = words()
+    return sorted(name for name in names if name.casefold().startswith(incomplete.casefold()))
+
+
 def _tree(spec: str) -> Any:
     from kdcli.spec.parse import read, resolved_data
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from kdcli.disk import seen
+from kdcli.errors import UsageError
 
-Completion = Literal["spec", "key"]
+Completion = Literal["spec", "key", "method", "word", "sample"]
 
 AUTO = "auto"
 """`--resume` means the newest valid checkpoint."""
@@ -146,6 +147,44 @@ def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
         else:
             result.append(f"{word}={option.bare}")
     return result
+
+
+KEYS = {
+    "--epochs": "trainer.max_epoch",
+    "--num-epochs": "trainer.max_epoch",
+    "--max-epoch": "trainer.max_epoch",
+    "--max-iter": "trainer.max_iter",
+    "--iters": "trainer.max_iter",
+    "--steps": "trainer.max_iter",
+    "--lr": "trainer.optimizer.kwargs.lr",
+    "--learning-rate": "trainer.optimizer.kwargs.lr",
+    "--batch-size": "dataset.batch_sampler.kwargs.batch_size",
+    "--workers": "dataset.dataloader.kwargs.num_workers",
+    "--num-workers": "dataset.dataloader.kwargs.num_workers",
+    "--seed": "runtime.random_seed",
+    "--precision": "runtime.precision",
+    "--out": "saver.save_dir",
+    "--output": "saver.save_dir",
+    "--output-dir": "saver.save_dir",
+    "--pretrained": "saver.pretrain_model",
+}
+"""Options of other tools, and the key of the spec that says so here."""
+
+
+def refuse_keys(words: Sequence[str], options: type | None) -> None:
+    """Raise UsageError for an option of another tool that is a key of the spec here, with that key."""
+    known = {flag for p in parameters(options) if p.option for flag in p.option.flags} if options else set()
+    for index, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in KEYS and flag not in known and options is not None and "SPEC" in _metavars(options):
+            value = value or next(iter(words[index + 1 : index + 2]), "")
+            said = f"{KEYS[flag]}={value or '...'}"
+            raise UsageError.of(f"there is no option `{flag}`", f"it is a key of the spec: say `{said}`")
+
+
+def _metavars(options: type) -> str:
+    return " ".join(p.argument.metavar or "" for p in parameters(options) if p.argument is not None)
 
 
 def is_checkpoint(word: str) -> bool:
@@ -336,16 +375,25 @@ class InspectOptions:
 class MethodsOptions:
     """List every loss and mimic method, or explain one, with a block to paste."""
 
-    name: Annotated[str | None, Argument("A loss or a mimic method; without it all are listed.")] = None
+    name: Annotated[
+        str | None, Argument("A loss or a mimic method; without it all are listed.", complete="method")
+    ] = None
     plugins: Plugins = ()
     traceback: Traceback = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainOptions:
-    """Explain a code: what it means, why it matters, an example."""
+    """Explain a word: a code, a key of the spec, a loss, a module, a transform or another type, an argument."""
 
-    code: Annotated[str, Argument("A code such as KD203.")]
+    word: Annotated[
+        str | None,
+        Argument(
+            "A code (KD203), a key (trainer.ema), a type (kd_loss, resnet18) or an argument (feat_norm);"
+            " without it, all that there is.",
+            complete="word",
+        ),
+    ] = None
     traceback: Traceback = False
 
 
@@ -428,7 +476,7 @@ class ExportOptions:
 class InitOptions:
     """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
 
-    name: Annotated[str | None, Argument("A sample; without it all are listed.")] = None
+    name: Annotated[str | None, Argument("A sample; without it all are listed.", complete="sample")] = None
     folder: Annotated[Path | None, Argument("Folder to copy into; else the working directory.", "[DIR]")] = (
         None
     )

@@ -1,9 +1,10 @@
-"""`kdcli explain`, `methods`, `schema`, `doctor`: print what kdcli knows about codes, losses, the spec, the machine."""
+"""`kdcli explain`, `methods`, `schema`, `doctor`: print what kdcli knows about words, losses, the spec, the machine."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,58 @@ from kdcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kdcli.commands.options import DoctorOptions, ExplainOptions, MethodsOptions, SchemaOptions
+    from kdcli.reference.words import TypePage
 
 
 def explain(options: ExplainOptions) -> None:
-    """Print what a code means, why it matters, an example."""
+    """Print all that a word means: as a code, as a type, as a key; else as an argument. Without a word, list them."""
+    from kdcli.reference.keys import pages_of
+    from kdcli.reference.words import arguments_named, subjects, types_named, words
+    from kdcli.report.console import screen_width, wants_colour, write
+    from kdcli.report.reference_text import arguments_text, keys_text, subjects_text
+
+    width, colour = screen_width(sys.stdout), wants_colour(sys.stdout)
+    word = options.word
+    if word is None:
+        write(subjects_text(subjects(), width=width, colour=colour))
+        return
+    pages = [*_code_pages(word, width, colour), *_type_pages(types_named(word), width, colour)]
+    if keys := pages_of(word):
+        pages.append(keys_text(keys, width=width, colour=colour))
+    if not pages and (arguments := arguments_named(word)):
+        pages.append(arguments_text(word, arguments, width=width, colour=colour))
+    if not pages:
+        known = list(words())
+        help = did_you_mean(word, known) or did_you_mean(word.upper(), known)
+        raise UsageError.of(
+            f"kdcli has no word `{word}`", help or "`kdcli explain` alone lists what there is"
+        )
+    write("\n".join(pages))
+
+
+def _code_pages(word: str, width: int | None, colour: bool) -> list[str]:
     from kdcli.codes import CODES
-    from kdcli.report.console import wants_colour, write
     from kdcli.report.reference_text import explanation_text
 
-    name = options.code.upper()
-    if name not in CODES:
-        raise UsageError.of(f"there is no code `{options.code}`", did_you_mean(name, sorted(CODES)))
-    write(explanation_text(name, CODES[name], colour=wants_colour(sys.stdout)))
+    name = word.upper()
+    return [explanation_text(name, CODES[name], width=width, colour=colour)] if name in CODES else []
+
+
+def _type_pages(types: Sequence[TypePage], width: int | None, colour: bool) -> list[str]:
+    from kdcli.losses.parts.describe import describe
+    from kdcli.reference.methods import fragment, method_fragment, method_of
+    from kdcli.report.reference_text import loss_text, method_text, type_text
+
+    pages = []
+    for one in types:
+        if one.kind == "loss":
+            pages.append(loss_text(describe(one.name), fragment(one.name), width=width, colour=colour))
+        elif one.kind == "mimic method":
+            known = method_of(one.name), method_fragment(one.name)
+            pages.append(method_text(*known, width=width, colour=colour))
+        else:
+            pages.append(type_text(one, width=width, colour=colour))
+    return pages
 
 
 def methods(options: MethodsOptions) -> None:
@@ -31,28 +72,28 @@ def methods(options: MethodsOptions) -> None:
     from kdcli.losses import LOSSES
     from kdcli.losses.parts.describe import Description, describe
     from kdcli.reference.methods import fragment, method_fragment, method_of
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.reference_text import loss_text, losses_text, method_text
     from kdcli.spec.plugins import admit, is_own, load_own
 
-    name, colour = options.name, wants_colour(sys.stdout)
+    name, width, colour = options.name, screen_width(sys.stdout), wants_colour(sys.stdout)
     known = [method_of(one) for one in MIMICKERS]
     if name is None:
         by_kind: dict[str, list[Description]] = {}
         for loss, record in LOSSES.items():
             by_kind.setdefault(record.kind, []).append(describe(loss))
-        write(losses_text(by_kind, known, colour=colour))
+        write(losses_text(by_kind, known, width=width, colour=colour))
     elif name in LOSSES:
-        write(loss_text(describe(name), fragment(name), colour=colour))
+        write(loss_text(describe(name), fragment(name), width=width, colour=colour))
     elif name in MIMICKERS:
-        write(method_text(method_of(name), method_fragment(name), colour=colour))
+        write(method_text(method_of(name), method_fragment(name), width=width, colour=colour))
     elif is_own(name):
         made = load_own(name, options.plugins, ())
         admit(name)
         if hasattr(made, "losses_of"):
-            write(method_text(method_of(name), method_fragment(name), colour=colour))
+            write(method_text(method_of(name), method_fragment(name), width=width, colour=colour))
         else:
-            write(loss_text(describe(name), fragment(name), colour=colour))
+            write(loss_text(describe(name), fragment(name), width=width, colour=colour))
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdcli.commands import uncollected
 from kdcli.disk import seen
-from kdcli.errors import Diagnostic, KdError, SpecError
+from kdcli.errors import Diagnostic, KdError, SpecError, UsageError
 from kdcli.failures import doing
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def validate(options: ValidateOptions) -> int:
-    """Check every spec with the same changes; 0 where all are right, 1 where one is wrong.
+    """Check every spec with the same changes; 0 where all are right, 1 where one is wrong, 2 where one is not there.
 
     Findings go to standard output; in the format for people the summary of what would run follows.
     """
@@ -27,11 +27,18 @@ def validate(options: ValidateOptions) -> int:
     specs, changes = files_and_changes(options.specs)
     findings: list[Diagnostic] = []
     plans: list[Plan] = []
+    usage = False
     for spec in specs:
-        with uncollected():
-            diagnostics, plan = examine(
-                spec, [*changes, *options.changes], files=options.files, plugins=options.plugins
-            )
+        try:
+            with uncollected():
+                diagnostics, plan = examine(
+                    spec, [*changes, *options.changes], files=options.files, plugins=options.plugins
+                )
+        except UsageError as error:
+            # One spec that can't be read hides nothing of the others.
+            if len(specs) == 1 and options.format == "text":
+                raise
+            diagnostics, plan, usage = list(error.diagnostics), None, True
         findings += diagnostics
         if plan is not None:
             plans.append(plan)
@@ -45,7 +52,7 @@ def validate(options: ValidateOptions) -> int:
             write(("\n" if findings or plan is not plans[0] else "") + plan_text(plan, colour=colour))
         if not wrong:
             write(f"\n{_right(len(specs), len(findings))}\n")
-    return 1 if wrong else 0
+    return UsageError.exit_code if usage else int(wrong)
 
 
 def files_and_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:

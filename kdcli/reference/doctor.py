@@ -21,7 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "demo": {"scikit-learn": "sklearn"},
     "timm": {"timm": "timm"},
     "opencv": {"opencv-python-headless": "cv2"},
-    "coco": {"faster-coco-eval": "faster_coco_eval"},
+    "detection": {"faster-coco-eval": "faster_coco_eval"},
     "report": {"matplotlib": "matplotlib"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "tensorboard": {"tensorboard": "tensorboard"},

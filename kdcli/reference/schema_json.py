@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
+from kdcli.reference.keys import argument_meaning, argument_meanings, key_meaning
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
 from kdcli.spec.check.signatures import MethodOption, Parameter, Signature, options_of, signature
@@ -22,6 +24,8 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 OWN = r"^[\w.]+:[\w.]+$"
 """Own code, behind `--plugin`: what every table takes beside its names."""
 ANY_MODEL = rf"^(torchvision|timm)\..+|{OWN}"
+TOP = {"net": "Networks", "mimic": "Mimic"}
+"""Keys at the top level whose form is more than their model's."""
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 """Bounds that pydantic leaves in its own words where a validator stands before them."""
 ANY_TORCHVISION = rf"^torchvision\..+|{OWN}"
@@ -76,28 +80,34 @@ def json_schema(known: Tables | None = None) -> Json:
     definitions |= {
         "Module": _module(known.modules),
         "Networks": {"anyOf": [_ref("Module"), {"type": "array", "items": _ref("Module")}]},
-        "Loss": _component(known.losses, _properties(schema.LossSpec), schema.LossSpec, temperature=True),
+        "Loss": _component(
+            "losses", known.losses, _properties(schema.LossSpec), schema.LossSpec, temperature=True
+        ),
         "Adapter": {
-            "anyOf": [{"enum": sorted(known.adapters)}, _component(known.adapters, {}, schema.AdapterSpec)]
+            "anyOf": [
+                {"enum": sorted(known.adapters)},
+                _component("adapters", known.adapters, {}, schema.AdapterSpec),
+            ]
         },
         "DatasetSpec": _dataset(known.datasets),
-        "Transform": _component(known.transforms, {}, schema.Component, ANY_TORCHVISION),
-        "BatchFn": _component(known.batch_fns, {}, schema.Component),
-        "ImageReader": _component(known.image_readers, {}, schema.Component),
-        "Sampler": _component(known.samplers, {}, schema.Component),
-        "Evaluator": _component(known.evaluators, {}, schema.Component)
+        "Transform": _component("transforms", known.transforms, {}, schema.Component, ANY_TORCHVISION),
+        "BatchFn": _component("batch_fns", known.batch_fns, {}, schema.Component),
+        "ImageReader": _component("image_readers", known.image_readers, {}, schema.Component),
+        "Sampler": _component("samplers", known.samplers, {}, schema.Component),
+        "Evaluator": _component("evaluators", known.evaluators, {}, schema.Component)
         if isinstance(known.evaluators, Mapping)
         else _ref("Component"),
-        "OptimizerSpec": _named(definitions["OptimizerSpec"], known.optimizers),
-        "SchedulerSpec": _named(definitions["SchedulerSpec"], known.schedulers),
+        "OptimizerSpec": _named("optimizers", definitions["OptimizerSpec"], known.optimizers),
+        "SchedulerSpec": _named("schedulers", definitions["SchedulerSpec"], known.schedulers),
         "Cfgs": _cfgs(known.mimickers),
         "Job": _job(definitions, known.mimickers),
     }
     definitions["Mimic"] = _mimic(definitions)
     definitions["LossSpec"], definitions["AdapterSpec"] = _ref("Loss"), _ref("Adapter")
     kwargs = definitions["BatchSamplerKwargs"]["properties"]
-    kwargs["sampler"] = _ref("Sampler")
-    definitions["DataLoaderKwargs"]["properties"]["batch_fn"] = _ref("BatchFn")
+    kwargs["sampler"] = _said(schema.BatchSamplerKwargs, "sampler", _ref("Sampler"))
+    kwargs = definitions["DataLoaderKwargs"]["properties"]
+    kwargs["batch_fn"] = _said(schema.DataLoaderKwargs, "batch_fn", _ref("BatchFn"))
     definitions["DataPart"]["required"] = ["dataset"]
     definitions["Dataset"]["properties"] |= {
         key: definitions["DataPart"]["properties"][key] for key in ("batch_sampler", "dataloader")
@@ -106,7 +116,8 @@ def json_schema(known: Tables | None = None) -> Json:
     for gone in ("ModuleSpec",):
         definitions.pop(gone, None)
     properties = {key: value for key, value in top["properties"].items() if key != "teachers"}
-    properties |= {"net": _ref("Networks"), "mimic": _ref("Mimic"), "ema": _ref("Ema")}
+    properties |= {key: _said(schema.Spec, key, _ref(name)) for key, name in TOP.items()}
+    properties["ema"] = _said(schema.Trainer, "ema", _ref("Ema"))
     whole: Json = {
         "$schema": DRAFT,
         "title": "kdcli spec",
@@ -114,7 +125,7 @@ def json_schema(known: Tables | None = None) -> Json:
         "type": "object",
         "required": ["net", "dataset", "trainer"],
         "properties": properties,
-        "patternProperties": {"^teacher": _ref("Networks")},
+        "patternProperties": {"^teacher": _said(schema.Spec, "teachers", _ref("Networks"))},
         "definitions": dict(sorted(definitions.items())),
     }
     found = _nullable(whole)
@@ -131,7 +142,12 @@ def _models() -> dict[str, Json]:
     whole = schema.Spec.model_json_schema(ref_template="#/definitions/{model}")
     definitions = whole.pop("$defs")
     definitions["Spec"] = whole
-    return {name: _plain(value) for name, value in definitions.items()}
+    made: dict[str, Json] = {name: _plain(value) for name, value in definitions.items()}
+    for name, described_by in made.items():
+        model: type[BaseModel] = getattr(schema, name)
+        for key, value in described_by.get("properties", {}).items():
+            described_by["properties"][key] = _said(model, key, value)
+    return made
 
 
 def _plain(value: Any) -> Any:
@@ -160,6 +176,7 @@ def _properties(model: type[BaseModel]) -> Json:
 
 
 def _component(
+    kind: str,
     table: Table,
     others: Json,
     model: type[BaseModel],
@@ -168,13 +185,18 @@ def _component(
     hidden: Collection[str] = (),
     temperature: bool = False,
 ) -> Json:
-    """An object `{type, kwargs}`; one branch for all types that take the same kwargs."""
+    """An object `{type, kwargs}`; one branch for all types that take the same kwargs. kind: the table's name."""
     branches: list[tuple[list[str], Json]] = []
     for name, target in sorted(table.items()):
         takes = signature(target)
         if takes is None:
             continue
-        given = kwargs_schema(takes, hidden=hidden, temperature=temperature)
+        given = kwargs_schema(
+            takes,
+            partial(argument_meaning, kind, name, takes=takes),
+            hidden=hidden,
+            temperature=temperature,
+        )
         then: Json = {"properties": {"kwargs": given}}
         if given.get("required") and not temperature:
             then["required"] = ["kwargs"]
@@ -192,7 +214,11 @@ def _component(
         "description": summary_of(model.__doc__),
         "type": "object",
         "required": ["type"],
-        "properties": {"type": names, "kwargs": {"type": "object"}, **others},
+        "properties": {
+            "type": _said(model, "type", names),
+            "kwargs": _said(model, "kwargs", {"type": "object"}),
+            **others,
+        },
         "additionalProperties": False,
         "allOf": rules,
     }
@@ -210,9 +236,8 @@ def _type_names(table: Table) -> Json:
 
 
 def _module(table: Table) -> Json:
-    others: Json = {"name": {"type": "string"}, "prev": {"type": "string"}}
-    others["outputs"] = _properties(schema.ModuleSpec)["outputs"]
-    made = _component(table, others, schema.ModuleSpec, ANY_MODEL, hidden=("inplanes", "aligned"))
+    others = _properties(schema.ModuleSpec)
+    made = _component("modules", table, others, schema.ModuleSpec, ANY_MODEL, hidden=("inplanes", "aligned"))
     made["properties"]["type"]["anyOf"].append(
         {"const": "self", "description": "freezes parts of the network"}
     )
@@ -221,19 +246,20 @@ def _module(table: Table) -> Json:
 
 def _dataset(table: Table) -> Json:
     """The dataset's own arguments stand beside the ones that every dataset takes."""
-    made = _component(table, {}, schema.DatasetSpec, ANY_TORCHVISION)
+    made = _component("datasets", table, {}, schema.DatasetSpec, ANY_TORCHVISION)
     shared = {
         "transformer": {"type": "array", "items": _ref("Transform")},
         "evaluator": _ref("Evaluator"),
         "image_reader": _ref("ImageReader"),
     }
+    shared = {key: _said(schema.DatasetKwargs, key, part) for key, part in shared.items()}
     for rule in made["allOf"]:
         rule["then"]["properties"]["kwargs"]["properties"] |= shared
-    made["properties"]["kwargs"] = {"type": "object", "properties": shared}
+    made["properties"]["kwargs"]["properties"] = shared
     return made
 
 
-def _named(model: Json, names: Collection[str]) -> Json:
+def _named(kind: str, model: Json, names: Collection[str]) -> Json:
     """A component of torch's: its names, and the ranges of arguments; one that differs by name may be any of these."""
     hints: dict[str, list[Json]] = {}
     for name in sorted(names):
@@ -241,11 +267,13 @@ def _named(model: Json, names: Collection[str]) -> Json:
             given = annotation_schema(parsed(hint))
             if given not in hints.setdefault(argument, []):
                 hints[argument].append(given)
+    meanings = argument_meanings(kind)
     kwargs: Json = {
-        argument: given[0] if len(given) == 1 else {"anyOf": given}
+        argument: _with(meanings.get(argument), given[0] if len(given) == 1 else {"anyOf": given})
         for argument, given in sorted(hints.items())
     }
-    properties = {**model["properties"], "type": _names_or_own(names)}
+    properties = {**model["properties"]}
+    properties["type"] = _with(properties["type"]["description"], _names_or_own(names))
     properties["kwargs"] = {**properties["kwargs"], "properties": kwargs}
     return {**model, "properties": properties}
 
@@ -258,7 +286,7 @@ def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
     """A job as it is written: losses under `cfgs`, teachers by their names."""
     told = models["Job"]["properties"]
     properties = {key: told[key] for key in JOB_KEYS if key in told}
-    properties["adapter"] = _ref("Adapter")
+    properties["adapter"] = _said(schema.Job, "adapter", _ref("Adapter"))
     properties["cfgs"] = {
         "description": "The losses by name, and the method's own options.",
         "type": "object",
@@ -266,12 +294,13 @@ def _job(models: Mapping[str, Json], methods: Mapping[str, Method]) -> Json:
     properties["mimic_ins_type"] = {
         "anyOf": [_type_names(methods), {"type": "string", "pattern": OWN}],
         "default": told["mimic_ins_type"]["default"],
+        "description": told["mimic_ins_type"]["description"],
     }
     return {
         "description": models["Job"].get("description", ""),
         "type": "object",
         "properties": properties,
-        "patternProperties": {"^teacher": _ref("JobTeacher")},
+        "patternProperties": {"^teacher": _said(schema.Job, "teachers", _ref("JobTeacher"))},
         "additionalProperties": False,
         "allOf": [_ref("Cfgs")],
     }
@@ -281,7 +310,7 @@ def _cfgs(methods: Mapping[str, Method]) -> Json:
     """What may stand under `cfgs`, as the job's `mimic_ins_type` says; of a job that names none, `base`."""
     rules = []
     for name, method in sorted(methods.items()):
-        known = {loss: _ref("Loss") for loss in method.losses}
+        known = {loss: _with(f"A loss of {name}.", _ref("Loss")) for loss in method.losses}
         known |= {option.name: option_schema(option) for option in options_of(method.options).values()}
         known |= {
             key: {"description": f"no effect: {help}"} for key, help in OPTION_LEFTOVERS.get(name, {}).items()
@@ -299,15 +328,18 @@ def _cfgs(methods: Mapping[str, Method]) -> Json:
 def _mimic(models: Mapping[str, Json]) -> Json:
     told = models["Mimic"]["properties"]
     shared = {key: told[key] for key in ("stages", "task_loss")}
-    shared["mimic_as_jobs"] = {"type": "boolean"}
+    shared["mimic_as_jobs"] = {
+        "type": "boolean",
+        "description": "Whether there are several jobs, `mimic_job0` and so on.",
+    }
     job = models["Job"]
     one = {**job, "properties": {**job["properties"], **shared}}
-    one["properties"] = {**one["properties"], "mimic_as_jobs": {"enum": [False]}}
+    one["properties"] = {**one["properties"], "mimic_as_jobs": {**shared["mimic_as_jobs"], "enum": [False]}}
     several = {
         "type": "object",
         "required": ["mimic_as_jobs"],
-        "properties": {**shared, "mimic_as_jobs": {"enum": [True]}},
-        "patternProperties": {"^mimic_job": _ref("Job")},
+        "properties": {**shared, "mimic_as_jobs": {**shared["mimic_as_jobs"], "enum": [True]}},
+        "patternProperties": {"^mimic_job": _said(schema.Mimic, "jobs", _ref("Job"))},
         "additionalProperties": False,
     }
     return {
@@ -362,10 +394,16 @@ def _alternatives(part: Json) -> Iterable[Json]:
         yield part
 
 
-def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature: bool = False) -> Json:
-    """An object with every argument a spec may give; temperature: `T` has that second name."""
+def kwargs_schema(
+    takes: Signature,
+    meaning: Callable[[str], str | None] = lambda name: None,
+    *,
+    hidden: Collection[str] = (),
+    temperature: bool = False,
+) -> Json:
+    """An object with every argument a spec may give; meaning: of one; temperature: `T` has that second name."""
     known = {name: p for name, p in takes.kwargs.items() if name not in hidden}
-    properties = {name: _argument(parameter) for name, parameter in known.items()}
+    properties = {name: _with(meaning(name), _argument(parameter)) for name, parameter in known.items()}
     if temperature and "T" in properties:
         properties["temperature"] = properties["T"]
     made: Json = {"type": "object", "properties": properties}
@@ -375,6 +413,15 @@ def kwargs_schema(takes: Signature, *, hidden: Collection[str] = (), temperature
     if required:
         made["required"] = required
     return made
+
+
+def _said(model: type[BaseModel], key: str, described_by: Json) -> Json:
+    """The schema of a key with what the key means."""
+    return _with(key_meaning(model, key), described_by)
+
+
+def _with(description: str | None, described_by: Json) -> Json:
+    return described_by if description is None else {**described_by, "description": description}
 
 
 def summary_of(doc: str | None) -> str:

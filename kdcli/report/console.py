@@ -7,6 +7,7 @@ terminal, whatever those two say.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,11 @@ def wants_colour(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
+
+
+def screen_width(stream: TextIO) -> int | None:
+    """The columns of a terminal; None for a file or a pipe, where nothing wraps."""
+    return shutil.get_terminal_size().columns if is_terminal(stream) else None
 
 
 class SteadyConsole(Console):

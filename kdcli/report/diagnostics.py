@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdcli import __version__
 from kdcli.codes import CODES
-from kdcli.disk import seen_file
+from kdcli.disk import real_path, seen, seen_file
 from kdcli.errors import Diagnostic, Span, SpecPath
 from kdcli.report.console import as_text, display_width, printable
 
@@ -99,6 +99,16 @@ def dotted(path: SpecPath) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def in_repository(span: Span) -> str | None:
+    """As `file_of`, but relative to the root of the Git repository around the working directory, as hosts want it."""
+    file = file_of(span)
+    root = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if seen(folder / ".git")), None)
+    if file is None or root is None:
+        return file
+    path = real_path(Path.cwd() / file)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else file
 
 
 def file_of(span: Span) -> str | None:
@@ -317,7 +327,7 @@ def _command(diagnostic: Diagnostic) -> str:
     properties: dict[str, str | int] = {}
     message = headline(diagnostic)
     span = diagnostic.span
-    file = file_of(span) if span else None
+    file = in_repository(span) if span else None
     if span and file is not None:
         properties = {
             "file": file,
@@ -347,9 +357,9 @@ def _property(text: str) -> str:
 def sarif(diagnostics: Sequence[Diagnostic]) -> str:
     """A SARIF 2.1.0 log for code scanning; its rules are the codes that occur, with their explanations.
 
-    Columns are code points from 1, the end column one past the end (SARIF 3.30). Files in the working directory
-    are relative to it; diagnostics from standard input or arguments carry their path into the spec as a logical
-    location.
+    Columns are code points from 1, the end column one past the end (SARIF 3.30). Files in the repository of the
+    working directory are relative to its root; diagnostics from standard input or arguments carry their path into
+    the spec as a logical location.
     """
     codes = list(dict.fromkeys(diagnostic.code for diagnostic in diagnostics))
     driver = {"name": "kdcli", "version": __version__, "rules": [_rule(code) for code in codes]}
@@ -400,7 +410,7 @@ def _result(diagnostic: Diagnostic, rule: int) -> dict[str, Any]:
 
 
 def _physical(span: Span) -> dict[str, Any] | None:
-    file = file_of(span)
+    file = in_repository(span)
     if file is None:
         return None
     uri = Path(file).as_uri() if Path(file).is_absolute() else quote(file)

@@ -41,7 +41,7 @@ class Range:
             "less than": self.less_than,
             "at most": self.at_most,
         }
-        return " and ".join(f"{words} {bound:g}" for words, bound in named.items() if bound is not None)
+        return " and ".join(f"{words} {bound:.12g}" for words, bound in named.items() if bound is not None)
 
 
 Positive = Annotated[float, Range(more_than=0)]

@@ -456,10 +456,7 @@ class Trainer(Model):
     clip_grad_norm: Positive | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: NonNegativeInt = 10
-    on_collapse: Annotated[
-        Literal["warn", "stop"],
-        Field(description="what an alarm of the watch does: a warning, or the end of the run"),
-    ] = "warn"
+    on_collapse: Literal["warn", "stop"] = "warn"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     loggers: Many[str] = ()
 

@@ -30,7 +30,7 @@ from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.sharding import total_norm
 from kdcli.records import Notice
-from kdcli.training.checkpoint import Progress, generator_state
+from kdcli.training.checkpoint import Progress, checkpoints, generator_state
 from kdcli.training.join_jobs import first_samples
 from kdcli.training.run import Run
 
@@ -304,11 +304,12 @@ class FiniteCheck:
             write_replay(path, {"step": again.step, "epoch": again.epoch, "processes": everyone})
         ids = [i for process in everyone for batch in process["indices"] for i in batch]
         more = ", ..." if len(ids) > SHOWN_IDS else ""
+        kept = "the last checkpoint is whole; " if checkpoints(self.run.folder.checkpoints) else ""
         return RunError.of(
             "KD730",
             f"{what} is not finite at step {again.step} "
             f"(samples {', '.join(str(i) for i in ids[:SHOWN_IDS])}{more}; all of it in {path})",
-            "the last checkpoint is whole; lower the lr, clip gradients (`trainer.clip_grad_norm`), look at "
+            f"{kept}lower the lr, clip gradients (`trainer.clip_grad_norm`), look at "
             "these samples, or say `trainer.on_nonfinite: skip`",
         )
 

@@ -67,6 +67,25 @@ def test_formats_for_machines(format: str, capsys: pytest.CaptureFixture[str]) -
         json.loads(text)
 
 
+def test_a_spec_that_is_not_there_hides_no_finding_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("wrong.yaml", "gone.yaml", "right.yaml", format="sarif") == 2
+    results = json.loads(capsys.readouterr().out)["runs"][0]["results"]
+    assert [result["ruleId"] for result in results] == ["KD306", "KD001"]
+
+
+@pytest.mark.parametrize("format", ["github", "sarif"])
+def test_paths_for_a_host_begin_at_the_root_of_the_repository(
+    format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("repository/specs/nested").mkdir(parents=True)
+    Path("repository/.git").mkdir()
+    Path("repository/specs/wrong.yaml").write_text(WRONG)
+    monkeypatch.chdir("repository/specs/nested")
+    assert run("../wrong.yaml", format=format) == 1
+    said = capsys.readouterr().out
+    assert ("file=specs/wrong.yaml," if format == "github" else '"uri": "specs/wrong.yaml"') in said
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(WRONG.encode())))
     assert run("-", quiet=True) == 1

@@ -57,7 +57,7 @@ def test_what_is_said(
     found = said(code, files)
     assert f" {code}: " in found
     assert found.strip("\n") == sections(GOLDEN)[code]
-    explain(ExplainOptions(code=code))
+    explain(ExplainOptions(word=code))
     assert CODES[code].title in capsys.readouterr().out
 
 

@@ -345,6 +345,7 @@ CASES: dict[str, Case] = {
             "teacher0: !include parts/teacher.yaml",
         )
     ),
+    "KD669": changed("net.model.kwargs.widths=[16, 16, 32, 64]"),
     "KD636": changed("dataset.batch_sampler.kwargs.batch_size=4096"),
     "KD620": changed(
         f"{TRANSFORMER}=[{{type: torchvision.RandomResize, kwargs: {{min_size: 8, max_size: 12}}}},"

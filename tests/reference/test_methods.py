@@ -73,7 +73,7 @@ def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_codes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     code = next(iter(CODES))
-    reference.explain(ExplainOptions(code=code.lower()))
+    reference.explain(ExplainOptions(word=code.lower()))
     assert CODES[code].title in capsys.readouterr().out
 
 
@@ -81,7 +81,7 @@ def test_slips_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="kd_los"):
         reference.methods(MethodsOptions(name="kd_los"))
     with pytest.raises(UsageError):
-        reference.explain(ExplainOptions(code="KD999"))
+        reference.explain(ExplainOptions(word="KD999"))
 
 
 @pytest.mark.parametrize("name", sorted(MIMICKERS))

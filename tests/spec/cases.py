@@ -167,6 +167,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "KD611": (changed(("    warmup_iter: 5\n", ""), ("batch_size: 8", "batch_size: 64")), ()),
+    "KD668": (
+        changed(
+            (
+                "transformer: [{type: to_tensor}]",
+                "transformer: [{type: to_tensor}, {type: torchvision.Normalize, kwargs: {mean: [78], std: [96]}}]",
+            )
+        ),
+        (),
+    ),
     "KD612": (changed(("type: auto_save_best", "type: auto_sav_best")), ()),
     "KD613": (changed(("x-note: anything at all", "traner: &t {max_epoch: 3}")), ()),
     "KD614": (

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcli.disk import shown_path
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
-from kdcli.spec.schema import Job, OptimizerSpec, SchedulerSpec, Spec
+from kdcli.spec.schema import DataPart, Job, OptimizerSpec, SchedulerSpec, Spec
 from kdcli.spec.tables import ADAPTIVE, SAME_OPTIMIZERS, SETS_LR, LossTable
 
 _PLACEHOLDER = re.compile(
@@ -30,6 +30,7 @@ def check_cautions(spec: Spec, losses: LossTable, hooks: Collection[str]) -> Ite
     yield from _frozen_norms(spec)
     yield from _scaled_lr(spec)
     yield from _untrained_starts(spec, losses)
+    yield from _pixel_scales(spec)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -40,6 +41,46 @@ def _warning(
     path: SpecPath, code: str, message: str, help: str | None = None, on_key: bool = False
 ) -> Diagnostic:
     return Diagnostic(code=code, message=message, help=help, path=path, on_key=on_key, severity="warning")
+
+
+SCALES = {"to_tensor": 1, "torchvision.ToTensor": 1, "custom_to_tensor": 255}
+"""Transforms behind which pixels go from 0 to 1, or to 255 as in the file."""
+
+NORMALIZERS = ("normalize", "torchvision.Normalize")
+
+
+def _pixel_scales(spec: Spec) -> Iterator[Diagnostic]:
+    """KD668 for a mean or a deviation of other pixels than those that reach it: of 0..255 for 0..1, or the reverse."""
+    said: list[list[float]] = []
+    for side in ("train", "test"):
+        part: DataPart = getattr(spec.dataset, side)
+        scale = None
+        for index, transform in enumerate(part.dataset.kwargs.transformer):
+            if transform.type in SCALES:
+                scale = 1 if transform.kwargs.get("norm_image") else SCALES[transform.type]
+            elif transform.type in NORMALIZERS:
+                written = [transform.kwargs.get(key) for key in ("mean", "std")]
+                values = [abs(v) for one in written if isinstance(one, list) for v in one if _is_number(v)]
+                path: SpecPath = ("dataset", side, "dataset", "kwargs", "transformer", index, "kwargs")
+                if values in said:
+                    continue  # both sides have the same, mostly by an anchor
+                said.append(values)
+                if scale == 1 and max(values, default=0) > MOST_OF_ONE:
+                    message = "the mean and deviation of pixels from 0 to 255, for pixels from 0 to 1"
+                    yield _warning(path, "KD668", message, "divide them by 255")
+                elif scale == 255 and values and max(values) <= 1 and any(values[: len(values) // 2]):
+                    message = "the mean and deviation of pixels from 0 to 1, for pixels from 0 to 255"
+                    yield _warning(
+                        path, "KD668", message, "multiply them by 255, or say `norm_image: true` before"
+                    )
+
+
+MOST_OF_ONE = 1.5
+"""No mean or deviation of pixels from 0 to 1 is larger."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _teachers(spec: Spec) -> Iterator[Diagnostic]:

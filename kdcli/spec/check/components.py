@@ -8,8 +8,14 @@ from dataclasses import replace
 from typing import Any, get_type_hints
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
-from kdcli.spec.check.signatures import Parameter, Signature, signature
-from kdcli.spec.plugins import is_own, lookup
+from kdcli.spec.check.signatures import (
+    Parameter,
+    Signature,
+    is_torchvision_model,
+    names_of,
+    signature,
+)
+from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Range, parsed, range_of, ranged
 from kdcli.spec.schema import Component
 from kdcli.spec.tables import Table, Target, torch_arguments
@@ -46,12 +52,13 @@ def check_component(
     hidden: Collection[str] = (),
     kwargs: Mapping[str, Any] | None = None,
     help: str | None = None,
+    of_torchvision: str | None = None,
 ) -> Iterator[Diagnostic]:
     """Check one `type` with its `kwargs`: whether the name is known and the arguments fit.
 
     path: of the component. prefixes: names that begin so are looked at elsewhere. others: what may be written beside
     the table's names, for the nearest name. hidden: arguments that a spec cannot give. kwargs: in place of the
-    component's. help: where there is no near name.
+    component's. help: where there is no near name. of_torchvision: the module of torchvision whose name it may be.
     """
     name = component.type
     if any(name.startswith(prefix) and len(name) > len(prefix) for prefix in prefixes) and not is_own(name):
@@ -62,12 +69,38 @@ def check_component(
             table, name, plugins, path=type_path, code=code, what=what, forgotten="KD309", others=others
         )
     except SpecError as error:
+        twin = of_torchvision is not None and name in (names_of(of_torchvision) or ())
         for finding in error.diagnostics:
-            yield finding if finding.help or is_own(name) else replace(finding, help=help)
+            if twin:
+                yield replace(finding, help=f"torchvision's is written `torchvision.{name}`")
+            else:
+                yield finding if finding.help or is_own(name) else replace(finding, help=help)
         return
     if target is not None:
         given = component.kwargs if kwargs is None else kwargs
         yield from check_against(target, given, path, f"`{name}`", what, hidden)
+
+
+def or_torchvision(finding: Diagnostic, name: str) -> Diagnostic:
+    """A finding about a module; where torchvision has a classifier of that name, the help says how it is written."""
+    wants_head = (finding.path or ())[-1:] == ("num_classes",)
+    if not (wants_head or finding.code == "KD308") or "." in name or not is_torchvision_model(name):
+        return finding
+    part = f"`{name}` is a backbone without a head: " if wants_head else ""
+    return replace(finding, help=f"{part}torchvision's whole classifier is `torchvision.{name}`")
+
+
+def check_self(kwargs: Mapping[str, Any], path: SpecPath) -> Iterator[Diagnostic]:
+    """Check the arguments of the module `self`, which freezes parts of the network and is none itself."""
+    for key in kwargs:
+        if key != "freeze_patterns":
+            yield Diagnostic(
+                code="KD320",
+                message=f"`self` has no argument `{key}`",
+                help=suggest(key, ["freeze_patterns"]),
+                path=(*path, "kwargs", key),
+                on_key=True,
+            )
 
 
 def check_against(

@@ -13,9 +13,11 @@ from kdcli.spec.check.components import (
     check_against,
     check_arguments,
     check_component,
+    check_self,
     check_torch_arguments,
     check_type,
     choices_of,
+    or_torchvision,
     weight_below_0,
 )
 from kdcli.spec.check.rules import caches_of, negative_help, unfit
@@ -89,13 +91,7 @@ def check_network(modules: Sequence[ModuleSpec], path: SpecPath, tables: Tables)
 def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
     name = module.type
     if name == "self":
-        for key in module.kwargs:
-            if key != "freeze_patterns":
-                message = f"`self` has no argument `{key}`"
-                help = suggest(key, ["freeze_patterns"])
-                yield Diagnostic(
-                    code="KD320", message=message, help=help, path=(*path, "kwargs", key), on_key=True
-                )
+        yield from check_self(module.kwargs, path)
         return
     if name == "peer":
         yield from _network_of_peer(module, path, tables)
@@ -107,7 +103,7 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
     if "." in name:
         package, _, attribute = name.rpartition(".")
         help = f"own code is written `{package}:{attribute}`, with `--plugin {name.split('.')[0]}`"
-    yield from check_component(
+    for finding in check_component(
         module,
         path,
         tables.modules,
@@ -117,7 +113,8 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
         prefixes=FOREIGN,
         hidden=BOUND["module"],
         help=help,
-    )
+    ):
+        yield or_torchvision(finding, name)
 
 
 def _network_of_peer(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diagnostic]:
@@ -145,6 +142,7 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
         tables.plugins,
         prefixes=("torchvision.",),
         others=("torchvision.<Dataset>",),
+        of_torchvision="torchvision.datasets",
         hidden=("transformer", "evaluator", "image_reader"),
         kwargs=dict(kwargs.model_extra or {}),
     )
@@ -159,6 +157,7 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
             tables.plugins,
             prefixes=("torchvision.",),
             others=("torchvision.<name>",),
+            of_torchvision="torchvision.transforms.v2",
         )
     loader, sampler = part.dataloader.kwargs, part.batch_sampler.kwargs.sampler
     for component, component_path, table, code, what in (

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from kdcli.disk import is_file
+from kdcli.disk import entries_like, is_file
 from kdcli.spec.ranges import Weight, parsed, range_of, shown
 from kdcli.spec.tables import Kind, Loss, Target
 
@@ -80,6 +80,17 @@ def names_of(module: str) -> dict[str, ast.stmt] | None:
                 if isinstance(place, ast.Name):
                     names[place.id] = statement
     return names
+
+
+@cache
+def is_torchvision_model(name: str) -> bool:
+    """Whether torchvision.models has a function of this name, found without importing it."""
+    package = source_file("torchvision.models")
+    files = [] if package is None else entries_like(package.parent, "*.py")
+    return any(
+        isinstance((names_of(f"torchvision.models.{file.stem}") or {}).get(name), ast.FunctionDef)
+        for file in files
+    )
 
 
 def find_definition(module: str, attribute: str, steps: int = 0) -> Definition | None:

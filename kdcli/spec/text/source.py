@@ -22,6 +22,9 @@ _CORE_TAGS = {
 Include = Callable[[str, Span, "Budget"], Node]
 
 
+TORCHDISTILL_TAGS = ("!import_call", "!import_call_method", "!import_get", "!getattr", "!setattr", "!join")
+"""Tags of another tool's files, which are sometimes tried here."""
+
 MAX_CHARACTERS = 4_000_000
 MAX_BYTES = 4 * MAX_CHARACTERS
 """More bytes than these are more characters, in UTF-8."""
@@ -138,6 +141,9 @@ class Text:
         elif "quoted scalar" in context and "end of stream" in problem:
             start = error.context_mark  # type: ignore[attr-defined]
             line, column, problem = start.line, start.column, "this quote is never closed"
+        elif "quoted scalar" in context and ("escape" in problem or "hexdecimal" in problem):
+            problem = "in double quotes a backslash begins an escape, as in `\\n`"
+            help = "put it in single quotes, where a backslash is one: 'C:\\images\\train'"
         elif "mapping values are not allowed" in problem:
             problem, help = "a second `:` on this line", "quote the value, or start a new line"
         elif "cannot start any token" in problem:
@@ -440,6 +446,8 @@ class _Composer:
         start = event.start_mark
         span = self.place.at(start.line, start.column, start.line, start.column + len(shown))
         help = "a spec is data: the only tags are `!include` and YAML's own (`!!str`, `!!int`, ...)"
+        if tag in TORCHDISTILL_TAGS:
+            help = "torchdistill's files run code. kdcli's language is United-Perception's: `kdcli init` lists samples"
         self._find("KD106", f"unknown tag `{shown}`", span, help)
 
 

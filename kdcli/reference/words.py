@@ -1,0 +1,149 @@
+"""Every word that `kdcli explain` knows: codes, keys, types and their arguments; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from kdcli.codes import CODES
+from kdcli.optimizers import OPTIMIZER_TARGETS, SCHEDULER_TARGETS
+from kdcli.reference.keys import argument_meaning, argument_meanings, described, key_pages
+from kdcli.reference.tables import tables
+from kdcli.spec.check.signatures import Signature, signature
+from kdcli.spec.tables import SAME_OPTIMIZERS, Target
+
+KINDS: Mapping[str, str] = {
+    "losses": "loss",
+    "mimickers": "mimic method",
+    "modules": "module",
+    "adapters": "adapter",
+    "datasets": "dataset",
+    "transforms": "transform",
+    "batch_fns": "batch function",
+    "image_readers": "image reader",
+    "samplers": "sampler",
+    "evaluators": "evaluator",
+    "optimizers": "optimizer",
+    "schedulers": "scheduler",
+}
+"""The tables of names, and what one of their types is called."""
+
+TORCH = {"optimizers": "torch.optim", "schedulers": "torch.optim.lr_scheduler"}
+"""Where torch's own types of a table are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentPage:
+    """One argument of a type in words. default: None where it is required."""
+
+    name: str
+    takes: str
+    default: object
+    required: bool
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypePage:
+    """One type of a table in words, from its docstring. source: where torch says more."""
+
+    kind: str
+    name: str
+    summary: str = ""
+    details: str = ""
+    arguments: tuple[ArgumentPage, ...] = ()
+    source: str | None = None
+
+
+def subjects() -> dict[str, list[str]]:
+    """All names by what they are called; of codes and keys the groups."""
+    keys = [path for path in key_pages() if "." not in path]
+    listed = {"code": sorted(CODES), "key": keys}
+    return listed | {called: sorted(getattr(tables(), table)) for table, called in KINDS.items()}
+
+
+def words() -> Iterator[str]:
+    """Every word, as a shell completes it."""
+    yield from CODES
+    yield from key_pages()
+    for table in KINDS:
+        yield from getattr(tables(), table)
+
+
+def types_named(name: str) -> list[TypePage]:
+    """The types of this name, of whatever table."""
+    return [
+        _type_page(table, called, name) for table, called in KINDS.items() if name in getattr(tables(), table)
+    ]
+
+
+def arguments_named(name: str) -> dict[str, list[tuple[str, str]]]:
+    """By meaning, the types (what they are called, their name) that take an argument of this name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    argument = name.rpartition(".")[2]
+    for table, called in KINDS.items():
+        if table in TORCH:
+            if meaning := argument_meanings(table).get(argument):
+                found.setdefault(meaning, []).append((called, TORCH[table]))
+            continue
+        for type_name, target in getattr(tables(), table).items():
+            takes = signature(target)
+            if takes is not None and argument in takes.kwargs:
+                meaning = argument_meaning(table, type_name, argument, takes)
+                found.setdefault(meaning or "", []).append((called, type_name))
+    return found
+
+
+def _type_page(table: str, called: str, name: str) -> TypePage:
+    known: Mapping[str, Target] | Collection[str] = getattr(tables(), table)
+    if isinstance(known, Mapping):
+        takes = signature(known[name])
+        if takes is None:
+            return TypePage(kind=called, name=name)
+        summary, _, details = (takes.doc or "").partition("\n\n")
+        return TypePage(
+            kind=called,
+            name=name,
+            summary=" ".join(summary.split()),
+            details=details.strip(),
+            arguments=tuple(_arguments(table, name, takes)),
+        )
+    same = SAME_OPTIMIZERS.get(name, name)
+    own = {**OPTIMIZER_TARGETS, **SCHEDULER_TARGETS}.get(name)
+    takes = signature(own or Target(f"{TORCH[table]}:{same}"))
+    if takes is None:
+        return TypePage(kind=called, name=name, source=f"{TORCH[table]}.{same}")
+    summary, _, details = ((takes.doc or "") if own is not None else "").partition("\n\n")
+    return TypePage(
+        kind=called,
+        name=name,
+        summary=" ".join(summary.split()),
+        details=details.strip(),
+        arguments=tuple(_torch_arguments(table, takes)),
+        source=None if own is not None else f"{TORCH[table]}.{same}",
+    )
+
+
+def _arguments(table: str, type_name: str, takes: Signature) -> Iterator[ArgumentPage]:
+    for name, parameter in takes.kwargs.items():
+        yield ArgumentPage(
+            name=name,
+            takes=parameter.type_text or "",
+            default=parameter.default,
+            required=parameter.required,
+            meaning=argument_meaning(table, type_name, name, takes) or "",
+        )
+
+
+def _torch_arguments(table: str, takes: Signature) -> Iterator[ArgumentPage]:
+    """The arguments of torch's type that kdcli knows, of kdcli's own type those that its docstring tells."""
+    known = {**described(takes.doc), **argument_meanings(table)}
+    for name, parameter in {**takes.positional, **takes.kwargs}.items():
+        if name in known:
+            yield ArgumentPage(
+                name=name,
+                takes=parameter.type_text or "",
+                default=parameter.default,
+                required=parameter.required,
+                meaning=known[name],
+            )
