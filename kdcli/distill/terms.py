@@ -326,8 +326,10 @@ class Term(nn.Module):
             if side is not None and t.dim() == 3 and side.form == "all":
                 axis = side.layout.channel_axis or axis
             answer = constant_answer(t, axis, scaling, mask)
-            if isinstance(call, StatefulLoss):
-                losses.append(call.of_answer(answer, t) * self.loss_weight)
+            if self.binding.stateful:
+                module = self.modules_of_loss[min(index, len(self.modules_of_loss) - 1)]
+                assert isinstance(module, StatefulLoss)
+                losses.append(module.of_answer(answer, t) * self.loss_weight)
                 continue
             if s.dim() == t.dim() == 4 and s.shape[2:] != t.shape[2:]:
                 # A loss that joins unlike sizes itself: by the student's size is decided what is averaged.
