@@ -51,7 +51,9 @@ class Plan:
 
     resumed_before_evaluation: the evaluation after resumed_step is still to be done.
     labelled: whether the training data has labels.
-    pulls: by term, its gradient on the student over the task's; empty before a training's first batch.
+    pulls: by term, its gradient on the student over the task's; even_weights: by term, the `loss_weight` with which
+    that would be 1. constants: by term on features, its loss where the student answers the teacher's mean at every
+    place of every image, at the full weight. All three are empty before a training's first batch.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
     flops_size: height and width of the image that FLOPs are counted on, None where they are not. checked: how
     the networks were checked where that was not on whole images of the spec's size.
@@ -75,6 +77,8 @@ class Plan:
     resumed_step: int = 0
     resumed_before_evaluation: bool = False
     pulls: Mapping[str, float] = field(default_factory=dict)
+    even_weights: Mapping[str, float] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

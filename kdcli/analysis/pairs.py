@@ -1,8 +1,8 @@
-"""Layers of student and teacher that fit each other, and the `mimic` block that joins them."""
+"""Layers of student and teacher that fit each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ import torch
 from kdcli.analysis.layers import Layer
 from kdcli.distill.adapters import unjoinable, what_joins
 from kdcli.distill.layouts import shape_as
-from kdcli.spec.schema import JobTeacher
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 """Where layers are taken in a network whose features all have one size."""
@@ -59,42 +58,6 @@ def fitting_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[Fi
             pairs = [_pair(_at(every_one, share), _at(others, share)) for share in QUARTERS[1:]]
     unique = {(pair.student.path, pair.teacher.path): pair for pair in pairs if _apart(pair) <= FAR}
     return sorted(unique.values(), key=lambda pair: pair.student.order)
-
-
-def mimic_block(
-    pairs: Mapping[str, Sequence[FittingPair]], settings: Mapping[str, JobTeacher] | None = None
-) -> str:
-    """The YAML of `mimic` for these pairs, a job a teacher.
-
-    settings: what the spec says of a teacher already; else its weights are named `<teacher>.safetensors`.
-    """
-    lines = ["mimic:"]
-    several = len(pairs) > 1
-    if several:
-        lines.append("  mimic_as_jobs: true")
-    for index, (teacher, found) in enumerate(pairs.items()):
-        margin = "  "
-        if several:
-            lines.append(f"  mimic_job{index}:")
-            margin = "    "
-        told = (settings or {}).get(teacher)
-        weights = [f"teacher_weight: {teacher}.safetensors"]
-        if told is not None:
-            weights = [f"teacher_weight: {told.teacher_weight}"] if told.teacher_weight is not None else []
-            weights += ["allow_random: true"] if told.allow_random else []
-        job = [
-            "mimic_ins_type: base",
-            *(["adapter: auto"] if any(pair.adapter for pair in found) else []),
-            "cfgs:",
-            "  loss: {type: l2_loss, kwargs: {feat_norm: true, batch_mean: true, loss_weight: 1.0}}",
-            f"{teacher}:",
-            f"  mimic_name: [{', '.join(pair.teacher.path for pair in found)}]",
-            *(f"  {line}" for line in weights),
-            "student:",
-            f"  mimic_name: [{', '.join(pair.student.path for pair in found)}]",
-        ]
-        lines += [margin + line for line in job]
-    return "\n".join(lines) + "\n"
 
 
 def _pair(student: Layer, teacher: Layer) -> FittingPair:

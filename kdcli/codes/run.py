@@ -388,4 +388,12 @@ RUN: dict[str, Explanation] = {
         "A loss pulls a hundred times as hard as it mostly did in this run, so that it drowns all others.",
         "lower its `loss_weight` or the lr, or set trainer.clip_grad_norm",
     ),
+    "KD790": Explanation(
+        "no better than a constant",
+        "A loss on features has, after a fifth of its steps, never been much below what a student costs that answers "
+        "the teacher's mean at every place of every image (`constant` in the table at the start): it has taught that "
+        "mean and no more. This alarm never stops a run.",
+        "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
+        "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
+    ),
 }

@@ -11,8 +11,9 @@ from kdcli.errors import KdError, UsageError
 from kdcli.failures import doing
 
 if TYPE_CHECKING:
+    from kdcli.analysis.pairs import FittingPair
     from kdcli.commands.options import InspectOptions
-    from kdcli.spec.schema import JobTeacher
+    from kdcli.spec.networks import ParsedNetworks
 
 NOTHING_FITS = (
     "no maps, and no equally many tokens, fit: name vectors in both networks by hand, such as what goes into the"
@@ -43,16 +44,14 @@ def inspect_features(options: InspectOptions) -> None:
         raise error.located(parsed.locate) from error.__cause__
     colour = wants_colour(sys.stdout)
     if options.pairs:
-        from kdcli.analysis.pairs import fitting_pairs, mimic_block
+        from kdcli.analysis.pairs import fitting_pairs
         from kdcli.report.analysis_text import pairs_text
 
         teachers = {name: layers for name, layers in networks.items() if name != "net"}
         if "net" not in networks or not teachers:
             raise UsageError.of("--pairs needs a student (`net`) and a teacher", "add the missing network")
         pairs = {n: fitting_pairs(networks["net"], t) for n, t in chosen(teachers, options.net).items()}
-        known = _settings(parsed.text, parsed.source, options.changes)
-        fitting = {name: found for name, found in pairs.items() if found}
-        block = mimic_block(fitting, known) if fitting else NOTHING_FITS
+        block = _block(parsed, pairs, options) if any(pairs.values()) else NOTHING_FITS
         write(pairs_text(pairs, block, colour=colour))
         return
     shown = {
@@ -66,15 +65,39 @@ def inspect_features(options: InspectOptions) -> None:
         write(networks_text(shown, options.format, depth=options.depth, colour=colour))
 
 
-def _settings(text: str, source: str, changes: Sequence[str]) -> Mapping[str, JobTeacher]:
-    """Settings of each teacher in the spec's mimic jobs; empty where the text is no whole, valid spec."""
-    from kdcli.spec.parse import parse
-    from kdcli.spec.text.overrides import parse_assignment
+def _block(
+    parsed: ParsedNetworks, pairs: Mapping[str, Sequence[FittingPair]], options: InspectOptions
+) -> str:
+    """The `mimic` block that joins the pairs by the proposed loss, weighted for a pull of 1 where that is known."""
+    from kdcli.analysis.proposals import even_weights, mimic_block, proposals_for, trains_task, whole_spec
+    from kdcli.spec.tables import task_of
+    from kdcli.tasks import TASKS
 
-    overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     try:
-        spec = parse(text, source, overrides=overrides).spec
+        mimic = whole_spec(parsed, options.changes).spec.mimic
     except KdError:
-        return {}
-    jobs = spec.mimic.jobs.values() if spec.mimic is not None else ()
-    return {name: teacher for job in jobs for name, teacher in job.teachers.items()}
+        mimic = None
+    jobs = mimic.jobs.values() if mimic is not None else ()
+    known = {name: teacher for job in jobs for name, teacher in job.teachers.items()}
+    dataset = None if parsed.train is None else parsed.train.dataset.type
+    labels = trains_task(parsed.train, mimic)
+    proposed = proposals_for(pairs, task_of(TASKS, parsed.runtime.task_names, dataset), labels)
+    block = mimic_block(proposed, known)
+    if not labels:
+        return (
+            "# without the task's loss no `loss_weight` is more than another where there is one loss\n"
+            + block
+        )
+    try:
+        with doing("measuring how hard the proposed loss pulls"):
+            weights = even_weights(parsed, options.changes, block, options.plugins)
+    except KdError as error:
+        why = error.diagnostics[0].message
+        return (
+            "# `loss_weight` is the loss's own: the table at the start of `kdcli train` gives that for a pull of 1\n"
+            f"# (not measured here: {why})\n{block}"
+        )
+    return (
+        "# `loss_weight`: with it the loss pulls as hard as the task's, on one batch of this data\n"
+        + mimic_block(proposed, known, weights)
+    )

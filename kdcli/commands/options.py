@@ -308,7 +308,7 @@ class ValidateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. No data, no weights."""
+    """Show every layer that can be mimicked: path, shape, stride, parameters, cost. Only --pairs reads data."""
 
     spec: Annotated[str, Argument("A spec, a file with networks alone, or a list of modules.", "FILE")]
     changes: Changes = ()
@@ -322,7 +322,11 @@ class InspectOptions:
         str | None, Option("Size of the input images; else the size that the data has.", metavar="CxHxW")
     ] = None
     pairs: Annotated[
-        bool, Option("Show pairs of layers that fit, and a mimic block to paste.", ("--pairs",))
+        bool,
+        Option(
+            "Show pairs of layers that fit, and a mimic block to paste, weighted by one batch of the data.",
+            ("--pairs",),
+        ),
     ] = False
     format: Annotated[Literal["table", "json", "yaml"], Option("Format of the output.")] = "table"
     plugins: Plugins = ()

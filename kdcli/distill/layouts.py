@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kdcli.distill.channels import ChannelTrace
 from kdcli.errors import RunError
@@ -283,11 +284,25 @@ def read_as(feature: Tensor, layout: Layout, form: Form) -> Tensor:
     patches = part_of(feature, layout, "patches")
     if layout.order is not None:
         _grid_of(patches.shape[1], layout, exactly=True)
-        patches = patches.index_select(1, torch.tensor(layout.order, device=patches.device))
+        patches = patches.index_select(1, _numbers(layout.order, patches))
     if form == "patches":
         return patches
     batch, count, width = patches.shape
     return patches.transpose(1, 2).reshape(batch, width, *_grid_of(count, layout))
+
+
+_NUMBERS: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+"""Orders of tokens that have been copied to a device: each copy would wait for it."""
+
+
+def _numbers(order: tuple[int, ...], beside: Tensor) -> Tensor:
+    """The numbers of tokens, int64 on the device of `beside`; one copy for each order and device."""
+    if isinstance(beside, FakeTensor):
+        return torch.tensor(order, device=beside.device)
+    key = order, beside.device
+    if key not in _NUMBERS:
+        _NUMBERS[key] = torch.tensor(order, device=beside.device)
+    return _NUMBERS[key]
 
 
 def shape_as(shape: torch.Size, layout: Layout, form: Form) -> torch.Size:

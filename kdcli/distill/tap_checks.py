@@ -48,6 +48,27 @@ def check_taps(
     wrong.raise_errors()
 
 
+def check_masked(
+    context: MimicContext, students: Sequence[TapSide], teacher: str, teachers: Sequence[TapSide]
+) -> None:
+    """Raise SpecError KD451 at each `mimic_name` that gives no map where a method marks places of maps."""
+    wrong = Findings()
+    for whose, sides in ((None, students), (teacher, teachers)):
+        part = ("student",) if whose is None else ("teachers", whose)
+        for side in sides:
+            if len(side.shape) == 4:
+                continue
+            with wrong.part():
+                raise SpecError.at(
+                    (*context.path, *part, "mimic_name", side.number),
+                    "KD451",
+                    f"`{context.job.mimic_ins_type}` marks places of maps [B, C, H, W]; `{side.name}` of "
+                    f"{whose or 'the student'} is {shown(side.shape)}",
+                    f"{context.nearest_map(whose, side.tap)}, as the neck of a detector does",
+                )
+    wrong.raise_errors()
+
+
 def known_layouts(
     context: MimicContext, students: Sequence[TapSide], teacher: str | None, teachers: Sequence[TapSide]
 ) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.layouts import Form, Layout, read_as
-from kdcli.distill.mimickers.mimicker import Requirements, StepInfo
+from kdcli.distill.mimickers.mimicker import Requirements, Scaling, StepInfo
 from kdcli.distill.standardize import Standardizer
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
 from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.logits import standardize
+from kdcli.losses.parts.reduce import broadcast_mask
 from kdcli.losses.parts.stateful import StatefulLoss
 
 FEATURES = ("student", "teacher")
@@ -257,13 +258,15 @@ class Term(nn.Module):
         student_logits: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         teacher_weights: Tensor | None = None,
+        constant: Scaling | None = None,
     ) -> Tensor:
         """The loss as a scalar, before the job's weight.
 
         students, teachers: the features of the pairs, in order; a layer that ran several times gives a list. A
         loss that reads one network alone is given nothing of the other. masks: one for each pair. student_logits,
         teacher_logits: what the networks give by that name. teacher_weights [B]: how much each sample of this
-        teacher counts.
+        teacher counts. constant: the loss is that of a student that answers the same at every place of every image,
+        past its adapters: the mean of the teacher's features, scaled so; of losses whose record says `constant`.
         """
         given: dict[str, Any] = {
             "labels": batch.get("labels"),
@@ -291,6 +294,8 @@ class Term(nn.Module):
             )
         ]
         ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
+        if constant is not None:
+            return self._cost_of_constant(constant, ready, given, extra, masks)
         if self.observer is not None:
             for index, pair in enumerate(ready):
                 self.observer(index, *pair)
@@ -303,10 +308,44 @@ class Term(nn.Module):
             given["student"], given["teacher"] = s, t
             given["mask"] = None if masks is None else masks[index]
             call = self.calls[min(index, len(self.calls) - 1)]
-            loss = self.binding.compute(call, given, extra, self.loss_weight)
-            losses.append(loss if self.factors is None else loss * self.factors[index])
-        total = torch.stack(losses).sum(0)
+            losses.append(self.binding.compute(call, given, extra, self.loss_weight))
+        return self._over_pairs(losses)
+
+    def _over_pairs(self, losses: Sequence[Tensor]) -> Tensor:
+        """The losses of the pairs as one."""
+        if self.factors is not None:
+            losses = [loss * factor for loss, factor in zip(losses, self.factors, strict=False)]
+        total = torch.stack(list(losses)).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
+
+    def _cost_of_constant(
+        self,
+        scaling: Scaling,
+        ready: Sequence[tuple[Tensor, Tensor]],
+        given: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        masks: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """The loss of the pairs where the student's features are the teacher's mean; given: what the loss may read."""
+        losses = []
+        for index, (s, t) in enumerate(ready):
+            call = self.calls[min(index, len(self.calls) - 1)]
+            mask, side = None if masks is None else masks[index], self.pairs[index].teacher
+            axis = 2 if t.dim() == 3 else 1
+            if side is not None and t.dim() == 3 and side.form == "all":
+                axis = side.layout.channel_axis or axis
+            answer = constant_answer(t, axis, scaling, mask)
+            if self.binding.stateful:
+                module = self.modules_of_loss[min(index, len(self.modules_of_loss) - 1)]
+                assert isinstance(module, StatefulLoss)
+                losses.append(module.of_answer(answer, t) * self.loss_weight)
+                continue
+            if s.dim() == t.dim() == 4 and s.shape[2:] != t.shape[2:]:
+                # A loss that joins unlike sizes itself: by the student's size is decided what is averaged.
+                answer = answer[:, :, :1, :1].expand(*answer.shape[:2], *s.shape[2:])
+            values = {**given, "student": answer, "teacher": t, "mask": mask}
+            losses.append(self.binding.compute(call, values, kwargs, self.loss_weight))
+        return self._over_pairs(losses)
 
     @property
     def record(self) -> Loss:
@@ -355,6 +394,34 @@ class Term(nn.Module):
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         return student, teacher
+
+
+def constant_answer(teacher: Tensor, axis: int, scaling: Scaling, mask: Tensor | None = None) -> Tensor:
+    """What a student says that answers the same at every place of every image: the mean of the teacher's feature.
+
+    teacher: [B, ...], B of two or more, channels at `axis`; the answer has its shape. scaling: the mean is of the
+    feature as it is (`none`), or of one that is divided by its length first, that of each image as a whole (`image`)
+    or at each place (`place`). mask: as `broadcast_mask` takes it; weighs the places.
+
+    A mean of few images is nearer to each of them than the mean of all images is. So it is moved away from each, by
+    as much as makes a squared distance to it on average that to the mean of all.
+    """
+    x = teacher.detach().float()
+    if scaling == "image":
+        x = nn.functional.normalize(x.flatten(1), dim=1).view(x.shape)
+    elif scaling == "place":
+        x = nn.functional.normalize(x, dim=axis)
+    weights = torch.ones_like(x) if mask is None else broadcast_mask(mask, x)
+    places = [number for number in range(1, x.dim()) if number != axis]
+    sums, counts = x * weights, weights
+    if places:
+        sums, counts = sums.sum(places, keepdim=True), counts.sum(places, keepdim=True)
+    seen = counts > 0
+    mean = sums.sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
+    of_image = torch.where(seen, sums / counts.clamp_min(1e-12), mean)
+    images = seen.sum(0, keepdim=True).clamp_min(2).float()
+    answer = mean - ((images / (images - 1)).sqrt() - 1) * (of_image - mean)
+    return answer.expand(x.shape)
 
 
 def sides_of(view: View, taps: Iterable[str], first: int = 0) -> list[TapSide]:

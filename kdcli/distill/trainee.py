@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +105,28 @@ class Trainee(nn.Module):
         return self.taps.view(batch)
 
 
+@contextmanager
+def constant_costs(trainee: Trainee) -> Iterator[Callable[[], dict[str, float]]]:
+    """Ask for what a constant answer costs, by the name of each loss that has such a cost, in the block's forward pass.
+
+    Gives a function that reads the costs, each at the job's full weight; those alone that are finite.
+    """
+    mimickers = {job: one for job, one in trainee.mimickers.items() if isinstance(one, Mimicker)}
+    costs: dict[str, dict[str, Tensor]] = {job: {} for job in mimickers}
+    for job, mimicker in mimickers.items():
+        mimicker.constants = costs[job]
+    try:
+        yield lambda: {
+            f"{job}.{name}": abs(trainee.specs[job].loss_weight) * value
+            for job, found in costs.items()
+            for name, cost in found.items()
+            if math.isfinite(value := float(cost))
+        }
+    finally:
+        for mimicker in mimickers.values():
+            mimicker.constants = None
+
+
 def is_task_loss(name: str) -> bool:
     """Whether a named output is one of the task's own losses."""
     return name == "loss" or name.endswith("_loss")
@@ -118,6 +142,13 @@ def term_weight(job: Job, loss: LossSpec, step: int) -> float | None:
         warm_up=job.warm_up_iters,
     )
     return None if factor is None else job.loss_weight * factor
+
+
+def span_of(job: Job, loss: LossSpec, steps: int) -> tuple[int, int]:
+    """The first step of a stage of so many at which one loss of a job is in force, and the first at which no longer."""
+    start = job.start_iter if loss.start_iter is None else loss.start_iter
+    end = job.end_iter if loss.end_iter is None else loss.end_iter
+    return start, steps if end is None else min(end, steps)
 
 
 def total_of(losses: Mapping[str, Tensor]) -> Tensor:

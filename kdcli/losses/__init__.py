@@ -47,6 +47,7 @@ LOSSES: dict[str, Loss] = {
         weight=1000.0,
         unlike_shapes=True,
         normalizes=True,
+        constant=True,
         example=("stages",),
     ),
     "bce_loss": Loss(
@@ -62,10 +63,14 @@ LOSSES: dict[str, Loss] = {
     "cat_kd": Loss(
         "kdcli.losses.cat_kd:ClassAttention", kind="feature", standardizes=False, weight=400.0, takes="map"
     ),
-    "cosine": Loss("kdcli.losses.cosine:cosine", kind="feature", normalizes=True, adapter="mlp"),
-    "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),
+    "cosine": Loss(
+        "kdcli.losses.cosine:cosine", kind="feature", normalizes=True, adapter="mlp", constant=True
+    ),
+    "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True, constant=True),
     "fgd": Loss("kdcli.losses.fgd:FocalGlobal", kind="feature", takes="map"),
-    "fitnet": Loss("kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, example=("middle stage",)),
+    "fitnet": Loss(
+        "kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, constant=True, example=("middle stage",)
+    ),
     "fsp": Loss(
         "kdcli.losses.fsp:solution_flow",
         kind="feature",
@@ -98,8 +103,11 @@ LOSSES: dict[str, Loss] = {
         mean_over_pairs=True,
         divides_by_mask=True,
         normalizes="feat_norm",
+        constant=True,
     ),
-    "mgd": Loss("kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map"),
+    "mgd": Loss(
+        "kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map", constant=True
+    ),
     "nst": Loss(
         "kdcli.losses.nst:neuron_selectivity",
         kind="feature",

@@ -35,3 +35,8 @@ class FitNet(StatefulLoss):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """A scalar, averaged over all elements."""
         return F.mse_loss(self.regression(student), as_map(teacher, "fitnet"))
+
+    @full_precision
+    def of_answer(self, answer: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of a regression that gives `answer`."""
+        return F.mse_loss(answer, teacher)

@@ -60,7 +60,12 @@ class MaskedGeneration(StatefulLoss):
         """A scalar. indices [B] int64: the samples' positions in the dataset."""
         aligned = self.align(student)
         generated = self.generation(aligned * self._kept(aligned, indices, step))
-        return F.mse_loss(generated, teacher, reduction="sum") / len(teacher)
+        return self.of_answer(generated, teacher)
+
+    @full_precision
+    def of_answer(self, answer: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of a generated map."""
+        return F.mse_loss(answer, teacher, reduction="sum") / len(teacher)
 
     def _kept(self, x: Tensor, indices: Tensor, step: int) -> Tensor:
         channels, height, width = x.shape[1:]

@@ -86,6 +86,8 @@ def _of_timm(module: Any, inside: str, image: Size, tokens: int | None) -> Featu
     kind = type(module).__name__
     if kind == "Hiera":
         return _of_hiera(module, inside, tokens)
+    if kind in ("Levit", "LevitDistilled") and tokens is not None:
+        return _of_levit(module, image, tokens)
     if kind.startswith(("SwinTransformer", "MaxxVit")):
         return FeatureLayout(maps="axes")
     prefix = getattr(module, "num_prefix_tokens", None)
@@ -118,6 +120,17 @@ def _of_hiera(module: Any, inside: str, tokens: int | None) -> FeatureLayout | N
                 order = tuple(int(value) for value in rolled.flatten().tolist())
             return FeatureLayout(prefix=0, grid=(size[0], size[1]), order=order)
     return FeatureLayout(prefix=0, maps="none")
+
+
+def _of_levit(module: Any, image: Size, tokens: int) -> FeatureLayout:
+    """LeViT halves its grid from stage to stage, rounded up: 4x7 of 14x28 is no image cut by a whole stride."""
+    grid = _cut(image, (int(module.stem.stride),) * 2)
+    for stage in module.stages:
+        if not isinstance(stage.downsample, nn.Identity):
+            grid = -(-grid[0] // 2), -(-grid[1] // 2)
+        if grid[0] * grid[1] == tokens:
+            return FeatureLayout(prefix=0, grid=grid)
+    return FeatureLayout(prefix=0)
 
 
 def _cut(image: Size, patch: tuple[int, int], *, up: bool = False) -> Size:

@@ -76,6 +76,8 @@ class Loss(Target):
     """The adapter from the student's feature to the teacher's where the spec names none; not between logits."""
     standardizes: bool = True
     """Takes a teacher's standardised features: False where its values are probabilities, or go into its layers."""
+    constant: bool = False
+    """What a student costs by it that answers every image the same means something; a module has `of_answer` then."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False

@@ -60,6 +60,12 @@ LAGGING = 0.5
 DRIFTED = 100.0
 """How often its median so far a gradient may be: good runs reach 22, where nearly all is learnt (digits_teacher)."""
 
+CONSTANT = 0.98
+"""From this share of a constant answer's cost on a term teaches nothing: see `no_better_than_constant`."""
+
+PATIENCE = 0.2
+"""The share of a term's steps after which it may be judged so."""
+
 HISTORY = 100
 """Over so many looks, and the first, the median is taken."""
 
@@ -129,6 +135,16 @@ def drifted(before: Sequence[float], now: float) -> bool:
     return len(before) >= 5 and now > DRIFTED * max(statistics.median(before), before[0] / 10) > 0
 
 
+def no_better_than_constant(mean: float, constant: float) -> bool:
+    """Whether a term's loss is that of a student that answers the same at every place of every image."""
+    return mean > CONSTANT * constant > 0
+
+
+def steps_to_learn(steps: int) -> float:
+    """How many steps at its full weight a term has, of so many of its stage, to get below a constant answer's cost."""
+    return max(float(SETTLED), PATIENCE * steps)
+
+
 # what is remembered
 
 
@@ -142,7 +158,8 @@ class Memory:
     a warm-up. targets: as the task counts them in these; mixed: whether they are. moving: looks at which weights moved.
     still, large, alike: looks in a row at which they did not, at which they moved too far, at which outputs were alike.
     still_since: the step before the first still one. alive: per unit, in how many of the last alive_looks it was.
-    pulls: by loss, its gradients of late. lr: at the last look.
+    pulls: by loss, its gradients of late. lr: at the last look. felt: by loss, for how many steps it was in force after
+    the warm-up, those at a part of its weight as that part; better: losses that were below a constant answer's cost.
     """
 
     told: list[str] = field(default_factory=list)
@@ -163,6 +180,8 @@ class Memory:
     alive_looks: int = 0
     pulls: dict[str, list[float]] = field(default_factory=dict)
     lr: float = 0.0
+    felt: dict[str, float] = field(default_factory=dict)
+    better: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Memory:
@@ -176,10 +195,11 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule's name and what helps."""
+    """A rule's name and what helps. stops: whether `on_collapse: stop` is meant for it."""
 
     name: str
     remedy: str
+    stops: bool = True
 
 
 TOO_FAST = "lower the lr, warm it up (`warmup_iter`), or clip gradients (`trainer.clip_grad_norm`)"
@@ -210,5 +230,11 @@ RULES = {
     "KD789": Rule(
         "gradient far from its median",
         "lower the lr or the loss's `loss_weight`, or clip gradients (`trainer.clip_grad_norm`)",
+    ),
+    "KD790": Rule(
+        "no better than a constant",
+        "give these layers another loss (`kdcli inspect-features --pairs` proposes one) or an adapter without a norm "
+        "(`{type: auto, kwargs: {norm: none}}`), raise the lr or the term's `loss_weight`, or name other layers",
+        stops=False,
     ),
 }

@@ -1,5 +1,7 @@
 """The proof at the first real step: the optimizer moves the weights, by a finite amount, and downhill.
 
+A loss that would throw the weights away in that step is refused before it.
+
 Nothing is copied or undone: hooks on the optimizer look at up to 256 elements of each parameter, spread over it, before
 and after the step that it takes anyway (a megabyte for a ResNet-50), until one step is the proof. The loss itself is
 not asked: at a good lr it may rise at the first step.
@@ -19,10 +21,14 @@ from kdcli.errors import Diagnostic, RunError
 from kdcli.parallel.sharding import local_part
 from kdcli.records import Notice
 from kdcli.spec.plugins import is_own
+from kdcli.training.guard import GuardResult
 from kdcli.training.run import Run, StagePlan
 
 ELEMENTS = 256
 """Of each parameter so many elements are looked at."""
+
+TOO_STRONG = 1e4
+"""Above this multiple a loss may stop the run: see `refuse_strong_pulls`."""
 
 DECOUPLED = frozenset({"AdamW", "Adafactor", "Muon"})
 """Optimizers whose weight decay shrinks the weights beside the step; in the others the step follows it."""
@@ -49,6 +55,40 @@ def prove_first_step(
     # Sharded processes look together, and with a scaler one of them may skip a step that others take.
     if not (sharded and run.scaler is not None):
         _FirstStep(run, plan, optimizer, target, notices, sharded=sharded)
+
+
+def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float) -> None:
+    """Raise RunError KD704 for each loss of the run's first stage that would throw the student away.
+
+    lr: which the warm-up reaches. Two things have to hold, and the job not to say `allow_strong_pull: true`:
+    - the loss pulls over 10,000 times as hard as the task;
+    - its gradient is out of scale to the weights: one plain SGD step along it, lr · ‖gradient‖ long (clipped where
+      the run clips), would move the weights that it reaches by more than their own norm.
+    The first alone is no fault: a student that knows the task already has a task gradient near 0. The second alone
+    is a matter of the lr. An Adam step does not grow with the gradient, so that there the bound tells of scale alone.
+    """
+    clip = run.spec.trainer.clip_grad_norm
+    problems = []
+    for name, pull in guard.strengths.items():
+        job = name.partition(".")[0]
+        active = plan.active.task_loss and (plan.active.jobs is None or job in plan.active.jobs)
+        step = lr * (pull.gradient if clip is None else min(pull.gradient, clip))
+        allowed = run.trainee.specs[job].allow_strong_pull
+        if active and not allowed and pull.to_task > TOO_STRONG and step > pull.weights:
+            problems.append(
+                Diagnostic(
+                    code="KD704",
+                    message=f"`{name}` pulls the student {pull.to_task:.2g} times as hard as the task's loss; at lr "
+                    f"{lr:g} one step of SGD along its gradient would change the weights that it reaches by "
+                    f"{step / pull.weights:.2g} times their norm",
+                    help=f"with {pull.remedy} it would pull as hard as the task; "
+                    "where this pull is meant, say `allow_strong_pull: true` at the job",
+                    path=("mimic", "jobs", job),
+                )
+            )
+    everywhere = {problem.path: problem for there in run.processes.gather(problems) for problem in there}
+    if everywhere:
+        raise RunError(everywhere.values())
 
 
 class _FirstStep:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -24,7 +24,7 @@ from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View
 from kdcli.distill.terms import binding_of
-from kdcli.distill.trainee import ActiveLosses, total_of
+from kdcli.distill.trainee import ActiveLosses, constant_costs, total_of
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
@@ -32,7 +32,7 @@ from kdcli.records import Notice, warnings
 from kdcli.training.checkpoint import generator_state, restore_generators
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.join_jobs import require
-from kdcli.training.run import Run, StagePlan
+from kdcli.training.run import Run
 
 BATCHES = 20
 MORE_LOOKS = 8
@@ -46,9 +46,6 @@ FAINT = 0.01
 STRONG = 100.0
 """Above this multiple of the task's gradient a loss hardly lets the task be felt."""
 
-TOO_STRONG = 1e4
-"""Above this multiple a loss may stop the run: see `refuse_strong_pulls`."""
-
 SCALE_STEP = 16.0
 """A gradient that is not finite under the scaler is tried again with a scale so many times smaller, down to 1."""
 
@@ -61,13 +58,14 @@ class Pull:
     """How hard one loss of a job pulls the student, on this process's first batch and at the job's full weight.
 
     to_task: the norm of its gradient on the student over that of the task's losses together. gradient: that norm.
-    weights: the norm of the student's weights that it reaches. remedy: the `loss_weight` with which it would pull
-    as hard as the task.
+    weights: the norm of the student's weights that it reaches. even: the `loss_weight` with which it would pull as
+    hard as the task, of the job, or in the loss's `kwargs` where the job has several; remedy: that in words.
     """
 
     to_task: float
     gradient: float
     weights: float
+    even: float
     remedy: str
 
 
@@ -76,17 +74,24 @@ class GuardResult:
     """What the guard found: the parameters that each loss reaches, and how hard each pulls.
 
     strengths: of each loss of a job; empty without a task loss. logged_only: losses that are meant to move
-    nothing, with the option that says so.
+    nothing, with the option that says so. constants: of losses on features, what a student would cost that answers the
+    same at every place of every image (the teacher's mean on the first batch), at the job's full weight.
     """
 
     reach: Reach
     strengths: Mapping[str, Pull]
     logged_only: Mapping[str, str]
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pulls(self) -> dict[str, float]:
         """Of each loss of a job its gradient on the student over the task's."""
         return {name: pull.to_task for name, pull in self.strengths.items()}
+
+    @property
+    def even_weights(self) -> dict[str, float]:
+        """Of each loss of a job that pulls at all, the `loss_weight` with which it would pull as hard as the task."""
+        return {name: pull.even for name, pull in self.strengths.items() if pull.to_task}
 
     def notices(self) -> list[Notice]:
         """A notice of each loss that is logged alone, or pulls very weakly or strongly beside the task's."""
@@ -136,6 +141,7 @@ def prove_losses(run: Run) -> GuardResult:
     findings: dict[str, Finding] = {}
     problems: list[Diagnostic] = []
     of_task: float | None = None
+    constants: dict[str, float] | None = None
     draws = False
     trainee.train()
     trainee.active = ActiveLosses(task_loss=task_loss)
@@ -145,7 +151,8 @@ def prove_losses(run: Run) -> GuardResult:
             for batch in islice(run.train_loader.batches(0), BATCHES):
                 batch = to_device(dict(batch), run.processes.device)
                 views = {name: run.teachers[name].view(batch) for name in running}
-                passes = _Passes(run, batch, views, put_back)
+                passes = _Passes(run, batch, views, put_back, constants=constants is None)
+                constants = passes.constants if constants is None else constants
                 draws = draws or passes.draws
                 for name in passes.names:
                     # All processes go through the same losses: some of them wait for each other.
@@ -176,7 +183,18 @@ def prove_losses(run: Run) -> GuardResult:
             if of_task and finding.pull and _beside_the_task(run, name)
         },
         {name: why for name in findings if (why := _logged_only(run, name)) is not None},
+        _everywhere(run, constants or {}),
     )
+
+
+def _everywhere(run: Run, constants: Mapping[str, float]) -> dict[str, float]:
+    """The costs of constant answers as means over the processes, of the losses that have one in each of them."""
+    there = run.processes.gather(dict(constants))
+    return {
+        name: sum(one[name] for one in there) / len(there)
+        for name in constants
+        if all(name in one for one in there)
+    }
 
 
 def _look_again(
@@ -203,40 +221,6 @@ def _unreached(run: Run, findings: Mapping[str, Finding]) -> list[str]:
     return [name for name, parameter in student if parameter.requires_grad and name not in reached]
 
 
-def refuse_strong_pulls(run: Run, guard: GuardResult, plan: StagePlan, lr: float) -> None:
-    """Raise RunError KD704 for each loss of the run's first stage that would throw the student away.
-
-    lr: which the warm-up reaches. Two things have to hold, and the job not to say `allow_strong_pull: true`:
-    - the loss pulls over 10,000 times as hard as the task;
-    - its gradient is out of scale to the weights: one plain SGD step along it, lr · ‖gradient‖ long (clipped where
-      the run clips), would move the weights that it reaches by more than their own norm.
-    The first alone is no fault: a student that knows the task already has a task gradient near 0. The second alone
-    is a matter of the lr. An Adam step does not grow with the gradient, so that there the bound tells of scale alone.
-    """
-    clip = run.spec.trainer.clip_grad_norm
-    problems = []
-    for name, pull in guard.strengths.items():
-        job = name.partition(".")[0]
-        active = plan.active.task_loss and (plan.active.jobs is None or job in plan.active.jobs)
-        step = lr * (pull.gradient if clip is None else min(pull.gradient, clip))
-        allowed = run.trainee.specs[job].allow_strong_pull
-        if active and not allowed and pull.to_task > TOO_STRONG and step > pull.weights:
-            problems.append(
-                Diagnostic(
-                    code="KD704",
-                    message=f"`{name}` pulls the student {pull.to_task:.2g} times as hard as the task's loss; at lr "
-                    f"{lr:g} one step of SGD along its gradient would change the weights that it reaches by "
-                    f"{step / pull.weights:.2g} times their norm",
-                    help=f"with {pull.remedy} it would pull as hard as the task; "
-                    "where this pull is meant, say `allow_strong_pull: true` at the job",
-                    path=("mimic", "jobs", job),
-                )
-            )
-    everywhere = {problem.path: problem for there in run.processes.gather(problems) for problem in there}
-    if everywhere:
-        raise RunError(everywhere.values())
-
-
 def _strength(run: Run, name: str, finding: Finding, of_task: float) -> Pull:
     job_name, _, rest = name.partition(".")
     job = run.trainee.specs[job_name]
@@ -249,11 +233,13 @@ def _strength(run: Run, name: str, finding: Finding, of_task: float) -> Pull:
     remedy = f"`loss_weight: {even:.2g}` at the job (now {job.loss_weight:g})"
     if len(losses) > 1 and to_task:
         weight = binding_of(loss_of(loss.type)).weight_of(loss.kwargs)
-        remedy = f"`loss_weight: {weight / to_task:.2g}` in its `kwargs` (now {weight:g})"
+        even = weight / to_task
+        remedy = f"`loss_weight: {even:.2g}` in its `kwargs` (now {weight:g})"
     return Pull(
         to_task=to_task,
         gradient=abs(job.loss_weight) * finding.pull,
         weights=finding.weights,
+        even=even,
         remedy=remedy,
     )
 
@@ -331,15 +317,24 @@ def _has_weights(run: Run, name: str) -> bool:
 class _Passes:
     """Forward and backward passes over one batch, one for each loss, all from the same random state and buffers.
 
-    put_back: restores the buffers. draws: whether the forward pass draws random numbers.
+    put_back: restores the buffers. draws: whether the forward pass draws random numbers. constants: what a constant
+    answer costs by each loss that has such a cost, at the job's full weight; empty where nobody asks.
     """
 
     def __init__(
-        self, run: Run, batch: dict[str, Any], views: Mapping[str, View], put_back: Callable[[], None]
+        self,
+        run: Run,
+        batch: dict[str, Any],
+        views: Mapping[str, View],
+        put_back: Callable[[], None],
+        *,
+        constants: bool = False,
     ) -> None:
         self.run, self.batch, self.views, self.put_back = run, batch, views, put_back
         self.generators = generator_state()
-        self.unused: dict[str, Tensor] | None = self._forward()
+        with constant_costs(run.trainee) if constants else nullcontext(dict) as costs:
+            self.unused: dict[str, Tensor] | None = self._forward()
+        self.constants: dict[str, float] = costs()
         after = generator_state()
         self.draws = any(not torch.equal(after[name], before) for name, before in self.generators.items())
         self.names = list(self.unused)

@@ -30,6 +30,8 @@ def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, befo
         networks=run.networks,
         pairs=run.joined.pairs,
         pulls=guard.pulls,
+        even_weights=guard.even_weights,
+        constants=guard.constants,
         samples=run.facts.num_samples or 0,
         labelled=run.facts.labels != "none",
         batch_size=run.train_loader.batch_size,

@@ -46,8 +46,8 @@ from kdcli.training.evaluate import (
     with_heads,
     with_probe,
 )
-from kdcli.training.first_step import prove_first_step
-from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
+from kdcli.training.first_step import prove_first_step, refuse_strong_pulls
+from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
 from kdcli.training.loss_records import LossRecords
@@ -133,7 +133,7 @@ class TrainLoop:
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
-        self.watch = Watch(run, guard.reach, progress)
+        self.watch = Watch(run, guard, progress)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:

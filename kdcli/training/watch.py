@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.distill.trainee import DeployedStudent, term_weight
+from kdcli.distill.trainee import DeployedStudent, span_of, term_weight
 from kdcli.errors import RunError
 from kdcli.records import Alarm, Step
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.training import alarms
 from kdcli.training.alarms import IN_A_ROW, RULES, SETTLED, WINDOW, Memory
 from kdcli.training.checkpoint import Progress, checkpoints
-from kdcli.training.guard import Reach
+from kdcli.training.guard import GuardResult
 from kdcli.training.looks import Look, LookRead, Looks, sampled, sums_of_squares
 from kdcli.training.optim import LearningRate
 from kdcli.training.run import Run, StagePlan
@@ -34,11 +34,12 @@ from kdcli.training.run import Run, StagePlan
 class Watch:
     """Looks at a run from inside the training loop; `judge` gives the alarms that are due.
 
-    reach: which weights each loss reaches.
+    guard: which weights each loss reaches, and what a constant answer costs.
     """
 
-    def __init__(self, run: Run, reach: Reach, progress: Progress) -> None:
-        self.run, self.reach, self.progress = run, reach, progress
+    def __init__(self, run: Run, guard: GuardResult, progress: Progress) -> None:
+        self.run, self.reach, self.progress = run, guard.reach, progress
+        self.constants = guard.constants
         self.memory = Memory.of(progress.watch)
         self.looks = Looks(run)
         self.due: list[Alarm] = []
@@ -163,6 +164,9 @@ class Watch:
         for name, loss in record.losses.items():
             factor = self._factor(name, stage_step - 1)
             if factor and math.isfinite(loss):
+                if stage_step > self.warm_until and name in self.constants:
+                    share = min(abs(factor) / self._weight(name), 1.0)
+                    memory.felt[name] = memory.felt.get(name, 0.0) + share
                 self._against_start(record.step, name, loss / abs(factor))
         task = self.run.task.uninformed
         loss_of_task = None if task is None else record.losses.get(f"task.{task.loss_name}")
@@ -186,8 +190,9 @@ class Watch:
     def _told(self) -> Iterator[Alarm]:
         due, self.due = self.due, []
         yield from due
-        if due and self.run.spec.trainer.on_collapse == "stop":
-            raise self._stop(due[0])
+        stopping = [alarm for alarm in due if RULES[alarm.code].stops]
+        if stopping and self.run.spec.trainer.on_collapse == "stop":
+            raise self._stop(stopping[0])
 
     def _stop(self, alarm: Alarm) -> RunError:
         again = self.run.options.again or f"kdcli train {self.run.parsed.source} --resume"
@@ -233,6 +238,8 @@ class Watch:
             return
         mean = window[0] / window[1]
         memory.windows[name] = [0.0, 0.0]
+        if name in self.constants:
+            self._against_constant(step, name, mean * self._weight(name), self.constants[name])
         of_task = name.startswith("task.")
         limit = alarms.ABOVE if of_task and self.floor is not None else alarms.ABOVE_OTHER
         # Of losses that are one sum, one may begin with nothing: a detector's boxes, while it proposes none.
@@ -248,6 +255,33 @@ class Watch:
                 {"loss": mean, "start": start},
                 about=name,
             )
+
+    def _against_constant(self, step: int, name: str, mean: float, constant: float) -> None:
+        """Judge the mean loss of a window, at its full weight, against that of a constant answer."""
+        memory, plan = self.memory, self.plan
+        assert plan is not None
+        if name in memory.better:
+            return
+        if not alarms.no_better_than_constant(mean, constant):
+            memory.better.append(name)
+            return
+        felt = memory.felt.get(name, 0.0)
+        known = self._known(name)
+        start, end = (0, plan.steps) if known is None else span_of(*known, plan.steps)
+        if felt >= alarms.steps_to_learn(end - start):
+            self._alarm(
+                "KD790",
+                step,
+                f"`{name}` is {mean:.4g} over the last {WINDOW} steps and was never much below {constant:.4g}, which a "
+                "student costs that answers the teacher's mean at every place of every image: it has taught no more",
+                {"loss": mean, "constant": constant},
+                about=name,
+            )
+
+    def _weight(self, name: str) -> float:
+        """The full weight of a loss's job."""
+        known = self._known(name)
+        return 1.0 if known is None else abs(known[0].loss_weight)
 
     def _epoch_over(self, record: Step) -> None:
         """Judge the epochs since the last judgement, once they are long enough."""
@@ -356,14 +390,18 @@ class Watch:
 
     def _factor(self, name: str, stage_step: int) -> float | None:
         """What a loss was multiplied by at a step, None or 0 where it was out of force."""
+        known = self._known(name)
+        return 1.0 if known is None else term_weight(*known, stage_step)
+
+    def _known(self, name: str) -> tuple[Job, LossSpec] | None:
+        """The job and the spec of a loss; None of the task's."""
         if name not in self._factors:
             job, _, rest = name.partition(".")
             spec = self.run.trainee.specs.get(job)
             losses = {} if spec is None else self.run.trainee.mimickers[job].losses_of(spec)  # type: ignore[operator]
             loss = losses.get(rest.rpartition(".")[2])
             self._factors[name] = None if spec is None or loss is None else (spec, loss)
-        known = self._factors[name]
-        return 1.0 if known is None else term_weight(*known, stage_step)
+        return self._factors[name]
 
     def _alarm(
         self,

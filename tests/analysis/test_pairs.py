@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.analysis.layers import inspect
-from kdcli.analysis.pairs import fitting_pairs, mimic_block
+from kdcli.analysis.pairs import fitting_pairs
+from kdcli.analysis.proposals import PROPOSALS, mimic_block, proposal, proposals_for
 from kdcli.commands.inspect import inspect_features
 from kdcli.commands.options import InspectOptions
 from kdcli.spec.networks import parse_networks
@@ -26,7 +27,7 @@ def pasted(text: str) -> str:
     """A spec with the block that is proposed for it."""
     found = inspect(parse_networks(text, "n.yaml"))
     pairs = {n: fitting_pairs(found["net"], layers) for n, layers in found.items() if n != "net"}
-    return text + mimic_block(pairs)
+    return text + mimic_block(proposals_for(pairs))
 
 
 @pytest.mark.slow
@@ -61,4 +62,22 @@ def test_the_command_keeps_what_the_spec_says_of_the_teacher(capsys: pytest.Capt
     inspect_features(InspectOptions(spec="n.yaml", pairs=True))
     text = capsys.readouterr().out
     assert "allow_random: true" in text and "teacher_weight" not in text
-    assert "mimic_name: [model.layer1, model.layer2, model.layer3]" in text
+    assert "mimic_name: [model.layer3]" in text and "type: itrd" in text
+    # The data is there: the weight is that of a pull of 1 on one of its batches, and the own one is 1.
+    assert "with it the loss pulls as hard as the task's" in text and "loss_weight: 1.0" not in text
+
+
+def test_what_is_proposed_goes_by_task_and_labels() -> None:
+    assert proposal("detection", True, "map").loss == "l2_loss"
+    assert (
+        proposal("classification", False, "map").loss == "itrd"
+        and proposal("classification", True, "map").last
+    )
+    assert all(one.evidence for one in PROPOSALS)
+
+
+def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("n.yaml").write_text(CIFAR)  # the teacher's weights are in no file
+    inspect_features(InspectOptions(spec="n.yaml", pairs=True))
+    text = capsys.readouterr().out
+    assert "not measured here: " in text and "loss_weight: 1.0" in text

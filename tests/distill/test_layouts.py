@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision.models as vision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kdcli.distill.adapters import AutoAdapter, ResizeAdapter
 from kdcli.distill.build_terms import _form, _in_form
@@ -20,7 +21,7 @@ from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.distill.taps import Tap, Taps
 from kdcli.distill.terms import TapSide
 from kdcli.errors import KdError, RunError, SpecError
-from kdcli.models.feature_layouts import FeatureLayout, sizes_that_fit
+from kdcli.models.feature_layouts import FeatureLayout, sizes_that_fit, stated_layout
 from kdcli.models.network import Network
 from kdcli.spec.schema import LayoutSpec
 
@@ -392,3 +393,30 @@ def test_sizes_that_patches_cut_evenly() -> None:
     assert str(sizes_that_fit(free, (224, 230))).endswith("fit are 224x224 and 224x238")
     assert sizes_that_fit(free, (224, 238)) is None
     assert sizes_that_fit(nn.Conv2d(3, 4, 3), (7, 7)) is None
+
+
+@pytest.mark.parametrize(("size", "grid"), [((224, 224), (4, 4)), ((224, 448), (4, 7)), ((256, 512), (4, 8))])
+def test_the_grid_of_levit_is_halved_from_stage_to_stage(size: Size, grid: Size) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        net = Network({"model": timm.create_model("levit_128s", img_size=size)}).eval()
+        feature = torch.zeros(1, grid[0] * grid[1], 384)
+    said = stated_layout(net, "model.stages.2.blocks.1", size, feature.shape[1])
+    layout = layout_of(feature, image=size, samples=1, said=said)
+    assert layout.in_grid and layout.text == f"tokens 0+{grid[0]}x{grid[1]}"
+    # Its first stage has that of the image; what no stage gives isn't known.
+    assert stated_layout(net, "model.stages.0", size, size[0] * size[1] // 256) == FeatureLayout(
+        prefix=0, grid=(size[0] // 16, size[1] // 16)
+    )
+    assert stated_layout(net, "model.stages.0", size, 5) == FeatureLayout(prefix=0)
+
+
+def test_an_order_is_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(kind="tokens", channel_axis=2, prefix=0, grid=(2, 2), order=(3, 1, 2, 0))
+    feature = torch.arange(4.0).reshape(1, 4, 1)
+    first = read_as(feature, layout, "patches")
+    assert first.flatten().tolist() == [3.0, 1.0, 2.0, 0.0]
+    with FakeTensorMode() as mode:  # as `validate` reads it, before or after
+        assert isinstance(read_as(mode.from_tensor(feature), layout, "patches"), FakeTensor)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("copied again"))
+    assert torch.equal(read_as(feature, layout, "grid").flatten(), first.flatten())

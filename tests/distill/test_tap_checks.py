@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from kdcli.check.check import CheckOptions, check
+from kdcli.distill.layouts import Layout
+from kdcli.distill.mimickers import MIMICKERS
+from kdcli.distill.terms import TapSide
 from kdcli.errors import Diagnostic, SpecError
 from tests.distill.methods import mimic_of
 from tests.distill.specs import TEACHER, network, spec_with
@@ -71,3 +76,21 @@ def test_a_pooled_map_is_a_vector() -> None:
     mimic["student"]["mimic_name"] = mimic["teacher0"]["mimic_name"] = ["model.avgpool"]
     with run_of(spec_with(mimic, net=network([2, 2, 4, 6]))) as run:
         assert run.joined.pairs[0].student_shape == "[B, 6, 1, 1]"
+
+
+@pytest.mark.parametrize("method", ["FGD", "FRS", "DeFeat"])
+def test_tokens_under_a_mask_are_refused(method: str) -> None:
+    shapes = {"map": torch.Size((2, 8, 4, 4)), "tokens": torch.Size((2, 17, 8))}
+    made: dict[str, Any] = {
+        kind: TapSide(name=kind, tap=kind, number=3, shape=shape, layout=Layout(kind=kind, channel_axis=1))  # type: ignore[arg-type]
+        for kind, shape in shapes.items()
+    }
+    context: Any = SimpleNamespace(
+        job=SimpleNamespace(mimic_ins_type=method), path=("mimic",), nearest_map=lambda *_: "name the neck"
+    )
+    mimicker = object.__new__(MIMICKERS[method].load())
+    with pytest.raises(SpecError) as caught:
+        mimicker.add(context, "loss", "teacher0", [made["map"]], [made["tokens"]], masked=True)
+    (told,) = caught.value.diagnostics
+    assert told.code == "KD451" and told.path == ("mimic", "teachers", "teacher0", "mimic_name", 3)
+    assert f"`{method}` marks places of maps" in told.message and "[B, 17, 8]" in told.message

@@ -15,7 +15,8 @@ from kdcli.errors import RunError
 from kdcli.losses.wkd_l import WassersteinLogit
 from kdcli.records import Plan, Step
 from kdcli.spec.parse import read
-from kdcli.training.guard import prove_losses, prove_teachers, refuse_strong_pulls
+from kdcli.training.first_step import refuse_strong_pulls
+from kdcli.training.guard import prove_losses, prove_teachers
 from kdcli.training.start import prepare
 from kdcli.training.train import train
 from tests.scenes import SAMPLES, on_scenes, write_scenes

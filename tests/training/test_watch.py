@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from kdcli.codes import CODES
 from kdcli.errors import RunError
 from kdcli.models.heads import ClsPostProcess
 from kdcli.models.weights import save_safetensors
-from kdcli.records import Alarm, Evaluation, Finished, Record, Step
+from kdcli.records import Alarm, Evaluation, Finished, Plan, Record, Step
 from kdcli.report.run_files import MetricsWriter, read_metrics
 from kdcli.spec.parse import read
-from kdcli.spec.schema import Ema
+from kdcli.spec.schema import Ema, Job, LossSpec
 from kdcli.tasks.classification.task import GuessedClasses
 from kdcli.training import alarms
 from kdcli.training.alarms import WINDOW, Memory
@@ -100,13 +101,53 @@ def test_a_loss_that_began_with_nothing_is_judged_by_those_it_is_summed_with(
 ) -> None:
     """A detector that proposes no box at first has no loss of boxes; 30 times 2.4 is trouble."""
     watch = object.__new__(Watch)
-    watch.memory, watch.floor = Memory(), None
+    watch.memory, watch.floor, watch.constants = Memory(), None, {}
     said: list[str] = []
     watch._alarm = lambda code, *_, **__: said.append(code)  # type: ignore[method-assign, assignment]
     for step in range(1 + 2 * WINDOW):
         watch._against_start(step, "task.bbox_cls_loss", 2.4)
         watch._against_start(step, "task.bbox_loc_loss", later if step else 0.0007)
     assert (said == ["KD780"]) is told and len(said) <= 1
+
+
+TERM = "mimic_job0.teacher0.loss"
+
+
+def judged(
+    losses: list[float], *, steps: int = 600, felt: float = 1.0, span: tuple[int, int | None] | None = None
+) -> list[str]:
+    """Codes of a term with these losses, step by step, whose constant answer costs 1; felt: the share of its weight."""
+    watch = object.__new__(Watch)
+    watch.memory, watch.floor, watch.constants = Memory(), None, {TERM: 1.0}
+    watch.plan = SimpleNamespace(steps=steps)  # type: ignore[assignment]
+    job = None if span is None else Job(start_iter=span[0], end_iter=span[1])
+    watch._factors = {TERM: None if job is None else (job, LossSpec(type="l2_loss"))}
+    said: list[str] = []
+    watch._alarm = lambda code, *_, **__: said.append(code)  # type: ignore[method-assign, assignment]
+    for step, value in enumerate(losses, 1):
+        watch.memory.felt[TERM] = felt * step
+        watch._against_start(step, TERM, value)
+    return said
+
+
+def test_a_term_is_no_better_than_a_constant_from_98_percent_of_its_cost() -> None:
+    assert alarms.no_better_than_constant(0.99, 1.0) and alarms.no_better_than_constant(1.7, 1.0)
+    assert not alarms.no_better_than_constant(0.97, 1.0) and not alarms.no_better_than_constant(0.0, 0.0)
+    assert alarms.steps_to_learn(60) == 100 and alarms.steps_to_learn(5000) == 1000
+
+
+def test_a_term_that_stays_at_a_constants_cost_is_told_after_a_fifth_of_its_steps() -> None:
+    still = [1.2] * 20 + [0.991] * 200
+    assert judged(still[:100]) == [] and "KD790" in judged(still[:120])
+    assert judged(still, steps=2000) == []
+    # One mean over 20 steps below it is enough, whatever comes after; a single step is not.
+    assert judged([*still[:40], *[0.9] * 20, *[1.1] * 160]) == []
+    assert "KD790" in judged([*still[:40], 0.9, *still[41:]])
+    # A step at half the weight counts half; of a term that is in force for 400 of 2,000 steps a hundred is enough.
+    assert judged(still[:220], felt=0.5) == [] and "KD790" in judged([*still, *still[20:60]], felt=0.5)
+    assert judged(still[:200], steps=2000) == [] and "KD790" in judged(
+        still[:200], steps=2000, span=(1600, None)
+    )
 
 
 def test_outputs_that_differ_by_what_a_softmax_does_not_see_are_alike() -> None:
@@ -267,6 +308,16 @@ def test_a_resumed_run_remembers_what_it_saw() -> None:
     assert last[0] == last[1]
 
 
+def test_a_term_is_felt_by_the_share_of_its_weight() -> None:
+    """Ten steps; the loss's warm-up has 0, 1/3 and 2/3 of the weight first."""
+    features = ("mimic.teacher0.mimic_name=[model.layer3]", "mimic.student.mimic_name=[model.layer3]")
+    changes = ("mimic.cfgs={loss: {type: l2_loss}}", "mimic.adapter=auto", "mimic.loss_weight=5", *features)
+    (plan,) = [r for r in train_all(spec_of(SPEC, *changes)) if isinstance(r, Plan)]
+    assert set(plan.constants) == {TERM} and plan.constants[TERM] > 0
+    memory = load_checkpoint(checkpoints(Path("runs/small/checkpoints"))[0])["progress"]["watch"]
+    assert memory["felt"] == {TERM: pytest.approx(8.0)}
+
+
 def test_the_watch_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ("trainer.log_freq=1", "trainer.ema.kwargs.decay=0.5", "trainer.accumulate_steps=2")
     train_all(spec_of(SPEC, *changes, "saver.save_dir=with"))
@@ -424,6 +475,36 @@ def test_a_good_distillation_has_no_alarm(changes: tuple[str, ...]) -> None:
     codes, top1, told = outcome("digits_kd", TEACHER, *changes, epochs=14)
     assert not codes, [one.message for one in told]
     assert top1 > 60
+
+
+FEATURES = ("mimic.warm_up_iters=30",)
+TAUGHT: dict[str, tuple[str, ...]] = {
+    "as it is": FEATURES,
+    "with its task's loss off": (*FEATURES, "mimic.task_loss=false"),
+    "from step 100 on": (*FEATURES, "mimic.start_iter=100"),
+}
+UNTAUGHT: dict[str, tuple[str, ...]] = {
+    "a norm before what is normalised": (
+        *FEATURES,
+        "mimic.adapter={type: auto, kwargs: {norm: bn}}",
+        f"{SGD}.lr=3.0e-4",
+    ),
+    "an lr too low for it": (
+        *FEATURES,
+        "mimic.loss_weight=1.0e-4",
+        "mimic.teacher0.mimic_name=[model.layer1]",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TAUGHT, *UNTAUGHT])
+def test_a_term_that_never_gets_below_a_constant_is_told(name: str) -> None:
+    changes = {**TAUGHT, **UNTAUGHT}[name]
+    teacher = f"mimic.teacher0.teacher_weight={SAMPLES / 'weights/digits_teacher.safetensors'}"
+    codes, _, told = outcome("digits_feature", teacher, *changes, "trainer.on_collapse=stop", epochs=14)
+    assert ("KD790" in codes) is (name in UNTAUGHT), [one.message for one in told]
+    assert len([one for one in told if one.code == "KD790"]) <= 1
 
 
 @pytest.mark.slow

@@ -70,8 +70,8 @@ class DeFeatMimicker(DetectorMimicker):
             raise SpecError.at((*options_path, "neck_feature_nums"), "KD462", message)
         for teacher, view in context.teachers.items():
             their_bones, their_neck = self._parts(view, self.teacher_taps[teacher])
-            self.add(context, "neck_fg_loss", teacher, neck, their_neck)
-            self.add(context, "neck_bg_loss", teacher, neck, their_neck)
+            for loss in ("neck_fg_loss", "neck_bg_loss"):
+                self.add(context, loss, teacher, neck, their_neck, masked=True)
             if self.backbones:
                 self.add(context, "backbone_loss", teacher, bones, their_bones)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcli.distill.build_terms import build_term
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker
+from kdcli.distill.tap_checks import check_masked
 from kdcli.distill.taps import View
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import SpecError, SpecPath
@@ -24,9 +25,16 @@ class DetectorMimicker(Mimicker):
         teacher: str,
         students: Sequence[TapSide],
         teachers: Sequence[TapSide],
+        *,
+        masked: bool = False,
         **more: Any,
     ) -> None:
-        """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it."""
+        """Build the term of one loss and one teacher; its pairs are added up. more: as build_term takes it.
+
+        masked: its features are compared under a mask, and so have to be maps; raises SpecError KD451 where not.
+        """
+        if masked:
+            check_masked(context, students, teacher, teachers)
         loss = self.losses_of(context.job)[name]
         term = build_term(context, name, loss, teacher, students, teachers, over_pairs="sum", **more)
         self.terms[f"{teacher}:{name}"] = term

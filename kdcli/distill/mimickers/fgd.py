@@ -32,7 +32,8 @@ class FgdMimicker(DetectorMimicker):
         super().__init__(context)
         student_sides = sides_of(context.student, self.student_taps)
         for teacher, view in context.teachers.items():
-            self.add(context, "loss", teacher, student_sides, sides_of(view, self.teacher_taps[teacher]))
+            teacher_sides = sides_of(view, self.teacher_taps[teacher])
+            self.add(context, "loss", teacher, student_sides, teacher_sides, masked=True)
 
     def features(
         self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]

@@ -61,7 +61,7 @@ class FrsMimicker(DetectorMimicker):
                 )
             preds = [made_sides("preds", side[:count]) for side in (own, scores)]
             factors = self._factors(losses["neck_loss"], maps)
-            self.add(context, "neck_loss", teacher, neck, maps, factors=factors)
+            self.add(context, "neck_loss", teacher, neck, maps, masked=True, factors=factors)
             factors = self._factors(losses["pred_loss"], preds[1])
             self.add(context, "pred_loss", teacher, *preds, adapted=False, options=as_logits, factors=factors)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdcli.distill.taps import Feature, View
+from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.distill.teacher import Labels
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.schema import Job, LossSpec
-from kdcli.spec.tables import Method
+from kdcli.spec.tables import Loss, Method
+
+Scaling = Literal["none", "image", "place"]
+"""How a feature is scaled before its mean is taken: see `kdcli.distill.terms.constant_answer`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +154,8 @@ class Mimicker(nn.Module):
             )
         self.options = self.kdcli_record.options_of(context.job.options)
         self.terms = nn.ModuleDict()
+        self.constants: dict[str, Tensor] | None = None
+        """Takes what a constant answer costs, by the names of the losses; None where nobody asks."""
         self.student_taps = tuple(context.job.student.mimic_name)
         self.teacher_taps = {name: tuple(t.mimic_name) for name, t in context.job.teachers.items()}
 
@@ -176,7 +183,9 @@ class Mimicker(nn.Module):
             if name not in in_force:
                 continue
             view = teachers[teacher] if teacher else None
-            loss: Tensor = self.terms[key](
+
+            compute = partial(
+                self.terms[key],
                 compared.students,
                 compared.teachers,
                 batch,
@@ -186,10 +195,19 @@ class Mimicker(nn.Module):
                 teacher_logits=None if view is None else view.outputs.get("logits"),
                 teacher_weights=compared.teacher_weights,
             )
-            if compared.divisor is not None:
-                loss = loss / compared.divisor
-            losses[key.replace(":", ".")] = loss if compared.share is None else loss * compared.share
+            losses[key.replace(":", ".")] = _shared(compute(), compared)
+            if self.constants is not None and teacher and self._has_constant(key, compared):
+                with torch.no_grad():
+                    costs = [_shared(compute(constant=scaling), compared) for scaling in get_args(Scaling)]
+                self.constants[key.replace(":", ".")] = torch.stack(costs).min()
         return losses
+
+    def _has_constant(self, key: str, compared: Compared) -> bool:
+        """Whether the cost of a constant answer means something: the loss says so, and there are two images."""
+        features = list(tensors_in(list(compared.teachers)))
+        record: Any = getattr(self.terms[key], "record", None)
+        known = isinstance(record, Loss) and record.constant and not self.kdcli_record.peers
+        return known and min((len(feature) for feature in features), default=0) > 1
 
     def term_of(self, name: str) -> Any:
         """The term behind `<teacher>.<loss>` or `<loss>`; None where the method has none by that name."""
@@ -231,3 +249,10 @@ class Mimicker(nn.Module):
 
     def prepared(self) -> None:
         """End the pass before training."""
+
+
+def _shared(loss: Tensor, compared: Compared) -> Tensor:
+    """The loss of a term with the divisor and the share of what it compares."""
+    if compared.divisor is not None:
+        loss = loss / compared.divisor
+    return loss if compared.share is None else loss * compared.share

@@ -26,6 +26,13 @@ class StatefulLoss(nn.Module):
         """Start from what losses of earlier stages have trained on the same layer, in order; whether one fitted."""
         return False
 
+    def of_answer(self, answer: Tensor, teacher: Tensor) -> Tensor:
+        """The loss where what this loss trains on the student's feature gives `answer`, in the teacher's shape.
+
+        Of losses whose record says `constant`.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     def student_end(self) -> nn.Module | None:
         """The student's new end, from its tapped map to logits; None: the student keeps its own."""
         return None

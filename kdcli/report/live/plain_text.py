@@ -19,6 +19,15 @@ from kdcli.report.console import as_text, printable, table
 from kdcli.report.quantities import MISSING, count, duration, flops, measure, rate, speed
 from kdcli.report.results_table import ResultsSoFar, finished_table
 
+PULL = (
+    "pull: how hard a term's gradient is on the student, to the task loss's 1; for 1: the `loss_weight` that gives\n"
+    "it, of the job, or in a loss's `kwargs` where the job has several losses"
+)
+CONSTANT = (
+    "constant: what the term costs where the student answers the teacher's mean at every place of every image;\n"
+    "a term that stays there has taught nothing"
+)
+
 RECENT_SECONDS = 30.0
 """Speed and time left are measured over about this long."""
 
@@ -45,7 +54,9 @@ def plan_summary(plan: Plan) -> RenderableType:
     if plan.pairs:
         parts += [Text(""), _pairs(plan)]
     if plan.pulls:
-        parts.append(Text("pull: how hard a term's gradient is on the student, to the task loss's 1"))
+        parts.append(Text(PULL))
+    if plan.constants:
+        parts.append(Text(CONSTANT))
     parts += [Text(""), *map(Text, _schedule_lines(plan))]
     return Group(*parts)
 
@@ -94,6 +105,12 @@ def _networks(plan: Plan) -> RenderableType:
 
 
 def _pairs(plan: Plan) -> RenderableType:
+    measured: dict[str, dict[str, str]] = {}
+    if plan.pulls:
+        measured["pull"] = {term: f"{pull:.2g}" for term, pull in plan.pulls.items()}
+        measured["for 1"] = {term: f"{weight:.2g}" for term, weight in plan.even_weights.items()}
+    if plan.constants:
+        measured["constant"] = {term: measure(cost) for term, cost in plan.constants.items()}
     rows = [
         [
             pair.term,
@@ -104,12 +121,12 @@ def _pairs(plan: Plan) -> RenderableType:
             pair.teacher_shape or MISSING,
             pair.loss,
             f"{pair.weight:g}",
-            *([f"{plan.pulls[pair.term]:.2g}" if pair.term in plan.pulls else MISSING] if plan.pulls else []),
+            *(values.get(pair.term, MISSING) for values in measured.values()),
         ]
         for pair in plan.pairs
     ]
     columns = ["term", "student layer", "shape", "adapter", "teacher layer", "shape", "loss", ">weight"]
-    return table([*columns, ">pull"] if plan.pulls else columns, rows)
+    return table([*columns, *(f">{name}" for name in measured)], rows)
 
 
 @dataclass(slots=True)
