@@ -8,5 +8,6 @@ ADAPTERS: dict[str, Target] = {
     "auto": Target("kdcli.distill.adapters:AutoAdapter"),
     "conv": Target("kdcli.distill.adapters:ConvAdapter"),
     "linear": Target("kdcli.distill.adapters:LinearAdapter"),
+    "mlp": Target("kdcli.distill.adapters:MlpAdapter"),
     "resize": Target("kdcli.distill.adapters:ResizeAdapter"),
 }

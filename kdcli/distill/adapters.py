@@ -7,6 +7,7 @@ and turns [B, *student] into [B, *teacher]. Maps are [B, C, H, W], tokens [B, N,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kdcli.errors import SpecError, SpecPath
 from kdcli.losses.parts.inputs import places_in
 from kdcli.spec.plugins import lookup
+from kdcli.spec.ranges import Count, Width
 from kdcli.spec.schema import AdapterSpec
 
 Shape = Sequence[int]
@@ -36,7 +38,7 @@ def build_adapter(
     """
     from kdcli.distill import ADAPTERS
 
-    why = unjoinable(student, teacher) if spec.type == "auto" else None
+    why = unjoinable(student, teacher) if spec.type in ("auto", "mlp") else None
     if why is not None:
         raise SpecError.at(
             path, "KD426", f"no adapter joins {shown(student)} and {shown(teacher)}: {why}", help, on_key=True
@@ -138,10 +140,56 @@ class MeanAdapter(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """feature [B, C, H, W], [B, N, D] or [B, D] -> [B, teacher's D], as a 1x1 map or one token where that is it."""
-        if feature.dim() > 2:
-            feature = feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
-        result: Tensor = self.linear(feature)
+        result: Tensor = self.linear(_mean(feature))
         return result.reshape(len(result), *self.shape)
+
+
+class MlpAdapter(nn.Module):
+    """A small MLP over the channels of each position, the same for all: maps, tokens and vectors, as `auto` joins them.
+
+    `depth` linear layers, of `hidden` channels in between (the teacher's where nothing is said), with a LayerNorm
+    over channels and a GELU behind each but the last, as AM-RADIO's heads have them. Maps of unlike size are resized
+    first; towards a vector the mean over all positions comes first. what: it in words, for the plan.
+    """
+
+    def __init__(
+        self, student: Shape, teacher: Shape, *, hidden: Width | None = None, depth: Count = 2
+    ) -> None:
+        super().__init__()
+        why = unjoinable(student, teacher)
+        if why is not None:
+            raise ValueError(f"joins no {shown(student)} and {shown(teacher)}: {why}")
+        inside = _width(teacher) if hidden is None else hidden
+        widths = [_width(student), *[inside] * (depth - 1), _width(teacher)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.LayerNorm(before), nn.GELU()] if layers else []
+            layers.append(nn.Linear(before, after))
+        self.layers = nn.Sequential(*layers)
+        self.what = f"an MLP {' to '.join(str(width) for width in widths)}"
+        self.shape = tuple(teacher[1:])
+        self.resize: ResizeAdapter | None = None
+        self.averages = False
+        if len(student) == len(teacher) == 4:
+            if tuple(student[2:]) != tuple(teacher[2:]):
+                self.resize = ResizeAdapter(student, (*student[:2], *teacher[2:]))
+                self.what += f" after a resize {student[2]}x{student[3]} to {teacher[2]}x{teacher[3]}"
+        elif not _alike(student, teacher):
+            self.averages = True
+            self.what += " of the mean over positions" if places_in(student) > 1 else ""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """feature [B, C, H, W], [B, N, D] or [B, D] -> the teacher's channels, in the teacher's shape."""
+        if self.averages:
+            result: Tensor = self.layers(_mean(feature))
+            return result.reshape(len(result), *self.shape)
+        if self.resize is not None:
+            feature = self.resize(feature)
+        if feature.dim() == 4:
+            result = self.layers(feature.permute(0, 2, 3, 1))
+            return result.permute(0, 3, 1, 2)
+        result = self.layers(feature)
+        return result
 
 
 class AutoAdapter(nn.Module):
@@ -221,6 +269,13 @@ def shown(shape: Shape) -> str:
 
 def _width(shape: Shape) -> int:
     return shape[1] if len(shape) == 4 else shape[-1]
+
+
+def _mean(feature: Tensor) -> Tensor:
+    """[B, C, H, W] or [B, N, D] averaged over its positions, a vector as it is."""
+    if feature.dim() == 2:
+        return feature
+    return feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
 
 
 def _alike(student: Shape, teacher: Shape) -> bool:

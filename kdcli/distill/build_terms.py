@@ -130,7 +130,9 @@ def build_term(
     _compare_outputs(job_loss)
     adapters: nn.ModuleList | None = None
     if teacher is not None and binding.uses_features:
-        adapters = _adapters(job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None))
+        adapters = _adapters(
+            job_loss, pairs, loss.adapter or (context.job.adapter if adapted else None), adapted
+        )
     own = binding.own(kwargs)
     how = loss.over_pairs or over_pairs or ("mean" if job_loss.record.mean_over_pairs else "sum")
     return Term(
@@ -236,8 +238,16 @@ def _paired(job_loss: JobLoss, students: Sequence[TapSide], teachers: Sequence[T
     )
 
 
-def _adapters(job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | None) -> nn.ModuleList | None:
-    """An adapter for each pair, as the spec says; None without one, where every pair must fit as it is."""
+def _adapters(
+    job_loss: JobLoss, pairs: Sequence[TapPair], spec: AdapterSpec | None, adapted: bool
+) -> nn.ModuleList | None:
+    """An adapter for each pair, as the spec says, else the loss's own; None where every pair must fit as it is.
+
+    adapted: whether the features are such as adapters are for.
+    """
+    usual = job_loss.record.adapter
+    if spec is None and usual is not None and adapted and not any(_hold_logits(pair) for pair in pairs):
+        spec = AdapterSpec(type=usual)
     if spec is None and (job_loss.binding.sizes_itself or job_loss.record.unlike_shapes):
         return None
     assert job_loss.teacher is not None

@@ -58,6 +58,7 @@ LOSSES: dict[str, Loss] = {
         example_kwargs="{from_logits: true}",
     ),
     "cat_kd": Loss("kdcli.losses.cat_kd:ClassAttention", kind="feature", weight=400.0, takes="map"),
+    "cosine": Loss("kdcli.losses.cosine:cosine", kind="feature", normalizes=True, adapter="mlp"),
     "cwd": Loss("kdcli.losses.cwd:channel_wise", kind="feature", softened=True),
     "fgd": Loss("kdcli.losses.fgd:FocalGlobal", kind="feature", takes="map"),
     "fitnet": Loss("kdcli.losses.fitnet:FitNet", kind="feature", weight=100.0, example=("middle stage",)),

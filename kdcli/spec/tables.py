@@ -70,6 +70,8 @@ class Loss(Target):
     """Passes both sides through a ReLU first: negative values are lost."""
     normalizes: bool | str = False
     """Normalises features itself, always or where the kwarg of this name says so: an adapter before it has no norm."""
+    adapter: str | None = None
+    """The adapter from the student's feature to the teacher's where the spec names none; not between logits."""
     trains_student: bool = True
     """False where it learns from the teacher alone."""
     replaces_end: bool = False

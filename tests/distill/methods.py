@@ -46,6 +46,7 @@ METHODS: dict[str, Method] = {
     "review": Method(student=(*STAGES, *VECTOR), teacher=(*BEFORE_RELU, *VECTOR)),
     "fitnet": Method(student=MIDDLE),
     "cat_kd": Method(student=LAST_MAP),
+    "cosine": Method(student=LAST_MAP),
     "cwd": Method(student=LAST_MAP, loss=ADAPTED),
     "kl_loss": Method(student=LAST_MAP, loss=ADAPTED),
     "fgd": Method(student=LAST_MAP, kwargs={"relation": 1.0}),

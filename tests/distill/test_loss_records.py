@@ -54,6 +54,28 @@ def test_a_terms_loss_is_what_the_loss_gives_times_its_records_weight(name: str)
     assert term.loss_weight == LOSSES[name].weight
 
 
+@pytest.mark.parametrize(
+    ("adapter", "layers", "made"),
+    [
+        (None, "[model.layer3]", "MlpAdapter"),
+        ("auto", "[model.layer3]", "AutoAdapter"),
+        ("{type: mlp, kwargs: {depth: 1}}", "[model.layer3]", "MlpAdapter"),
+        (None, "[logits]", ""),
+        ("auto", "[logits]", "Identity"),
+    ],
+)
+def test_the_adapter_of_a_loss_is_its_records_where_the_spec_names_none(
+    adapter: str | None, layers: str, made: str
+) -> None:
+    changes = [] if adapter is None else [f"mimic.adapter={adapter}"]
+    taps = [f"mimic.{side}.mimic_name={layers}" for side in ("student", "teacher0")]
+    with run_of(spec_with(mimic_of("cosine", TEACHER), *taps, *changes)) as run:
+        (term,) = (t for t in run.trainee.modules() if isinstance(t, Term))
+    assert LOSSES["cosine"].adapter == "mlp"
+    assert (type(term.adapters[0]).__name__ if term.adapters is not None else "") == made
+    assert not [m for m in term.modules() if "BatchNorm" in type(m).__name__]
+
+
 @pytest.mark.parametrize("name", ["at", "cc", "kd_loss"])
 def test_a_weight_in_the_spec_stands_in_place_of_the_records(name: str) -> None:
     loss, given, term = first_loss(name, loss_weight=0.3)

@@ -20,6 +20,8 @@ from .cases import Case, keyword_only, make_case, positional
 ARGUMENTS = [(name, option) for name in sorted(LOSSES) for option in keyword_only(LOSSES[name].load())]
 
 MOVED: dict[tuple[str, str], Any] = {
+    ("cosine", "cosine_weight"): 0.5,
+    ("cosine", "smooth_l1_weight"): 0.5,
     ("crd", "K"): 8,
     ("crd", "feat_dim"): 16,
     ("mgd", "mask_ratio"): 0.6,
@@ -120,6 +122,10 @@ bce_loss T, batch_mean, from_logits: test_numbers.py test_bce
 cat_kd resolution, normalize: test_cat_kd.py test_maps_pooled_to_one_cell_by_hand
 cc feat_dim: test_cc.py test_as_many_numbers_as_feat_dim_are_compared
 ce_loss T: test_numbers.py test_ce
+cosine cosine_weight, smooth_l1_weight: test_cosine.py test_tokens_by_hand
+cosine beta: test_cosine.py test_where_the_smooth_l1_turns_linear
+cosine per: test_cosine.py test_the_cosine_of_a_whole_sample
+cosine batch_mean: test_cosine.py test_sums_over_positions_are_divided_by_the_batch
 crd feat_dim, K, T: test_crd.py test_it_is_the_noise_contrastive_estimate_both_ways
 crd momentum: test_crd.py test_the_rows_of_the_batch_move_in_training_alone
 crd negatives: test_crd.py test_negatives_of_all_classes_are_drawn_as_they_were_before_there_was_a_choice

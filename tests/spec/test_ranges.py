@@ -124,6 +124,8 @@ def test_a_learned_temperature_stays_above_0(path: str, options: str, right: boo
         ("wkd_f", "grid", "0", "1"),
         ("wkd_l", "sinkhorn_lambda", "0", "0.05"),
         ("cat_kd", "resolution", "0", "1"),
+        ("cosine", "beta", "0", "0.1"),
+        ("cosine", "cosine_weight", "-0.1", "null"),
         ("simkd", "factor", "0", "1"),
         ("ft", "k", "0", "2.5"),
         ("pkt", "eps", "0", "1e-9"),
