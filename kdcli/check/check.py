@@ -398,7 +398,8 @@ class _Rehearsal:
         """Compare the student's outputs with the data; an unknown number of classes is taken from the logits."""
         self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
         logits = view.outputs.get("logits")
-        if self.facts.num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+        known = self.facts.num_classes is not None or self.facts.labels == "none"
+        if not known and isinstance(logits, Tensor) and logits.dim() == 2:
             self.facts = replace(self.facts, num_classes=logits.shape[1])
 
     def plan(

@@ -7,7 +7,7 @@ from functools import partial
 
 from kdcli.data.check import Look, check_files
 from kdcli.data.check_images import Progress
-from kdcli.data.facts import DataFacts, describe
+from kdcli.data.facts import DataFacts, describe, with_classes_of
 from kdcli.data.sources import SampleSource
 from kdcli.errors import Diagnostic, Findings, KdError
 from kdcli.spec.schema import Spec
@@ -29,7 +29,7 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
     if train.shape is not None and min(train.shape) < 1:
         train = replace(train, shape=None)
     if look == "nothing":
-        return DataSeen(train, test, ())
+        return DataSeen(with_classes_of(train, test), test, ())
     found = Findings()
     found.found += check_data_files(sides, look=look, progress=progress)
     reported = {(finding.code, finding.message) for finding in found.found}
@@ -50,7 +50,7 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
             found.found += [_without_images(text) for text in numbered.notices if text not in own]
     except KdError as error:
         found.found += [one for one in error.diagnostics if (one.code, one.message) not in reported]
-    return DataSeen(train, test, tuple(found.found))
+    return DataSeen(with_classes_of(train, test), test, tuple(found.found))
 
 
 def _without_images(text: str) -> Diagnostic:

@@ -139,6 +139,24 @@ LANGUAGE: dict[str, Explanation] = {
         " so: beside `loss_weight` of a job, or beside the `kwargs` of a loss.",
         "wrong: loss_weight: -1\nright: loss_weight: 1, or loss_weight: -1 with allow_negative: true",
     ),
+    "KD240": Explanation(
+        "task's loss without labels",
+        "The task's own loss compares with labels. Data that says `labels: none` has none, and what the student learns"
+        " comes from its teachers alone: `task_loss: false` is the default there, and a written true can't be.",
+        "wrong: mimic: {task_loss: true, ...} with labels: none\nright: mimic: {...}",
+    ),
+    "KD241": Explanation(
+        "nothing to learn from",
+        "Images without labels teach nothing by themselves: a student learns from them what a teacher shows, which"
+        " `mimic` describes.",
+        "right: runtime: {runner: {type: kd}}, teacher0: [...], mimic: {teacher0: {...}, student: {...}}",
+    ),
+    "KD242": Explanation(
+        "something needs labels, and the data has none",
+        "Some losses read the class of each image, an evaluator compares with it, mixup and cutmix mix it, and"
+        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read.",
+        "wrong: cfgs: {loss: {type: dkd_loss}} with labels: none\nright: cfgs: {loss: {type: kd_loss, kwargs: {T: 4}}}",
+    ),
     "KD229": Explanation(
         "spec of another runner",
         "United-Perception has runners for quantisation, sparsity, architecture search, 3-D detection, segmentation,"

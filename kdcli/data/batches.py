@@ -102,7 +102,8 @@ class ArrayReader:
         start: int = 0,
         replaced: Ids | None = None,
     ) -> None:
-        self.images, self.labels = source.images, torch.from_numpy(source.labels)
+        self.images = source.images
+        self.labels = None if source.labels is None else torch.from_numpy(source.labels)
         self.pipeline, self.seed, self.mixing = pipeline, seed, mixing
         self.start, self.replaced = start, replaced
         self.reading: Reading | None = None
@@ -120,8 +121,11 @@ class ArrayReader:
             image = self.pipeline(self.images[indices], draws, start=self.start)
         except ValueError as reason:
             return {}, (BadRecord(int(ids[0]), f"sample {ids[0]}", str(reason), False),)
-        batch = {"image": image, "labels": self.labels[indices], "indices": indices}
+        batch = {"image": image, **self._labels_of(indices), "indices": indices}
         return self.mixing(batch, key), ()
+
+    def _labels_of(self, indices: Tensor) -> dict[str, Tensor]:
+        return {} if self.labels is None else {"labels": self.labels[indices]}
 
 
 class SampleReader:
@@ -183,7 +187,7 @@ class ImageSamples:
         return {"image": self.pipeline(self.source.read(index)[None], draws)[0]}
 
     def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
-        """image, labels, indices; raises ValueError where sizes differ."""
+        """image, indices, labels where there are any; raises ValueError where sizes differ."""
         images: list[Tensor] = [sample["image"] for sample in samples]
         for image, index in zip(images, indices, strict=True):
             if image.shape != images[0].shape:
@@ -191,11 +195,8 @@ class ImageSamples:
                     f"it comes out as {size_text(images[0])} and `{self.name(int(index))}` as "
                     f"{size_text(image)}; end with one size for all"
                 )
-        return {
-            "image": torch.stack(images),
-            "labels": torch.from_numpy(self.labels[indices]),
-            "indices": torch.from_numpy(indices),
-        }
+        labels = {} if self.labels is None else {"labels": torch.from_numpy(self.labels[indices])}
+        return {"image": torch.stack(images), **labels, "indices": torch.from_numpy(indices)}
 
     def name(self, index: int) -> str:
         """The sample's file."""

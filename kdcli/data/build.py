@@ -279,11 +279,11 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
     """The facts of a side from its opened source: what the data states replaces what the spec implies."""
     facts = replace(
         describe(part, train=train),
-        num_classes=source.num_classes,
+        num_classes=None if source.labels is None else source.num_classes,
         num_samples=len(source),
         class_names=source.class_names,
-        labelled=True,
-        heads=source.labels.shape[1] if source.labels.ndim == 2 else None,
+        labels="none" if source.labels is None else "classes",
+        heads=None if source.labels is None or source.labels.ndim == 1 else source.labels.shape[1],
     )
     for index in range(min(len(source), 100)):
         try:
@@ -304,7 +304,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
 
 def _check_labels(source: Images, part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
-    if component is None or not mixes_labels(component):
+    if component is None or source.labels is None or not mixes_labels(component):
         return
     num_classes = component.kwargs.get("num_classes", 1000)
     if source.labels.max(initial=0) >= num_classes:

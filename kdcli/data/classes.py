@@ -15,10 +15,11 @@ NAMED = 5
 """How many names a message lists."""
 
 
-def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
+def numbered_like(test: OpenedData, truth: Sequence[str] | None, whose: str = "") -> OpenedData:
     """The test data with the class numbers of the training data.
 
-    truth: the class names of the training data, in the order of their numbers; None where they are unknown.
+    truth: the class names of the training data, in the order of their numbers; None where they are unknown. whose:
+    "probe's ", where these are the two sides of a probe.
     Names are equal after Unicode NFC. Data without names, or with boxes, stays as it is. Raises SpecError KD541
     where a class is none of the training data's; one that the test data lacks is a notice.
     """
@@ -27,34 +28,44 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None) -> OpenedData:
         return test
     if tuple(truth) != own:
         path = (*test.path, "dataset")
-        place_of = _places(truth, path, "training")
-        named = list(_places(own, path, "test"))
+        place_of = _places(truth, path, f"{whose}training")
+        named = list(_places(own, path, f"{whose}test"))
         unknown = [name for name in named if name not in place_of]
         if unknown:
-            raise SpecError([_unknown(name, list(place_of), path) for name in unknown])
+            raise SpecError([_unknown(name, list(place_of), path, whose) for name in unknown])
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
     assert not isinstance(test.source, (SampleSource, BatchSource))
+    assert test.source.labels is not None
     missing = np.setdiff1d(np.arange(len(truth)), test.source.labels)
     if not len(missing):
         return test
     names = [truth[number] for number in missing]
-    what = "the class" if len(missing) == 1 else f"{len(missing)} classes of the training data:"
-    return replace(test, notices=(*test.notices, f"the test data has no images of {what} {listed(names)}"))
+    what = "the class" if len(missing) == 1 else f"{len(missing)} classes of the {whose}training data:"
+    return replace(
+        test, notices=(*test.notices, f"the {whose}test data has no images of {what} {listed(names)}")
+    )
 
 
-def matched(test: OpenedData, names: Sequence[str] | None, train: OpenedData | None = None) -> OpenedData:
+def matched(
+    test: OpenedData, names: Sequence[str] | None, train: OpenedData | None = None, whose: str = ""
+) -> OpenedData:
     """The test data with the class numbers of the training data, where it is known whether that has names.
 
     names: of the training data, None where it has numbers alone; train: it, where it is opened. A notice where one
-    side alone has names; SpecError KD541 where nothing states the numbers of these.
+    side alone has names; SpecError KD541 where nothing states the numbers of these. Where a side has no labels there
+    is nothing to match. whose: as in `numbered_like`.
     """
-    notice = _one_sided(names, None if train is None else train.source, test)
+    if test.facts.labels == "none" or (train is not None and train.facts.labels == "none"):
+        return test
+    notice = _one_sided(names, train, test, whose)
     if notice is not None:
         return replace(test, notices=(*test.notices, notice))
-    return numbered_like(test, names)
+    return numbered_like(test, names, whose)
 
 
-def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> str | None:
+def _one_sided(
+    names: Sequence[str] | None, train: OpenedData | None, test: OpenedData, whose: str
+) -> str | None:
     """The notice for data of which one side alone has class names; None where both have, or neither.
 
     Names whose numbers nothing states (labels of a list, in alphabetical order) can't be held against numbers.
@@ -62,12 +73,14 @@ def _one_sided(names: Sequence[str] | None, train: object, test: OpenedData) -> 
     own = test.facts.class_names
     if isinstance(test.source, (SampleSource, BatchSource)) or (names is None) == (own is None):
         return None
-    named, plain = ("training", "test") if own is None else ("test", "training")
+    named, plain = (
+        f"{whose}{side}" for side in (("training", "test") if own is None else ("test", "training"))
+    )
     named_classes = list(names or own or ())
-    if getattr(train if own is None else test.source, "invented", False):
-        side = "train" if named == "training" else "test"
+    with_names = train if own is None else test
+    if with_names is not None and getattr(with_names.source, "invented", False):
         raise SpecError.at(
-            ("dataset", side, "dataset"),
+            (*with_names.path, "dataset"),
             "KD541",
             f"the {named} data gives its classes by name and the {plain} data by number: they can't be matched",
             "write `classes: [...]` beside `meta_file`, the names in the order of the numbers",
@@ -100,10 +113,10 @@ def _meant(name: str, known: list[str]) -> str | None:
     )
 
 
-def _unknown(name: str, known: list[str], path: SpecPath) -> Diagnostic:
+def _unknown(name: str, known: list[str], path: SpecPath, whose: str) -> Diagnostic:
     return Diagnostic(
         code="KD541",
-        message=f"class `{name}` of the test data is no class of the training data",
+        message=f"class `{name}` of the {whose}test data is no class of the {whose}training data",
         help="; ".join(filter(None, (_meant(name, known), "rename it, or leave it out of the test data"))),
         path=path,
     )

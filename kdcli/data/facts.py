@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from kdcli.spec.check.labels import is_unlabelled
 from kdcli.spec.schema import Component, DataPart
+
+Labelling = Literal["classes", "none"]
+"""What `labels` of a dataset may say: a class of each image, or images alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +19,9 @@ class DataFacts:
 
     shape is (channels, height, width) of one image as the networks see it; mean and std are those of
     the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
-    batches say of it (kdcli.data.detection.coco). labelled: whether its samples have labels. heads: how many labels
-    a sample has, where it has several; num_classes is then that of the label with most.
+    batches say of it (kdcli.data.detection.coco). labels: what is known of each sample; of `none` the batches have no
+    field `labels`. heads: how many labels a sample has, where it has several; num_classes is then that of the label
+    with most.
     """
 
     shape: tuple[int, int, int] | None = None
@@ -26,7 +31,7 @@ class DataFacts:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     annotations: Mapping[str, Any] | None = None
-    labelled: bool | None = None
+    labels: Literal["classes", "boxes", "mask", "none"] | None = None
     heads: int | None = None
 
 
@@ -106,6 +111,20 @@ def _floats(value: Any) -> tuple[float, ...] | None:
 
 def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
     own: Mapping[str, Any] = part.dataset.kwargs.model_extra or {}
+    facts, shape = _with_classes(part, own, train)
+    if is_unlabelled(part):
+        facts = replace(facts, num_classes=None, class_names=None, labels="none")
+    return facts, shape
+
+
+def with_classes_of(train: DataFacts, test: DataFacts) -> DataFacts:
+    """The training data's facts; the classes are the test data's where the training data has no labels."""
+    if train.labels != "none":
+        return train
+    return replace(train, num_classes=test.num_classes, class_names=test.class_names)
+
+
+def _with_classes(part: DataPart, own: Mapping[str, Any], train: bool) -> tuple[DataFacts, Shape]:
     name = part.dataset.type
     if name == "digits":
         size = own.get("size") or 8

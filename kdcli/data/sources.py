@@ -18,7 +18,7 @@ from kdcli.errors import RunError, SpecPath
 from kdcli.spec.schema import DataPart
 
 Batch = Mapping[str, Any]
-"""A read-only batch: `image` float32 [B, C, H, W], `labels` int64 [B], `indices` int64 [B], ..."""
+"""A read-only batch: `image` float32 [B, C, H, W], `indices` int64 [B], and with labels `labels` int64 [B], ..."""
 
 
 class BadSample(Exception):
@@ -31,15 +31,15 @@ class BadSample(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayImages:
-    """A classification dataset in memory: images uint8 [N, C, H, W], labels int64 [N]."""
+    """A classification dataset in memory: images uint8 [N, C, H, W], labels int64 [N], None without labels."""
 
     images: Tensor
-    labels: Ids
+    labels: Ids | None
     num_classes: int
     class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def read(self, index: int) -> Tensor:
         """One image, uint8 [C, H, W]."""
@@ -51,15 +51,23 @@ class ArrayImages:
 
     def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> ArrayImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        assert self.labels is not None
         labels = np.asarray(numbers, dtype=np.int64)[self.labels]
         return replace(self, labels=labels, class_names=names, num_classes=len(names))
+
+    def without_labels(self) -> ArrayImages:
+        """The images alone."""
+        return replace(self, labels=None, class_names=None, num_classes=0)
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A classification dataset that is read image by image."""
+    """A classification dataset that is read image by image.
 
-    labels: Ids
+    labels: int64 [N], None for images without labels; num_classes is 0 then.
+    """
+
+    labels: Ids | None
     num_classes: int
     class_names: tuple[str, ...] | None
 
@@ -160,7 +168,7 @@ class BatchSource:
             num_classes=num_classes if names is None else len(names),
             num_samples=num_samples,
             class_names=names,
-            labelled="labels" in first,
+            labels="classes" if "labels" in first else "none",
         )
 
     def __len__(self) -> int:
@@ -202,7 +210,7 @@ class OpenedData:
 
     @property
     def labels(self) -> Ids | None:
-        """The class of each sample; None where only its batches say it."""
+        """The class of each sample; None where only its batches say it, or nothing does."""
         return None if isinstance(self.source, (SampleSource, BatchSource)) else self.source.labels
 
     def numbered_by(self, names: tuple[str, ...], numbers: list[int]) -> OpenedData:

@@ -243,7 +243,7 @@ class ClsPostProcess(ViewModule):
     int64 and `scores` [B, K], the softmax. cls_loss: {type, kwargs} of models/heads.py, cross
     entropy by default. Several heads (a list of logits) read `labels` [B, heads], or `mixed_labels` [B, heads, K]: the
     sum of their losses, the mean of their accuracies, lists of predictions. They share one cls_loss, or a list has
-    one for each.
+    one for each. Images without labels have no loss.
     """
 
     def __init__(
@@ -277,6 +277,8 @@ class ClsPostProcess(ViewModule):
             preds = [head.argmax(1) for head in heads]
             scores = [head.softmax(1) for head in heads]
             return {"preds": preds, "scores": scores} if several else {"preds": preds[0], "scores": scores[0]}
+        if "labels" not in outputs:
+            return {}
         labels: Tensor = outputs["labels"]
         if self.each and len(self._losses) != len(heads):
             message = f"`cls_loss` lists {len(self._losses)} losses, and the head gives {len(heads)} logits"

@@ -155,15 +155,15 @@ def files_named(spec: Spec) -> Iterator[tuple[SpecPath, str]]:
             for teacher, part in job.teachers.items():
                 teacher_path: SpecPath = ("mimic", "jobs", job_name, "teachers", teacher)
                 yield from _paths((*teacher_path, "teacher_weight"), part.teacher_weight)
-    for side, data in (("train", spec.dataset.train), ("test", spec.dataset.test)):
-        kwargs_path: SpecPath = ("dataset", side, "dataset", "kwargs")
+    for side, data in spec.dataset.parts.items():
+        kwargs_path: SpecPath = ("dataset", *side, "dataset", "kwargs")
         kwargs = data.dataset.kwargs
         for key in ("root", "meta_file"):
             yield from _paths((*kwargs_path, key), (kwargs.model_extra or {}).get(key))
         if kwargs.image_reader is not None:
             folder = kwargs.image_reader.kwargs.get("image_dir")
             yield from _paths((*kwargs_path, "image_reader", "kwargs", "image_dir"), folder)
-        if kwargs.evaluator is not None and side == "test":
+        if kwargs.evaluator is not None and side == ("test",):
             for path in (GT_FILE, CLS_FREQ):
                 yield from _paths(path, kwargs.evaluator.kwargs.get(str(path[-1])))
 

@@ -6,71 +6,24 @@ Field names are the YAML's keys. Three shapes differ from the text, and parse.py
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticKnownError
+from pydantic import BaseModel, ConfigDict, Field
 
-T = TypeVar("T")
-
-
-def _as_tuple(value: Any) -> Any:
-    """A list; one scalar alone is a list of one, as `mimic_name: head.classifier`."""
-    if isinstance(value, list):
-        return tuple(value)
-    return (value,) if isinstance(value, (str, int, float)) else value
-
-
-def _as_whole(value: Any) -> Any:
-    """1e5 is a whole number, however it is written; 64 bits hold it."""
-    if not isinstance(value, float) or not value.is_integer():
-        return value
-    if value >= 2**63:
-        raise PydanticKnownError("less_than_equal", {"le": 2**63 - 1})
-    return int(value)
-
-
-def _as_written(value: float) -> float:
-    """A whole number stays one, so that it is shown and written as such."""
-    return int(value) if value.is_integer() else value
-
-
-def _as_budget(value: Any) -> Any:
-    """`1%` is the share 0.01."""
-    percent = _PERCENT.fullmatch(value) if isinstance(value, str) and len(value) < 20 else None
-    return _as_whole(value if percent is None else float(percent[1]) / 100)
-
-
-_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
-
-Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
-Whole = Annotated[int, BeforeValidator(_as_whole)]
-MOST = 10**12
-"""Of whatever is counted: more than any run, data set or network has."""
-PositiveInt = Annotated[Whole, Field(gt=0, le=MOST)]
-NonNegativeInt = Annotated[Whole, Field(ge=0, le=MOST)]
-TeacherClass = NonNegativeInt | str
-Epochs = Annotated[float, Field(gt=0, le=MOST), AfterValidator(_as_written)]
-"""Whole, or with a fraction of an epoch's steps."""
-Pixels = Annotated[PositiveInt, Field(le=2**16)]
-Positive = Annotated[float, Field(gt=0)]
-MOST_TEMPERATURE = 10_000.0
-SoftmaxTemperature = Annotated[float, Field(gt=0, le=MOST_TEMPERATURE)]
-Budget = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)],
-    BeforeValidator(_as_budget),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 0},
-                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-                {"type": "string", "pattern": f"^{_PERCENT.pattern}$"},
-            ]
-        }
-    ),
-]
-"""How many, or (a number below 1, or `1%`) which share of all."""
+from kdcli.spec.field_types import (
+    MOST,
+    MOST_TEMPERATURE,
+    Budget,
+    Epochs,
+    Many,
+    NonNegativeInt,
+    Pixels,
+    Positive,
+    PositiveInt,
+    SoftmaxTemperature,
+    TeacherClass,
+    Whole,
+)
 
 
 class Model(BaseModel):
@@ -335,7 +288,11 @@ class StageSpec(Model):
 
 
 class Mimic(Model):
-    """The mimic jobs, and the stages of the run."""
+    """The mimic jobs, and the stages of the run.
+
+    task_loss: whether the task's own loss is added; false where it is not said and the training data has no labels
+    (kdcli.spec.form.canonical).
+    """
 
     jobs: dict[str, Job]
     task_loss: bool = True
@@ -405,11 +362,44 @@ class DataPart(Model):
     dataloader: DataLoader = Field(default_factory=DataLoader)
 
 
-class Dataset(Model):
-    """Both sides of the data."""
+class Probe(Model):
+    """A small labelled set that frozen features are measured on: by k-NN, and by a linear classifier fitted to `train`.
+
+    freq: so many epochs lie between two measurements, by default each evaluation has one. k, temperature: of k-NN.
+    feature: which layer of the student is read, or of each network by its name (`student`, `teacher0`); by default
+    the input of its classifier.
+    """
 
     train: DataPart
     test: DataPart
+    freq: Annotated[PositiveInt, Field(description="probe after so many epochs")] | None = None
+    k: Annotated[PositiveInt, Field(description="neighbours of k-NN")] = 20
+    temperature: Annotated[
+        SoftmaxTemperature, Field(description="a neighbour votes with exp(similarity / temperature)")
+    ] = 0.07
+    feature: str | dict[str, str] | None = None
+
+    def feature_of(self, network: str) -> str | None:
+        """The layer of a network that is read; None where the default is."""
+        if isinstance(self.feature, dict):
+            return self.feature.get(network)
+        return self.feature if network == "student" else None
+
+
+class Dataset(Model):
+    """Both sides of the data, and a labelled set to probe features on."""
+
+    train: DataPart
+    test: DataPart
+    probe: Probe | None = None
+
+    @property
+    def parts(self) -> dict[tuple[str, ...], DataPart]:
+        """Every part by its path below `dataset`: ("train",), ("test",), and those of the probe."""
+        sides = {("train",): self.train, ("test",): self.test}
+        if self.probe is not None:
+            sides |= {("probe", "train"): self.probe.train, ("probe", "test"): self.probe.test}
+        return sides
 
 
 # training

@@ -180,8 +180,8 @@ class TaskRecord:
     """What is true of one task and can be asked without its code.
 
     target: its implementation (kdcli.tasks.task.Task). datasets: types of data sets that hold its truth.
-    words: parts of `runtime.task_names` that name it. not_compiled, not_cached: why its networks can't be
-    compiled, and why what its teachers show can't be cached; None where they can.
+    words: parts of `runtime.task_names` that name it. not_compiled, not_cached, not_probed: why its networks can't
+    be compiled, why what its teachers show can't be cached, and why its features can't be probed; None where they can.
     """
 
     target: Target
@@ -189,6 +189,7 @@ class TaskRecord:
     words: tuple[str, ...] = ()
     not_compiled: str | None = None
     not_cached: str | None = None
+    not_probed: str | None = None
 
 
 OPTIMIZERS = (

@@ -22,6 +22,7 @@ TASKS: dict[str, TaskRecord] = {
         words=("det",),
         not_compiled="a detector can't be compiled: how much it computes depends on the boxes it finds",
         not_cached="images of a detector are padded to the largest of their batch",
+        not_probed="a probe reads one vector for each image, and a detector has one for each box",
     ),
 }
 """A spec that names no task, with data that is no task's own, is of the first one."""

@@ -142,6 +142,18 @@ class WithMetric:
         return Meters(self._task.meter(facts), self.metric(facts or DataFacts()), self._name, self.primary)
 
 
+class ChosenByProbe:
+    """A task whose best student is the one with the best probe; in everything else the task itself."""
+
+    primary = LINEAR
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
 class _Kept:
     """What a task keeps of its own meter."""
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from kdcli.data.build import build_loader, unaugmented_loader
 from kdcli.data.digest import digest_of
-from kdcli.data.facts import DataFacts
+from kdcli.data.facts import DataFacts, with_classes_of
 from kdcli.data.loaders import Loader
 from kdcli.data.sources import OpenedData
 from kdcli.disk import expanded, prove_writable
@@ -149,7 +149,7 @@ def _built(
                     prove_writable(folder.results)
             with naming(parsed, "save_dir"):
                 make_ready(folder)
-        facts = train_loader.facts
+        facts = with_classes_of(train_loader.facts, test_loader.facts)
         known = [*file_notices(spec, options.places)]
         task = sides.task
         known += as_notices(list(check_own_jobs(spec, loss_of, method_of)))

@@ -13,6 +13,7 @@ from kdcli.data.sources import BatchSource, OpenedData, Source
 from kdcli.errors import KdError, RunError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.meeting import ranks_text
+from kdcli.spec.check.labels import is_unlabelled
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
@@ -75,7 +76,7 @@ class Sides:
         needs no training data.
         """
         test = self.opened(False)
-        if test.facts.annotations is not None:
+        if test.facts.annotations is not None or is_unlabelled(self.spec.dataset.train):
             return test
         truth = stated or recorded_classes(root)
         if truth is not None or has_data_facts(root):

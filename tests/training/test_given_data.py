@@ -90,7 +90,7 @@ def test_the_batches_of_a_loader() -> None:
     parsed = spec_of(SPEC, *LONGER)
     given = {True: BatchSource(batches(64)), False: BatchSource(batches(16))}
     facts = Sides(parsed.spec, parsed.places, given).train.facts
-    assert (facts.shape, facts.num_samples, facts.num_classes, facts.labelled) == ((1, 8, 8), 64, None, True)
+    assert (facts.shape, facts.num_samples, facts.num_classes, facts.labels) == ((1, 8, 8), 64, None, "classes")
     found = records(parsed, given)
     assert score(found) > 50.0
     assert any(isinstance(r, Notice) and "made outside kdcli" in r.message for r in found)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcli.data.draws import CONTENT, SPLIT, Ids, generator, uniform
-from kdcli.data.facts import DIGITS, FASHION
+from kdcli.data.facts import DIGITS, FASHION, Labelling
 from kdcli.data.sources import ArrayImages
 from kdcli.data.transforms.geometry import resized
 from kdcli.disk import asking, bytes_in, is_file, is_folder
@@ -40,12 +40,13 @@ def fashion_mnist(
     root: str | None = None,
     split: Literal["train", "test"] | None = None,
     limit: Count | None = None,
+    labels: Labelling = "classes",
 ) -> ArrayImages:
     """60,000 training or 10,000 test images of ten classes, uint8 [N, 1, 28, 28].
 
     root: the folder of the idx files, plain or gzipped (the Debian package's by default). split: that of
-    the side (train, test) by default. limit: only the first so many samples. Raises SpecError KD506 where
-    the files are missing, RunError KD510 where they are damaged.
+    the side (train, test) by default. limit: only the first so many samples. labels: `none` for images alone.
+    Raises SpecError KD506 where the files are missing, RunError KD510 where they are damaged.
     """
     at_root = (*path, "kwargs", "root")
     folder = places.find(root, at_root) if root is not None else DEBIAN
@@ -54,17 +55,18 @@ def fashion_mnist(
         raise SpecError.at(at_root, "KD506", f"there is no folder `{root}`", help)
     prefix = "train" if (train if split is None else split == "train") else "t10k"
     images = read_idx(_file(folder, f"{prefix}-images-idx3-ubyte", path), 3)[:limit]
-    labels = read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte", path), 1)[:limit]
-    if len(images) != len(labels):
-        raise RunError.of("KD510", f"`{folder}` has {len(images)} images and {len(labels)} labels")
-    if labels.max(initial=0) > 9:
-        raise RunError.of("KD510", f"`{folder}` has a label {labels.max()}, and Fashion-MNIST ten classes")
-    return ArrayImages(
+    numbers = read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte", path), 1)[:limit]
+    if len(images) != len(numbers):
+        raise RunError.of("KD510", f"`{folder}` has {len(images)} images and {len(numbers)} labels")
+    if numbers.max(initial=0) > 9:
+        raise RunError.of("KD510", f"`{folder}` has a label {numbers.max()}, and Fashion-MNIST ten classes")
+    found = ArrayImages(
         images=torch.from_numpy(images.copy()).unsqueeze(1),
-        labels=labels.astype(np.int64),
+        labels=numbers.astype(np.int64),
         num_classes=10,
         class_names=FASHION,
     )
+    return found.without_labels() if labels == "none" else found
 
 
 def _file(folder: Path, name: str, path: SpecPath) -> Path:
@@ -119,21 +121,26 @@ TEST_SAMPLES = 450
 
 
 def digits(
-    train: bool, *, split: Literal["train", "test"] | None = None, size: Side | None = None
+    train: bool,
+    *,
+    split: Literal["train", "test"] | None = None,
+    size: Side | None = None,
+    labels: Labelling = "classes",
 ) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
-    The split is stratified and always the same; the one of the side (train, test) by default. Raises
-    RunError KD502 without scikit-learn.
+    The split is stratified and always the same; the one of the side (train, test) by default. labels: `none` for
+    images alone. Raises RunError KD502 without scikit-learn.
     """
     table = _table()
-    labels = table[:, 64].astype(np.int64)
-    chosen = _split(labels) != (train if split is None else split == "train")
+    numbers = table[:, 64].astype(np.int64)
+    chosen = _split(numbers) != (train if split is None else split == "train")
     grey = np.rint(table[chosen, :64] * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(grey.reshape(-1, 1, 8, 8))
     if size is not None:
         images = resized(images, size, size, "bilinear", True)
-    return ArrayImages(images=images, labels=labels[chosen], num_classes=10, class_names=DIGITS)
+    found = ArrayImages(images=images, labels=numbers[chosen], num_classes=10, class_names=DIGITS)
+    return found.without_labels() if labels == "none" else found
 
 
 def _split(labels: Ids) -> NDArray[np.bool_]:
@@ -176,17 +183,18 @@ def fake(
     shape: list[Side] = [3, 32, 32],  # noqa: B006
     noise: Annotated[float, Range(at_least=0, at_most=100)] = 0.2,
     seed: CountOrNone | None = None,
+    labels: Labelling = "classes",
 ) -> ArrayImages:
     """uint8 [num_samples, *shape]: a smooth pattern of the class, with Gaussian noise of its own.
 
     Patterns depend on num_classes and shape only, so that splits of different `seed` (0 for training, 1 for
     test by default) share them. Labels go round the classes. noise is the standard deviation, 1 being the
-    whole range.
+    whole range. labels: `none` for images alone.
     """
     if len(shape) != 3 or min(shape) < 1 or num_samples < 1 or num_classes < 1:
         raise ValueError("`shape` must be [channels, height, width], and every size positive")
     channels, height, width = shape
-    labels = np.arange(num_samples, dtype=np.int64) % num_classes
+    numbers = np.arange(num_samples, dtype=np.int64) % num_classes
     rng = generator(0, 0, num_classes, stream=CONTENT)
     phase, turns = rng.random((2, num_classes, channels, 2, 1))
     y, x = np.arange(height) / height, np.arange(width) / width
@@ -197,9 +205,10 @@ def fake(
     grain = generator(
         int(not train) if seed is None else seed, 1, num_samples, stream=CONTENT
     ).standard_normal((num_samples, *shape), dtype=np.float32)
-    pixels = np.clip(patterns[labels] + noise * grain, 0, 1)
-    return ArrayImages(
+    pixels = np.clip(patterns[numbers] + noise * grain, 0, 1)
+    found = ArrayImages(
         images=torch.from_numpy(np.rint(pixels * 255).astype(np.uint8)),
-        labels=labels,
+        labels=numbers,
         num_classes=num_classes,
     )
+    return found.without_labels() if labels == "none" else found

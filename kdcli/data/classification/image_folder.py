@@ -1,4 +1,4 @@
-"""The `image_folder` dataset: one folder a class, the images anywhere below it; what is left out is counted."""
+"""The `image_folder` dataset: one folder a class, or images without labels anywhere below it; the rest is counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcli.data.classification.images import FileImages
+from kdcli.data.facts import Labelling
 from kdcli.data.image_readers import SUFFIXES, ColorMode, PillowReader
 from kdcli.data.pixel_values import Background, ValueRange
 from kdcli.disk import asking, entries, is_folder
@@ -28,8 +29,11 @@ def image_folder(
     value_range: ValueRange | None = None,
     background: Background | None = None,
     num_classes: Width | None = None,
+    labels: Labelling = "classes",
 ) -> FileImages:
-    """The classes are the folders in `root` in alphabetical order, numbered from 0.
+    """The classes are the folders in `root` in alphabetical order, numbered from 0; `labels: none`: images alone.
+
+    Without labels every image in `root` and in its folders is taken, at any depth, in the order of the paths.
 
     Test data is numbered by the training data's folders afterwards (kdcli.data.classes), and may lack images of
     a class. num_classes: how many folders the training data must have. value_range: [low, high], the numbers
@@ -44,31 +48,13 @@ def image_folder(
             at_root,
             "KD506",
             f"there is no folder `{root}`",
-            f"`root` is a folder with one subfolder a class; {places.missing(root, at_root)}",
+            (
+                "`root` is a folder of images; "
+                if labels == "none"
+                else "`root` is a folder with one subfolder a class; "
+            )
+            + places.missing(root, at_root),
         )
-    folders = (entry.name for entry in entries(folder) if is_folder(entry))
-    classes = sorted(name for name in folders if not is_left_out(name))
-    if not classes:
-        raise SpecError.at(at_root, "KD506", f"`{folder}` has no subfolders", "one for each class")
-    if train and num_classes is not None and num_classes != len(classes):
-        raise SpecError.at(
-            (*path, "kwargs", "num_classes"),
-            "KD515",
-            f"`num_classes` is {num_classes} and `{folder}` has {len(classes)} class folders",
-        )
-    files: list[str] = []
-    labels: list[int] = []
-    left = beside_classes(folder)
-    findings = Findings()
-    for label, name in enumerate(classes):
-        with findings.part():
-            found, others = _images(folder / name, at_root, needed=train)
-            files += found
-            labels += [label] * len(found)
-            left += others
-    findings.raise_errors()
-    if not files:
-        raise SpecError.at(at_root, "KD506", f"`{folder}` has no images in its {len(classes)} class folders")
     reader = PillowReader(
         path,
         HERE,
@@ -77,13 +63,51 @@ def image_folder(
         value_range=value_range,
         background=background,
     )
-    numbers = np.array(labels, dtype=np.int64)
-    left_out = f"left out of `{folder}`: {kinds_text(left)}" if left else None
-    return FileImages(reader, files, numbers, len(classes), tuple(classes), left_out=left_out)
+    if labels == "none":
+        if num_classes is not None:
+            raise ValueError("`num_classes` counts classes, and `labels: none` says that there are none")
+        files, left = _images(folder, at_root, needed=True)
+        return FileImages(reader, files, None, 0, left_out=_left_out(folder, left))
+    folders = (entry.name for entry in entries(folder) if is_folder(entry))
+    classes = sorted(name for name in folders if not is_left_out(name))
+    if not classes:
+        help = "one for each class; for images without labels say `labels: none` beside `root`"
+        raise SpecError.at(at_root, "KD506", f"`{folder}` has no subfolders", help)
+    if train and num_classes is not None and num_classes != len(classes):
+        raise SpecError.at(
+            (*path, "kwargs", "num_classes"),
+            "KD515",
+            f"`num_classes` is {num_classes} and `{folder}` has {len(classes)} class folders",
+        )
+    files = []
+    numbers: list[int] = []
+    left = beside_classes(folder)
+    findings = Findings()
+    for label, name in enumerate(classes):
+        with findings.part():
+            found, others = _images(folder / name, at_root, needed=train)
+            files += found
+            numbers += [label] * len(found)
+            left += others
+    findings.raise_errors()
+    if not files:
+        raise SpecError.at(at_root, "KD506", f"`{folder}` has no images in its {len(classes)} class folders")
+    return FileImages(
+        reader,
+        files,
+        np.array(numbers, dtype=np.int64),
+        len(classes),
+        tuple(classes),
+        left_out=_left_out(folder, left),
+    )
+
+
+def _left_out(folder: Path, left: Left) -> str | None:
+    return f"left out of `{folder}`: {kinds_text(left)}" if left else None
 
 
 def _images(folder: Path, path: SpecPath, *, needed: bool) -> tuple[list[str], Left]:
-    """The images of a class and what is left out; needed: there must be one."""
+    """The images below a folder and what is left out; needed: there must be one."""
     try:
         found, left = images_below(folder)
     except OSError as reason:
@@ -101,6 +125,11 @@ NOT_DECODED = (
     *(".npy", ".psd", ".svg"),
 )
 """Suffixes of image formats that are not read."""
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+FRAMES = (
+    "frames are read, not videos: extract them, one folder a video, for example by "
+    "`ffmpeg -i clip.mp4 -vf fps=1 clip/%06d.jpg`"
+)
 LISTED = 10
 """How many kinds of what is left out are named."""
 
@@ -176,4 +205,6 @@ def _kind_of(name: str) -> tuple[str, str]:
     suffix = os.path.splitext(name)[1].lower()
     if not suffix:
         return "file", "without a suffix"
+    if suffix in VIDEOS:
+        return "file", f"`{suffix}` (a video: {FRAMES})"
     return "file", f"`{suffix}`" + (" (not read: save as PNG or JPEG)" if suffix in NOT_DECODED else "")

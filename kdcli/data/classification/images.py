@@ -17,6 +17,7 @@ from kdcli.data.sources import BadSample
 class FileImages:
     """Image files and their labels, each file read when it is asked for.
 
+    labels: int64 [N] or [N, heads], None for images alone; num_classes is 0 then.
     left_out: what lies beside the files and is none of the images, in a sentence. invented: whether the classes have
     names and nothing states their numbers.
     """
@@ -25,14 +26,14 @@ class FileImages:
         self,
         reader: PillowReader,
         files: list[str],
-        labels: Ids,
+        labels: Ids | None,
         num_classes: int,
         class_names: tuple[str, ...] | None = None,
         *,
         left_out: str | None = None,
         invented: bool = False,
     ) -> None:
-        assert len(files) == len(labels)
+        assert labels is None or len(files) == len(labels)
         self.reader, self.files = reader, files
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
         self.left_out, self.invented = left_out, invented
@@ -55,6 +56,7 @@ class FileImages:
 
     def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> FileImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        assert self.labels is not None
         labels = np.asarray(numbers, dtype=np.int64)[self.labels]
         return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)
 
@@ -78,21 +80,22 @@ class DatasetImages:
             found = getattr(dataset, attribute, None) if found is None else found
         found = [dataset[index][1] for index in range(len(dataset))] if found is None else found
         try:
-            self.labels: Ids = np.asarray(found, dtype=np.int64)
+            numbers: Ids = np.asarray(found, dtype=np.int64)
         except (TypeError, ValueError) as reason:
             raise ValueError(f"labels are whole numbers, got `{found[0]!r}`") from reason
         named = getattr(dataset, "classes", None) if class_names is None else class_names
+        self.labels: Ids | None = numbers
         self.class_names = None if named is None else tuple(map(str, named))
-        self.num_classes = int(self.labels.max(initial=-1)) + 1 if named is None else len(named)
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= self.num_classes))
+        self.num_classes = int(numbers.max(initial=-1)) + 1 if named is None else len(named)
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= self.num_classes))
         if len(wrong):
             first = int(wrong[0])
             raise ValueError(
-                f"the label {self.labels[first]} of item {first} is none of {self.num_classes} classes from 0 on"
+                f"the label {numbers[first]} of item {first} is none of {self.num_classes} classes from 0 on"
             )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.dataset)
 
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W]; raises BadSample."""
@@ -118,6 +121,7 @@ class DatasetImages:
 
     def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> DatasetImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        assert self.labels is not None
         return DatasetImages(self.dataset, np.asarray(numbers, dtype=np.int64)[self.labels].tolist(), names)
 
 

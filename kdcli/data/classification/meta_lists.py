@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from kdcli.data.classes import one_form
 from kdcli.data.classification.images import FileImages
 from kdcli.data.draws import SPLIT, Ids, permutation
+from kdcli.data.facts import Labelling
 from kdcli.data.image_readers import SUFFIXES, PillowReader
 from kdcli.disk import asking, is_file
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, did_you_mean
@@ -34,8 +35,11 @@ def cls(
     num_classes: Width | None = None,
     classes: list[str] | None = None,
     source: str | None = None,
+    labels: Labelling = "classes",
 ) -> FileImages:
     """Images listed as `relative/path label` lines (imagenet) or JSON lines (custom_cls).
+
+    With `labels: none` a line is a path alone, or an object with `filename`; a label that stands there is not read.
 
     A label is a number, or in all lines a class name; JSON lines may give numbers and names (`label_name`), or a list
     of numbers, as many in every line: one for each head of the network (labels int64 [N, heads]). Names
@@ -61,6 +65,11 @@ def cls(
         raise ValueError(f"`classes` lists `{twice}` twice")
     if classes is not None and num_classes not in (None, len(classes)):
         raise ValueError(f"`num_classes` is {num_classes}, and `classes` lists {len(classes)}")
+    if labels == "none":
+        given = {"classes": classes, "num_classes": num_classes, "label_mapping": label_mapping}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"`{name}` is about labels, and `labels: none` says that there are none")
     num_classes = num_classes if classes is None else len(classes)
     lists_path: SpecPath = (*path, "kwargs", "meta_file")
     file_paths = [
@@ -80,28 +89,34 @@ def cls(
     if missing or image_reader.missing:
         raise SpecError([*missing, *image_reader.missing])
     files: list[str] = []
-    labels: list[int | list[int]] = []
+    found: list[int | list[int]] = []
     names = ClassNames(classes)
     wrong: list[KdError] = []
     for number, (file, kind, offset) in enumerate(zip(lists, kinds, offsets, strict=True)):
         try:
+            if labels == "none":
+                files += _unlabelled(file, kind, image_reader, number)
+                continue
             for name, label in _placed(file, kind, image_reader, number, offset, num_classes, names):
                 files.append(name)
-                labels.append(label)
+                found.append(label)
         except KdError as error:
             wrong.append(error)
     if wrong:
         raise wrong[0] if len(wrong) == 1 else SpecError([d for error in wrong for d in error.diagnostics])
-    if len({len(label) if isinstance(label, list) else 0 for label in labels}) > 1:
+    kept = np.arange(len(files))
+    if fraction < 1:
+        kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
+        files = [files[i] for i in kept]
+    if labels == "none":
+        return FileImages(image_reader, files, None, 0)
+    if len({len(label) if isinstance(label, list) else 0 for label in found}) > 1:
         raise RunError.of(
             "KD510",
             f"`{lists[0]}`: some samples have another number of labels than others",
             "give each line as many labels as the network has heads",
         )
-    numbers = names.numbers(labels)
-    if fraction < 1:
-        kept = np.sort(permutation(0, 0, len(files), stream=SPLIT)[: max(1, int(len(files) * fraction))])
-        files, numbers = [files[i] for i in kept], numbers[kept]
+    numbers = names.numbers(found)[kept]
     class_names = None
     if numbers.ndim == 1:
         class_names = names.in_order(num_classes or int(numbers.max(initial=-1)) + 1)
@@ -121,13 +136,7 @@ def _placed(
 ) -> Iterator[tuple[str, int | list[int]]]:
     """(file, label or labels) of every line; raises RunError KD510, KD513, KD515."""
     for line, name, said, called in entries(file, kind):
-        place = reader.locate(name, number)
-        if place is None:
-            raise RunError.of(
-                "KD513",
-                f"`{file}` line {line}: `{name}` leads out of `image_dir`",
-                "names are relative to `image_dir` and stay in it",
-            )
+        place = _located(file, line, name, reader, number)
         try:
             each = said if isinstance(said, list) else [said]
             taken = [names.take(one, called, offset) for one in each]
@@ -138,6 +147,23 @@ def _placed(
                 bound = f"0..{num_classes - 1}" if num_classes else "what a label can be"
                 raise RunError.of("KD515", f"`{file}` line {line}: label {label} is outside {bound}")
         yield place, taken if isinstance(said, list) else taken[0]
+
+
+def _unlabelled(file: Path, kind: str, reader: PillowReader, number: int) -> Iterator[str]:
+    """The file of every line of a list without labels; raises RunError KD510, KD513."""
+    for line, name, _, _ in entries(file, kind, labelled=False):
+        yield _located(file, line, name, reader, number)
+
+
+def _located(file: Path, line: int, name: str, reader: PillowReader, number: int) -> str:
+    place = reader.locate(name, number)
+    if place is None:
+        raise RunError.of(
+            "KD513",
+            f"`{file}` line {line}: `{name}` leads out of `image_dir`",
+            "names are relative to `image_dir` and stay in it",
+        )
+    return place
 
 
 class ClassNames:
@@ -186,12 +212,22 @@ class ClassNames:
 Said = int | str | list[int]
 """A label as a line says it: a number, a name, or a number for each head."""
 
+Parser = Callable[[str], tuple[str, Said, str | None]]
+"""From a line to file name, label and its name; raises what says that it is none such."""
 
-def entries(file: Path, kind: str) -> Iterator[tuple[int, str, Said, str | None]]:
-    """(line number from 1, file name, label, its name) of every line that is not empty; raises RunError KD510."""
-    parse = {"imagenet": _text_line, "custom_cls": _json_line}.get(kind)
-    if parse is None:
+
+def entries(file: Path, kind: str, *, labelled: bool = True) -> Iterator[tuple[int, str, Said, str | None]]:
+    """(line number from 1, file name, label, its name) of every line that is not empty; raises RunError KD510.
+
+    labelled: False takes a line for a name alone, and gives 0 for its label.
+    """
+    with_label: Parser = _text_line if kind == "imagenet" else _json_line
+    parse = with_label if labelled else _text_name if kind == "imagenet" else _json_name
+    if kind not in ("imagenet", "custom_cls"):
         raise ValueError(f"`meta_type` must be imagenet or custom_cls, got {kind}")
+    form = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
+    if not labelled:
+        form = "relative/path" if kind == "imagenet" else '{"filename": ...}'
     with asking(file), file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -199,14 +235,35 @@ def entries(file: Path, kind: str) -> Iterator[tuple[int, str, Said, str | None]
             try:
                 name, label, called = parse(line.strip())
             except (ValueError, KeyError, TypeError, RecursionError) as reason:
-                form = "relative/path label" if kind == "imagenet" else '{"filename": ..., "label": ...}'
-                help = "JSON lines are read with `meta_type: custom_cls`" if line.lstrip()[0] == "{" else None
                 raise RunError.of(
                     "KD510",
                     f"`{file}` line {number} is not `{form}`: {line.strip()[:80]!r}",
-                    help if kind == "imagenet" else None,
+                    _other_form(line.strip(), kind, labelled=labelled),
                 ) from reason
             yield number, name, label, called
+
+
+def _other_form(line: str, kind: str, *, labelled: bool) -> str | None:
+    """The help for a line that can't be read: as what it could be."""
+    if kind == "imagenet" and line[0] == "{":
+        return "JSON lines are read with `meta_type: custom_cls`"
+    alone = line.lower().endswith(SUFFIXES) if kind == "imagenet" else '"label"' not in line
+    return "a list of images without labels is read with `labels: none`" if labelled and alone else None
+
+
+def _text_name(line: str) -> tuple[str, int, None]:
+    name, _, label = line.rpartition(" ") if " " in line else line.rpartition("\t")
+    if line[0] == "{":
+        raise ValueError("an object of JSON")
+    ends_with_label = name.rstrip().lower().endswith(SUFFIXES) and not label.lower().endswith(SUFFIXES)
+    return name.rstrip() if ends_with_label else line, 0, None
+
+
+def _json_name(line: str) -> tuple[str, int, None]:
+    name = json.loads(line)["filename"]
+    if not isinstance(name, str):
+        raise TypeError("filename is text")
+    return name, 0, None
 
 
 def _text_line(line: str) -> tuple[str, int | str, None]:

@@ -39,7 +39,8 @@ class TorchvisionImages:
     notices: tuple[str, ...] = ()
 
     def __init__(self, dataset: Any, labels: Ids, class_names: tuple[str, ...] | None) -> None:
-        self.dataset, self.labels, self.class_names = dataset, labels, class_names
+        self.dataset, self.class_names = dataset, class_names
+        self.labels: Ids | None = labels
         folder = isinstance(dataset, torchvision.datasets.DatasetFolder)
         self.files = [str(file) for file, _ in dataset.samples] if folder else []
         self.reader = PillowReader((), HERE, image_dir=str(dataset.root) if folder else "")
@@ -57,7 +58,7 @@ class TorchvisionImages:
         return None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.dataset)
 
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W]; raises BadSample."""
@@ -78,6 +79,7 @@ class TorchvisionImages:
 
     def renumbered(self, names: tuple[str, ...], numbers: Sequence[int]) -> TorchvisionImages:
         """The same images with the classes `names`; numbers: for each class of before its place in them."""
+        assert self.labels is not None
         labels = np.asarray(numbers, dtype=np.int64)[self.labels]
         return TorchvisionImages(self.dataset, labels, names)
 

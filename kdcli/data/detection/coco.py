@@ -272,6 +272,7 @@ def coco(
         num_classes=len(learnt),
         num_samples=len(images),
         class_names=tuple(learnt.values()),
+        labels="boxes",
         mean=mean,
         std=std,
         # Not in every batch: it may be as long as the file.

@@ -112,6 +112,7 @@ def overlap(a: Box, b: Box) -> float:
 
 def _garments(split: Literal["train", "test"], root: str | None) -> Garments:
     data = fashion_mnist((), HERE, split == "train", root=root, split=split)
+    assert data.labels is not None
     return Garments(data.images[:, 0].numpy(), data.labels)
 
 

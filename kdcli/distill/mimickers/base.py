@@ -62,7 +62,7 @@ class BaseMimicker(Mimicker):
         weights: dict[str, Tensor] = {}
         if self.weighting is not None:
             logits = [view.outputs["logits"] for view in teachers.values()]
-            weights = dict(zip(teachers, self.weighting(logits, batch["labels"]), strict=True))
+            weights = dict(zip(teachers, self.weighting(logits, batch.get("labels")), strict=True))
         for key, term in self.terms.items():
             assert isinstance(term, Term)
             student_features: list[Feature] = []
@@ -143,7 +143,7 @@ def ends_of(context: MimicContext, terms: nn.ModuleDict) -> list[tuple[str, nn.M
 
 def weighting_of(
     context: MimicContext, losses: Iterable[LossSpec]
-) -> Callable[[Sequence[Tensor], Tensor], Tensor] | None:
+) -> Callable[[Sequence[Tensor], Tensor | None], Tensor] | None:
     """The function of `teacher_weighting`, which weighs teachers sample by sample; None where all count alike.
 
     Raises SpecError KD453 where a loss of the job can't weigh samples, KD470 where a teacher's logits are
@@ -170,5 +170,5 @@ def weighting_of(
                 f"{logits.shape[1]} of them for the data's {context.num_classes} classes",
                 way_out(context, teacher, context.num_classes, logits.shape[1]),
             )
-    weights: Callable[[Sequence[Tensor], Tensor], Tensor] = getattr(teacher_weights, name)
+    weights: Callable[[Sequence[Tensor], Tensor | None], Tensor] = getattr(teacher_weights, name)
     return weights

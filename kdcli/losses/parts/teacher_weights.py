@@ -17,13 +17,13 @@ from kdcli.losses.parts.inputs import full_precision
 
 
 @full_precision
-def average(teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
+def average(teachers: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     """1 for each: the plain sum of the teachers' losses. labels: unused."""
     return torch.ones_like(torch.stack(list(teachers))[:, :, 0])
 
 
 @full_precision
-def entropy(teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
+def entropy(teachers: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     """(1 − H_n/ΣH)/N: the surer a teacher is of a sample, the more it counts (EBKD); labels: unused.
 
     H_n is the entropy of softmax(logits). One teacher alone has weight 1.
@@ -40,13 +40,14 @@ def entropy(teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 @full_precision
-def confidence(teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
+def confidence(teachers: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     """(1 − softmax over teachers of CE_n)/(N − 1)/N: a teacher nearer to the label counts more (CA-MKD).
 
     CE_n is a teacher's cross entropy against labels [B]. One teacher alone has weight 1.
     Source: "Confidence-Aware Multi-Teacher Knowledge Distillation", arXiv:2201.00007.
     """
     number = len(teachers)
+    assert labels is not None  # KD242 says so before anything runs
     errors = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in teachers])
     if number == 1:
         return torch.ones_like(errors)

@@ -18,13 +18,14 @@ from kdcli.spec.check.components import (
     choices_of,
     weight_below_0,
 )
-from kdcli.spec.check.rules import caches_of, negative_help, unfit
+from kdcli.spec.check.labels import check_labels_of_loss
+from kdcli.spec.check.rules import check_task, negative_help
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
-from kdcli.spec.plugins import is_own, lookup, mixes_labels, suggest
+from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
-from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target, task_of
+from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target
 
 CALLED_WITH = (
     *("student", "teacher", "mask", "student_logits", "teacher_logits", "teacher_weights"),
@@ -51,10 +52,13 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
     findings = [
         *check_network(spec.net, ("net",), tables),
         *(d for name, net in spec.teachers.items() for d in check_network(net, ("teachers", name), tables)),
-        *check_part(spec.dataset.train, ("dataset", "train"), tables),
-        *check_part(spec.dataset.test, ("dataset", "test"), tables),
+        *(
+            d
+            for side, part in spec.dataset.parts.items()
+            for d in check_part(part, ("dataset", *side), tables)
+        ),
         *_training(spec, tables),
-        *_task(spec, tables),
+        *check_task(spec, tables.tasks),
         *(check_jobs(spec, tables) if spec.distils and spec.mimic is not None else ()),
         *check_cautions(spec, tables.losses, tables.hooks),
     ]
@@ -181,19 +185,6 @@ def check_part(part: DataPart, path: SpecPath, tables: Tables) -> Iterator[Diagn
     ):
         if component is not None:
             yield from check_component(component, component_path, table, code, what, tables.plugins)
-
-
-def _task(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
-    """Findings for what the task's networks can't do: be compiled (KD222), be cached (KD550)."""
-    if not tables.tasks:
-        return
-    record = tables.tasks[task_of(tables.tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]
-    if spec.runtime.compile and record.not_compiled is not None:
-        path: SpecPath = ("runtime", "compile")
-        yield Diagnostic(code="KD222", message=record.not_compiled, help="leave `compile` out", path=path)
-    if record.not_cached is not None:
-        for name, (path, _) in caches_of(spec).items():
-            yield unfit(name, path, record.not_cached, "leave `cache` out")
 
 
 def _training(spec: Spec, tables: Tables) -> Iterator[Diagnostic]:
@@ -379,20 +370,7 @@ def _loss(spec: Spec, job: Job, loss: _Loss, tables: Tables, *, peers: bool) -> 
         message = f"`{name}` compares with a teacher, but the job has none"
         help = "name one: `teacher0: {mimic_name: [...], teacher_weight: ...}`"
         yield Diagnostic(code="KD327", message=message, help=help, path=(*loss.path, "type"))
-    batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    needs_classes = "labels" in takes.needs or "sample_labels" in takes.needs
-    if record.labels_unless is not None:
-        option, value = record.labels_unless
-        needs_classes = needs_classes and loss.spec.kwargs.get(option) != value
-    if needs_classes and batch_fn is not None and mixes_labels(batch_fn):
-        message = f"`{name}` needs class indices, but `{batch_fn.type}` mixes the labels"
-        without = (
-            "choose a loss without labels such as kd_loss"
-            if record.labels_unless is None
-            else f"say `{option}: {value}` in its kwargs"
-        )
-        help = f"take `batch_fn` out, or {without}"
-        yield Diagnostic(code="KD326", message=message, help=help, path=(*loss.path, "type"))
+    yield from check_labels_of_loss(spec, loss.spec, record, takes, loss.path)
 
 
 def _unbound(name: str, takes: Signature, path: SpecPath) -> Iterator[Diagnostic]:

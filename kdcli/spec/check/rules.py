@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kdcli.errors import Diagnostic, SpecPath, did_you_mean
+from kdcli.spec.check.labels import check_without_labels
 from kdcli.spec.places import TORCHVISION
 from kdcli.spec.schema import Cache, Job, JobTeacher, Spec, Temperature
+from kdcli.spec.tables import TaskRecord, task_of
 
 _NAME = re.compile(r"[A-Za-z_]\w*")  # of an output
 
@@ -20,6 +22,8 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _compiling(spec)
     yield from _networks(spec)
     yield from _weight_keys(spec)
+    yield from _probe(spec)
+    yield from check_without_labels(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)
@@ -288,3 +292,36 @@ def _unfit(spec: Spec, name: str) -> tuple[str, str] | None:
             "use `parallel: ddp`, or leave `cache` out",
         )
     return None
+
+
+def check_task(spec: Spec, tasks: Mapping[str, TaskRecord]) -> Iterator[Diagnostic]:
+    """Findings for what the task's networks can't do: be compiled (KD222), cached (KD550), probed (KD266)."""
+    if not tasks:
+        return
+    record = tasks[task_of(tasks, spec.runtime.task_names, spec.dataset.train.dataset.type)]
+    if spec.runtime.compile and record.not_compiled is not None:
+        path: SpecPath = ("runtime", "compile")
+        yield Diagnostic(code="KD222", message=record.not_compiled, help="leave `compile` out", path=path)
+    if record.not_cached is not None:
+        for name, (path, _) in caches_of(spec).items():
+            yield unfit(name, path, record.not_cached, "leave `cache` out")
+    if spec.dataset.probe is not None and record.not_probed is not None:
+        path = ("dataset", "probe")
+        yield Diagnostic(code="KD266", message=record.not_probed, help="leave `probe` out", path=path)
+
+
+def _probe(spec: Spec) -> Iterator[Diagnostic]:
+    """KD267 where `feature` of the probe names a network that is none of the run's."""
+    probe = spec.dataset.probe
+    if probe is None or not isinstance(probe.feature, dict):
+        return
+    jobs = spec.mimic.jobs.values() if spec.mimic is not None and spec.distils else ()
+    networks = ["student", *dict.fromkeys(teacher for job in jobs for teacher in job.teachers)]
+    for name in probe.feature:
+        if name not in networks:
+            help = (
+                did_you_mean(name, networks)
+                or f"its networks are {', '.join(f'`{one}`' for one in networks)}"
+            )
+            path: SpecPath = ("dataset", "probe", "feature", name)
+            yield _error(path, "KD267", f"the run has no network `{name}` to probe", help, on_key=True)

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from kdcli.errors import Diagnostic, Findings, Span, did_you_mean, nearest
 from kdcli.spec import schema
 from kdcli.spec.form.mixing import canonical_mixing
+from kdcli.spec.form.shared_data import SHARED_DATA, canonical_probe, with_shared
 from kdcli.spec.form.up_keys import canonical_ema, overrides_without_effect, without_foreign_keys
 from kdcli.spec.ranges import check_finite
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence, kind
@@ -34,7 +35,6 @@ BELOW = {
     for key in model.model_fields
 } | dict.fromkeys(schema.Trainer.model_fields, "trainer")
 """Keys of the language one level down, each with the block that it belongs to."""
-SHARED_DATA = ("batch_sampler", "dataloader")
 # Arguments of a cosine that are called like a warm-up.
 SHIFTS = ("warmup_iter",)
 # Keys of `kwargs` that United-Perception's own specs carry and that change nothing here.
@@ -118,9 +118,11 @@ class _Maker(Findings):
     # the top level
 
     used: frozenset[str] = frozenset()
+    labelled: bool = True
 
     def spec(self, root: Mapping) -> Mapping:
         self.used = root.used
+        self.labelled = _is_labelled(root)
         self._repeated(root)
         root = without_foreign_keys(root, self)
         entries: list[Entry] = []
@@ -154,7 +156,8 @@ class _Maker(Findings):
         if entry.key == "net":
             return self._network(value)
         if entry.key == "mimic" and isinstance(value, Mapping):
-            return canonical_mimic(value, entry, self)
+            made = canonical_mimic(value, entry, self)
+            return made if self.labelled else without_task_loss(made)
         if entry.key == "dataset" and isinstance(value, Mapping):
             return self._dataset(value)
         if entry.key == "trainer" and isinstance(value, Mapping):
@@ -280,14 +283,14 @@ class _Maker(Findings):
             part = made.find(side)
             if part is None or not isinstance(part.value, Mapping):
                 continue
-            value = part.value
-            for entry in shared:
-                own = value.find(entry.key)
-                both = entry.value if own is None else _laid_over(entry.value, own.value)
-                key_span = entry.key_span if own is None else own.key_span
-                value = value.with_entry(Entry(key=entry.key, key_span=key_span, value=both))
+            value = with_shared(part.value, shared)
             made = made.with_entry(replace(part, value=canonical_mixing(value, self)))
         self.found += overrides_without_effect(dataset, shared)
+        probe = made.find("probe")
+        if probe is not None and isinstance(probe.value, Mapping):
+            made = made.with_entry(
+                replace(probe, value=canonical_probe(probe.value, shared, made.get("test")))
+            )
         return made
 
     def _trainer(self, trainer: Mapping) -> Mapping:
@@ -326,19 +329,20 @@ class _Maker(Findings):
         return trainer.with_entry(replace(entry, value=scheduler))
 
 
-def _laid_over(shared: Node, own: Node) -> Node:
-    """Merge the shared block into this side's; this side wins. If `type` differs, shared kwargs are dropped."""
-    if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
-        return own
-    types = [node.get("type") for node in (shared, own)]
-    if all(isinstance(t, Scalar) for t in types) and types[0].value != types[1].value:  # type: ignore[union-attr]
-        return own
-    made = shared
-    for entry in own.entries:
-        below = shared.get(entry.key)
-        value = entry.value if below is None else _laid_over(below, entry.value)
-        made = made.with_entry(replace(entry, value=value))
-    return made
+def _is_labelled(root: Mapping) -> bool:
+    """Whether the training data does not say `labels: none`."""
+    node: Node | None = root
+    for key in ("dataset", "train", "dataset", "kwargs", "labels"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return not (isinstance(node, Scalar) and node.value == "none")
+
+
+def without_task_loss(mimic: Mapping) -> Mapping:
+    """A `mimic` that says `task_loss: false` where it does not say anything of it."""
+    if mimic.find("task_loss") is not None:
+        return mimic
+    no = Scalar(value=False, span=mimic.span)
+    return mimic.with_entry(Entry(key="task_loss", key_span=mimic.span, value=no))
 
 
 def canonical_mimic(mimic: Mapping, top: Entry, findings: Findings) -> Mapping:

@@ -210,6 +210,7 @@ class _Reader:
         dataset = self._in(dataset, "dataloader", self._component(self._loader))
         for side in ("train", "test"):
             dataset = self._in(dataset, side, self._part)
+            dataset = self._in(dataset, "probe", lambda probe, side=side: self._in(probe, side, self._part))  # type: ignore[misc]
         return dataset
 
     def _off(self, kwargs: Mapping) -> Mapping:

@@ -15,6 +15,7 @@ from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.models.heads import ClsPostProcess
 from kdcli.models.network import Network
+from kdcli.spec.check.labels import reads_labels
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import mixes_labels
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
@@ -73,7 +74,7 @@ class Classification:
         modules: Iterable[ModuleSpec] = (),
         aligned: bool = False,
     ) -> dict[str, Any]:
-        """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed."""
+        """`image`, `indices`; `labels` where the data has them, `mixed_labels` where it is mixed."""
         sample = classification_sample(part, facts, channels)
         heads = facts.heads or next(
             (len(m.kwargs["num_classes"]) for m in modules if isinstance(m.kwargs.get("num_classes"), list)),
@@ -142,24 +143,25 @@ class Classification:
 def logits_fit(
     spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
 ) -> Iterator[Diagnostic]:
-    """KD543 where a side has no labels; KD419 where the logits and the classes are not as many.
+    """KD543 where a side has no labels and they are read; KD419 where logits and classes are not as many.
 
     outputs: of the student, `logits` [B, K] among them. An error where a label would lie beyond the logits; too
     many logits are a warning. What is not known of the data is not compared.
     """
     for side, facts in (("train", train), ("test", test)):
-        if facts.labelled is False:
+        if facts.labels == "none" and (reads_labels(spec) if side == "train" else not spec.distils):
             yield Diagnostic(
                 code="KD543",
                 message=f"the {'training' if side == 'train' else 'test'} data has no labels",
-                help="a classifier's task loss and accuracy need `labels` [B] in each batch",
+                help="a classifier's task loss and accuracy need `labels` [B] in each batch"
+                + ("; to distil without them say `task_loss: false` under `mimic`" if spec.distils else ""),
                 path=("dataset", side, "dataset"),
             )
     logits = outputs.get("logits")
     heads = len(logits) if isinstance(logits, (list, tuple)) else 1
     for side, facts in (("training", train), ("test", test)):
         labels = facts.heads or 1
-        if "logits" in outputs and facts.labelled and labels != heads:
+        if "logits" in outputs and facts.labels == "classes" and labels != heads:
             yield Diagnostic(
                 code="KD584",
                 message=f"the student gives {heads} logits, and a sample of the {side} data has {labels} labels",
@@ -198,16 +200,18 @@ USUAL_SIZE = 224
 
 
 def classification_sample(part: DataPart | None, facts: DataFacts, channels: int = 3) -> dict[str, Any]:
-    """`image`, `labels`, `indices`; `mixed_labels` where the data is mixed.
+    """`image`, `indices`; `labels` where the data has them, `mixed_labels` where it is mixed.
 
     Fake under a fake mode, else real.
     """
     shape = facts.shape or (channels, USUAL_SIZE, USUAL_SIZE)
     batch: dict[str, Any] = {
         "image": torch.zeros(BATCH, *shape),
-        "labels": torch.zeros(BATCH, dtype=torch.int64),
         "indices": torch.zeros(BATCH, dtype=torch.int64),
     }
+    if facts.labels == "none":
+        return batch
+    batch["labels"] = torch.zeros(BATCH, dtype=torch.int64)
     mixing = None if part is None else part.dataloader.kwargs.batch_fn
     if mixing is not None and mixes_labels(mixing):
         classes = mixing.kwargs.get("num_classes", facts.num_classes or 1000)

@@ -85,10 +85,10 @@ def test_every_label_of_a_sample_is_mixed() -> None:
 @pytest.mark.parametrize(("heads", "labels"), [(2, None), (1, 2), (2, 3)])
 def test_as_many_logits_as_labels(heads: int, labels: int | None) -> None:
     logits = [FIRST] * heads if heads > 1 else FIRST
-    facts = DataFacts(labelled=True, num_classes=3, heads=labels)
+    facts = DataFacts(labels="classes", num_classes=3, heads=labels)
     (found,) = logits_fit(spec_of().spec, {"logits": logits}, facts, facts)
     assert found.code == "KD584"
-    fits = DataFacts(labelled=True, num_classes=3, heads=heads if heads > 1 else None)
+    fits = DataFacts(labels="classes", num_classes=3, heads=heads if heads > 1 else None)
     assert list(logits_fit(spec_of().spec, {"logits": logits}, fits, fits)) == []
 
 
