@@ -44,6 +44,7 @@ class Plan:
     """What will be trained; the first record.
 
     resumed_before_evaluation: the evaluation after resumed_step is still to be done.
+    labelled: whether the training data has labels.
     pulls: by term, its gradient on the student over the task's; empty before a training's first batch.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
     flops_size: height and width of the image that FLOPs are counted on, None where they are not. checked: how
@@ -64,6 +65,7 @@ class Plan:
     effective_lr: float
     flops_size: tuple[int, int] | None = None
     checked: str | None = None
+    labelled: bool = True
     resumed_step: int = 0
     resumed_before_evaluation: bool = False
     pulls: Mapping[str, float] = field(default_factory=dict)
@@ -155,6 +157,22 @@ class Finished:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+LOWER_IS_BETTER = frozenset({"distill_loss"})
+"""Metrics that fall as a student gets better; all others rise."""
+
+
+def better(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether new metrics are better than old ones by one of them; where the old ones lack it the new ones are."""
+    before, now = rising(metric, old), rising(metric, new)
+    return before is None or (now is not None and now > before)
+
+
+def rising(metric: str, metrics: Mapping[str, float]) -> float | None:
+    """A metric as a number that rises as a student gets better; None where it is not there."""
+    value = metrics.get(metric)
+    return -value if value is not None and metric in LOWER_IS_BETTER else value
 
 
 Record = Plan | Step | Evaluation | Saved | Notice | Finished

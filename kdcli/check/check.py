@@ -442,6 +442,7 @@ class _Rehearsal:
             pairs=joined.pairs,
             flops_size=(int(batch["image"].shape[-2]), int(batch["image"].shape[-1])),
             samples=self.facts.num_samples,
+            labelled=self.facts.labels != "none",
             batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,
             steps_per_epoch=per_epoch,
             total_steps=total if per_epoch is not None or in_steps else None,

@@ -88,8 +88,8 @@ class Loader:
         """Batches an epoch for this process."""
         return self._length
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on; those before it are not loaded.
+    def batches(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on, or each `every`-th of these; no others are loaded.
 
         Where views are counted a batch also says which `view` it shows, of which `ids` (int64 array).
 
@@ -100,7 +100,7 @@ class Loader:
         keys = [
             BatchKey(epoch, view, number * self._world_size + self._rank, ids)
             for number, ids in enumerate(self._order.batches(epoch))
-        ][start:]
+        ][start::every]
         given = 0
         for number, (batch, bad) in enumerate(self._load(keys)):
             self._note(bad)
@@ -112,7 +112,7 @@ class Loader:
             elif self._every_batch:
                 raise self._nothing_readable(keys[number].ids)
         # Of several processes one may have a share of few samples; what all have is looked at together.
-        if keys and not start and not given and self._world_size == 1:
+        if keys and not start and every == 1 and not given and self._world_size == 1:
             raise self._nothing_readable(keys[-1].ids)
 
     def _nothing_readable(self, ids: Ids) -> RunError:
@@ -273,14 +273,14 @@ class GivenLoader(Loader):
     def __len__(self) -> int:
         return len(self.source)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one pass, from number `start` on."""
+    def batches(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches of one pass, from number `start` on, or each `every`-th of these."""
         seen = 0
         with doing("reading the given data"):
             for number, given in enumerate(islice(self.source.batches, len(self.source))):
                 batch = self.source.batch(given, seen)
                 seen += len(batch["image"])
-                if number >= start:
+                if number >= start and (number - start) % every == 0:
                     yield batch
 
     def some(self, ids: Sequence[int]) -> Batch:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcli.distill.taps import Feature, Taps, View
 from kdcli.errors import SpecError, SpecPath
+from kdcli.models.network import Network
 
 
 class ViewSource(Protocol):
@@ -161,6 +162,7 @@ class Teacher:
         self.pixels = pixels
         self.autocast = autocast
         self.labels = labels
+        self.headless = isinstance(taps.net, Network) and taps.net.headless
         self._logits: frozenset[str] = frozenset()
         if batch_statistics:
             use_batch_statistics(self.net)

@@ -239,6 +239,8 @@ class Term(nn.Module):
         self.factors = factors
         self.mean_over_pairs = mean_over_pairs
         self.loss_weight = loss_weight
+        self.observer: Callable[[int, Tensor, Tensor], None] | None = None
+        """Is shown each pair as it is compared: its number, the student's adapted feature, the teacher's."""
 
     def forward(
         self,
@@ -285,6 +287,9 @@ class Term(nn.Module):
             )
         ]
         ready = [self._ready(index, s, t) for index, (s, t) in enumerate(pairs)]
+        if self.observer is not None:
+            for index, pair in enumerate(ready):
+                self.observer(index, *pair)
         if self.record.whole_list:
             given["student"], given["teacher"] = [s for s, _ in ready], [t for _, t in ready]
             given["mask"] = masks

@@ -39,6 +39,8 @@ class Network(nn.Module):
     """
 
     may_lack_modules: bool = False
+    loaded: frozenset[str] = frozenset()
+    """The parameters and buffers that were read from weights; the others are as they were made."""
 
     def __init__(
         self,
@@ -128,6 +130,15 @@ class Network(nn.Module):
         for alias, real in getattr(getattr(self, name), "aliases", {}).items():
             if rest == real or rest.startswith(real + "."):
                 yield f"{name}.{alias}{rest.removeprefix(real)}"
+
+    @property
+    def headless(self) -> bool:
+        """Whether its `logits` are features: a whole model that was built without a classifier (`num_classes: 0`)."""
+        return any(
+            getattr(child, "num_classes", None) == 0
+            for child in self.children()
+            if not isinstance(child, ViewModule)
+        )
 
     @property
     def output_names(self) -> frozenset[str]:
@@ -227,6 +238,7 @@ def build_network(
         raise SpecError.at(path, "KD409", "a network needs at least one module")
     network = Network(built, frozen, paths, outputs)
     whole = any(not isinstance(module, ViewModule) or module.whole for module in built.values())
+    network.loaded = _published(network, modules)
     network.may_lack_modules = path[:1] == (TEACHERS,) and not whole
     for index, pattern in enumerate(frozen):
         names = [name for name, _ in network.named_parameters()] + [
@@ -237,6 +249,16 @@ def build_network(
                 (*frozen_path, index), "KD408", f"`{pattern}` freezes nothing", did_you_mean(pattern, names)
             )
     return network
+
+
+def _published(network: Network, modules: Sequence[ModuleSpec]) -> frozenset[str]:
+    """The names in whole models that were built with published weights, and with the number of classes of these."""
+    whole = [
+        f"{spec.name}."
+        for spec in modules
+        if (spec.kwargs.get("weights") or spec.kwargs.get("pretrained")) and "num_classes" not in spec.kwargs
+    ]
+    return frozenset(name for name in network.state_dict() if name.startswith(tuple(whole)))
 
 
 def _names_itself(spec: ModuleSpec, module_path: SpecPath) -> SpecError:

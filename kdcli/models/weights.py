@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.disk import at_path
 from kdcli.errors import RunError, SpecPath
+from kdcli.models.network import Network
 from kdcli.models.weight_files import (
     Kind,
     described_states,
@@ -119,6 +120,8 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], reading: Reading, name: s
             "are they the network's weights?",
         )
     net.load_state_dict(chosen, strict=False)
+    if isinstance(net, Network):
+        net.loaded = frozenset(chosen)
 
 
 def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -288,11 +288,7 @@ class StageSpec(Model):
 
 
 class Mimic(Model):
-    """The mimic jobs, and the stages of the run.
-
-    task_loss: whether the task's own loss is added; false where it is not said and the training data has no labels
-    (kdcli.spec.form.canonical).
-    """
+    """The mimic jobs, and the stages of the run. task_loss: by default false without labels (form/canonical.py)."""
 
     jobs: dict[str, Job]
     task_loss: bool = True

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.data.build import build_loader, unaugmented_loader
+from kdcli.data.build import build_loader
 from kdcli.data.digest import digest_of
 from kdcli.data.facts import DataFacts, with_classes_of
 from kdcli.data.loaders import Loader
@@ -209,14 +209,7 @@ def _built(
             task=task,
             facts=facts,
             train_loader=train_loader,
-            unaugmented=lambda: unaugmented_loader(
-                sides.train,
-                sides.test,
-                seed=spec.runtime.random_seed,
-                rank=processes.rank,
-                world_size=processes.world_size,
-                on_cuda=processes.device.type == "cuda",
-            ),
+            sides=sides,
             test_loader=test_loader,
             joined=joined,
             teachers=teachers,

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from kdcli.training.run import Run
 
 FORMAT = 1
+ANSWERS, FEATURES, UNTRAINED = "answers", "features", "untrained"
+"""In the metadata of a student without a trained head: that it gives features alone; its parameters never trained."""
 _NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.pt")
 
 
@@ -45,7 +47,8 @@ class Progress:
     done. over: the last evaluation is done. best and last: metrics of evaluations; scheduled: of the last one at
     the end of an epoch, which a schedule may follow. skipped: steps that were not taken for numbers gone wrong.
     bad_samples: side, sample, name and reason of each. watch: what the watch remembers (kdcli.training.watch); empty
-    in checkpoints from before there was one.
+    in checkpoints from before there was one. untrained: parameters of the student that have no gradient in the run and
+    come from no weights; features_only: whether its answers depend on them, or it has none.
     """
 
     step: int = 0
@@ -62,6 +65,8 @@ class Progress:
     skipped: int = 0
     bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)
     watch: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
+    features_only: bool = False
 
 
 def run_state(
@@ -294,4 +299,6 @@ def save_student(
         "class_names": json.dumps(facts.class_names),
         "ema": str(run.ema is not None),
     }
+    if progress.features_only:
+        metadata |= {ANSWERS: FEATURES, UNTRAINED: json.dumps(progress.untrained)}
     save_safetensors(state, path, metadata)

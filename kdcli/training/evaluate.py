@@ -1,8 +1,8 @@
-"""Metrics of one network over a data loader."""
+"""Metrics of one network over a data loader, by labels or by what it has learnt of its teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.data.loaders import Loader
+from kdcli.distill.dry_run import restored_state
+from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.teacher import Teacher
 from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
+from kdcli.tasks.mimicry import Mimicry
 from kdcli.tasks.task import Meter, Task
+from kdcli.training.join_jobs import JoinedJobs, require
 
 Forward = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -67,6 +72,58 @@ def evaluate(
     if messages is not None:
         messages += unanswered(name, meter, sums, processes, loader)
     return meter.result(sums)
+
+
+def measure_mimicry(
+    joined: JoinedJobs,
+    teachers: Mapping[str, Teacher],
+    loader: Loader,
+    task: Task,
+    processes: Processes,
+    *,
+    agrees: Sequence[str] = (),
+    seed: int = 0,
+    autocast: torch.autocast | None = None,
+    step_info: StepInfo | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The metrics of kdcli.tasks.mimicry over the loader: what the student has learnt of its teachers.
+
+    loader: of one process, whose batches the processes share out; so the figures are the same for any number of them.
+    agrees: the teachers whose answers are compared with the student's. seed: of what losses draw, batch by batch.
+    Buffers, random state, modes and what the networks show stay as they were; `require` is the caller's.
+    """
+    trainee = joined.trainee
+    agrees = agrees if task.agreement is not None else ()
+    mimicry = Mimicry(trainee, task.agreement, agrees)
+    running = require(joined, teachers, None, bool(agrees))
+    for name in agrees:
+        taps = teachers[name].taps
+        taps.require(taps.names, None)
+    with restored_state(trainee), doing("measuring what the student has learnt"):
+        # Running statistics differ between processes; those of the first are measured.
+        processes.share(trainee.mimickers.buffers())
+        trainee.eval()
+        batches = loader.batches(0, processes.rank, processes.world_size)
+        for number, batch in enumerate(batches):
+            if stop():
+                break
+            torch.manual_seed(seed + number * processes.world_size + processes.rank)
+            batch = to_device(dict(batch), processes.device)
+            with torch.no_grad():
+                views = {name: teachers[name].view(batch) for name in running}
+            with autocast or nullcontext():
+                mimicry.update(batch, views, step_info or StepInfo())
+    return mimicry.result(processes.gather(mimicry.sums))
+
+
+def with_heads(joined: JoinedJobs, teachers: Mapping[str, Teacher]) -> list[str]:
+    """The teachers that give answers: logits of a head of their own."""
+    return [
+        name
+        for name, teacher in teachers.items()
+        if not teacher.headless and "logits" in joined.teacher_views[name].outputs
+    ]
 
 
 def unanswered(name: str, meter: Meter, sums: Tensor, processes: Processes, loader: Loader) -> list[str]:

@@ -286,9 +286,9 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
     for name, teacher in run.teachers.items():
         with evaluation_mode(teacher.net):
             probe = to_device(dict(next(run.test_loader.batches(0))), run.processes.device)
-            with torch.no_grad():
-                outputs = teacher.outputs(probe)
-            if not run.task.judges(outputs, run.facts, weights=_has_weights(run, name)):
+            outputs = torch.no_grad()(teacher.outputs)(probe)
+            judged = run.task.judges(outputs, run.facts, weights=_has_weights(run, name))
+            if not (judged and run.scores(teacher)):
                 continue
             matching = run.task.matching
             why = None if matching is None else matching.not_scored(name, teacher.labels, outputs, run.facts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from kdcli.data.build import build_loader, unaugmented_loader
 from kdcli.data.digest import Digest
 from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
@@ -29,6 +31,7 @@ from kdcli.training.optim import MovingAverage
 
 if TYPE_CHECKING:
     from kdcli.training.run_folder import RunFolder
+    from kdcli.training.sides import Sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +72,9 @@ class FoundCheckpoint:
 class Run:
     """A run that is built and not yet started.
 
-    unaugmented: makes a loader of the training data as the test side transforms it; None where that can't be.
-    sources: where each teacher's views come from in training: itself, or its cache. allowed_weak_teachers: teachers
-    that may be near chance. digests: of the data, by side; empty on processes that don't speak. found_checkpoint: the
-    one to continue from.
+    sides: the opened data. sources: where each teacher's views come from in training: itself, or its cache.
+    allowed_weak_teachers: teachers that may be near chance. digests: of the data, by side; empty on processes that
+    don't speak. found_checkpoint: the one to continue from.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Run:
     task: Task
     facts: DataFacts
     train_loader: Loader
-    unaugmented: Callable[[], Loader | None]
+    sides: Sides
     test_loader: Loader
     joined: JoinedJobs
     teachers: Mapping[str, Teacher]
@@ -99,6 +101,37 @@ class Run:
     found_checkpoint: FoundCheckpoint | None = None
     networks: tuple[NetworkFacts, ...] = ()
     notices: tuple[str, ...] = field(default=())
+
+    def unaugmented(self) -> Loader | None:
+        """A loader of the training data as the test side transforms it; None where that can't be."""
+        return unaugmented_loader(
+            self.sides.train,
+            self.sides.test,
+            seed=self.spec.runtime.random_seed,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            on_cuda=self.processes.device.type == "cuda",
+        )
+
+    @contextmanager
+    def whole_test_loader(self) -> Iterator[Loader]:
+        """The loader of all test batches, as a single process has them, for a `with` block."""
+        if self.processes.world_size == 1:
+            yield self.test_loader
+            return
+        on_cuda = self.processes.device.type == "cuda"
+        loader = build_loader(self.sides.test, seed=self.spec.runtime.random_seed, on_cuda=on_cuda)
+        with closing(loader):
+            yield loader
+
+    @property
+    def tests_labels(self) -> bool:
+        """Whether the test data has labels."""
+        return self.test_loader.facts.labels != "none"
+
+    def scores(self, teacher: Teacher) -> bool:
+        """Whether a teacher's answers can be held against labels."""
+        return self.tests_labels and not teacher.headless
 
     @property
     def spec(self) -> Spec:
@@ -240,19 +273,29 @@ def train_only(
     trainable: of each parameter's name whether it may train at all. reach: of each loss's name the parameters
     that its gradient reaches.
     """
+    names = trained_names(trainee, plan, reach)
+    parameters = []
+    for name, parameter in trainee.named_parameters():
+        parameter.requires_grad_(trainable[name] and name in names)
+        if parameter.requires_grad:
+            parameters.append(parameter)
+    return parameters
+
+
+def trained_names(trainee: Trainee, plan: StagePlan, reach: Mapping[str, frozenset[str]]) -> set[str]:
+    """The parameters that a stage is meant to train and that one of its losses reaches; reach: as in `train_only`."""
     reached: set[str] = set()
     for name, names in reach.items():
         job = name.partition(".")[0]
         if plan.active.task_loss if job == "task" else plan.active.jobs is None or job in plan.active.jobs:
             reached |= names
-    parameters = []
-    for name, parameter in trainee.named_parameters():
-        meant = (
+    return {
+        name
+        for name, _ in trainee.named_parameters()
+        if name in reached
+        and (
             plan.train is None
             or not name.startswith("student.")
             or matches(name.removeprefix("student."), plan.train)
         )
-        parameter.requires_grad_(trainable[name] and meant and name in reached)
-        if parameter.requires_grad:
-            parameters.append(parameter)
-    return parameters
+    }

@@ -1,15 +1,22 @@
-"""What comes before a run's or a stage's first step: networks compiled, methods prepared, state of earlier stages."""
+"""What comes before a run's or a stage's first step: networks compiled, methods prepared, heads looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 
+import torch
+
+from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker
+from kdcli.distill.taps import tensors_in
+from kdcli.distill.trainee import DeployedStudent, is_task_loss
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice
-from kdcli.training.join_jobs import require
-from kdcli.training.run import Run
+from kdcli.training.checkpoint import Progress
+from kdcli.training.guard import Reach
+from kdcli.training.join_jobs import first_samples, require
+from kdcli.training.run import Run, trained_names
 
 
 def compile_networks(run: Run) -> Iterator[Notice]:
@@ -25,6 +32,67 @@ def compile_networks(run: Run) -> Iterator[Notice]:
             names.append(name)
     if names:
         yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")
+
+
+def look_at_the_head(run: Run, reach: Reach, progress: Progress) -> Iterator[Notice]:
+    """Set in `progress` which parameters of the student stay untrained, and whether its answers depend on them.
+
+    reach: of each loss's name the parameters that its gradient reaches. A parameter is trained where a stage trains it
+    and a loss of that stage reaches it, or where it was read from weights; one that the spec freezes is left alone.
+    """
+    trained: set[str] = set()
+    for plan in run.stages:
+        trained |= trained_names(run.trainee, plan, reach)
+    idle = [
+        name
+        for name, parameter in run.student.named_parameters()
+        if parameter.requires_grad and f"student.{name}" not in trained and name not in run.student.loaded
+    ]
+    why = _without_answers(run, idle)
+    progress.untrained, progress.features_only = idle, why is not None
+    if idle:
+        yield Notice(message=f"KD243: {_idle_text(run, idle)}" + ("" if why is None else f"; {WITHOUT_HEAD}"))
+    elif why is not None:
+        yield Notice(message=f"KD243: {why}; {WITHOUT_HEAD}")
+
+
+WITHOUT_HEAD = "the student is measured by what it learns of its teachers and exported as a backbone"
+
+
+def _without_answers(run: Run, idle: Sequence[str]) -> str | None:
+    """Why the student's answers mean nothing; None where its head is trained. idle: parameters never trained."""
+    if not run.spec.distils or (not idle and any(plan.active.task_loss for plan in run.stages)):
+        return None
+    if run.student.headless and not isinstance(run.deployed, DeployedStudent):
+        return "the student was made without a classifier"
+    batch = to_device(first_samples(next(run.train_loader.batches(0))), run.processes.device)
+    parameters = dict(run.student.named_parameters())
+    with restored_state(run.trainee), torch.enable_grad():
+        outputs = run.deployed.eval()(batch)
+        if not run.task.answers(outputs):
+            return "the student has no head"
+        if "logits" not in outputs:
+            outputs = {
+                name: value for name, value in run.student.train()(batch).items() if is_task_loss(name)
+            }
+        answers = [
+            one for one in tensors_in(outputs.get("logits", list(outputs.values()))) if one.requires_grad
+        ]
+        if not answers or not idle:
+            return None
+        gradients = torch.autograd.grad(
+            [one.float().sum() for one in answers], [parameters[name] for name in idle], allow_unused=True
+        )
+    return "its head is not trained" if any(one is not None for one in gradients) else None
+
+
+def _idle_text(run: Run, idle: Sequence[str]) -> str:
+    """How many parameters get no gradient, and where they are."""
+    parameters = dict(run.student.named_parameters())
+    count = sum(parameters[name].numel() for name in idle)
+    places = list(dict.fromkeys(".".join(name.split(".")[:-1][:2]) or name for name in idle))
+    listed = ", ".join(f"`{place}`" for place in places[:4]) + (", ..." if len(places) > 4 else "")
+    return f"{count:,} parameters of the student get no gradient in this run and stay as they were made: {listed}"
 
 
 def prepare(run: Run) -> Iterator[Notice]:

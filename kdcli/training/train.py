@@ -20,7 +20,8 @@ from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, warnings
+from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, better, rising, warnings
+from kdcli.tasks.mimicry import primary_of
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -33,7 +34,7 @@ from kdcli.training.checkpoint import (
     save_student,
 )
 from kdcli.training.ddp import DistributedTrainee
-from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.evaluate import evaluate, evaluation_mode, measure_mimicry, with_heads
 from kdcli.training.first_step import prove_first_step
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers, refuse_strong_pulls
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
@@ -43,7 +44,7 @@ from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
-from kdcli.training.start import compile_networks, inherited, prepare
+from kdcli.training.start import compile_networks, inherited, look_at_the_head, prepare
 from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
@@ -78,7 +79,9 @@ def train(
         torch.manual_seed(run.spec.runtime.random_seed + run.processes.rank)
         progress = Progress() if resumed is None else resumed.progress
         progress.teachers = teacher_metrics
-        if resumed is not None:
+        if resumed is None:
+            yield from look_at_the_head(run, guard.reach, progress)
+        else:
             with fitting(resumed.path):
                 restore_trainee(run, resumed.state)  # before the loop shards it; its average after
         loop = (loop_type or TrainLoop)(run, heard, guard, progress)
@@ -230,7 +233,7 @@ class TrainLoop:
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(progress.scheduled.get(run.task.primary))
+        stage.rate.advance(rising(self.primary, progress.scheduled))
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
@@ -320,19 +323,10 @@ class TrainLoop:
             run.processes.share(run.ema.buffers.values())
         with run.ema.in_place() if run.ema is not None else nullcontext():
             with evaluation_mode(run.deployed), self.watch.looks.evaluation():
-                metrics = evaluate(
-                    run.deployed,
-                    run.test_loader,
-                    run.task,
-                    run.processes,
-                    autocast=run.autocast,
-                    stop=lambda: self.interrupts.signal_number is not None,
-                    name="the student",
-                    messages=messages,
-                )
+                metrics = self.measured(stage, messages)
             stop = self.consensus.agreed(self.interrupts.signal_number or 0)
-            primary = run.task.primary
-            best = not stop and (not progress.best or metrics[primary] > progress.best[primary])
+            primary = self.primary_among(metrics)
+            best = not stop and (not progress.best or better(primary, metrics, progress.best))
             exported = self.exported() if best else None
         if stop:
             yield from self.leave(stage, stop)
@@ -352,6 +346,54 @@ class TrainLoop:
             best=best,
             seconds=time.perf_counter() - began,
         )
+
+    def measured(self, stage: Stage, messages: list[str]) -> dict[str, float]:
+        """The student's metrics: against labels, or without them by what it has learnt of its teachers."""
+        run, progress = self.run, self.progress
+
+        def stop() -> bool:
+            return self.interrupts.signal_number is not None
+
+        if not self.without_labels:
+            return evaluate(
+                run.deployed,
+                run.test_loader,
+                run.task,
+                run.processes,
+                autocast=run.autocast,
+                stop=stop,
+                name="the student",
+                messages=messages,
+            )
+        with run.whole_test_loader() as loader:
+            metrics = measure_mimicry(
+                run.joined,
+                run.teachers,
+                loader,
+                run.task,
+                run.processes,
+                agrees=() if progress.features_only else with_heads(run.joined, run.teachers),
+                seed=run.spec.runtime.random_seed,
+                autocast=run.autocast,
+                step_info=StepInfo(step=progress.step, stage_step=progress.stage_step, epoch=progress.epoch),
+                stop=stop,
+            )
+        require(run.joined, run.teachers, stage.plan.active.jobs, stage.plan.active.task_loss)
+        return metrics
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether the student is measured by what it learns of its teachers: no labels, or no trained head."""
+        return self.progress.features_only or not self.run.tests_labels
+
+    def primary_among(self, metrics: Mapping[str, float]) -> str:
+        """The metric that decides which student is the best."""
+        return primary_of(metrics) if self.without_labels else self.run.task.primary
+
+    @property
+    def primary(self) -> str:
+        """The metric that decides, as of the last evaluation."""
+        return self.primary_among(self.progress.last)
 
     def exported(self) -> dict[str, Tensor]:
         """Copies of the weights in the student's file: an average is in place only for a while."""
@@ -405,6 +447,7 @@ class TrainLoop:
             pairs=run.joined.pairs,
             pulls=self.guard.pulls,
             samples=run.facts.num_samples or 0,
+            labelled=run.facts.labels != "none",
             batch_size=run.train_loader.batch_size,
             steps_per_epoch=run.steps_per_epoch,
             total_steps=run.total_steps,
@@ -432,7 +475,7 @@ class TrainLoop:
             seconds=time.perf_counter() - started,
             run_dir=run.folder.root,
             student_path=run.folder.student,
-            primary=run.task.primary,
+            primary=self.primary,
             last=progress.last,
             best=progress.best,
             teachers=progress.teachers,

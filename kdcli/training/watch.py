@@ -139,7 +139,11 @@ class Watch:
         trained = any(self.trains_outputs(plan) for plan in run.stages) or isinstance(
             run.deployed, DeployedStudent
         )
-        if trained and progress.last and run.task.near_chance(progress.last, classes, samples):
+        if (
+            trained
+            and run.task.by_chance in progress.last
+            and run.task.near_chance(progress.last, classes, samples)
+        ):
             metric, chance = run.task.by_chance, run.task.chance(classes)
             self._alarm(
                 "KD788",

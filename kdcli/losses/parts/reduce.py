@@ -8,16 +8,30 @@ process has to call these equally often.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ALONE = [False]
+
 
 def distributed() -> bool:
-    """Whether more than one process trains."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether more than one process computes a loss together."""
+    return not _ALONE[0] and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While it is entered, a loss is that of this process's batch: nothing is gathered from others."""
+    before, _ALONE[0] = _ALONE[0], True
+    try:
+        yield
+    finally:
+        _ALONE[0] = before
 
 
 def global_mean(value: Tensor) -> Tensor:

@@ -52,8 +52,9 @@ def _schedule_lines(plan: Plan) -> list[str]:
     if plan.processes > 1:
         batch += f" x {plan.processes} processes = {global_batch}"
     images = "number of training images not known without the files" if plan.samples is None else ""
+    unlabelled = "" if plan.labelled else " without labels: the task's own loss is left out"
     lines = [
-        f"data   {images or f'{plan.samples:,} training images'}, {batch}",
+        f"data   {images or f'{plan.samples:,} training images'}{unlabelled}, {batch}",
         f"steps  {_steps(plan)}",
         f"lr     {rate(plan.effective_lr)} effective",
     ]
