@@ -158,3 +158,33 @@ class Logger:
     def end(self, *, finished):
         self.say("end")
 """
+
+
+def test_another_student_brings_its_layers(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    init(InitOptions(name="foundation_two_teachers", folder=tmp_path, student="resnet"))
+    spec = read(tmp_path / "foundation_two_teachers.yaml").spec
+    assert spec.net[0].type == "timm.resnet18" and spec.mimic is not None
+    (job,) = spec.mimic.jobs.values()
+    assert job.student.mimic_name == ("layer3", "layer4", "pooled")
+    assert job.teachers["teacher0"].mimic_name == ("blocks.7", "norm:patches", "norm:class")
+
+
+def test_finetune_begins_with_the_student_beside_it(tmp_path: Path) -> None:
+    copy_sample(sample_specs()["foundation"], tmp_path)
+    path = tmp_path / "foundation.yaml"
+    path.write_text(path.read_text().replace("timm.mobilenetv4_conv_small", "timm.resnet26"))
+    init(InitOptions(name="finetune", folder=tmp_path))
+    spec = read(tmp_path / "finetune.yaml").spec
+    assert spec.net[0].type == "timm.resnet26" and spec.net[0].kwargs == {"num_classes": 10}
+    assert spec.saver.pretrain_model is not None
+    assert spec.saver.pretrain_model.endswith("runs/foundation/student.safetensors")
+
+
+def test_a_student_that_there_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError) as caught:
+        init(InitOptions(name="foundation", folder=tmp_path, student="repvitt"))
+    assert "`repvit`" in (caught.value.diagnostics[0].help or "")
+    with pytest.raises(UsageError, match="can't change the student of `own_images`"):
+        init(InitOptions(name="own_images", folder=tmp_path, student="resnet"))

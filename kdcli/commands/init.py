@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kdcli.commands.options import InitOptions, MakeDataOptions
 
 FOLDER = "sample_configs"
+FINETUNE = "finetune"
 SCHEMA = "kdcli.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
 """The first line of every sample, by which editors find the language's schema beside it."""
@@ -48,7 +50,9 @@ def init(options: InitOptions) -> None:
     key = name.removesuffix(".yaml")
     if key not in samples:
         raise UsageError.of(f"there is no sample `{name}`", did_you_mean(key, list(samples)))
-    target = copy_sample(samples[key], options.folder or Path(), force=options.force)
+    folder = options.folder or Path()
+    text = _text_with_student(samples, key, options)
+    target = copy_sample(samples[key], folder, text=text, force=options.force)
     write(f"{target}\nnext: kdcli validate {target} && kdcli train {target}\n")
 
 
@@ -75,15 +79,42 @@ def summary_of(path: Path) -> str:
     return text[: end.start()] if end and end[0].startswith(".") else text.rstrip(".")
 
 
-def copy_sample(path: Path, folder: Path, *, force: bool = False) -> Path:
+def _text_with_student(samples: Mapping[str, Path], key: str, options: InitOptions) -> str:
+    """The sample's text with the student that was asked for, or that the spec beside it has trained."""
+    from kdcli.commands.students import begun_after, has_student, spec_before, with_student
+
+    text = text_in(samples[key])
+    if options.after is not None and key != FINETUNE:
+        raise UsageError.of(
+            f"`--after` is for `{FINETUNE}`, not for `{key}`", f"kdcli init {FINETUNE} --after SPEC"
+        )
+    if options.student is not None:
+        if not has_student(text):
+            able = ", ".join(name for name, path in samples.items() if has_student(text_in(path)))
+            raise UsageError.of(
+                f"`--student` can't change the student of `{key}`",
+                f"write it into the copy; it changes that of {able}",
+            )
+        if options.after is not None:
+            raise UsageError.of("`--student` and `--after` both name a student", "leave one of them out")
+        return with_student(text, options.student)
+    before = spec_before(options.folder or Path(), options.after) if key == FINETUNE else None
+    if before is None:
+        return text
+    say(f"begins with the student of {before}")
+    return begun_after(text, before)
+
+
+def copy_sample(path: Path, folder: Path, *, text: str | None = None, force: bool = False) -> Path:
     """Copy a sample, the weights and specs it names, and the language's schema; returns the new spec.
 
-    Raises UsageError where a file lies there already, unless `force`.
+    text: what is written instead of the sample's own. Raises UsageError where a file lies
+    there already, unless `force`.
     """
     from kdcli.reference.schema_json import schema_text
 
     target = folder / path.name
-    text = text_in(path)
+    text = text_in(path) if text is None else text
     beside = [
         name for name in (*_WEIGHTS.findall(text), *_INCLUDE.findall(text)) if is_file(path.parent / name)
     ]

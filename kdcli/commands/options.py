@@ -489,6 +489,22 @@ class InitOptions:
     folder: Annotated[Path | None, Argument("Folder to copy into; else the working directory.", "[DIR]")] = (
         None
     )
+    student: Annotated[
+        str | None,
+        Option(
+            "Another student of foundation, foundation_two_teachers or finetune: mobilenetv4, convnext, repvit,"
+            " fastvit, resnet, or a name of timm's.",
+            metavar="NAME",
+        ),
+    ] = None
+    after: Annotated[
+        Path | None,
+        Option(
+            "finetune: the spec of the run without labels whose student it begins with; else foundation.yaml in the"
+            " folder.",
+            metavar="SPEC",
+        ),
+    ] = None
     force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
     traceback: Traceback = False
 

@@ -25,6 +25,10 @@ TEACHERS = "teachers"
 """Where in the spec the frozen networks stand."""
 
 
+POOLED = "pooled"
+"""What a network of timm without a head (`num_classes: 0`) returns: one vector an image."""
+
+
 class Network(nn.Module):
     """Named modules, run in list order.
 
@@ -267,6 +271,8 @@ def build_network(
             if isinstance(built[spec.name], ViewModule):
                 raise _names_itself(spec, module_path)
             outputs[spec.name] = spec.outputs
+        elif spec.headless:
+            outputs[spec.name] = (POOLED,)
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
     network = Network(built, frozen, paths, outputs)

@@ -84,6 +84,11 @@ class ModuleSpec(Model):
     prev: str | None = None
     outputs: Many[str] | None = None
 
+    @property
+    def headless(self) -> bool:
+        """Whether it is a network of timm without a head: what it returns is a vector that is no class's."""
+        return self.type.startswith("timm.") and self.kwargs.get("num_classes") == 0
+
 
 Network = Many[ModuleSpec]
 

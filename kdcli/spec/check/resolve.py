@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath
 from kdcli.spec.check.cautions import check_cautions
@@ -25,7 +25,7 @@ from kdcli.spec.check.rules import check_task, negative_help
 from kdcli.spec.check.signatures import Signature, options_of, signature
 from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, suggest
-from kdcli.spec.ranges import Width, parsed
+from kdcli.spec.ranges import Range, Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
 from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target
 
@@ -46,6 +46,9 @@ FOREIGN = ("torchvision.", "timm.")
 
 FOREIGN_ARGUMENTS = {"num_classes": Width, "in_chans": Width}
 """What all of them call so."""
+
+HEADLESS = Annotated[int, Range(at_least=0, at_most=1048576)]
+"""timm's `num_classes`: 0 is a network without a head, whose output is the pooled vector."""
 
 
 def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
@@ -102,6 +105,8 @@ def _module(module: ModuleSpec, path: SpecPath, tables: Tables) -> Iterator[Diag
     if name.startswith(FOREIGN):
         for key, hint in FOREIGN_ARGUMENTS.items():
             if module.kwargs.get(key) is not None:
+                if key == "num_classes" and name.startswith("timm."):
+                    hint = HEADLESS
                 yield from check_type(key, module.kwargs[key], parsed(hint), (*path, "kwargs"), f"`{name}`")
     help = "or `torchvision.<model>`, `timm.<model>`, `package.module:attribute`"
     if "." in name:

@@ -62,8 +62,8 @@ class Classification:
         self.uninformed: Uninformed | None = GuessedClasses()
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:
-        """`net`, with the implicit post-process where it has none."""
-        has_loss = any(module.type.endswith("_postprocess") for module in spec.net)
+        """`net`, with the implicit post-process where it has none; a network without a head has nothing to judge."""
+        has_loss = any(module.type.endswith("_postprocess") or module.headless for module in spec.net)
         return spec.net if has_loss else (*spec.net, POST_PROCESS)
 
     def sample(
