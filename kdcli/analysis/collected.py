@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.analysis.comparison import row_of
 from kdcli.analysis.evaluated_networks import (
     EvaluatedNetwork,
     learnt_classes,
-    row_of,
     stated_by_student,
     student_of,
     teacher_of,

@@ -29,6 +29,7 @@ from kdcli.check.training import (
     check_weight_names,
     one_sample_batches,
     steps_per_epoch_of,
+    unknown_size,
 )
 from kdcli.data.check import Look
 from kdcli.data.facts import padded_size
@@ -461,7 +462,7 @@ class _Rehearsal:
             )
         self.findings.found += check_sizes(networks)
         if self.facts.shape is None and not self.task.own_size:
-            self.findings.found.append(_unknown_size(*batch["image"].shape[-2:]))
+            self.findings.found.append(unknown_size(*batch["image"].shape[-2:]))
         runtime, trainer = self.spec.runtime, self.spec.trainer
         in_steps = trainer.max_iter is not None or (stages and self.spec.mimic and self.spec.mimic.stages)
         total = sum(stage.steps for stage in stages)
@@ -489,13 +490,3 @@ def _sides(size: tuple[int, int] | None) -> str:
 
 def _path(name: str) -> SpecPath:
     return ("net",) if name == "net" else ("teachers", name)
-
-
-def _unknown_size(height: int, width: int) -> Diagnostic:
-    return Diagnostic(
-        code="KD620",
-        severity="warning",
-        message=f"the size of the images can't be told from the spec: checked at {height}x{width}",
-        help="end the transformer with a crop or a resize to (height, width)",
-        path=("dataset", "train", "dataset"),
-    )

@@ -362,3 +362,14 @@ def check_weight_files(
                 message = f"{name}: {notice}"
                 unused = Diagnostic(code="KD618", severity="warning", message=message, path=source.where)
                 findings.found.append(unused)
+
+
+def unknown_size(height: int, width: int) -> Diagnostic:
+    """KD620: images whose size the transforms do not say; the size that was taken."""
+    return Diagnostic(
+        code="KD620",
+        severity="warning",
+        message=f"the size of the images can't be told from the spec: checked at {height}x{width}",
+        help="end the transformer with a crop or a resize to (height, width)",
+        path=("dataset", "train", "dataset"),
+    )

@@ -162,10 +162,7 @@ Weights = Annotated[
 ]
 Offline = Annotated[
     bool,
-    Option(
-        "Fetch nothing: weights that have a name must be on this machine (or KDCLI_OFFLINE=1).",
-        ("--offline",),
-    ),
+    Option("Fetch nothing: weights by name must be on this machine (or KDCLI_OFFLINE=1).", ("--offline",)),
 ]
 WeightKey = Annotated[
     str | None,

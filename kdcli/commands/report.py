@@ -26,7 +26,7 @@ def evaluate(options: EvalOptions) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
     opened = run_or_spec(options)
     parsed = opened.parsed
-    from kdcli.analysis.evaluated_networks import compare
+    from kdcli.analysis.comparison import compare
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
     from kdcli.report.results_table import eval_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from kdcli.disk import is_file, text_in
 from kdcli.errors import UsageError, did_you_mean
@@ -120,7 +121,7 @@ def _levels(name: str) -> tuple[str, ...]:
     return tuple(strides[stride] for stride in STRIDES)
 
 
-def _timm():  # type: ignore[no-untyped-def]
+def _timm() -> Any:
     """The package timm; raises UsageError where it isn't installed."""
     try:
         import timm

@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from kdcli import __version__
-from kdcli.analysis.evaluated_networks import (
-    latency_ms,
-    rebuild,
-    require_weights,
-    stated_by_student,
-    student_of,
-)
+from kdcli.analysis.comparison import latency_ms
+from kdcli.analysis.evaluated_networks import rebuild, require_weights, stated_by_student, student_of
 from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.distill.trainee import DeployedStudent

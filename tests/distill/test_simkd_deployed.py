@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.analysis.evaluated_networks import compare
+from kdcli.analysis.comparison import compare
 from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import SpecError
 from kdcli.models.weights import read_weights

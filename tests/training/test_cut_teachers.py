@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from kdcli.analysis.evaluated_networks import compare
+from kdcli.analysis.comparison import compare
 from kdcli.commands.validate import examine
 from kdcli.errors import SpecError
 from kdcli.models.network import build_network

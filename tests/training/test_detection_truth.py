@@ -108,7 +108,7 @@ def test_an_unwritable_target_is_told_before_anything_runs(
 ) -> None:
     given = ["eval", STUDENT, *on_scenes(scenes), "--weights", weights(kdcli, scenes)]
     Path("file").touch()
-    monkeypatch.setattr("kdcli.analysis.evaluated_networks.build_data", None)
+    monkeypatch.setattr("kdcli.analysis.comparison.build_data", None)
     for target in (["--save-predictions", "file/x.json"], ["--save-predictions", "."], ["--show", "file"]):
         code, _, err = kdcli(*given, *target)
         assert code == 1 and "KD567" in err and "--save-predictions" in err, err

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.analysis.collected import write_report_data
-from kdcli.analysis.evaluated_networks import compare
+from kdcli.analysis.comparison import compare
 from kdcli.check.check import CheckOptions, check
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError, SpecError

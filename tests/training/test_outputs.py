@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcli.analysis.evaluated_networks import compare
+from kdcli.analysis.comparison import compare
 from kdcli.check.check import CheckOptions, check
 from kdcli.errors import SpecError
 from kdcli.exports.export import export

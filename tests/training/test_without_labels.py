@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kdcli.analysis.evaluated_networks import compare
+from kdcli.analysis.comparison import compare
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Evaluation, Finished, Notice, Plan
