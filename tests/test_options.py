@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from kdcli.cli import COMMANDS
 from kdcli.cli.parameters import command_of, with_optional_values
-from kdcli.commands.options import Option, TrainOptions, parameters
+from kdcli.commands.fields import Option, parameters
+from kdcli.commands.options import TrainOptions
 from kdcli.spec.tables import Target
 
 made: list[Any] = []
