@@ -158,15 +158,19 @@ KEYS = {
 
 def refuse_keys(words: Sequence[str], options: type | None) -> None:
     """Raise UsageError for an option of another tool that is a key of the spec here, with that key."""
-    known = {flag for p in parameters(options) if p.option for flag in p.option.flags} if options else set()
     for index, word in enumerate(words):
         flag, _, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if flag in KEYS and flag not in known and options is not None and "SPEC" in _metavars(options):
-            value = value or next(iter(words[index + 1 : index + 2]), "")
-            said = f"{KEYS[flag]}={value or '...'}"
-            raise UsageError.of(f"there is no option `{flag}`", f"it is a key of the spec: say `{said}`")
+        if options is None or flag not in KEYS or not _takes_spec(options) or flag in _flags(options):
+            continue
+        value = value or next(iter(words[index + 1 : index + 2]), "")
+        said = f"{KEYS[flag]}={value or '...'}"
+        raise UsageError.of(f"there is no option `{flag}`", f"it is a key of the spec: say `{said}`")
 
 
-def _metavars(options: type) -> str:
-    return " ".join(p.argument.metavar or "" for p in parameters(options) if p.argument is not None)
+def _flags(options: type) -> set[str]:
+    return {flag for p in parameters(options) if p.option for flag in p.flags}
+
+
+def _takes_spec(options: type) -> bool:
+    return any("SPEC" in (p.argument.metavar or "") for p in parameters(options) if p.argument is not None)

@@ -50,20 +50,32 @@ def _code_pages(word: str, width: int | None, colour: bool) -> list[str]:
 
 
 def _type_pages(types: Sequence[TypePage], width: int | None, colour: bool) -> list[str]:
-    from kdcli.losses.parts.describe import describe
-    from kdcli.reference.methods import fragment, method_fragment, method_of
-    from kdcli.report.reference_text import loss_text, method_text, type_text
+    from kdcli.report.reference_text import type_text
 
     pages = []
     for one in types:
         if one.kind == "loss":
-            pages.append(loss_text(describe(one.name), fragment(one.name), width=width, colour=colour))
+            pages.append(_loss_page(one.name, width, colour))
         elif one.kind == "mimic method":
-            known = method_of(one.name), method_fragment(one.name)
-            pages.append(method_text(*known, width=width, colour=colour))
+            pages.append(_method_page(one.name, width, colour))
         else:
             pages.append(type_text(one, width=width, colour=colour))
     return pages
+
+
+def _loss_page(name: str, width: int | None, colour: bool) -> str:
+    from kdcli.losses.parts.describe import describe
+    from kdcli.reference.methods import fragment
+    from kdcli.report.reference_text import loss_text
+
+    return loss_text(describe(name), fragment(name), width=width, colour=colour)
+
+
+def _method_page(name: str, width: int | None, colour: bool) -> str:
+    from kdcli.reference.methods import method_fragment, method_of
+    from kdcli.report.reference_text import method_text
+
+    return method_text(method_of(name), method_fragment(name), width=width, colour=colour)
 
 
 def methods(options: MethodsOptions) -> None:
@@ -71,29 +83,29 @@ def methods(options: MethodsOptions) -> None:
     from kdcli.distill.mimickers import MIMICKERS
     from kdcli.losses import LOSSES
     from kdcli.losses.parts.describe import Description, describe
-    from kdcli.reference.methods import fragment, method_fragment, method_of
+    from kdcli.reference.methods import method_of
     from kdcli.report.console import screen_width, wants_colour, write
-    from kdcli.report.reference_text import loss_text, losses_text, method_text
+    from kdcli.report.reference_text import losses_text
     from kdcli.spec.plugins import admit, is_own, load_own
 
     name, width, colour = options.name, screen_width(sys.stdout), wants_colour(sys.stdout)
-    known = [method_of(one) for one in MIMICKERS]
     if name is None:
+        known = [method_of(one) for one in MIMICKERS]
         by_kind: dict[str, list[Description]] = {}
         for loss, record in LOSSES.items():
             by_kind.setdefault(record.kind, []).append(describe(loss))
         write(losses_text(by_kind, known, width=width, colour=colour))
     elif name in LOSSES:
-        write(loss_text(describe(name), fragment(name), width=width, colour=colour))
+        write(_loss_page(name, width, colour))
     elif name in MIMICKERS:
-        write(method_text(method_of(name), method_fragment(name), width=width, colour=colour))
+        write(_method_page(name, width, colour))
     elif is_own(name):
         made = load_own(name, options.plugins, ())
         admit(name)
         if hasattr(made, "losses_of"):
-            write(method_text(method_of(name), method_fragment(name), width=width, colour=colour))
+            write(_method_page(name, width, colour))
         else:
-            write(loss_text(describe(name), fragment(name), width=width, colour=colour))
+            write(_loss_page(name, width, colour))
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)

@@ -167,8 +167,9 @@ def server() -> Iterator[LineServer]:
 def kept_going(times: Times, usual: Times) -> None:
     # On a busy machine the imports of the library alone take long.
     assert times.first < max(15.0, 2 * usual.first)
-    assert times.gap < 1.0 + usual.gap
-    assert times.stop < 2.0 + usual.stop
+    # Measured alone the gap is 0.5 s; a loop that waited for its logger would stand for a call's 10 s and more.
+    assert times.gap < 5.0 + usual.gap
+    assert times.stop < 4.0 + usual.stop
 
 
 @pytest.mark.parametrize("logger", ["mylab:Logger", "mlflow", "wandb"])

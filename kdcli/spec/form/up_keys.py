@@ -166,10 +166,13 @@ class _Reader:
         root = self._in(root, "dataset", self._dataset)
         root = self._in(root, "saver", lambda saver: self._without(saver, IDLE["saver"]))
         root = self._in(root, "trainer", self._trainer)
-        for entry in root.entries:
-            if entry.key == "net" or entry.key.startswith("teacher"):
-                root = root.with_entry(replace(entry, value=self._network(entry.value)))
-        return self._hooks(root)
+        entries = tuple(
+            replace(entry, value=self._network(entry.value))
+            if entry.key == "net" or entry.key.startswith("teacher")
+            else entry
+            for entry in root.entries
+        )
+        return self._hooks(replace(root, entries=entries))
 
     def notice(self) -> None:
         """Say once what was mapped and what has no effect."""
