@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from kdcli.cli import COMMANDS
 from kdcli.cli.parameters import command_of, with_optional_values
-from kdcli.commands.fields import Option, parameters
+from kdcli.commands.option_fields import Option, parameters
 from kdcli.commands.options import TrainOptions
 from kdcli.spec.tables import Target
 

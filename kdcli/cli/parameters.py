@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from kdcli.commands.fields import CommandParameter, Completion, parameters
+from kdcli.commands.option_fields import CommandParameter, Completion, parameters
 from kdcli.disk import expanded
 from kdcli.errors import UsageError
 from kdcli.spec.tables import Target

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from kdcli.commands.fields import Argument, Option, words_for_worker, words_to_continue
+from kdcli.commands.option_fields import Argument, Option, words_for_worker, words_to_continue
 from kdcli.disk import seen
 
 AUTO = "auto"
