@@ -37,6 +37,7 @@ ORDER = (
     "exports",
     "reference",
     "report",
+    "api",
     "commands",
     "cli",
 )
