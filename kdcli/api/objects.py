@@ -121,16 +121,27 @@ def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
 
 
 def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
-    """KD873 for what the spec says of a side and its data in memory would not follow."""
-    from kdcli.data.classification.in_memory import GivenBatches, GivenImages
+    """Findings about data in memory: KD873 for what the spec says and it would not follow, KD877 for bright pixels,
+    KD541 for batches of the two sides whose classes differ.
+    """
+    from kdcli.data.classification.in_memory import BRIGHT, GivenBatches, GivenImages
 
     for side, train in SIDES.items():
         source = given.data.get(train)
         part = parsed.spec.dataset.train if train else parsed.spec.dataset.test
         kwargs, path = part.dataloader.kwargs, ("dataset", side)
-        whole = isinstance(source, GivenBatches)
-        if not whole and not (isinstance(source, GivenImages) and source.finished):
+        if not isinstance(source, GivenImages | GivenBatches):
             continue
+        whole = isinstance(source, GivenBatches)
+        if isinstance(source, GivenImages) and not source.finished:
+            continue
+        if source.brightest > BRIGHT:
+            message = f"the images that were given have values up to {source.brightest:.0f}, as of 0..255"
+            help = "normalise them, to a few units around 0"
+            where: SpecPath = (*path, "dataset")
+            yield parsed.locate(
+                Diagnostic(code="KD877", message=message, help=help, path=where, severity="warning")
+            )
         what = "a DataLoader makes its batches itself" if whole else "float images are taken as they are"
         said: list[tuple[SpecPath, object]] = [
             (("dataset", "kwargs", "transformer"), part.dataset.kwargs.transformer),
@@ -153,6 +164,23 @@ def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
                 yield parsed.locate(
                     Diagnostic(code="KD873", message=message, help=help, path=where, on_key=True)
                 )
+    yield from _classes_differ(parsed, given)
+
+
+def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
+    """KD541 where batches of one side have other classes than the other side; items are matched by name."""
+    from kdcli.data.classification.in_memory import GivenBatches
+
+    sources = [given.data.get(train) for train in (True, False)]
+    names = [
+        one.facts.class_names if isinstance(one, GivenBatches) else getattr(one, "class_names", None)
+        for one in sources
+    ]
+    if any(isinstance(one, GivenBatches) for one in sources) and None not in names and names[0] != names[1]:
+        message = "the classes of the test data are others than the training data's, or in another order"
+        help = "batches have numbers alone: give both sides Datasets, which are matched by name"
+        where: SpecPath = ("dataset", "test", "dataset")
+        yield parsed.locate(Diagnostic(code="KD541", message=message, help=help, path=where))
 
 
 def refuse_several(parsed: ParsedSpec, given: InMemory, processes: int) -> None:

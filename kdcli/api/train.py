@@ -122,8 +122,10 @@ def _train(read: Callable[[], ParsedSpec], interrupts: Interrupts, options: _Opt
     given = in_memory()
     with located(parsed):
         check_loggers(parsed.spec.trainer.loggers, options.plugins)
-        if wrong := list(check_given(parsed, given)):
-            raise SpecError(wrong)
+        found = list(check_given(parsed, given))
+        if any(finding.severity == "error" for finding in found):
+            raise SpecError(found)
+        tell(found)
     if options.offline:
         go_offline()
     resume = options.resume

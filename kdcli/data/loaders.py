@@ -277,8 +277,7 @@ class GivenLoader(Loader):
         """The batches of one pass, from number `start` on, or each `every`-th of these."""
         seen = 0
         with doing("reading the given data"):
-            given_batches = self.source.epoch(self.seed, epoch)
-            for number, given in enumerate(islice(given_batches, len(self.source))):
+            for number, given in enumerate(islice(self.source.epoch(self.seed, epoch), len(self.source))):
                 batch = self.source.batch(given, seen)
                 seen += len(batch["image"])
                 if number >= start and (number - start) % every == 0:

@@ -101,8 +101,7 @@ class GivenImages(DatasetImages):
         self.finished = isinstance(image, Tensor) and image.is_floating_point()
         if isinstance(image, Tensor):
             _check_image(image[None] if image.dim() == 3 else image, side, one=image)
-        if self.finished:
-            self.notices = (*self.notices, *_too_bright(image, side))
+        self.brightest = _brightest(image) if self.finished else 0.0
 
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W], or float32 where the images are finished; raises BadSample."""
@@ -155,8 +154,8 @@ class GivenBatches(BatchSource):
             first = self.batch(next(iter(batches)), 0)
         self.facts = _with_pixels(self.facts, mean, std)
         own = _own_order(batches)
-        unlike = () if own is None else (OWN_ORDER.format(what=own),)
-        self.notices = (*unlike, *_too_bright(first["image"], side))
+        self.notices = () if own is None else (OWN_ORDER.format(what=own),)
+        self.brightest = _brightest(first["image"])
         sizes = getattr(batches, "batch_size", None)
         self.batch_size = sizes if isinstance(sizes, int) else self.batch_size
 
@@ -341,15 +340,8 @@ def _check_labels(labels: Any, classes: int | None, side: str) -> None:
         raise _unusable(side, f"a label is {wrong}{counted}", "classes are counted from 0 on")
 
 
-def _too_bright(image: Tensor, side: str) -> tuple[str, ...]:
-    """KD877 where float pixels look like 0..255."""
-    most = float(image.abs().max()) if image.numel() else 0.0
-    if most <= BRIGHT:
-        return ()
-    return (
-        f"KD877: the {'training' if side == 'train' else 'test'} images have values up to {most:.0f}, as if they were"
-        " 0..255: normalise them to about -3..3",
-    )
+def _brightest(image: Tensor) -> float:
+    return float(image.abs().max()) if image.numel() else 0.0
 
 
 def _described(value: Any) -> str:
