@@ -87,7 +87,7 @@ def test_a_type_checker_knows_what_each_name_is() -> None:
     import kdcli
 
     tree = ast.parse(Path(str(kdcli.__file__)).read_text())
-    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
     said = {
         alias.name: node.module
         for node in typed.body

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import kdcli
 from kdcli.api.measure import as_given
@@ -16,7 +15,7 @@ from kdcli.commands import guarded
 from kdcli.commands.options import EvalOptions, ExportOptions, ReportOptions
 from kdcli.commands.report import evaluate as eval_command
 from kdcli.commands.report import report as report_command
-from kdcli.models.network import build_network
+from kdcli.models.network import Network, build_network
 from kdcli.spec.schema import ModuleSpec
 from tests.api.objects import Net, images, made, spec
 from tests.training.runs import SPEC, spec_of, train_all
@@ -29,20 +28,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def module(kind: str, **kwargs: Any) -> ModuleSpec:
-    return ModuleSpec(name="model", type=kind, kwargs=kwargs)
-
-
 def test_a_network_of_one_whole_model_is_that_model() -> None:
-    kwargs = {"num_classes": 4, "in_channels": 1, "widths": [2, 2, 4, 4]}
-    post = ModuleSpec(name="post", type="base_cls_postprocess")
-    whole = build_network([module("torchvision.shufflenet_v2_x0_5", num_classes=4), post], path=("net",))
-    assert type(as_given(whole)).__name__ == "ShuffleNetV2"
-    head = ModuleSpec(name="head", type="base_cls_head", kwargs={"num_classes": 4})
-    parts = build_network([ModuleSpec(name="backbone", type="resnet18"), head], path=("net",))
-    assert as_given(parts) is parts
-    small = build_network([module("cifar_resnet8", **kwargs), post], path=("net",))
-    assert isinstance(as_given(small), nn.Module)
+    post = build_network([ModuleSpec(name="post", type="base_cls_postprocess")], path=("net",)).post
+    net = made()
+    assert as_given(Network({"model": net, "post": post})) is net  # type: ignore[dict-item]
+    both = Network({"model": net, "other": made()})
+    assert as_given(both) is both and as_given(net) is net
 
 
 @pytest.mark.slow

@@ -49,6 +49,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_few_steps() -> None:
+    found = kdcli.train(spec(max_iter=2, max_epoch=None), **both(data=(images(16), images(8))))
+    assert type(found.student) is Net and not found.student.training and found.step == 2
+    assert not same(weights(found), made().state_dict())
+
+
+@pytest.mark.slow
 def test_a_student_comes_back_as_it_was_given_trained_and_in_eval_mode() -> None:
     given = made()
     found = kdcli.train(spec(), **both(student=given, report=True, check=True))
@@ -73,6 +80,7 @@ def test_a_student_comes_back_as_it_was_given_trained_and_in_eval_mode() -> None
     )
 
 
+@pytest.mark.slow
 def test_twice_in_one_process_gives_the_same_bits_and_changes_nothing_of_the_callers() -> None:
     student, teacher = made(), made(8, seed=1).train()
     teacher.fc.weight.requires_grad_(False)
@@ -103,6 +111,7 @@ def test_twice_in_one_process_gives_the_same_bits_and_changes_nothing_of_the_cal
     assert asks == ["fc.weight"] and all(p.requires_grad and p.grad is None for p in student.parameters())
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_by_the_same_function(tmp_path: Path) -> None:
     from tests.training.runs import SPEC
 
@@ -134,6 +143,7 @@ def loader(data: Dataset[Any], **more: Any) -> DataLoader[Any]:
     return DataLoader(data, batch_size=8, shuffle=True, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["items", "own noise", "loader", "loader with a generator"])
 def test_after_ctrl_c_everything_is_saved_and_a_resumed_run_is_the_uninterrupted_one(kind: str) -> None:
     def train_data(inner: Dataset[Any]) -> Any:
@@ -157,6 +167,7 @@ def test_after_ctrl_c_everything_is_saved_and_a_resumed_run_is_the_uninterrupted
     assert same(last[0].state_dict(), last[1].state_dict())
 
 
+@pytest.mark.slow
 def test_another_signal_is_an_interrupted_run_with_its_exit_code() -> None:
     data = {"train": Stops(images(), 70, signal.SIGTERM), "test": images(16)}
     with pytest.raises(kdcli.Interrupted, match="everything is saved") as stopped:
@@ -176,6 +187,7 @@ def test_a_second_ctrl_c_leaves_at_once_without_ending_the_process() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_thread_of_its_own_trains_too() -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(kdcli.train(spec(max_epoch=1), **both())))
@@ -184,6 +196,7 @@ def test_a_thread_of_its_own_trains_too() -> None:
     assert found and found[0].step == 4
 
 
+@pytest.mark.slow
 def test_other_objects_are_not_resumed() -> None:
     kdcli.train(spec(), **both())
     longer, again = spec(max_epoch=3), {"resume": True}
@@ -206,6 +219,7 @@ class Stream(IterableDataset[Any]):
         return 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batches", "whose"),
     [
@@ -221,6 +235,7 @@ def test_what_cannot_be_resumed_exactly_is_said(
     assert f"{whose} decides the order of the batches, which kdcli can't repeat" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_layers_of_a_given_network_are_mimicked_and_the_guard_looks_at_them() -> None:
     features = spec()
     features["mimic"] = {
@@ -238,6 +253,7 @@ def test_layers_of_a_given_network_are_mimicked_and_the_guard_looks_at_them() ->
         kdcli.train(features, overwrite=True, **both(student=frozen, teachers=made(4, seed=1)))
 
 
+@pytest.mark.slow
 def test_a_students_result_is_the_next_runs_teacher() -> None:
     alone = {**spec(), "runtime": {"random_seed": 1, "device": "cpu"}}
     del alone["mimic"]
@@ -251,6 +267,7 @@ def test_a_students_result_is_the_next_runs_teacher() -> None:
         assert found.teachers["teacher0"]["top1"] > 0
 
 
+@pytest.mark.slow
 def test_a_wrapper_is_taken_off_and_a_network_that_cannot_be_copied_is_said() -> None:
     wrapped = kdcli.train(spec(), **both(student=nn.DataParallel(made())))
     assert type(wrapped.student) is Net
@@ -273,6 +290,7 @@ def test_what_the_users_network_raises_is_told_with_its_line() -> None:
         kdcli.train(spec(), **both(student=Fails()))
 
 
+@pytest.mark.slow
 def test_nothing_is_coloured_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     kdcli.train(spec(), **both(quiet=False))
     told = capsys.readouterr()
