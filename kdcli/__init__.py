@@ -10,7 +10,8 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # true to type checkers, which know the name; typing's own would have to be imported
 
 if TYPE_CHECKING:
     from kdcli.api.measure import evaluate, load_student

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from kdcli.api.objects import Data, given_again, objects_of, with_data
+from kdcli.api.objects import Data, given_again, objects_of, refuse_wrong, with_data
 from kdcli.api.reading import checked, globals_kept, located, readable_errors
 from kdcli.api.result import Measured, Result
 from kdcli.api.spec import SpecLike, spec_of
@@ -68,6 +68,7 @@ def evaluate(
             given = objects.given
             with giving(given):
                 parsed = checked(lambda: wanted.parsed(objects.changes), plugins)
+            refuse_wrong(parsed, given)
             options = _options_for(parsed, device, plugins)
         with giving(given):
             measured, processes = measure(parsed, options, weights=file)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.reading import tell
 from kdcli.api.spec import Spec
 from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath, UsageError, did_you_mean
@@ -106,15 +107,17 @@ def given_again(
 
 
 def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
-    """The spec of a run that is opened again, with the sides that are in memory in place of its own."""
+    """The spec of a run that is opened again, with the sides that are in memory in place of its own.
+
+    Images that are finished (floats, batches) are not transformed once more.
+    """
     dataset = parsed.spec.dataset
     for side, train in SIDES.items():
         part: DataPart = getattr(dataset, side)
-        if train not in data or part.dataset.type == FROM_PYTHON:
+        if train not in data:
             continue
-        kwargs = DatasetKwargs(
-            transformer=part.dataset.kwargs.transformer, evaluator=part.dataset.kwargs.evaluator
-        )
+        transformer = () if getattr(data[train], "finished", True) else part.dataset.kwargs.transformer
+        kwargs = DatasetKwargs(transformer=transformer, evaluator=part.dataset.kwargs.evaluator)
         part = part.model_copy(update={"dataset": DatasetSpec(type=FROM_PYTHON, kwargs=kwargs)})
         dataset = dataset.model_copy(update={side: part})
     return replace(parsed, spec=parsed.spec.model_copy(update={"dataset": dataset}))
@@ -165,6 +168,14 @@ def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
                     Diagnostic(code="KD873", message=message, help=help, path=where, on_key=True)
                 )
     yield from _classes_differ(parsed, given)
+
+
+def refuse_wrong(parsed: ParsedSpec, given: InMemory) -> None:
+    """Raise SpecError with the findings of `check_given` where one is an error; else print its warnings."""
+    found = list(check_given(parsed, given))
+    if any(finding.severity == "error" for finding in found):
+        raise SpecError(found)
+    tell(found)
 
 
 def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:

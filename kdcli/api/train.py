@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcli.api.objects import Data, check_given, objects_of, refuse_several
+from kdcli.api.objects import Data, objects_of, refuse_several, refuse_wrong
 from kdcli.api.reading import checked, globals_kept, located, readable_errors, tell
 from kdcli.api.result import Result
 from kdcli.api.spec import SpecLike, spec_of
 from kdcli.disk import expanded, remove
-from kdcli.errors import Interrupted, KdError, RunError, SpecError
+from kdcli.errors import Interrupted, KdError, RunError
 from kdcli.failures import doing, with_place
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.records import Evaluation, Finished, Notice, Record
@@ -122,10 +122,7 @@ def _train(read: Callable[[], ParsedSpec], interrupts: Interrupts, options: _Opt
     given = in_memory()
     with located(parsed):
         check_loggers(parsed.spec.trainer.loggers, options.plugins)
-        found = list(check_given(parsed, given))
-        if any(finding.severity == "error" for finding in found):
-            raise SpecError(found)
-        tell(found)
+        refuse_wrong(parsed, given)
     if options.offline:
         go_offline()
     resume = options.resume
@@ -166,7 +163,7 @@ class Trained:
 
     def take(self, record: Record) -> None:
         """Note a record."""
-        if isinstance(record, Evaluation):
+        if isinstance(record, Evaluation) and record.network == "student":
             self.evaluations.append(record)
         elif isinstance(record, Finished):
             self.finished = record

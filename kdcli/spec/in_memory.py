@@ -72,5 +72,5 @@ def is_given(modules: Iterable[Any]) -> bool:
 
 def _absent(path: SpecPath, what: str, argument: str) -> SpecError:
     message = f"{what} was given from Python, and is not here"
-    help = f"it lives in Python alone: give it again, as in `kdcli.evaluate(run, {argument})`"
+    help = f"it lives in Python alone: give it there again, `{argument}` of `kdcli.train` or `kdcli.evaluate`"
     return SpecError.at(path, "KD870", message, help)

@@ -72,7 +72,7 @@ def test_the_command_line_says_that_objects_are_pythons(capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert (
         "KD870: the test data was given from Python" in said
-        and "kdcli.evaluate(run, data={'test': ...})" in said
+        and "`data={'test': ...}` of `kdcli.train` or `kdcli.evaluate`" in said
     )
     assert guarded(lambda: export(ExportOptions(spec="runs/spec"))) == 1
     assert "KD870" in capsys.readouterr().err
@@ -90,6 +90,12 @@ def test_a_run_of_the_command_line_is_python_s_too() -> None:
     assert not student.training
     given = kdcli.evaluate("runs/small", data={"test": images(16)}, quiet=True)
     assert given.metrics.keys() == recorded.keys() and given.metrics != recorded
+    # What is finished is not transformed once more: `to_tensor` would divide by 255 again.
+    doubled = [(image * 255).round().to(torch.uint8) for image, _ in images(16)]
+    bytes_ = [(image, label) for image, (_, label) in zip(doubled, images(16), strict=True)]
+    floats = [(image.float() / 255, label) for image, label in bytes_]
+    both = [kdcli.evaluate("runs/small", data={"test": one}, quiet=True).metrics for one in (bytes_, floats)]
+    assert both[0] == both[1]
     with pytest.raises(kdcli.RunError, match="KD750"):
         kdcli.load_student("runs/nowhere")
     with pytest.raises(kdcli.UsageError, match="a run's spec can't be changed"):
