@@ -11,7 +11,8 @@ from kdcli.api.reading import tell
 from kdcli.api.spec import Spec
 from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath, UsageError, did_you_mean
-from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving
+from kdcli.parallel.interrupts import is_first
+from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving, is_given
 from kdcli.spec.parse import ParsedSpec, compose_root, read_text
 from kdcli.spec.schema import DataPart, DatasetKwargs, DatasetSpec
 from kdcli.spec.text.nodes import Mapping as Node
@@ -88,7 +89,10 @@ def given_again(
     teachers: Mapping[str, nn.Module] | nn.Module | None = None,
     data: Data | Mapping[str, Any] | None = None,
 ) -> InMemory:
-    """The objects for a run that is opened again: its spec names them already, and stays as it is."""
+    """The objects for a run that is opened again: its spec names them already, and stays as it is.
+
+    Raises UsageError for a network that the run's spec does not leave to Python.
+    """
     networks: dict[str, Sequence[Any]] = {}
     spec = parsed.spec
     named = {} if student is None else {"net": student}
@@ -97,6 +101,11 @@ def given_again(
             raise _no_teacher(name, list(spec.teachers))
         named[name] = module
     for name, module in named.items():
+        if not is_given(spec.net if name == "net" else spec.teachers[name]):
+            argument = "student" if name == "net" else "teachers"
+            raise UsageError.of(
+                f"the run's spec builds the network of `{name}` itself", f"leave it out of `{argument}`"
+            )
         made = [one for _, one, _ in _parts(_module(name, module), "model")]
         networks[name] = made
     given = _data(data)
@@ -175,7 +184,8 @@ def refuse_wrong(parsed: ParsedSpec, given: InMemory) -> None:
     found = list(check_given(parsed, given))
     if any(finding.severity == "error" for finding in found):
         raise SpecError(found)
-    tell(found)
+    if is_first():
+        tell(found)
 
 
 def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:

@@ -88,6 +88,8 @@ def test_a_run_of_the_command_line_is_python_s_too() -> None:
     assert measured.metrics == recorded
     student = kdcli.load_student("runs/small")
     assert not student.training
+    with pytest.raises(kdcli.UsageError, match="builds the network of `net` itself"):
+        kdcli.load_student("runs/small", student=made())
     given = kdcli.evaluate("runs/small", data={"test": images(16)}, quiet=True)
     assert given.metrics.keys() == recorded.keys() and given.metrics != recorded
     # What is finished is not transformed once more: `to_tensor` would divide by 255 again.
