@@ -7,6 +7,7 @@ from kdcli.codes.cautions import CAUTIONS
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
+from kdcli.codes.python import PYTHON
 from kdcli.codes.references import REFERENCES
 from kdcli.codes.run import RUN
 from kdcli.codes.syntax import SYNTAX
@@ -21,4 +22,5 @@ CODES: dict[str, Explanation] = {
     **FILES,
     **CAUTIONS,
     **RUN,
+    **PYTHON,
 }
