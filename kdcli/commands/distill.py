@@ -254,6 +254,27 @@ def _begin(text: SampleText, request: Request, recipe: Recipe, options: DistillO
 
 def _check_classes(teacher: GivenNetwork, data: ImageData, options: DistillOptions | InitOptions) -> None:
     """Raise RunError KD865 where the teacher's logits are about other classes than the folders."""
+    words = ["kdcli", "distill", "--teacher", options.teacher or ""]
+    if request.teacher is None:
+        words = ["kdcli", "init", "--from"]
+    words += ["--student", options.student or "", "--data", str(options.data), "--out", str(request.out)]
+    lines = [
+        f"Written from the sample {recipe.sample}: {recipe.why}.",
+        "",
+        f"  {shlex.join(words)}",
+        f"  kdcli train {request.spec.as_posix()}",
+        "",
+        f"{request.folder}: {request.data.text}.",
+        "Files are looked up beside this spec, then in the working directory.",
+    ]
+    text.begin(lines)
+
+
+# Classes and pixels
+
+
+def _check_classes(teacher: GivenNetwork, data: ImageData, options: DistillOptions | InitOptions) -> None:
+    """Raise RunError KD865 where the teacher's logits are about other classes than the folders."""
     from kdcli.data.classes import listed, one_form
 
     own = {one_form(name) for name in data.classes}
@@ -279,7 +300,7 @@ def _check_classes(teacher: GivenNetwork, data: ImageData, options: DistillOptio
 
 
 def _classes_by_name(teacher: GivenNetwork, data: ImageData) -> dict[str, str] | None:
-    """The entry `classes` of a teacher that knows more classes than the data has, by name; None where it knows these."""
+    """The entry `classes` of a teacher that knows more classes than the data has, by name; else None."""
     from kdcli.data.classes import one_form
 
     if teacher.names is None or data.labels == "none" or len(teacher.names) == len(data.classes):

@@ -50,7 +50,7 @@ def measured(
     load_weights(net, teacher.weights)
     net.eval()
     kwargs = {"split": "train"} if data.train.split else {}
-    images = image_folder(("dataset", "train"), HERE, root=str(data.train.root), **kwargs)  # type: ignore[arg-type]
+    images = image_folder(("dataset", "train"), HERE, root=str(data.train.root), **kwargs)
     assert images.labels is not None
     right = torch.zeros(len(CANDIDATES))
     seen = 0

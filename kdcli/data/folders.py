@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from kdcli.data.classification.image_folder import images_below, is_left_out
+from kdcli.data.classification.image_folder import TEST_SHARE, images_below, is_left_out, part_of
 from kdcli.data.detection.coco_json import read_coco
 from kdcli.disk import entries, exists, is_folder
 from kdcli.errors import RunError, UsageError, did_you_mean
@@ -125,18 +125,17 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
         notes.append(f"`{root}` is divided by file names: 80 % to train on, 20 % to measure on")
     spare = places["test"] if places["val"] is not None and held is places["val"] else None
     sides, grey = _sizes(files)
-    count = len(files)
-    if labelled:
-        inside = [file for one in classes for file in images_below(root / one)[0]]
-        count = len(inside)
+    parts = (
+        [(root, files)] if not labelled else [(root / one, images_below(root / one)[0]) for one in classes]
+    )
     if held is None:
-        count -= round(0.2 * count)
+        parts = [(place, part_of(part, place, "train", TEST_SHARE)) for place, part in parts if len(part) > 1]
     return ImageData(
         labels="classes" if labelled else "none",
         train=FolderSide(root=root, split=held is None),
         test=FolderSide(root=held or root, split=held is None),
         classes=classes if labelled else (),
-        images=count,
+        images=sum(len(part) for _, part in parts),
         sides=sides,
         grey=grey,
         spare=spare,
