@@ -228,32 +228,6 @@ def _spec_text(request: Request, recipe: Recipe, options: DistillOptions | InitO
 
 
 def _begin(text: SampleText, request: Request, recipe: Recipe, options: DistillOptions | InitOptions) -> None:
-    words = [
-        "--teacher",
-        options.teacher or "",
-        "--student",
-        options.student or "",
-        "--data",
-        str(options.data),
-    ]
-    lines = [
-        f"Written by `kdcli distill` from the sample {recipe.sample}: {recipe.why}.",
-        "",
-        f"  {shlex.join(words if request.teacher is not None else words[2:])}",
-        f"  {request.folder}: {request.data.text}",
-        "",
-        f"  kdcli train {request.spec.as_posix()}",
-        "",
-        "Files are looked up beside this spec, then in the working directory.",
-    ]
-    text.begin(lines)
-
-
-# Classes and pixels
-
-
-def _check_classes(teacher: GivenNetwork, data: ImageData, options: DistillOptions | InitOptions) -> None:
-    """Raise RunError KD865 where the teacher's logits are about other classes than the folders."""
     words = ["kdcli", "distill", "--teacher", options.teacher or ""]
     if request.teacher is None:
         words = ["kdcli", "init", "--from"]

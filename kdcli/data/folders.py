@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from kdcli.data.classes import listed
 from kdcli.data.classification.image_folder import TEST_SHARE, images_below, is_left_out, part_of
 from kdcli.data.detection.coco_json import read_coco
 from kdcli.disk import entries, exists, is_folder
@@ -129,7 +130,10 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
         [(root, files)] if not labelled else [(root / one, images_below(root / one)[0]) for one in classes]
     )
     if held is None:
-        parts = [(place, part_of(part, place, "train", TEST_SHARE)) for place, part in parts if len(part) > 1]
+        few = [place for place, part in parts if len(part) < 2]
+        if few:
+            raise _too_few(root, [place.name for place in few] if labelled else [])
+        parts = [(place, part_of(part, place, "train", TEST_SHARE)) for place, part in parts]
     return ImageData(
         labels="classes" if labelled else "none",
         train=FolderSide(root=root, split=held is None),
@@ -140,6 +144,20 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
         grey=grey,
         spare=spare,
         notes=tuple(notes),
+    )
+
+
+def _too_few(root: Path, classes: Sequence[str]) -> RunError:
+    what = (
+        f"{len(classes)} class folders of `{root}` have"
+        if len(classes) > 1
+        else f"`{root / ''.join(classes)}` has"
+    )
+    which = f": {listed(classes)}" if len(classes) > 1 else ""
+    return RunError.of(
+        "KD860",
+        f"{what} one image{which}, and each is divided into images to train on and images to measure on",
+        f"add images, or say which are which: `{root / 'train'}` and `{root / 'val'}`",
     )
 
 
