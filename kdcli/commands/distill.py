@@ -210,7 +210,7 @@ def _ending(request: Request, root: Path, options: DistillOptions) -> Iterator[s
         ),
         (f"kdcli compare {root} {alone}", "what the teacher was worth"),
     ]
-    if request.data.labels == "none":
+    if request.data.labels == "none" or request.teacher is None or request.teacher.kind == "features":
         commands = commands[:1]
     if request.data.spare is not None:
         spare = f"dataset.test.dataset.kwargs.root={request.data.spare}"

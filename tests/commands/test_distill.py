@@ -101,10 +101,12 @@ def test_the_spec_says_what_folder_and_weights_say(place: Path, capsys: pytest.C
     assert "images: 3 class folders, 15 training images, shorter side 8 px" in err
 
 
+@pytest.mark.slow
 def test_it_is_right(place: Path) -> None:
     assert made().dataset.test.dataset.kwargs.model_extra == {"root": "images", "split": "test"}
 
 
+@pytest.mark.slow
 def test_sides_of_their_own_are_taken(place: Path) -> None:
     for side in ("train", "val", "test"):
         paint(place / "data" / side, count=2)
@@ -112,6 +114,7 @@ def test_sides_of_their_own_are_taken(place: Path) -> None:
     assert spec.dataset.test.dataset.kwargs.model_extra == {"root": "data/val"}
 
 
+@pytest.mark.slow
 def test_a_teacher_of_more_classes_is_matched_by_name(place: Path) -> None:
     save(place / "teacher.pth", 4, ("black", "middle", "light", "dark"))
     spec = made()
@@ -120,6 +123,7 @@ def test_a_teacher_of_more_classes_is_matched_by_name(place: Path) -> None:
     assert job.teachers["teacher0"].classes == {name: name for name in NAMES}
 
 
+@pytest.mark.slow
 def test_a_teacher_of_classes_in_another_order_is_matched_by_kdcli(place: Path) -> None:
     save(place / "teacher.pth", names=NAMES[::-1])
     spec = made()
@@ -141,6 +145,7 @@ def test_a_teacher_of_other_classes_is_refused(place: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_labels_the_classes_are_the_teachers(place: Path) -> None:
     save(place / "teacher.pth", names=("cat", "dog", "owl"))
     spec = made(labels=False)
@@ -151,6 +156,7 @@ def test_without_labels_the_classes_are_the_teachers(place: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_normalisation_is_measured_where_nothing_states_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +195,7 @@ def test_without_weights_it_says_how_to_make_a_teacher(place: Path) -> None:
         distill(DistillOptions(student=STUDENT, data=Path("images")))
 
 
+@pytest.mark.slow
 def test_without_a_teacher_published_weights_are_fine_tuned(place: Path) -> None:
     write_spec(asked(teacher=None, student="torchvision:DEFAULT@torchvision.resnet18"))
     spec = read("teacher_images/teacher.yaml").spec
@@ -220,6 +227,7 @@ def test_words_that_name_nothing(more: dict[str, Any], said: str, place: Path) -
     assert not Path("distilled_images").exists()
 
 
+@pytest.mark.slow
 def test_a_place_that_is_taken(place: Path) -> None:
     write_spec(asked())
     assert "distilled_images/distill.yaml is there already; start over with `--overwrite`" in refused()
@@ -238,6 +246,7 @@ def test_options_that_do_not_go_together(place: Path) -> None:
         init(asked(name="own_images"))
 
 
+@pytest.mark.slow
 def test_features_of_a_network_without_a_classifier(place: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), "vit.pth")

@@ -37,6 +37,18 @@ def test_the_parts_are_disjoint_and_whole(labels: str, folder: Path) -> None:
     assert test == sorted(test)
 
 
+def test_an_image_is_in_one_part_with_and_without_labels(folder: Path) -> None:
+    """Else a probe would measure on images that were trained on. What lies beside the folders is a group of its own."""
+    assert names(folder, split="test", labels="none") == names(folder, split="test")
+    for number in range(4):
+        Image.new("L", (4, 4)).save(folder / f"{number}.png")
+    (folder / "alone").mkdir()
+    Image.new("L", (4, 4)).save(folder / "alone/1.png")
+    test, train = (names(folder, split=split, labels="none") for split in ("test", "train"))
+    assert sum(not name.startswith(("cat", "dog", "owl")) for name in test) == 1  # of five
+    assert sorted(train + test) == sorted(names(folder, labels="none"))
+
+
 def test_each_class_is_divided(folder: Path) -> None:
     test = names(folder, split="test", train=False)
     assert [sum(name.startswith(one) for name in test) for one in ("cat", "dog", "owl")] == [2, 1, 1]
@@ -59,6 +71,12 @@ def test_a_class_of_one_image_is_refused(folder: Path) -> None:
         names(folder, split="train")
     assert [found.code for found in caught.value.diagnostics] == ["KD860"]
     assert caught.value.diagnostics[0].path == (*PATH, "kwargs", "split")
+
+
+def test_one_image_alone_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "1.png")
+    with pytest.raises(SpecError, match="KD860"):
+        names(tmp_path, split="test", labels="none")
 
 
 def test_a_share_without_a_split_is_refused(folder: Path) -> None:
