@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.commands.given_networks import EXAMPLE, GivenNetwork, check_fit, given_network, with_facts
+from kdcli.commands.given_networks import EXAMPLE, SPECS, GivenNetwork, check_fit, given_network, with_facts
 from kdcli.commands.options import EvalOptions, TrainOptions
 from kdcli.commands.recipe_specs import Request, spec_text
 from kdcli.commands.recipes import TeacherKind, recipe_for, recipe_lines
@@ -92,6 +92,10 @@ def write_spec(options: DistillOptions | InitOptions) -> Request:
     )
     _check_free(out, overwrite=options.overwrite)
     data = look(options.data, labels=options.labels)
+    if getattr(options, "offline", False):
+        from kdcli.models.fetching import go_offline
+
+        go_offline()
     with doing("reading what the teacher's weights state"):
         if teacher is not None:
             teacher = with_facts(teacher, options.plugins)
@@ -125,13 +129,21 @@ def _no_weights(teacher: GivenNetwork | None, options: DistillOptions | InitOpti
     make = shlex.join(
         ["kdcli", "init", "--from", "--student", weights, "--data", str(options.data or "images")]
     )
+    how = (
+        f"or make a teacher, published weights fine-tuned on these images: `{make}`, then `kdcli train"
+        f" {out}/teacher.yaml`, then `kdcli distill --teacher {out}/run ...`"
+    )
+    if teacher is not None and teacher.words.endswith(SPECS):
+        run = f"runs/{Path(teacher.words).stem}"
+        how = f"or train it, `kdcli train {teacher.words}`, and name its run: `--teacher {run}`"
+    elif teacher is not None and teacher.finds_boxes:
+        how = "or train it with a spec of its own, runner `base`, and name its run folder"
     return RunError.of(
         "KD864",
         "there is no teacher: `--teacher` is missing"
         if teacher is None
         else f"the teacher `{teacher.words}` has no weights",
-        f"name a file of them, `--teacher {EXAMPLE}`; or make a teacher, published weights fine-tuned on these images:"
-        f" `{make}`, then `kdcli train {out}/teacher.yaml`, then `kdcli distill --teacher {out}/run ...`",
+        f"name a file of them, `--teacher {EXAMPLE}`; {how}",
     )
 
 

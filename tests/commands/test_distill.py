@@ -335,6 +335,21 @@ def boxes(folder: Path) -> None:
         (folder / f"{side}.json").write_text(json.dumps(content))
 
 
+def test_a_detector_without_weights_of_these_categories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    boxes(tmp_path / "data")
+    known = "torchvision:DEFAULT@torchvision.fasterrcnn_resnet50_fpn"
+    student = "torchvision.fasterrcnn_mobilenet_v3_large_fpn"
+    said = refused(teacher=known, student=student, data=Path("data"))
+    assert said.startswith(f"KD865: the teacher `{known}` tells 91 classes apart") and "2 categories" in said
+    Path("own.yaml").write_text("net: {name: model, type: torchvision.fasterrcnn_resnet50_fpn}")
+    assert "`kdcli train own.yaml`, and name its run: `--teacher runs/own`" in refused(teacher="own.yaml")
+    said = refused(teacher=known, student=STUDENT, data=Path("data"))
+    assert said.startswith("KD866: the student `cifar_resnet8` finds no boxes")
+
+
 @pytest.mark.slow
 def test_one_line_to_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the run of a detector to another spec's, whose neck maps are joined."""
