@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -30,6 +32,9 @@ CANDIDATES = (
 NO_DRAWS = Draws(0, 0, np.zeros(1, dtype=np.int64))
 """For transforms that draw nothing."""
 
+ERRORS = 2
+"""By so many standard errors of what chance gives a teacher must be better than chance."""
+
 MOST_IMAGES = 200
 BATCH = 20
 
@@ -53,14 +58,15 @@ def measured(
     images = image_folder(("dataset", "train"), HERE, root=str(data.train.root), **kwargs)
     assert images.labels is not None
     right = torch.zeros(len(CANDIDATES))
-    seen = 0
+    seen, unread = 0, None
     chosen = range(0, len(images), max(1, len(images) // MOST_IMAGES))
     for first in range(0, len(chosen), BATCH):
         pixels, labels = [], []
         for index in chosen[first : first + BATCH]:
             try:
                 image = images.read(index)
-            except BadSample:
+            except BadSample as error:
+                unread = error
                 continue  # told where the whole data is looked at
             pixels.append(CenterCrop(size=size)(Resize(size=size)(image[None], NO_DRAWS), NO_DRAWS)[0])
             labels.append(int(images.labels[index]))
@@ -74,10 +80,17 @@ def measured(
             with torch.inference_mode():
                 logits = net({"image": (batch - mean) / std})["logits"]
             right[number] += (logits.argmax(1) == truth).sum()
-    shares = (100 * right / max(seen, 1)).tolist()
+    if not seen:
+        say(
+            f"`{teacher.weights}` doesn't state how its images were normalised, and no image can be read: {unread}"
+        )
+        say(f"taken: {IMAGENET.by}")
+        return replace(IMAGENET, size=size)
+    shares = (100 * right / seen).tolist()
     best = max(range(len(CANDIDATES)), key=lambda number: shares[number])
     figures = ", ".join(f"{one.by} {share:.1f} %" for one, share in zip(CANDIDATES, shares, strict=True))
-    if shares[best] <= 150 / count:
+    chance = 1 / count
+    if shares[best] <= 100 * (chance + ERRORS * (chance * (1 - chance) / seen) ** 0.5):
         raise RunError.of(
             "KD865",
             f"the teacher `{teacher.words}` names no more of {seen} training images rightly than chance does"

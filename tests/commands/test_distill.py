@@ -177,6 +177,15 @@ def test_normalisation_is_measured_where_nothing_states_it(
     assert "pixels from 0 to 1 100.0 %; taken: pixels from 0 to 1" in capsys.readouterr().err
 
 
+def test_images_that_need_a_word_are_not_measured(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Transparent ones can't be read without `background`, which a change on the command line may bring."""
+    for file in (place / "images").rglob("*.png"):
+        Image.new("RGBA", (8, 8), (9, 9, 9, 100)).save(file)
+    torch.save(network().state_dict(), "plain.pth")
+    write_spec(asked(teacher="plain.pth@cifar_resnet8"))
+    assert "no image can be read" in capsys.readouterr().err
+
+
 def test_a_teacher_that_only_guesses_is_refused(place: Path) -> None:
     state = network().state_dict()
     for key in ("model.fc.weight", "model.fc.bias"):
