@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdcli.codes.build import BUILD
 from kdcli.codes.cautions import CAUTIONS
+from kdcli.codes.commands import COMMANDS
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
@@ -23,4 +24,5 @@ CODES: dict[str, Explanation] = {
     **CAUTIONS,
     **RUN,
     **PYTHON,
+    **COMMANDS,
 }
