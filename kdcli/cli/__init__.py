@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[type, Target]] = {
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),
     "methods": (options.MethodsOptions, Target("kdcli.commands.reference:methods")),
     "explain": (options.ExplainOptions, Target("kdcli.commands.reference:explain")),
+    "docs": (options.DocsOptions, Target("kdcli.cli.documentation:docs")),
     "schema": (options.SchemaOptions, Target("kdcli.commands.reference:schema")),
     "make-data": (options.MakeDataOptions, Target("kdcli.commands.init:make_data")),
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),

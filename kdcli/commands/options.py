@@ -241,6 +241,16 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DocsOptions:
+    """Write a site with search that is read without a network: tutorials, keys, codes, losses, commands."""
+
+    folder: Annotated[Path, Argument("Folder to write into; index.html is the first page.", "[DIR]")] = Path(
+        "kdcli-docs"
+    )
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaOptions:
     """Write the JSON Schema of the spec language, for editors."""
 

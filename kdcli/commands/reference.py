@@ -1,13 +1,16 @@
-"""`kdcli explain`, `methods`, `schema`, `doctor`: print what kdcli knows about words, losses, the spec, the machine."""
+"""`kdcli explain`, `methods`, `docs`, `schema`, `doctor`: what kdcli knows of words, losses, the spec, the machine."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from kdcli.commands.option_fields import CommandParameter, parameters
+from kdcli.disk import entries, exists, filled, is_file, is_folder, text_in
 from kdcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -109,6 +112,69 @@ def methods(options: MethodsOptions) -> None:
     else:
         help = did_you_mean(name, [*LOSSES, *MIMICKERS])
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)
+
+
+def write_docs(folder: Path, commands: Mapping[str, type]) -> None:
+    """Write the site into a folder that is new, empty or such a site; commands: the options of each by name."""
+    from kdcli.commands.init import sample_specs, summary_of
+    from kdcli.report.console import write
+    from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
+
+    if exists(folder) and not is_folder(folder):
+        raise UsageError.of(f"{folder} is a file", "name a folder that is new or empty")
+    if is_folder(folder) and entries(folder) and not is_file(folder / INDEX):
+        raise UsageError.of(f"{folder} is not empty", "name a folder that is new or empty")
+    pages = [
+        CommandPage(
+            name=name,
+            help=" ".join((options.__doc__ or "").split("\n\n")[0].split()),
+            usage=_usage(name, parameters(options)),
+            rows=tuple(_parameter_row(one) for one in parameters(options)),
+        )
+        for name, options in commands.items()
+    ]
+    samples = {name: (summary_of(path), text_in(path)) for name, path in sample_specs().items()}
+    with filled(folder, [*MADE, *(page.path for page in written_pages())]) as beside:
+        count = write_site(beside, pages, samples)
+    write(f"{folder / 'index.html'}  {count:,} pages; open it in a browser\n")
+
+
+def _usage(name: str, known: Sequence[CommandParameter]) -> str:
+    """`kdcli train SPEC [KEY=VALUE]... [OPTIONS]`."""
+    words = []
+    for one in known:
+        if one.argument is not None:
+            word = one.argument.metavar or one.name.upper()
+            words.append(word if one.default is MISSING or word.startswith("[") else f"[{word}]")
+    return " ".join(["kdcli", name, *words, "[OPTIONS]"])
+
+
+def _parameter_row(one: CommandParameter) -> tuple[str, str, str]:
+    """How an argument or option is written, its default, what it does."""
+    if one.option is None:
+        assert one.argument is not None
+        return one.argument.metavar or one.name.upper(), _default(one.default), one.argument.help
+    values = " or ".join(map(str, _choices(one.type)))
+    flags = ", ".join(one.flags)
+    takes = "" if one.type is bool else f" {one.option.metavar or values or one.name.upper()}"
+    if one.type is bool and not one.option.flags:
+        flags += f", --no-{one.flags[0].removeprefix('--')}"
+    help = one.option.help or ""
+    if one.argument is not None:
+        return f"{one.argument.metavar or one.name.upper()}, {flags}{takes}", "", one.argument.help
+    return f"{flags}{takes}", _default(one.default), help
+
+
+def _choices(type_: Any) -> tuple[object, ...]:
+    """The values of a Literal, also of one that may be None."""
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return next((values for part in get_args(type_) if (values := _choices(part))), ())
+
+
+def _default(value: object) -> str:
+    shown = {MISSING: "has to be given", None: "", (): "", False: "off", True: "on"}
+    return shown[value] if isinstance(value, (bool, tuple)) or value in (None, MISSING) else str(value)
 
 
 def schema(_: SchemaOptions) -> None:
