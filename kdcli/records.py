@@ -169,6 +169,18 @@ class Finished:
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What the same student reaches without a teacher, for the row beside the student.
+
+    best: at its best evaluation, empty where that is not known. source: where the figures come from, in words.
+    """
+
+    last: Mapping[str, float]
+    best: Mapping[str, float] = field(default_factory=dict)
+    source: str
+
+
 LOWER_IS_BETTER = frozenset({"distill_loss"})
 """Metrics that fall as a student gets better; all others rise."""
 
