@@ -317,6 +317,17 @@ def wrapped_line(text: str, width: int | None, indent: str = "") -> str:
     return wrapped(Text(text), width, indent).plain
 
 
+class Paragraph:
+    """Text whose lines stay as they are where they fit; on a narrower screen it is filled anew, between words."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        fits = _widest(self.text) <= options.max_width
+        yield Text(self.text if fits else wrapped_line(" ".join(self.text.split()), options.max_width))
+
+
 def packed(fields: Iterable[str], width: int, indent: str = "  ") -> str:
     """The fields side by side, as many in a line as fit; `indent` before each line after the first."""
     lines: list[str] = []

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli import __version__
-from kdcli.records import Baseline, Comparison, Evaluation, Finished, rising
+from kdcli.records import Baseline, Comparison, Evaluation, Finished, Plan, rising
 from kdcli.report.console import Cell, Column, as_text, printable, table
 from kdcli.report.quantities import MISSING, count, difference, flops, json_value, measure, size
 
@@ -20,13 +20,23 @@ BASELINE = "baseline"
 
 @dataclass(slots=True)
 class ResultsSoFar:
-    """Last and best metrics of the student, and last metrics of every other network, during a training."""
+    """Last and best metrics of the student, and last metrics of every other network, during a training.
+
+    before: what teachers reached before the start, in the primary metric.
+    """
 
     student: str = "student"
     primary: str = ""
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     others: dict[str, dict[str, float]] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> ResultsSoFar:
+        """Nothing yet but what the plan knows."""
+        student = plan.networks[0].name if plan.networks else "student"
+        return cls(student=student, primary=plan.primary, before=dict(plan.levels))
 
     def add(self, evaluation: Evaluation) -> None:
         """Add one evaluation of one network."""
@@ -40,9 +50,8 @@ class ResultsSoFar:
 
     def levels(self) -> list[str]:
         """`top1:`, `teacher0 98.44`, `student 90.00`, `best 91.00`: where student and teachers are, for a line."""
-        others = {
-            name: metrics[self.primary] for name, metrics in self.others.items() if self.primary in metrics
-        }
+        measured = {name: of[self.primary] for name, of in self.others.items() if self.primary in of}
+        others = {**self.before, **measured}
         named = [f"{printable(name)} {measure(value)}" for name, value in others.items()]
         if self.primary in self.last:
             named.append(f"{self.student} {measure(self.last[self.primary])}")

@@ -65,9 +65,7 @@ class LiveScreen:
             self._console.print(Text(prefix + printable(record.message), style=style))
         elif isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = (
-                ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
-            )
+            self._results = ResultsSoFar.of(record)
             self._console.print(plan_summary(record, how_to_see_all="train.log has all"), Text(""))
         elif not isinstance(record, Saved):
             self._finished(record)

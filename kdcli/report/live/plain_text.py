@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli.records import Baseline, Evaluation, Finished, Notice, Plan, Record, Saved, Step
-from kdcli.report.console import HOW_TO_SEE_ALL, Column, as_text, printable, table
+from kdcli.report.console import HOW_TO_SEE_ALL, Column, Paragraph, as_text, printable, table
 from kdcli.report.quantities import MISSING, count, duration, flops, measure, rate, speed
 from kdcli.report.results_table import ResultsSoFar, finished_table
 
@@ -57,9 +57,9 @@ def plan_summary(plan: Plan, *, how_to_see_all: str = HOW_TO_SEE_ALL) -> Rendera
     if plan.pairs:
         parts += [Text(""), _pairs(plan, how_to_see_all)]
     if plan.pulls:
-        parts.append(Text(PULL))
+        parts.append(Paragraph(PULL))
     if plan.constants:
-        parts.append(Text(CONSTANT))
+        parts.append(Paragraph(CONSTANT))
     parts += [Text(""), *map(Text, _schedule_lines(plan))]
     return Group(*parts)
 
@@ -99,12 +99,19 @@ def _headline(plan: Plan) -> Text:
 
 
 def _networks(plan: Plan) -> RenderableType:
+    # A training does not count FLOPs, `validate` does.
+    counted = any(network.flops is not None for network in plan.networks)
     rows = [
-        [network.name, count(network.parameters), flops(network.flops), network.runs_until or "whole"]
+        [
+            network.name,
+            count(network.parameters),
+            *([flops(network.flops)] if counted else []),
+            network.runs_until or "whole",
+        ]
         for network in plan.networks
     ]
     size = "" if plan.flops_size is None else f" at {plan.flops_size[0]}x{plan.flops_size[1]}"
-    return table(["network", ">parameters", f">FLOPs{size}", "runs until"], rows)
+    return table(["network", ">parameters", *([f">FLOPs{size}"] if counted else []), "runs until"], rows)
 
 
 def _pairs(plan: Plan, how_to_see_all: str) -> RenderableType:
@@ -256,9 +263,7 @@ class PlainText:
             return f"{'warning: ' if record.level == 'warning' else ''}{printable(record.message)}\n"
         if isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = (
-                ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
-            )
+            self._results = ResultsSoFar.of(record)
             return as_text(plan_summary(record)) + "\n"
         return self._finished(record)
 
