@@ -73,14 +73,14 @@ def _print(error: KdError, traces: bool) -> None:
     from kdcli.parallel.launch import finish_telling, tell_launcher
 
     finish_telling()
-    from kdcli.report.console import wants_colour
+    from kdcli.report.console import screen_width, wants_colour
     from kdcli.report.diagnostics import render
 
     if isinstance(error, Interrupted):
         # Every process of a run stops for the same signal; one says so.
         if not is_first():
             return
-    text = render(error.diagnostics, colour=wants_colour(sys.stderr))
+    text = render(error.diagnostics, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr))
     if traces and not isinstance(error, Interrupted):
         text = tracebacks(error) + "\n" + text
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):
@@ -149,7 +149,7 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     """
     from kdcli.parallel.interrupts import is_first
     from kdcli.reference.tables import tables
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import read, with_more
@@ -162,7 +162,7 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
     if any(finding.severity == "error" for finding in findings):
         raise SpecError(findings)
     if findings and is_first():
-        write(render(findings, colour=wants_colour(sys.stderr)), sys.stderr)
+        write(render(findings, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr)), sys.stderr)
     return parsed
 
 

@@ -188,14 +188,16 @@ def schema(_: SchemaOptions) -> None:
 def doctor(options: DoctorOptions) -> None:
     """Print versions, hardware and installed extras, as text or JSON."""
     from kdcli.reference.doctor import diagnose
-    from kdcli.report.console import write
+    from kdcli.report.console import screen_width, write
 
     facts = diagnose(Path())
-    write(json.dumps(facts, indent=2) + "\n" if options.format == "json" else doctor_text(facts))
+    as_json = options.format == "json"
+    write(json.dumps(facts, indent=2) + "\n" if as_json else doctor_text(facts, screen_width(sys.stdout)))
 
 
-def doctor_text(facts: dict[str, Any]) -> str:
-    """Facts of `diagnose` as text, one a line; for an extra, what is missing."""
+def doctor_text(facts: dict[str, Any], screen: int | None = None) -> str:
+    """Facts of `diagnose` as text, one a line; for an extra, what is missing. screen: its columns."""
+    from kdcli.report.console import wrapped_line
     from kdcli.report.quantities import size
 
     cpu = facts["cpu"]
@@ -238,4 +240,5 @@ def doctor_text(facts: dict[str, Any]) -> str:
         lacking = f"absent: pip install 'kdcli[{extra}]'" if missing else ""
         rows.append((f"extra {extra}", "; ".join(part for part in (there, lacking) if part)))
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "".join(f"{wrapped_line(line, screen, ' ' * (width + 2))}\n" for line in lines)

@@ -27,13 +27,16 @@ def evaluate(options: EvalOptions) -> None:
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.analysis.comparison import compare
+    from kdcli.commands.baseline import baseline_of
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.results_table import eval_text
     from kdcli.tasks.mimicry import primary_of_rows
     from kdcli.tasks.saved_outputs import DetectionOutputs
     from kdcli.training.sides import Sides
 
+    baseline = baseline_of(options.baseline, parsed)
     with (
         located(parsed),
         oom_as_error(parsed.spec, "test"),
@@ -50,7 +53,15 @@ def evaluate(options: EvalOptions) -> None:
             sys.stderr.write(f"{notice.message}\n")
         as_json = options.format == "json"
         primary = primary_of_rows(rows, sides.task.primary)
-        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=primary))
+        text = eval_text(
+            rows,
+            "json" if as_json else "text",
+            primary=primary,
+            baseline=baseline,
+            colour=wants_colour(sys.stdout),
+            width=screen_width(sys.stdout),
+        )
+        write(text)
 
 
 def report(options: ReportOptions) -> None:
@@ -131,13 +142,13 @@ def write_up(
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
     from kdcli.report.compare_runs import compare_runs, compare_text, write_plot
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
 
     compared = compare_runs(options.runs)
     if options.picture is not None:
         write_plot(compared, options.picture)
     colour = options.format == "text" and wants_colour(sys.stdout)
-    write(compare_text(compared, options.format, colour=colour))
+    write(compare_text(compared, options.format, colour=colour, width=screen_width(sys.stdout)))
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -104,7 +104,7 @@ def prove_and_warn(
     started: how many processes will train, where these are not the ones.
     """
     from kdcli.check.proof import proved
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.diagnostics import render
     from kdcli.training.build import naming, run_root
     from kdcli.training.run_folder import RunFolder, with_own_files
@@ -117,12 +117,13 @@ def prove_and_warn(
             sides = Sides(parsed.spec, options.places, plugins=options.plugins)
             options, warnings = proved(parsed, options, sides, processes, started)
     if warnings and processes.speaks:
-        write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
+        write(render(warnings, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr)), sys.stderr)
     return options, sides
 
 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
+    from kdcli.commands.baseline import baseline_of
     from kdcli.commands.report import write_up
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
@@ -134,6 +135,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
     from kdcli.training.train import train as records_of
 
     options = options_of(arguments, parsed, again=started_again())
+    baseline = baseline_of(arguments.baseline, parsed)
     device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
     with ExitStack() as stack:
         stack.enter_context(located(parsed))
@@ -172,6 +174,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
                 parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
             ),
             write_up=report if arguments.report else None,
+            baseline=baseline,
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)
