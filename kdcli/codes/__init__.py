@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdcli.codes.build import BUILD
 from kdcli.codes.cautions import CAUTIONS
+from kdcli.codes.commands import COMMANDS
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
@@ -21,4 +22,5 @@ CODES: dict[str, Explanation] = {
     **FILES,
     **CAUTIONS,
     **RUN,
+    **COMMANDS,
 }

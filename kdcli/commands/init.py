@@ -42,6 +42,11 @@ def init(options: InitOptions) -> None:
     from kdcli.report.console import screen_width, write
     from kdcli.report.reference_text import samples_text
 
+    if _is_from(options):
+        from kdcli.commands.distill import init_from
+
+        init_from(options)
+        return
     samples = sample_specs()
     name = options.name
     if name is None:
@@ -57,6 +62,24 @@ def init(options: InitOptions) -> None:
     text = _text_with_student(samples, key, options)
     target = copy_sample(samples[key], folder, text=text, force=options.force)
     write(f"{target}\nnext: kdcli validate {target} && kdcli train {target}\n")
+
+
+def _is_from(options: InitOptions) -> bool:
+    """Whether a spec is made from networks and images; raises UsageError for a mixture with copying a sample."""
+    given = [name for name in ("teacher", "data", "out") if getattr(options, name) is not None]
+    if not options.recipe:
+        if given:
+            raise UsageError.of(
+                f"`--{given[0]}` is for `kdcli init --from`", "add `--from`, or leave it out to copy a sample"
+            )
+        return False
+    if options.name is not None or options.folder is not None or options.after is not None:
+        word = options.name or options.folder or "--after"
+        raise UsageError.of(
+            f"`--from` chooses the sample itself, and `{word}` names one",
+            "leave it out; the folder is `--out DIR`",
+        )
+    return True
 
 
 def sample_specs() -> dict[str, Path]:
