@@ -14,7 +14,12 @@ from tests.recipes import ROOT
 from tests.test_pages import FOLDER, run, told
 
 README = ROOT / "README.md"
-LINKED = [README, ROOT / "sample_configs/README.md", ROOT / "tests/benchmarks/README.md", *FOLDER.glob("*.md")]
+LINKED = [
+    README,
+    ROOT / "sample_configs/README.md",
+    ROOT / "tests/benchmarks/README.md",
+    *FOLDER.glob("*.md"),
+]
 
 
 def test_the_front_page_is_a_page() -> None:
@@ -36,8 +41,11 @@ def test_links_into_the_repository_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_that_is_named_is_one_of_kdclis(path: Path) -> None:
-    named = set(re.findall(r"(?:^|`|&& |srun )kdcli ([a-z][a-z-]*)", path.read_text(), re.M))
-    assert named <= set(COMMANDS)
+    text = path.read_text()
+    blocks = "\n".join(re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S))
+    named = re.findall(r"`kdcli ([a-z][a-z-]*)", text)
+    named += re.findall(r"(?:^|&& |srun )kdcli ([a-z][a-z-]*)", blocks, re.M)
+    assert set(named) <= set(COMMANDS)
     for sample in re.findall(r"kdcli init ([a-z]\w+)", path.read_text()):
         assert sample in sample_specs(), sample
 

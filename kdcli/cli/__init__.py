@@ -35,6 +35,10 @@ COMMANDS: dict[str, tuple[type, Target]] = {
 WORK, LOOK, TAKE_AWAY, HELP = "Work", "Look", "Take away", "Help"
 
 SHOWN: dict[str, tuple[str, str]] = {
+    "distill": (
+        WORK,
+        "kdcli distill --teacher teacher.pth@torchvision.resnet18 --student NETWORK --data images",
+    ),
     "init": (WORK, "kdcli init demo"),
     "make-data": (WORK, "kdcli make-data stamp-scenes data/scenes --task detection"),
     "validate": (WORK, "kdcli validate demo.yaml trainer.max_epoch=10"),
@@ -47,6 +51,7 @@ SHOWN: dict[str, tuple[str, str]] = {
     "export": (TAKE_AWAY, "kdcli export runs/demo --format onnx"),
     "methods": (HELP, "kdcli methods kd_loss"),
     "explain": (HELP, "kdcli explain trainer.ema"),
+    "docs": (HELP, "kdcli docs && open kdcli-docs/index.html"),
     "schema": (HELP, "kdcli schema > kdcli.schema.json"),
     "doctor": (HELP, "kdcli doctor --format json"),
 }
