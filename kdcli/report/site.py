@@ -166,6 +166,8 @@ def _code(text: str, language: str) -> str:
     try:
         lexer = get_lexer_by_name({"sh": "bash", "console": "bash"}.get(language, language))
     except ClassNotFound:
+        lexer = None
+    if lexer is None or language == "text":
         return f'<pre tabindex="0" class="seen"><code>{escape(text)}</code></pre>'
     inner = str(highlight(text, lexer, HtmlFormatter(nowrap=True)))
     return f'<pre tabindex="0"><code>{inner}</code></pre>'
