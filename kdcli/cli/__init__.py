@@ -9,7 +9,7 @@ import typer
 
 from kdcli.cli.completion_scripts import use_own_scripts
 from kdcli.cli.parameters import Command, Group, command_of, refuse_keys, with_optional_values
-from kdcli.commands import options
+from kdcli.commands import option_fields, options
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {
@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[type, Target]] = {
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),
     "methods": (options.MethodsOptions, Target("kdcli.commands.reference:methods")),
     "explain": (options.ExplainOptions, Target("kdcli.commands.reference:explain")),
-    "docs": (options.DocsOptions, Target("kdcli.cli.documentation:docs")),
+    "docs": (options.DocsOptions, Target("kdcli.commands.reference:docs")),
     "schema": (options.SchemaOptions, Target("kdcli.commands.reference:schema")),
     "make-data": (options.MakeDataOptions, Target("kdcli.commands.init:make_data")),
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),
@@ -91,6 +91,7 @@ for name, (panel, example) in SHOWN.items():
     )
 
 
+option_fields.COMMANDS.update((name, fields) for name, (fields, _) in COMMANDS.items())
 use_own_scripts()
 
 

@@ -9,12 +9,18 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from kdcli.commands.option_fields import CommandParameter, parameters
+from kdcli.commands.option_fields import COMMANDS, CommandParameter, parameters
 from kdcli.disk import entries, exists, filled, is_file, is_folder, text_in
 from kdcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from kdcli.commands.options import DoctorOptions, ExplainOptions, MethodsOptions, SchemaOptions
+    from kdcli.commands.options import (
+        DocsOptions,
+        DoctorOptions,
+        ExplainOptions,
+        MethodsOptions,
+        SchemaOptions,
+    )
     from kdcli.reference.words import TypePage
 
 
@@ -114,8 +120,9 @@ def methods(options: MethodsOptions) -> None:
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)
 
 
-def write_docs(folder: Path, commands: Mapping[str, type]) -> None:
-    """Write the site into a folder that is new, empty or such a site; commands: the options of each by name."""
+def docs(options: DocsOptions) -> None:
+    """Write the site of pages into a folder; raise UsageError where one is there that is neither empty nor such a site."""
+    folder = options.folder
     from kdcli.commands.init import sample_specs, summary_of
     from kdcli.report.console import write
     from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
@@ -127,11 +134,11 @@ def write_docs(folder: Path, commands: Mapping[str, type]) -> None:
     pages = [
         CommandPage(
             name=name,
-            help=" ".join((options.__doc__ or "").split("\n\n")[0].split()),
-            usage=_usage(name, parameters(options)),
-            rows=tuple(_parameter_row(one) for one in parameters(options)),
+            help=" ".join((fields.__doc__ or "").split("\n\n")[0].split()),
+            usage=_usage(name, parameters(fields)),
+            rows=tuple(_parameter_row(one) for one in parameters(fields)),
         )
-        for name, options in commands.items()
+        for name, fields in COMMANDS.items()
     ]
     samples = {name: (summary_of(path), text_in(path)) for name, path in sample_specs().items()}
     with filled(folder, [*MADE, *(page.path for page in written_pages())]) as beside:

@@ -17,7 +17,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from kdcli.codes import CODES
-from kdcli.disk import entries_like, text_in
+from kdcli.disk import entries_like, text_in, writing
 from kdcli.losses import LOSSES, loss_of
 from kdcli.losses.parts.describe import describe
 from kdcli.reference.keys import KeyPage, argument_meaning, key_pages
@@ -68,19 +68,19 @@ def write_site(folder: Path, commands: Sequence[CommandPage], samples: Mapping[s
     pages = site_pages(commands, samples)
     contents = _contents(pages)
     linked = _Linker(pages)
-    for page in pages:
-        path = folder / page.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_document(replace(page, body=linked(page)), contents), encoding="utf-8")
     rows = [
         [title, page.path + anchor, page.kind, text]
         for page in pages
         for title, anchor, text in (page.found or ((page.title, "", ""),))
     ]
     index = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-    (folder / INDEX).write_text(f"window.KDCLI_INDEX={index};\n", encoding="utf-8")
-    for name in ("site.css", "site.js"):
-        (folder / name).write_text(text_in(PAGES / name), encoding="utf-8")
+    files = {page.path: _document(replace(page, body=linked(page)), contents) for page in pages}
+    files |= {name: text_in(PAGES / name) for name in ("site.css", "site.js")}
+    files[INDEX] = f"window.KDCLI_INDEX={index};\n"
+    with writing(folder):
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
     return len(pages)
 
 

@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer
 
-from kdcli.cli import COMMANDS
-from kdcli.cli.documentation import docs
+from kdcli.cli import COMMANDS, app
 from kdcli.commands.init import sample_specs
 from kdcli.commands.options import DocsOptions
+from kdcli.commands.reference import docs
 from kdcli.errors import UsageError
 from kdcli.reference.words import argument_names, words
 from kdcli.report.site import INDEX, PAGES, prose, slug, written_pages
@@ -89,16 +89,10 @@ def test_a_page_says_what_explain_says(site: Path) -> None:
 def test_a_command_has_all_its_options(site: Path) -> None:
     for name in COMMANDS:
         text = (site / f"commands/{name}.html").read_text()
-        command = typer.main.get_command(app_of()).commands[name]  # type: ignore[attr-defined]
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
         flags = {flag for one in command.params for flag in one.opts if flag.startswith("--")}
         missing = {flag for flag in flags - {"--help"} if flag not in text}
         assert not missing, (name, missing)
-
-
-def app_of() -> typer.Typer:
-    from kdcli.cli import app
-
-    return app
 
 
 @pytest.mark.slow
