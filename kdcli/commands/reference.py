@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -121,7 +121,7 @@ def methods(options: MethodsOptions) -> None:
 
 
 def docs(options: DocsOptions) -> None:
-    """Write the site of pages into a folder; raise UsageError where one is there that is neither empty nor such a site."""
+    """Write the site into a folder that is new, empty, or such a site already; any other raises UsageError."""
     folder = options.folder
     from kdcli.commands.init import sample_specs, summary_of
     from kdcli.report.console import write
