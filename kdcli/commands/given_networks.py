@@ -59,7 +59,7 @@ class GivenNetwork:
         return len(self.modules) == 1 and self.modules[0].type.partition(":")[0] not in _list_types()
 
     @property
-    def detects(self) -> bool:
+    def finds_boxes(self) -> bool:
         """Whether it finds boxes."""
         from kdcli.models import DETECTION
 
@@ -69,7 +69,7 @@ class GivenNetwork:
     @property
     def kind(self) -> TeacherKind:
         """What it can teach."""
-        return "detector" if self.detects else "features" if self.classes == 0 else "classifier"
+        return "detector" if self.finds_boxes else "features" if self.classes == 0 else "classifier"
 
     @property
     def title(self) -> str:
@@ -260,7 +260,7 @@ def with_facts(given: GivenNetwork, plugins: Sequence[str]) -> GivenNetwork:
     names = stated_classes(file)
     stated = training_metadata(file)
     count = len(names) if names is not None else None
-    if count is None and not given.detects:
+    if count is None and not given.finds_boxes:
         count = _counted(given, plugins)
     return replace(given, classes=count, names=names, pixels=_pixels_of_run(stated, given.weights))
 
@@ -318,3 +318,27 @@ def _counted(given: GivenNetwork, plugins: Sequence[str]) -> int | None:
             if key == f"{inside}.weight" or key.endswith(f".{inside}.weight"):
                 return int(shape[0])
     return 0
+
+
+def check_fit(given: GivenNetwork, plugins: Sequence[str]) -> None:
+    """Raise RunError KD531 and the like where a file is no weights of the network; published weights are checked later.
+
+    A list of modules is checked where its spec is, as it may lack what the weights have.
+    """
+    from kdcli.models.network import build_network
+    from kdcli.models.torch_modes import Unfilled
+    from kdcli.models.weights import check_weights
+
+    if given.weights is None or is_published(given.weights) or not given.whole:
+        return
+    modules = given.modules
+    if given.classes is not None and ":" not in modules[0].type and not given.finds_boxes:
+        headless = given.classes == 0 and not modules[0].type.startswith("timm.")
+        kwargs = {} if headless else {"num_classes": given.classes}
+        modules = (modules[0].model_copy(update={"kwargs": {**kwargs, **modules[0].kwargs}}),)
+    try:
+        with Unfilled():
+            net = build_network(modules, path=("teachers", "teacher0"), plugins=plugins)
+    except SpecError:
+        return  # found where the spec is validated, with its place
+    check_weights(net, given.weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.commands.init import MODELINE
+from kdcli.commands.samples import MODELINE
 from kdcli.spec.text.nodes import plain_value
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~][\w./@+:-]*(?: [\w./@+:-]+)*", re.ASCII)
@@ -34,7 +34,8 @@ class SampleText:
         margin = " " * (len(line) - len(line.lstrip()))
         more = "".join(f"\n{margin}{key}: {inline(one)}" for key, one in (beside or {}).items())
         stop = self.text.find("\n", end)
-        rest = re.sub(r"\s+# <--.*", "", self.text[end:stop])
+        # What a comment says of the sample's own value need not hold for this one.
+        rest = re.sub(r"\s+#.*", "", self.text[end:stop])
         self.text = self.text[:start] + inline(value) + rest + more + self.text[stop:]
 
     def block(self, key: str, value: Any) -> None:
@@ -81,7 +82,7 @@ def inline(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(inline, value)) + "]"
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and plain_value(value) == value and not value.endswith(":")
+        plain = _PLAIN.fullmatch(value) and plain_value(value) == value and ": " not in f"{value} "
         return value if plain or re.fullmatch(r"\*\w+", value) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
         return f"{value:.12g}"

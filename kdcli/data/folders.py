@@ -14,7 +14,13 @@ import numpy as np
 from PIL import Image
 
 from kdcli.data.classes import listed
-from kdcli.data.classification.image_folder import TEST_SHARE, images_below, is_left_out, part_of
+from kdcli.data.classification.image_folder import (
+    TEST_SHARE,
+    images_below,
+    is_left_out,
+    part_of,
+    unlabelled_part,
+)
 from kdcli.data.detection.coco_json import read_coco
 from kdcli.disk import entries, exists, is_folder
 from kdcli.errors import RunError, UsageError, did_you_mean
@@ -126,14 +132,15 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
         notes.append(f"`{root}` is divided by file names: 80 % to train on, 20 % to measure on")
     spare = places["test"] if places["val"] is not None and held is places["val"] else None
     sides, grey = _sizes(files)
-    parts = (
-        [(root, files)] if not labelled else [(root / one, images_below(root / one)[0]) for one in classes]
-    )
+    parts = [(root / one, images_below(root / one)[0]) for one in classes] if labelled else [(root, files)]
     if held is None:
         few = [place for place, part in parts if len(part) < 2]
         if few:
             raise _too_few(root, [place.name for place in few] if labelled else [])
-        parts = [(place, part_of(part, place, "train", TEST_SHARE)) for place, part in parts]
+        if labelled:
+            parts = [(place, part_of(part, place, "train", TEST_SHARE)) for place, part in parts]
+        else:
+            parts = [(root, unlabelled_part(files, root, "train", TEST_SHARE))]
     return ImageData(
         labels="classes" if labelled else "none",
         train=FolderSide(root=root, split=held is None),

@@ -85,7 +85,9 @@ def image_folder(
             raise ValueError("`num_classes` counts classes, and `labels: none` says that there are none")
         files, left = _images(folder, at_root, needed=True)
         if split is not None:
-            files = _part(files, folder, split, share, path)
+            files = unlabelled_part(files, folder, split, share)
+            if not files:
+                raise _undivided(folder, path)
         return FileImages(reader, files, None, 0, left_out=_left_out(folder, left))
     folders = (entry.name for entry in entries(folder) if is_folder(entry))
     classes = sorted(name for name in folders if not is_left_out(name))
@@ -126,24 +128,53 @@ def image_folder(
 def part_of(files: Sequence[str], folder: Path, split: Split, share: float) -> list[str]:
     """One part of the files in a folder, in their order: by the SHA-256 of their names, the same on every machine.
 
-    share: of the test part, rounded to whole files; each part has at least one where there are two files.
+    share: of the test part, rounded to whole files; each part has at least one where there are two files; one
+    alone is trained on.
     """
     alike = {file: one_form(os.path.relpath(file, folder).replace(os.sep, "/")) for file in files}
-    ranked = sorted(files, key=lambda file: hashlib.sha256(alike[file].encode()).digest())
+    if len(files) < 2:
+        return list(files) if split == "train" else []
+    ranked = sorted(
+        files, key=lambda file: hashlib.sha256(alike[file].encode("utf-8", "surrogatepass")).digest()
+    )
     count = min(max(1, round(share * len(files))), len(files) - 1)
     held = set(ranked[:count])
     return [file for file in files if (file in held) == (split == "test")]
 
 
+def unlabelled_part(files: Sequence[str], folder: Path, split: Split, share: float) -> list[str]:
+    """The same of images without labels: each folder in `folder` is divided as if it were a class.
+
+    So an image is in the same part with and without labels. Images beside the folders, or alone in one, are one more
+    group.
+    """
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(Path(file).relative_to(folder).parts[0], []).append(file)
+    alone = [group[0] for group in groups.values() if len(group) == 1]
+    held = {
+        file
+        for name, group in groups.items()
+        if len(group) > 1
+        for file in part_of(group, folder / name, "test", share)
+    }
+    held |= set(part_of(alone, folder, "test", share))
+    return [file for file in files if (file in held) == (split == "test")]
+
+
 def _part(files: list[str], folder: Path, split: Split, share: float, path: SpecPath) -> list[str]:
     if len(files) < 2:
-        raise SpecError.at(
-            (*path, "kwargs", "split"),
-            "KD860",
-            f"`{folder}` has {len(files)} image: it can't be divided into a training and a test part",
-            "add images, or take the folder out",
-        )
+        raise _undivided(folder, path)
     return part_of(files, folder, split, share)
+
+
+def _undivided(folder: Path, path: SpecPath) -> SpecError:
+    return SpecError.at(
+        (*path, "kwargs", "split"),
+        "KD860",
+        f"`{folder}` has one image where two are needed: it can't be divided into a training and a test part",
+        "add images, or take the folder out",
+    )
 
 
 def _left_out(folder: Path, left: Left) -> str | None:
