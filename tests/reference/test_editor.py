@@ -20,11 +20,11 @@ from kdcli.commands.init import sample_specs
 from kdcli.reference.editor_words import LOGGER_NAMES, near_misses, slips_of
 from kdcli.reference.schema_json import json_schema
 from kdcli.report.loggers import LOGGERS
-from tests.spec.test_united_perception import SPECS
+from tests.spec.test_united_perception import TEXT
 
 SERVER = shutil.which("yaml-language-server")
-HINT = 4
-"""The least severity: an anchor that is not used, for example."""
+TOLD = 3
+"""Errors and warnings are below; what is only told, such as an anchor that is not used, is here."""
 FOLDER = next(iter(sample_specs().values())).parent
 
 
@@ -77,12 +77,9 @@ class Server:
         uri = (FOLDER / name).as_uri()
         document = {"uri": uri, "languageId": "yaml", "version": 1, "text": text}
         self.send({"method": "textDocument/didOpen", "params": {"textDocument": document}})
-        known = self._until(
-            lambda message: (
-                message.get("method") == "textDocument/publishDiagnostics" and message["params"]["uri"] == uri
-            )
-        )
-        return [one["message"] for one in known["params"]["diagnostics"] if one.get("severity", 1) < HINT]
+        published = "textDocument/publishDiagnostics"
+        known = self._until(lambda found: found.get("method") == published and found["params"]["uri"] == uri)
+        return [one["message"] for one in known["params"]["diagnostics"] if one.get("severity", 1) < TOLD]
 
     def at(self, what: str, name: str, text: str, mark: str) -> Any:
         """`hover` or `completion` behind the mark in an open file."""
@@ -99,19 +96,15 @@ def server() -> Iterator[Server]:
     running = Server([SERVER, "--stdio"])
     yield running
     running.process.kill()
-    running.process.wait()
+    running.process.communicate()
 
 
 @pytest.mark.slow
 def test_nothing_is_flagged_in_what_is_right(server: Server) -> None:
     for name, path in sample_specs().items():
         assert server.findings(f"{name}_.yaml", path.read_text()) == [], name
-    assert len(SPECS) == 7
-    for name, text in SPECS.items():
-        assert (
-            server.findings(f"up_{name}.yaml", f"# yaml-language-server: $schema=kdcli.schema.json\n{text}")
-            == []
-        ), name
+    head = "# yaml-language-server: $schema=kdcli.schema.json\n"
+    assert server.findings("up.yaml", head + TEXT) == []
 
 
 SLIPS = (
@@ -174,7 +167,7 @@ def test_keys_are_explained_and_completed(server: Server) -> None:
             ("kwargs: {T: 4}", "kwargs: {T: 4, l}", "{T: 4, l", "loss_weight"),
             ("max_epoch: 40", "max_epoch: 40\n  ema: {ena}", "ema: {ena", "enable"),
             ("widths: [2, 2, 4, 8]", "wid: ", "1, wid", "widths"),
-            ("type: kd_loss", "type: k", "{type: k", "kd_loss"),
+            ("type: kd_loss", "type: k", "loss: {type: k", "kd_loss"),
             ("test_freq: 10", "test_freq: 10\n  sa", "10\n  sa", "save_freq"),
         ]
     ):
