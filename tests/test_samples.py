@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from kdcli.data.detection.fashion_scenes import make_scenes
 from kdcli.parallel.distributed import Processes
@@ -50,7 +52,7 @@ def scenes(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shortened(name: str, garments: Path, scenes: Path) -> ParsedSpec:
+def shortened(name: str, garments: Path, scenes: Path, more: Sequence[str] = ()) -> ParsedSpec:
     """The sample with a few steps, small data, and random teachers where their weights are not there."""
     raw = yaml.safe_load((FOLDER / name).read_text())
     changes = [f"saver.save_dir={name}.run", "dataset.batch_sampler.kwargs.batch_size=8"]
@@ -81,13 +83,16 @@ def shortened(name: str, garments: Path, scenes: Path) -> ParsedSpec:
             ]
             if side == "test":
                 changes.append(f"{where}.evaluator.kwargs.gt_file={scenes}/{side}.json")
+    start = raw.get("saver", {}).get("pretrain_model")
+    if start is not None and not (FOLDER / start).exists():
+        changes.append("saver.pretrain_model=null")
     for job, content in _jobs(raw):
         for teacher in [key for key in content if key.startswith("teacher")]:
             weight = content[teacher].get("teacher_weight")
             if weight is not None and not (FOLDER / weight).exists():
                 changes += [f"{job}.{teacher}.teacher_weight=null", f"{job}.{teacher}.allow_random=true"]
             changes.append(f"{job}.{teacher}.allow_weak_teacher=true")
-    return read(FOLDER / name, changes)
+    return read(FOLDER / name, [*changes, *more])
 
 
 def _jobs(
@@ -105,7 +110,9 @@ def test_there_are_samples() -> None:
     )
 
 
-SLOW = re.compile(r"scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+")
+SLOW = re.compile(
+    r"scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune"
+)
 """Others show the same kinds of network and data."""
 
 
@@ -128,6 +135,29 @@ def test_a_sample_runs(
         and finished.student_path is not None
         and finished.student_path.exists()
     )
+
+
+@pytest.mark.slow
+def test_a_student_without_labels_is_the_start_of_fine_tuning(
+    garments: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """foundation.yaml's student starts finetune.yaml: every tensor but the new head's is the one that was written."""
+    monkeypatch.chdir(tmp_path)
+    cpu = Processes(device=torch.device("cpu"))
+    parsed = shortened("foundation.yaml", garments, scenes)
+    with built(parsed, RunOptions(places=parsed.places), cpu) as run:
+        finished = list(train(run))[-1]
+    assert isinstance(finished, Finished) and finished.student_path is not None
+    written = load_file(finished.student_path)
+    parsed = shortened("finetune.yaml", garments, scenes, [f"saver.pretrain_model={finished.student_path}"])
+    with built(parsed, RunOptions(places=parsed.places), cpu) as run:
+        started = run.student.state_dict()
+        assert {name for name in started if name not in written} == {
+            "model.classifier.weight",
+            "model.classifier.bias",
+        }
+        for name, tensor in written.items():
+            assert torch.equal(started[name], tensor), name
 
 
 @pytest.mark.parametrize("name", SAMPLES)
