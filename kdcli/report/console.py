@@ -123,6 +123,9 @@ GAP = 3
 READABLE = 16
 """A column that may wrap is not made narrower than this while another can be left out."""
 
+UNBROKEN = 12
+"""A head of so many cells stands in one line above numbers."""
+
 HOW_TO_SEE_ALL = "a wider terminal or a pipe to `less -S` shows all"
 
 
@@ -172,7 +175,8 @@ class FittedTable:
         """How narrow a column can be: no word of it broken, and its text still readable."""
         column = self.columns[index]
         if column.whole or column.right:
-            return max([*map(cell_len, column.name.split(" ")), *(_widest(cell.plain) for cell in cells), 1])
+            head = [column.name] if cell_len(column.name) <= UNBROKEN else column.name.split(" ")
+            return max([*map(cell_len, head), *(_widest(cell.plain) for cell in cells), 1])
         pieces = [piece for cell in cells for line in cell.plain.split("\n") for piece in pieces_of(line)]
         pieces += pieces_of(column.name)
         word = max([cell_len(piece.rstrip()) for piece in pieces], default=1)
