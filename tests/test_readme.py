@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.cli import COMMANDS
-from kdcli.commands.init import sample_specs
+from kdcli.commands.samples import sample_specs
 from kdcli.losses import LOSSES
 from tests.recipes import ROOT
 from tests.test_pages import FOLDER, run, told

@@ -123,7 +123,7 @@ def methods(options: MethodsOptions) -> None:
 def docs(options: DocsOptions) -> None:
     """Write the site into a folder that is new, empty, or such a site already; any other raises UsageError."""
     folder = options.folder
-    from kdcli.commands.init import sample_specs, summary_of
+    from kdcli.commands.samples import sample_specs, summary_of
     from kdcli.report.console import write
     from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
 

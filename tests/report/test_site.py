@@ -16,9 +16,9 @@ import pytest
 import typer
 
 from kdcli.cli import COMMANDS, app
-from kdcli.commands.init import sample_specs
 from kdcli.commands.options import DocsOptions
 from kdcli.commands.reference import docs
+from kdcli.commands.samples import sample_specs
 from kdcli.errors import UsageError
 from kdcli.reference.words import argument_names, words
 from kdcli.report.site import INDEX, PAGES, prose, slug, written_pages
