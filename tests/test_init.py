@@ -93,7 +93,9 @@ def test_a_wheel_brings_the_samples_the_pages_and_the_mark_of_its_types(tmp_path
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"kdcli/py.typed", "kdcli/pages/index.md", "kdcli/pages/site.css", "kdcli/pages/site.js"} <= set(names)
+    assert {"kdcli/py.typed", "kdcli/pages/index.md", "kdcli/pages/site.css", "kdcli/pages/site.js"} <= set(
+        names
+    )
     assert any(
         name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
     )
