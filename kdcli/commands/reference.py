@@ -122,11 +122,11 @@ def methods(options: MethodsOptions) -> None:
 
 def docs(options: DocsOptions) -> None:
     """Write the site into a folder that is new, empty, or such a site already; any other raises UsageError."""
-    folder = options.folder
     from kdcli.commands.samples import sample_specs, summary_of
     from kdcli.report.console import write
     from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
 
+    folder = options.folder
     if exists(folder) and not is_folder(folder):
         raise UsageError.of(f"{folder} is a file", "name a folder that is new or empty")
     if is_folder(folder) and entries(folder) and not is_file(folder / INDEX):
@@ -152,7 +152,8 @@ def _usage(name: str, known: Sequence[CommandParameter]) -> str:
     for one in known:
         if one.argument is not None:
             word = one.argument.metavar or one.name.upper()
-            words.append(word if one.default is MISSING or word.startswith("[") else f"[{word}]")
+            word = word if one.default is MISSING or word.startswith("[") else f"[{word}]"
+            words.append(f"{word}..." if one.repeated and not word.endswith("...") else word)
     return " ".join(["kdcli", name, *words, "[OPTIONS]"])
 
 

@@ -93,6 +93,8 @@ def test_a_command_has_all_its_options(site: Path) -> None:
         flags = {flag for one in command.params for flag in one.opts if flag.startswith("--")}
         missing = {flag for flag in flags - {"--help"} if flag not in text}
         assert not missing, (name, missing)
+    train = (site / "commands/train.html").read_text()
+    assert "kdcli train SPEC [KEY=VALUE]... [OPTIONS]" in train
 
 
 @pytest.mark.slow
