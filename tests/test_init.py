@@ -77,7 +77,7 @@ def test_a_copy_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_samples_the_pages_and_the_mark_of_its_types(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("kdcli", "sample_configs"):
@@ -93,7 +93,9 @@ def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "kdcli/py.typed" in names
+    assert {"kdcli/py.typed", "kdcli/pages/index.md", "kdcli/pages/site.css", "kdcli/pages/site.js"} <= set(
+        names
+    )
     assert any(
         name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
     )

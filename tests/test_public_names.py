@@ -111,4 +111,7 @@ def test_kdcli_itself_imports_nothing_and_has_types() -> None:
     assert done.stdout.strip() == "[]"
     package = Path(str(import_module("kdcli").__file__)).parent
     assert (package / "py.typed").read_text() == ""
-    assert 'kdcli = ["py.typed", "reference/*.yaml"]' in (package.parent / "pyproject.toml").read_text()
+    assert (
+        'kdcli = ["py.typed", "reference/*.yaml", "pages/*"]'
+        in (package.parent / "pyproject.toml").read_text()
+    )

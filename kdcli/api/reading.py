@@ -50,11 +50,11 @@ def checked(read: Callable[[], ParsedSpec], plugins: Sequence[str]) -> ParsedSpe
 
 def tell(findings: Sequence[Diagnostic]) -> None:
     """Print findings to standard error."""
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.diagnostics import render
 
     if findings:
-        write(render(findings, colour=wants_colour(sys.stderr)), sys.stderr)
+        write(render(findings, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr)), sys.stderr)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from kdcli.disk import expanded, remove
 from kdcli.errors import Interrupted, KdError, RunError
 from kdcli.failures import doing, with_place
 from kdcli.parallel.interrupts import Interrupts, listening
-from kdcli.records import Evaluation, Finished, Notice, Record
+from kdcli.records import Baseline, Evaluation, Finished, Notice, Record
 from kdcli.spec.in_memory import in_memory
 from kdcli.waiting import say
 
@@ -190,11 +190,13 @@ def train_here(
     report: bool = True,
     named: Sequence[str] | None = None,
     then: str | None = None,
+    baseline: Baseline | None = None,
 ) -> Trained | None:
     """Train in this process, alone or as one of several; None where `options.profile` looks at some steps only.
 
     device: else that of the options, else the spec's. facts: what every process must have been given alike. named: how
-    the user named the spec, for the command shown at the end, or then: what else is shown there. Raises KdError.
+    the user named the spec, for the command shown at the end, or then: what else is shown there. baseline: shown in the
+    last table. Raises KdError.
     """
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
@@ -241,6 +243,7 @@ def train_here(
                 parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
             ),
             write_up=written_up if report else None,
+            baseline=baseline,
         ) as recorder:
             for record in records_of(run, interrupts):
                 trained.take(record)

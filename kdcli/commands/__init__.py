@@ -76,14 +76,14 @@ def _print(error: KdError, traces: bool) -> None:
     from kdcli.parallel.launch import finish_telling, tell_launcher
 
     finish_telling()
-    from kdcli.report.console import wants_colour
+    from kdcli.report.console import screen_width, wants_colour
     from kdcli.report.diagnostics import render
 
     if isinstance(error, Interrupted):
         # Every process of a run stops for the same signal; one says so.
         if not is_first():
             return
-    text = render(error.diagnostics, colour=wants_colour(sys.stderr))
+    text = render(error.diagnostics, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr))
     if traces and not isinstance(error, Interrupted):
         text = tracebacks(error) + "\n" + text
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):

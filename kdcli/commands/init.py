@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,8 @@ _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 
 def init(options: InitOptions) -> None:
     """Print the names of the samples, or copy one, with the files it names, and print where to."""
-    from kdcli.report.console import write
+    from kdcli.report.console import screen_width, write
+    from kdcli.report.reference_text import samples_text
 
     if _is_from(options):
         from kdcli.commands.distill import init_from
@@ -42,9 +44,10 @@ def init(options: InitOptions) -> None:
     samples = sample_specs()
     name = options.name
     if name is None:
-        width = max(len(sample) for sample in samples)
-        lines = [f"{sample:<{width}}  {summary_of(path)}\n" for sample, path in samples.items()]
-        write("".join(lines) + "\nkdcli init NAME [DIR] copies one.\n")
+        shown = samples_text(
+            {sample: summary_of(path) for sample, path in samples.items()}, screen_width(sys.stdout)
+        )
+        write(shown + "\nkdcli init NAME [DIR] copies one.\n")
         return
     key = name.removesuffix(".yaml")
     if key not in samples:

@@ -29,7 +29,7 @@ Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC",
 RunOrSpec = Annotated[str, Argument("A run folder, or the spec of a run.", "RUN|SPEC", "spec")]
 Changes = Annotated[
     tuple[str, ...],
-    Argument("Values to set in the spec.", "[KEY=VALUE]...", "key"),
+    Argument("Values to set in the spec.", "KEY=VALUE", "key"),
     Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE"),
 ]
 Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.")]
@@ -51,6 +51,14 @@ Offline = Annotated[
 WeightKey = Annotated[
     str | None,
     Option("Where in the file of --weights the student lies, a.b, if in no usual place.", metavar="KEY"),
+]
+BaselineRun = Annotated[
+    Path | None,
+    Option(
+        "A run of the same student without a teacher, shown beside the student in the last table.",
+        ("--baseline",),
+        metavar="RUN",
+    ),
 ]
 Traceback = Annotated[
     bool,
@@ -103,6 +111,7 @@ class TrainOptions:
     plugins: Plugins = ()
     quiet: Annotated[bool, Option("Print warnings and the last line only.")] = False
     report: Annotated[bool, Option("Write report.html at the end.")] = True
+    baseline: BaselineRun = None
     profile: Annotated[
         int | None,
         Option(
@@ -137,6 +146,7 @@ class EvalOptions:
     device: Device = None
     plugins: Plugins = ()
     offline: Offline = False
+    baseline: BaselineRun = None
     format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
     save_predictions: Annotated[
         Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
@@ -164,9 +174,7 @@ class CacheOptions:
 class ValidateOptions:
     """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
 
-    specs: Annotated[
-        tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC... [KEY=VALUE]...")
-    ]
+    specs: Annotated[tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC|KEY=VALUE")]
     changes: Annotated[
         tuple[str, ...], Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE")
     ] = ()
@@ -237,6 +245,16 @@ class ExplainOptions:
             complete="word",
         ),
     ] = None
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocsOptions:
+    """Write a site with search that is read without a network: tutorials, keys, codes, losses, commands."""
+
+    folder: Annotated[Path, Argument("Folder to write into; index.html is the first page.", "[DIR]")] = Path(
+        "kdcli-docs"
+    )
     traceback: Traceback = False
 
 

@@ -22,9 +22,12 @@ def evaluate(options: EvalOptions) -> None:
     opened = run_or_spec(options)
     parsed = opened.parsed
     from kdcli.api.measure import measure
+    from kdcli.commands.baseline import baseline_of
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.results_table import eval_text
     from kdcli.tasks.saved_outputs import DetectionOutputs
 
+    baseline = baseline_of(options.baseline, parsed)
     keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
     asked = replace(opened.options, device=options.device or opened.options.device)
     measured, processes = measure(parsed, asked, weights=options.weights, key=options.weight_key, keep=keep)
@@ -32,9 +35,15 @@ def evaluate(options: EvalOptions) -> None:
         for notice in measured.notices:
             sys.stderr.write(f"{notice}\n")
         as_json = options.format == "json"
-        sys.stdout.write(
-            eval_text(measured.networks, "json" if as_json else "text", primary=measured.primary)
+        text = eval_text(
+            measured.networks,
+            "json" if as_json else "text",
+            primary=measured.primary,
+            baseline=baseline,
+            colour=wants_colour(sys.stdout),
+            width=screen_width(sys.stdout),
         )
+        write(text)
 
 
 def report(options: ReportOptions) -> None:
@@ -84,13 +93,13 @@ def _run_folder(options: ReportOptions) -> Path:
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
     from kdcli.report.compare_runs import compare_runs, compare_text, write_plot
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
 
     compared = compare_runs(options.runs)
     if options.picture is not None:
         write_plot(compared, options.picture)
     colour = options.format == "text" and wants_colour(sys.stdout)
-    write(compare_text(compared, options.format, colour=colour))
+    write(compare_text(compared, options.format, colour=colour, width=screen_width(sys.stdout)))
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.api.train import prove_and_warn, train_here
 from kdcli.commands import located, read_checked, run_options
+from kdcli.commands.baseline import baseline_of
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.disk import expanded, is_file
 from kdcli.errors import UsageError
@@ -109,6 +110,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
             *arguments.changes,
             *(word for package in arguments.plugins for word in ("--plugin", package)),
         ],
+        baseline=baseline_of(arguments.baseline, parsed),
     )
 
 

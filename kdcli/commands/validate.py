@@ -21,7 +21,7 @@ def validate(options: ValidateOptions) -> int:
 
     Findings go to standard output; in the format for people the summary of what would run follows.
     """
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.diagnostics import render
 
     specs, changes = files_and_changes(options.specs)
@@ -42,14 +42,17 @@ def validate(options: ValidateOptions) -> int:
         findings += diagnostics
         if plan is not None:
             plans.append(plan)
-    colour = wants_colour(sys.stdout)
-    write(render(findings, options.format, colour=colour))
+    colour, width = wants_colour(sys.stdout), screen_width(sys.stdout)
+    write(render(findings, options.format, colour=colour, width=width))
     wrong = any(d.severity == "error" or options.strict for d in findings)
     if options.format == "text" and not options.quiet:
         from kdcli.report.live.plain_text import plan_text
 
         for plan in plans:
-            write(("\n" if findings or plan is not plans[0] else "") + plan_text(plan, colour=colour))
+            write(
+                ("\n" if findings or plan is not plans[0] else "")
+                + plan_text(plan, colour=colour, width=width)
+            )
         if not wrong:
             write(f"\n{_right(len(specs), len(findings))}\n")
     return UsageError.exit_code if usage else int(wrong)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Alarm, Baseline, Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText
@@ -27,6 +27,7 @@ class Recorder:
 
     spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
     on disk, before the training's last line is shown. then: what comes next, else the command that evaluates it.
+    baseline: shown in the last table.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Recorder:
         loggers: Loggers,
         write_up: WriteUp | None = None,
         then: str | None = None,
+        baseline: Baseline | None = None,
     ) -> None:
-        self._terminal = Terminal(spec=spec, quiet=quiet, then=then)
+        self._terminal = Terminal(spec=spec, quiet=quiet, then=then, baseline=baseline)
+        self._baseline = baseline
         self._paths = (metrics, log)
         self._loggers = loggers
         self._write_up = write_up
@@ -50,7 +53,7 @@ class Recorder:
         with ExitStack() as stack:
             stack.enter_context(self._terminal)
             self._metrics = stack.enter_context(MetricsWriter(self._paths[0]))
-            self._log = stack.enter_context(TrainLog(self._paths[1]))
+            self._log = stack.enter_context(TrainLog(self._paths[1], baseline=self._baseline))
             stack.callback(lambda: self._show_all(self._loggers.close()))
             self._show_all(self._loggers.load())
             self._stack = stack.pop_all()
@@ -103,13 +106,18 @@ class Terminal:
         live: bool | None = None,
         then: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        baseline: Baseline | None = None,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._spec, self._then = spec, then
         self._quiet = quiet
-        self._lines = PlainText(clock)
+        self._lines = PlainText(clock, baseline=baseline)
         live = is_terminal(self._stream) if live is None else live
-        self._screen = LiveScreen(self._stream, width=width, clock=clock) if live and not quiet else None
+        self._screen = (
+            LiveScreen(self._stream, width=width, clock=clock, baseline=baseline)
+            if live and not quiet
+            else None
+        )
         self._gone = False
 
     def __enter__(self) -> Self:
