@@ -288,13 +288,15 @@ RUN: dict[str, Explanation] = {
     "KD761": Explanation(
         "export that answers otherwise",
         "The file was read back and what it answers (logits, or boxes and scores) differs from the student's"
-        " by more than rounding explains, so it was removed: a wrong file is worse than none.",
+        " by more than rounding explains (a share of the largest value), so it was removed: a wrong file is worse than"
+        " none.",
         "kdcli export runs/digits_kd --format torch-export, or allow more: --tolerance 1e-3",
     ),
     "KD762": Explanation(
         "student that cannot be exported",
         "Exporting follows the forward pass with symbols for values; a forward that branches on values, or"
-        " turns a tensor into a Python number, can't be followed.",
+        " turns a tensor into a Python number, can't be followed. Some that can be followed have an operation that"
+        " torch can't write as ONNX; the message says which of the two it is.",
         "wrong: if x.max() > 1: x = x / 255\nright: x = torch.where(x.amax() > 1, x / 255, x)",
     ),
     "KD763": Explanation(

@@ -65,7 +65,7 @@ def exported_text(done: Exported) -> str:
         ("size", size(done.bytes)),
         (
             "largest difference",
-            f"{done.proof.difference:.3g} in the {what} of {images}{alone}, read back from the file",
+            f"{done.proof.difference:.3g} ({done.proof.share:.1g} of the largest value) in the {what} of {images}{alone}, read back from the file",
         ),
         ("latency, one image", f"{done.latency_ms:.2f} ms ({done.runner}); {eager}"),
     ]

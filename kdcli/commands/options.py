@@ -351,7 +351,7 @@ class ExportOptions:
     tolerance: Annotated[
         float,
         Option(
-            "Largest difference allowed between the file's outputs and the student's; relative for values above 1."
+            "Largest difference allowed between the file's outputs and the student's, as a share of the largest."
         ),
     ] = 1e-4
     input_size: Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,8 +76,7 @@ def export(
     """Write the student of a run; nothing lies at `output` unless the file was proved to give the same outputs.
 
     output: else <run folder>/<name><suffix>. weights: else the run's best, else its last. key: where in that
-    file they lie. tolerance: of
-    |difference| / max(1, |value|). size: height and width of a detector's input, else what holds the first
+    file they lie. tolerance: see prove. size: height and width of a detector's input, else what holds the first
     test images. Raises UsageError for an unknown format or a wrong size, RunError KD760 (a library is
     missing), KD761 (it answers otherwise), KD762 (it can't be exported), KD763 (a detector that no graph
     can be made of).
@@ -233,9 +234,13 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """The largest difference of any value; for boxes how many there were, and how many had no counterpart."""
+    """The largest difference of any value, and as a share of the largest value beside it.
+
+    boxes: how many there were; alone: how many of them had no counterpart.
+    """
 
     difference: float
+    share: float
     boxes: int | None = None
     alone: int = 0
 
@@ -243,10 +248,10 @@ class Proof:
 def prove(student: Portable, answer: Answer, inputs: Tensors, tolerance: float) -> Proof:
     """Compare over the whole batch and over one image alone.
 
-    Raises RunError KD761 beyond the tolerance of |difference| / max(1, |value|), or where there is nothing
-    to compare.
+    Raises RunError KD761 where an output differs by more than the tolerance times its largest value, or where
+    there is nothing to compare.
     """
-    largest, alone = 0.0, 0
+    largest, share, alone = 0.0, 0.0, 0
     boxes: int | None = None
     for batch in (inputs, tuple(value[:1] for value in inputs)):
         with torch.inference_mode():
@@ -256,32 +261,42 @@ def prove(student: Portable, answer: Answer, inputs: Tensors, tolerance: float) 
         if compared.boxes is not None:
             boxes, alone = max(boxes or 0, compared.boxes), max(alone, compared.alone)
         for name, one, other in compared.pairs:
-            largest = max(largest, _gap(name, one, other, tolerance))
+            gap = _gap(name, one, other, tolerance)
+            largest, share = max(largest, gap[0]), max(share, gap[1])
     if boxes == 0:
         raise RunError.of(
             "KD761",
             f"the student finds no box in {len(inputs[0])} images, so nothing can be proved; no file is left",
             "export a trained detector, on test images that show something",
         )
-    return Proof(difference=largest, boxes=boxes, alone=alone)
+    return Proof(difference=largest, share=share, boxes=boxes, alone=alone)
 
 
-def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> float:
+SMALLEST_OUTPUT = 0.01
+"""Outputs that are all smaller are compared as if the largest were this: the rounding within a network, whose values
+are about 1, does not become smaller with them."""
+
+
+def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> tuple[float, float]:
+    """The largest difference, and its share of the largest value."""
     if found.shape != expected.shape:
         shapes = f"{list(found.shape)} instead of {list(expected.shape)}"
         raise RunError.of("KD761", f"the exported file gives {name} {shapes}; no file is left")
     if expected.numel() == 0:
-        return 0.0
-    gap = (found - expected).abs()
-    worst = float((gap / expected.abs().clamp_min(1.0)).max())
-    if not worst <= tolerance:
+        return 0.0, 0.0
+    gap, size = float((found - expected).abs().max()), float(expected.abs().max())
+    share = gap / max(size, SMALLEST_OUTPUT)
+    if not math.isfinite(size):
+        message = f"the student's {name} are not finite, so nothing can be proved; no file is left"
+        raise RunError.of("KD761", message, "export weights whose outputs are numbers: did the training diverge?")
+    if not share <= tolerance:
         raise RunError.of(
             "KD761",
-            f"the exported file answers otherwise: {name} differ by up to {float(gap.max()):.3g}, "
-            f"more than the tolerance {tolerance:g}; no file is left",
+            f"the exported file answers otherwise: {name} of up to {size:.3g} differ by up to {gap:.3g}, "
+            f"{share:.2g} of that where the tolerance is {tolerance:g}; no file is left",
             "try another format, or allow more with `--tolerance`",
         )
-    return float(gap.max())
+    return gap, share
 
 
 @contextmanager
@@ -294,9 +309,30 @@ def _as_run_error(path: Path, format: str) -> Iterator[None]:
     except OSError as error:
         raise disk_error(path, error) from error
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise RunError.of(
-            "KD762",
-            f"the student can't be exported to {format}: {type(error).__name__}: {reason[:300]}",
-            "its forward must be traceable: no branch on values, no Python number made of a tensor",
-        ) from error
+        raise not_exported(error, format) from error
+
+
+LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+), in')
+
+
+def not_exported(error: Exception, format: str) -> RunError:
+    """KD762 for what an exporter raised: the first cause, the line of the network it is about, what to do.
+
+    torch's ONNX exporter wraps its reasons in pages; of these the innermost exception says what is wrong.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    lines = LINE_OF_CODE.findall(str(error))
+    place = f" (at {lines[-1][0]}:{lines[-1][1]})" if lines else ""
+    written = type(error).__module__.startswith("torch.onnx") and type(error).__name__ != "TorchExportError"
+    return RunError.of(
+        "KD762",
+        f"the student can't be exported to {format}: {type(cause).__name__}: {reason}{place}",
+        "its forward could be followed, but torch's exporter can't write it as ONNX: take "
+        "`--format torch-export` or `--format safetensors`"
+        if written
+        else "its forward must be traceable: no branch on values, no Python number made of a tensor; "
+        "`--format safetensors` needs no trace",
+    )
