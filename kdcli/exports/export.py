@@ -292,8 +292,8 @@ def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> tuple[
     if not share <= tolerance:
         raise RunError.of(
             "KD761",
-            f"the exported file answers otherwise: {name} of up to {size:.3g} differ by up to {gap:.3g}, "
-            f"{share:.2g} of that where the tolerance is {tolerance:g}; no file is left",
+            f"the exported file answers otherwise: {name} differ by up to {gap:.3g}, {share:.2g} of the largest "
+            f"value ({size:.3g}), and the tolerance is {tolerance:g}; no file is left",
             "try another format, or allow more with `--tolerance`",
         )
     return gap, share
