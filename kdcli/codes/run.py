@@ -311,6 +311,29 @@ RUN: dict[str, Explanation] = {
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
     ),
+    "KD880": Explanation(
+        "file that does not say how it is used",
+        "`kdcli predict` asks a file alone how images become its input, which outputs it has and, of weights, which"
+        " network they are of: its metadata say so since 0.4. Guessing would give wrong answers without a word.",
+        "kdcli predict runs/digits_kd a.png, or: kdcli export runs/digits_kd, then predict with the new file",
+    ),
+    "KD881": Explanation(
+        "no student to ask",
+        "`kdcli predict` reads a run folder, the spec of a run, or what `kdcli export` wrote: .safetensors, .onnx,"
+        " .pt2. A .pth file has no metadata: name the run, and the file with `--weights`.",
+        "wrong: kdcli predict student.pth a.png\nright: kdcli predict runs/digits_kd --weights student.pth a.png",
+    ),
+    "KD882": Explanation(
+        "image without an answer",
+        "The file is not there, no image, damaged, or does not fit the student's transforms. The other images are"
+        " answered all the same, and the exit code is 1.",
+        "kdcli predict runs/digits_kd photos/",
+    ),
+    "KD883": Explanation(
+        "nothing to predict",
+        "A folder or a pattern stands for the images that it has, and it has none.",
+        "wrong: kdcli predict runs/digits_kd 'photos/*.jpgg'\nright: kdcli predict runs/digits_kd 'photos/*.jpg'",
+    ),
     "KD770": Explanation(
         "run folder in use",
         "One run writes to a folder at a time: with two, checkpoints would be mixed and one run's results lost. `.lock`"

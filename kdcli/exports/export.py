@@ -16,19 +16,26 @@ from torch import Tensor
 
 from kdcli import __version__
 from kdcli.analysis.comparison import latency_ms
-from kdcli.analysis.evaluated_networks import rebuild, require_weights, stated_by_student, student_of
+from kdcli.analysis.evaluated_networks import (
+    EvaluatedNetwork,
+    rebuild,
+    require_weights,
+    stated_by_student,
+    student_of,
+)
 from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
 from kdcli.exports import EXPORTS
 from kdcli.exports.format import Answer, Format
+from kdcli.exports.safetensors import loading_lines
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.parse import ParsedSpec
 from kdcli.tasks.task import Deployment, Portable, Task, Tensors
 from kdcli.training.build import build_data, run_root
-from kdcli.training.checkpoint import training_metadata
+from kdcli.training.checkpoint import how_to_run, training_metadata
 from kdcli.training.join_jobs import first_samples, stated_layouts
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import RunFolder
@@ -45,7 +52,8 @@ OF_TRAINING = ("step", "metrics", "ema")
 class Exported:
     """The result of an export. proof: over `images`, between the file and the student in torch.
 
-    latencies: milliseconds of one image on the CPU, of the file (in `runner`) and of the eager student.
+    latencies: milliseconds of one image on the CPU, of the file (in `runner`) and of the eager student. loaded_by:
+    lines of Python that read weights into their network without kdcli, where there are some.
     """
 
     path: Path
@@ -59,6 +67,7 @@ class Exported:
     eager_latency_ms: float
     metadata: Mapping[str, str]
     source: str
+    loaded_by: tuple[str, ...] = ()
 
 
 def export(
@@ -90,29 +99,22 @@ def export(
     require_weights(parsed, weights)
     sample = sample_for(sides, deploy, parsed, weights, size)
     contender, _ = student_of(sides.task, parsed, options, weights, sample.batch, sample.facts, key=key)
-    assert contender.source is not None
-
-    def portable(net: Network | DeployedStudent) -> Portable:
-        if contender.answers:
-            return deploy.portable(parsed.spec, net)
-        return deploy.backbone(parsed.spec, net, contender.untrained, stated_layouts(parsed.spec, None))
-
-    student = portable(contender.net)
+    student = portable(parsed, deploy, contender, contender.net)
     if maker.is_graph and not student.followed:
         raise RunError.of(
             "KD763",
             f"no graph is known for the modules that make this detector's boxes, so it has no {format} file",
             "take `--format safetensors`",
         )
-    student.warm_up(*sample.inputs)
-    metadata = metadata_of(student, sample, contender.source, spec_hash or parsed.hash())
+    metadata = metadata_of(parsed, sides.task, contender, student, sample)
+    metadata["spec_hash"] = spec_hash or parsed.hash()
     chosen = output or run_root(parsed) / f"{real_path(run_root(parsed)).name}{maker.suffix}"
     sweep_temporary(run_root(parsed))
     with _as_run_error(chosen, format):
         with written_beside(chosen) as beside:
             maker.write(student, sample.inputs, beside, metadata)
             fresh, _ = rebuild(sides.task, parsed.spec, options, first_samples(sample.batch), sample.facts)
-            answer = maker.read(beside, portable(fresh).warm_up(*sample.inputs))
+            answer = maker.read(beside, portable(parsed, deploy, contender, fresh).warm_up(*sample.inputs))
             proof = prove(student, answer, sample.inputs, tolerance)
             one = tuple(value[:1].clone() for value in sample.inputs)
             latencies = (
@@ -132,7 +134,19 @@ def export(
         eager_latency_ms=latencies[1],
         metadata=metadata,
         source=str(contender.source),
+        loaded_by=()
+        if maker.is_graph
+        else loading_lines(parsed.spec.net, contender.net, chosen, student.state()),
     )
+
+
+def portable(
+    parsed: ParsedSpec, deploy: Deployment, contender: EvaluatedNetwork, net: Network | DeployedStudent
+) -> Portable:
+    """The student as one function of tensors; net: its own network, or another with random weights."""
+    if contender.answers:
+        return deploy.portable(net, aligned=parsed.spec.runtime.aligned)
+    return deploy.backbone(parsed.spec, net, contender.untrained, stated_layouts(parsed.spec, None))
 
 
 def deployment_of(task: Task, size: tuple[int, int] | None) -> Deployment:
@@ -165,10 +179,13 @@ def sample_for(
     parsed: ParsedSpec,
     weights: Path | None,
     size: tuple[int, int] | None,
+    *,
+    made_up_size: tuple[int, int] | None = None,
 ) -> Sample:
     """At least two images of the test data. size: height and width of the input, where the user says it.
 
-    Raises UsageError where the size is smaller than the images.
+    made_up_size: those of a detector's made-up images, where the data can't be read and any size does. Raises
+    UsageError where the size is smaller than the images.
     """
     batches: list[Mapping[str, Any]] = []
     try:
@@ -179,7 +196,7 @@ def sample_for(
     real = bool(batches)
     if not real:
         facts = _remembered(parsed, weights)
-        batches = deploy.made_up(parsed.spec, facts, size)
+        batches = deploy.made_up(parsed.spec, facts, size or made_up_size)
     return Sample(batch=batches[0], inputs=deploy.inputs(batches, size), facts=facts, real=real)
 
 
@@ -215,12 +232,16 @@ def _remembered(parsed: ParsedSpec, weights: Path | None) -> DataFacts:
     return facts
 
 
-def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str) -> dict[str, str]:
-    """The metadata that whoever runs the file needs; every value but text is JSON."""
+def metadata_of(
+    parsed: ParsedSpec, task: Task, contender: EvaluatedNetwork, student: Portable, sample: Sample
+) -> dict[str, str]:
+    """The metadata that whoever runs the file needs; every value but text is JSON. Runs the student once."""
     facts = sample.facts
+    said = how_to_run(parsed.spec, contender.net, task.name)
+    student.warm_up(*sample.inputs)
     metadata = {
         "kdcli": __version__,
-        "spec_hash": spec_hash,
+        "spec_hash": parsed.hash(),
         "inputs": json.dumps(student.inputs),
         "outputs": json.dumps(student.outputs),
         "input_shape": json.dumps(list(sample.inputs[0].shape[1:])),
@@ -228,8 +249,9 @@ def metadata_of(student: Portable, sample: Sample, source: Path, spec_hash: str)
         "std": json.dumps(facts.std),
         "class_names": json.dumps(student.class_names(facts)),
     }
-    known = training_metadata(source)
-    return {**metadata, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
+    assert contender.source is not None
+    known = training_metadata(contender.source)
+    return {**metadata, **said, **student.says, **{key: known[key] for key in OF_TRAINING if key in known}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +310,9 @@ def _gap(name: str, expected: Tensor, found: Tensor, tolerance: float) -> tuple[
     share = gap / max(size, SMALLEST_OUTPUT)
     if not math.isfinite(size):
         message = f"the student's {name} are not finite, so nothing can be proved; no file is left"
-        raise RunError.of("KD761", message, "export weights whose outputs are numbers: did the training diverge?")
+        raise RunError.of(
+            "KD761", message, "export weights whose outputs are numbers: did the training diverge?"
+        )
     if not share <= tolerance:
         raise RunError.of(
             "KD761",
