@@ -22,7 +22,9 @@ def preprocessed(file, preprocess):
             short = min(width, height)
             wide, high = (int(size[0] * side / short) for side in (width, height))
             high, wide = (high, wide) if len(size) == 1 else map(int, size)
-            pixels = pixels.resize((wide, high), Image.Resampling[kwargs["interpolation"].upper()])
+            how = Image.Resampling[kwargs["interpolation"].upper()]
+            # In two steps, across first as torch does: Pillow would choose the order by size.
+            pixels = pixels.resize((wide, height), how).resize((wide, high), how)
         elif kind in ("torch_center_crop", "CenterCrop"):
             left, top = (round((a - b) / 2) for a, b in zip(pixels.size, size[[-1, 0]], strict=True))
             pixels = pixels.crop((left, top, left + int(size[-1]), top + int(size[0])))

@@ -323,9 +323,10 @@ def _of_weights(
             "name the run folder, or export it: `kdcli export RUN --format onnx`",
         )
     modules = [ModuleSpec.model_validate(one) for one in json.loads(metadata["net"])]
-    net = build_network(modules, path=("net",), plugins=plugins).eval()
+    aligned = bool(json.loads(metadata.get("aligned", "true")))
+    net = build_network(modules, path=("net",), plugins=plugins, aligned=aligned).eval()
     load_weights(net, path)
     task: Task = TASKS[metadata["task"]].target.load()()
     assert task.deploy is not None
-    student = task.deploy.portable(net, aligned=bool(json.loads(metadata.get("aligned", "true"))))
+    student = task.deploy.portable(net, aligned=aligned)
     return _eager(student), {**metadata, "outputs": json.dumps(student.outputs)}
