@@ -12,7 +12,7 @@ import torch
 from kdcli import __version__
 from kdcli.exports.predict import Prediction
 from kdcli.report.console import as_text, table
-from kdcli.tasks.detection.outputs import side_by_side
+from kdcli.tasks.pictures import side_by_side
 from kdcli.tasks.saved_outputs import unwritable
 
 SHOWN = 4
