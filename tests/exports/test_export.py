@@ -283,8 +283,8 @@ def test_what_an_exporter_raises_is_told_by_its_first_cause() -> None:
 LOADED = (
     ("torchvision.shufflenet_v2_x0_5", {"num_classes": 4, "weights": None}),
     ("cifar_resnet8", {"num_classes": 4, "in_channels": 1, "widths": [2, 2, 4, 4]}),
-    ("timm.resnet10t", {"num_classes": 4, "pretrained": False}),
-    ("torchvision.ssdlite320_mobilenet_v3_large", {"num_classes": 4}),
+    pytest.param("timm.resnet10t", {"num_classes": 4, "pretrained": False}, marks=pytest.mark.slow),
+    pytest.param("torchvision.ssdlite320_mobilenet_v3_large", {"num_classes": 4}, marks=pytest.mark.slow),
 )
 
 

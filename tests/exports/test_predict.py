@@ -104,6 +104,7 @@ def exported(root: Path, format: str, output: Path) -> Path:
     return export(opened.parsed, opened.options, format, output).path
 
 
+@pytest.mark.slow
 def test_a_run_answers_its_test_images_as_eval_measures_them(root: Path) -> None:
     files = image_files([str(root / "test")])
     assert len(files) == 27
@@ -114,6 +115,7 @@ def test_a_run_answers_its_test_images_as_eval_measures_them(root: Path) -> None
         assert [share for _, _, share in one.classes] == sorted((s for _, _, s in one.classes), reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format",
     [
@@ -135,6 +137,7 @@ def test_a_file_alone_answers_as_its_run(root: Path, format: str, tmp_path: Path
         assert mine.classes[0][2] == pytest.approx(other.classes[0][2], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_runs_own_student_file_is_one_too(root: Path) -> None:
     files = image_files([str(root / "test")])
     answered = list(predictor_of_file(root / "run/student_best.safetensors").predictions(files))
@@ -154,6 +157,7 @@ def test_the_documented_lines_give_evals_figure(root: Path, tmp_path: Path, caps
     assert len(lines) == 27 and 100.0 * right / 27 == pytest.approx(measured(root), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_documented_lines_make_the_pixels_that_kdcli_makes(root: Path) -> None:
     pytest.importorskip("onnxruntime")
     run_onnx = runpy.run_path(str(SAMPLES / "run_onnx.py"))
@@ -173,6 +177,7 @@ def options(spec: Path | str, *images: Path | str, **more: Any) -> PredictOption
     return PredictOptions(spec=str(spec), images=tuple(map(str, images)), **more)
 
 
+@pytest.mark.slow
 def test_what_can_not_be_read_is_named_and_the_rest_answered(root: Path, tmp_path: Path, capsys: Any) -> None:
     good, bad = root / "test/dark/0.png", tmp_path / "bad.png"
     bad.write_bytes(b"no image")
@@ -191,6 +196,7 @@ def test_what_can_not_be_read_is_named_and_the_rest_answered(root: Path, tmp_pat
     assert document["kind"] == "classes" and len(document["images"][1]["classes"]) == 3
 
 
+@pytest.mark.slow
 def test_top_table_and_pictures(root: Path, tmp_path: Path, capsys: Any) -> None:
     predict(
         options(
@@ -204,8 +210,12 @@ def test_top_table_and_pictures(root: Path, tmp_path: Path, capsys: Any) -> None
         assert picture.size[0] > 100
 
 
-def test_folders_and_patterns(root: Path, tmp_path: Path) -> None:
-    assert image_files([str(root / "test/dark/*.png")]) == image_files([str(root / "test/dark")])
+def test_folders_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "dark").mkdir()
+    for name in ("1.png", "0.png", "notes.txt"):
+        (tmp_path / "dark" / name).write_bytes(b"")
+    named = [tmp_path / "dark/0.png", tmp_path / "dark/1.png"]
+    assert image_files([str(tmp_path / "dark/*.png")]) == image_files([str(tmp_path)]) == named
     (tmp_path / "a[1].png").write_bytes(b"")
     assert image_files([str(tmp_path / "a[1].png")]) == [
         tmp_path / "a[1].png"
@@ -216,6 +226,7 @@ def test_folders_and_patterns(root: Path, tmp_path: Path) -> None:
     assert [found.code for found in caught.value.diagnostics] == ["KD883", "KD883"]
 
 
+@pytest.mark.slow
 def test_files_that_do_not_say_enough(root: Path, tmp_path: Path) -> None:
     save_file(load_file(root / "run/student.safetensors"), tmp_path / "bare.safetensors")
     (tmp_path / "half.onnx").write_bytes(b"half")
@@ -238,6 +249,7 @@ def test_files_that_do_not_say_enough(root: Path, tmp_path: Path) -> None:
         predict(options(root / "run"))
 
 
+@pytest.mark.slow
 def test_a_student_without_a_head_gives_the_pooled_vector(tmp_path: Path, capsys: Any) -> None:
     train_all(spec_of(FEATURES_ALONE, f"saver.save_dir={tmp_path / 'run'}", "trainer.max_epoch=1"))
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
