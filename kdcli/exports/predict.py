@@ -241,7 +241,7 @@ def predictor_of_file(path: Path, plugins: Sequence[str] = ()) -> Predictor:
         raise RunError.of(
             "KD880",
             f"`{path}` says nothing of {_in_words(lacking)}",
-            "name the run folder that it comes from, or export it again from there: kdcli before 0.4 did not write it",
+            "name the run folder that it comes from, or export it again from there: an older kdcli did not write it",
         )
     preprocess = Preprocessing(json.loads(metadata["preprocess"]), plugins)
     size: tuple[int, int] | None = None
