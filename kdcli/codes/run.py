@@ -314,7 +314,8 @@ RUN: dict[str, Explanation] = {
     "KD880": Explanation(
         "file that does not say how it is used",
         "`kdcli predict` asks a file alone how images become its input, which outputs it has and, of weights, which"
-        " network they are of: its metadata say so, unless an older kdcli wrote it. Guessing would give wrong answers without a word.",
+        " network they are of: its metadata say so, unless an older kdcli wrote it. Guessing would give wrong answers"
+        " without a word.",
         "kdcli predict runs/digits_kd a.png, or: kdcli export runs/digits_kd, then predict with the new file",
     ),
     "KD881": Explanation(
