@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[type, Target]] = {
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),
     "compare": (options.CompareOptions, Target("kdcli.commands.report:compare")),
     "export": (options.ExportOptions, Target("kdcli.commands.export:export")),
+    "predict": (options.PredictOptions, Target("kdcli.commands.predict:predict")),
     "init": (options.InitOptions, Target("kdcli.commands.init:init")),
     "doctor": (options.DoctorOptions, Target("kdcli.commands.reference:doctor")),
 }

@@ -20,7 +20,7 @@ from kdcli.errors import Interrupted, KdError, RunError, UsageError
 from kdcli.failures import failure, keep_tracebacks, tracebacks
 
 if TYPE_CHECKING:
-    from kdcli.commands.options import EvalOptions, ExportOptions
+    from kdcli.commands.options import EvalOptions, ExportOptions, PredictOptions
     from kdcli.models.fetching import Shown
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import RunOptions
@@ -99,7 +99,7 @@ class Opened:
     spec_hash: str
 
 
-def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
+def run_or_spec(options: EvalOptions | ExportOptions | PredictOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.run_folder import reopen
 
@@ -107,13 +107,13 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
         message = "`--weight-key` says where in a file the weights lie, but there is no `--weights`"
         raise UsageError.of(message, "add `--weights FILE`")
     if options.spec != "-" and is_folder(options.spec):
-        if options.changes:
+        if getattr(options, "changes", ()):
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
         device = getattr(options, "device", None)
         run = reopen(Path(options.spec), device=device, plugins=options.plugins)
         options_of_run = replace(run.options, shown=_downloads(options))
         return Opened(parsed=run.parsed, options=options_of_run, spec_hash=run.spec_hash)
-    parsed = read_checked(options.spec, options.changes, options.plugins)
+    parsed = read_checked(options.spec, getattr(options, "changes", ()), options.plugins)
     return Opened(parsed=parsed, options=run_options(options, parsed), spec_hash=parsed.hash())
 
 

@@ -369,7 +369,7 @@ class ExportOptions:
     tolerance: Annotated[
         float,
         Option(
-            "Largest difference allowed between the file's outputs and the student's; relative for values above 1."
+            "Largest difference allowed between the file's outputs and the student's, as a share of the largest."
         ),
     ] = 1e-4
     input_size: Annotated[
@@ -425,6 +425,35 @@ class DistillOptions:
     plugins: Plugins = ()
     offline: Offline = False
     quiet: Annotated[bool, Option("Print warnings and the last lines only.")] = False
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """Ask a student about image files: classes with their probability, or boxes; from a run or an exported file."""
+
+    spec: Annotated[
+        str, Argument("A run folder, its spec, or a file: .safetensors, .onnx, .pt2.", "RUN|FILE", "spec")
+    ]
+    images: Annotated[
+        tuple[str, ...], Argument("Image files, folders of them, or patterns: 'photos/*.jpg'.", "IMAGE...")
+    ] = ()
+    top: Annotated[
+        int | None,
+        Option(
+            "How many classes of each image; else 3. Of a detector: boxes; else all.", metavar="K", minimum=1
+        ),
+    ] = None
+    min_score: Annotated[
+        float, Option("Detectors only: leave out boxes with a lower score.", metavar="SCORE")
+    ] = 0.3
+    format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
+    pictures: Annotated[
+        Path | None, Option("Draw each image with its boxes, or its class, into this folder.", metavar="DIR")
+    ] = None
+    weights: Weights = None
+    weight_key: WeightKey = None
+    plugins: Plugins = ()
     traceback: Traceback = False
 
 

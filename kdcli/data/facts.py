@@ -117,6 +117,11 @@ def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
     return facts, shape
 
 
+def source_channels(part: DataPart) -> int | None:
+    """Channels of an image before its transforms; None where only the files tell."""
+    return _dataset(part, False)[1][0]
+
+
 def with_classes_of(train: DataFacts, test: DataFacts) -> DataFacts:
     """The training data's facts; the classes are the test data's where the training data has no labels."""
     if train.labels != "none":
