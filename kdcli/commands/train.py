@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.commands import located, read_checked, run_options
@@ -156,7 +157,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
             return
         report = partial(write_up, parsed, run.options, run.folder.root, processes.device)
         logged = LoggedRun(
-            name=run.name,
+            name=logged_name(run.name, run.folder.root),
             run_dir=run.folder.root,
             spec=resolved_data(parsed.spec),
             spec_text=parsed.resolved_yaml(),
@@ -178,6 +179,11 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         ) as recorder:
             for record in records_of(run, interrupts):
                 recorder.take(record)
+
+
+def logged_name(name: str, root: Path) -> str:
+    """What loggers call a run: its name, and its folder's where that is another, so that runs of one spec differ."""
+    return name if root.name == name else f"{name}/{root.name}"
 
 
 def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict[str, object]:

@@ -488,7 +488,7 @@ def _generic(node: ast.Subscript) -> Json:
     if name == "Literal":
         return {"enum": [ast.literal_eval(part) for part in parts]}
     if name in LISTS:
-        items = [annotation_schema(part) for part in parts if not _is_ellipsis(part)]
+        items = [annotation_schema(part) for part in parts if ast.unparse(part) != "..."]
         return {"type": "array", "items": items if any(item != items[0] for item in items) else items[0]}
     if name in MAPPINGS:
         return {"type": "object"}
@@ -502,7 +502,3 @@ def _generic(node: ast.Subscript) -> Json:
         told = {key: getattr(bounds, bound, None) for key, bound in RANGE_FIELDS.items()}
         return {**annotation_schema(parts[0]), **{k: v for k, v in told.items() if v is not None}}
     return {}
-
-
-def _is_ellipsis(part: ast.expr) -> bool:
-    return isinstance(part, ast.Constant) and part.value is Ellipsis
