@@ -82,7 +82,7 @@ def _of_run(path: Path, parsed: ParsedSpec) -> Baseline:
 
 def recorded_baseline(parsed: ParsedSpec) -> Baseline | None:
     """What is recorded of the student alone where the spec is a sample, but for seed, device and folders; else None."""
-    from kdcli.commands.init import sample_specs
+    from kdcli.commands.samples import sample_specs
     from kdcli.spec.parse import read, resolved_data
 
     if parsed.spec.mimic is None or parsed.spec.dataset.train.dataset.type not in ("digits", "fashion_mnist"):

@@ -291,7 +291,7 @@ def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pyte
 
 
 def test_validate_finds_an_unknown_logger() -> None:
-    from kdcli.commands.init import sample_specs
+    from kdcli.commands.samples import sample_specs
     from kdcli.commands.validate import examine
 
     found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"])
@@ -300,7 +300,7 @@ def test_validate_finds_an_unknown_logger() -> None:
 
 
 def test_runs_of_one_spec_have_names_of_their_own() -> None:
-    from kdcli.commands.train import logged_name
+    from kdcli.api.train import logged_name
 
     assert logged_name("digits_kd", Path("runs/digits_kd")) == "digits_kd"
     assert logged_name("digits_kd", Path("sweep/lr_0.1")) == "digits_kd/lr_0.1"
