@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.commands.baseline import RECORDED, baseline_of, recorded_baseline
-from kdcli.commands.init import sample_specs
+from kdcli.commands.samples import sample_specs
 from kdcli.errors import KdError, RunError
 from kdcli.records import Baseline, Finished
 from kdcli.report.console import as_text

@@ -227,7 +227,7 @@ def train_here(
                 trained.take(record)
             return trained
         logged = LoggedRun(
-            name=run.name,
+            name=logged_name(run.name, run.folder.root),
             run_dir=run.folder.root,
             spec=resolved_data(parsed.spec),
             spec_text=parsed.resolved_yaml(),
@@ -249,6 +249,11 @@ def train_here(
                 trained.take(record)
                 recorder.take(record)
         return trained
+
+
+def logged_name(name: str, root: Path) -> str:
+    """What loggers call a run: its name, and its folder's where that is another, so that runs of one spec differ."""
+    return name if root.name == name else f"{name}/{root.name}"
 
 
 def prove_and_warn(

@@ -42,6 +42,10 @@ SHOWN: dict[str, tuple[str, str]] = {
     ),
     "init": (WORK, "kdcli init demo"),
     "make-data": (WORK, "kdcli make-data stamp-scenes data/scenes --task detection"),
+    "distill": (
+        WORK,
+        "kdcli distill --teacher t.pth@torchvision.resnet18 --student torchvision.mobilenet_v2 --data images",
+    ),
     "validate": (WORK, "kdcli validate demo.yaml trainer.max_epoch=10"),
     "train": (WORK, "kdcli train demo.yaml trainer.max_epoch=10 --device cpu"),
     "cache": (WORK, "kdcli cache fashion_kd_cached.yaml"),
@@ -86,7 +90,8 @@ def kdcli(
     """Distil vision models from a YAML spec."""
 
 
-for name, (panel, example) in SHOWN.items():
+for name in (*SHOWN, *(name for name in COMMANDS if name not in SHOWN)):
+    panel, example = SHOWN.get(name, (WORK, f"kdcli {name} --help"))
     app.command(name=name, cls=Command, rich_help_panel=panel, epilog=f"Example: {example}")(
         command_of(*COMMANDS[name])
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from kdcli.api.train import prove_and_warn, train_here
 from kdcli.commands import located, read_checked, run_options
-from kdcli.commands.baseline import baseline_of
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
 from kdcli.disk import expanded, is_file
 from kdcli.errors import UsageError
@@ -97,6 +96,8 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int, *
 
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
+    from kdcli.commands.baseline import baseline_of
+
     train_here(
         parsed,
         options_of(arguments, parsed, again=started_again()),
@@ -105,6 +106,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         facts=facts_of(parsed, arguments),
         quiet=arguments.quiet,
         report=arguments.report,
+        baseline=baseline_of(arguments.baseline, parsed),
         named=[
             arguments.spec,
             *arguments.changes,

@@ -114,15 +114,11 @@ def json_schema(known: Tables | None = None) -> Json:
     definitions["Dataset"]["properties"] |= {
         key: definitions["DataPart"]["properties"][key] for key in ("batch_sampler", "dataloader")
     }
-    named: Json = {"anyOf": [{"enum": list(LOGGER_NAMES)}, {"type": "string", "pattern": OWN}]}
-    loggers = definitions["Trainer"]["properties"]
-    loggers["loggers"] = _said(
-        schema.Trainer,
-        "loggers",
-        {"anyOf": [{"type": "array", "items": named}, *named["anyOf"]], "default": []},
-    )
-    hook = definitions["Hook"]["properties"]
-    hook["type"] = _said(schema.Hook, "type", {"enum": sorted({*known.hooks, *HOOKS, CLIPPER})})
+    named = _names_or_own(LOGGER_NAMES)
+    many: Json = {"anyOf": [{"type": "array", "items": named}, *named["anyOf"]], "default": []}
+    definitions["Trainer"]["properties"]["loggers"] = _said(schema.Trainer, "loggers", many)
+    hooks = {"enum": sorted({*known.hooks, *HOOKS, CLIPPER})}
+    definitions["Hook"]["properties"]["type"] = _said(schema.Hook, "type", hooks)
     top = definitions.pop("Spec")
     for gone in ("ModuleSpec",):
         definitions.pop(gone, None)
@@ -287,11 +283,8 @@ def _named(kind: str, model: Json, names: Collection[str]) -> Json:
         argument: _with(meanings.get(argument), given[0] if len(given) == 1 else {"anyOf": given})
         for argument, given in sorted(hints.items())
     }
-    kwargs |= {
-        argument: _with(meaning, {"type": "boolean"})
-        for argument, meaning in meanings.items()
-        if argument not in kwargs and argument in SWITCHES
-    }
+    switches = {name: meaning for name, meaning in meanings.items() if name in SWITCHES}
+    kwargs |= {name: _with(meaning, {"type": "boolean"}) for name, meaning in switches.items()}
     properties = {**model["properties"]}
     properties["type"] = _with(properties["type"]["description"], _names_or_own(names))
     properties["kwargs"] = {**properties["kwargs"], "properties": kwargs}
@@ -488,7 +481,7 @@ def _generic(node: ast.Subscript) -> Json:
     if name == "Literal":
         return {"enum": [ast.literal_eval(part) for part in parts]}
     if name in LISTS:
-        items = [annotation_schema(part) for part in parts if not _is_ellipsis(part)]
+        items = [annotation_schema(part) for part in parts if ast.unparse(part) != "..."]
         return {"type": "array", "items": items if any(item != items[0] for item in items) else items[0]}
     if name in MAPPINGS:
         return {"type": "object"}
@@ -502,7 +495,3 @@ def _generic(node: ast.Subscript) -> Json:
         told = {key: getattr(bounds, bound, None) for key, bound in RANGE_FIELDS.items()}
         return {**annotation_schema(parts[0]), **{k: v for k, v in told.items() if v is not None}}
     return {}
-
-
-def _is_ellipsis(part: ast.expr) -> bool:
-    return isinstance(part, ast.Constant) and part.value is Ellipsis

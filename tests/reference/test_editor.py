@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.commands.init import sample_specs
+from kdcli.commands.samples import sample_specs
 from kdcli.reference.editor_words import LOGGER_NAMES, near_misses, slips_of
 from kdcli.reference.schema_json import json_schema
 from kdcli.report.loggers import LOGGERS

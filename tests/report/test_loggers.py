@@ -297,3 +297,10 @@ def test_validate_finds_an_unknown_logger() -> None:
     found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"])
     assert [one.code for one in found] == ["KD390"] and plan is None
     assert found[0].span is not None and found[0].help == "did you mean `wandb`?"
+
+
+def test_runs_of_one_spec_have_names_of_their_own() -> None:
+    from kdcli.api.train import logged_name
+
+    assert logged_name("digits_kd", Path("runs/digits_kd")) == "digits_kd"
+    assert logged_name("digits_kd", Path("sweep/lr_0.1")) == "digits_kd/lr_0.1"

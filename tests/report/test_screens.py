@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from kdcli.analysis.layers import inspect
 from kdcli.analysis.pairs import fitting_pairs
 from kdcli.cli import app
-from kdcli.commands.init import sample_specs, summary_of
+from kdcli.commands.samples import sample_specs, summary_of
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.errors import Diagnostic
 from kdcli.losses import LOSSES

@@ -251,6 +251,7 @@ def test_unknown_names(part: Any, loader: Any) -> None:
         ("digits", {"split": "test", "size": 16}),
         ("fashion_mnist", {}),
         ("fashion_mnist", {"split": "test", "limit": 7}),
+        ("digits", {"limit": 7}),
         ("fake", {"num_samples": 12, "num_classes": 3, "shape": [1, 20, 24]}),
         ("torchvision.FakeData", {"size": 4, "image_size": [3, 20, 20], "num_classes": 2}),
     ],
