@@ -38,14 +38,10 @@ WORK, LOOK, TAKE_AWAY, HELP = "Work", "Look", "Take away", "Help"
 SHOWN: dict[str, tuple[str, str]] = {
     "distill": (
         WORK,
-        "kdcli distill --teacher teacher.pth@torchvision.resnet18 --student NETWORK --data images",
+        "kdcli distill --teacher t.pth@torchvision.resnet18 --student torchvision.mobilenet_v2 --data images",
     ),
     "init": (WORK, "kdcli init demo"),
     "make-data": (WORK, "kdcli make-data stamp-scenes data/scenes --task detection"),
-    "distill": (
-        WORK,
-        "kdcli distill --teacher t.pth@torchvision.resnet18 --student torchvision.mobilenet_v2 --data images",
-    ),
     "validate": (WORK, "kdcli validate demo.yaml trainer.max_epoch=10"),
     "train": (WORK, "kdcli train demo.yaml trainer.max_epoch=10 --device cpu"),
     "cache": (WORK, "kdcli cache fashion_kd_cached.yaml"),
@@ -54,6 +50,7 @@ SHOWN: dict[str, tuple[str, str]] = {
     "report": (LOOK, "kdcli report runs/demo"),
     "compare": (LOOK, "kdcli compare runs/demo runs/demo_student"),
     "export": (TAKE_AWAY, "kdcli export runs/demo --format onnx"),
+    "predict": (TAKE_AWAY, "kdcli predict runs/demo images/7.png"),
     "methods": (HELP, "kdcli methods kd_loss"),
     "explain": (HELP, "kdcli explain trainer.ema"),
     "docs": (HELP, "kdcli docs && open kdcli-docs/index.html"),

@@ -106,7 +106,6 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
         facts=facts_of(parsed, arguments),
         quiet=arguments.quiet,
         report=arguments.report,
-        baseline=baseline_of(arguments.baseline, parsed),
         named=[
             arguments.spec,
             *arguments.changes,
