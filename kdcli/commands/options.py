@@ -319,6 +319,10 @@ class ReportOptions:
     quick: Annotated[
         bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
     ] = False
+    baseline: Annotated[
+        Path | None,
+        Option("Lay another run's student beside it: the same one trained alone, say.", metavar="RUN"),
+    ] = None
     device: Device = None
     plugins: Plugins = ()
     traceback: Traceback = False

@@ -15,7 +15,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.records import Notice
-from kdcli.report.recorded_run import ReportData, read_report_data
+from kdcli.report.report_data import ReportData, read_report_data
 from kdcli.tasks.classification.metrics import Predictions
 from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
