@@ -333,7 +333,7 @@ class CompareOptions:
     """Put runs side by side; runs that differ by seed alone become mean and spread."""
 
     runs: Annotated[tuple[Path, ...], Argument("Run folders.", "RUN...")]
-    format: Annotated[Literal["text", "json", "csv", "md"], Option("Format of the output.")] = "text"
+    format: Annotated[Literal["text", "json", "csv", "md", "html"], Option("Format of the output.")] = "text"
     picture: Annotated[
         Path | None, Option("Draw all runs into FILE: .svg, .png or .pdf.", metavar="FILE")
     ] = None

@@ -68,6 +68,15 @@ def need_matplotlib() -> None:
         ) from error
 
 
+def matplotlib_is_there() -> bool:
+    """Whether charts can be drawn."""
+    try:
+        need_matplotlib()
+    except RunError:
+        return False
+    return True
+
+
 def line_look(index: int) -> dict[str, Any]:
     """matplotlib's arguments for colour and dashes of the index-th line."""
     return {
@@ -109,9 +118,7 @@ def readable(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, he
     return chart(drawn, _plotted(axes))
 
 
-def _for_page(
-    draw: Callable[[Axes], None], title: str, width: float, height: float
-) -> tuple[str, Axes]:
+def _for_page(draw: Callable[[Axes], None], title: str, width: float, height: float) -> tuple[str, Axes]:
     need_matplotlib()
     content, axes = _drawn({**_STYLE, "svg.hashsalt": title}, draw, "svg", width, height, 72)
     drawn = content.decode().replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
@@ -211,7 +218,9 @@ def run_curves(run: RecordedRun, baseline: RecordedRun | None = None) -> dict[st
     charts: dict[str, str] = {}
     series = [record["metrics"] for record in run.evaluations.get(run.student, ())]
     for name in metric_names(series, run.primary):
-        if "." not in name:  # the parts of a mean are in the table
+        evaluated = sum(name in metrics for metrics in series)
+        # The parts of a mean are in the table, and so is a figure that was measured once.
+        if "." not in name and (evaluated > 1 or baseline is not None):
             title = metric_words(name)
             charts[title] = readable(partial(_metric, run=run, name=name, baseline=baseline), title=title)
     for title, lines in _losses(run.steps).items():
@@ -263,7 +272,9 @@ def _rate(axes: Axes, series: Series) -> None:
 
 
 def _metric(axes: Axes, run: RecordedRun, name: str, baseline: RecordedRun | None) -> None:
-    runs = {run.student: run} if baseline is None else {run.student: run, f"baseline {baseline.name}": baseline}
+    runs = (
+        {run.student: run} if baseline is None else {run.student: run, f"baseline {baseline.name}": baseline}
+    )
     labels: list[str] = []
     for label, one in runs.items():
         records = [r for r in one.evaluations.get(one.student, ()) if name in r["metrics"]]
@@ -386,7 +397,9 @@ def precision_chart(data: PrecisionByClass, overlap: str) -> Chart:
     def draw(axes: Axes) -> None:
         for index, (name, curves) in enumerate(data.curves.items()):
             points = [
-                (100 * x, y) for x, y in zip(data.recalls, curves.get(overlap, ()), strict=False) if y is not None
+                (100 * x, y)
+                for x, y in zip(data.recalls, curves.get(overlap, ()), strict=False)
+                if y is not None
             ]
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, **line_look(index))
         axes.set_xlabel("recall, %")

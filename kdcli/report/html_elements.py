@@ -29,7 +29,8 @@ p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 .sides { display: grid; gap: 1.5rem 2.5rem; grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 60rem) { .sides { grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); } }
 .sides > div > h3:first-child { margin-top: 0; }
-.cards { display: grid; align-items: start; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.cards { display: grid; align-items: start; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .card { background: var(--card); border-radius: .6rem; padding: .8rem; min-width: 0; }
 section > .card + .card { margin-top: 1rem; }
 .card h3 { margin: 0 0 .3rem; } .wide { max-width: 46rem; }
@@ -62,6 +63,7 @@ td.n, th.n { text-align: right; padding: .3rem 0 .3rem 1rem; }
 .chart output[hidden] { display: none; }
 .chart summary, .note { font-size: .85rem; } .chart table { font-size: .8rem; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
+.few { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .5rem; } .few figure { padding: 0; }
 figure { margin: 0; background: var(--card); border-radius: .6rem; padding: .6rem; min-width: 0; }
 figure img { width: 100%; image-rendering: pixelated; border-radius: .3rem; display: block; }
 figcaption { font-size: .85rem; margin-top: .4rem; overflow-wrap: anywhere; }
@@ -198,7 +200,12 @@ def matrix(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
     for at, (name, counts) in enumerate(zip(names, rows, strict=True)):
         total = sum(counts)
         cells = "".join(
-            _shaded(count, count / total if total else 0.0, right=at == place, words=f"{name} answered {names[place]}")
+            _shaded(
+                count,
+                count / total if total else 0.0,
+                right=at == place,
+                words=f"{name} answered {names[place]}",
+            )
             for place, count in enumerate(counts)
         )
         body.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
@@ -236,7 +243,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plotted:
-    """The lines of a chart with the name of what runs across, and its corners in the <svg>: left, top, right, bottom."""
+    """The lines of a chart, the name of what runs across, and its corners in the <svg>: left, top, right, bottom."""
 
     across: str
     lines: Sequence[Line]
@@ -250,7 +257,12 @@ ROWS = 12
 def chart(svg: str, plotted: Plotted) -> str:
     """A chart whose values are shown where the pointer or the keyboard is; without a script as a table below it."""
     lines = [
-        {"n": printable(line.name), "c": line.colour, "p": line.points, **({"level": 1} if line.level else {})}
+        {
+            "n": printable(line.name),
+            "c": line.colour,
+            "p": line.points,
+            **({"level": 1} if line.level else {}),
+        }
         for line in plotted.lines
         if line.points
     ]
@@ -273,7 +285,10 @@ def _values(plotted: Plotted) -> str:
     every = max(1, -(-len(places) // ROWS))
     kept = [x for k, x in enumerate(places) if (len(places) - 1 - k) % every == 0]
     values = [
-        (line.name, {x: line.points[0][3] for x in kept} if line.level else {x: y for _, _, x, y in line.points})
+        (
+            line.name,
+            {x: line.points[0][3] for x in kept} if line.level else {x: y for _, _, x, y in line.points},
+        )
         for line in plotted.lines
         if line.points
     ]

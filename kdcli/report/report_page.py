@@ -30,7 +30,7 @@ from kdcli.report.charts import (
 from kdcli.report.quantities import MISSING, duration, measure, metric_words, speed
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.report_data import DetectedImage, Disagreement, FeatureMaps, ReportData, read_report_data
-from kdcli.report.results_table import ResultColumn, headline, result_lines
+from kdcli.report.results_table import ResultColumn, against_baseline, headline, result_lines
 from kdcli.report.run_identity import Difference, differences, facts_of, method_words
 from kdcli.spec.text.nodes import leaves
 
@@ -78,7 +78,7 @@ def read_baseline(path: Path, run: RecordedRun) -> Baseline:
     if fatal:
         raise RunError.of(
             "KD855",
-            f"{path} is no baseline of {run.path}: the run has another {' and another '.join(fatal)}",
+            f"{path} is no baseline of {run.path}: {'; '.join(fatal)}",
             "name a run that was measured on the same test data by the same metric",
         )
     data = read_report_data(path / REPORT_DATA)
@@ -98,7 +98,7 @@ def _sections(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> 
         page.card(f"with {one.teacher}", similarity_chart(one).svg(), wide=True) for one in data.cka
     ]
     return [
-        _head(run, data),
+        _head(run, data, baseline),
         page.section("Warnings of the run", *_warnings(run)),
         page.section("Student and teacher", _result(run, data, baseline)),
         page.section("Curves", *_read(curves)),
@@ -116,12 +116,16 @@ def _sections(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> 
     ]
 
 
-def _head(run: RecordedRun, data: ReportData) -> str:
+def _head(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> str:
     seconds = run.finished["seconds"] if run.finished else run.steps.seconds
     facts = [run.progress, duration(float(seconds))]
     if run.steps.images and run.steps.seconds:
         facts.append(f"{speed(run.steps.images, run.steps.seconds)} on average")
-    said = headline(_primary(run, data), _best(run, data), _of_teachers(run, data), data.comparison)
+    primary, best = _primary(run, data), _best(run, data)
+    said = headline(primary, best, _of_teachers(run, data), data.comparison)
+    if baseline is not None:
+        alone = not method_words(baseline.run.spec)
+        said += f" {against_baseline(primary, best, baseline.run.best, baseline.name, alone=alone)}"
     shown = f'<p class="headline">{page.text(said)}</p>' if said else ""
     return f"<header><h1>{page.text(run.name)}</h1>{shown}{page.paragraph(' · '.join(facts))}</header>"
 
@@ -137,7 +141,10 @@ def _best(run: RecordedRun, data: ReportData) -> Mapping[str, float]:
 
 def _of_teachers(run: RecordedRun, data: ReportData) -> dict[str, Mapping[str, float]]:
     measured = {row.network: row.metrics for row in data.comparison[1:]}
-    return {name: {**measured.get(name, {}), **run.teachers.get(name, {})} for name in measured | run.teachers}
+    return {
+        name: {**measured.get(name, {}), **run.teachers.get(name, {})}
+        for name in {**measured, **run.teachers}
+    }
 
 
 def _warnings(run: RecordedRun) -> list[str]:
@@ -162,7 +169,9 @@ def _result(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> st
     if run.last or data.comparison:
         columns = _columns(run, data, baseline)
         shown = page.table(
-            ["", *(column.name for column in columns)], result_lines(columns, _primary(run, data)), kind="result"
+            ["", *(column.name for column in columns)],
+            result_lines(columns, _primary(run, data)),
+            kind="result",
         )
         shown += _parts(columns) + "".join(map(page.note, _notes(run, data, baseline)))
     else:
@@ -182,7 +191,9 @@ def _columns(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> l
         last=run.last,
     )
     columns = [student]
-    columns += [ResultColumn(name, metrics, rows.get(name)) for name, metrics in _of_teachers(run, data).items()]
+    columns += [
+        ResultColumn(name, metrics, rows.get(name)) for name, metrics in _of_teachers(run, data).items()
+    ]
     if baseline is not None:
         row = baseline.row
         beside = ResultColumn(baseline.name, baseline.run.best, row, last=baseline.run.last, timed=False)
@@ -214,7 +225,7 @@ def _notes(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> lis
         how = f"taught by {'; '.join(kinds)}" if kinds else "trained without a teacher"
         notes.append(f"{baseline.name}: {how}.")
         if baseline.differs:
-            notes.append(f"It differs from this run: this run has another {', '.join(map(str, baseline.differs))}.")
+            notes.append(f"This run is not the same experiment: {'; '.join(map(str, baseline.differs))}.")
     return notes
 
 
@@ -230,7 +241,9 @@ def _precision(data: ReportData) -> list[str]:
     if found is None:
         return []
     names = list(found.ap)
-    order = sorted(range(len(found.classes)), key=lambda k: (found.ap[names[0]][k] is None, found.ap[names[0]][k] or 0))
+    order = sorted(
+        range(len(found.classes)), key=lambda k: (found.ap[names[0]][k] is None, found.ap[names[0]][k] or 0)
+    )
     rows = [
         [found.classes[k], str(found.boxes[k]), *(_percent(found.ap[name][k]) for name in names)]
         + [_percent(found.ap50[name][k]) for name in names]
@@ -239,7 +252,10 @@ def _precision(data: ReportData) -> list[str]:
     ]
     columns = ["class", "boxes", *(f"{name}, AP" for name in names), *(f"{name}, AP50" for name in names)]
     sizes = ", ".join(f"{count:,} {size}" for size, count in found.sizes.items())
-    words = f"To be found: {sizes} (below 32x32 pixels; to 96x96; above). The classes that the student finds worst come first."
+    words = (
+        f"To be found: {sizes} (below 32x32 pixels; to 96x96; above)."
+        " The classes that the student finds worst come first."
+    )
     first = page.table(columns, rows[:CLASS_ROWS], kind="result")
     if len(rows) > CLASS_ROWS:
         rest = page.table(columns, rows[CLASS_ROWS:], kind="result")
@@ -261,9 +277,15 @@ def _confusion(data: ReportData) -> list[str]:
     if found is None:
         return []
     matrices = [
-        page.card(name, page.matrix(found.classes, rows)) for name, rows in found.networks.items() if found.classes
+        page.card(name, page.matrix(found.classes, rows))
+        for name, rows in found.networks.items()
+        if found.classes
     ]
-    words = "Right class down, answer across: how many images. What is beside the diagonal is wrong." if matrices else ""
+    words = (
+        "Right class down, answer across: how many images. What is beside the diagonal is wrong."
+        if matrices
+        else ""
+    )
     lists = [
         page.card(
             f"{name}: mistaken most often",
@@ -282,12 +304,14 @@ def _confusion(data: ReportData) -> list[str]:
 def _worst(data: ReportData) -> list[str]:
     if not data.worst_classes:
         return []
-    words = "The classes of which the student gets the least share right, with the mistakes that it is surest of."
+    words = (
+        "The classes of which the student gets the least share right, with the mistakes that it is surest of."
+    )
     cards = []
     for one in data.worst_classes:
         shares = " · ".join(f"{name} {100 * share:.1f} %" for name, share in one.shares.items())
         line = page.paragraph(f"{shares} of {one.support} right")
-        cards.append(page.card(one.name, line + _disagreements(one.pictures)))
+        cards.append(page.card(one.name, line + _disagreements(one.pictures, few=True)))
     return [page.paragraph(words), page.cards(cards)]
 
 
@@ -323,17 +347,19 @@ def _reliability(data: ReportData) -> list[str]:
     return [page.paragraph(words), page.cards([drawn, *counts])]
 
 
-def _disagreements(disagreements: tuple[Disagreement, ...]) -> str:
+def _disagreements(disagreements: tuple[Disagreement, ...], *, few: bool = False) -> str:
+    """Images with each network's answer. few: of one class, which is named already, in a row."""
     figures = []
     for one in disagreements:
-        lines = [f"<b>{page.text(one.label)}</b>"] if one.label is not None else []
+        lines = [f"<b>{page.text(one.label)}</b>"] if one.label is not None and not few else []
         lines += [
             f"{page.text(name)}: {page.text(answer)} ({100 * confidence:.0f}&nbsp;%)"
             for name, (answer, confidence) in one.answers.items()
         ]
         drawn = page.image(one.image, f"labelled {one.label}" if one.label is not None else "an image")
         figures.append(f"<figure>{drawn}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
+    kind = "pictures few" if few else "pictures"
+    return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ""
 
 
 MAPS = (
@@ -352,7 +378,12 @@ def _features(run: RecordedRun, data: ReportData) -> list[str]:
     constants = run.steps.constants
     curves = {name: run.steps.losses[name] for name in constants if name in run.steps.losses}
     rows = [
-        [name, measure(curves[name].last[1]), measure(constants[name]), _share(curves[name].last[1], constants[name])]
+        [
+            name,
+            measure(curves[name].last[1]),
+            measure(constants[name]),
+            _share(curves[name].last[1], constants[name]),
+        ]
         for name in curves
     ]
     table = page.table(["loss", "at the end", "constant", "share"], rows, kind="result") if rows else ""
@@ -409,11 +440,16 @@ def _missing(run: RecordedRun, data: ReportData) -> list[str]:
     """What a report of this kind of run has and this one lacks, and how to get it."""
     again = shlex.join(["kdcli", "report", str(run.path)])
     if data == ReportData():
-        words = f"The networks have not been run for this report: sizes, speeds and pictures are missing. {again} runs them."
+        words = (
+            "The networks have not been run for this report: sizes, speeds and pictures are missing."
+            f" {again} runs them."
+        )
         return [page.paragraph(words)]
     lacking = [] if data.comparison else ["sizes and speeds"]
     if data.measured is None and (data.class_accuracy is not None or data.detections):
-        lacking.append("average precision by class" if data.detections else "confusion matrix and worst classes")
+        lacking.append(
+            "average precision by class" if data.detections else "confusion matrix and worst classes"
+        )
     words = f"An older kdcli collected the figures: {' and '.join(lacking)} are missing. {again} collects them anew."
     return [page.paragraph(words)] if lacking else []
 

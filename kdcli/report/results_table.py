@@ -283,9 +283,25 @@ def headline(
     return f"{said}: {costs}." if costs else f"{said}."
 
 
-def _quality(
-    primary: str, student: Mapping[str, float], teacher: Mapping[str, float], name: str
+def against_baseline(
+    primary: str, student: Mapping[str, float], baseline: Mapping[str, float], name: str, *, alone: bool
 ) -> str:
+    """`Trained alone (baseline b) it reaches 95.7, 1.4 less.`; "" where a figure is missing.
+
+    alone: whether the baseline had no teacher.
+    """
+    if not all(primary in one and math.isfinite(one[primary]) for one in (student, baseline)):
+        return ""
+    own, other = student[primary], baseline[primary]
+    left, right = _short(own, other)
+    places = len(right.partition(".")[2])
+    gap = f"{abs(own - other):.{places}f}" if left != right else ""
+    less = f"{gap} less" if other < own else f"{gap} more"
+    who = f"Trained alone ({name}) it reaches" if alone else f"The {name} reaches"
+    return f"{who} {right}, {less}." if gap else f"{who} the same, {right}."
+
+
+def _quality(primary: str, student: Mapping[str, float], teacher: Mapping[str, float], name: str) -> str:
     """How good the student is, beside the teacher where both have the metric."""
     if primary not in student or not math.isfinite(student[primary]):
         return ""

@@ -13,7 +13,9 @@ from kdcli.spec.text.nodes import leaves
 NOT_DATA = ("transformer", "image_reader", "evaluator")
 """Arguments of a dataset that say how its samples are read, not which they are."""
 
-IMPLIED = ("num_classes", "in_channels")
+IMPLIED = ("num_classes", "in_channels", "out_layers", "out_strides")
+"""Arguments of a network that say what it is attached to, not what it is."""
+
 SHOWN = 4
 """At most so many arguments of a network or a dataset are named."""
 
@@ -83,7 +85,10 @@ def data_words(run: RecordedRun, side: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which two runs are not the same experiment. fatal: whether their figures can't be compared for it."""
+    """One thing in which two runs are not the same experiment.
+
+    fatal: whether their figures can't be compared for it.
+    """
 
     what: str
     baseline: str
@@ -91,7 +96,7 @@ class Difference:
     fatal: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.other or 'not known'}, not {self.baseline or 'not known'})"
+        return f"{self.what}: {self.other}" + (f", not {self.baseline}" if self.baseline else "")
 
 
 def differences(baseline: RecordedRun, other: RecordedRun) -> list[Difference]:
@@ -106,7 +111,7 @@ def differences(baseline: RecordedRun, other: RecordedRun) -> list[Difference]:
         first, second = baseline.listings.get(side), other.listings.get(side)
         words = (data_words(baseline, side), data_words(other, side))
         if words[0] == words[1]:
-            words = (f"other samples of {words[0]}", f"some samples of {words[1]}")
+            words = ("", f"other samples of {words[1]}" if words[1] else "other samples")
         if first and second:  # what was read, wherever it lay
             compare(what, False, first.isdisjoint(second), words, fatal=side == "test")
         else:
@@ -114,21 +119,22 @@ def differences(baseline: RecordedRun, other: RecordedRun) -> list[Difference]:
     metrics = [metric_words(run.primary) if run.primary else "" for run in (baseline, other)]
     if all(metrics):
         compare("metric", metrics[0], metrics[1], (metrics[0], metrics[1]), fatal=True)
-    compare(
-        "preparation of the test images",
-        *(_transformer(run.spec) for run in (baseline, other)),
-        words=("another", "its own"),
-    )
+    prepared = [_transformer(run.spec) for run in (baseline, other)]
+    compare("test images", prepared[0], prepared[1], ("", "prepared in another way"))
     students = [_listed(run.spec.get("net")) for run in (baseline, other)]
     names = [network_words(run.spec.get("net")) for run in (baseline, other)]
     if names[0] == names[1]:
-        names = ["other arguments", f"{names[1]} with its own"]
+        names = ["", f"{names[1]} with other arguments"]
     compare("student network", students[0], students[1], (names[0], names[1]))
     steps = [_total_steps(run) for run in (baseline, other)]
     compare("steps", steps[0], steps[1], (f"{steps[0]:,}", f"{steps[1]:,}"))
     sizes = [_batch(run.spec) for run in (baseline, other)]
     compare("batch size", sizes[0], sizes[1], (str(sizes[0] or ""), str(sizes[1] or "")))
     return found
+
+
+KEYS = 6
+"""Of more keys in which specs differ those above them are named."""
 
 
 def changed_keys(baseline: RecordedRun, other: RecordedRun) -> list[str]:
@@ -145,7 +151,12 @@ def changed_keys(baseline: RecordedRun, other: RecordedRun) -> list[str]:
     # What one of them has not at all is named once.
     whole = [key for key in (*baseline.spec, *other.spec) if (key in baseline.spec) != (key in other.spec)]
     short = [next((top for top in whole if key == top or key.startswith(f"{top}.")), key) for key in keys]
-    return list(dict.fromkeys(short))
+    short = list(dict.fromkeys(short))
+    depth = max((key.count(".") for key in short), default=0)
+    while len(short) > KEYS and depth:
+        short = list(dict.fromkeys(".".join(key.split(".")[:depth]) for key in short))
+        depth -= 1
+    return short
 
 
 def _jobs(mimic: Any) -> Iterator[str]:
@@ -191,7 +202,7 @@ def _with_arguments(part: Mapping[str, Any], without: Sequence[str] = IMPLIED) -
         plain = isinstance(value, (str, int, float)) or (
             isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value)
         )
-        if key not in without and plain:
+        if key not in without and plain and not isinstance(value, bool):
             words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             shown.append(f"{key} {words}")
     return str(part.get("type", "")) + (f" ({'; '.join(shown[:SHOWN])})" if shown else "")

@@ -423,7 +423,12 @@ class Predictions:
         order = wrong.argsort(descending=True, stable=True)[:MISTAKEN_PAIRS].tolist()
         rows = [(*divmod(place, len(counts)), int(wrong[place])) for place in order if wrong[place]]
         return [
-            {"label": classes[label], "answer": classes[answer], "count": count, "of": int(self.support[label])}
+            {
+                "label": classes[label],
+                "answer": classes[answer],
+                "count": count,
+                "of": int(self.support[label]),
+            }
             for label, answer, count in rows
         ]
 

@@ -269,9 +269,7 @@ def precision_details(
             for part in (precision, precision[:1])
         )
         mean = np.nanmean(precision[:, :, there], axis=2) if there.any() else np.zeros(precision.shape[:2])
-        curves = {
-            name: tuple(float(value) for value in mean[place, ::5]) for name, place in OVERLAPS.items()
-        }
+        curves = {name: tuple(float(value) for value in mean[place, ::5]) for name, place in OVERLAPS.items()}
     return PrecisionDetails(
         classes, tuple(boxes), ap, ap50, curves, (small, len(areas) - small - large, large)
     )
