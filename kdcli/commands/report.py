@@ -58,7 +58,8 @@ def report(options: ReportOptions) -> None:
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.console import write
     from kdcli.report.recorded_run import read_run
-    from kdcli.report.report_page import read_baseline, write_report
+    from kdcli.report.report_page import write_report
+    from kdcli.report.run_identity import read_baseline
 
     need_matplotlib()
     root = _run_folder(options)

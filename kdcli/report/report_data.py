@@ -13,6 +13,9 @@ from kdcli.disk import exists
 from kdcli.errors import RunError
 from kdcli.records import REPORT_DATA_VERSION, Comparison
 
+REPORT_DATA = "report_data.json"
+"""Its name in a run's folder."""
+
 _DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 T = TypeVar("T")
 

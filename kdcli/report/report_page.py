@@ -6,14 +6,11 @@ import base64
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from kdcli.disk import write_whole
-from kdcli.errors import RunError
-from kdcli.records import Comparison
 from kdcli.report import html_elements as page
 from kdcli.report.charts import (
     FEW,
@@ -29,13 +26,19 @@ from kdcli.report.charts import (
 )
 from kdcli.report.quantities import MISSING, duration, measure, metric_words, speed
 from kdcli.report.recorded_run import RecordedRun, read_run
-from kdcli.report.report_data import DetectedImage, Disagreement, FeatureMaps, ReportData, read_report_data
+from kdcli.report.report_data import (
+    REPORT_DATA,
+    DetectedImage,
+    Disagreement,
+    FeatureMaps,
+    ReportData,
+    read_report_data,
+)
 from kdcli.report.results_table import ResultColumn, against_baseline, headline, result_lines
-from kdcli.report.run_identity import Difference, differences, facts_of, method_words
+from kdcli.report.run_identity import Baseline, facts_of, method_words, read_baseline
 from kdcli.spec.text.nodes import leaves
 
 REPORT = "report.html"
-REPORT_DATA = "report_data.json"
 WARNINGS = 8
 """At most so many warnings stand there unfolded."""
 CLASS_ROWS = 20
@@ -54,36 +57,6 @@ def write_report(run_dir: Path, baseline: Path | None = None) -> Path:
     run = read_run(run_dir)
     beside = None if baseline is None else read_baseline(baseline, run)
     return write_whole(run_dir / REPORT, report_page(run, read_report_data(run_dir / REPORT_DATA), beside))
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """A run that another is compared with. row: of its student, for parameters and sizes, where it is known."""
-
-    run: RecordedRun
-    row: Comparison | None
-    differs: tuple[Difference, ...]
-
-    @property
-    def name(self) -> str:
-        """As it stands in the page."""
-        return f"baseline {self.run.name}"
-
-
-def read_baseline(path: Path, run: RecordedRun) -> Baseline:
-    """The run to compare another with; raises RunError KD855 where their figures can't be compared."""
-    baseline = read_run(path)
-    differs = differences(baseline, run)
-    fatal = [str(one) for one in differs if one.fatal]
-    if fatal:
-        raise RunError.of(
-            "KD855",
-            f"{path} is no baseline of {run.path}: {'; '.join(fatal)}",
-            "name a run that was measured on the same test data by the same metric",
-        )
-    data = read_report_data(path / REPORT_DATA)
-    row = data.comparison[0] if data.comparison else None
-    return Baseline(baseline, row, tuple(differs))
 
 
 def report_page(run: RecordedRun, data: ReportData, baseline: Baseline | None = None) -> str:

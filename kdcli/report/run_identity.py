@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from kdcli.errors import RunError
+from kdcli.records import Comparison
 from kdcli.report.quantities import metric_words
-from kdcli.report.recorded_run import RecordedRun
+from kdcli.report.recorded_run import RecordedRun, read_run
+from kdcli.report.report_data import REPORT_DATA, read_report_data
 from kdcli.spec.text.nodes import leaves
 
 NOT_DATA = ("transformer", "image_reader", "evaluator")
@@ -131,6 +135,36 @@ def differences(baseline: RecordedRun, other: RecordedRun) -> list[Difference]:
     sizes = [_batch(run.spec) for run in (baseline, other)]
     compare("batch size", sizes[0], sizes[1], (str(sizes[0] or ""), str(sizes[1] or "")))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A run that another is compared with. row: of its student, for parameters and sizes, where it is known."""
+
+    run: RecordedRun
+    row: Comparison | None
+    differs: tuple[Difference, ...]
+
+    @property
+    def name(self) -> str:
+        """As it stands in the page."""
+        return f"baseline {self.run.name}"
+
+
+def read_baseline(path: Path, run: RecordedRun) -> Baseline:
+    """The run to compare another with; raises RunError KD855 where their figures can't be compared."""
+    baseline = read_run(path)
+    differs = differences(baseline, run)
+    fatal = [str(one) for one in differs if one.fatal]
+    if fatal:
+        raise RunError.of(
+            "KD855",
+            f"{path} is no baseline of {run.path}: {'; '.join(fatal)}",
+            "name a run that was measured on the same test data by the same metric",
+        )
+    data = read_report_data(path / REPORT_DATA)
+    row = data.comparison[0] if data.comparison else None
+    return Baseline(baseline, row, tuple(differs))
 
 
 KEYS = 6
