@@ -341,8 +341,8 @@ MAPS = (
     " light, not how light it is: a student that has learnt the layer looks where its teacher looks."
 )
 CONSTANTS = (
-    "What a student pays that answers the teacher's mean at every place of every image, beside what it paid at the end:"
-    " a loss that has not fallen clearly below it has taught nothing about the images."
+    "Constant: what a loss on features costs a student that answers the teacher's mean at every place of every image."
+    " A loss that does not fall clearly below it has taught nothing about the images."
 )
 
 
@@ -359,7 +359,7 @@ def _features(run: RecordedRun, data: ReportData) -> list[str]:
         ]
         for name in curves
     ]
-    table = page.table(["loss", "at the end", "constant", "share"], rows, kind="result") if rows else ""
+    table = page.table(["loss", "at the last step", "constant", "share"], rows, kind="result") if rows else ""
     return [
         page.paragraph(CONSTANTS if rows else ""),
         table,
@@ -418,13 +418,11 @@ def _missing(run: RecordedRun, data: ReportData) -> list[str]:
             f" {again} runs them."
         )
         return [page.paragraph(words)]
-    lacking = [] if data.comparison else ["sizes and speeds"]
-    if data.measured is None and (data.class_accuracy is not None or data.detections):
-        lacking.append(
-            "average precision by class" if data.detections else "confusion matrix and worst classes"
-        )
-    words = f"An older kdcli collected the figures: {' and '.join(lacking)} are missing. {again} collects them anew."
-    return [page.paragraph(words)] if lacking else []
+    if data.measured is not None or (data.class_accuracy is None and not data.detections):
+        return []
+    lacking = "average precision by class is" if data.detections else "confusion matrix and worst classes are"
+    words = f"An older kdcli collected the figures: {lacking} missing. {again} collects them anew."
+    return [page.paragraph(words)]
 
 
 def _origin(run: RecordedRun) -> list[str]:
