@@ -148,18 +148,24 @@ def _plotted(axes: Axes) -> Plotted:
         if name.startswith("_"):
             continue
         xs, ys = list(line.get_xdata()), list(line.get_ydata())
-        if line.get_transform() is not axes.transData and line.get_transform() != axes.transData:
-            xs = [left, right]  # a level, which is drawn over the whole width
+        level = line.get_transform() != axes.transData
+        if level:  # it is drawn over the whole width
+            xs = [left, right]
         every = -(-len(xs) // READ)
         kept = [k for k in range(len(xs)) if k % every == 0 or k == len(xs) - 1]
         points = [
-            (*place(float(xs[k]), float(ys[k])), f"{float(xs[k]):.4g}", measure(float(ys[k])))
+            (*place(float(xs[k]), float(ys[k])), _across(float(xs[k])), measure(float(ys[k])))
             for k in kept
             if math.isfinite(float(xs[k])) and math.isfinite(float(ys[k]))
         ]
-        lines.append(Line(name, str(line.get_color()), points, level=xs == [left, right]))
+        lines.append(Line(name, str(line.get_color()), points, level=level))
     corners = (*place(left, top), *place(right, bottom))
     return Plotted(str(axes.get_xlabel()), lines, corners)
+
+
+def _across(value: float) -> str:
+    """A step or a share in words: `12345`, `0.8312`."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def picture(

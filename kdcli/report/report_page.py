@@ -127,7 +127,8 @@ def _warnings(run: RecordedRun) -> list[str]:
     for alarm in run.alarms:
         alarms.setdefault(str(alarm.get("code") or alarm["message"]), []).append(alarm)
     for code, seen in alarms.items():
-        more = f" And {len(seen) - 1} times more, to step {seen[-1]['step']:,}." if len(seen) > 1 else ""
+        again = "once" if len(seen) == 2 else f"{len(seen) - 1} times"
+        more = f" And {again} more, to step {seen[-1]['step']:,}." if len(seen) > 1 else ""
         known = f" (<code>kdcli explain {page.text(code)}</code>)" if seen[0].get("code") else ""
         words = page.text(f"Step {seen[0]['step']:,}: {seen[0]['message']}{more}")
         parts.append(f'<p class="warning">{words}{known}</p>')

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from kdcli.report.charts import FEW, joined_bins
+import html
+import json
+import re
+
+import pytest
+
+from kdcli.report.charts import FEW, joined_bins, readable
 from kdcli.report.report_data import Bin
 
 
@@ -25,3 +31,17 @@ def test_no_image_is_lost_and_large_runs_need_more_than_a_few() -> None:
     assert sum(one.count for one in joined) == sum(one.count for one in bins)
     assert min(one.count for one in joined) >= 0.01 * sum(one.count for one in bins) > FEW
     assert [one.count for one in joined_bins([Bin(0.5, 0.5, 3)])] == [3] and joined_bins([]) == []
+
+
+def test_steps_are_read_in_full_and_levels_have_none() -> None:
+    pytest.importorskip("matplotlib")
+
+    def draw(axes: object) -> None:
+        axes.plot([0, 0.25, 123456, 200000], [1.0, 2.0, 3.0, 4.0], label="a")  # type: ignore[attr-defined]
+        axes.axhline(2.5, label="b")  # type: ignore[attr-defined]
+        axes.set_xlim(0, 200000)  # type: ignore[attr-defined]
+
+    drawn = readable(draw, title="t")
+    line, level = json.loads(html.unescape(re.findall(r'data-lines="([^"]*)"', drawn)[0]))["lines"]
+    assert [point[2] for point in line["p"]] == ["0", "0.25", "123456", "200000"] and "level" not in line
+    assert level["level"] == 1 and {point[3] for point in level["p"]} == {"2.5000"}

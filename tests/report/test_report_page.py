@@ -297,11 +297,15 @@ def test_what_went_wrong_stands_before_the_result(tmp_path: Path) -> None:
             Alarm(message="KD780: <high>", step=60, code="KD780", name="high", numbers=numbers, remedy="r")
         )
         writer.write(Notice(message="a warning of another kind", level="warning"))
+        for step in (70, 80):
+            writer.write(
+                Alarm(message="KD781: low", step=step, code="KD781", name="low", numbers=numbers, remedy="r")
+            )
     page = write_report(path)
     assert read(page).headings[:3] == ["bare", "Warnings of the run", "Student and teacher"]
     text = page.read_text()
     assert "Step 60: KD780: &lt;high&gt;" in text and "<code>kdcli explain KD780</code>" in text
-    assert "And 1 times more" not in text and "a warning of another kind" in text
+    assert "Step 70: KD781: low And once more, to step 80." in text and "a warning of another kind" in text
 
 
 def test_what_users_write_is_escaped(tmp_path: Path) -> None:
