@@ -14,7 +14,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -227,7 +227,7 @@ def compare_text(
     ]
     sentences += unequal_views(compared)
     if format == "html":
-        return _page(compared, columns, rows, sentences)
+        return _page(compared, rows, sentences)
     if format == "md":
         head = [
             "| " + " | ".join(columns) + " |",
@@ -296,11 +296,10 @@ def experiment_sentences(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _page(
-    compared: RunComparison, columns: Sequence[str], rows: Sequence[Sequence[str]], sentences: Sequence[str]
-) -> str:
+def _page(compared: RunComparison, rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
     """One HTML page: the table, what differs, and the curves of the metric that decides."""
     words = [page.paragraph(sentence.strip()) for sentence in sentences]
+    columns = _columns(compared, metric_words)
     curves = ""
     if compared.primary and matplotlib_is_there():
         title = metric_words(compared.primary)
@@ -315,9 +314,10 @@ def _page(
     return page.page(f"{names} · kdcli", filter(None, body))
 
 
-def _columns(compared: RunComparison) -> list[str]:
-    best = [f"best {compared.primary}"] if compared.primary else []
-    return ["run", "runs", *best, *(f"last {name}" for name in _metrics(compared)), "state"]
+def _columns(compared: RunComparison, words: Callable[[str], str] = str) -> list[str]:
+    """Names of the columns. words: for a metric."""
+    best = [f"best {words(compared.primary)}"] if compared.primary else []
+    return ["run", "runs", *best, *(f"last {words(name)}" for name in _metrics(compared)), "state"]
 
 
 def _metrics(compared: RunComparison) -> list[str]:

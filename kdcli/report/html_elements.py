@@ -44,7 +44,7 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px soli
 td.n, th.n { text-align: right; padding: .3rem 0 .3rem 1rem; }
 .result td:first-child, .result th:first-child { white-space: normal; position: sticky; left: 0;
   background: var(--paper); min-width: 7.5rem; }
-.result th { white-space: normal; vertical-align: bottom; overflow-wrap: anywhere; }
+.result th { white-space: normal; vertical-align: bottom; }
 @media (max-width: 30rem) { .result { font-size: .85rem; } .result td.n, .result th.n { padding-left: .6rem; } }
 .confusion { font-size: .8rem; border-spacing: 1px; border-collapse: separate; }
 .confusion td, .confusion th { border: 0; padding: .15rem .3rem; text-align: center; min-width: 1.7rem; }

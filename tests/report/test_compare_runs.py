@@ -198,4 +198,5 @@ def test_one_page_of_all(folders: list[Path]) -> None:
     page = compare_text(compare_runs(folders), "html")
     assert page.startswith("<!DOCTYPE html>") and "default-src &#x27;none&#x27;" not in page
     assert "<td>kd</td>" in page and "91.00 ± 1.00" in page and "better by more than the spread" in page
+    assert '<th class="n">best top-1 accuracy, %</th>' in page and "last cross-entropy, nats" in page
     assert 'aria-label="top-1 accuracy, %"' in page and "alone (3 runs)" in page
