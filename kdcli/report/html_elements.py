@@ -31,6 +31,7 @@ p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 .sides > div > h3:first-child { margin-top: 0; }
 .cards { display: grid; align-items: start; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.cards.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .card { background: var(--card); border-radius: .6rem; padding: .8rem; min-width: 0; }
 section > .card + .card { margin-top: 1rem; }
 .card h3 { margin: 0 0 .3rem; } .wide { max-width: 46rem; }
@@ -301,10 +302,10 @@ def card(title: str, content: str, *, wide: bool = False) -> str:
     return f'<div class="card{" wide" if wide else ""}"><h3>{text(title)}</h3>{content}</div>'
 
 
-def cards(parts: Iterable[str]) -> str:
-    """Boxes side by side where there is room."""
+def cards(parts: Iterable[str], *, large: bool = False) -> str:
+    """Boxes side by side where there is room. large: boxes that need more of it."""
     joined = "\n".join(parts)
-    return f'<div class="cards">\n{joined}\n</div>' if joined else ""
+    return f'<div class="cards{" large" if large else ""}">\n{joined}\n</div>' if joined else ""
 
 
 def folded(title: str, words: str) -> str:

@@ -272,7 +272,7 @@ def _confusion(data: ReportData) -> list[str]:
         for name, mistaken in found.mistaken.items()
         if mistaken and not matrices
     ]
-    return [page.paragraph(words), page.cards([*matrices, *lists])] if matrices or lists else []
+    return [page.paragraph(words), page.cards([*matrices, *lists], large=True)] if matrices or lists else []
 
 
 def _worst(data: ReportData) -> list[str]:

@@ -270,7 +270,7 @@ def _steps(run: RecordedRun) -> str:
     total, batch = _total_steps(run), _batch(run.spec)
     epochs = _mapping(run.spec.get("trainer")).get("max_epoch")
     words = [f"{total:,}"] if total else []
-    words += [f"{epochs} epochs"] if isinstance(epochs, int) else []
+    words += [f"{epochs} epoch{'' if epochs == 1 else 's'}"] if isinstance(epochs, int) else []
     words += [f"batches of {batch}"] if batch else []
     return ", ".join(words)
 

@@ -88,6 +88,6 @@ def test_the_facts_of_a_run(tmp_path: Path) -> None:
     (run.path / "data.json").write_text(json.dumps({"test": {"samples": 1450, "classes": ["a", "b"]}}))
     facts = dict(facts_of(read_run(run.path)))
     assert facts["test data"] == "digits (split test), 1,450 images, 2 classes"
-    assert facts["steps"] == "20, 1 epochs, batches of 64"
+    assert facts["steps"] == "20, 1 epoch, batches of 64"
     assert facts["optimizer"] == "SGD, learning rate 0.1"
     assert "teacher0" not in facts and "method" not in facts
