@@ -37,6 +37,7 @@ ORDER = (
     "exports",
     "reference",
     "report",
+    "api",
     "commands",
     "cli",
 )
@@ -64,6 +65,9 @@ TORCH_FREE = (
     "kdcli.records",
     "kdcli.reference.tables",
     "kdcli.report.diagnostics",
+    "kdcli.api.train",
+    "kdcli.api.validate",
+    "kdcli.api.measure",
     "kdcli.report.live.recorder",
     "kdcli.commands",
     "kdcli.cli",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.commands.init import copy_sample, init, sample_specs, summary_of
+from kdcli.commands.init import copy_sample, init
 from kdcli.commands.options import InitOptions
+from kdcli.commands.samples import sample_specs, summary_of
 from kdcli.errors import UsageError
 from kdcli.spec.parse import read
 
@@ -99,7 +100,7 @@ def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) ->
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
     python = tmp_path / "fresh/bin/python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
-    code = "from kdcli.commands.init import sample_specs; print(sample_specs()['digits_kd'])"
+    code = "from kdcli.commands.samples import sample_specs; print(sample_specs()['digits_kd'])"
     paths = ":".join(path for path in sys.path if path.endswith("site-packages"))
     ran = subprocess.run(
         [python, "-I", "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],

@@ -74,7 +74,7 @@ def shortened(name: str, garments: Path, scenes: Path, more: Sequence[str] = ())
                 f"{where}.kwargs.root=null",
             ]
             changes += [f"{where}.kwargs.num_samples=4", f"{where}.kwargs.num_classes={classes}"]
-        if raw["dataset"][side]["dataset"]["type"] == "coco" and name.startswith("scenes_"):
+        if raw["dataset"][side]["dataset"]["type"] == "coco" and name.startswith(("scenes_", "own_boxes")):
             where = f"dataset.{side}.dataset.kwargs"
             changes += [
                 "dataset.batch_sampler.kwargs.batch_size=4",
@@ -111,7 +111,7 @@ def test_there_are_samples() -> None:
 
 
 SLOW = re.compile(
-    r"scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune"
+    r"own_(boxes|photos)|scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune"
 )
 """Others show the same kinds of network and data."""
 

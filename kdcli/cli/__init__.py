@@ -12,6 +12,7 @@ from kdcli.commands import options
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {
+    "distill": (options.DistillOptions, Target("kdcli.commands.distill:distill")),
     "train": (options.TrainOptions, Target("kdcli.commands.train:train")),
     "eval": (options.EvalOptions, Target("kdcli.commands.report:evaluate")),
     "cache": (options.CacheOptions, Target("kdcli.commands.train:cache")),

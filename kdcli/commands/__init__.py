@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.reading import checked, located
 from kdcli.disk import is_folder
-from kdcli.errors import Interrupted, KdError, RunError, SpecError, UsageError
+from kdcli.errors import Interrupted, KdError, RunError, UsageError
 from kdcli.failures import failure, keep_tracebacks, tracebacks
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from kdcli.models.fetching import Shown
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import RunOptions
+
+__all__ = ["guarded", "located", "read_checked", "run_options", "run_or_spec", "uncollected"]
 
 OWN_FAULT = 3
 
@@ -87,15 +90,6 @@ def _print(error: KdError, traces: bool) -> None:
         sys.stderr.write(text)
 
 
-@contextmanager
-def located(parsed: ParsedSpec) -> Iterator[None]:
-    """Add file, line and column of the spec to the errors that are raised inside the block."""
-    try:
-        yield
-    except KdError as error:
-        raise error.located(parsed.locate) from error.__cause__
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """The spec and options that `RUN|SPEC` names. spec_hash: of the run's spec as it ran, or of the spec file."""
@@ -147,23 +141,9 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
     Raises SpecError with every finding where one of them is an error.
     """
-    from kdcli.parallel.interrupts import is_first
-    from kdcli.reference.tables import tables
-    from kdcli.report.console import wants_colour, write
-    from kdcli.report.diagnostics import render
-    from kdcli.spec.check.resolve import check_references
-    from kdcli.spec.parse import read, with_more
+    from kdcli.spec.parse import read
 
-    try:
-        parsed = read(spec, changes)
-    except SpecError as error:
-        raise with_more(error, lambda sound: check_references(sound, tables(plugins))) from None
-    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
-    if any(finding.severity == "error" for finding in findings):
-        raise SpecError(findings)
-    if findings and is_first():
-        write(render(findings, colour=wants_colour(sys.stderr)), sys.stderr)
-    return parsed
+    return checked(lambda: read(spec, changes), plugins)
 
 
 @contextmanager

@@ -366,6 +366,54 @@ class ExportOptions:
     traceback: Traceback = False
 
 
+Teacher = Annotated[
+    str | None,
+    Option(
+        "The teacher and its weights: teacher.pth@torchvision.resnet18, published weights by name, or a run folder.",
+        metavar="WEIGHTS@NETWORK",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    Option(
+        "The images: a folder a class, with or without train and val above them; COCO's annotations; or images alone.",
+        metavar="DIR",
+    ),
+]
+Labels = Annotated[bool, Option("Read class folders as labels, or as images without labels.")]
+Out = Annotated[
+    Path | None,
+    Option("Folder for the spec and its run; else distilled_ and the images' folder.", metavar="DIR"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """Distil in one line: choose a recipe for teacher, student and images, write its spec, train, measure, report."""
+
+    teacher: Teacher = None
+    student: Annotated[
+        str | None,
+        Option(
+            "The student: a network of torchvision, timm, kdcli or your own, WEIGHTS@NETWORK, or a spec whose `net` it"
+            " is.",
+            metavar="NETWORK",
+        ),
+    ] = None
+    data: Data = None
+    out: Out = None
+    labels: Labels = True
+    changes: Changes = ()
+    overwrite: Annotated[bool, Option("Start over in a folder that holds a spec already.")] = False
+    gpus: Annotated[str | None, Option("How many GPUs of this machine, or which: 8, or 0,2.")] = None
+    device: Device = None
+    nproc: Annotated[int | None, Option("Processes on this machine, e.g. with --device cpu.")] = None
+    plugins: Plugins = ()
+    offline: Offline = False
+    quiet: Annotated[bool, Option("Print warnings and the last lines only.")] = False
+    traceback: Traceback = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitOptions:
     """List the sample specs, or copy one to start from, with its weights and the editor's schema."""
@@ -378,7 +426,7 @@ class InitOptions:
         str | None,
         Option(
             "Another student of foundation, foundation_two_teachers or finetune: mobilenetv4, convnext, repvit,"
-            " fastvit, resnet, or a name of timm's.",
+            " fastvit, resnet, or a name of timm's. With --from as `kdcli distill` has it.",
             metavar="NAME",
         ),
     ] = None
@@ -391,6 +439,22 @@ class InitOptions:
         ),
     ] = None
     force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
+    recipe: Annotated[
+        bool,
+        Option(
+            "Write the spec that `kdcli distill` would train with the same --teacher, --student and --data; without"
+            " --teacher, one that fine-tunes the student's published weights.",
+            ("--from",),
+        ),
+    ] = False
+    teacher: Teacher = None
+    data: Data = None
+    out: Out = None
+    labels: Labels = True
+    overwrite: Annotated[bool, Option("With --from: write over a spec that is there.", ("--overwrite",))] = (
+        False
+    )
+    plugins: Plugins = ()
     traceback: Traceback = False
 
 

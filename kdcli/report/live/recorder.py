@@ -26,7 +26,7 @@ class Recorder:
     """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
     spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
-    on disk, before the training's last line is shown.
+    on disk, before the training's last line is shown. then: what comes next, else the command that evaluates it.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class Recorder:
         quiet: bool,
         loggers: Loggers,
         write_up: WriteUp | None = None,
+        then: str | None = None,
     ) -> None:
-        self._terminal = Terminal(spec=spec, quiet=quiet)
+        self._terminal = Terminal(spec=spec, quiet=quiet, then=then)
         self._paths = (metrics, log)
         self._loggers = loggers
         self._write_up = write_up
@@ -100,10 +101,11 @@ class Terminal:
         quiet: bool = False,
         width: int | None = None,
         live: bool | None = None,
+        then: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._spec = spec
+        self._spec, self._then = spec, then
         self._quiet = quiet
         self._lines = PlainText(clock)
         live = is_terminal(self._stream) if live is None else live
@@ -130,7 +132,7 @@ class Terminal:
             if text:
                 write(text, self._stream)
         if isinstance(record, Finished):
-            write(last_line(record, self._spec) + "\n", self._stream)
+            write(last_line(record, self._spec, self._then) + "\n", self._stream)
 
     def _guarded(self, draw: Callable[[], object]) -> None:
         if self._gone:
@@ -144,10 +146,10 @@ class Terminal:
                     self._screen.abandon()
 
 
-def last_line(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
-    """Last line of a training: the student's file and the command that evaluates it."""
+def last_line(finished: Finished, spec: str | Sequence[str] | None = None, then: str | None = None) -> str:
+    """Last line of a training: the student's file and what comes next, else the command that evaluates it."""
     named = spec or str(finished.run_dir / "spec.resolved.yaml")
     command = shlex.join(["kdcli", "eval", *([named] if isinstance(named, str) else named)])
     student = finished.student_path
     result = f"run: {finished.run_dir}" if student is None else f"student: {student}"
-    return f"{result} · next: {command}"
+    return f"{result} · next: {then or command}"
