@@ -134,7 +134,8 @@ class StepRecords:
             self.total.add(at, float(record["total"]))
         if "lr" in record:
             self.rate.add(at, float(record["lr"]))
-        self.constants |= _numbers(record.get("constants") or {})
+        if "constants" in record:
+            self.constants = _numbers(record["constants"])
         for name, value in dict(record["losses"]).items():
             self.losses.setdefault(name, Curve()).add(at, float(value))
 
