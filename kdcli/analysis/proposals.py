@@ -12,11 +12,14 @@ import torch
 import yaml
 
 from kdcli.analysis.pairs import FittingPair
+from kdcli.disk import exists
 from kdcli.distill.terms import binding_of
+from kdcli.errors import KdError
 from kdcli.losses import loss_of
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.networks import ParsedNetworks
 from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.places import files_named
 from kdcli.spec.schema import DataPart, JobTeacher, Mimic
 from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training.build import built
@@ -152,7 +155,11 @@ def even_weights(
     `train` does it, on one batch of the spec's data. Raises KdError where the spec isn't whole, or where its data or
     weights aren't there.
     """
-    mimic = json.dumps(yaml.safe_load(block)["mimic"])
+    proposed = yaml.safe_load(block)["mimic"]
+    for teacher, file in _weights_written(parsed, changes).items():
+        if teacher in proposed:
+            proposed[teacher]["teacher_weight"] = file
+    mimic = json.dumps(proposed)
     with tempfile.TemporaryDirectory() as folder:
         own = [*changes, f"mimic={mimic}", f"saver.save_dir={folder}/run", "runtime.runner.type=kd"]
         spec = of_few_images(whole_spec(parsed, own))
@@ -166,6 +173,22 @@ def even_weights(
         (teacher,), (loss,) = job.teachers, job.losses.values()
         weights[teacher] = float(f"{even * loss.kwargs['loss_weight'] / job.loss_weight:.2g}")
     return weights
+
+
+def _weights_written(parsed: ParsedNetworks, changes: Sequence[str]) -> dict[str, str]:
+    """By teacher, the file of its weights where the spec's own `mimic` names one, as it lies beside the spec.
+
+    An argument's files, and so those of a proposed block, are looked up in the working directory alone.
+    """
+    try:
+        spec = whole_spec(parsed, changes)
+    except KdError:
+        return {}
+    return {
+        str(path[-2]): str(spec.places.find(name, path).absolute())
+        for path, name in files_named(spec.spec)
+        if path[-1] == "teacher_weight" and exists(spec.places.find(name, path))
+    }
 
 
 def whole_spec(parsed: ParsedNetworks, changes: Sequence[str]) -> ParsedSpec:

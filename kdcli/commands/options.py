@@ -337,6 +337,10 @@ class ReportOptions:
     quick: Annotated[
         bool, Option("Show curves and what was collected before; run no network.", ("--quick",))
     ] = False
+    baseline: Annotated[
+        Path | None,
+        Option("Lay another run's student beside it: the same one trained alone, say.", metavar="RUN"),
+    ] = None
     device: Device = None
     plugins: Plugins = ()
     traceback: Traceback = False
@@ -347,7 +351,7 @@ class CompareOptions:
     """Put runs side by side; runs that differ by seed alone become mean and spread."""
 
     runs: Annotated[tuple[Path, ...], Argument("Run folders.", "RUN...")]
-    format: Annotated[Literal["text", "json", "csv", "md"], Option("Format of the output.")] = "text"
+    format: Annotated[Literal["text", "json", "csv", "md", "html"], Option("Format of the output.")] = "text"
     picture: Annotated[
         Path | None, Option("Draw all runs into FILE: .svg, .png or .pdf.", metavar="FILE")
     ] = None

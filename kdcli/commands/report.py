@@ -52,10 +52,13 @@ def report(options: ReportOptions) -> None:
     from kdcli.report.console import write
     from kdcli.report.recorded_run import read_run
     from kdcli.report.report_page import write_report
+    from kdcli.report.run_identity import read_baseline
 
     need_matplotlib()
     root = _run_folder(options)
-    read_run(root)
+    run = read_run(root)
+    if options.baseline is not None:  # before the networks are run, which takes a while
+        read_baseline(options.baseline, run)
     if not options.quick:
         from kdcli.analysis.collected import write_report_data
         from kdcli.parallel.devices import choose_device
@@ -63,18 +66,18 @@ def report(options: ReportOptions) -> None:
         from kdcli.training.run_folder import reopen
 
         try:
-            run = reopen(root, device=options.device, plugins=options.plugins)
-            _warn(file_notices(run.parsed.spec, run.options.places, "mimic", "dataset"))
-            chosen = choose_device(options.device or run.parsed.spec.runtime.device)
+            again = reopen(root, device=options.device, plugins=options.plugins)
+            _warn(file_notices(again.parsed.spec, again.options.places, "mimic", "dataset"))
+            chosen = choose_device(options.device or again.parsed.spec.runtime.device)
             with doing("running the networks for the report"):
-                _, notices = write_report_data(run.parsed, run.options, chosen)
+                _, notices = write_report_data(again.parsed, again.options, chosen)
             _warn(notice.message for notice in notices)
         except KdError as error:
             if error.diagnostics[0].code == "KD740":
                 raise
             _warn([f"curves alone, the networks can't be run: {error.diagnostics[0].message}"])
     with doing(f"writing the report of {root}"):
-        page = write_report(root)
+        page = write_report(root, options.baseline)
     write(f"{page}\n")
 
 

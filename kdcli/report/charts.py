@@ -20,7 +20,10 @@ from io import BytesIO
 from typing import Any, TypeAlias
 
 from kdcli.errors import RunError
-from kdcli.report.recorded_run import Bin, ClassAccuracy, Curve, RecordedRun, Similarity, StepRecords
+from kdcli.report.html_elements import Line, Plotted, chart
+from kdcli.report.quantities import measure, metric_words
+from kdcli.report.recorded_run import Curve, RecordedRun, StepRecords
+from kdcli.report.report_data import Bin, ClassAccuracy, PrecisionByClass, Similarity
 from kdcli.report.results_table import metric_names
 
 Axes: TypeAlias = Any
@@ -65,6 +68,15 @@ def need_matplotlib() -> None:
         ) from error
 
 
+def matplotlib_is_there() -> bool:
+    """Whether charts can be drawn."""
+    try:
+        need_matplotlib()
+    except RunError:
+        return False
+    return True
+
+
 def line_look(index: int) -> dict[str, Any]:
     """matplotlib's arguments for colour and dashes of the index-th line."""
     return {
@@ -86,6 +98,10 @@ class Chart:
         """An <svg> element for report.html."""
         return svg(self.draw, title=self.title, width=self.width, height=self.height)
 
+    def readable(self) -> str:
+        """The same with its lines' values, which are shown where the pointer or the keyboard is."""
+        return readable(self.draw, title=self.title, width=self.width, height=self.height)
+
     def png(self) -> bytes:
         """The content of a PNG file, dark on white."""
         return picture(self.draw, "png", width=1.2 * self.width, height=1.2 * self.height, dpi=120)
@@ -93,12 +109,63 @@ class Chart:
 
 def svg(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height: float = 2.9) -> str:
     """An <svg> element. draw fills the axes; the fewer inches of width and height, the larger the text."""
+    return _for_page(draw, title, width, height)[0]
+
+
+def readable(draw: Callable[[Axes], None], *, title: str, width: float = 4.6, height: float = 2.9) -> str:
+    """An <svg> element with the values of its labelled lines, for report.html."""
+    drawn, axes = _for_page(draw, title, width, height)
+    return chart(drawn, _plotted(axes))
+
+
+def _for_page(draw: Callable[[Axes], None], title: str, width: float, height: float) -> tuple[str, Axes]:
     need_matplotlib()
-    drawn = _drawn({**_STYLE, "svg.hashsalt": title}, draw, "svg", width, height, 72).decode()
-    drawn = drawn.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    content, axes = _drawn({**_STYLE, "svg.hashsalt": title}, draw, "svg", width, height, 72)
+    drawn = content.decode().replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     drawn = _METADATA.sub("", drawn[drawn.index("<svg") :])
     label = f'<svg role="img" aria-label="{escape(title)}" '
-    return _CONTROL.sub("\ufffd", drawn.replace("<svg ", label, 1))
+    return _CONTROL.sub("\ufffd", drawn.replace("<svg ", label, 1)), axes
+
+
+READ = 150
+"""At most so many points of a line can be read by value."""
+
+
+def _plotted(axes: Axes) -> Plotted:
+    """The labelled lines of axes that have been drawn, in the units of their <svg>."""
+    figure = axes.figure
+    width, height = (72 * inches for inches in figure.get_size_inches())
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = figure.transFigure.inverted().transform(axes.transData.transform((x, y)))
+        return round(width * across, 1), round(height * (1 - up), 1)
+
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    lines = []
+    for line in axes.get_lines():
+        name = str(line.get_label())
+        if name.startswith("_"):
+            continue
+        xs, ys = list(line.get_xdata()), list(line.get_ydata())
+        level = line.get_transform() != axes.transData
+        if level:  # it is drawn over the whole width
+            xs = [left, right]
+        every = -(-len(xs) // READ)
+        kept = [k for k in range(len(xs)) if k % every == 0 or k == len(xs) - 1]
+        points = [
+            (*place(float(xs[k]), float(ys[k])), _across(float(xs[k])), measure(float(ys[k])))
+            for k in kept
+            if math.isfinite(float(xs[k])) and math.isfinite(float(ys[k]))
+        ]
+        lines.append(Line(name, str(line.get_color()), points, level=level))
+    corners = (*place(left, top), *place(right, bottom))
+    return Plotted(str(axes.get_xlabel()), lines, corners)
+
+
+def _across(value: float) -> str:
+    """A step or a share in words: `12345`, `0.8312`."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def picture(
@@ -111,21 +178,23 @@ def picture(
         key: colours.get(value, value) if isinstance(value, str) else value for key, value in _STYLE.items()
     }
     plain |= {"savefig.facecolor": "white", "svg.hashsalt": "kdcli"}
-    return _drawn(plain, draw, format, width, height, dpi)
+    return _drawn(plain, draw, format, width, height, dpi)[0]
 
 
 def _drawn(
     style: dict[str, Any], draw: Callable[[Axes], None], format: str, width: float, height: float, dpi: int
-) -> bytes:
+) -> tuple[bytes, Axes]:
+    """The content of an image file, and the axes as they were drawn."""
     matplotlib, figures = import_module("matplotlib"), import_module("matplotlib.figure")
     buffer = BytesIO()
     with matplotlib.rc_context(style), _quiet():
         figure = figures.Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
+        axes = figure.add_subplot()
+        draw(axes)
         # Without the date the same run gives the same file.
         metadata = {"Date": None} if format == "svg" else None
         figure.savefig(buffer, format=format, dpi=dpi, metadata=metadata)
-    return buffer.getvalue()
+    return buffer.getvalue(), axes
 
 
 def legend_above(axes: Axes, labels: Sequence[str]) -> None:
@@ -147,16 +216,26 @@ _TASK = "total and task losses"
 Series = tuple[list[float], list[float]]
 
 
-def run_curves(run: RecordedRun) -> dict[str, str]:
-    """The curves of a run as <svg> by title: each metric, losses, learning rate."""
+def run_curves(run: RecordedRun, baseline: RecordedRun | None = None) -> dict[str, str]:
+    """The curves of a run, readable by value, by title: each metric, losses, learning rate.
+
+    baseline: a run whose metrics are drawn into the same charts.
+    """
     charts: dict[str, str] = {}
     series = [record["metrics"] for record in run.evaluations.get(run.student, ())]
     for name in metric_names(series, run.primary):
-        charts[name] = svg(partial(_metric, run=run, name=name), title=name)
+        evaluated = sum(name in metrics for metrics in series)
+        # The parts of a mean are in the table, and so is a figure that was measured once.
+        if "." not in name and (evaluated > 1 or baseline is not None):
+            title = metric_words(name)
+            charts[title] = readable(partial(_metric, run=run, name=name, baseline=baseline), title=title)
     for title, lines in _losses(run.steps).items():
-        charts[title] = svg(partial(_draw_losses, lines=lines), title=title, height=2.5 + 0.2 * len(lines))
+        charts[title] = readable(
+            partial(_draw_losses, lines=lines), title=title, height=2.5 + 0.2 * len(lines)
+        )
     if run.steps.rate.intervals:
-        charts["learning rate"] = svg(partial(_rate, series=run.steps.rate.points()), title="learning rate")
+        draw = partial(_rate, series=run.steps.rate.points())
+        charts["learning rate"] = readable(draw, title="learning rate")
     return charts
 
 
@@ -192,22 +271,30 @@ def _draw_losses(axes: Axes, lines: Mapping[str, Series]) -> None:
 
 
 def _rate(axes: Axes, series: Series) -> None:
-    axes.plot(*series, marker="." if len(series[0]) == 1 else None, **line_look(0))
+    axes.plot(*series, label="rate", marker="." if len(series[0]) == 1 else None, **line_look(0))
     top = max((rate for rate in series[1] if math.isfinite(rate)), default=0.0)
     axes.set_ylim(0, 1.08 * top or None)
     _finish(axes, [])
 
 
-def _metric(axes: Axes, run: RecordedRun, name: str) -> None:
-    records = [r for r in run.evaluations.get(run.student, ()) if name in r["metrics"]]
-    points = [(float(record["step"]), float(record["metrics"][name])) for record in records]
-    xs, ys = Curve(points).points()
-    axes.plot(xs, ys, label=run.student, marker="." if len(xs) < 40 else None, **line_look(0))
+def _metric(axes: Axes, run: RecordedRun, name: str, baseline: RecordedRun | None) -> None:
+    runs = (
+        {run.student: run} if baseline is None else {run.student: run, f"baseline {baseline.name}": baseline}
+    )
+    labels: list[str] = []
+    for label, one in runs.items():
+        records = [r for r in one.evaluations.get(one.student, ()) if name in r["metrics"]]
+        points = [(float(record["step"]), float(record["metrics"][name])) for record in records]
+        if points:
+            xs, ys = Curve(points).points()
+            marker = "." if len(xs) < 40 else None
+            axes.plot(xs, ys, label=label, marker=marker, **line_look(0 if one is run else 4))
+            labels.append(label)
     levels = {other: values[name] for other, values in run.teachers.items() if name in values}
     for index, (other, level) in enumerate(levels.items(), start=1):
         look = {**line_look(index), "linestyle": (0, (5, 2))}
         axes.axhline(level, label=other, linewidth=1.2, **look)
-    _finish(axes, [run.student, *levels] if levels else [])
+    _finish(axes, [*labels, *levels] if len(labels) + len(levels) > 1 else [])
 
 
 def _finish(axes: Axes, labels: Sequence[str]) -> None:
@@ -254,22 +341,80 @@ def class_chart(data: ClassAccuracy) -> tuple[Chart, str]:
     return Chart("accuracy by class", draw, width=5.2, height=height), remark
 
 
+FEW, FEW_SHARE = 10, 0.01
+"""A bin of fewer images, or of less than this share of all, is put together with its neighbour."""
+
+
+def joined_bins(bins: Sequence[Bin]) -> list[Bin]:
+    """Bins in order of confidence, those of few images put together with the next (the last one with the one before).
+
+    The share of right answers among two images is 0, 50 or 100 %, whatever the network is worth.
+    """
+    known = sorted((one for one in bins if one.count), key=lambda one: one.confidence)
+    least = max(FEW, FEW_SHARE * sum(one.count for one in known))
+    joined: list[Bin] = []
+    for one in known:
+        if joined and joined[-1].count < least:
+            joined[-1] = _together(joined[-1], one)
+        else:
+            joined.append(one)
+    if len(joined) > 1 and joined[-1].count < least:
+        last = joined.pop()
+        joined[-1] = _together(joined[-1], last)
+    return joined
+
+
+def _together(one: Bin, other: Bin) -> Bin:
+    count = one.count + other.count
+    return Bin(
+        (one.confidence * one.count + other.confidence * other.count) / count,
+        (one.accuracy * one.count + other.accuracy * other.count) / count,
+        count,
+    )
+
+
 def reliability_chart(data: Mapping[str, Sequence[Bin]]) -> Chart:
-    """Reliability diagram: share of right answers against confidence, a line for each network."""
+    """Reliability diagram: share of right answers against confidence, a line for each network.
+
+    The larger a dot, the more images have such a confidence.
+    """
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="_sure as it should be")
         for index, (name, bins) in enumerate(data.items()):
-            known = sorted((one for one in bins if one.count), key=lambda one: one.confidence)
+            known = joined_bins(bins)
+            most = max((one.count for one in known), default=1)
             xs, ys = [one.confidence for one in known], [one.accuracy for one in known]
-            axes.plot(xs, ys, marker="o", markersize=4, label=name, **line_look(index))
+            axes.plot(xs, ys, label=name, **line_look(index))
+            sizes = [12 + 90 * one.count / most for one in known]
+            axes.scatter(xs, ys, s=sizes, color=line_look(index)["color"], alpha=0.75, linewidths=0)
         axes.set_xlabel("confidence")
         axes.set_ylabel("share of right answers")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
-        axes.legend(loc="upper left", fontsize=9)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.04)
+        legend_above(axes, list(data))
 
     return Chart("reliability", draw, height=3.6)
+
+
+def precision_chart(data: PrecisionByClass, overlap: str) -> Chart:
+    """Precision against recall, a mean over classes, a line for each network. overlap: from which a box counts."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, curves) in enumerate(data.curves.items()):
+            points = [
+                (100 * x, y)
+                for x, y in zip(data.recalls, curves.get(overlap, ()), strict=False)
+                if y is not None
+            ]
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, **line_look(index))
+        axes.set_xlabel("recall, %")
+        axes.set_ylabel("precision, %")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 102)
+        legend_above(axes, list(data.curves))
+
+    return Chart(f"precision by recall at overlap {overlap}", draw, height=3.2)
 
 
 def similarity_chart(data: Similarity) -> Chart:

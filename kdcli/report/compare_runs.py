@@ -3,7 +3,8 @@
 Runs whose specs differ only in runtime.random_seed and in `saver` are one group, finished ones apart from
 unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two
 groups is judged against √(spread² + spread²), what one expects of two single runs, and called smaller than
-the spread where it is.
+the spread where it is. Groups that were measured on other test data or by another metric are not judged, and what else
+is not the same experiment (training data, student network, steps) is named.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -23,11 +24,13 @@ from kdcli import __version__
 from kdcli.disk import real_path, write_whole
 from kdcli.errors import Diagnostic, KdError, UsageError
 from kdcli.records import LOWER_IS_BETTER
-from kdcli.report.charts import Axes, line_look, picture
+from kdcli.report import html_elements as page
+from kdcli.report.charts import Axes, line_look, matplotlib_is_there, picture, readable
 from kdcli.report.console import as_text, table, wrapped_line
-from kdcli.report.quantities import MISSING, json_value, measure
+from kdcli.report.quantities import MISSING, json_value, measure, metric_words
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
+from kdcli.report.run_identity import Difference, changed_keys, differences
 
 PICTURE_FORMATS = ("svg", "png", "pdf")
 _SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
@@ -56,17 +59,25 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a group compares with the first one, by the mean of the primary metric's best."""
+    """How a group compares with the first one, by the mean of the primary metric's best.
+
+    difference: None where the figures can't be compared. differs: in what it is not the same experiment. keys: where
+    the specs differ.
+    """
 
     name: str
     baseline: str
-    difference: float
+    difference: float | None
     spread: float | None
+    differs: tuple[Difference, ...] = ()
+    keys: tuple[str, ...] = ()
 
     @property
     def within_spread(self) -> bool | None:
         """Whether the difference is at most the spread; None where no spread is known."""
-        return None if self.spread is None else abs(self.difference) <= self.spread
+        if self.spread is None or self.difference is None:
+            return None
+        return abs(self.difference) <= self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,30 +188,46 @@ def _path(run: RecordedRun, depth: int) -> str:
 
 
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
+    differs = tuple(differences(baseline.runs[0], group.runs[0]))
+    keys = tuple(changed_keys(baseline.runs[0], group.runs[0]))
+    if any(one.fatal for one in differs):
+        return Verdict(
+            name=group.name, baseline=baseline.name, difference=None, spread=None, differs=differs, keys=keys
+        )
     if primary not in baseline.best or primary not in group.best:
         return None
     compared, first = group.best[primary], baseline.best[primary]
     known = [spread.std for spread in (compared, first) if spread.std is not None]
-    spread = math.sqrt(sum(std * std for std in known)) if known else None
     return Verdict(
-        name=group.name, baseline=baseline.name, difference=compared.mean - first.mean, spread=spread
+        name=group.name,
+        baseline=baseline.name,
+        difference=compared.mean - first.mean,
+        spread=math.sqrt(sum(std * std for std in known)) if known else None,
+        differs=differs,
+        keys=keys,
     )
 
 
-CompareFormat = Literal["text", "json", "csv", "md"]
+CompareFormat = Literal["text", "json", "csv", "md", "html"]
 
 
 def compare_text(
     compared: RunComparison, format: CompareFormat = "text", *, colour: bool = False, width: int | None = None
 ) -> str:
-    """The comparison as a table, JSON, CSV or Markdown."""
+    """The comparison as a table, JSON, CSV, Markdown or one HTML page (with curves where matplotlib is installed)."""
     if format == "json":
         return json.dumps(_plain(compared), indent=2, allow_nan=False) + "\n"
     if format == "csv":
         return _csv(compared)
     columns, rows = _columns(compared), [_row(compared, group) for group in compared.groups]
-    sentences = [verdict_sentence(verdict, compared.primary) for verdict in compared.verdicts]
+    sentences = [
+        sentence
+        for verdict in compared.verdicts
+        for sentence in (verdict_sentence(verdict, compared.primary), *experiment_sentences(verdict))
+    ]
     sentences += unequal_views(compared)
+    if format == "html":
+        return _page(compared, rows, sentences)
     if format == "md":
         head = [
             "| " + " | ".join(columns) + " |",
@@ -246,6 +273,9 @@ def views_of(spec: Mapping[str, Any]) -> int | None:
 
 def verdict_sentence(verdict: Verdict, primary: str) -> str:
     """A sentence on the difference to the first group: its size, and whether it exceeds the spread."""
+    if verdict.difference is None:
+        fatal = "; ".join(str(one) for one in verdict.differs if one.fatal)
+        return f"{verdict.name} against {verdict.baseline}: not comparable; {fatal}"
     size = f"{verdict.name} against {verdict.baseline}: best {primary} {verdict.difference:+.4g}"
     if verdict.spread is None:
         return f"{size}; one run each, so nobody knows whether it is luck"
@@ -256,9 +286,39 @@ def verdict_sentence(verdict: Verdict, primary: str) -> str:
     return f"{size}, {which} by more than the spread ({verdict.spread:.4g})"
 
 
-def _columns(compared: RunComparison) -> list[str]:
-    best = [f"best {compared.primary}"] if compared.primary else []
-    return ["run", "runs", *best, *(f"last {name}" for name in _metrics(compared)), "state"]
+def experiment_sentences(verdict: Verdict) -> list[str]:
+    """What is not the same experiment, and where the specs differ, each a line below the verdict."""
+    lines = []
+    others = [str(one) for one in verdict.differs if not one.fatal]
+    if others:
+        lines.append(f"  not the same experiment: {'; '.join(others)}")
+    if verdict.keys and verdict.difference is not None:
+        lines.append(f"  the specs differ in {', '.join(verdict.keys)}")
+    return lines
+
+
+def _page(compared: RunComparison, rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
+    """One HTML page: the table, what differs, and the curves of the metric that decides."""
+    words = [page.paragraph(sentence.strip()) for sentence in sentences]
+    columns = _columns(compared, metric_words)
+    curves = ""
+    if compared.primary and matplotlib_is_there():
+        title = metric_words(compared.primary)
+        drawn = readable(lambda axes: _draw(axes, compared), title=title, width=8.0, height=4.0)
+        curves = page.card(title, drawn, wide=True)
+    names = ", ".join(group.name for group in compared.groups)
+    body = [
+        f"<header><h1>{page.text(names)}</h1></header>",
+        page.section("Runs", page.table(columns, rows, kind="result"), *words),
+        page.section("Curves", curves),
+    ]
+    return page.page(f"{names} · kdcli", filter(None, body))
+
+
+def _columns(compared: RunComparison, words: Callable[[str], str] = str) -> list[str]:
+    """Names of the columns. words: for a metric."""
+    best = [f"best {words(compared.primary)}"] if compared.primary else []
+    return ["run", "runs", *best, *(f"last {words(name)}" for name in _metrics(compared)), "state"]
 
 
 def _metrics(compared: RunComparison) -> list[str]:
@@ -324,6 +384,11 @@ def _plain(compared: RunComparison) -> dict[str, Any]:
                 "difference": json_value(verdict.difference),
                 "spread": json_value(verdict.spread),
                 "within_spread": verdict.within_spread,
+                "comparable": verdict.difference is not None,
+                "differs": [
+                    {"what": one.what, "baseline": one.baseline, "run": one.other} for one in verdict.differs
+                ],
+                "keys": list(verdict.keys),
             }
             for verdict in compared.verdicts
         ],

@@ -3,9 +3,45 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 MISSING = "-"
+
+METRIC_WORDS = {
+    "cross_entropy": "cross-entropy, nats",
+    "calibration_error": "calibration error, %",
+    "AP": "average precision (AP), %",
+    "AP50": "AP at overlap 0.5, %",
+    "AP75": "AP at overlap 0.75, %",
+    "APs": "AP of small objects, %",
+    "APm": "AP of medium objects, %",
+    "APl": "AP of large objects, %",
+    "distill_loss": "distillation loss",
+    "explained_variance": "explained variance of the teacher's features",
+    "agreement": "same class as the teacher, %",
+    "probe_top1": "linear probe, top-1 accuracy, %",
+    "knn_top1": "nearest neighbours, top-1 accuracy, %",
+    "same_top1": "same class as the student, %",
+    "mean_kl": "divergence from the student, nats",
+}
+
+
+def metric_words(name: str) -> str:
+    """`top-1 accuracy, %`: a metric by the words that people use; of one's own metric its name."""
+    base, dot, part = name.partition(".")
+    if dot:
+        return f"{metric_words(base)}: {part}"
+    if name in METRIC_WORDS:
+        return METRIC_WORDS[name]
+    if head := re.fullmatch(r"(head\d+)_(.+)", name):
+        return f"{head[1]}: {metric_words(head[2])}"
+    if shot := re.fullmatch(r"(many|median|low)_shot_acc_(top\d+)", name):
+        images = {"many": "many", "median": "a middling number of", "low": "few"}[shot[1]]
+        return f"{metric_words(shot[2])}, classes with {images} images"
+    if top := re.fullmatch(r"top(\d+)", name):
+        return f"top-{top[1]} accuracy, %"
+    return name.replace("_", " ")
 
 
 def count(number: int | None) -> str:

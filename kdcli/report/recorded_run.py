@@ -1,4 +1,4 @@
-"""What `report` and `compare` read from a run folder: spec, environment, records, and report_data.json.
+"""What `report` and `compare` read from a run folder: spec, environment and records.
 
 A folder that can't be read is a RunError: KD750 no run there, KD751 nothing to show yet, KD752 a file is broken or
 half-written, KD753 written by a kdcli with another run format.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from kdcli.disk import exists, real_path
+from kdcli.disk import asking, exists, real_path
 from kdcli.errors import RunError
-from kdcli.records import REPORT_DATA_VERSION, Comparison
 from kdcli.report.run_files import metrics_of
-from kdcli.training.run_folder import SPEC, env_of_run, mapping_in, text_of
+from kdcli.training.run_folder import DATA, SAMPLES, SPEC, env_of_run, mapping_in, text_of
 
 POINTS = 300
 """At most so many intervals of a curve."""
@@ -112,7 +110,7 @@ class StepRecords:
     """What a run's records of steps say together, in bounded memory.
 
     last: the latest record; seconds: of all steps; images: seen in them; curves: of the total, the learning rate
-    and each loss.
+    and each loss. constants: what each loss on features costs a student that answers a constant, where it was measured.
     """
 
     count: int = 0
@@ -122,6 +120,7 @@ class StepRecords:
     total: Curve = field(default_factory=Curve)
     rate: Curve = field(default_factory=Curve)
     losses: dict[str, Curve] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take the next record; raises KeyError, TypeError or ValueError for one of another shape."""
@@ -135,6 +134,8 @@ class StepRecords:
             self.total.add(at, float(record["total"]))
         if "lr" in record:
             self.rate.add(at, float(record["lr"]))
+        if "constants" in record:
+            self.constants = _numbers(record["constants"])
         for name, value in dict(record["losses"]).items():
             self.losses.setdefault(name, Curve()).add(at, float(value))
 
@@ -144,6 +145,8 @@ class RecordedRun:
     """A run's spec, environment and records, read from its folder.
 
     evaluations: by network, in order of steps; of several records of one step, the last. alarms: of the watch.
+    warnings: what else the run warned of, each once. data: samples and class names of each side. listings: of each
+    side the digests of its list of samples, several where the data changed between two parts of the run.
     """
 
     path: Path
@@ -154,6 +157,9 @@ class RecordedRun:
     evaluations: Mapping[str, tuple[Mapping[str, Any], ...]]
     finished: Mapping[str, Any] | None
     alarms: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    listings: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -250,6 +256,7 @@ def _assemble(
     evaluations: dict[str, dict[int, Mapping[str, Any]]] = {}
     finished = None
     alarms = []
+    warnings: dict[str, None] = {}
     try:
         for record in records:
             if record["kind"] == "step":
@@ -259,6 +266,8 @@ def _assemble(
                 evaluations.setdefault(str(record["network"]), {})[record["step"]] = entry
             elif record["kind"] == "alarm":
                 alarms.append({**record, "message": str(record["message"])})
+            elif record["kind"] == "notice" and record.get("level") == "warning":
+                warnings[str(record["message"])] = None
             elif record["kind"] == "finished":
                 finished = _of_the_end(record)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -274,212 +283,21 @@ def _assemble(
         },
         finished=finished,
         alarms=tuple(alarms),
+        warnings=tuple(warnings),
+        data=_data(path / DATA),
+        listings={side: _listings(path, side) for side in ("train", "test")},
     )
 
 
-_DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ClassAccuracy:
-    """Share of right answers by class, for each network; support: samples of each class."""
-
-    classes: tuple[str, ...]
-    support: tuple[int, ...]
-    networks: Mapping[str, tuple[float | None, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """One bin of a reliability diagram: mean confidence, share of right answers, number of samples."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """One image on which the networks differ: each network's answer and its confidence."""
-
-    image: str
-    label: str | None
-    answers: Mapping[str, tuple[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureMaps:
-    """Feature maps of one pair of layers on a few images: rows of (image, student, teacher) as data URIs."""
-
-    title: str
-    rows: tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Similarity:
-    """Linear CKA between the layers of student (rows) and teacher (columns)."""
-
-    teacher: str
-    student_layers: tuple[str, ...]
-    teacher_layers: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DetectedImage:
-    """One image with boxes by network; a box is x1, y1, x2, y2 in pixels, a label and perhaps a score."""
-
-    image: str
-    width: float
-    height: float
-    boxes: Mapping[str, tuple[tuple[float, float, float, float, str, float | None], ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportData:
-    """Content of report_data.json: what a report shows beyond the run's records. Every section may be missing.
-
-        {
-          "version": 1,
-          "primary": "top1",
-          "comparison": [                                     # the rows of `kdcli eval`, the student's first
-            {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
-             "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null,
-             "flops_size": [height, width] of the image that they are counted on}],
-          "class_accuracy": {                               # shares from 0 to 1; null: no samples
-            "classes": [name, ...], "support": [samples of each class, ...],
-            "networks": {"student": [share | null, ...], "teacher0": [...]}},
-          "reliability": {                                  # a list of bins for each network
-            "student": [{"confidence": 0.95, "accuracy": 0.9, "count": 312}, ...], "teacher0": [...]},
-          "disagreements": [                                  # the worst first
-            {"image": data URI, "label": name | null,
-             "answers": {"student": {"answer": name, "confidence": 0.7}, "teacher0": {...}}}],
-          "features": [                                       # one for each pair, its maps beside the image
-            {"term", "student_layer", "teacher", "teacher_layer",
-             "rows": [{"image": data URI, "student": data URI, "teacher": data URI}]}],
-          "cka": [                                          # values[i][j]: student layer i, teacher layer j
-            {"teacher", "student_layers": [path, ...], "teacher_layers": [path, ...], "values": [[...], ...]}],
-          "detections": [                                     # boxes in pixels of the image
-            {"image": data URI, "width": 640, "height": 480,
-             "boxes": {"truth": [[x1, y1, x2, y2, label, score | null], ...], "student": [...]}}]
-        }
-
-    Images are PNG or JPEG as `data:image/png;base64,...`. A file of another shape is KD752, of another version
-    KD753.
-    """
-
-    primary: str = ""
-    comparison: tuple[Comparison, ...] = ()
-    class_accuracy: ClassAccuracy | None = None
-    reliability: Mapping[str, tuple[Bin, ...]] | None = None
-    disagreements: tuple[Disagreement, ...] = ()
-    features: tuple[FeatureMaps, ...] = ()
-    cka: tuple[Similarity, ...] = ()
-    detections: tuple[DetectedImage, ...] = ()
-
-
-def read_report_data(path: Path) -> ReportData:
-    """Read report_data.json; where there is no such file every section is empty."""
-    if not exists(path):
-        return ReportData()
+def _data(path: Path) -> Mapping[str, Any]:
+    """What data.json says; empty where it says nothing, as in a folder of an older kdcli."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError.of("KD750", f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError.of(
-            "KD752", f"{path} is broken or half-written", "remove it or make it anew"
-        ) from error
-    if not isinstance(value, dict) or value.get("version") != REPORT_DATA_VERSION:
-        version = value.get("version") if isinstance(value, dict) else None
-        raise RunError.of(
-            "KD753", f"{path} has version {version}; this kdcli reads version {REPORT_DATA_VERSION}"
-        )
-
-    def section(name: str, read: Callable[[Any], T], default: T) -> T:
-        if not value.get(name):
-            return default
-        try:
-            return read(value[name])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            message = f"`{name}` in {path} has an unknown shape ({type(error).__name__}: {error})"
-            raise RunError.of("KD752", message) from error
-
-    return ReportData(
-        primary=section("primary", str, ""),
-        comparison=section("comparison", lambda rows: tuple(Comparison(**row) for row in rows), ()),
-        class_accuracy=section("class_accuracy", _class_accuracy, None),
-        reliability=section("reliability", _reliability, None),
-        disagreements=section("disagreements", lambda rows: tuple(map(_disagreement, rows)), ()),
-        features=section("features", lambda rows: tuple(map(_features, rows)), ()),
-        cka=section("cka", lambda rows: tuple(map(_similarity, rows)), ()),
-        detections=section("detections", lambda rows: tuple(map(_detection, rows)), ()),
-    )
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def _class_accuracy(value: Any) -> ClassAccuracy:
-    classes = tuple(map(str, value["classes"]))
-    networks = {
-        str(name): tuple(None if share is None else float(share) for share in shares)
-        for name, shares in value["networks"].items()
-    }
-    support = tuple(map(int, value.get("support", [0] * len(classes))))
-    _same_length(classes, support, *networks.values())
-    return ClassAccuracy(classes, support, networks)
-
-
-def _reliability(value: Any) -> Mapping[str, tuple[Bin, ...]]:
-    return {
-        str(name): tuple(
-            Bin(float(one["confidence"]), float(one["accuracy"]), int(one["count"])) for one in bins
-        )
-        for name, bins in value.items()
-    }
-
-
-def _disagreement(value: Any) -> Disagreement:
-    answers = {
-        str(name): (str(answer["answer"]), float(answer["confidence"]))
-        for name, answer in value["answers"].items()
-    }
-    label = value.get("label")
-    return Disagreement(_image(value["image"]), None if label is None else str(label), answers)
-
-
-def _features(value: Any) -> FeatureMaps:
-    title = f"{value['student_layer']} and {value['teacher']}: {value['teacher_layer']} ({value['term']})"
-    rows = tuple(
-        (_image(row["image"]), _image(row["student"]), _image(row["teacher"])) for row in value["rows"]
-    )
-    return FeatureMaps(title, rows)
-
-
-def _similarity(value: Any) -> Similarity:
-    student, teacher = tuple(map(str, value["student_layers"])), tuple(map(str, value["teacher_layers"]))
-    values = tuple(tuple(map(float, row)) for row in value["values"])
-    _same_length(student, values)
-    _same_length(teacher, *values)
-    return Similarity(str(value["teacher"]), student, teacher, values)
-
-
-def _detection(value: Any) -> DetectedImage:
-    boxes = {
-        str(name): tuple(
-            (float(x1), float(y1), float(x2), float(y2), str(label), None if score is None else float(score))
-            for x1, y1, x2, y2, label, score in listed
-        )
-        for name, listed in value["boxes"].items()
-    }
-    return DetectedImage(_image(value["image"]), float(value["width"]), float(value["height"]), boxes)
-
-
-def _image(value: Any) -> str:
-    if not isinstance(value, str) or not _DATA_URI.fullmatch(value):
-        raise ValueError("an image that is no PNG or JPEG data URI")
-    return value
-
-
-def _same_length(first: Sequence[Any], *others: Sequence[Any]) -> None:
-    if any(len(other) != len(first) for other in others):
-        raise ValueError("lists of unequal length")
+def _listings(path: Path, side: str) -> frozenset[str]:
+    with asking(path):
+        return frozenset(file.name for file in path.glob(SAMPLES.format(side=side, digest="*")))

@@ -3,6 +3,7 @@
 metrics.jsonl holds the run's records, one JSON object a line; an incomplete last line is removed on resume. Every
 line has `kind` (step, evaluation, alarm, notice, saved, finished), `step` and `time` (seconds since 1970). The
 clock shows only in `time`, `seconds` and `images_per_second`; everything else of a repeated run is equal.
+The first step has `constants`, where the start of the training measured them: as a Plan has them.
 Numbers JSON has no word for are the strings "NaN", "Infinity", "-Infinity".
 """
 
@@ -42,6 +43,7 @@ class MetricsWriter:
         self._clock = clock
         self._step = 0
         self._processes = 1
+        self._constants: dict[str, float] = {}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_incomplete_line(path)
@@ -62,12 +64,15 @@ class MetricsWriter:
         """
         if isinstance(record, Plan):
             self._processes, self._step = record.processes, record.resumed_step
+            self._constants = {} if record.resumed_step else dict(record.constants)
             return
         now = self._clock()
         self._step = getattr(record, "step", self._step)
         line = {"kind": _KINDS[type(record)], "step": self._step, **_fields(record)}
         if isinstance(record, Step) and record.seconds > 0:
             line["images_per_second"] = record.images * self._processes / record.seconds
+        if isinstance(record, Step) and self._constants:
+            line["constants"], self._constants = self._constants, {}
         line["time"] = now
         with writing(self.path):
             if not self.path.exists():  # what is written into a deleted file goes nowhere, without an error

@@ -31,7 +31,7 @@ def image_uri(
     elif pixels.min() < 0 or pixels.max() > 1:
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / (high - low).clamp_min(1e-12)
-    return _uri(_reduced(pixels if len(pixels) == 3 else pixels[:1], side))
+    return _uri(reduced(pixels if len(pixels) == 3 else pixels[:1], side))
 
 
 def map_uri(feature: Tensor) -> str | None:
@@ -49,7 +49,7 @@ def map_uri(feature: Tensor) -> str | None:
     floor = at.floor().long().clamp_max(len(HEAT) - 2)
     share = (at - floor)[..., None]
     mixed = colours[floor] * (1 - share) + colours[floor + 1] * share
-    return _uri(_reduced(mixed.permute(2, 0, 1)))
+    return _uri(reduced(mixed.permute(2, 0, 1)))
 
 
 def _strength(feature: Tensor) -> Tensor | None:
@@ -64,7 +64,8 @@ def _strength(feature: Tensor) -> Tensor | None:
     return None
 
 
-def _reduced(pixels: Tensor, most: int = SIDE) -> Tensor:
+def reduced(pixels: Tensor, most: int = SIDE) -> Tensor:
+    """An image [C, H, W] whose longest side is at most so many pixels; smaller ones as they are."""
     longest = max(pixels.shape[1:])
     if longest <= most:
         return pixels

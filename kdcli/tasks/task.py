@@ -166,7 +166,7 @@ class Deployment(Protocol):
 class Answered:
     """Report sections and metrics from networks' outputs on test images.
 
-    sections: of report_data.json (kdcli.report.recorded_run). metrics, agreement: by network. whole: whether
+    sections: of report_data.json (kdcli.report.report_data). metrics, agreement: by network. whole: whether
     all of the test data was answered; else what the run recorded stands before these metrics.
     """
 

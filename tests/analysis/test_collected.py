@@ -15,7 +15,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError
 from kdcli.models.weights import save_safetensors
 from kdcli.records import Notice
-from kdcli.report.recorded_run import ReportData, read_report_data
+from kdcli.report.report_data import ReportData, read_report_data
 from kdcli.tasks.classification.metrics import Predictions
 from kdcli.tasks.detection.outputs import scenes
 from kdcli.tasks.pictures import image_uri, map_uri
@@ -57,6 +57,14 @@ def test_every_section_is_collected_and_read_again() -> None:
     assert data.class_accuracy is not None and sum(data.class_accuracy.support) == 20
     assert data.reliability is not None
     assert sum(one.count for one in data.reliability["teacher0"]) == 20
+    assert data.measured == (20, 20)
+    assert data.confusion is not None and len(data.confusion.classes) == len(data.class_accuracy.classes)
+    for name, rows in data.confusion.networks.items():
+        assert [sum(row) for row in rows] == list(data.class_accuracy.support)
+        shares = data.class_accuracy.networks[name]
+        right = [None if not sum(row) else row[k] / sum(row) for k, row in enumerate(rows)]
+        assert right == list(shares), "two counts of the same answers"
+    assert data.worst_classes and all(one.pictures for one in data.worst_classes)
     assert len(data.disagreements) == 12
     assert set(data.disagreements[0].answers) == {"student", "teacher0"}
     assert len(data.features) == 2 and len(data.features[0].rows) == 4
@@ -122,6 +130,44 @@ def test_answers_count_by_class_and_confidence() -> None:
         "cat",
         "dog",
     )
+
+
+def test_wrong_answers_are_counted_by_class() -> None:
+    answers = Predictions(["student", "teacher0"], 3)
+    logits = torch.full((6, 3), 0.0)
+    for row, answer in enumerate([0, 1, 1, 1, 2, 0]):
+        logits[row, answer] = 2.0 + row
+    logits[5] = torch.nan  # no answer: wrong, and mistaken for nothing
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    right = torch.eye(3)[labels] * 9
+    answers.update({"student": logits, "teacher0": right}, torch.rand(6, 1, 200, 100), labels)
+    confusion = answers.confusion(["cat", "dog", "cow"])
+    assert confusion["networks"]["student"] == [[1, 2, 0], [0, 1, 0], [0, 0, 1]]
+    assert confusion["networks"]["teacher0"] == [[3, 0, 0], [0, 1, 0], [0, 0, 2]]
+    assert confusion["mistaken"] == {
+        "student": [{"label": "cat", "answer": "dog", "count": 2, "of": 3}],
+        "teacher0": [],
+    }
+    worst = answers.worst_classes(["cat", "dog", "cow"], None, None)
+    assert [(one["class"], one["support"], one["shares"]["student"]) for one in worst] == [
+        ("cat", 3, pytest.approx(1 / 3)),
+        ("cow", 2, 0.5),
+    ]
+    confidences = [one["answers"]["student"]["confidence"] for one in worst[0]["pictures"]]
+    assert len(confidences) == 2 and confidences == sorted(confidences, reverse=True)
+    assert worst[0]["pictures"][0]["answers"]["teacher0"]["answer"] == "cat"
+
+
+def test_of_many_classes_the_pairs_are_shown_alone() -> None:
+    answers = Predictions(["student"], 31)
+    logits = torch.eye(31)[[5, 6]] * 9
+    answers.update({"student": logits}, torch.rand(2, 1, 4, 4), torch.tensor([5, 7]))
+    found = answers.confusion([str(k) for k in range(31)])
+    assert found["classes"] == [] and found["networks"] == {}
+    assert found["mistaken"]["student"] == [{"label": "7", "answer": "6", "count": 1, "of": 1}]
+    huge = Predictions(["student"], 2000)
+    huge.update({"student": torch.rand(2, 2000)}, torch.rand(2, 1, 4, 4), torch.tensor([5, 7]))
+    assert huge.answers["student"].numel() == 0
 
 
 def test_pictures_of_maps_tokens_and_odd_images() -> None:

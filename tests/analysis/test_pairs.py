@@ -81,3 +81,16 @@ def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> 
     inspect_features(InspectOptions(spec="n.yaml", pairs=True))
     text = capsys.readouterr().out
     assert "not measured here: " in text and "loss_weight: 1.0" in text
+
+
+def test_weights_beside_the_spec_are_found_there(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("specs").mkdir()
+    Path("specs/w.safetensors").write_bytes(b"no weights")
+    teacher = "{mimic_name: [logits], teacher_weight: w.safetensors}"
+    Path("specs/n.yaml").write_text(
+        CIFAR + f"mimic: {{teacher0: {teacher}, student: {{mimic_name: [logits]}}}}\n"
+    )
+    inspect_features(InspectOptions(spec="specs/n.yaml", pairs=True))
+    text = capsys.readouterr().out
+    assert "teacher_weight: w.safetensors" in text, "as the spec has it"
+    assert "not measured here: " in text and "no weights file" not in text and "specs/w.safetensors" in text

@@ -25,6 +25,7 @@ def make_run(
     epochs: int = 5,
     end: bool = True,
     spec: dict[str, Any] | None = None,
+    constants: dict[str, float] | None = None,
 ) -> Path:
     """A run of a few epochs whose student ends at `top1`."""
     from dataclasses import replace
@@ -39,7 +40,7 @@ def make_run(
     (path / "spec.resolved.yaml").write_text(yaml.safe_dump(content))
     (path / "env.json").write_text(json.dumps({"kdcli": "0.1.0", "run_format": 1, "torch": "2.14.1"}))
     with MetricsWriter(path / "metrics.jsonl", clock=lambda: 1.8e9) as writer:
-        writer.write(plan(steps_per_epoch=20, epochs=epochs))
+        writer.write(replace(plan(steps_per_epoch=20, epochs=epochs), constants=constants or {}))
         teacher = {"top1": 98.5, "cross_entropy": 0.05}
         writer.write(
             Evaluation(
@@ -136,6 +137,38 @@ def report_data() -> dict[str, Any]:
             "networks": {
                 "student": [0.8 + 0.02 * i for i in range(9)] + [None],
                 "teacher0": [0.97] * 10,
+            },
+        },
+        "measured": {"images": 360, "of": 450},
+        "confusion": {
+            "classes": ["cat", "dog"],
+            "networks": {"student": [[30, 6], [2, 34]], "teacher0": [[36, 0], [0, 36]]},
+            "mistaken": {
+                "student": [{"label": "cat", "answer": "dog", "count": 6, "of": 36}],
+                "teacher0": [],
+            },
+        },
+        "worst_classes": [
+            {
+                "class": "cat",
+                "support": 36,
+                "shares": {"student": 30 / 36, "teacher0": 1.0},
+                "pictures": [
+                    {
+                        "image": png(10, 200, 90),
+                        "label": "cat",
+                        "answers": {"student": {"answer": "dog", "confidence": 0.9}},
+                    }
+                ],
+            }
+        ],
+        "precision": {
+            "classes": ["cat", "dog"],
+            "boxes": [7, 0],
+            "sizes": {"small": 2, "medium": 5, "large": 0},
+            "recalls": [0.0, 0.5, 1.0],
+            "networks": {
+                "student": {"ap": [31.5, None], "ap50": [62.5, None], "curves": {"0.5": [100.0, 50.0, 0.0]}}
             },
         },
         "reliability": {

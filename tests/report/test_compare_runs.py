@@ -65,7 +65,9 @@ def test_text_golden(folders: list[Path]) -> None:
         "near       1          81.50          81.50               0.1850   finished\n"
         "\n"
         "kd against alone: best top1 +10, better by more than the spread (1.414)\n"
+        "  the specs differ in teachers\n"
         "near against alone: best top1 +0.5, smaller than the spread (1): no difference shown\n"
+        "  the specs differ in ema\n"
     )
 
 
@@ -167,3 +169,34 @@ def test_runs_that_saw_other_augmentations_are_not_equal(tmp_path: Path) -> None
     assert "not equal" not in compare_text(compare_runs([two, again]))
     ignored = make_run(tmp_path / "base", spec={**cached(2), "runtime": {"runner": {"type": "base"}}})
     assert "not equal" not in compare_text(compare_runs([alone, ignored]))
+
+
+def test_two_data_sets_are_not_judged(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / name, top1=top1, spec={"dataset": {"test": {"dataset": {"type": name}}}})
+        for name, top1 in (("digits", 60.0), ("fashion", 93.89))
+    ]
+    compared = compare_runs(runs)
+    text = compare_text(compared)
+    assert text.endswith("\nfashion against digits: not comparable; test data: fashion, not digits\n")
+    assert "+33.89" not in text
+    (verdict,) = json.loads(compare_text(compared, "json"))["verdicts"]
+    assert (verdict["comparable"], verdict["difference"], verdict["within_spread"]) == (False, None, None)
+    assert verdict["differs"] == [{"what": "test data", "baseline": "digits", "run": "fashion"}]
+
+
+def test_other_steps_are_named_and_judged(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"e{epochs}", epochs=epochs, top1=80.0 + epochs) for epochs in (1, 2)]
+    (runs[1] / "spec.resolved.yaml").write_text((runs[1] / "spec.resolved.yaml").read_text() + "ema: {}\n")
+    text = compare_text(compare_runs(runs))
+    assert "best top1 +1; one run each" in text
+    assert "  not the same experiment: steps: 40, not 20\n" in text
+
+
+def test_one_page_of_all(folders: list[Path]) -> None:
+    pytest.importorskip("matplotlib")
+    page = compare_text(compare_runs(folders), "html")
+    assert page.startswith("<!DOCTYPE html>") and "default-src &#x27;none&#x27;" not in page
+    assert "<td>kd</td>" in page and "91.00 ± 1.00" in page and "better by more than the spread" in page
+    assert '<th class="n">best top-1 accuracy, %</th>' in page and "last cross-entropy, nats" in page
+    assert 'aria-label="top-1 accuracy, %"' in page and "alone (3 runs)" in page

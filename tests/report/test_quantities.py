@@ -56,3 +56,19 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_difference_has_a_sign_and_the_places_of_its_sides() -> None:
     assert quantities.difference(97.25, 98.5) == "-1.25" and quantities.difference(0.5, 0.25) == "+0.2500"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("top1", "top-1 accuracy, %"),
+        ("top5", "top-5 accuracy, %"),
+        ("head0_top1", "head0: top-1 accuracy, %"),
+        ("many_shot_acc_top1", "top-1 accuracy, %, classes with many images"),
+        ("distill_loss.job.kd", "distillation loss: job.kd"),
+        ("AP50", "AP at overlap 0.5, %"),
+        ("my_own_metric", "my own metric"),
+    ],
+)
+def test_metrics_have_words(name: str, words: str) -> None:
+    assert quantities.metric_words(name) == words

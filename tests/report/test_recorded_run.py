@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.errors import RunError
-from kdcli.report.recorded_run import Curve, read_report_data, read_run
+from kdcli.report.recorded_run import Curve, read_run
+from kdcli.report.report_data import read_report_data
 
 from .run_folders import make_run, report_data
 

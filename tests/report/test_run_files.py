@@ -43,6 +43,15 @@ def test_every_record_but_the_plan_is_a_line(tmp_path: Path) -> None:
     assert first["images_per_second"] == pytest.approx(3200.0)
 
 
+def test_the_first_step_has_what_a_constant_costs(tmp_path: Path) -> None:
+    begun = replace(plan(), constants={"job0.teacher0.l2": 0.9})
+    path = written(tmp_path / "m", begun, step(1), step(2))
+    assert [record.get("constants") for record in read_metrics(path)] == [{"job0.teacher0.l2": 0.9}, None]
+    resumed = replace(begun, resumed_step=2)
+    path = written(path, resumed, step(3))
+    assert [record.get("constants") for record in read_metrics(path)][2:] == [None]
+
+
 def test_two_runs_differ_in_the_clock_only(tmp_path: Path) -> None:
     def content(name: str, seconds: float) -> list[dict[str, object]]:
         told = [replace(r, seconds=seconds) if isinstance(r, Step) else r for r in records(4, 2)]

@@ -19,7 +19,7 @@ from kdcli.errors import RunError, SpecError
 from kdcli.models.weights import read_weights, save_safetensors
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Finished, Notice
-from kdcli.report.recorded_run import read_report_data
+from kdcli.report.report_data import read_report_data
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.guard import prove_teachers
 from kdcli.training.run import Run, RunOptions

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.data.facts import DataFacts
-from kdcli.tasks.pictures import image_uri
+from kdcli.tasks.pictures import SIDE, image_uri, reduced
 from kdcli.tasks.task import Answered, Forward
 
 BINS = 15
@@ -25,6 +25,16 @@ WORST = 12
 
 MOST_CLASSES = 1000
 """Up to so many classes a report shows the accuracy of each."""
+
+MATRIX_CLASSES = 30
+"""Up to so many classes a report shows the whole confusion matrix; of more, the answers mistaken most often."""
+
+MISTAKEN_PAIRS = 12
+"""How many pairs of classes that are mistaken for each other a report names."""
+
+WORST_CLASSES, WORST_PICTURES, PICTURE_SIDE = 6, 3, 96
+"""How many of the classes that the student answers worst, and of each how many images it got wrong, a report shows;
+the images' longest side in pixels."""
 
 
 class ClassificationMeter:
@@ -270,11 +280,14 @@ def _sections(predictions: Predictions, facts: DataFacts) -> dict[str, Any]:
     named = facts.class_names if len(facts.class_names or ()) == predictions.num_classes else None
     classes = named or tuple(str(index) for index in range(predictions.num_classes))
     sections = {
+        "measured": {"images": int(predictions.support.sum()), "of": facts.num_samples},
         "reliability": predictions.reliability(),
         "disagreements": predictions.disagreements(classes, facts.mean, facts.std),
     }
     if predictions.num_classes <= MOST_CLASSES:
         sections["class_accuracy"] = predictions.class_accuracy(classes)
+        sections["confusion"] = predictions.confusion(classes)
+        sections["worst_classes"] = predictions.worst_classes(classes, facts.mean, facts.std)
     return sections
 
 
@@ -297,7 +310,11 @@ class Predictions:
         self.support = torch.zeros(num_classes, dtype=torch.int64)
         self.hits = {name: torch.zeros(num_classes, dtype=torch.int64) for name in names}
         self.bins = {name: torch.zeros(3, BINS, dtype=torch.float64) for name in names}
+        # [label, answer]; of more classes nobody would look at it, and it would be large.
+        size = num_classes if num_classes <= MOST_CLASSES else 0
+        self.answers = {name: torch.zeros(size, size, dtype=torch.int64) for name in names}
         self._disputes: list[_Dispute] = []
+        self._mistakes: dict[int, list[_Dispute]] = {}
 
     def update(self, logits: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> None:
         """logits: [B, K] of each network; images [B, C, H, W]; labels [B].
@@ -317,10 +334,31 @@ class Predictions:
             confidence, answer = shares.max(1)
             right = (answer == labels) & answered[name]
             self.hits[name] += torch.bincount(labels[right], minlength=self.num_classes)
+            size = len(self.answers[name])
+            if size:
+                pairs = (labels * size + answer)[answered[name]]
+                self.answers[name] += torch.bincount(pairs, minlength=size * size).reshape(size, size)
             at = (confidence * BINS).long().clamp_(max=BINS - 1)
             for row, values in enumerate((torch.ones_like(confidence), confidence, right)):
                 self.bins[name][row].scatter_add_(0, at, values.double())
         self._note_disputes(probabilities, images, labels)
+        self._note_mistakes(probabilities, answered[self.names[0]], images, labels)
+
+    def _note_mistakes(
+        self, probabilities: Mapping[str, Tensor], answered: Tensor, images: Tensor, labels: Tensor
+    ) -> None:
+        """Keep, small, the images of each class that the student is surest of and wrong about."""
+        confidence, answer = probabilities[self.names[0]].max(1)
+        for index in torch.nonzero((answer != labels) | ~answered).flatten().tolist():
+            known = self._mistakes.setdefault(int(labels[index]), [])
+            score = float(confidence[index])
+            if len(known) == WORST_PICTURES and score <= known[-1].score:
+                continue
+            small = reduced(images[index].detach().float().cpu(), PICTURE_SIDE).half()
+            shares = {name: shares[index].clone() for name, shares in probabilities.items()}
+            known.append(_Dispute(score, small, int(labels[index]), shares))
+            known.sort(key=lambda dispute: -dispute.score)
+            del known[WORST_PICTURES:]
 
     def _note_disputes(self, probabilities: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> None:
         student, *teachers = self.names
@@ -368,14 +406,68 @@ class Predictions:
         self, classes: Sequence[str], mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> list[dict[str, Any]]:
         """The section `disagreements` of report_data.json."""
+        return [_shown(dispute, classes, mean, std) for dispute in self._disputes]
+
+    def confusion(self, classes: Sequence[str]) -> dict[str, Any]:
+        """The section `confusion` of report_data.json."""
+        whole = self.num_classes <= MATRIX_CLASSES
+        return {
+            "classes": list(classes) if whole else [],
+            "networks": {name: counts.tolist() for name, counts in self.answers.items()} if whole else {},
+            "mistaken": {name: self._mistaken(counts, classes) for name, counts in self.answers.items()},
+        }
+
+    def _mistaken(self, counts: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """The wrong answers that are given most often."""
+        wrong = counts.clone().fill_diagonal_(0).flatten()
+        order = wrong.argsort(descending=True, stable=True)[:MISTAKEN_PAIRS].tolist()
+        rows = [(*divmod(place, len(counts)), int(wrong[place])) for place in order if wrong[place]]
         return [
             {
-                "image": image_uri(dispute.image, mean, std),
-                "label": classes[dispute.label],
-                "answers": {
-                    name: {"answer": classes[int(shares.argmax())], "confidence": float(shares.max())}
-                    for name, shares in dispute.probabilities.items()
-                },
+                "label": classes[label],
+                "answer": classes[answer],
+                "count": count,
+                "of": int(self.support[label]),
             }
-            for dispute in self._disputes
+            for label, answer, count in rows
         ]
+
+    def worst_classes(
+        self, classes: Sequence[str], mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> list[dict[str, Any]]:
+        """The section `worst_classes` of report_data.json: those of which the student gets the least share right."""
+        share = {
+            name: (hits / self.support.clamp_min(1)).double().tolist() for name, hits in self.hits.items()
+        }
+        student = share[self.names[0]]
+        wrong = [k for k, count in enumerate(self.support.tolist()) if count and student[k] < 1]
+        wrong.sort(key=lambda k: (student[k], -int(self.support[k])))
+        return [
+            {
+                "class": classes[k],
+                "support": int(self.support[k]),
+                "shares": {name: share[name][k] for name in self.names},
+                "pictures": [
+                    _shown(mistake, classes, mean, std, PICTURE_SIDE) for mistake in self._mistakes.get(k, ())
+                ],
+            }
+            for k in wrong[:WORST_CLASSES]
+        ]
+
+
+def _shown(
+    dispute: _Dispute,
+    classes: Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    side: int = SIDE,
+) -> dict[str, Any]:
+    """One image with its label and each network's answer, for report_data.json."""
+    return {
+        "image": image_uri(dispute.image, mean, std, side),
+        "label": classes[dispute.label],
+        "answers": {
+            name: {"answer": classes[int(shares.argmax())], "confidence": float(shares.max())}
+            for name, shares in dispute.probabilities.items()
+        },
+    }

@@ -77,6 +77,13 @@ class DetectionMeter:
         seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
         return average_precision(self._truth(self._annotations), self.predictions(sums), seen)
 
+    def details(self, sums: Tensor) -> PrecisionDetails | None:
+        """AP by class and precision by recall over the images that were seen; None without any."""
+        if self._annotations is None:
+            return None
+        seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        return precision_details(self._truth(self._annotations), self.predictions(sums), seen)
+
     def unanswered(self, sums: Tensor) -> int:
         """None: a detector that finds nothing has answered."""
         return 0
@@ -188,6 +195,33 @@ def save_coco(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
+@dataclass(frozen=True, slots=True)
+class PrecisionDetails:
+    """What COCO's figures are means of.
+
+    classes: the truth's categories by ascending id. boxes: how many of each had to be found. ap, ap50: of each class in
+    percent, None without a box. curves: precision in percent at each recall of RECALLS, by the overlap (IoU) from which
+    a box counts, a mean over the classes. sizes: how many small, medium and large boxes had to be found.
+    """
+
+    classes: tuple[str, ...]
+    boxes: tuple[int, ...]
+    ap: tuple[float | None, ...]
+    ap50: tuple[float | None, ...]
+    curves: Mapping[str, tuple[float, ...]]
+    sizes: tuple[int, int, int]
+
+
+RECALLS = tuple(round(0.05 * step, 2) for step in range(21))
+"""Of COCO's 101 recalls every fifth."""
+
+OVERLAPS = {"0.5": 0, "0.75": 5, "0.9": 8}
+"""Overlaps whose curves are shown, with their places among COCO's ten."""
+
+SMALL, LARGE = 32**2, 96**2
+"""COCO's borders of a small and a large object, in square pixels."""
+
+
 def average_precision(
     truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[Key] | None = None
 ) -> dict[str, float]:
@@ -198,6 +232,53 @@ def average_precision(
     (kdcli.tasks.detection.metrics). Raises RunError KD560 to KD562 for the file, KD565 where the evaluation
     package is missing, KD566 where rows and truth are about different images.
     """
+    _, _, scored = _scored(truth, rows, images)
+    if scored is None:
+        return {name: 0.0 for name in METRICS[:3]}
+    return {
+        name: 100.0 * float(value)
+        for name, value in zip(METRICS, scored.stats[: len(METRICS)], strict=True)
+        if value >= 0
+    }
+
+
+def precision_details(
+    truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[Key] | None = None
+) -> PrecisionDetails:
+    """AP by class, precision by recall and numbers of boxes; arguments and errors as of `average_precision`."""
+    known, chosen, scored = _scored(truth, rows, images)
+    counted = chosen[known.box_images] & ~known.crowds
+    classes = tuple(known.names.values())
+    boxes = np.bincount(known.box_categories[counted], minlength=len(classes)).tolist()
+    areas = known.areas[counted]
+    small, large = int((areas < SMALL).sum()), int((areas > LARGE).sum())
+    if scored is None:
+        nothing = tuple(0.0 if count else None for count in boxes)
+        curves = {name: tuple(0.0 for _ in RECALLS) for name in OVERLAPS}
+        ap, ap50 = nothing, nothing
+    else:
+        # [overlap, recall, class], of objects of any size and the best 100 boxes; -1 where nothing was to be found.
+        precision = np.asarray(scored.eval["precision"])[:, :, :, 0, -1]
+        precision = np.where(precision < 0, np.nan, 100.0 * precision)
+        there = np.array(boxes) > 0
+        ap, ap50 = (
+            tuple(
+                float(np.nanmean(part[:, :, k])) if there[k] and not np.isnan(part[:, :, k]).all() else None
+                for k in range(len(classes))
+            )
+            for part in (precision, precision[:1])
+        )
+        mean = np.nanmean(precision[:, :, there], axis=2) if there.any() else np.zeros(precision.shape[:2])
+        curves = {name: tuple(float(value) for value in mean[place, ::5]) for name, place in OVERLAPS.items()}
+    return PrecisionDetails(
+        classes, tuple(boxes), ap, ap50, curves, (small, len(areas) - small - large, large)
+    )
+
+
+def _scored(
+    truth: Path, rows: Sequence[Mapping[str, Any]], images: Sequence[Key] | None
+) -> tuple[Truth, NDArray[np.bool_], Any]:
+    """The truth, which of its images count, and the package's evaluation; None in its place without a row."""
     known = read_truth(truth)
     places, classes = known.file.image_keys, known.file.category_keys
     asked = dict.fromkeys([*(images or ()), *(row["image_id"] for row in rows)])
@@ -208,8 +289,10 @@ def average_precision(
             f"`{truth}` does not list image {strange[0]}, which was predicted on",
             "`gt_file` of the evaluator is the file that the test data is read from",
         )
+    chosen = np.full(len(places), images is None)
+    chosen[[places[key] for image in images or () if (key := key_of(image)) is not None]] = True
     if not rows:
-        return {name: 0.0 for name in METRICS[:3]}
+        return known, chosen, None
     # The packages know ids as fixed-width integers: they get small ones, in the same order.
     found = [
         {**row, "image_id": places[image] + 1, "category_id": classes[category] + 1}
@@ -218,8 +301,6 @@ def average_precision(
         and (category := key_of(row["category_id"])) is not None
         and category in classes
     ]
-    chosen = np.full(len(places), images is None)
-    chosen[[places[key] for image in images or () if (key := key_of(image)) is not None]] = True
     dataset, evaluator = _evaluator()
     with redirect_stdout(StringIO()):
         known_boxes = dataset()
@@ -230,11 +311,7 @@ def average_precision(
         scored.evaluate()
         scored.accumulate()
         scored.summarize()
-    return {
-        name: 100.0 * float(value)
-        for name, value in zip(METRICS, scored.stats[: len(METRICS)], strict=True)
-        if value >= 0
-    }
+    return known, chosen, scored
 
 
 def _dataset(truth: Truth, chosen: NDArray[np.bool_]) -> dict[str, Any]:

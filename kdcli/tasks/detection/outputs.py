@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.models.detection.boxes import beyond_last_pixel
-from kdcli.tasks.detection.metrics import DetectionMeter, answers_with_boxes, save_coco
+from kdcli.tasks.detection.metrics import (
+    RECALLS,
+    DetectionMeter,
+    PrecisionDetails,
+    answers_with_boxes,
+    save_coco,
+)
 from kdcli.tasks.pictures import image_uri, side_by_side
 from kdcli.tasks.saved_outputs import unwritable
 from kdcli.tasks.task import Answered, Forward
@@ -90,21 +96,66 @@ SCENES = 8
 
 
 class BoxesReport:
-    """A report's section with the boxes on the first images; metrics are those of all of the test data."""
+    """A report's sections from boxes: the first images, AP by class, precision by recall.
+
+    meter: makes the task's meter for data of these facts.
+    """
 
     layers = False
+
+    def __init__(self, meter: Callable[[DataFacts], DetectionMeter]) -> None:
+        self.meter = meter
 
     def answered(
         self, networks: Mapping[str, Forward], batches: Iterator[Mapping[str, Any]], facts: DataFacts
     ) -> Answered:
-        """The first images of the first batch, with every network's boxes."""
-        whole = next(batches)
-        batch = {
-            name: value[:SCENES] if isinstance(value, (Tensor, list, tuple)) else value
-            for name, value in whole.items()
-        }
-        outputs = {name: forward(batch) for name, forward in networks.items()}
-        return Answered(sections={"detections": scenes(outputs, batch, facts)})
+        """One pass; boxes are shown of the first images of the first batch."""
+        meters: dict[str, DetectionMeter] = {}
+        sections: dict[str, Any] = {}
+        seen = 0
+        for batch in batches:
+            outputs = {name: forward(batch) for name, forward in networks.items()}
+            if not seen:
+                few = {
+                    name: value[:SCENES] if isinstance(value, (Tensor, list, tuple)) else value
+                    for name, value in batch.items()
+                }
+                sections["detections"] = scenes(outputs, few, facts)
+            for name, own in outputs.items():
+                if answers_with_boxes(own):
+                    meters.setdefault(name, self.meter(facts)).update(own, batch)
+            seen += len(batch["image"])
+        sections["measured"] = {"images": seen, "of": facts.num_samples}
+        details = {name: meter.details(meter.sums()) for name, meter in meters.items()}
+        known = {name: one for name, one in details.items() if one is not None}
+        if known:
+            sections["precision"] = precision_section(known)
+        whole = seen >= (facts.num_samples or 0)
+        metrics = {name: meter.result(meter.sums()) for name, meter in meters.items()} if whole else {}
+        return Answered(sections=sections, metrics=metrics, whole=whole)
+
+
+def precision_section(details: Mapping[str, PrecisionDetails]) -> dict[str, Any]:
+    """The section `precision` of report_data.json."""
+    first = next(iter(details.values()))
+
+    def rounded(values: Iterable[float | None]) -> list[float | None]:
+        return [None if value is None else round(value, 2) for value in values]
+
+    return {
+        "classes": list(first.classes),
+        "boxes": list(first.boxes),
+        "sizes": dict(zip(("small", "medium", "large"), first.sizes, strict=True)),
+        "recalls": list(RECALLS),
+        "networks": {
+            name: {
+                "ap": rounded(one.ap),
+                "ap50": rounded(one.ap50),
+                "curves": {overlap: rounded(values) for overlap, values in one.curves.items()},
+            }
+            for name, one in details.items()
+        },
+    }
 
 
 def scenes(

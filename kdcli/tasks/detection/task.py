@@ -46,7 +46,7 @@ class Detection:
         self.matching: Matching | None = None
         self.kept: Kept | None = KeptBoxes()
         self.deploy: Deployment | None = DetectorDeployment(detection_sample)
-        self.report: Report | None = BoxesReport()
+        self.report: Report | None = BoxesReport(self.meter)
         self.uninformed: Uninformed | None = None
 
     def modules(self, spec: Spec) -> tuple[ModuleSpec, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcli.data.facts import DataFacts
 from kdcli.errors import RunError
 from kdcli.tasks.detection.metrics import (
     METRICS,
@@ -20,6 +21,7 @@ from kdcli.tasks.detection.metrics import (
     average_precision,
     coco_rows,
     original_boxes,
+    precision_details,
     read_truth,
     save_coco,
 )
@@ -99,6 +101,39 @@ def test_half_the_objects_found_is_half_the_precision(truth: Path) -> None:
     rows += coco_rows(12, [[30, 30, 50, 40, 0.9, 2]], CATEGORIES)
     # Class 1: one of two found, precision 1 at recalls 0..0.5, that is 51 of 101 points; class 2: all.
     assert average_precision(truth, rows)["AP"] == pytest.approx(100 * (51 / 101 + 1) / 2)
+    details = precision_details(truth, rows)
+    assert details.ap == pytest.approx((100 * 51 / 101, 100)) and details.ap50 == details.ap
+    assert details.boxes == (2, 1) and details.sizes == (1, 2, 0)
+    # At recalls up to a half both classes have a precision of 1, beyond it the second alone.
+    assert details.curves["0.5"] == pytest.approx([100] * 11 + [50] * 10)
+
+
+def test_details_are_what_the_figures_are_means_of(truth: Path) -> None:
+    rows = coco_rows(11, [[12, 11, 40, 40, 0.9, 1], [60, 70, 20, 22, 0.8, 2]], CATEGORIES)
+    rows += coco_rows(12, [[33, 30, 50, 40, 0.9, 2]], CATEGORIES)
+    figures, details = average_precision(truth, rows), precision_details(truth, rows)
+    for name, by_class in (("AP", details.ap), ("AP50", details.ap50)):
+        known = [value for value in by_class if value is not None]
+        assert sum(known) / len(known) == pytest.approx(figures[name])
+    nothing = precision_details(truth, [])
+    assert nothing.boxes == details.boxes and nothing.ap == (0.0, 0.0)
+    first = precision_details(truth, [], [11])
+    assert first.boxes == (1, 0) and first.ap == (0.0, None)
+
+
+def test_a_report_has_precision_by_class(truth: Path) -> None:
+    task = Detection(gt_file=str(truth))
+    assert task.report is not None
+    seen = {**batch(truth, [11, 12]), "image": torch.rand(2, 3, 100, 100), "boxes": [torch.zeros(0, 5)] * 2}
+    facts = DataFacts(class_names=("cat", "dog"), num_samples=2)
+    networks = {"student": lambda _: perfect([11, 12]), "proposer": lambda _: {"other": torch.rand(1)}}
+    shown = task.report.answered(networks, iter([seen]), facts)
+    assert shown is not None and shown.whole and shown.metrics["student"]["AP"] == pytest.approx(100)
+    assert shown.sections["measured"] == {"images": 2, "of": 2}
+    found = shown.sections["precision"]
+    assert list(found["networks"]) == ["student"] and found["networks"]["student"]["ap"] == [100.0, 100.0]
+    assert len(found["recalls"]) == len(found["networks"]["student"]["curves"]["0.75"]) == 21
+    assert json.loads(json.dumps(shown.sections, allow_nan=False)) == shown.sections
 
 
 def test_no_boxes_score_nothing(truth: Path) -> None:
