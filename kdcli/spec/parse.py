@@ -65,7 +65,7 @@ class ParsedSpec:
         return places_of(self.spec, self.source, self.base_dir, self.span)
 
     def resolved_yaml(self) -> str:
-        """The complete spec with defaults as YAML; parsing it gives an equal Spec."""
+        """The complete spec with defaults as YAML; parsing it gives an equal Spec, but for `sweep`."""
         return resolved_yaml(self.spec)
 
     def hash(self) -> str:
@@ -395,8 +395,8 @@ for _tag, _pattern in (
 
 
 def resolved_data(spec: Spec) -> dict[str, Any]:
-    """The spec with every default, under the language's own keys."""
-    data = spec.model_dump(exclude_none=True)
+    """The spec with every default, under the language's own keys, without `sweep`, which is no part of a run."""
+    data = spec.model_dump(exclude_none=True, exclude={"sweep"})
     mimic = data.get("mimic")
     teachers = data.pop("teachers")
     written: dict[str, Any] = {"runtime": data["runtime"], "net": data["net"], **teachers}
