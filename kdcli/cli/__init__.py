@@ -14,6 +14,7 @@ from kdcli.spec.tables import Target
 COMMANDS: dict[str, tuple[type, Target]] = {
     "train": (options.TrainOptions, Target("kdcli.commands.train:train")),
     "eval": (options.EvalOptions, Target("kdcli.commands.report:evaluate")),
+    "sweep": (options.SweepOptions, Target("kdcli.commands.sweep:sweep")),
     "cache": (options.CacheOptions, Target("kdcli.commands.train:cache")),
     "validate": (options.ValidateOptions, Target("kdcli.commands.validate:validate")),
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),

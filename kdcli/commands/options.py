@@ -161,6 +161,36 @@ class CacheOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """Try other values of SPEC in trials, each a run of its own, and train the best over seeds (extra `sweep`).
+
+    What is tried stands in the block `sweep` of the spec; without one, the loss weight, temperature and learning rate.
+    The same command goes on with a sweep that has ended early; a second process of it shares the trials.
+    """
+
+    spec: Spec
+    changes: Changes = ()
+    trials: Annotated[int, Option("How many trials; of a space of lists at most all of it.", minimum=1)] = 20
+    seeds: Annotated[
+        int, Option("Over how many seeds the best values are trained and tested; 0: not at all.", minimum=0)
+    ] = 3
+    hold_out: Annotated[
+        float, Option("Share of the training data that trials are measured on.", metavar="SHARE")
+    ] = 0.1
+    halving: Annotated[bool, Option("Stop trials that lie behind, by successive halving.")] = True
+    folder: Annotated[
+        Path | None, Option("Folder of the sweep; else the spec's run folder with -sweep.", ("--dir",), "DIR")
+    ] = None
+    sampler_seed: Annotated[int, Option("Seed of what is drawn in the space.", minimum=0)] = 0
+    device: Device = None
+    plugins: Plugins = ()
+    offline: Offline = False
+    format: Annotated[Literal["table", "json"], Option("Format of the result.")] = "table"
+    quiet: Annotated[bool, Option("Print the result only.", ("--quiet", "-q"))] = False
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
     """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
 

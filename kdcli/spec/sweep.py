@@ -13,7 +13,7 @@ from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from kdcli.errors import Diagnostic, Span, SpecError, SpecPath, did_you_mean
+from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.form.typed import span_of
 from kdcli.spec.parse import ParsedSpec, parse
@@ -307,7 +307,7 @@ def trial_spec(
     first = [one for one in space.parameters if one.name in (METHOD, PAIRS)]
     rest = [one for one in space.parameters if one.name not in (METHOD, PAIRS)]
     for parameter in (*first, *rest):
-        if parameter.name in values:
+        if parameter.name in values and counts(parameter.name, values, parsed.spec, losses):
             overrides += list(_overrides(parsed.spec, space, parameter, values, losses))
     overrides += [parse_assignment(one, number) for number, one in enumerate(own, len(changes) + 1)]
     made = parse(parsed.text, parsed.source, overrides=overrides, base_dir=parsed.base_dir)
@@ -406,6 +406,3 @@ def written_value(spec_data: Any, name: str) -> Any:
         else:
             return None
     return place
-
-
-__all__ = ["Choice", "Parameter", "Range", "Space", "SpecPath", "probes", "space_of", "trial_spec"]

@@ -25,7 +25,7 @@ WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
 class Recorder:
     """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
-    spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
+    terminal: whether anything is shown. spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
     on disk, before the training's last line is shown.
     """
 
@@ -38,8 +38,9 @@ class Recorder:
         quiet: bool,
         loggers: Loggers,
         write_up: WriteUp | None = None,
+        terminal: bool = True,
     ) -> None:
-        self._terminal = Terminal(spec=spec, quiet=quiet)
+        self._terminal = Terminal(spec=spec, quiet=quiet) if terminal else Nowhere()
         self._paths = (metrics, log)
         self._loggers = loggers
         self._write_up = write_up
@@ -142,6 +143,16 @@ class Terminal:
             if self._screen is not None:
                 with suppress(OSError, ValueError):
                     self._screen.abandon()
+
+
+class Nowhere(Terminal):
+    """Shows nothing: a run of many, of which another speaks."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def show(self, record: Record) -> None:
+        """Leave it to the run's files."""
 
 
 def last_line(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
