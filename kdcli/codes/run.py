@@ -396,4 +396,27 @@ RUN: dict[str, Explanation] = {
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
         "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
     ),
+    "KD835": Explanation(
+        "a sweep without Optuna",
+        "`kdcli sweep` leaves the choice of values and the storage of trials to Optuna, which is an extra.",
+        "pip install 'kdcli[sweep]'",
+    ),
+    "KD836": Explanation(
+        "a folder that holds another sweep",
+        "Trials of one storage are compared with each other: they have one spec, one space, one share held out and one"
+        " seed. More trials of the same sweep may be asked for at any time.",
+        "wrong: --dir runs/first with another `sweep` block\nright: --dir runs/second",
+    ),
+    "KD837": Explanation(
+        "nothing to sweep by default",
+        "Without a `sweep` block the loss weight of each job, the temperature and the learning rate are tried. This"
+        " spec has none of them as a number.",
+        "right: sweep: {trainer.optimizer.kwargs.lr: [0.01, 0.1]}",
+    ),
+    "KD838": Explanation(
+        "a sweep whose trials all failed",
+        "A trial that fails is recorded, and the others go on; where the first three have all failed, the others would"
+        " too.",
+        "look at the trial's train.log and error.txt, or run `kdcli train` with its values",
+    ),
 }

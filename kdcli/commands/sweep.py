@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import SweepOptions
-from kdcli.disk import exists, expanded, make_folder, write_whole
-from kdcli.errors import Interrupted, KdError, RunError, SpecError
+from kdcli.commands.sweep_runs import Halving, Listener, Outcome, train_quietly
+from kdcli.disk import expanded, make_folder, write_whole
+from kdcli.errors import Interrupted, KdError, RunError
 from kdcli.failures import doing, failure
 from kdcli.parallel.interrupts import Interrupts, listening
-from kdcli.spec.sweep import Space, Values, space_of, without_sweep
+from kdcli.spec.sweep import Space, Values, space_of
 
 if TYPE_CHECKING:
     import optuna
 
     from kdcli.parallel.distributed import Processes
-    from kdcli.records import Evaluation, Finished
     from kdcli.report.sweep_results import Seeded
     from kdcli.spec.parse import ParsedSpec
     from kdcli.sweep.prepare import Measured, Trials
@@ -111,6 +109,7 @@ class _Sweep:
             Trials,
             check_space,
             default_space,
+            hash_of,
             measured,
             space_from,
             with_pairs,
@@ -122,17 +121,16 @@ class _Sweep:
         with located(self.parsed), doing("preparing the sweep"):
             space = space_of(self.parsed)
             if space is not None:
-                space = with_pairs(self.parsed, self.options.changes, space, self.options.plugins)
+                space = with_pairs(self.parsed, space, self.options.plugins)
             trials = Trials(
                 parsed=self.parsed,
-                changes=self.options.changes,
                 space=space or Space(parameters=(), layers={}),
                 losses=self.known.losses,
                 own=(f"dataset.hold_out={self.share}",),
                 cache=self.folder / "cache",
             )
             facts = {
-                "spec": _hash(trials.spec({})),
+                "spec": hash_of(trials.spec({})),
                 "share held out": self.share,
                 "seed of the sampler": self.options.sampler_seed,
                 "way of halving": self.options.halving,
@@ -174,9 +172,7 @@ class _Sweep:
         """RunOptions of this command for one run."""
         return run_options(self.options, parsed, **more)
 
-    def study(
-        self, trials: Trials, plan: Measured, facts: Mapping[str, Any], first: Values | None
-    ) -> Study:
+    def study(self, trials: Trials, plan: Measured, facts: Mapping[str, Any], first: Values | None) -> Study:
         """The storage, made or opened."""
         from kdcli.sweep.study import Study
 
@@ -242,7 +238,7 @@ class _Sweep:
         try:
             parsed = trials.spec(trial.values, f"saver.save_dir={json.dumps(str(root))}")
             try:
-                outcome = self.trained(parsed, root, _Halving(study, handle, self.interrupts))
+                outcome = self.trained(parsed, root, Halving(study, handle, self.interrupts))
             except KdError as error:
                 from kdcli.sweep.prepare import TOO_LARGE
 
@@ -251,7 +247,7 @@ class _Sweep:
                 parsed = replace(trials, views=None).spec(
                     trial.values, f"saver.save_dir={json.dumps(str(root))}"
                 )
-                outcome = self.trained(parsed, root, _Halving(study, handle, self.interrupts))
+                outcome = self.trained(parsed, root, Halving(study, handle, self.interrupts))
         except Interrupted:
             raise
         except Exception as error:
@@ -271,79 +267,23 @@ class _Sweep:
             study.tell(handle, "stopped", None, **said)
         elif outcome.value is None or not math.isfinite(outcome.value):
             named = f"`{outcome.primary}`" if outcome.primary else "a metric"
-            study.tell(handle, "failed", None, **said, error=f"its last evaluation gave no number for {named}")
+            study.tell(
+                handle, "failed", None, **said, error=f"its last evaluation gave no number for {named}"
+            )
         else:
             study.tell(handle, "complete", outcome.value, **said)
 
-    def trained(self, parsed: ParsedSpec, root: Path, listener: _Listener) -> _Outcome:
+    def trained(self, parsed: ParsedSpec, root: Path, listener: Listener) -> Outcome:
         """Train one run, from its newest checkpoint where it has begun; its last metrics."""
-        from kdcli.parallel.devices import oom_as_error
-        from kdcli.records import Evaluation, Finished, rising
-        from kdcli.report.live.recorder import Recorder
-        from kdcli.report.loggers.background import Loggers
-        from kdcli.report.loggers.logger import LoggedRun
-        from kdcli.spec.parse import resolved_data
-        from kdcli.training.build import built, claimed_folder
-        from kdcli.training.checkpoint import checkpoints
-        from kdcli.training.sides import Sides
-        from kdcli.training.train import train as records_of
-
-        resumes = bool(checkpoints(root / "checkpoints")) or exists(root / "finished.json")
-        again = shlex.join(["kdcli", "train", str(root / "spec.resolved.yaml"), "--resume"])
-        options = self.run_options(parsed, resume=resumes, overwrite=not resumes, prove=False, again=again)
-        primary, metrics, steps, stopped = "", dict[str, float](), 0, False
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(located(parsed))
-                stack.enter_context(oom_as_error(parsed.spec))
-                folder = stack.enter_context(claimed_folder(parsed, options, self.processes))
-                sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-                with self.alone(), doing("building the run"):
-                    run = stack.enter_context(built(parsed, options, self.processes, sides, folder))
-                logged = LoggedRun(
-                    name=f"{run.name}-{root.name}",
-                    run_dir=run.folder.root,
-                    spec=resolved_data(parsed.spec),
-                    spec_text=parsed.resolved_yaml(),
-                )
-                recorder = stack.enter_context(
-                    Recorder(
-                        metrics=run.folder.metrics,
-                        log=run.folder.log,
-                        spec=[str(root)],
-                        quiet=True,
-                        terminal=False,
-                        loggers=Loggers(
-                            parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=again
-                        ),
-                    )
-                )
-                for record in records_of(run, self.interrupts):
-                    recorder.take(record)
-                    if isinstance(record, Evaluation) and record.network == "student":
-                        primary, metrics, steps = record.primary, record.metrics, record.step
-                        if steps < run.total_steps:
-                            listener.hear(steps, rising(primary, metrics))
-                    elif isinstance(record, Finished):
-                        primary, metrics, steps = record.primary, record.last, record.step
-        except Interrupted:
-            if not listener.stopped:
-                raise
-            self.interrupts.signal_number = None
-            stopped = True
-        finally:
-            gc.collect()
-        return _Outcome(
-            primary=primary, metrics=metrics, steps=steps, value=rising(primary, metrics), stopped=stopped
+        return train_quietly(
+            parsed,
+            root,
+            listener,
+            options=lambda **more: self.run_options(parsed, **more),
+            processes=self.processes,
+            interrupts=self.interrupts,
+            alone=self.folder / "cache.lock",
         )
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One process at a time: two that make one cache at once would delete each other's."""
-        from filelock import FileLock
-
-        with FileLock(make_and(self.folder) / "cache.lock"):
-            yield
 
     def hopeless(self, ended: Sequence[Trial]) -> RunError:
         """The error of a sweep whose trials have all failed."""
@@ -351,8 +291,8 @@ class _Sweep:
         return RunError.of(
             "KD838",
             f"all {len(ended)} trials failed; the last one: {last.error}",
-            f"look at {self.folder / 'trials' / f'{last.number:03}'} (train.log, error.txt), mend the spec and sweep in "
-            "another folder, `--dir`",
+            f"look at {self.folder / 'trials' / f'{last.number:03}'} (train.log, error.txt), mend the spec and sweep "
+            "in another folder, `--dir`",
         )
 
     # the best one
@@ -368,7 +308,7 @@ class _Sweep:
         best = study.best
         assert best is not None
         written = study.noted("written values")
-        rows = [("best", best.values)]
+        rows: list[tuple[str, Values | None]] = [("best", best.values)]
         if written is None or study.counted(written) != dict(best.values):
             rows.append(("as written", None))
         base = self.parsed.spec.runtime.random_seed
@@ -390,9 +330,14 @@ class _Sweep:
                     if study.noted(key) is not None:
                         continue
                     parsed = self.final(trials, values, root, base + number)
-                    outcome = self.trained(parsed, root, _Listener())
+                    outcome = self.trained(parsed, root, Listener())
                     study.note(
-                        key, {"primary": outcome.primary, "value": outcome.value, "metrics": dict(outcome.metrics)}
+                        key,
+                        {
+                            "primary": outcome.primary,
+                            "value": outcome.value,
+                            "metrics": dict(outcome.metrics),
+                        },
                     )
                     shown = outcome.metrics.get(outcome.primary, math.nan)
                     self.say(f"seed {base + number}, {name}: {outcome.primary} {shown:.2f} on the test data")
@@ -401,7 +346,9 @@ class _Sweep:
         found = []
         for name, values in rows:
             trial = best.number if values is not None else "-"
-            notes = [study.noted(f"seed {base + n}, {name}, trial {trial}") for n in range(self.options.seeds)]
+            notes = [
+                study.noted(f"seed {base + n}, {name}, trial {trial}") for n in range(self.options.seeds)
+            ]
             found.append(
                 Seeded(
                     name=name,
@@ -421,6 +368,7 @@ class _Sweep:
     def written(self, trials: Trials, study: Study, plan: Measured, seeded: Sequence[Seeded]) -> str:
         """Write best.yaml and sweep.html; the text for standard output."""
         from kdcli.report.sweep_results import SweepResults, best_yaml, results_text, sweep_page
+        from kdcli.sweep.prepare import assignments, with_whole_paths
 
         best = study.best
         assert best is not None
@@ -446,89 +394,6 @@ class _Sweep:
         return results_text(results, self.options.format)
 
 
-def assignments(trials: Trials, values: Values) -> list[str]:
-    """The values as arguments of the command line."""
-    from kdcli.spec.parse import resolved_data
-    from kdcli.spec.sweep import METHOD, PAIRS, job_of, loss_name, written_value
-
-    data = resolved_data(trials.final(values).spec)
-    keys: list[str] = []
-    for name in values:
-        if name == METHOD:
-            keys.append(f"mimic.cfgs.{loss_name(job_of(trials.parsed.spec))}")
-        elif name == PAIRS:
-            (teacher,) = job_of(trials.parsed.spec).teachers
-            keys += ["mimic.student.mimic_name", f"mimic.{teacher}.mimic_name", "mimic.adapter"]
-    if any(key.startswith("mimic.cfgs.") for key in keys):
-        names = [one for one in values if not one.startswith("mimic.cfgs.")]
-    else:
-        names = list(values)
-    keys += [name for name in names if name not in (METHOD, PAIRS)]
-    found = []
-    for key in keys:
-        value = written_value(data, key)
-        if value is None:
-            value = values.get(key)
-        if value is not None:
-            plain = list(value) if isinstance(value, tuple) else value
-            found.append(f"{key}={json.dumps(plain) if not isinstance(plain, str) else plain}")
-    return found
-
-
-def with_whole_paths(parsed: ParsedSpec) -> ParsedSpec:
-    """The spec with the whole path of every file that it names: it may be read from another folder."""
-    from kdcli.spec.places import files_named
-    from kdcli.spec.schema import Spec
-
-    data = parsed.spec.model_dump(exclude_none=True)
-    for path, name in files_named(parsed.spec):
-        place: Any = data
-        for step in path[:-1]:
-            place = place[step]
-        if isinstance(place, tuple):
-            continue
-        place[path[-1]] = str(parsed.places.find(name, path).absolute())
-    return replace(parsed, spec=Spec.model_validate(data))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """How a run ended. value: the deciding metric of its last evaluation as a number that rises."""
-
-    primary: str
-    metrics: Mapping[str, float]
-    steps: int
-    value: float | None
-    stopped: bool
-
-
-class _Listener:
-    """Hears a run's evaluations before its last one. stopped: whether it has asked for a stop."""
-
-    stopped = False
-
-    def hear(self, step: int, value: float | None) -> None:
-        """One evaluation; value: rises as the student gets better."""
-
-
-class _Halving(_Listener):
-    """Stops a trial where successive halving says so: as a signal would, its state saved."""
-
-    def __init__(self, study: Study, handle: optuna.trial.Trial, interrupts: Interrupts) -> None:
-        self.study, self.handle, self.interrupts = study, handle, interrupts
-
-    def hear(self, step: int, value: float | None) -> None:
-        """Tell the study; ask for a stop."""
-        import signal
-
-        if value is None or not math.isfinite(value) or self.interrupts.signal_number is not None:
-            return
-        if self.study.stops(self.handle, step, value):
-            self.handle.set_user_attr("stopped_at", step)
-            self.stopped = True
-            self.interrupts.signal_number = signal.SIGTERM
-
-
 def make_and(folder: Path) -> Path:
     """The folder, made where there is none."""
     make_folder(folder)
@@ -542,13 +407,3 @@ def _reason(error: Exception) -> str | None:
         return f"{first.code}: {first.message}"
     found = failure(error, running=True)
     return None if found is None else f"{found.code}: {found.message}"
-
-
-def _hash(parsed: ParsedSpec) -> str:
-    """sha256 of what a sweep starts from: the spec without the places that it writes to."""
-    from kdcli.spec.schema import Saver
-
-    saver = parsed.spec.saver.model_copy(update={"save_dir": None, "results_dir": None})
-    assert isinstance(saver, Saver)
-    spec = replace(without_sweep(parsed), spec=parsed.spec.model_copy(update={"saver": saver, "sweep": None}))
-    return hashlib.sha256(spec.resolved_yaml().encode()).hexdigest()

@@ -66,7 +66,7 @@ def split(source: Source | BatchSource, share: float, *, held: bool) -> Source:
         return fewer
     if isinstance(source, SampleSource):
         own = getattr(source, "subset", None)
-        return SomeSamples(source, indices) if own is None else own(indices)  # type: ignore[no-any-return]
+        return SomeSamples(source, indices) if own is None else own(indices)
     return SomeImages(source, indices)
 
 

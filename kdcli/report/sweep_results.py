@@ -96,7 +96,7 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResults:
-    """A sweep that has ended. importance: by parameter, its share of what the values decide. command: trains the best."""
+    """A sweep that has ended. importance: by parameter, how much its values decide. command: trains the best."""
 
     name: str
     folder: Path
@@ -116,7 +116,11 @@ class SweepResults:
         order = {"complete": 0, "stopped": 1, "failed": 2}
         return sorted(
             self.trials,
-            key=lambda one: (order.get(one.state, 3), -(one.value if one.value is not None else -math.inf), one.number),
+            key=lambda one: (
+                order.get(one.state, 3),
+                -(one.value if one.value is not None else -math.inf),
+                one.number,
+            ),
         )
 
 
@@ -165,17 +169,22 @@ def cost_text(
         " the test data is not looked at"
     )
     halved = "; those that lie behind are stopped early" if halving else ""
-    lines.append(f"cost: {limit} trials of {plan.steps:,} steps each ({plan.epochs:,} epochs), the same for all{halved}")
+    lines.append(
+        f"cost: {limit} trials of {plan.steps:,} steps each ({plan.epochs:,} epochs), the same for all{halved}"
+    )
     if plan.views is not None:
         views = f"{plan.views} view{'s' if plan.views > 1 else ''}"
         once = f"teachers run once for all trials: {plan.samples:,} samples x {views} in {folder / 'cache'}"
-        lines.append(once + (f" (augmentations come again after {plan.views} epochs: {plan.live})" if plan.live else ""))
+        lines.append(
+            once
+            + (f" (augmentations come again after {plan.views} epochs: {plan.live})" if plan.live else "")
+        )
     elif teachers:
         lines.append(f"teachers run in every trial: {plan.live or 'their outputs are not cached'}")
     if seeds:
         lines.append(
-            f"then the best values and the spec as written, {seeds} seed{'s' if seeds > 1 else ''} each, on all training"
-            " data, measured on the test data"
+            f"then the best values and the spec as written, {seeds} seed{'s' if seeds > 1 else ''} each, on all"
+            " training data, measured on the test data"
         )
     return "\n".join(lines)
 
@@ -212,7 +221,9 @@ def verdict(results: SweepResults) -> str:
     best = results.seeded[0]
     where = f"on the test data, {len(best.seeds)} seed{'s' if len(best.seeds) > 1 else ''}: {best.primary}"
     if len(results.seeded) == 1:
-        return f"{where} {best.text}; the spec as written has these values already: the sweep found none better"
+        return (
+            f"{where} {best.text}; the spec as written has these values already: the sweep found none better"
+        )
     written = results.seeded[1]
     both = f"{where} {best.text} with the best values, {written.text} as written"
     if len(best.seeds) == 1:
@@ -305,12 +316,16 @@ def best_yaml(results: SweepResults, resolved: str) -> str:
     best = results.best
     shown = measure(best.metrics[best.primary]) if best.primary in best.metrics else MISSING
     ended = [one for one in results.trials if one.state == "complete" and one.same_as is None]
-    values = sorted((one.metrics[one.primary] for one in ended if one.primary in one.metrics))
+    values = sorted(one.metrics[one.primary] for one in ended if one.primary in one.metrics)
     lines = [
         f"The best of {len(results.trials)} trials of `kdcli sweep {results.name}` (kdcli {__version__}):",
         *(f"  {name}: {value_text(value)}" for name, value in best.values.items()),
         f"trial {best.number}: {best.primary} {shown} on {results.plan.held:,} training samples held out"
-        + (f"; the {len(values)} whole trials {measure(values[0])} to {measure(values[-1])}" if values else ""),
+        + (
+            f"; the {len(values)} whole trials {measure(values[0])} to {measure(values[-1])}"
+            if values
+            else ""
+        ),
         verdict(results),
         f"the same as a command: {results.command}",
     ]
@@ -347,7 +362,9 @@ def sweep_page(results: SweepResults) -> str:
                     *plots,
                 ]
             ),
-            page.paragraph("Full dots: whole trials; rings: trials that were stopped early, at their last evaluation."),
+            page.paragraph(
+                "Full dots: whole trials; rings: trials that were stopped early, at their last evaluation."
+            ),
         ),
         page.section("Trials", page.table(columns, rows)),
         page.section("The spec", page.folded("best.yaml", results.spec_text)),
@@ -360,7 +377,9 @@ def _seed_table(results: SweepResults) -> str:
         return ""
     seeds = results.seeded[0].seeds
     rows = [[one.name, *map(measure, one.values), one.text] for one in results.seeded]
-    return page.table([f"{results.seeded[0].primary}, test data", *(f"seed {s}" for s in seeds), "mean"], rows)
+    return page.table(
+        [f"{results.seeded[0].primary}, test data", *(f"seed {s}" for s in seeds), "mean"], rows
+    )
 
 
 def _shown(one: Trial) -> float | None:

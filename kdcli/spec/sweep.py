@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -109,7 +109,11 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many trials there can be; None where a parameter is a range without steps."""
-        return math.prod(len(p.labels) for p in self.parameters if isinstance(p, Choice)) if self.listed else None
+        return (
+            math.prod(len(p.labels) for p in self.parameters if isinstance(p, Choice))
+            if self.listed
+            else None
+        )
 
     @property
     def listed(self) -> bool:
@@ -197,7 +201,12 @@ def _range(name: str, key_span: Span, node: Mapping) -> Range:
         plain = value.value if isinstance(value, Scalar) else None
         number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
         if value is None and key != "step":
-            _refuse("KD270", f"the range of `{name}` has no `{key}`", "for example {low: 0.1, high: 10}", node.span)
+            _refuse(
+                "KD270",
+                f"the range of `{name}` has no `{key}`",
+                "for example {low: 0.1, high: 10}",
+                node.span,
+            )
         if value is not None and not number:
             message = f"`{key}` of the range of `{name}` is a number, got {kind(value)}"
             _refuse("KD270", message, None, value.span)
@@ -227,7 +236,12 @@ def _range(name: str, key_span: Span, node: Mapping) -> Range:
 def _only_job(spec: Spec, name: str, span: Span) -> Job:
     """The one job that `method` and `pairs` are about; raises SpecError KD272 where there is not one with one loss."""
     jobs = list(spec.mimic.jobs.values()) if spec.mimic is not None and spec.distils else []
-    if len(jobs) != 1 or len(jobs[0].losses) > 1 or len(jobs[0].teachers) != 1 or jobs[0].mimic_ins_type != "base":
+    if (
+        len(jobs) != 1
+        or len(jobs[0].losses) > 1
+        or len(jobs[0].teachers) != 1
+        or jobs[0].mimic_ins_type != "base"
+    ):
         help = "name the keys themselves: `mimic.mimic_job0.cfgs.loss.type: [kd_loss, dkd]`"
         message = f"`{name}` is about the one loss of one job of the method `base`, with one teacher"
         _refuse("KD272", f"{message}: this spec has another `mimic`", help, span)
@@ -292,26 +306,60 @@ def counts(parameter: str, values: Values, spec: Spec, losses: LossTable) -> boo
 
 
 def trial_spec(
-    parsed: ParsedSpec,
-    changes: Sequence[str],
-    space: Space,
-    values: Values,
-    losses: LossTable,
-    own: Sequence[str] = (),
+    parsed: ParsedSpec, space: Space, values: Values, losses: LossTable, own: Sequence[str] = ()
 ) -> ParsedSpec:
     """The spec with a trial's values, and with assignments of the sweep's own.
 
-    changes: the command line's assignments. What is wrong is found at the lines of the `sweep` block. Raises SpecError.
+    What is wrong is found at the lines of the `sweep` block. Raises SpecError.
     """
-    overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
+    overrides = list(parsed.overrides)
     first = [one for one in space.parameters if one.name in (METHOD, PAIRS)]
     rest = [one for one in space.parameters if one.name not in (METHOD, PAIRS)]
     for parameter in (*first, *rest):
         if parameter.name in values and counts(parameter.name, values, parsed.spec, losses):
             overrides += list(_overrides(parsed.spec, space, parameter, values, losses))
-    overrides += [parse_assignment(one, number) for number, one in enumerate(own, len(changes) + 1)]
+    overrides += [parse_assignment(one, number) for number, one in enumerate(own, len(parsed.overrides) + 1)]
     made = parse(parsed.text, parsed.source, overrides=overrides, base_dir=parsed.base_dir)
     return without_sweep(made)
+
+
+def check_sweep(
+    parsed: ParsedSpec, losses: LossTable, check: Callable[[ParsedSpec], Iterable[Diagnostic]]
+) -> Iterator[Diagnostic]:
+    """Errors of the `sweep` block: its form, and what each listed value and both ends of each range make of the spec.
+
+    check: finds what is wrong with the names and arguments of one trial's spec.
+    """
+    try:
+        space = space_of(parsed)
+    except SpecError as error:
+        yield from error.diagnostics
+        return
+    if space is None:
+        return
+    for values in _alone(parsed.spec, space, losses):
+        try:
+            made = trial_spec(parsed, space, values, losses)
+            found = [made.locate(one) for one in check(made)]
+        except SpecError as error:
+            found = list(error.diagnostics)
+        yield from (one for one in found if one.severity == "error")
+
+
+def _alone(spec: Spec, space: Space, losses: LossTable) -> Iterator[dict[str, Plain]]:
+    """Each value by itself, so that a wrong one hides no other: an argument of a loss with a method that takes it."""
+    methods = next(
+        (one.labels for one in space.parameters if one.name == METHOD and isinstance(one, Choice)), ()
+    )
+    for one in space.parameters:
+        if one.name == PAIRS:
+            continue
+        of_method = {}
+        if one.name.startswith("mimic.cfgs.") and methods:
+            taking = [name for name in methods if counts(one.name, {METHOD: name}, spec, losses)]
+            of_method = {METHOD: taking[0]} if taking else {}
+        for value in _ends(one):
+            yield {**of_method, one.name: value}
 
 
 def without_sweep(parsed: ParsedSpec) -> ParsedSpec:

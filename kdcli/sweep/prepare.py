@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from kdcli.spec.check.resolve import check_references
 from kdcli.spec.check.rules import check_caches, check_task
 from kdcli.spec.networks import parse_networks
 from kdcli.spec.parse import ParsedSpec, once, resolved_data
+from kdcli.spec.places import files_named
 from kdcli.spec.schema import Cache, Spec
 from kdcli.spec.sweep import (
     METHOD,
@@ -34,11 +37,11 @@ from kdcli.spec.sweep import (
     loss_name,
     probes,
     trial_spec,
+    without_sweep,
     written_value,
 )
 from kdcli.spec.tables import SETS_LR, LossTable, Tables
 from kdcli.spec.text.nodes import Scalar
-from kdcli.spec.text.overrides import parse_assignment
 from kdcli.tasks import TASKS
 from kdcli.training.build import built
 from kdcli.training.guard import prove_losses
@@ -55,13 +58,12 @@ MOST_PAIRS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trials:
-    """How the spec of a trial is made: the written spec, the command line's assignments, the space, the sweep's own.
+    """How the spec of a trial is made: the written spec, the space, the sweep's own assignments.
 
     views: of each teacher's shared cache, None where teachers run in every trial.
     """
 
     parsed: ParsedSpec
-    changes: tuple[str, ...]
     space: Space
     losses: LossTable
     own: tuple[str, ...]
@@ -70,14 +72,12 @@ class Trials:
 
     def spec(self, values: Values, *more: str) -> ParsedSpec:
         """The spec of one trial. more: assignments of this one alone."""
-        made = trial_spec(
-            self.parsed, self.changes, self.space, values, self.losses, (*self.own, *more)
-        )
+        made = trial_spec(self.parsed, self.space, values, self.losses, (*self.own, *more))
         return made if self.views is None else with_cache(made, self.cache, self.views)
 
     def final(self, values: Values, *more: str) -> ParsedSpec:
         """The spec with these values, trained on all training data and measured on the test data."""
-        return trial_spec(self.parsed, self.changes, self.space, values, self.losses, more)
+        return trial_spec(self.parsed, self.space, values, self.losses, more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +203,7 @@ def space_from(parsed: ParsedSpec, facts: Mapping[str, Mapping[str, Any]]) -> Sp
     return Space(parameters=tuple(made), layers={})
 
 
-def with_pairs(parsed: ParsedSpec, changes: Sequence[str], space: Space, plugins: Sequence[str]) -> Space:
+def with_pairs(parsed: ParsedSpec, space: Space, plugins: Sequence[str]) -> Space:
     """The space with `pairs: auto` filled: the pairs of layers that fit, and the deepest of them together.
 
     Raises SpecError KD272 where none fit.
@@ -211,9 +211,8 @@ def with_pairs(parsed: ParsedSpec, changes: Sequence[str], space: Space, plugins
     place = next((one for one in space.parameters if one.name == PAIRS), None)
     if place is None:
         return space
-    overrides = [parse_assignment(one, number) for number, one in enumerate(changes, 1)]
     networks = inspect(
-        parse_networks(parsed.text, parsed.source, overrides=overrides, base_dir=parsed.base_dir),
+        parse_networks(parsed.text, parsed.source, overrides=parsed.overrides, base_dir=parsed.base_dir),
         plugins=plugins,
     )
     (teacher,) = job_of(parsed.spec).teachers
@@ -224,7 +223,7 @@ def with_pairs(parsed: ParsedSpec, changes: Sequence[str], space: Space, plugins
         raise SpecError(Diagnostic(code="KD272", message=message, help=help, span=place.key_span))
     job = job_of(parsed.spec)
     layers = {}
-    for chosen in ([[one] for one in found] + ([found] if len(found) > 1 else [])):
+    for chosen in [[one] for one in found] + ([found] if len(found) > 1 else []):
         text = " ".join(f"{one.student.path}:{one.teacher.path}" for one in chosen)
         layers[text] = (
             tuple(one.student.path for one in chosen),
@@ -233,9 +232,7 @@ def with_pairs(parsed: ParsedSpec, changes: Sequence[str], space: Space, plugins
         )
     nodes = tuple(Scalar(value=text, span=place.key_span, text=text) for text in layers)
     filled = Choice(name=PAIRS, key_span=place.key_span, nodes=nodes, labels=tuple(layers))
-    return Space(
-        parameters=tuple(filled if one is place else one for one in space.parameters), layers=layers
-    )
+    return Space(parameters=tuple(filled if one is place else one for one in space.parameters), layers=layers)
 
 
 def _adapts(loss: Any) -> bool:
@@ -263,6 +260,52 @@ def written_values(trials: Trials) -> Values | None:
             value = float(value)
         values[one.name] = value
     return {name: one for name, one in values.items() if counts(name, values, spec, trials.losses)}
+
+
+def assignments(trials: Trials, values: Values) -> list[str]:
+    """The values as arguments of the command line."""
+    data = resolved_data(trials.final(values).spec)
+    keys: list[str] = []
+    for name in values:
+        if name == METHOD:
+            keys.append(f"mimic.cfgs.{loss_name(job_of(trials.parsed.spec))}")
+        elif name == PAIRS:
+            (teacher,) = job_of(trials.parsed.spec).teachers
+            keys += ["mimic.student.mimic_name", f"mimic.{teacher}.mimic_name", "mimic.adapter"]
+    if any(key.startswith("mimic.cfgs.") for key in keys):
+        names = [one for one in values if not one.startswith("mimic.cfgs.")]
+    else:
+        names = list(values)
+    keys += [name for name in names if name not in (METHOD, PAIRS)]
+    found = []
+    for key in keys:
+        value = written_value(data, key)
+        if value is None:
+            value = values.get(key)
+        if value is not None:
+            plain = list(value) if isinstance(value, tuple) else value
+            found.append(f"{key}={json.dumps(plain) if not isinstance(plain, str) else plain}")
+    return found
+
+
+def with_whole_paths(parsed: ParsedSpec) -> ParsedSpec:
+    """The spec with the whole path of every file that it names: it may be read from another folder."""
+    data = parsed.spec.model_dump(exclude_none=True)
+    for path, name in files_named(parsed.spec):
+        place: Any = data
+        for step in path[:-1]:
+            place = place[step]
+        if isinstance(place, tuple):
+            continue
+        place[path[-1]] = str(parsed.places.find(name, path).absolute())
+    return replace(parsed, spec=Spec.model_validate(data))
+
+
+def hash_of(parsed: ParsedSpec) -> str:
+    """sha256 of what a sweep starts from: the spec without the places that it writes to."""
+    saver = parsed.spec.saver.model_copy(update={"save_dir": None, "results_dir": None})
+    spec = replace(without_sweep(parsed), spec=parsed.spec.model_copy(update={"saver": saver, "sweep": None}))
+    return hashlib.sha256(spec.resolved_yaml().encode()).hexdigest()
 
 
 def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[Diagnostic]:

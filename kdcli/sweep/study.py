@@ -82,7 +82,13 @@ class Trial:
     course: Mapping[int, float] = field(default_factory=dict)
 
 
-STATES = {"RUNNING": "running", "WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
+STATES = {
+    "RUNNING": "running",
+    "WAITING": "waiting",
+    "COMPLETE": "complete",
+    "PRUNED": "stopped",
+    "FAIL": "failed",
+}
 
 
 class Study:

@@ -25,8 +25,8 @@ WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
 class Recorder:
     """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
-    terminal: whether anything is shown. spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
-    on disk, before the training's last line is shown.
+    terminal: whether anything is shown. spec: how the user named the spec, with overrides. write_up: called once the
+    run's last numbers are on disk, before the training's last line is shown.
     """
 
     def __init__(
