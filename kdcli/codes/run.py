@@ -419,4 +419,10 @@ RUN: dict[str, Explanation] = {
         " too.",
         "look at the trial's train.log and error.txt, or run `kdcli train` with its values",
     ),
+    "KD839": Explanation(
+        "equal cost of a run with stages",
+        "A trial whose step costs more than the student's alone is made shorter by as much, its schedule too. Of"
+        " several stages it is not known which should be.",
+        "kdcli sweep cfg.yaml --equal steps",
+    ),
 }

@@ -177,6 +177,12 @@ class SweepOptions:
     hold_out: Annotated[
         float, Option("Share of the training data that trials are measured on.", metavar="SHARE")
     ] = 0.1
+    equal: Annotated[
+        Literal["steps", "cost"],
+        Option(
+            "What all trials have alike: steps, or cost (fewer steps where one costs more than the student's)."
+        ),
+    ] = "steps"
     halving: Annotated[bool, Option("Stop trials that lie behind, by successive halving.")] = True
     folder: Annotated[
         Path | None, Option("Folder of the sweep; else the spec's run folder with -sweep.", ("--dir",), "DIR")

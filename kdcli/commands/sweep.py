@@ -104,6 +104,7 @@ class _Sweep:
         """The trials to come, what was measured of them, what the storage compares, the values of the spec itself."""
         from kdcli.report.console import wants_colour, write
         from kdcli.report.diagnostics import render
+        from kdcli.sweep.cost import require_one_stage
         from kdcli.sweep.prepare import (
             Measured,
             Trials,
@@ -133,11 +134,14 @@ class _Sweep:
                 "spec": hash_of(trials.spec({})),
                 "share held out": self.share,
                 "seed of the sampler": self.options.sampler_seed,
+                "length": self.options.equal,
                 "way of halving": self.options.halving,
                 "space": "default" if space is None else space.facts(),
             }
             require_same(self.folder, facts)
             known = recorded_facts(self.folder, "prepared")
+            if self.options.equal == "cost":
+                require_one_stage(self.parsed)
             options = self.run_options(trials.spec({}))
             if known is not None:
                 plan = Measured(**known["measured"])
@@ -200,6 +204,7 @@ class _Sweep:
             folder=self.folder,
             share=self.share,
             halving=self.options.halving,
+            equal=self.options.equal,
             seeds=self.options.seeds,
             default=self.parsed.spec.sweep is None,
             teachers=len(self.parsed.spec.teachers) if self.parsed.spec.distils else 0,
@@ -225,6 +230,8 @@ class _Sweep:
 
     def run_trial(self, trials: Trials, study: Study, trial: Trial, handle: optuna.trial.Trial) -> None:
         """One trial: an ordinary run, its evaluations told to the study; a failure is recorded and not raised."""
+        from kdcli.sweep.prepare import TOO_LARGE
+
         twin = study.twin(trial)
         if twin is not None:
             said = {"metrics": dict(twin.metrics), "primary": twin.primary, "same_as": twin.number}
@@ -236,17 +243,17 @@ class _Sweep:
         root = self.folder / "trials" / f"{trial.number:03}"
         began = time.perf_counter()
         try:
-            parsed = trials.spec(trial.values, f"saver.save_dir={json.dumps(str(root))}")
+            ratio = self.ratio(trials, study, trial.values)
+            began = time.perf_counter()
+            own = (*self.shorter(trials, trial.values, ratio), f"saver.save_dir={json.dumps(str(root))}")
             try:
-                outcome = self.trained(parsed, root, Halving(study, handle, self.interrupts))
+                outcome = self.trained(
+                    trials.spec(trial.values, *own), root, Halving(study, handle, self.interrupts)
+                )
             except KdError as error:
-                from kdcli.sweep.prepare import TOO_LARGE
-
                 if trials.views is None or error.diagnostics[0].code not in TOO_LARGE:
                     raise
-                parsed = replace(trials, views=None).spec(
-                    trial.values, f"saver.save_dir={json.dumps(str(root))}"
-                )
+                parsed = replace(trials, views=None).spec(trial.values, *own)
                 outcome = self.trained(parsed, root, Halving(study, handle, self.interrupts))
         except Interrupted:
             raise
@@ -262,6 +269,7 @@ class _Sweep:
             "primary": outcome.primary,
             "steps": outcome.steps,
             "seconds": time.perf_counter() - began,
+            "ratio": ratio,
         }
         if outcome.stopped:
             study.tell(handle, "stopped", None, **said)
@@ -272,6 +280,31 @@ class _Sweep:
             )
         else:
             study.tell(handle, "complete", outcome.value, **said)
+
+    def ratio(self, trials: Trials, study: Study, values: Values) -> float | None:
+        """With `--equal cost`, the cost of a step beside the student's alone: measured once for what is built alike."""
+        if self.options.equal == "steps" or not self.parsed.spec.distils:
+            return None
+        from filelock import FileLock
+
+        from kdcli.sweep.cost import cost_ratio
+        from kdcli.sweep.prepare import built_key
+
+        key = f"cost of {built_key(values, trials.space)}"
+        with FileLock(self.folder / "measure.lock"):
+            known = study.noted(key)
+            if known is None:
+                options = self.run_options(trials.spec(values))
+                known = cost_ratio(trials, values, options, self.processes, self.interrupts)
+                study.note(key, known)
+                self.say(f"a step costs {known:.2f} times one of the student alone")
+        return float(known)
+
+    def shorter(self, trials: Trials, values: Values, ratio: float | None) -> tuple[str, ...]:
+        """Assignments that make a run as much shorter as its steps cost more."""
+        from kdcli.sweep.cost import shortened
+
+        return () if ratio is None else shortened(trials.final(values), ratio)
 
     def trained(self, parsed: ParsedSpec, root: Path, listener: Listener) -> Outcome:
         """Train one run, from its newest checkpoint where it has begun; its last metrics."""
@@ -329,7 +362,9 @@ class _Sweep:
                         continue
                     if study.noted(key) is not None:
                         continue
-                    parsed = self.final(trials, values, root, base + number)
+                    of_run = values if values is not None else written or {}
+                    own = self.shorter(trials, of_run, self.ratio(trials, study, of_run))
+                    parsed = self.final(trials, values, root, base + number, own)
                     outcome = self.trained(parsed, root, Listener())
                     study.note(
                         key,
@@ -360,21 +395,24 @@ class _Sweep:
             )
         return tuple(found)
 
-    def final(self, trials: Trials, values: Values | None, root: Path, seed: int) -> ParsedSpec:
+    def final(
+        self, trials: Trials, values: Values | None, root: Path, seed: int, lengths: tuple[str, ...]
+    ) -> ParsedSpec:
         """The spec of one run on all training data, measured on the test data."""
-        own = (f"saver.save_dir={json.dumps(str(root))}", f"runtime.random_seed={seed}")
+        own = (*lengths, f"saver.save_dir={json.dumps(str(root))}", f"runtime.random_seed={seed}")
         return trials.final(values or {}, *own)
 
     def written(self, trials: Trials, study: Study, plan: Measured, seeded: Sequence[Seeded]) -> str:
         """Write best.yaml and sweep.html; the text for standard output."""
-        from kdcli.report.sweep_results import SweepResults, best_yaml, results_text, sweep_page
+        from kdcli.report.sweep_page import sweep_page
+        from kdcli.report.sweep_results import SweepResults, best_yaml, results_text
         from kdcli.sweep.prepare import assignments, with_whole_paths
 
         best = study.best
         assert best is not None
-        command = shlex.join(
-            ["kdcli", "train", self.options.spec, *self.options.changes, *assignments(trials, best.values)]
-        )
+        lengths = self.shorter(trials, best.values, self.ratio(trials, study, best.values))
+        own = [*assignments(trials, best.values), *lengths]
+        command = shlex.join(["kdcli", "train", self.options.spec, *self.options.changes, *own])
         results = SweepResults(
             name=Path(self.options.spec).stem,
             folder=self.folder,
@@ -387,7 +425,7 @@ class _Sweep:
             share=self.share,
             command=command,
         )
-        spec = with_whole_paths(trials.final(best.values))
+        spec = with_whole_paths(trials.final(best.values, *lengths))
         results = replace(results, spec_text=best_yaml(results, spec.resolved_yaml()))
         write_whole(self.folder / "best.yaml", results.spec_text)
         write_whole(self.folder / "sweep.html", sweep_page(results))

@@ -327,7 +327,7 @@ def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[
         wrong = [one for one in mine if one.severity == "error"]
         found += [one for one in mine if one.severity == "error" or _said(one) not in said]
         said |= {_said(one) for one in mine}
-        key = _built_keys(values, trials.space)
+        key = built_key(values, trials.space)
         if wrong or key in rehearsed:
             continue
         look = CheckOptions(
@@ -364,7 +364,7 @@ def _said(one: Diagnostic) -> tuple[str, str]:
     return one.code, one.message
 
 
-def _built_keys(values: Values, space: Space) -> str:
+def built_key(values: Values, space: Space) -> str:
     """The values that change what is built: words, lists and mappings; numbers do not."""
     words = {
         one.name: values[one.name]
