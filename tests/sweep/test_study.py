@@ -12,6 +12,7 @@ from kdcli.errors import RunError
 from kdcli.reference.tables import tables
 from kdcli.spec.parse import parse
 from kdcli.spec.sweep import space_of
+from kdcli.sweep.cost import shortened
 from kdcli.sweep.study import Study, Trial, need_optuna, require_same
 from tests.spec.test_sweep import SPEC
 
@@ -129,3 +130,17 @@ def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="Optuna") as raised:
         need_optuna()
     assert raised.value.diagnostics[0].help == "pip install 'kdcli[sweep]'"
+
+
+def test_a_run_of_equal_cost_is_shorter_with_its_schedule() -> None:
+    text = SPEC.replace("sweep:\n", "").replace(
+        "trainer: {max_epoch: 1,",
+        "trainer: {max_epoch: 6, lr_scheduler: {type: CosineAnnealingLR, kwargs: {T_max: 6}},",
+    )
+    assert shortened(parse(text, "cfg.yaml"), 1.5) == (
+        "trainer.max_epoch=4",
+        "trainer.lr_scheduler.kwargs.T_max=4.0",
+    )
+    assert shortened(parse(text, "cfg.yaml"), 1.0) == ()
+    steps = text.replace("max_epoch: 6", "max_iter: 90")
+    assert shortened(parse(steps, "cfg.yaml"), 1.2)[0] == "trainer.max_iter=75"
