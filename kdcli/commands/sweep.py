@@ -17,7 +17,7 @@ from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import SweepOptions
 from kdcli.commands.sweep_runs import Halving, Listener, Outcome, train_quietly
 from kdcli.disk import expanded, make_folder, write_whole
-from kdcli.errors import Interrupted, KdError, RunError
+from kdcli.errors import Interrupted, KdError, RunError, UsageError
 from kdcli.failures import doing, failure
 from kdcli.parallel.interrupts import Interrupts, listening
 from kdcli.spec.sweep import Space, Values, space_of
@@ -45,6 +45,10 @@ def sweep(options: SweepOptions) -> int:
         parsed = read_checked(options.spec, options.changes, options.plugins)
         device = options.device or parsed.spec.runtime.device
         with distributed.processes(device, facts={}) as processes:
+            if processes.world_size > 1:
+                raise UsageError.of(
+                    "a trial has one process", "start `kdcli sweep` once for each GPU: they share the trials"
+                )
             _Sweep(options, parsed, processes, interrupts).run()
     return 0
 

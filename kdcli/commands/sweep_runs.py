@@ -43,8 +43,8 @@ class Listener:
 
     stopped = False
 
-    def hear(self, step: int, value: float | None) -> None:
-        """One evaluation; value: rises as the student gets better."""
+    def hear(self, step: int, value: float | None, primary: str, metrics: Mapping[str, float]) -> None:
+        """One evaluation; value: of the metric that decides, as a number that rises as the student gets better."""
 
 
 class Halving(Listener):
@@ -53,11 +53,13 @@ class Halving(Listener):
     def __init__(self, study: Study, handle: optuna.trial.Trial, interrupts: Interrupts) -> None:
         self.study, self.handle, self.interrupts = study, handle, interrupts
 
-    def hear(self, step: int, value: float | None) -> None:
+    def hear(self, step: int, value: float | None, primary: str, metrics: Mapping[str, float]) -> None:
         """Tell the study; ask for a stop."""
         if value is None or not math.isfinite(value) or self.interrupts.signal_number is not None:
             return
         if self.study.stops(self.handle, step, value):
+            for name, said in (("metrics", dict(metrics)), ("primary", primary), ("steps", step)):
+                self.handle.set_user_attr(name, said)
             self.handle.set_user_attr("stopped_at", step)
             self.stopped = True
             self.interrupts.signal_number = signal.SIGTERM
@@ -126,7 +128,7 @@ def train_quietly(
                 if isinstance(record, Evaluation) and record.network == "student":
                     primary, metrics, steps = record.primary, record.metrics, record.step
                     if steps < run.total_steps:
-                        listener.hear(steps, rising(primary, metrics))
+                        listener.hear(steps, rising(primary, metrics), primary, metrics)
                 elif isinstance(record, Finished):
                     primary, metrics, steps = record.primary, record.last, record.step
     except Interrupted:

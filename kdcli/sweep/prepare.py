@@ -77,7 +77,8 @@ class Trials:
 
     def final(self, values: Values, *more: str) -> ParsedSpec:
         """The spec with these values, trained on all training data and measured on the test data."""
-        return trial_spec(self.parsed, self.space, values, self.losses, more)
+        whole = () if self.parsed.spec.dataset.hold_out is None else ("dataset.hold_out=",)
+        return trial_spec(self.parsed, self.space, values, self.losses, (*whole, *more))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
