@@ -200,7 +200,7 @@ class _Rehearsal:
             joined, teachers = wired
             check_probe(self.spec, nets["net"], teachers, batch, self.findings)
             task_loss = any(s.active.task_loss for s in stages) or not stages
-            wrong = check_losses(joined, teachers, batch, task_loss=task_loss)
+            wrong = check_losses(joined, teachers, batch, self.spec.net, task_loss=task_loss)
             self.findings.found += wrong or self.one_sample(joined, teachers, batch, task_loss)
             plan = None
             if self.options.plan:
@@ -232,7 +232,7 @@ class _Rehearsal:
                 return None
             joined, teachers = wired
             with suppress(*NOT_FAKE):
-                self.findings.found += check_losses(joined, teachers, batch, task_loss=False)
+                self.findings.found += check_losses(joined, teachers, batch, self.spec.net, task_loss=False)
             if plan is None:
                 return None
             self.flops["net"] = flops_of(nets["net"], batch)

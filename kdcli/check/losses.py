@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,11 +14,17 @@ from kdcli.distill.trainee import Trainee, is_task_loss
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE
+from kdcli.spec.schema import ModuleSpec
 from kdcli.training.join_jobs import JoinedJobs, require
 
 
 def check_losses(
-    joined: JoinedJobs, teachers: Mapping[str, Teacher], batch: Mapping[str, Any], *, task_loss: bool
+    joined: JoinedJobs,
+    teachers: Mapping[str, Teacher],
+    batch: Mapping[str, Any],
+    net: Sequence[ModuleSpec],
+    *,
+    task_loss: bool,
 ) -> list[Diagnostic]:
     """Findings of the losses: KD437 fails to compute, KD438 no path to the student, KD439 no scalar.
 
@@ -34,7 +40,7 @@ def check_losses(
     if found:
         return found
     if task_loss and not any(is_task_loss(name) for name in student.outputs):
-        found.append(_no_task_loss(bool(joined.jobs)))
+        found.append(_no_task_loss(net, distils=bool(joined.jobs)))
     for job in joined.jobs:
         found += _job(trainee, job, student, views, batch)
     return found
@@ -140,7 +146,15 @@ def _as_diagnostics(error: Exception, path: SpecPath, what: str) -> Iterator[Dia
     )
 
 
-def _no_task_loss(distils: bool) -> Diagnostic:
+def _no_task_loss(net: Sequence[ModuleSpec], *, distils: bool) -> Diagnostic:
+    head = next((number for number, module in enumerate(net) if module.headless), None)
+    if head is not None and not distils:
+        return Diagnostic(
+            code="KD446",
+            message="the student is made without a classifier: there is nothing that its labels could train",
+            help="let `num_classes` be the number of classes",
+            path=("net", head, "kwargs", "num_classes"),
+        )
     return Diagnostic(
         code="KD446",
         severity="warning" if distils else "error",

@@ -334,7 +334,12 @@ class Term(nn.Module):
             axis = 2 if t.dim() == 3 else 1
             if side is not None and t.dim() == 3 and side.form == "all":
                 axis = side.layout.channel_axis or axis
-            answer = constant_answer(t, axis, scaling, mask)
+            if any(not one.is_ready for one in self.standardizers[index : index + 1]):
+                # The batch's own mean was taken away: of the features as they are there is none left.
+                scaled = "image" if scaling == "none" else scaling
+                answer = constant_answer(t, axis, scaled, mask, of_all=True)
+            else:
+                answer = constant_answer(t, axis, scaling, mask)
             if self.binding.stateful:
                 module = self.modules_of_loss[min(index, len(self.modules_of_loss) - 1)]
                 assert isinstance(module, StatefulLoss)
@@ -396,7 +401,9 @@ class Term(nn.Module):
         return student, teacher
 
 
-def constant_answer(teacher: Tensor, axis: int, scaling: Scaling, mask: Tensor | None = None) -> Tensor:
+def constant_answer(
+    teacher: Tensor, axis: int, scaling: Scaling, mask: Tensor | None = None, *, of_all: bool = False
+) -> Tensor:
     """What a student says that answers the same at every place of every image: the mean of the teacher's feature.
 
     teacher: [B, ...], B of two or more, channels at `axis`; the answer has its shape. scaling: the mean is of the
@@ -418,6 +425,8 @@ def constant_answer(teacher: Tensor, axis: int, scaling: Scaling, mask: Tensor |
         sums, counts = sums.sum(places, keepdim=True), counts.sum(places, keepdim=True)
     seen = counts > 0
     mean = sums.sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
+    if of_all:
+        return mean.expand(x.shape)
     of_image = torch.where(seen, sums / counts.clamp_min(1e-12), mean)
     images = seen.sum(0, keepdim=True).clamp_min(2).float()
     answer = mean - ((images / (images - 1)).sqrt() - 1) * (of_image - mean)

@@ -139,6 +139,7 @@ def in_order(net: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, str] | st
     """The network's names for a file's, tensor by tensor in order; the first that disagrees, in words, where one does.
 
     Both lists are as long, each two shapes agree, and so do the last parts of the names: weight, running_mean ...
+    A file may end with the linear layer that a network without a head has not.
     """
     needed, own = _needed(net), net.state_dict()
     targets = [key for key in own if key in needed]
@@ -149,9 +150,15 @@ def in_order(net: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, str] | st
             return (
                 f"{printable(key)} {_size(shapes[key])} stands where the network has {target} {_size(shape)}"
             )
-    if len(keys) != len(targets):
+    rest = [shapes[key] for key in keys[len(targets) :]]
+    if len(keys) != len(targets) and not _is_linear(rest):
         return f"the file has {len(keys)} tensors, the network {len(targets)}"
-    return dict(zip(keys, targets, strict=True))
+    return dict(zip(keys, targets, strict=False))
+
+
+def _is_linear(shapes: Sequence[Shape]) -> bool:
+    """Whether these are a linear layer's weight and bias, or its weight alone."""
+    return bool(shapes) and len(shapes[0]) == 2 and list(shapes[1:]) in ([], [shapes[0][:1]])
 
 
 def _ending(name: str) -> str:

@@ -236,6 +236,8 @@ class WeightSource:
             states = [found.of({new: found.tensors[old] for old, new in names.items()})]
             first, own = next(iter(names.items()))
             notice = f"{name}: {len(names)} tensors are read in order, not by name: `{printable(first)}` is `{own}` ..."
+            head = [old for old in found.tensors if old not in names and not old.endswith(COUNTER)]
+            notice += f"; {some(head)} are left out: the network has no head" if head else ""
             return [notice, *_fit(net, states, name, self.mode)]
         return _fit(net, states, name, self.mode)
 

@@ -53,6 +53,9 @@ Count = Annotated[int, Range(at_least=1)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 """A part of a whole, or a probability."""
 
+Portion = Annotated[float, Range(more_than=0, at_most=1)]
+"""A part of a whole that is not nothing: of an image's area."""
+
 ShareBelowOne = Annotated[float, Range(at_least=0, less_than=1)]
 """A part of a whole of which something is left; a momentum."""
 

@@ -157,6 +157,8 @@ def outcomes(
         if len(seen) % every:
             continue
         for value in values:
+            if str(number.value) == value:
+                continue
             broken, places = with_numbers(text, [number], value)
             ((line, _),) = places
             what = outcome(said(broken, name, build=build), before, key, line, value)

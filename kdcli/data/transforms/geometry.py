@@ -21,7 +21,7 @@ from torch import Tensor
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import shorter_side
 from kdcli.data.transforms.pixels import functional, torchvision_transforms
-from kdcli.spec.ranges import Border, PixelValue, Positive, Share, Side
+from kdcli.spec.ranges import Border, PixelValue, Portion, Positive, Share, Side
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
@@ -189,7 +189,7 @@ class RandomResizedCrop:
         self,
         *,
         size: Side | list[Side],
-        scale: list[Positive] = [0.08, 1.0],  # noqa: B006
+        scale: list[Portion] = [0.08, 1.0],  # noqa: B006
         ratio: list[Positive] = [3 / 4, 4 / 3],  # noqa: B006
         interpolation: Interpolation = "bilinear",
         antialias: bool = True,

