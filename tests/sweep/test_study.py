@@ -11,8 +11,9 @@ import pytest
 from kdcli.errors import RunError
 from kdcli.reference.tables import tables
 from kdcli.spec.parse import parse
-from kdcli.spec.sweep import space_of
+from kdcli.spec.sweep import Space, space_of
 from kdcli.sweep.cost import shortened
+from kdcli.sweep.prepare import Trials
 from kdcli.sweep.study import Study, Trial, need_optuna, require_same
 from tests.spec.test_sweep import SPEC
 
@@ -144,3 +145,18 @@ def test_a_run_of_equal_cost_is_shorter_with_its_schedule() -> None:
     assert shortened(parse(text, "cfg.yaml"), 1.0) == ()
     steps = text.replace("max_epoch: 6", "max_iter: 90")
     assert shortened(parse(steps, "cfg.yaml"), 1.2)[0] == "trainer.max_iter=75"
+
+
+def test_the_best_is_measured_on_the_test_data_even_where_the_spec_holds_images_out(tmp_path: Path) -> None:
+    parsed = parse(
+        SPEC.replace("sweep:\n", "").replace("dataset:\n", "dataset:\n  hold_out: 0.5\n", 1), "cfg.yaml"
+    )
+    trials = Trials(
+        parsed=parsed,
+        space=Space(parameters=(), layers={}),
+        losses=tables().losses,
+        own=("dataset.hold_out=0.5",),
+        cache=tmp_path,
+    )
+    assert trials.spec({}).spec.dataset.hold_out == 0.5
+    assert trials.final({}).spec.dataset.hold_out is None
