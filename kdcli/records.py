@@ -54,6 +54,7 @@ class Plan:
     pulls: by term, its gradient on the student over the task's; even_weights: by term, the `loss_weight` with which
     that would be 1. constants: by term on features, its loss where the student answers the teacher's mean at every
     place of every image, at the full weight. All three are empty before a training's first batch.
+    levels: of each teacher that was measured before the start, its figure of the metric `primary`.
     samples, steps_per_epoch and total_steps are None only where `validate` has not seen the data.
     flops_size: height and width of the image that FLOPs are counted on, None where they are not. checked: how
     the networks were checked where that was not on whole images of the spec's size.
@@ -79,6 +80,8 @@ class Plan:
     pulls: Mapping[str, float] = field(default_factory=dict)
     even_weights: Mapping[str, float] = field(default_factory=dict)
     constants: Mapping[str, float] = field(default_factory=dict)
+    primary: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +170,18 @@ class Finished:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What the same student reaches without a teacher, for the row beside the student.
+
+    best: at its best evaluation, empty where that is not known. source: where the figures come from, in words.
+    """
+
+    last: Mapping[str, float]
+    best: Mapping[str, float] = field(default_factory=dict)
+    source: str
 
 
 LOWER_IS_BETTER = frozenset({"distill_loss"})

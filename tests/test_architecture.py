@@ -38,6 +38,7 @@ ORDER = (
     "sweep",
     "reference",
     "report",
+    "api",
     "commands",
     "cli",
 )
@@ -66,6 +67,9 @@ TORCH_FREE = (
     "kdcli.records",
     "kdcli.reference.tables",
     "kdcli.report.diagnostics",
+    "kdcli.api.train",
+    "kdcli.api.validate",
+    "kdcli.api.measure",
     "kdcli.report.live.recorder",
     "kdcli.commands",
     "kdcli.cli",

@@ -15,9 +15,10 @@ from kdcli import __version__
 from kdcli.cli import COMMANDS, app
 from kdcli.commands import guarded
 from kdcli.commands.completion import complete_key, complete_spec
-from kdcli.commands.init import copy_sample, sample_specs
+from kdcli.commands.init import copy_sample
 from kdcli.commands.options import CompareOptions, ReportOptions
 from kdcli.commands.report import compare, report
+from kdcli.commands.samples import sample_specs
 from kdcli.errors import KdError
 
 

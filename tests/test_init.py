@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.commands.init import copy_sample, init, sample_specs, summary_of
+from kdcli.commands.init import copy_sample, init
 from kdcli.commands.options import InitOptions
+from kdcli.commands.samples import sample_specs, summary_of
 from kdcli.errors import UsageError
 from kdcli.spec.parse import read
 
@@ -76,7 +77,7 @@ def test_a_copy_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_samples_the_pages_and_the_mark_of_its_types(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("kdcli", "sample_configs"):
@@ -92,14 +93,16 @@ def test_a_wheel_brings_the_samples_and_the_mark_of_its_types(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "kdcli/py.typed" in names
+    assert {"kdcli/py.typed", "kdcli/pages/index.md", "kdcli/pages/site.css", "kdcli/pages/site.js"} <= set(
+        names
+    )
     assert any(
         name.endswith("share/kdcli/sample_configs/weights/digits_teacher.safetensors") for name in names
     )
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
     python = tmp_path / "fresh/bin/python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
-    code = "from kdcli.commands.init import sample_specs; print(sample_specs()['digits_kd'])"
+    code = "from kdcli.commands.samples import sample_specs; print(sample_specs()['digits_kd'])"
     paths = ":".join(path for path in sys.path if path.endswith("site-packages"))
     ran = subprocess.run(
         [python, "-I", "-c", f"import sys; sys.path += {paths.split(':')!r}; {code}"],

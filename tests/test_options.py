@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import pytest
@@ -59,7 +60,7 @@ class MoreOptions(TrainOptions):
 def test_a_new_option_is_one_field() -> None:
     help = CliRunner().invoke(app_of(MoreOptions), ["--help"], env={"COLUMNS": "120", "NO_COLOR": "1"}).output
     assert all(word in help for word in ("--steps-per-look", "N [x>=1]", "Look every N steps.", "--tag"))
-    assert "--no-only-here" in help and "--profile" in help
+    assert "--no-only-here" not in help and "--no-report" in help and "--profile" in help
     command = typer.main.get_command(app_of(MoreOptions))
     words = ["a.yaml", "--steps-per-look", "5", "--tag", "x", "--tag=y z", "--only-here", "k=v"]
     options = parsed(words, command, MoreOptions)
@@ -87,6 +88,7 @@ TYPES: dict[Any, st.SearchStrategy[Any]] = {
 def some_options(text: st.SearchStrategy[str]) -> st.SearchStrategy[TrainOptions]:
     """Options of `kdcli train` with values of every field; the values of text are `text`."""
     kinds = {**TYPES, str: WORD, str | None: st.none() | text, tuple[str, ...]: st.lists(text).map(tuple)}
+    kinds[Path | None] = st.none() | text.map(Path)
     return st.builds(TrainOptions, **{p.name: kinds[p.type] for p in parameters(TrainOptions)})
 
 

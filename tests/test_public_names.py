@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -13,8 +14,13 @@ import pytest
 from kdcli import errors
 
 PUBLIC = {
-    # The version, as `kdcli --version` prints it.
-    "kdcli": ("__version__",),
+    # What a script calls, and what it gets; the version, as `kdcli --version` prints it.
+    "kdcli": (
+        *("train", "validate", "evaluate", "load_student"),
+        *("Spec", "Data", "Result", "Measured"),
+        *("KdError", "SpecError", "RunError", "UsageError", "Interrupted", "Diagnostic"),
+        "__version__",
+    ),
     # What kdcli raises for a user's mistake, and what a plugin raises to be told like kdcli's own.
     "kdcli.errors": ("KdError", "SpecError", "RunError", "UsageError", "Interrupted", "Diagnostic", "Span"),
     # The tables of names, and an entry of one.
@@ -62,6 +68,35 @@ def test_a_public_name_is_there_and_says_what_it_is(module: str) -> None:
         assert not isinstance(found, type) or (found.__doc__ or "").strip(), (module, name)
 
 
+def test_kdcli_offers_its_public_names_and_no_others() -> None:
+    import kdcli
+
+    assert sorted(kdcli.__all__) == sorted(PUBLIC["kdcli"])
+    assert set(kdcli.__all__) <= set(dir(kdcli))
+    for name in kdcli.__all__:
+        found = getattr(kdcli, name)
+        assert name == "__version__" or getattr(errors, name, found) is found
+        if callable(found):
+            assert (found.__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = kdcli.trian  # type: ignore[attr-defined]
+
+
+def test_a_type_checker_knows_what_each_name_is() -> None:
+    """The imports for type checkers are of the very modules that the names come from when they are used."""
+    import kdcli
+
+    tree = ast.parse(Path(str(kdcli.__file__)).read_text())
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    said = {
+        alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert said == kdcli._MODULES
+
+
 def test_every_error_of_a_user_is_public() -> None:
     raised = {found.__name__ for found in (errors.KdError, *errors.KdError.__subclasses__())}
     assert raised == {name for name in PUBLIC["kdcli.errors"] if name not in ("Diagnostic", "Span")}
@@ -76,4 +111,7 @@ def test_kdcli_itself_imports_nothing_and_has_types() -> None:
     assert done.stdout.strip() == "[]"
     package = Path(str(import_module("kdcli").__file__)).parent
     assert (package / "py.typed").read_text() == ""
-    assert 'kdcli = ["py.typed", "reference/*.yaml"]' in (package.parent / "pyproject.toml").read_text()
+    assert (
+        'kdcli = ["py.typed", "reference/*.yaml", "pages/*"]'
+        in (package.parent / "pyproject.toml").read_text()
+    )

@@ -21,6 +21,7 @@ from kdcli.models.network import Network
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weights import fit_weights, load_weights
 from kdcli.records import Notice
+from kdcli.spec.in_memory import is_given
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Matching, Task
@@ -198,13 +199,12 @@ def _without_weights(folder: RunFolder) -> RunError:
 def teacher_of(task: Task, name: str, spec: Spec, options: RunOptions, facts: Any) -> EvaluatedNetwork:
     """A teacher with its weights; raises KdError where it has none."""
     settings = teacher_settings(spec, name)
-    if settings.teacher_weight is None:
-        raise RunError.of("KD719", "it has no `teacher_weight`")
     source = teacher_source(spec, name, options.places)
-    assert source is not None
+    if source is None and not is_given(spec.teachers[name]):
+        raise RunError.of("KD719", "it has no `teacher_weight`")
     net = teacher_network(spec, name, options.plugins)
-    left_out = tuple(source.load(net, options.shown))
-    file = source.file()
+    left_out = () if source is None else tuple(source.load(net, options.shown))
+    file = None if source is None else source.file()
     size = size_of(file) if file is not None and is_file(file) else None
     labels = labels_of(task, spec, name, settings, facts, options.places)
     scoring = None if task.matching is None else Scoring(task.matching, name, labels, facts)

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from kdcli.cli.parameters import command_of, refuse_keys, with_optional_values
-from kdcli.commands import options
+from kdcli.cli.completion_scripts import use_own_scripts
+from kdcli.cli.parameters import Command, Group, command_of, refuse_keys, with_optional_values
+from kdcli.commands import option_fields, options
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {
+    "distill": (options.DistillOptions, Target("kdcli.commands.distill:distill")),
     "train": (options.TrainOptions, Target("kdcli.commands.train:train")),
     "eval": (options.EvalOptions, Target("kdcli.commands.report:evaluate")),
     "sweep": (options.SweepOptions, Target("kdcli.commands.sweep:sweep")),
@@ -20,19 +22,49 @@ COMMANDS: dict[str, tuple[type, Target]] = {
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),
     "methods": (options.MethodsOptions, Target("kdcli.commands.reference:methods")),
     "explain": (options.ExplainOptions, Target("kdcli.commands.reference:explain")),
+    "docs": (options.DocsOptions, Target("kdcli.commands.reference:docs")),
     "schema": (options.SchemaOptions, Target("kdcli.commands.reference:schema")),
     "make-data": (options.MakeDataOptions, Target("kdcli.commands.init:make_data")),
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),
     "compare": (options.CompareOptions, Target("kdcli.commands.report:compare")),
     "export": (options.ExportOptions, Target("kdcli.commands.export:export")),
+    "predict": (options.PredictOptions, Target("kdcli.commands.predict:predict")),
     "init": (options.InitOptions, Target("kdcli.commands.init:init")),
     "doctor": (options.DoctorOptions, Target("kdcli.commands.reference:doctor")),
 }
 """Each command's options, and the function that is given them."""
 
+WORK, LOOK, TAKE_AWAY, HELP = "Work", "Look", "Take away", "Help"
+
+SHOWN: dict[str, tuple[str, str]] = {
+    "distill": (
+        WORK,
+        "kdcli distill --teacher teacher.pth@torchvision.resnet18 --student NETWORK --data images",
+    ),
+    "init": (WORK, "kdcli init demo"),
+    "make-data": (WORK, "kdcli make-data stamp-scenes data/scenes --task detection"),
+    "validate": (WORK, "kdcli validate demo.yaml trainer.max_epoch=10"),
+    "train": (WORK, "kdcli train demo.yaml trainer.max_epoch=10 --device cpu"),
+    "sweep": (WORK, "kdcli sweep cfg.yaml --trials 20"),
+    "cache": (WORK, "kdcli cache fashion_kd_cached.yaml"),
+    "inspect-features": (LOOK, "kdcli inspect-features demo.yaml --pairs"),
+    "eval": (LOOK, "kdcli eval runs/demo --baseline runs/demo_student"),
+    "report": (LOOK, "kdcli report runs/demo"),
+    "compare": (LOOK, "kdcli compare runs/demo runs/demo_student"),
+    "export": (TAKE_AWAY, "kdcli export runs/demo --format onnx"),
+    "methods": (HELP, "kdcli methods kd_loss"),
+    "explain": (HELP, "kdcli explain trainer.ema"),
+    "docs": (HELP, "kdcli docs && open kdcli-docs/index.html"),
+    "schema": (HELP, "kdcli schema > kdcli.schema.json"),
+    "doctor": (HELP, "kdcli doctor --format json"),
+}
+"""The panel of `kdcli --help` in which each command stands, in this order, and an example of it."""
+
 app = typer.Typer(
     name="kdcli",
+    cls=Group,
     help="Distil vision models from a YAML spec.",
+    epilog="Begin with: kdcli init demo && kdcli train demo.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,8 +88,14 @@ def kdcli(
     """Distil vision models from a YAML spec."""
 
 
-for name, (fields, target) in COMMANDS.items():
-    app.command(name=name)(command_of(fields, target))
+for name, (panel, example) in SHOWN.items():
+    app.command(name=name, cls=Command, rich_help_panel=panel, epilog=f"Example: {example}")(
+        command_of(*COMMANDS[name])
+    )
+
+
+option_fields.COMMANDS.update((name, fields) for name, (fields, _) in COMMANDS.items())
+use_own_scripts()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from kdcli.commands.option_fields import CommandParameter, Completion, parameters
 from kdcli.disk import expanded
@@ -34,6 +35,28 @@ def command_of(options: type, target: Target) -> Callable[..., None]:
     command.__signature__ = inspect.Signature([one for parameter in known for one in _typed(parameter)])  # type: ignore[attr-defined]
     command.__doc__ = (options.__doc__ or "").splitlines()[0]
     return command
+
+
+class _Switches:
+    """Leaves out, in `--help`, the type of what takes no value, and that of words whose name says what they are."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, for parsing and for help."""
+        known: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in known:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+            elif parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None
+        return known
+
+
+class Command(_Switches, TyperCommand):
+    """A command of `kdcli`."""
+
+
+class Group(_Switches, TyperGroup):
+    """`kdcli` itself."""
 
 
 def importable_from_here(plugins: tuple[str, ...]) -> None:
@@ -61,8 +84,14 @@ def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:
             autocompletion=None if argument.complete is None else COMPLETIONS[argument.complete],
         )
     if (option := parameter.option) is not None:
+        switch = parameter.type is bool
+        off = switch and not parameter.default
         made[_option_name(parameter)] = typer.Option(
-            *option.flags, metavar=option.metavar, help=option.help, min=option.minimum
+            *(option.flags or (parameter.flags if off else ())),
+            metavar=option.metavar,
+            show_default=not switch,
+            help=option.help,
+            min=option.minimum,
         )
     return [
         inspect.Parameter(
@@ -121,10 +150,18 @@ COMPLETIONS: dict[Completion, Callable[..., list[str]]] = {
 
 
 def with_optional_values(arguments: Sequence[str], options: type) -> list[str]:
-    """The words of a command line; an option that may stand without a value (`--resume`) is given its value."""
-    bare = {p.flags[0]: p.option for p in parameters(options) if p.option and p.option.bare is not None}
+    """The words of a command line as Typer takes them.
+
+    An option that may stand without a value (`--resume`) is given its value; `--no-quiet` is left out.
+    """
+    known = [parameter for parameter in parameters(options) if parameter.option]
+    bare = {p.flags[0]: p.option for p in known if p.option and p.option.bare is not None}
+    already = {f"--no-{p.flags[0].removeprefix('--')}" for p in known if p.default is False}
     result = []
     for index, word in enumerate(arguments):
+        if word in already:
+            # What is off unless it is given; `--help` does not name the opposite.
+            continue
         option = bare.get(word)
         following = arguments[index + 1 : index + 2]
         if option is None or (option.is_value is not None and following and option.is_value(following[0])):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from kdcli.codes.build import BUILD
 from kdcli.codes.cautions import CAUTIONS
+from kdcli.codes.commands import COMMANDS
 from kdcli.codes.explanation import Explanation
 from kdcli.codes.files import FILES
 from kdcli.codes.language import LANGUAGE
+from kdcli.codes.python import PYTHON
 from kdcli.codes.references import REFERENCES
 from kdcli.codes.run import RUN
 from kdcli.codes.syntax import SYNTAX
@@ -21,4 +23,6 @@ CODES: dict[str, Explanation] = {
     **FILES,
     **CAUTIONS,
     **RUN,
+    **PYTHON,
+    **COMMANDS,
 }

@@ -470,22 +470,4 @@ FILES: dict[str, Explanation] = {
         " back, so that average precision would be that of wrong boxes.",
         "right: transformer: [{type: keep_ar_resize, kwargs: {scales: [800], max_size: 1333}}, {type: to_tensor}]",
     ),
-    "KD810": Explanation(
-        "no cut-out photograph in a class",
-        "`kdcli make-data stamp-scenes` lays stamps on photographs: images with alpha whose object is opaque and whose"
-        " other pixels are transparent. An image without alpha would be laid there as a rectangle.",
-        "kdcli make-data stamp-scenes data/scenes --stamps cutouts    # cutouts/cat/1.png, cutouts/dog/1.png",
-    ),
-    "KD811": Explanation(
-        "too few stamps of a class",
-        "No stamp of training is in a validation or test image, so that a class needs one for each of them; copies and"
-        " mirror images are told by their pixels and count once.",
-        "right: leave the class out, add stamps, or make no validation images (`--num-val 0`)",
-    ),
-    "KD812": Explanation(
-        "too few backgrounds",
-        "No background of training is in a validation or test image, so that one is needed for each of them; copies"
-        " and other sizes of a photograph count once.",
-        "kdcli make-data stamp-scenes data/scenes --backgrounds ~/Pictures",
-    ),
 }

@@ -288,13 +288,15 @@ RUN: dict[str, Explanation] = {
     "KD761": Explanation(
         "export that answers otherwise",
         "The file was read back and what it answers (logits, or boxes and scores) differs from the student's"
-        " by more than rounding explains, so it was removed: a wrong file is worse than none.",
+        " by more than rounding explains (a share of the largest value), so it was removed: a wrong file is worse than"
+        " none.",
         "kdcli export runs/digits_kd --format torch-export, or allow more: --tolerance 1e-3",
     ),
     "KD762": Explanation(
         "student that cannot be exported",
         "Exporting follows the forward pass with symbols for values; a forward that branches on values, or"
-        " turns a tensor into a Python number, can't be followed.",
+        " turns a tensor into a Python number, can't be followed. Some that can be followed have an operation that"
+        " torch can't write as ONNX; the message says which of the two it is.",
         "wrong: if x.max() > 1: x = x / 255\nright: x = torch.where(x.amax() > 1, x / 255, x)",
     ),
     "KD763": Explanation(
@@ -308,6 +310,30 @@ RUN: dict[str, Explanation] = {
         "The exported file names its classes, and the student gives another number of logits. With too many some"
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
+    ),
+    "KD880": Explanation(
+        "file that does not say how it is used",
+        "`kdcli predict` asks a file alone how images become its input, which outputs it has and, of weights, which"
+        " network they are of: its metadata say so, unless an older kdcli wrote it. Guessing would give wrong answers"
+        " without a word.",
+        "kdcli predict runs/digits_kd a.png, or: kdcli export runs/digits_kd, then predict with the new file",
+    ),
+    "KD881": Explanation(
+        "no student to ask",
+        "`kdcli predict` reads a run folder, the spec of a run, or what `kdcli export` wrote: .safetensors, .onnx,"
+        " .pt2. A .pth file has no metadata: name the run, and the file with `--weights`.",
+        "wrong: kdcli predict student.pth a.png\nright: kdcli predict runs/digits_kd --weights student.pth a.png",
+    ),
+    "KD882": Explanation(
+        "image without an answer",
+        "The file is not there, no image, damaged, or does not fit the student's transforms. The other images are"
+        " answered all the same, and the exit code is 1.",
+        "kdcli predict runs/digits_kd photos/",
+    ),
+    "KD883": Explanation(
+        "nothing to predict",
+        "A folder or a pattern stands for the images that it has, and it has none.",
+        "wrong: kdcli predict runs/digits_kd 'photos/*.jpgg'\nright: kdcli predict runs/digits_kd 'photos/*.jpg'",
     ),
     "KD770": Explanation(
         "run folder in use",

@@ -14,15 +14,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.reading import checked, located
 from kdcli.disk import is_folder
-from kdcli.errors import Interrupted, KdError, RunError, SpecError, UsageError
+from kdcli.errors import Interrupted, KdError, RunError, UsageError
 from kdcli.failures import failure, keep_tracebacks, tracebacks
 
 if TYPE_CHECKING:
-    from kdcli.commands.options import EvalOptions, ExportOptions
+    from kdcli.commands.options import EvalOptions, ExportOptions, PredictOptions
     from kdcli.models.fetching import Shown
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import RunOptions
+
+__all__ = ["guarded", "located", "read_checked", "run_options", "run_or_spec", "uncollected"]
 
 OWN_FAULT = 3
 
@@ -73,27 +76,18 @@ def _print(error: KdError, traces: bool) -> None:
     from kdcli.parallel.launch import finish_telling, tell_launcher
 
     finish_telling()
-    from kdcli.report.console import wants_colour
+    from kdcli.report.console import screen_width, wants_colour
     from kdcli.report.diagnostics import render
 
     if isinstance(error, Interrupted):
         # Every process of a run stops for the same signal; one says so.
         if not is_first():
             return
-    text = render(error.diagnostics, colour=wants_colour(sys.stderr))
+    text = render(error.diagnostics, colour=wants_colour(sys.stderr), width=screen_width(sys.stderr))
     if traces and not isinstance(error, Interrupted):
         text = tracebacks(error) + "\n" + text
     if isinstance(error, Interrupted) or not tell_launcher(text, [d.code for d in error.diagnostics]):
         sys.stderr.write(text)
-
-
-@contextmanager
-def located(parsed: ParsedSpec) -> Iterator[None]:
-    """Add file, line and column of the spec to the errors that are raised inside the block."""
-    try:
-        yield
-    except KdError as error:
-        raise error.located(parsed.locate) from error.__cause__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +99,7 @@ class Opened:
     spec_hash: str
 
 
-def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
+def run_or_spec(options: EvalOptions | ExportOptions | PredictOptions) -> Opened:
     """Open the run folder or the spec file that `RUN|SPEC` names."""
     from kdcli.training.run_folder import reopen
 
@@ -113,13 +107,13 @@ def run_or_spec(options: EvalOptions | ExportOptions) -> Opened:
         message = "`--weight-key` says where in a file the weights lie, but there is no `--weights`"
         raise UsageError.of(message, "add `--weights FILE`")
     if options.spec != "-" and is_folder(options.spec):
-        if options.changes:
+        if getattr(options, "changes", ()):
             raise UsageError.of("a run's spec can't be changed", "name the spec file with these values")
         device = getattr(options, "device", None)
         run = reopen(Path(options.spec), device=device, plugins=options.plugins)
         options_of_run = replace(run.options, shown=_downloads(options))
         return Opened(parsed=run.parsed, options=options_of_run, spec_hash=run.spec_hash)
-    parsed = read_checked(options.spec, options.changes, options.plugins)
+    parsed = read_checked(options.spec, getattr(options, "changes", ()), options.plugins)
     return Opened(parsed=parsed, options=run_options(options, parsed), spec_hash=parsed.hash())
 
 
@@ -147,23 +141,9 @@ def read_checked(spec: str, changes: Sequence[str], plugins: Sequence[str]) -> P
 
     Raises SpecError with every finding where one of them is an error.
     """
-    from kdcli.parallel.interrupts import is_first
-    from kdcli.reference.tables import tables
-    from kdcli.report.console import wants_colour, write
-    from kdcli.report.diagnostics import render
-    from kdcli.spec.check.resolve import check_references
-    from kdcli.spec.parse import read, with_more
+    from kdcli.spec.parse import read
 
-    try:
-        parsed = read(spec, changes)
-    except SpecError as error:
-        raise with_more(error, lambda sound: check_references(sound, tables(plugins))) from None
-    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
-    if any(finding.severity == "error" for finding in findings):
-        raise SpecError(findings)
-    if findings and is_first():
-        write(render(findings, colour=wants_colour(sys.stderr)), sys.stderr)
-    return parsed
+    return checked(lambda: read(spec, changes), plugins)
 
 
 @contextmanager

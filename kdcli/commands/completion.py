@@ -35,7 +35,7 @@ def complete_key(spec: str | None, incomplete: str) -> list[str]:
 def complete_name(kind: str, incomplete: str) -> list[str]:
     """Names that begin with `incomplete`: of samples, of losses and methods, or of all that `kdcli explain` knows."""
     if kind == "sample":
-        from kdcli.commands.init import sample_specs
+        from kdcli.commands.samples import sample_specs
 
         try:
             names: Iterable[str] = sample_specs()

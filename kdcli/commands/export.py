@@ -57,20 +57,22 @@ def exported_text(done: Exported) -> str:
     outputs = json.loads(done.metadata["outputs"])
     what = " and ".join(outputs) if done.proof.boxes is None else f"{done.proof.boxes} boxes and scores"
     alone = f", {done.proof.alone} boxes without a counterpart" if done.proof.boxes is not None else ""
+    largest = f"{done.proof.difference:.3g}, {done.proof.share:.1g} of the largest value"
+    proved = f"{largest}, in the {what} of {images}{alone}, read back from the file"
     eager = f"eager student: {done.eager_latency_ms:.2f} ms"
     rows = [
         ("weights", done.source),
         ("input", f"`image` batch x {shape}{normalised}{sizes}"),
         ("output", ", ".join(f"`{name}`" for name in outputs)),
         ("size", size(done.bytes)),
-        (
-            "largest difference",
-            f"{done.proof.difference:.3g} in the {what} of {images}{alone}, read back from the file",
-        ),
+        ("largest difference", proved),
         ("latency, one image", f"{done.latency_ms:.2f} ms ({done.runner}); {eager}"),
     ]
     width = max(len(name) for name, _ in rows)
-    return f"{done.path}\n" + "".join(f"  {name:<{width}}  {value}\n" for name, value in rows)
+    text = f"{done.path}\n" + "".join(f"  {name:<{width}}  {value}\n" for name, value in rows)
+    if done.loaded_by:
+        text += "load it without kdcli:\n" + "".join(f"  {line}\n" for line in done.loaded_by)
+    return text
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

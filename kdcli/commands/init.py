@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.commands.samples import FOLDER, SCHEMA, sample_specs, summary_of
 from kdcli.disk import (
     entries,
-    entries_like,
     exists,
     filled,
     is_file,
     is_folder,
-    real_path,
     sweep_temporary,
     text_in,
 )
@@ -26,11 +25,7 @@ from kdcli.waiting import say
 if TYPE_CHECKING:
     from kdcli.commands.options import InitOptions, MakeDataOptions
 
-FOLDER = "sample_configs"
 FINETUNE = "finetune"
-SCHEMA = "kdcli.schema.json"
-MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
-"""The first line of every sample, by which editors find the language's schema beside it."""
 
 _WEIGHTS = re.compile(r"(?<![\w./-])weights/[\w.-]+")
 _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
@@ -38,14 +33,21 @@ _INCLUDE = re.compile(r"!include\s+([\w./-]+)")
 
 def init(options: InitOptions) -> None:
     """Print the names of the samples, or copy one, with the files it names, and print where to."""
-    from kdcli.report.console import write
+    from kdcli.report.console import screen_width, write
+    from kdcli.report.reference_text import samples_text
 
+    if _is_from(options):
+        from kdcli.commands.distill import init_from
+
+        init_from(options)
+        return
     samples = sample_specs()
     name = options.name
     if name is None:
-        width = max(len(sample) for sample in samples)
-        lines = [f"{sample:<{width}}  {summary_of(path)}\n" for sample, path in samples.items()]
-        write("".join(lines) + "\nkdcli init NAME [DIR] copies one.\n")
+        shown = samples_text(
+            {sample: summary_of(path) for sample, path in samples.items()}, screen_width(sys.stdout)
+        )
+        write(shown + "\nkdcli init NAME [DIR] copies one.\n")
         return
     key = name.removesuffix(".yaml")
     if key not in samples:
@@ -56,27 +58,22 @@ def init(options: InitOptions) -> None:
     write(f"{target}\nnext: kdcli validate {target} && kdcli train {target}\n")
 
 
-def sample_specs() -> dict[str, Path]:
-    """Paths of the sample specs by name: those of a checkout, else of the installed package."""
-    beside = real_path(Path(__file__)).parents[2] / FOLDER
-    found = entries_like(beside, "*.yaml") if is_folder(beside) else _installed()
-    if not found:
+def _is_from(options: InitOptions) -> bool:
+    """Whether a spec is made from networks and images; raises UsageError for a mixture with copying a sample."""
+    given = [name for name in ("teacher", "data", "out") if getattr(options, name) is not None]
+    if not options.recipe:
+        if given:
+            raise UsageError.of(
+                f"`--{given[0]}` is for `kdcli init --from`", "add `--from`, or leave it out to copy a sample"
+            )
+        return False
+    if options.name is not None or options.folder is not None or options.after is not None:
+        word = options.name or options.folder or "--after"
         raise UsageError.of(
-            "the sample specs are not installed", "install kdcli from its wheel or a checkout"
+            f"`--from` chooses the sample itself, and `{word}` names one",
+            "leave it out; the folder is `--out DIR`",
         )
-    return {path.stem: path for path in found}
-
-
-def summary_of(path: Path) -> str:
-    """The first sentence of the comment that a sample begins with."""
-    words: list[str] = []
-    for line in text_in(path).removeprefix(MODELINE).splitlines():
-        if not line.startswith("#") or not line.strip("# "):
-            break
-        words.append(line.strip("# "))
-    text = " ".join(words)
-    end = re.search(r"[.;:](?= [a-zA-Z]).*|\.$", text)
-    return text[: end.start()] if end and end[0].startswith(".") else text.rstrip(".")
+    return True
 
 
 def _text_with_student(samples: Mapping[str, Path], key: str, options: InitOptions) -> str:
@@ -134,16 +131,6 @@ def copy_sample(path: Path, folder: Path, *, text: str | None = None, force: boo
     except OSError as error:
         raise UsageError.of(f"cannot write into {folder}: {error.strerror or error}") from error
     return target
-
-
-def _installed() -> list[Path]:
-    """Paths of the sample specs that the wheel brought, wherever the installer put its data."""
-    try:
-        known = files("kdcli") or []
-    except PackageNotFoundError:
-        return []
-    places = [Path(str(file.locate())) for file in known if f"{FOLDER}/" in file.as_posix()]
-    return sorted(real_path(place) for place in places if place.suffix == ".yaml" and is_file(place))
 
 
 def make_data(options: MakeDataOptions) -> None:

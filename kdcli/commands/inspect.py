@@ -24,7 +24,7 @@ NOTHING_FITS = (
 def inspect_features(options: InspectOptions) -> None:
     """Print the layers of every network in a file; with --pairs, those of student and teacher that fit."""
     from kdcli.report.analysis_text import layers_text, networks_text
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.spec.networks import read_networks
 
     parsed = read_networks(options.spec, options.changes)
@@ -42,7 +42,7 @@ def inspect_features(options: InspectOptions) -> None:
                 )
     except KdError as error:
         raise error.located(parsed.locate) from error.__cause__
-    colour = wants_colour(sys.stdout)
+    colour, width = wants_colour(sys.stdout), screen_width(sys.stdout)
     if options.pairs:
         from kdcli.analysis.pairs import fitting_pairs
         from kdcli.report.analysis_text import pairs_text
@@ -52,7 +52,7 @@ def inspect_features(options: InspectOptions) -> None:
             raise UsageError.of("--pairs needs a student (`net`) and a teacher", "add the missing network")
         pairs = {n: fitting_pairs(networks["net"], t) for n, t in chosen(teachers, options.net).items()}
         block = _block(parsed, pairs, options) if any(pairs.values()) else NOTHING_FITS
-        write(pairs_text(pairs, block, colour=colour))
+        write(pairs_text(pairs, block, colour=colour, width=width))
         return
     shown = {
         name: filtered(layers, options.filter, options.type)
@@ -60,9 +60,9 @@ def inspect_features(options: InspectOptions) -> None:
     }
     if len(shown) == 1:
         (rows,) = shown.values()
-        write(layers_text(rows, options.format, depth=options.depth, colour=colour))
+        write(layers_text(rows, options.format, depth=options.depth, colour=colour, width=width))
     else:
-        write(networks_text(shown, options.format, depth=options.depth, colour=colour))
+        write(networks_text(shown, options.format, depth=options.depth, colour=colour, width=width))
 
 
 def _block(

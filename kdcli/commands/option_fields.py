@@ -9,6 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 Completion = Literal["spec", "key", "method", "word", "sample"]
 
 
+COMMANDS: dict[str, type] = {}
+"""The options of each command by its name, for its page; the command line lists them here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """Marks a field that is given by its place on the command line. complete: what a shell offers there."""

@@ -29,7 +29,7 @@ Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC",
 RunOrSpec = Annotated[str, Argument("A run folder, or the spec of a run.", "RUN|SPEC", "spec")]
 Changes = Annotated[
     tuple[str, ...],
-    Argument("Values to set in the spec.", "[KEY=VALUE]...", "key"),
+    Argument("Values to set in the spec.", "KEY=VALUE", "key"),
     Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE"),
 ]
 Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.")]
@@ -51,6 +51,14 @@ Offline = Annotated[
 WeightKey = Annotated[
     str | None,
     Option("Where in the file of --weights the student lies, a.b, if in no usual place.", metavar="KEY"),
+]
+BaselineRun = Annotated[
+    Path | None,
+    Option(
+        "A run of the same student without a teacher, shown beside the student in the last table.",
+        ("--baseline",),
+        metavar="RUN",
+    ),
 ]
 Traceback = Annotated[
     bool,
@@ -103,6 +111,7 @@ class TrainOptions:
     plugins: Plugins = ()
     quiet: Annotated[bool, Option("Print warnings and the last line only.")] = False
     report: Annotated[bool, Option("Write report.html at the end.")] = True
+    baseline: BaselineRun = None
     profile: Annotated[
         int | None,
         Option(
@@ -137,6 +146,7 @@ class EvalOptions:
     device: Device = None
     plugins: Plugins = ()
     offline: Offline = False
+    baseline: BaselineRun = None
     format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
     save_predictions: Annotated[
         Path | None, Option("Detectors only: write the boxes of each network as COCO json.", metavar="FILE")
@@ -200,9 +210,7 @@ class SweepOptions:
 class ValidateOptions:
     """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
 
-    specs: Annotated[
-        tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC... [KEY=VALUE]...")
-    ]
+    specs: Annotated[tuple[str, ...], Argument("YAML specs; `-` reads standard input.", "SPEC|KEY=VALUE")]
     changes: Annotated[
         tuple[str, ...], Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE")
     ] = ()
@@ -273,6 +281,16 @@ class ExplainOptions:
             complete="word",
         ),
     ] = None
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocsOptions:
+    """Write a site with search that is read without a network: tutorials, keys, codes, losses, commands."""
+
+    folder: Annotated[Path, Argument("Folder to write into; index.html is the first page.", "[DIR]")] = Path(
+        "kdcli-docs"
+    )
     traceback: Traceback = False
 
 
@@ -387,13 +405,90 @@ class ExportOptions:
     tolerance: Annotated[
         float,
         Option(
-            "Largest difference allowed between the file's outputs and the student's; relative for values above 1."
+            "Largest difference allowed between the file's outputs and the student's, as a share of the largest."
         ),
     ] = 1e-4
     input_size: Annotated[
         str | None,
         Option("A detector's input size; else one that holds the first test images.", metavar="HxW"),
     ] = None
+    plugins: Plugins = ()
+    traceback: Traceback = False
+
+
+Teacher = Annotated[
+    str | None,
+    Option(
+        "The teacher and its weights: teacher.pth@torchvision.resnet18, published weights by name, or a run folder.",
+        metavar="WEIGHTS@NETWORK",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    Option(
+        "The images: a folder a class, with or without train and val above them; COCO's annotations; or images alone.",
+        metavar="DIR",
+    ),
+]
+Labels = Annotated[bool, Option("Read class folders as labels, or as images without labels.")]
+Out = Annotated[
+    Path | None,
+    Option("Folder for the spec and its run; else distilled_ and the images' folder.", metavar="DIR"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """Distil in one line: choose a recipe for teacher, student and images, write its spec, train, measure, report."""
+
+    teacher: Teacher = None
+    student: Annotated[
+        str | None,
+        Option(
+            "The student: a network of torchvision, timm, kdcli or your own, WEIGHTS@NETWORK, or a spec whose `net` it"
+            " is.",
+            metavar="NETWORK",
+        ),
+    ] = None
+    data: Data = None
+    out: Out = None
+    labels: Labels = True
+    changes: Changes = ()
+    overwrite: Annotated[bool, Option("Start over in a folder that holds a spec already.")] = False
+    gpus: Annotated[str | None, Option("How many GPUs of this machine, or which: 8, or 0,2.")] = None
+    device: Device = None
+    nproc: Annotated[int | None, Option("Processes on this machine, e.g. with --device cpu.")] = None
+    plugins: Plugins = ()
+    offline: Offline = False
+    quiet: Annotated[bool, Option("Print warnings and the last lines only.")] = False
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """Ask a student about image files: classes with their probability, or boxes; from a run or an exported file."""
+
+    spec: Annotated[
+        str, Argument("A run folder, its spec, or a file: .safetensors, .onnx, .pt2.", "RUN|FILE", "spec")
+    ]
+    images: Annotated[
+        tuple[str, ...], Argument("Image files, folders of them, or patterns: 'photos/*.jpg'.", "IMAGE...")
+    ] = ()
+    top: Annotated[
+        int | None,
+        Option(
+            "How many classes of each image; else 3. Of a detector: boxes; else all.", metavar="K", minimum=1
+        ),
+    ] = None
+    min_score: Annotated[
+        float, Option("Detectors only: leave out boxes with a lower score.", metavar="SCORE")
+    ] = 0.3
+    format: Annotated[Literal["table", "json"], Option("table or json.")] = "table"
+    pictures: Annotated[
+        Path | None, Option("Draw each image with its boxes, or its class, into this folder.", metavar="DIR")
+    ] = None
+    weights: Weights = None
+    weight_key: WeightKey = None
     plugins: Plugins = ()
     traceback: Traceback = False
 
@@ -410,7 +505,7 @@ class InitOptions:
         str | None,
         Option(
             "Another student of foundation, foundation_two_teachers or finetune: mobilenetv4, convnext, repvit,"
-            " fastvit, resnet, or a name of timm's.",
+            " fastvit, resnet, or a name of timm's. With --from as `kdcli distill` has it.",
             metavar="NAME",
         ),
     ] = None
@@ -423,6 +518,22 @@ class InitOptions:
         ),
     ] = None
     force: Annotated[bool, Option("Overwrite a copy that is there already.", ("--force",))] = False
+    recipe: Annotated[
+        bool,
+        Option(
+            "Write the spec that `kdcli distill` would train with the same --teacher, --student and --data; without"
+            " --teacher, one that fine-tunes the student's published weights.",
+            ("--from",),
+        ),
+    ] = False
+    teacher: Teacher = None
+    data: Data = None
+    out: Out = None
+    labels: Labels = True
+    overwrite: Annotated[bool, Option("With --from: write over a spec that is there.", ("--overwrite",))] = (
+        False
+    )
+    plugins: Plugins = ()
     traceback: Traceback = False
 
 

@@ -1,17 +1,26 @@
-"""`kdcli explain`, `methods`, `schema`, `doctor`: print what kdcli knows about words, losses, the spec, the machine."""
+"""`kdcli explain`, `methods`, `docs`, `schema`, `doctor`: what kdcli knows of words, losses, the spec, the machine."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from kdcli.commands.option_fields import COMMANDS, CommandParameter, parameters
+from kdcli.disk import entries, exists, filled, is_file, is_folder, text_in
 from kdcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from kdcli.commands.options import DoctorOptions, ExplainOptions, MethodsOptions, SchemaOptions
+    from kdcli.commands.options import (
+        DocsOptions,
+        DoctorOptions,
+        ExplainOptions,
+        MethodsOptions,
+        SchemaOptions,
+    )
     from kdcli.reference.words import TypePage
 
 
@@ -111,6 +120,71 @@ def methods(options: MethodsOptions) -> None:
         raise UsageError.of(f"there is no loss or mimic method `{name}`", help)
 
 
+def docs(options: DocsOptions) -> None:
+    """Write the site into a folder that is new, empty, or such a site already; any other raises UsageError."""
+    from kdcli.commands.samples import sample_specs, summary_of
+    from kdcli.report.console import write
+    from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
+
+    folder = options.folder
+    if exists(folder) and not is_folder(folder):
+        raise UsageError.of(f"{folder} is a file", "name a folder that is new or empty")
+    if is_folder(folder) and entries(folder) and not is_file(folder / INDEX):
+        raise UsageError.of(f"{folder} is not empty", "name a folder that is new or empty")
+    pages = [
+        CommandPage(
+            name=name,
+            help=" ".join((fields.__doc__ or "").split("\n\n")[0].split()),
+            usage=_usage(name, parameters(fields)),
+            rows=tuple(_parameter_row(one) for one in parameters(fields)),
+        )
+        for name, fields in COMMANDS.items()
+    ]
+    samples = {name: (summary_of(path), text_in(path)) for name, path in sample_specs().items()}
+    with filled(folder, [*MADE, *(page.path for page in written_pages())]) as beside:
+        count = write_site(beside, pages, samples)
+    write(f"{folder / 'index.html'}  {count:,} pages; open it in a browser\n")
+
+
+def _usage(name: str, known: Sequence[CommandParameter]) -> str:
+    """`kdcli train SPEC [KEY=VALUE]... [OPTIONS]`."""
+    words = []
+    for one in known:
+        if one.argument is not None:
+            word = one.argument.metavar or one.name.upper()
+            word = word if one.default is MISSING or word.startswith("[") else f"[{word}]"
+            words.append(f"{word}..." if one.repeated and not word.endswith("...") else word)
+    return " ".join(["kdcli", name, *words, "[OPTIONS]"])
+
+
+def _parameter_row(one: CommandParameter) -> tuple[str, str, str]:
+    """How an argument or option is written, its default, what it does."""
+    if one.option is None:
+        assert one.argument is not None
+        return one.argument.metavar or one.name.upper(), _default(one.default), one.argument.help
+    values = " or ".join(map(str, _choices(one.type)))
+    flags = ", ".join(one.flags)
+    takes = "" if one.type is bool else f" {one.option.metavar or values or one.name.upper()}"
+    if one.type is bool and not one.option.flags:
+        flags += f", --no-{one.flags[0].removeprefix('--')}"
+    help = one.option.help or ""
+    if one.argument is not None:
+        return f"{one.argument.metavar or one.name.upper()}, {flags}{takes}", "", one.argument.help
+    return f"{flags}{takes}", _default(one.default), help
+
+
+def _choices(type_: Any) -> tuple[object, ...]:
+    """The values of a Literal, also of one that may be None."""
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return next((values for part in get_args(type_) if (values := _choices(part))), ())
+
+
+def _default(value: object) -> str:
+    shown = {MISSING: "has to be given", None: "", (): "", False: "off", True: "on"}
+    return shown[value] if isinstance(value, (bool, tuple)) or value in (None, MISSING) else str(value)
+
+
 def schema(_: SchemaOptions) -> None:
     """Print the JSON Schema of the spec language, for editors."""
     from kdcli.reference.schema_json import schema_text
@@ -122,14 +196,16 @@ def schema(_: SchemaOptions) -> None:
 def doctor(options: DoctorOptions) -> None:
     """Print versions, hardware and installed extras, as text or JSON."""
     from kdcli.reference.doctor import diagnose
-    from kdcli.report.console import write
+    from kdcli.report.console import screen_width, write
 
     facts = diagnose(Path())
-    write(json.dumps(facts, indent=2) + "\n" if options.format == "json" else doctor_text(facts))
+    as_json = options.format == "json"
+    write(json.dumps(facts, indent=2) + "\n" if as_json else doctor_text(facts, screen_width(sys.stdout)))
 
 
-def doctor_text(facts: dict[str, Any]) -> str:
-    """Facts of `diagnose` as text, one a line; for an extra, what is missing."""
+def doctor_text(facts: dict[str, Any], screen: int | None = None) -> str:
+    """Facts of `diagnose` as text, one a line; for an extra, what is missing. screen: its columns."""
+    from kdcli.report.console import wrapped_line
     from kdcli.report.quantities import size
 
     cpu = facts["cpu"]
@@ -172,4 +248,5 @@ def doctor_text(facts: dict[str, Any]) -> str:
         lacking = f"absent: pip install 'kdcli[{extra}]'" if missing else ""
         rows.append((f"extra {extra}", "; ".join(part for part in (there, lacking) if part)))
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "".join(f"{wrapped_line(line, screen, ' ' * (width + 2))}\n" for line in lines)

@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcli.commands import located, run_or_spec
-from kdcli.disk import is_folder, remove
-from kdcli.errors import KdError, RunError, UsageError
-from kdcli.failures import doing, with_place
+from kdcli.commands import run_or_spec
+from kdcli.disk import is_folder
+from kdcli.errors import KdError, UsageError
+from kdcli.failures import doing
 
 if TYPE_CHECKING:
-    import torch
-
     from kdcli.commands.options import CompareOptions, EvalOptions, ReportOptions
-    from kdcli.records import Notice
-    from kdcli.spec.parse import ParsedSpec
-    from kdcli.training.run import RunOptions
 
 
 def evaluate(options: EvalOptions) -> None:
     """`kdcli eval`: measure the student and its teachers side by side."""
     opened = run_or_spec(options)
     parsed = opened.parsed
-    from kdcli.analysis.comparison import compare
-    from kdcli.parallel import distributed
-    from kdcli.parallel.devices import oom_as_error
+    from kdcli.api.measure import measure
+    from kdcli.commands.baseline import baseline_of
+    from kdcli.report.console import screen_width, wants_colour, write
     from kdcli.report.results_table import eval_text
-    from kdcli.tasks.mimicry import primary_of_rows
     from kdcli.tasks.saved_outputs import DetectionOutputs
-    from kdcli.training.sides import Sides
 
-    with (
-        located(parsed),
-        oom_as_error(parsed.spec, "test"),
-        distributed.processes(options.device or parsed.spec.runtime.device) as processes,
-    ):
-        with doing("measuring the networks"):
-            sides = Sides(parsed.spec, opened.options.places, plugins=opened.options.plugins)
-            keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
-            rows, notices = compare(
-                parsed, opened.options, processes, options.weights, keep, sides, key=options.weight_key
-            )
+    baseline = baseline_of(options.baseline, parsed)
+    keep = DetectionOutputs(predictions=options.save_predictions, pictures=options.show)
+    asked = replace(opened.options, device=options.device or opened.options.device)
+    measured, processes = measure(parsed, asked, weights=options.weights, key=options.weight_key, keep=keep)
     if processes.speaks:
-        for notice in notices:
-            sys.stderr.write(f"{notice.message}\n")
+        for notice in measured.notices:
+            sys.stderr.write(f"{notice}\n")
         as_json = options.format == "json"
-        primary = primary_of_rows(rows, sides.task.primary)
-        sys.stdout.write(eval_text(rows, "json" if as_json else "text", primary=primary))
+        text = eval_text(
+            measured.networks,
+            "json" if as_json else "text",
+            primary=measured.primary,
+            baseline=baseline,
+            colour=wants_colour(sys.stdout),
+            width=screen_width(sys.stdout),
+        )
+        write(text)
 
 
 def report(options: ReportOptions) -> None:
@@ -97,53 +90,18 @@ def _run_folder(options: ReportOptions) -> Path:
     return run_root(read(options.spec, options.changes))
 
 
-def write_up(
-    parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
-) -> tuple[list[Notice], Mapping[str, bytes]]:
-    """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises."""
-    from kdcli.analysis.collected import write_report_data
-    from kdcli.records import Notice
-    from kdcli.report.charts import need_matplotlib
-    from kdcli.report.report_page import report_pictures, write_report
-
-    try:
-        need_matplotlib()
-    except RunError as missing:
-        help = missing.diagnostics[0].help
-        return [Notice(message=f"no report.html: matplotlib is not installed; {help}")], {}
-    notices: list[Notice] = []
-    pictures: Mapping[str, bytes] = {}
-    try:
-        _, notices = write_report_data(parsed, options, device)
-    except Exception as error:
-        with suppress(RunError):
-            remove(root / "report_data.json")
-        message = f"the report shows curves alone: {_reason(error)}"
-        notices = [Notice(message=message, level="warning")]
-    try:
-        page = write_report(root)
-        pictures = report_pictures(root) if drawn else {}
-    except Exception as error:
-        return [*notices, Notice(message=f"no report.html: {_reason(error)}", level="warning")], {}
-    return [*notices, Notice(message=f"report: {page}")], pictures
-
-
 def compare(options: CompareOptions) -> None:
     """`kdcli compare`: one table of several runs, and one picture."""
     from kdcli.report.compare_runs import compare_runs, compare_text, write_plot
-    from kdcli.report.console import wants_colour, write
+    from kdcli.report.console import screen_width, wants_colour, write
 
     compared = compare_runs(options.runs)
     if options.picture is not None:
         write_plot(compared, options.picture)
     colour = options.format == "text" and wants_colour(sys.stdout)
-    write(compare_text(compared, options.format, colour=colour))
+    write(compare_text(compared, options.format, colour=colour, width=screen_width(sys.stdout)))
 
 
 def _warn(messages: Iterable[str]) -> None:
     for message in messages:
         sys.stderr.write(f"warning: {message}\n")
-
-
-def _reason(error: Exception) -> str:
-    return error.diagnostics[0].message if isinstance(error, KdError) else with_place(error)

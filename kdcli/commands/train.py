@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from kdcli.api.train import prove_and_warn, train_here
 from kdcli.commands import located, read_checked, run_options
+from kdcli.commands.baseline import baseline_of
 from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
-from kdcli.disk import expanded, is_file, write_whole
+from kdcli.disk import expanded, is_file
 from kdcli.errors import UsageError
 from kdcli.failures import doing
 from kdcli.parallel.interrupts import Interrupts, listening
@@ -25,10 +26,8 @@ from kdcli.parallel.launch import (
 from kdcli.waiting import say
 
 if TYPE_CHECKING:
-    from kdcli.parallel.distributed import Processes
     from kdcli.spec.parse import ParsedSpec
-    from kdcli.training.run import Run, RunOptions
-    from kdcli.training.sides import Sides
+    from kdcli.training.run import RunOptions
 
 
 def train(arguments: TrainOptions) -> None:
@@ -96,85 +95,23 @@ def prove_for_workers(arguments: TrainOptions, parsed: ParsedSpec, count: int, *
     os.environ[LAUNCHER_PROVED] = "1"
 
 
-def prove_and_warn(
-    parsed: ParsedSpec, options: RunOptions, processes: Processes, started: int | None = None
-) -> tuple[RunOptions, Sides]:
-    """Prove the spec and print warnings; returns the options with the proof, and the data opened for it.
-
-    started: how many processes will train, where these are not the ones.
-    """
-    from kdcli.check.proof import proved
-    from kdcli.report.console import wants_colour, write
-    from kdcli.report.diagnostics import render
-    from kdcli.training.build import naming, run_root
-    from kdcli.training.run_folder import RunFolder, with_own_files
-    from kdcli.training.sides import Sides
-
-    with located(parsed):
-        with naming(parsed, "save_dir"):
-            options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
-        with doing("looking at the spec's files and networks"):
-            sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-            options, warnings = proved(parsed, options, sides, processes, started)
-    if warnings and processes.speaks:
-        write(render(warnings, colour=wants_colour(sys.stderr)), sys.stderr)
-    return options, sides
-
-
 def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts) -> None:
     """Train in this process, alone or as one of several."""
-    from kdcli.commands.report import write_up
-    from kdcli.parallel import distributed
-    from kdcli.parallel.devices import oom_as_error
-    from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.background import Loggers
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.spec.parse import resolved_data
-    from kdcli.training.build import built, claimed_folder
-    from kdcli.training.train import train as records_of
-
-    options = options_of(arguments, parsed, again=started_again())
-    device = "cuda" if arguments.gpus is not None else arguments.device or parsed.spec.runtime.device
-    with ExitStack() as stack:
-        stack.enter_context(located(parsed))
-        stack.enter_context(oom_as_error(parsed.spec))
-        facts = facts_of(parsed, arguments)
-        processes = stack.enter_context(distributed.processes(device, facts=facts))
-        # First of all: a proof that takes a while must not end in "another run is here".
-        folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
-        options, sides = prove_and_warn(parsed, options, processes)
-        with doing("building the run"):
-            run = stack.enter_context(built(parsed, options, processes, sides, folder))
-        if arguments.profile is not None:
-            show_profile(run, arguments.profile, interrupts)
-            return
-        if not processes.speaks:
-            for _ in records_of(run, interrupts):
-                pass
-            return
-        report = partial(write_up, parsed, run.options, run.folder.root, processes.device)
-        logged = LoggedRun(
-            name=run.name,
-            run_dir=run.folder.root,
-            spec=resolved_data(parsed.spec),
-            spec_text=parsed.resolved_yaml(),
-        )
-        with Recorder(
-            metrics=run.folder.metrics,
-            log=run.folder.log,
-            spec=[
-                arguments.spec,
-                *arguments.changes,
-                *(word for package in arguments.plugins for word in ("--plugin", package)),
-            ],
-            quiet=arguments.quiet,
-            loggers=Loggers(
-                parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
-            ),
-            write_up=report if arguments.report else None,
-        ) as recorder:
-            for record in records_of(run, interrupts):
-                recorder.take(record)
+    train_here(
+        parsed,
+        options_of(arguments, parsed, again=started_again()),
+        interrupts,
+        device="cuda" if arguments.gpus is not None else arguments.device,
+        facts=facts_of(parsed, arguments),
+        quiet=arguments.quiet,
+        report=arguments.report,
+        named=[
+            arguments.spec,
+            *arguments.changes,
+            *(word for package in arguments.plugins for word in ("--plugin", package)),
+        ],
+        baseline=baseline_of(arguments.baseline, parsed),
+    )
 
 
 def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict[str, object]:
@@ -184,20 +121,6 @@ def facts_of(parsed: ParsedSpec, arguments: TrainOptions | CacheOptions) -> dict
     names = ("resume", "overwrite", "allow_changed", "plugins", "profile", "check", "report")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return {"the spec": resolved_data(parsed.spec), "the command line": options}
-
-
-def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
-    """Profile some steps; print the result, and write it to profile.txt in the run folder."""
-    from kdcli.report.analysis_text import profile_text
-    from kdcli.report.console import write
-    from kdcli.training.profile import profile
-
-    with doing("profiling"):
-        profiled = profile(run, steps, interrupts)
-    if run.processes.speaks:
-        text = profile_text(profiled, run.processes.world_size)
-        write_whole(profiled.trace.with_name("profile.txt"), text)
-        write(text)
 
 
 def cache(options: CacheOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdcli.spec.in_memory import FROM_PYTHON
 from kdcli.spec.tables import Table, Target
 
 DATASETS: Table = {
@@ -10,6 +11,7 @@ DATASETS: Table = {
     "digits": Target("kdcli.data.classification.arrays:digits"),
     "fake": Target("kdcli.data.classification.arrays:fake"),
     "fashion_mnist": Target("kdcli.data.classification.arrays:fashion_mnist"),
+    FROM_PYTHON: Target("kdcli.data.classification.in_memory:from_python"),
     "image_folder": Target("kdcli.data.classification.image_folder:image_folder"),
 }
 """Datasets; `torchvision.<Dataset>` besides (kdcli/data/classification/torchvision_datasets.py)."""

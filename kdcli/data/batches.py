@@ -184,7 +184,9 @@ class ImageSamples:
 
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
         """The augmented image, float32 [C, H, W]."""
-        return {"image": self.pipeline(self.source.read(index)[None], draws)[0]}
+        drawn = getattr(self.source, "read_drawn", None)
+        pixels = self.source.read(index) if drawn is None else drawn(index, draws)
+        return {"image": self.pipeline(pixels[None], draws)[0]}
 
     def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
         """image, indices, labels where there are any; raises ValueError where sizes differ."""

@@ -69,7 +69,7 @@ def build_loader(
     """
     part, source, path, train = opened.part, opened.source, opened.path, opened.train
     if isinstance(source, BatchSource):
-        return GivenLoader(source)
+        return GivenLoader(source, seed)
     kwargs = part.dataloader.kwargs
     mixing = Mixing(_batch_fn(part, path), seed)
     skip = kwargs.on_bad_sample == "skip"
@@ -285,6 +285,8 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
         labels="none" if source.labels is None else "classes",
         heads=None if source.labels is None or source.labels.ndim == 1 else source.labels.shape[1],
     )
+    if getattr(source, "mean", None) is not None:
+        facts = replace(facts, mean=source.mean, std=source.std)  # type: ignore[union-attr]
     for index in range(min(len(source), 100)):
         try:
             image = source.read(index)[None]

@@ -25,7 +25,7 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S11 = (np.uint64(bits) for bits in (27, 30, 31, 11))
 
 # Streams keep apart what is drawn for different purposes from the same seed and epoch.
-ORDER, MIXING, SPLIT, CONTENT, AUGMENT = 1, 2, 3, 4, 16
+ORDER, MIXING, SPLIT, CONTENT, GIVEN, AUGMENT = 1, 2, 3, 4, 5, 16
 """AUGMENT + i belongs to the i-th transform, and is therefore the last."""
 
 

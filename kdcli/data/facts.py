@@ -117,6 +117,11 @@ def _dataset(part: DataPart, train: bool) -> tuple[DataFacts, Shape]:
     return facts, shape
 
 
+def source_channels(part: DataPart) -> int | None:
+    """Channels of an image before its transforms; None where only the files tell."""
+    return _dataset(part, False)[1][0]
+
+
 def with_classes_of(train: DataFacts, test: DataFacts) -> DataFacts:
     """The training data's facts; the classes are the test data's where the training data has no labels."""
     if train.labels != "none":
@@ -128,12 +133,10 @@ def _with_classes(part: DataPart, own: Mapping[str, Any], train: bool) -> tuple[
     name = part.dataset.type
     if name == "digits":
         size = own.get("size") or 8
-        samples = 1347 if _trains(own, train) else 450
+        samples = _limited(1347 if _trains(own, train) else 450, own)
         return DataFacts(num_classes=10, num_samples=samples, class_names=DIGITS), (1, size, size)
     if name == "fashion_mnist":
-        samples = 60_000 if _trains(own, train) else 10_000
-        limit = own.get("limit")
-        samples = min(samples, limit) if isinstance(limit, int) else samples
+        samples = _limited(60_000 if _trains(own, train) else 10_000, own)
         return DataFacts(num_classes=10, num_samples=samples, class_names=FASHION), (1, 28, 28)
     if name == "fake":
         shape = tuple(own.get("shape") or (3, 32, 32))
@@ -146,6 +149,11 @@ def _with_classes(part: DataPart, own: Mapping[str, Any], train: bool) -> tuple[
     names = tuple(listed) if isinstance(listed, list) and all(isinstance(n, str) for n in listed) else None
     count = own.get("num_classes") if names is None else len(names)
     return DataFacts(num_classes=count, class_names=names), (_channels(part), None, None)
+
+
+def _limited(samples: int, own: Mapping[str, Any]) -> int:
+    limit = own.get("limit")
+    return min(samples, limit) if isinstance(limit, int) else samples
 
 
 def _trains(own: Mapping[str, Any], train: bool) -> bool:

@@ -208,7 +208,7 @@ class Loader:
                 generator=torch.Generator().manual_seed(0),
             )
         self._keys.keys = keys
-        with _starting_workers():
+        with starting_workers():
             loaded = iter(self._workers)
         waited = _each_told(loaded, lambda: self._awaited(loaded))
         if start:
@@ -265,8 +265,8 @@ def budget_text(budget: int | float, samples: int | None) -> str:
 class GivenLoader(Loader):
     """The batches of a BatchSource, epoch by epoch."""
 
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
+    def __init__(self, source: BatchSource, seed: int = 0) -> None:
+        self.source, self.seed = source, seed
         self.facts, self.batch_size, self.notices = source.facts, source.batch_size, source.notices
         self.bad_samples: list[BadRecord] = []
 
@@ -277,7 +277,7 @@ class GivenLoader(Loader):
         """The batches of one pass, from number `start` on, or each `every`-th of these."""
         seen = 0
         with doing("reading the given data"):
-            for number, given in enumerate(islice(self.source.batches, len(self.source))):
+            for number, given in enumerate(islice(self.source.epoch(self.seed, epoch), len(self.source))):
                 batch = self.source.batch(given, seen)
                 seen += len(batch["image"])
                 if number >= start and (number - start) % every == 0:
@@ -339,7 +339,7 @@ class _Keys:
 
 
 @contextmanager
-def _starting_workers() -> Iterator[None]:
+def starting_workers() -> Iterator[None]:
     """While data workers start: no signal reaches them before they ignore it.
 
     torch's SIGCHLD handler is undone: it raises wherever the main thread is, in a save perhaps. A dead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -139,7 +139,9 @@ class BatchSource:
     a resumed run sees other pixels.
     """
 
-    notices = ("the batches are made outside kdcli: a resumed run may see others than an uninterrupted one",)
+    notices: tuple[str, ...] = (
+        "the batches are made outside kdcli: a resumed run may see others than an uninterrupted one",
+    )
 
     def __init__(
         self,
@@ -177,6 +179,10 @@ class BatchSource:
     def name(self, index: int) -> str:
         """What to call one of the samples."""
         return f"sample {index}"
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[Any]:
+        """The batches of one pass, as they are given."""
+        yield from self.batches
 
     def batch(self, given: Any, start: int) -> Batch:
         """A batch as kdcli's own are; start: how many samples of the epoch came before it."""

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from kdcli.errors import RunError
 from kdcli.exports.format import Answer
@@ -42,7 +44,7 @@ class Onnx:
 
     def write(self, student: Portable, example: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
         """Export with a free batch size, metadata among the model's properties."""
-        with _quiet():
+        with _quiet(), PlainAttention():
             program: Any = torch.onnx.export(
                 student,
                 example,
@@ -69,6 +71,45 @@ class Onnx:
             return tuple(torch.from_numpy(value) for value in session.run(list(student.outputs), given))
 
         return answer
+
+
+class PlainAttention(TorchFunctionMode):
+    """While it is entered, torch's fused attention is computed by matrix products and a softmax.
+
+    The exporter writes the fused one for four axes alone, and gives what it returns other strides than the network
+    was traced with, so that a `view` behind it fails (BEiT, MaxViT, Hiera).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The function itself, or `attention` for the fused one."""
+        chosen = attention if func is F.scaled_dot_product_attention else func
+        return chosen(*args, **(kwargs or {}))
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What scaled_dot_product_attention returns, [..., L, E_v] of queries [..., L, E] and S keys, not fused."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (one.repeat_interleave(repeats, dim=-3) for one in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    if attn_mask is not None:
+        by_bool = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, float("-inf")) if by_bool else scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ MODULES maps the names a spec may give as `type` to code; this file never import
 
 from __future__ import annotations
 
+from kdcli.spec.in_memory import FROM_PYTHON
 from kdcli.spec.tables import Target
 
 RESNET = "kdcli.models.backbones.resnet:ResNet"
@@ -127,5 +128,13 @@ DETECTION: dict[str, Target] = {
     "bbox_post": Target("kdcli.models.detection.bbox_post:BboxPost"),
 }
 
-MODULES: dict[str, Target] = {**BACKBONES, **SMALL_IMAGE_MODELS, **CLASSIFICATION, **DETECTION}
+IN_MEMORY: dict[str, Target] = {FROM_PYTHON: Target("kdcli.models.in_memory:from_python")}
+
+MODULES: dict[str, Target] = {
+    **BACKBONES,
+    **SMALL_IMAGE_MODELS,
+    **CLASSIFICATION,
+    **DETECTION,
+    **IN_MEMORY,
+}
 """`torchvision.<name>`, `timm.<name>` and `package.module:attribute` are types as well."""

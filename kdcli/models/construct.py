@@ -13,6 +13,7 @@ from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import own_mistake, place_of
 from kdcli.models import MODULES, STAGES, VIT
 from kdcli.spec.check.components import WrongArgument
+from kdcli.spec.in_memory import FROM_PYTHON
 from kdcli.spec.plugins import load_own, lookup
 
 
@@ -26,11 +27,15 @@ def construct(
 ) -> nn.Module:
     """Build the module that `kind` names.
 
-    kind: a name of MODULES, `torchvision.<name>`, `timm.<name>` or `package.module:attribute` of a
-    package among plugins. facts: what a constructor may ask for by name
+    kind: a name of MODULES (`from_python`: what Python has given), `torchvision.<name>`, `timm.<name>` or
+    `package.module:attribute` of a package among plugins. facts: what a constructor may ask for by name
     and the spec does not say (`inplanes`, `aligned`). Raises SpecError at the module's path.
     """
     try:
+        if kind == FROM_PYTHON:
+            from kdcli.models.in_memory import given_module
+
+            return given_module(kwargs, path)
         if kind in MODULES:
             target = MODULES[kind]
             if target.path in (STAGES, VIT):

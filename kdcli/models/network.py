@@ -15,6 +15,7 @@ from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.models.construct import construct
 from kdcli.models.module import ViewModule, named_outputs
 from kdcli.models.torch_modes import NOT_FAKE
+from kdcli.models.weight_names import renamed
 from kdcli.spec.schema import ModuleSpec
 
 SELF = "self"
@@ -136,10 +137,25 @@ class Network(nn.Module):
             name for name, child in self.named_children() if getattr(child, "training_only", False)
         )
 
-    def exported_state(self) -> dict[str, Tensor]:
-        """The state dict without the modules that serve training alone."""
+    def names_in_file(self) -> dict[str, str]:
+        """For each parameter and buffer that is exported its name in the student's file.
+
+        A whole model alone has its own names (`conv1.weight`, not `model.conv1.weight`), so that its class reads the
+        file. A list of modules keeps the name of each, and so does a model whose own names would be read as others.
+        """
         dropped = self.training_only()
-        return {key: value for key, value in self.state_dict().items() if key.split(".", 1)[0] not in dropped}
+        kept = [key for key in self.state_dict() if key.split(".", 1)[0] not in dropped]
+        parts = {key.split(".", 1)[0] for key in kept}
+        if len(parts) == 1 and _is_whole(self.get_submodule(part := next(iter(parts)))):
+            bare = {key: key.removeprefix(f"{part}.") for key in kept}
+            if renamed(self, list(bare.values())) == {name: key for key, name in bare.items()}:
+                return bare
+        return {key: key for key in kept}
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """The state dict without the modules that serve training alone, under the names of names_in_file."""
+        state = self.state_dict()
+        return {name: state[key] for key, name in self.names_in_file().items()}
 
     def _aliases(self, path: str) -> Iterator[str]:
         """A path and its other spellings (conv1 of a ResNet is layer0.0)."""
@@ -186,7 +202,11 @@ def parts_from(net: nn.Module, part: str) -> list[str]:
 
 def is_whole(net: nn.Module) -> bool:
     """Whether a module of the network is a whole model: nothing of the network lies beside it."""
-    return any(not isinstance(module, ViewModule) or module.whole for module in net.children())
+    return any(_is_whole(module) for module in net.children())
+
+
+def _is_whole(module: nn.Module) -> bool:
+    return not isinstance(module, ViewModule) or module.whole
 
 
 def rehearsed(net: Network) -> Network:

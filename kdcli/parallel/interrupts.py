@@ -14,6 +14,8 @@ from typing import NoReturn
 
 from kdcli.errors import Diagnostic, Interrupted
 
+NOT_SAVED = "stopped at once: what came after the last checkpoint is not saved"
+
 SAME_SECONDS = 1.0
 """A launcher passes on what the terminal has sent to its workers too: so close together it is one wish."""
 
@@ -22,10 +24,12 @@ class Interrupts:
     """Signals that came. signal_number: of the first, or None.
 
     Outside `noting` there is nothing to save, and a signal raises Interrupted on the spot; inside it is
-    only noted, and the loop stops after a whole step.
+    only noted, and the loop stops after a whole step. leaves: whether a second one ends the process; else it raises
+    KeyboardInterrupt, as a caller in Python expects.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, leaves: bool = True) -> None:
+        self.leaves = leaves
         self.signal_number: int | None = None
         self._noting = False
         self._came = 0.0
@@ -45,6 +49,8 @@ class Interrupts:
         now = time.monotonic()
         if self.signal_number is not None:
             if now - self._came >= SAME_SECONDS or not hears_twice():
+                if not self.leaves:
+                    raise KeyboardInterrupt(NOT_SAVED)
                 leave_at_once(number)
             return
         self.signal_number, self._came = number, now
@@ -53,12 +59,12 @@ class Interrupts:
 
 
 @contextmanager
-def listening() -> Iterator[Interrupts]:
-    """Handle signals inside the block; the earlier handlers come back after it.
+def listening(*, leaves: bool = True) -> Iterator[Interrupts]:
+    """Handle signals inside the block; the earlier handlers come back after it. leaves: see Interrupts.
 
     SIGHUP counts too, unless `nohup` has switched it off. Threads other than the main one hear nothing.
     """
-    interrupts = Interrupts()
+    interrupts = Interrupts(leaves=leaves)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
@@ -102,8 +108,7 @@ def is_first() -> bool:
 def leave_at_once(number: int) -> None:
     """Exit at once; the first of several processes says so."""
     if is_first():
-        told = b"stopped at once: what came after the last checkpoint is not saved\n"
-        os.write(sys.stderr.fileno(), told)  # print might be what was interrupted
+        os.write(sys.stderr.fileno(), f"{NOT_SAVED}\n".encode())  # print might be what was interrupted
     os._exit(128 + number)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdcli.reference.editor_words import LOGGER_NAMES, SWITCHES, near_misses, slips_of
 from kdcli.reference.keys import argument_meaning, argument_meanings, key_meaning
 from kdcli.reference.tables import tables
 from kdcli.spec import schema
 from kdcli.spec.check.signatures import MethodOption, Parameter, Signature, options_of, signature
 from kdcli.spec.form.canonical import JOB_KEYS, OPTION_LEFTOVERS
+from kdcli.spec.form.up_keys import CLIPPER, HOOKS
 from kdcli.spec.ranges import parsed, range_of
 from kdcli.spec.tables import Method, Table, Tables, torch_arguments
 
@@ -72,8 +74,8 @@ def _lines(value: Any, indent: int = 0) -> str:
 def json_schema(known: Tables | None = None) -> Json:
     """The JSON Schema of a spec file, with the arguments of every type; known: by default kdcli's tables.
 
-    Top-level keys that it does not know are let through: they may be anchored building blocks, which
-    `kdcli validate` tells apart from slips.
+    Top-level keys that it does not know are let through, but for those that look like one of its own misspelt: they
+    may be anchored building blocks, which `kdcli validate` tells apart from slips.
     """
     known = known or tables()
     definitions = _models()
@@ -112,6 +114,15 @@ def json_schema(known: Tables | None = None) -> Json:
     definitions["Dataset"]["properties"] |= {
         key: definitions["DataPart"]["properties"][key] for key in ("batch_sampler", "dataloader")
     }
+    named: Json = {"anyOf": [{"enum": list(LOGGER_NAMES)}, {"type": "string", "pattern": OWN}]}
+    loggers = definitions["Trainer"]["properties"]
+    loggers["loggers"] = _said(
+        schema.Trainer,
+        "loggers",
+        {"anyOf": [{"type": "array", "items": named}, *named["anyOf"]], "default": []},
+    )
+    hook = definitions["Hook"]["properties"]
+    hook["type"] = _said(schema.Hook, "type", {"enum": sorted({*known.hooks, *HOOKS, CLIPPER})})
     top = definitions.pop("Spec")
     for gone in ("ModuleSpec",):
         definitions.pop(gone, None)
@@ -125,7 +136,11 @@ def json_schema(known: Tables | None = None) -> Json:
         "type": "object",
         "required": ["net", "dataset", "trainer"],
         "properties": properties,
-        "patternProperties": {"^teacher": _said(schema.Spec, "teachers", _ref("Networks"))},
+        "patternProperties": {
+            "^teacher": _said(schema.Spec, "teachers", _ref("Networks")),
+            near_misses("teacher", ["teacher"], r"\d*"): False,
+            **slips_of(properties),
+        },
         "definitions": dict(sorted(definitions.items())),
     }
     found = _nullable(whole)
@@ -272,10 +287,18 @@ def _named(kind: str, model: Json, names: Collection[str]) -> Json:
         argument: _with(meanings.get(argument), given[0] if len(given) == 1 else {"anyOf": given})
         for argument, given in sorted(hints.items())
     }
+    kwargs |= {
+        argument: _with(meaning, {"type": "boolean"})
+        for argument, meaning in meanings.items()
+        if argument not in kwargs and argument in SWITCHES
+    }
     properties = {**model["properties"]}
     properties["type"] = _with(properties["type"]["description"], _names_or_own(names))
     properties["kwargs"] = {**properties["kwargs"], "properties": kwargs}
-    return {**model, "properties": properties}
+    # Another torch may have other arguments: what is flagged is what looks like one of these, misspelt.
+    flagged = {"properties": {"kwargs": {"patternProperties": slips_of(kwargs)}}}
+    torchs = {"properties": {"type": {"enum": sorted(names)}}, "required": ["type"]}
+    return {**model, "properties": properties, "allOf": [{"if": torchs, "then": flagged}]}
 
 
 def _names_or_own(names: Iterable[str]) -> Json:

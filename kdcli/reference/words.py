@@ -94,6 +94,19 @@ def arguments_named(name: str) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def argument_names() -> list[str]:
+    """The names of all arguments that some type takes."""
+    names: set[str] = set()
+    for table in KINDS:
+        if table in TORCH:
+            names.update(argument_meanings(table))
+            continue
+        for target in getattr(tables(), table).values():
+            takes = signature(target)
+            names.update(() if takes is None else takes.kwargs)
+    return sorted(name for name in names if "." not in name)
+
+
 def _type_page(table: str, called: str, name: str) -> TypePage:
     known: Mapping[str, Target] | Collection[str] = getattr(tables(), table)
     if isinstance(known, Mapping):

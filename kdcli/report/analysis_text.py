@@ -10,7 +10,7 @@ import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
-from kdcli.report.console import Cell, as_text, printable, table
+from kdcli.report.console import Cell, Column, as_text, printable, table
 from kdcli.report.quantities import MISSING, count
 
 if TYPE_CHECKING:  # these import torch
@@ -84,7 +84,16 @@ def _layers_table(rows: Sequence[Layer]) -> RenderableType:
                 Text("\n".join([row.status, *_elements(row)]), style=STATUS_STYLES.get(row.status, "dim")),
             ]
         )
-    columns = ["layer", "type", "shape", "layout", ">stride", ">parameters", ">FLOPs so far", "tap"]
+    columns: list[str | Column] = [
+        Column("layer", whole=True),
+        Column("type", dropped=2),
+        Column("shape", whole=True),
+        Column("layout", dropped=4),
+        Column("stride", right=True, dropped=1),
+        Column("parameters", right=True, dropped=3),
+        Column("FLOPs so far", right=True, dropped=5),
+        "tap",
+    ]
     return table(columns, lines)
 
 
@@ -136,7 +145,13 @@ def pairs_text(
             ]
             for pair in fitting
         ]
-        columns = ["student layer", "shape", "adapter", f"{printable(teacher)} layer", "shape"]
+        columns: list[str | Column] = [
+            "student layer",
+            Column("shape", whole=True, dropped=2),
+            Column("adapter", dropped=1),
+            f"{printable(teacher)} layer",
+            Column("shape", whole=True, dropped=2),
+        ]
         parts.append(as_text(table(columns, rows), colour=colour, width=width))
     return "\n".join([*parts, block])
 

@@ -24,7 +24,7 @@ from kdcli.disk import real_path, write_whole
 from kdcli.errors import Diagnostic, KdError, UsageError
 from kdcli.records import LOWER_IS_BETTER
 from kdcli.report.charts import Axes, line_look, picture
-from kdcli.report.console import as_text, table
+from kdcli.report.console import as_text, table, wrapped_line
 from kdcli.report.quantities import MISSING, json_value, measure
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
@@ -210,7 +210,8 @@ def compare_text(
         return "\n".join([*head, *body, *(f"\n{sentence}" for sentence in sentences)]) + "\n"
     drawn = table([columns[0], *(f">{name}" for name in columns[1:])], rows)
     text = as_text(drawn, colour=colour, width=width)
-    return text + "".join(f"\n{sentence}" for sentence in sentences) + ("\n" if sentences else "")
+    lines = [wrapped_line(sentence, width) for sentence in sentences]
+    return text + "".join(f"\n{line}" for line in lines) + ("\n" if sentences else "")
 
 
 def unequal_views(compared: RunComparison) -> list[str]:

@@ -15,7 +15,7 @@ from kdcli import __version__
 from kdcli.codes import CODES
 from kdcli.disk import real_path, seen, seen_file
 from kdcli.errors import Diagnostic, Span, SpecPath
-from kdcli.report.console import as_text, display_width, printable
+from kdcli.report.console import as_text, display_width, printable, wrapped
 
 DiagnosticFormat = Literal["text", "concise", "json", "github", "sarif"]
 FORMATS: tuple[DiagnosticFormat, ...] = get_args(DiagnosticFormat)
@@ -23,6 +23,9 @@ FORMATS: tuple[DiagnosticFormat, ...] = get_args(DiagnosticFormat)
 
 MOST_SHOWN = {"text": 100, "concise": 1000, "json": 1000, "github": 1000, "sarif": 1000}
 """How many diagnostics each format shows of one command: whoever mends the first hundred has mended the rest."""
+
+EXCERPT = 100
+"""Cells of a line of the spec that are shown where nothing says how wide the screen is."""
 
 MOST_EXCERPT = 1000
 """Of a longer line, formats for programs hold only what is marked."""
@@ -41,12 +44,12 @@ def render(
     format: DiagnosticFormat = "text",
     *,
     colour: bool = False,
-    width: int = 100,
+    width: int | None = None,
 ) -> str:
     """The diagnostics in one format, each file's by line, without repetitions; ends in a newline if not empty.
 
-    colour and width matter to `text` only. Without diagnostics only `json` and `sarif` give text. Of very many
-    the first are shown, errors before warnings, with how many are left out.
+    colour and width (of the screen, None for a file or a pipe) matter to `text` only. Without diagnostics only `json`
+    and `sarif` give text. Of very many the first are shown, errors before warnings, with how many are left out.
     """
     listed = ordered(diagnostics)
     shown, rest = parted(listed, MOST_SHOWN[format])
@@ -162,11 +165,12 @@ def with_excerpts(
     rest: Sequence[Diagnostic] = (),
     *,
     colour: bool = False,
-    width: int = 100,
+    width: int | None = None,
 ) -> str:
-    """The diagnostics with the lines of the spec, and how many there are; long lines are cut to `width`.
+    """The diagnostics with the lines of the spec, and how many there are.
 
-    rest: those that are only counted.
+    width: of the screen: lines of the spec are cut to it, messages wrapped between words; None for a file or a pipe,
+    where lines of the spec are cut to EXCERPT cells. rest: those that are only counted.
     """
     if not diagnostics:
         return ""
@@ -178,13 +182,15 @@ def with_excerpts(
     return as_text(Text("\n").join([*lines, Text(count + shown)]), colour=colour)
 
 
-def _described(diagnostic: Diagnostic, width: int) -> Iterator[Text]:
+def _described(diagnostic: Diagnostic, screen: int | None) -> Iterator[Text]:
     style = STYLES[diagnostic.severity]
-    yield Text.assemble(
+    width = EXCERPT if screen is None else screen
+    head = Text.assemble(
         (place(diagnostic), "bold"),
         (f"{diagnostic.severity} {diagnostic.code}", style),
         f": {tail(diagnostic)}",
     )
+    yield wrapped(head, screen, "    ")
     margin = _margin(diagnostic)
     if diagnostic.span is not None:
         yield from _excerpt(diagnostic.span, margin, width, style)
@@ -195,7 +201,7 @@ def _described(diagnostic: Diagnostic, width: int) -> Iterator[Text]:
             yield from _excerpt(written, margin, width, "bold blue")
     if diagnostic.help:
         first, *rest = diagnostic.help.split("\n")
-        yield Text.assemble(("  help: ", "bold green"), printable(first))
+        yield wrapped(Text.assemble(("  help: ", "bold green"), printable(first)), screen, " " * 8)
         # What is meant to be pasted keeps its own indentation.
         yield from (Text("        " + printable(line)) for line in rest)
 
@@ -206,7 +212,7 @@ def _margin(diagnostic: Diagnostic) -> int:
 
 
 def _excerpt(span: Span, margin: int, width: int, style: str) -> Iterator[Text]:
-    before, marked, after = _window(span, max(20, width - margin - 5))
+    before, marked, after = _window(span, max(8, width - margin - 5))
     line = f"{span.line:>{margin}}"
     yield Text.assemble((f"  {line} | ", "blue"), before + marked + after)
     carets = "^" * max(1, display_width(marked))

@@ -14,7 +14,7 @@ from kdcli.losses.parts.describe import Description
 from kdcli.reference.keys import KeyPage, argument_meaning
 from kdcli.reference.methods import MethodDescription
 from kdcli.reference.words import TypePage
-from kdcli.report.console import as_text, table
+from kdcli.report.console import Column, as_text, table, wrapped_line
 from kdcli.spec.check.signatures import signature
 
 MANY = 4
@@ -41,6 +41,13 @@ def subjects_text(
         parts += [Text.assemble((f"{called} ({len(names)})", "bold")), Text(shown), Text("")]
     parts.append(Text("`kdcli explain WORD` explains one, or an argument, or a key below: trainer.ema"))
     return as_text(Group(*parts), width=width, colour=colour)
+
+
+def samples_text(summaries: Mapping[str, str], width: int | None = None) -> str:
+    """The samples with what each shows, a line each; on a screen the longer sentences go on below themselves."""
+    indent = max(len(name) for name in summaries) + 2
+    lines = [f"{name:<{indent}}{summary}" for name, summary in summaries.items()]
+    return "".join(f"{wrapped_line(line, width, ' ' * indent)}\n" for line in lines)
 
 
 def keys_text(pages: Sequence[KeyPage], *, width: int | None = None, colour: bool = False) -> str:
@@ -111,7 +118,7 @@ def losses_text(
     parts: list[RenderableType] = []
     for kind, losses in kinds.items():
         rows = [[one.name, one.summary, _source(one)] for one in losses]
-        parts += [table([f"{kind} losses", "what it compares", "source"], rows), Text("")]
+        parts += [table([f"{kind} losses", "what it compares", Column("source", dropped=1)], rows), Text("")]
     rows = [[method.name, method.summary] for method in methods]
     parts += [table(["methods (`mimic_ins_type`)", "what it does"], rows), Text("")]
     parts.append(Text("`kdcli methods NAME` shows one of them, with its arguments and a block to paste"))

@@ -11,20 +11,32 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kdcli import __version__
-from kdcli.records import Comparison, Evaluation, Finished
-from kdcli.report.console import Cell, as_text, table
+from kdcli.records import Baseline, Comparison, Evaluation, Finished, Plan, rising
+from kdcli.report.console import Cell, Column, as_text, printable, table
 from kdcli.report.quantities import MISSING, count, difference, flops, json_value, measure, size
+
+BASELINE = "baseline"
 
 
 @dataclass(slots=True)
 class ResultsSoFar:
-    """Last and best metrics of the student, and last metrics of every other network, during a training."""
+    """Last and best metrics of the student, and last metrics of every other network, during a training.
+
+    before: what teachers reached before the start, in the primary metric.
+    """
 
     student: str = "student"
     primary: str = ""
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     others: dict[str, dict[str, float]] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> ResultsSoFar:
+        """Nothing yet but what the plan knows."""
+        student = plan.networks[0].name if plan.networks else "student"
+        return cls(student=student, primary=plan.primary, before=dict(plan.levels))
 
     def add(self, evaluation: Evaluation) -> None:
         """Add one evaluation of one network."""
@@ -36,14 +48,45 @@ class ResultsSoFar:
         if evaluation.best or not self.best:
             self.best = evaluation.metrics
 
+    def levels(self) -> list[str]:
+        """`top1:`, `teacher0 98.44`, `student 90.00`, `best 91.00`: where student and teachers are, for a line."""
+        measured = {name: of[self.primary] for name, of in self.others.items() if self.primary in of}
+        others = {**self.before, **measured}
+        named = [f"{printable(name)} {measure(value)}" for name, value in others.items()]
+        if self.primary in self.last:
+            named.append(f"{self.student} {measure(self.last[self.primary])}")
+        if self.primary in self.best:
+            named.append(f"best {measure(self.best[self.primary])}")
+        return [f"  {self.primary}:", *named] if named else []
+
     def draw(self) -> RenderableType:
         """Table of the metrics: a row for the student now, for its best, and for every other network."""
         return _draw(self.student, self.primary, self.last, self.best, self.others, "now")
 
 
-def finished_table(finished: Finished, *, student: str = "student") -> RenderableType:
-    """Table at the end of a training: the student's last and best metrics, and its gain over each teacher."""
-    return _draw(student, finished.primary, finished.last, finished.best, finished.teachers, "last")
+def finished_table(
+    finished: Finished, *, student: str = "student", baseline: Baseline | None = None
+) -> RenderableType:
+    """Table at the end of a training: the student's last and best metrics, how far from a teacher's, the baseline's."""
+    drawn = _draw(
+        student, finished.primary, finished.last, finished.best, finished.teachers, "last", baseline
+    )
+    if baseline is None:
+        return drawn
+    lines = baseline_lines(f"{student} last", finished.last, baseline.last, finished.primary, baseline)
+    return Group(drawn, Text(""), *map(Text, lines))
+
+
+def baseline_lines(
+    student: str, reached: Mapping[str, float], alone: Mapping[str, float], primary: str, baseline: Baseline
+) -> list[str]:
+    """Where the baseline's figures come from, and how far the student is above it (or below) in the primary metric."""
+    lines = [f"{BASELINE}: {baseline.source}"]
+    if primary in reached and primary in alone:
+        lines.append(
+            f"{student} against {BASELINE}: {primary} {difference(reached[primary], alone[primary])}"
+        )
+    return lines
 
 
 def metric_names(rows: Sequence[Mapping[str, float]], primary: str) -> list[str]:
@@ -53,24 +96,26 @@ def metric_names(rows: Sequence[Mapping[str, float]], primary: str) -> list[str]
 
 
 def result_rows(
-    rows: Sequence[tuple[str, Mapping[str, float]]], primary: str
+    rows: Sequence[tuple[str, Mapping[str, float]]], primary: str, baseline: Baseline | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Names of the number columns and cells of a results table, with the student's gain over the others.
+    """Names of the number columns and cells of a results table; the last column says how far a row is from a teacher.
 
-    rows: labels with metrics: the student's last ones, its best ones, then the other networks'. The gain compares
-    the student's best with each of the others, in the primary metric.
+    rows: labels with metrics: the student's last ones, its best ones, then the other networks'. The teacher is the one
+    that is best in the primary metric, `to teacher` its figure taken from the row's: the student's and the baseline's.
     """
     names = metric_names([metrics for _, metrics in rows], primary)
-    best = rows[1][1]
-    gains = len(rows) > 2 and primary in best
+    teachers = {label: metrics for label, metrics in rows[2:] if primary in metrics}
+    best = max(teachers, key=lambda label: rising(primary, teachers[label]) or 0.0, default=None)
+    alone = [] if baseline is None else [(BASELINE, baseline.last)]
     cells = []
-    for index, (label, metrics) in enumerate(rows):
+    for index, (label, metrics) in enumerate([*rows[:2], *alone, *rows[2:]]):
         row = [label, *(measure(metrics[name]) if name in metrics else MISSING for name in names)]
-        if gains:
-            has_gain = index > 1 and primary in metrics
-            row.append(difference(best[primary], metrics[primary]) if has_gain else "")
+        if best is not None:
+            compared = index < 2 + len(alone) and primary in metrics
+            row.append(difference(metrics[primary], teachers[best][primary]) if compared else "")
         cells.append(row)
-    return [*names, f"gain ({primary})"] if gains else names, cells
+    to_teacher = f"to {best}" if len(teachers) > 1 else "to teacher"
+    return [*names, to_teacher] if best is not None else names, cells
 
 
 def _draw(
@@ -80,15 +125,18 @@ def _draw(
     best: Mapping[str, float],
     others: Mapping[str, Mapping[str, float]],
     latest: str,
+    baseline: Baseline | None = None,
 ) -> RenderableType:
     named = [(f"{student} {latest}", last), (f"{student} best", best), *others.items()]
-    columns, cells = result_rows(named, primary)
+    columns, cells = result_rows(named, primary, baseline)
     rows: list[list[Cell]] = [list(row) for row in cells]
     rows[0][0] = Text(named[0][0], style="bold")
-    for row, (_, metrics) in zip(rows[2:], named[2:], strict=True):
-        if primary in best and primary in metrics:
-            row[-1] = Text(str(row[-1]), style="green" if best[primary] >= metrics[primary] else "yellow")
-    return table(["network", *(f">{name}" for name in columns)], rows)
+    # Of a detector's many metrics the last are left out first; the first one is the primary.
+    shown = [
+        Column(name, right=True, dropped=0 if index == 0 or name.startswith("to ") else 1 + index)
+        for index, name in enumerate(columns)
+    ]
+    return table(["network", *shown], rows)
 
 
 def eval_text(
@@ -96,6 +144,7 @@ def eval_text(
     format: Literal["text", "json"] = "text",
     *,
     primary: str = "",
+    baseline: Baseline | None = None,
     colour: bool = False,
     width: int | None = None,
 ) -> str:
@@ -106,10 +155,20 @@ def eval_text(
             "primary": primary or None,
             "networks": [json_value(asdict(row)) for row in rows],
         }
+        if baseline is not None:
+            document["baseline"] = json_value(asdict(baseline))
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
-    drawn = table(["", *(f">{row.network}" for row in rows)], eval_rows(rows, primary=primary))
-    sentence = cost_sentence(rows)
-    both = Group(drawn, Text(""), Text(sentence)) if sentence else drawn
+    columns, cells = [row.network for row in rows], eval_rows(rows, primary=primary)
+    sentences = [cost_sentence(rows)] if cost_sentence(rows) else []
+    if baseline is not None and rows:
+        # `eval` measures the best weights where the run kept them.
+        alone = baseline.best or baseline.last
+        columns.insert(1, BASELINE)
+        for line in cells:
+            line.insert(2, measure(alone[line[0]]) if line[0] in alone else MISSING)
+        sentences += baseline_lines(rows[0].network, rows[0].metrics, alone, primary, baseline)
+    drawn = table(["", *(f">{name}" for name in columns)], cells)
+    both = Group(drawn, Text(""), *map(Text, sentences)) if sentences else drawn
     return as_text(both, colour=colour, width=width)
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from kdcli.disk import asking, folder_gone, is_file, writing, written_beside
-from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.records import Alarm, Baseline, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.live.plain_text import PlainText
 
 CLOCK_FIELDS = ("time", "seconds", "images_per_second")
@@ -187,9 +187,9 @@ def _readable(value: Any) -> Any:
 class TrainLog:
     """Appends a training's plain lines to train.log, whatever the screen shows; a resumed run goes on there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, baseline: Baseline | None = None) -> None:
         self._path = path
-        self._lines = PlainText()
+        self._lines = PlainText(baseline=baseline)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")

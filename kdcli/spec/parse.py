@@ -313,6 +313,8 @@ def _with_save_dir(tree: Mapping, source: str) -> Mapping:
     if saver is not None and (not isinstance(saver.value, Mapping) or saver.value.find("save_dir")):
         return tree
     name = Path(source).stem if source and not source.startswith("<") else "spec"
+    if source.startswith("<") and source not in ("<stdin>", "<string>"):
+        name = source[1:-1]
     span = tree.span if saver is None else saver.key_span
     text = f"runs/{name}{seed_suffix(tree)}"
     entry = Entry(key="save_dir", key_span=span, value=Scalar(value=text, span=span, text=text))

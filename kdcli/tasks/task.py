@@ -131,7 +131,7 @@ class Deployment(Protocol):
 
     sized: bool
 
-    def portable(self, spec: Spec, net: Network | DeployedStudent) -> Portable:
+    def portable(self, net: Network | DeployedStudent, *, aligned: bool) -> Portable:
         """The student as one function of tensors; takes the network over."""
         ...
 

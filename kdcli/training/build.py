@@ -64,9 +64,10 @@ from kdcli.training.sides import Sides, require_same_data, truth_file
 def run_name(parsed: ParsedSpec) -> str:
     """The spec's file name without its ending, and `-seed2` where the command line sets the seed to 2.
 
-    A spec from standard input is called `stdin`.
+    A spec from standard input is called `stdin`, one of Python's mappings as it is named there.
     """
-    name = "stdin" if parsed.source in ("-", "<stdin>") else Path(parsed.source).stem
+    source = parsed.source
+    name = "stdin" if source == "-" else source[1:-1] if source.startswith("<") else Path(source).stem
     return name + seed_suffix(parsed.tree)
 
 

@@ -22,14 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli import __version__
+from kdcli.data.loaders import GivenLoader
+from kdcli.data.preprocess import preprocess_record
 from kdcli.disk import entries_like, remove, write_whole
 from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.errors import RunError, first_line
 from kdcli.models.checksums import SEALED, check_seal, seal
+from kdcli.models.network import Network
 from kdcli.models.weights import save_safetensors
+from kdcli.spec.schema import Spec
 
 if TYPE_CHECKING:
     from kdcli.training.optim import LearningRate
@@ -303,10 +307,26 @@ def save_student(
         "std": json.dumps(facts.std),
         "class_names": json.dumps(facts.class_names),
         "ema": str(run.ema is not None),
+        **how_to_run(run.parsed.spec, run.deployed, run.task.name),
     }
+    if isinstance(run.test_loader, GivenLoader):
+        del metadata["preprocess"]  # what made the batches is outside
     if progress.features_only:
         metadata |= {ANSWERS: FEATURES, UNTRAINED: json.dumps(progress.untrained)}
     save_safetensors(state, path, metadata)
+
+
+def how_to_run(spec: Spec, deployed: nn.Module, task: str) -> dict[str, str]:
+    """What whoever runs a student's file must know of it, as its metadata: task, preprocessing and network as JSON.
+
+    A student whose end is a teacher's can't be built without the spec: its network is not named.
+    """
+    record = preprocess_record(spec.dataset.test, aligned=spec.runtime.aligned)
+    said = {"task": task, "aligned": json.dumps(spec.runtime.aligned), "preprocess": json.dumps(record)}
+    if isinstance(deployed, Network):
+        modules = [module.model_dump(mode="json", exclude_defaults=True) for module in spec.net]
+        said["net"] = json.dumps(modules)
+    return said
 
 
 def training_metadata(weights: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
+from kdcli.spec.in_memory import is_given
 from kdcli.training.checkpoint import generator_state, restore_generators
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.join_jobs import require
@@ -309,7 +310,9 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
 
 
 def _has_weights(run: Run, name: str) -> bool:
-    """Whether a job gives the teacher's weights."""
+    """Whether a job gives the teacher's weights, or the teacher itself was given."""
+    if is_given(run.spec.teachers[name]):
+        return True
     jobs = run.joined.jobs.values()
     return any(name in job.teachers and job.teachers[name].teacher_weight is not None for job in jobs)
 

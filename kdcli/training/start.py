@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -27,7 +28,19 @@ def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, befo
         device=str(run.processes.device),
         processes=run.processes.world_size,
         precision=run.precision,
-        networks=run.networks,
+        networks=tuple(
+            # The guard's step has shown by now where a teacher stops.
+            replace(one, runs_until=run.teachers[one.name].taps.stopped_at)
+            if one.name in run.teachers
+            else one
+            for one in run.networks
+        ),
+        primary=run.task.primary,
+        levels={
+            name: metrics[run.task.primary]
+            for name, metrics in progress.teachers.items()
+            if run.task.primary in metrics
+        },
         pairs=run.joined.pairs,
         pulls=guard.pulls,
         even_weights=guard.even_weights,

@@ -41,7 +41,7 @@ def test_pooled_is_what_the_head_reads() -> None:
     features, pooled = found.eager(IMAGE)
     assert features.shape == (3, 4, 2, 2)
     assert torch.equal(pooled, read[0])
-    assert not any(key in found.state() for key in HEAD)
+    assert not any(key.startswith("fc.") for key in found.state()) and "conv1.weight" in found.state()
 
 
 def test_pooled_is_the_mean_of_the_last_layer_where_more_than_the_head_is_untrained() -> None:
@@ -76,9 +76,9 @@ def test_each_format_is_proved_and_begins_a_finetuning(tmp_path: Path, format: s
     if format != "safetensors":
         return
     with safe_open(done.path, framework="pt") as file:
-        assert not any(name.startswith("model.fc") for name in file.keys())
+        assert not any(name.startswith("fc") for name in file.keys())
     start = net()
     load_weights(start, done.path, mode="pretrain")
     with safe_open(done.path, framework="pt") as file:
         for name in file.keys():
-            assert torch.equal(file.get_tensor(name), start.state_dict()[name]), name
+            assert torch.equal(file.get_tensor(name), start.state_dict()[f"model.{name}"]), name

@@ -14,8 +14,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdcli.errors import RunError, UsageError
-from kdcli.exports.export import Exported, export
-from kdcli.exports.safetensors import Safetensors
+from kdcli.exports.export import Exported, export, not_exported, prove
+from kdcli.exports.onnx import Onnx, PlainAttention
+from kdcli.exports.safetensors import Safetensors, loading_lines
+from kdcli.models.network import Network, build_network
+from kdcli.models.weights import save_safetensors
+from kdcli.spec.schema import ModuleSpec
+from kdcli.tasks.classification.task import Classifier
 from kdcli.training.run import RunOptions
 from kdcli.training.run_folder import reopen
 from tests.distill.methods import mimic_of
@@ -183,3 +188,127 @@ def test_without_the_data_made_up_images_do(run: Path) -> None:
     missing = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"test": part})})
     done = export(replace(opened.parsed, spec=missing), opened.options, "safetensors")
     assert not done.real and done.proof.difference == 0.0
+
+
+def relative(expected: Tensor, found: Tensor, tolerance: float = 1e-4) -> Any:
+    class Fixed(Classifier):
+        def eager(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return (expected[: len(inputs[0])],)
+
+    student = Fixed(Network({"model": nn.Flatten()}))
+    return prove(student, lambda image: (found[: len(image)],), (torch.zeros(2, 1, 2, 2),), tolerance)
+
+
+def test_the_proof_is_relative_to_the_largest_output() -> None:
+    # Logits in the thousands, of which one is small: float32 can't do better than 1e-7 of the sum.
+    huge = torch.tensor([[3e5, 0.5, -2e5], [1e5, 1.0, 2.0]])
+    proof = relative(huge, huge + torch.tensor([0.0, 0.3, 0.0]))
+    assert proof.difference == pytest.approx(0.3) and proof.share == pytest.approx(0.3 / 3e5)
+    with pytest.raises(RunError, match=r"0\.00013 of the largest value"):
+        relative(huge, huge + torch.tensor([0.0, 40.0, 0.0]))
+    small = torch.tensor([[0.05, -0.02], [0.01, 0.03]])
+    with pytest.raises(RunError, match="answers otherwise"):
+        relative(small, small + 2e-5)  # 2e-5 of 0.05 is 4e-4: beyond the tolerance, though small itself
+    tiny = torch.full((2, 2), 1e-6)
+    assert relative(tiny, tiny + 5e-7).difference < 1e-6  # rounding of values of about 1
+    with pytest.raises(RunError, match="not finite"):
+        relative(torch.full((2, 2), float("inf")), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("mask", [None, "float", "bool"])
+@pytest.mark.parametrize(
+    ("causal", "scale", "grouped"), [(False, None, False), (True, 0.3, False), (False, None, True)]
+)
+def test_plain_attention_is_torchs(
+    mask: str | None, causal: bool, scale: float | None, grouped: bool
+) -> None:
+    if causal and mask:
+        return
+    draws = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 5, 8, generator=draws)
+    key, value = (torch.randn(2, 2 if grouped else 4, 7, 8, generator=draws) for _ in range(2))
+    given = {
+        None: None,
+        "float": torch.randn(5, 7, generator=draws),
+        "bool": torch.rand(5, 7, generator=draws) > 0.3,
+    }[mask]
+    more = {"is_causal": causal, "scale": scale, "enable_gqa": grouped}
+    with PlainAttention():
+        found = nn.functional.scaled_dot_product_attention(query, key, value, given, **more)
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, given, **more)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+class Windows(nn.Module):
+    """Attention over five axes, as Hiera's, then a `view` of what it returns, as BEiT's and MaxViT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.fc = nn.Linear(4, 24), nn.Linear(8, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = image.reshape(-1, 4, 16).transpose(1, 2)
+        query, key, value = self.qkv(tokens).reshape(-1, 2, 8, 3, 2, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.fc(mixed.transpose(2, 3).reshape(-1, 16, 8).mean(1))
+
+
+@pytest.mark.slow
+def test_attention_blocks_have_an_onnx_file(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    student = Classifier(Network({"model": Windows()}))
+    example = (torch.rand(2, 1, 8, 8),)
+    Onnx().write(student, example, tmp_path / "a.onnx", {})
+    answer = Onnx().read(tmp_path / "a.onnx", student)
+    assert runtime and prove(student, answer, (torch.rand(5, 1, 8, 8),), 1e-4).difference < 1e-5
+
+
+def test_what_an_exporter_raises_is_told_by_its_first_cause() -> None:
+    try:
+        try:
+            raise ValueError("Cannot view a tensor\nmore")
+        except ValueError as cause:
+            raise RuntimeError(
+                'pages\n  File "/home/me/mynets.py", line 12, in forward\n    x.view(1)'
+            ) from cause
+    except RuntimeError as error:
+        (found,) = not_exported(error, "onnx").diagnostics
+    assert (
+        "ValueError: Cannot view a tensor (at /home/me/mynets.py:12)" in found.message
+        and "more" not in found.message
+    )
+
+
+LOADED = (
+    ("torchvision.shufflenet_v2_x0_5", {"num_classes": 4, "weights": None}),
+    ("cifar_resnet8", {"num_classes": 4, "in_channels": 1, "widths": [2, 2, 4, 4]}),
+    pytest.param("timm.resnet10t", {"num_classes": 4, "pretrained": False}, marks=pytest.mark.slow),
+    pytest.param("torchvision.ssdlite320_mobilenet_v3_large", {"num_classes": 4}, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize(("kind", "kwargs"), LOADED)
+def test_the_printed_lines_load_the_file(kind: str, kwargs: dict[str, Any], tmp_path: Path) -> None:
+    if kind.startswith("timm."):
+        pytest.importorskip("timm")
+    spec = ModuleSpec(name="model", type=kind, kwargs=kwargs)
+    net = build_network([spec], path=("net",))
+    path = tmp_path / "w.safetensors"
+    save_safetensors(net.exported_state(), path)
+    lines = loading_lines([spec], net, path, net.exported_state())
+    assert len(lines) == 3
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    loaded = names["net"].state_dict()
+    assert loaded.keys() == net.exported_state().keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in net.exported_state().items())
+
+
+def test_a_list_of_modules_has_no_such_lines() -> None:
+    backbone = ModuleSpec(
+        name="backbone", type="resnet_custom", kwargs={"block": "basic", "layers": [1] * 4, "width": 4}
+    )
+    head = ModuleSpec(name="head", type="base_cls_head", kwargs={"num_classes": 2})
+    net = build_network([backbone, head], path=("net",))
+    assert loading_lines([backbone, head], net, Path("w"), net.exported_state()) == ()

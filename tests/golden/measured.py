@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kdcli.losses import LOSSES
-from kdcli.models.weights import read_weights
+from kdcli.models.weights import read_weights, renamed
 from kdcli.records import Step
 from kdcli.spec.parse import read
 from kdcli.training.train import train
@@ -50,7 +50,9 @@ def whole_run(name: str, folder: Path) -> str:
     with _one_thread(), run_of(parsed, places=parsed.places) as run:
         for _ in train(run):
             pass
-        return hash_of(read_weights(run.folder.student))
+        weights = read_weights(run.folder.student)
+        # The records have the names of the student's modules; the file of a whole model has the model's own.
+        return hash_of({name: weights[key] for key, name in renamed(run.student, list(weights)).items()})
 
 
 def loss_value(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from kdcli.errors import RunError, SpecError
 from kdcli.models.network import Network, build_network
@@ -70,6 +70,40 @@ def test_a_whole_models_own_names_fit(tmp_path: Path) -> None:
     again = network({"name": "student", "type": "cifar_resnet8"})
     load_weights(again, saved(zoo.model, tmp_path))
     assert equal(zoo.model, again.student)
+
+
+def test_a_whole_models_file_has_its_own_names_and_those_with_the_modules_still_fit(tmp_path: Path) -> None:
+    def whole() -> Network:
+        return network({"name": "model", "type": "torchvision.resnet18", "kwargs": {"num_classes": 4}})
+
+    net = whole()
+    save_file(net.exported_state(), tmp_path / "own.safetensors")
+    plain = torchvision.models.resnet18(num_classes=4)
+    plain.load_state_dict(load_file(tmp_path / "own.safetensors"))  # strict
+    save_file({key: value.clone() for key, value in net.state_dict().items()}, tmp_path / "old.safetensors")
+    for name in ("own", "old"):
+        again = whole()
+        assert load_weights(again, tmp_path / f"{name}.safetensors") == []
+        assert equal(net, again)
+    listed = small()
+    assert set(listed.exported_state()) == set(listed.state_dict())  # a list keeps the names of its modules
+
+
+class Doubled(torch.nn.Module):
+    """A network whose own names, without `model.`, would be read as other ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 2)
+        self.model = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)})
+
+
+def test_names_that_would_be_read_as_others_keep_the_modules(tmp_path: Path) -> None:
+    net, again = Network({"model": Doubled()}), Network({"model": Doubled()})
+    assert set(net.exported_state()) == set(net.state_dict())
+    save_file(net.exported_state(), tmp_path / "w.safetensors")
+    load_weights(again, tmp_path / "w.safetensors")
+    assert equal(net, again)
 
 
 def test_old_densenet_files_fit(tmp_path: Path) -> None:

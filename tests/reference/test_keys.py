@@ -15,6 +15,7 @@ from kdcli.commands import reference
 from kdcli.commands.completion import complete_name
 from kdcli.commands.options import ExplainOptions
 from kdcli.errors import UsageError
+from kdcli.reference.editor_words import SWITCHES
 from kdcli.reference.keys import HERE, argument_meaning, described, key_pages, pages_of
 from kdcli.reference.schema_json import json_schema
 from kdcli.reference.tables import tables
@@ -92,7 +93,7 @@ def test_every_argument_has_a_meaning_and_every_meaning_an_argument() -> None:
     for table in TORCH:
         known = {key for name in getattr(tables(), table) for key in torch_arguments(name)}
         missing += [f"{table}: {key}" for key in known - set(ARGUMENTS[table])]
-        used[table] = known
+        used[table] = known | set(SWITCHES if table == "optimizers" else ())
     assert missing == []
     for table, meanings in ARGUMENTS.items():
         assert set(meanings) <= used[table], table
@@ -197,7 +198,7 @@ def test_every_property_of_the_schema_is_described() -> None:
         for key in ("properties", "patternProperties"):
             for name, value in part.get(key, {}).items() if isinstance(part.get(key), dict) else ():
                 # A branch says more of what stands beside it already; its condition says nothing.
-                if "description" not in value and name not in ("kwargs", "cfgs"):
+                if value is not False and "description" not in value and name not in ("kwargs", "cfgs"):
                     missing.append(f"{path}/{name}")
         return missing + [
             name for key, value in part.items() if key != "if" for name in bare(value, f"{path}/{key}")

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from kdcli.commands.init import MODELINE, SCHEMA
+from kdcli.commands.samples import MODELINE, SCHEMA
 from kdcli.reference.schema_json import json_schema, schema_text
 from kdcli.reference.tables import tables
 from kdcli.spec.check.signatures import signature

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.commands.init import copy_sample, sample_specs
+from kdcli.commands.init import copy_sample
+from kdcli.commands.samples import sample_specs
 
 pytestmark = pytest.mark.slow
 

@@ -291,7 +291,7 @@ def test_mlflow_keeps_one_run_in_a_local_store(tmp_path: Path, monkeypatch: pyte
 
 
 def test_validate_finds_an_unknown_logger() -> None:
-    from kdcli.commands.init import sample_specs
+    from kdcli.commands.samples import sample_specs
     from kdcli.commands.validate import examine
 
     found, plan = examine(str(sample_specs()["digits_kd"]), ["trainer.loggers=[wandbb]"])

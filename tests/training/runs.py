@@ -5,9 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from kdcli.models.weights import read_weights, renamed
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Record
 from kdcli.spec.parse import ParsedSpec, parse
@@ -73,6 +76,12 @@ def run_of(parsed: ParsedSpec, **options: object) -> Iterator[Run]:
     here = Processes(device=torch.device("cpu"))
     with ExitStack() as stack:
         yield stack.enter_context(built(parsed, RunOptions(**options), here))  # type: ignore[arg-type]
+
+
+def saved_student(file: Path | str, net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a student's file under the names that they have in the network."""
+    weights = read_weights(file)
+    return {own: weights[name] for name, own in renamed(net, list(weights)).items()}
 
 
 def train_all(parsed: ParsedSpec, **options: object) -> list[Record]:

@@ -13,7 +13,7 @@ from kdcli.errors import SpecError
 from kdcli.records import Plan, Step
 from kdcli.training.run import Run
 from kdcli.training.train import train
-from tests.training.runs import SPEC, run_of, spec_of, train_all
+from tests.training.runs import SPEC, run_of, saved_student, spec_of, train_all
 
 NETS, REST = SPEC.split("mimic:\n")[0], "dataset:\n" + SPEC.split("dataset:\n", 1)[1]
 TEACHERS = NETS + "teacher1: *teacher\nteacher2: *teacher\n"
@@ -178,8 +178,6 @@ def test_weighting_needs_a_loss_that_can_weigh() -> None:
 
 @pytest.mark.parametrize("adapter", ["{type: conv, kwargs: {kernel_size: 3, relu: true}}", "auto"])
 def test_an_adapter_trains_and_stays_out_of_the_student(adapter: str) -> None:
-    from kdcli.models.weights import read_weights
-
     text = SPEC.replace("kd_loss, kwargs: {T: 2}", "l2_loss").replace("[logits]", "[model.layer3]")
     with run_of(
         spec_of(text, f"mimic.adapter={adapter}", "trainer.max_iter=2", "mimic.warm_up_iters=-1")
@@ -191,7 +189,7 @@ def test_an_adapter_trains_and_stays_out_of_the_student(adapter: str) -> None:
         assert all(
             not torch.equal(value, after[name]) for name, value in own.items() if name.endswith("weight")
         )
-        assert read_weights(run.folder.student).keys() == run.student.state_dict().keys()
+        assert saved_student(run.folder.student, run.student).keys() == run.student.state_dict().keys()
 
 
 def test_an_adapter_of_one_loss_is_not_the_others() -> None:

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from kdcli.errors import KdError
-from kdcli.models.weights import read_weights
 from kdcli.records import Evaluation, Finished, Plan, Record, Saved, Step
 from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.evaluate import evaluate, evaluation_mode
 from kdcli.training.train import train
-from tests.training.runs import SPEC, run_of, spec_of, train_all
+from tests.training.runs import SPEC, run_of, saved_student, spec_of, train_all
 
 
 def lrs(records: list[Record]) -> list[float]:
@@ -78,7 +77,7 @@ def test_the_average_is_what_is_evaluated_and_exported() -> None:
                 live = {n: p.detach().clone() for n, p in run.student.named_parameters()}
                 average = {n: 0.9 * value + 0.1 * live[n] for n, value in average.items()}
         assert isinstance(record, Finished)
-        exported = read_weights(run.folder.student)
+        exported = saved_student(run.folder.student, run.student)
         run.student.load_state_dict(exported, strict=False)
         with evaluation_mode(run.student):
             again = evaluate(run.student, run.test_loader, run.task, run.processes)
@@ -91,11 +90,11 @@ def test_the_average_is_what_is_evaluated_and_exported() -> None:
 def test_what_a_run_starts_from_auto_resume_then_resume_model_then_pretrain_model() -> None:
     train_all(spec_of(SPEC, "saver.save_dir=one", "trainer.max_epoch=1"))
     checkpoint = next(Path("one/checkpoints").glob("*.pt"))
-    weights = read_weights(Path("one/student.safetensors"))
     pretrain = "saver.pretrain_model=one/student.safetensors"
     resume = f"saver.resume_model={checkpoint}"
 
     with run_of(spec_of(SPEC, "saver.save_dir=two", pretrain)) as run:
+        weights = saved_student("one/student.safetensors", run.student)
         assert all(torch.equal(weights[n], t) for n, t in run.student.state_dict().items())
         assert at(list(train(run)), Step)[0] == 1
     # resume_model over pretrain_model (which is not even looked for)

@@ -125,16 +125,17 @@ def digits(
     *,
     split: Literal["train", "test"] | None = None,
     size: Side | None = None,
+    limit: Count | None = None,
     labels: Labelling = "classes",
 ) -> ArrayImages:
     """1,347 training or 450 test images of ten classes, uint8 [N, 1, 8, 8]; `size` resamples them.
 
-    The split is stratified and always the same; the one of the side (train, test) by default. labels: `none` for
-    images alone. Raises RunError KD502 without scikit-learn.
+    The split is stratified and always the same; the one of the side (train, test) by default. limit: only the
+    first so many samples. labels: `none` for images alone. Raises RunError KD502 without scikit-learn.
     """
     table = _table()
     numbers = table[:, 64].astype(np.int64)
-    chosen = _split(numbers) != (train if split is None else split == "train")
+    chosen = np.flatnonzero(_split(numbers) != (train if split is None else split == "train"))[:limit]
     grey = np.rint(table[chosen, :64] * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(grey.reshape(-1, 1, 8, 8))
     if size is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 
+from kdcli.data.classes import one_form
 from kdcli.data.classification.images import FileImages
 from kdcli.data.facts import Labelling
 from kdcli.data.image_readers import SUFFIXES, ColorMode, PillowReader
@@ -16,7 +19,12 @@ from kdcli.data.pixel_values import Background, ValueRange
 from kdcli.disk import asking, entries, is_folder
 from kdcli.errors import Findings, SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
-from kdcli.spec.ranges import Width
+from kdcli.spec.ranges import Range, Width
+
+Split = Literal["train", "test"]
+TestShare = Annotated[float, Range(more_than=0, less_than=1)]
+TEST_SHARE = 0.2
+"""Of the images of a class, what `split` holds back for the test side where `test_share` doesn't say."""
 
 
 def image_folder(
@@ -30,6 +38,8 @@ def image_folder(
     background: Background | None = None,
     num_classes: Width | None = None,
     labels: Labelling = "classes",
+    split: Split | None = None,
+    test_share: TestShare | None = None,
 ) -> FileImages:
     """The classes are the folders in `root` in alphabetical order, numbered from 0; `labels: none`: images alone.
 
@@ -38,9 +48,16 @@ def image_folder(
     Test data is numbered by the training data's folders afterwards (kdcli.data.classes), and may lack images of
     a class. num_classes: how many folders the training data must have. value_range: [low, high], the numbers
     that become black and white in images of more than 8 bits; background: white, black, a number or [r, g, b],
-    what transparent pixels lie on (both as fs_pillow has them). Raises SpecError KD506 (no such folder, no
-    class, no image; of every class at once), KD515 (another number of classes).
+    what transparent pixels lie on (both as fs_pillow has them). split: one of two parts of one folder, divided by
+    the names of the files (`part_of`); test_share: how much of each class the test part has, 0.2. Raises SpecError
+    KD506 (no such folder, no class, no image; of every class at once), KD515 (another number of classes), KD860 (too
+    few images to divide).
     """
+    if test_share is not None and split is None:
+        raise ValueError(
+            "`test_share` divides the folder, and `split: train` or `split: test` says which part this is"
+        )
+    share = TEST_SHARE if test_share is None else test_share
     at_root = (*path, "kwargs", "root")
     folder = places.find(root, at_root)
     if not is_folder(folder):
@@ -67,6 +84,10 @@ def image_folder(
         if num_classes is not None:
             raise ValueError("`num_classes` counts classes, and `labels: none` says that there are none")
         files, left = _images(folder, at_root, needed=True)
+        if split is not None:
+            files = unlabelled_part(files, folder, split, share)
+            if not files:
+                raise _undivided(folder, path)
         return FileImages(reader, files, None, 0, left_out=_left_out(folder, left))
     folders = (entry.name for entry in entries(folder) if is_folder(entry))
     classes = sorted(name for name in folders if not is_left_out(name))
@@ -86,6 +107,8 @@ def image_folder(
     for label, name in enumerate(classes):
         with findings.part():
             found, others = _images(folder / name, at_root, needed=train)
+            if split is not None and found:
+                found = _part(found, folder / name, split, share, path)
             files += found
             numbers += [label] * len(found)
             left += others
@@ -99,6 +122,58 @@ def image_folder(
         len(classes),
         tuple(classes),
         left_out=_left_out(folder, left),
+    )
+
+
+def part_of(files: Sequence[str], folder: Path, split: Split, share: float) -> list[str]:
+    """One part of the files in a folder, in their order: by the SHA-256 of their names, the same on every machine.
+
+    share: of the test part, rounded to whole files; each part has at least one where there are two files; one
+    alone is trained on.
+    """
+    alike = {file: one_form(os.path.relpath(file, folder).replace(os.sep, "/")) for file in files}
+    if len(files) < 2:
+        return list(files) if split == "train" else []
+    ranked = sorted(
+        files, key=lambda file: hashlib.sha256(alike[file].encode("utf-8", "surrogatepass")).digest()
+    )
+    count = min(max(1, round(share * len(files))), len(files) - 1)
+    held = set(ranked[:count])
+    return [file for file in files if (file in held) == (split == "test")]
+
+
+def unlabelled_part(files: Sequence[str], folder: Path, split: Split, share: float) -> list[str]:
+    """The same of images without labels: each folder in `folder` is divided as if it were a class.
+
+    So an image is in the same part with and without labels. Images beside the folders, or alone in one, are one more
+    group.
+    """
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(Path(file).relative_to(folder).parts[0], []).append(file)
+    alone = [group[0] for group in groups.values() if len(group) == 1]
+    held = {
+        file
+        for name, group in groups.items()
+        if len(group) > 1
+        for file in part_of(group, folder / name, "test", share)
+    }
+    held |= set(part_of(alone, folder, "test", share))
+    return [file for file in files if (file in held) == (split == "test")]
+
+
+def _part(files: list[str], folder: Path, split: Split, share: float, path: SpecPath) -> list[str]:
+    if len(files) < 2:
+        raise _undivided(folder, path)
+    return part_of(files, folder, split, share)
+
+
+def _undivided(folder: Path, path: SpecPath) -> SpecError:
+    return SpecError.at(
+        (*path, "kwargs", "split"),
+        "KD860",
+        f"`{folder}` has one image where two are needed: it can't be divided into a training and a test part",
+        "add images, or take the folder out",
     )
 
 

@@ -24,8 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
-from kdcli.report.console import console_for, is_terminal, printable
+from kdcli.records import Baseline, Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.report.console import console_for, is_terminal, packed, printable
 from kdcli.report.live.plain_text import EpochSoFar, plan_summary
 from kdcli.report.quantities import duration, measure, rate
 from kdcli.report.results_table import ResultsSoFar, finished_table
@@ -37,14 +37,21 @@ class LiveScreen:
     """Draws the records of a training on a terminal: a bar for the epoch, at most every 0.1 s, below tables."""
 
     def __init__(
-        self, stream: TextIO, *, width: int | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        *,
+        width: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        baseline: Baseline | None = None,
     ) -> None:
+        self._baseline = baseline
         self._console: Console = console_for(stream, width)
         self._clock = clock
         self._epoch = EpochSoFar()
         self._results = ResultsSoFar()
         self._live: Live | None = None
         self._drawn_at = self._line_printed_at = float("-inf")
+        self._started_at = clock()
 
     def show(self, record: Record) -> None:
         """Draw one record."""
@@ -58,10 +65,8 @@ class LiveScreen:
             self._console.print(Text(prefix + printable(record.message), style=style))
         elif isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = (
-                ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
-            )
-            self._console.print(plan_summary(record), Text(""))
+            self._results = ResultsSoFar.of(record)
+            self._console.print(plan_summary(record, how_to_see_all="train.log has all"), Text(""))
         elif not isinstance(record, Saved):
             self._finished(record)
 
@@ -84,7 +89,8 @@ class LiveScreen:
             # Epochs of a few milliseconds would flood the screen: their lines are rationed too.
             if now - self._line_printed_at >= DRAW_SECONDS or step.step >= step.total_steps:
                 self._line_printed_at = now
-                self._console.print(Text(f"{self._epoch.line()}  {self._epoch.speed_mean()}"))
+                fields = [*self._epoch.line_fields(), self._epoch.speed_mean()]
+                self._console.print(Text(packed(fields, self._console.width)))
             return
         if now - self._drawn_at < DRAW_SECONDS:
             return
@@ -101,18 +107,22 @@ class LiveScreen:
         step = self._epoch.last
         assert step is not None
         row = Table.grid(padding=(0, 1), expand=True)
-        for ratio in (None, 1, None, None, None, None, None):
+        for ratio in (None, 1, None, None, None):
             row.add_column(no_wrap=True, ratio=ratio)
         row.add_row(
             Text(self._epoch.position(), style="bold"),
             ProgressBar(total=step.steps_per_epoch, completed=step.step_in_epoch),
             Text(f"{step.step_in_epoch}/{step.steps_per_epoch}"),
-            Text(f"loss {measure(self._epoch.mean_total)}", style="bold"),
-            Text(f"lr {rate(step.lr)}"),
-            Text(self._epoch.speed_now()),
+            Text(f"elapsed {duration(self._clock() - self._started_at)}"),
             Text(f"left {self._epoch.time_left()}"),
         )
-        return Group(row, Text(f"  {self._epoch.parts()}", style="dim"))
+        width = self._console.width
+        loss = f"loss {measure(self._epoch.mean_total)}"
+        fields = [*self._epoch.part_fields(), f"lr {rate(step.lr)}", self._epoch.speed_now()]
+        losses = Text(packed([f"  {loss}", *fields], width), style="dim")
+        losses.stylize("not dim bold", 2, 2 + len(loss))
+        levels = self._results.levels()
+        return Group(row, losses, *([Text(packed(levels, width), style="dim")] if levels else []))
 
     def _evaluation(self, evaluation: Evaluation) -> None:
         self._results.add(evaluation)
@@ -127,7 +137,8 @@ class LiveScreen:
 
     def _finished(self, finished: Finished) -> None:
         self.close()
-        self._console.print(Text(""), finished_table(finished, student=self._results.student))
+        table = finished_table(finished, student=self._results.student, baseline=self._baseline)
+        self._console.print(Text(""), table, Text(""))
         self._console.print(Text(f"finished {finished.step} steps in {duration(finished.seconds)}"))
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kdcli.records import Evaluation, Finished, Notice, Plan, Record, Saved, Step
-from kdcli.report.console import as_text, printable, table
+from kdcli.records import Baseline, Evaluation, Finished, Notice, Plan, Record, Saved, Step
+from kdcli.report.console import HOW_TO_SEE_ALL, Column, Paragraph, as_text, printable, table
 from kdcli.report.quantities import MISSING, count, duration, flops, measure, rate, speed
 from kdcli.report.results_table import ResultsSoFar, finished_table
 
@@ -31,6 +31,9 @@ CONSTANT = (
 RECENT_SECONDS = 30.0
 """Speed and time left are measured over about this long."""
 
+STEPS_KEPT = 3.0
+"""Of the epochs before, speed and time left count so many steps."""
+
 LINES_AN_EPOCH = 20
 SPACING_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
@@ -41,7 +44,7 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
     return as_text(plan_summary(plan), colour=colour, width=width)
 
 
-def plan_summary(plan: Plan) -> RenderableType:
+def plan_summary(plan: Plan, *, how_to_see_all: str = HOW_TO_SEE_ALL) -> RenderableType:
     """The plan's summary for a console: networks, pairs of layers, data, steps, learning rate."""
     parts: list[RenderableType] = [_headline(plan), Text(""), _networks(plan)]
     for network in plan.networks:
@@ -52,11 +55,11 @@ def plan_summary(plan: Plan) -> RenderableType:
     if plan.checked:
         parts.append(Text(plan.checked))
     if plan.pairs:
-        parts += [Text(""), _pairs(plan)]
+        parts += [Text(""), _pairs(plan, how_to_see_all)]
     if plan.pulls:
-        parts.append(Text(PULL))
+        parts.append(Paragraph(PULL))
     if plan.constants:
-        parts.append(Text(CONSTANT))
+        parts.append(Paragraph(CONSTANT))
     parts += [Text(""), *map(Text, _schedule_lines(plan))]
     return Group(*parts)
 
@@ -96,15 +99,22 @@ def _headline(plan: Plan) -> Text:
 
 
 def _networks(plan: Plan) -> RenderableType:
+    # A training does not count FLOPs, `validate` does.
+    counted = any(network.flops is not None for network in plan.networks)
     rows = [
-        [network.name, count(network.parameters), flops(network.flops), network.runs_until or "whole"]
+        [
+            network.name,
+            count(network.parameters),
+            *([flops(network.flops)] if counted else []),
+            network.runs_until or "whole",
+        ]
         for network in plan.networks
     ]
     size = "" if plan.flops_size is None else f" at {plan.flops_size[0]}x{plan.flops_size[1]}"
-    return table(["network", ">parameters", f">FLOPs{size}", "runs until"], rows)
+    return table(["network", ">parameters", *([f">FLOPs{size}"] if counted else []), "runs until"], rows)
 
 
-def _pairs(plan: Plan) -> RenderableType:
+def _pairs(plan: Plan, how_to_see_all: str) -> RenderableType:
     measured: dict[str, dict[str, str]] = {}
     if plan.pulls:
         measured["pull"] = {term: f"{pull:.2g}" for term, pull in plan.pulls.items()}
@@ -125,8 +135,18 @@ def _pairs(plan: Plan) -> RenderableType:
         ]
         for pair in plan.pairs
     ]
-    columns = ["term", "student layer", "shape", "adapter", "teacher layer", "shape", "loss", ">weight"]
-    return table([*columns, *(f">{name}" for name in measured)], rows)
+    columns: list[str | Column] = [
+        "term",
+        "student layer",
+        Column("shape", whole=True, dropped=5),
+        Column("adapter", dropped=4),
+        "teacher layer",
+        Column("shape", whole=True, dropped=5),
+        Column("loss", dropped=2),
+        Column("weight", right=True, dropped=1),
+        *(Column(name, right=True, dropped=3 if name == "constant" else 0) for name in measured),
+    ]
+    return table(columns, rows, how_to_see_all=how_to_see_all)
 
 
 @dataclass(slots=True)
@@ -150,6 +170,10 @@ class EpochSoFar:
         if self.last is not None and step.epoch != self.last.epoch:
             self.steps, self.images, self.seconds, self.total = 0, 0, 0.0, 0.0
             self.losses, self.counts = {}, {}
+            # An epoch may be far quicker than the one before: once a cache is filled no teacher runs.
+            kept = min(1.0, STEPS_KEPT / max(1.0, self._recent_steps))
+            self._recent_steps, self._recent_images = kept * self._recent_steps, kept * self._recent_images
+            self._recent_seconds *= kept
         self.last = step
         self.steps += 1
         self.images += step.images
@@ -172,7 +196,11 @@ class EpochSoFar:
 
     def parts(self) -> str:
         """`task.ce 0.4120  job0.teacher0.kd 1.2000`: each part's mean over the steps that have it."""
-        return "  ".join(f"{name} {measure(self.losses[name] / self.counts[name])}" for name in self.losses)
+        return "  ".join(self.part_fields())
+
+    def part_fields(self) -> list[str]:
+        """The same, a text for each part."""
+        return [f"{name} {measure(self.losses[name] / self.counts[name])}" for name in self.losses]
 
     def position(self) -> str:
         """`epoch 3/60 [stage]`; the stage only where the run has stages."""
@@ -198,18 +226,27 @@ class EpochSoFar:
 
     def line(self) -> str:
         """The epoch so far in one line: steps, losses, learning rate."""
+        return "  ".join(self.line_fields())
+
+    def line_fields(self) -> list[str]:
+        """The same in texts between which a line may end."""
         assert self.last is not None
         step = self.last
         steps = f"step {step.step_in_epoch}/{step.steps_per_epoch}"
-        loss = f"loss {measure(self.mean_total)}  ({self.parts()})"
-        return f"{self.position()}  {steps}  {loss}  lr {rate(step.lr)}"
+        parts = self.part_fields() or [""]
+        parts[0] = f"({parts[0]}"
+        parts[-1] = f"{parts[-1]})"
+        return [self.position(), steps, f"loss {measure(self.mean_total)}", *parts, f"lr {rate(step.lr)}"]
 
 
 class PlainText:
     """Turns the records of a training into lines of text; most steps give none."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, baseline: Baseline | None = None
+    ) -> None:
         self._clock = clock
+        self._baseline = baseline
         self._epoch = EpochSoFar()
         self._results = ResultsSoFar()
         self._printed_at: float | None = None
@@ -226,9 +263,7 @@ class PlainText:
             return f"{'warning: ' if record.level == 'warning' else ''}{printable(record.message)}\n"
         if isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = (
-                ResultsSoFar(student=record.networks[0].name) if record.networks else ResultsSoFar()
-            )
+            self._results = ResultsSoFar.of(record)
             return as_text(plan_summary(record)) + "\n"
         return self._finished(record)
 
@@ -254,5 +289,5 @@ class PlainText:
         return f"eval {name} at step {evaluation.step}: {metrics}{best}  in {duration(evaluation.seconds)}\n"
 
     def _finished(self, finished: Finished) -> str:
-        table = as_text(finished_table(finished, student=self._results.student))
+        table = as_text(finished_table(finished, student=self._results.student, baseline=self._baseline))
         return f"\n{table}\nfinished {finished.step} steps in {duration(finished.seconds)}\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from kdcli.records import Alarm, Evaluation, Finished, Notice, Plan, Record, Step
+from kdcli.records import Alarm, Baseline, Evaluation, Finished, Notice, Plan, Record, Step
 from kdcli.report.console import is_terminal, write
 from kdcli.report.live.live_screen import LiveScreen
 from kdcli.report.live.plain_text import PlainText
@@ -26,7 +26,8 @@ class Recorder:
     """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
     terminal: whether anything is shown. spec: how the user named the spec, with overrides. write_up: called once the
-    run's last numbers are on disk, before the training's last line is shown.
+    run's last numbers are on disk, before the training's last line is shown. then: what comes next, else the command
+    that evaluates it. baseline: shown in the last table.
     """
 
     def __init__(
@@ -38,9 +39,13 @@ class Recorder:
         quiet: bool,
         loggers: Loggers,
         write_up: WriteUp | None = None,
+        then: str | None = None,
+        baseline: Baseline | None = None,
         terminal: bool = True,
     ) -> None:
-        self._terminal = Terminal(spec=spec, quiet=quiet) if terminal else Nowhere()
+        shown = Terminal(spec=spec, quiet=quiet, then=then, baseline=baseline)
+        self._terminal = shown if terminal else Nowhere()
+        self._baseline = baseline
         self._paths = (metrics, log)
         self._loggers = loggers
         self._write_up = write_up
@@ -50,7 +55,7 @@ class Recorder:
         with ExitStack() as stack:
             stack.enter_context(self._terminal)
             self._metrics = stack.enter_context(MetricsWriter(self._paths[0]))
-            self._log = stack.enter_context(TrainLog(self._paths[1]))
+            self._log = stack.enter_context(TrainLog(self._paths[1], baseline=self._baseline))
             stack.callback(lambda: self._show_all(self._loggers.close()))
             self._show_all(self._loggers.load())
             self._stack = stack.pop_all()
@@ -101,14 +106,20 @@ class Terminal:
         quiet: bool = False,
         width: int | None = None,
         live: bool | None = None,
+        then: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        baseline: Baseline | None = None,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._spec = spec
+        self._spec, self._then = spec, then
         self._quiet = quiet
-        self._lines = PlainText(clock)
+        self._lines = PlainText(clock, baseline=baseline)
         live = is_terminal(self._stream) if live is None else live
-        self._screen = LiveScreen(self._stream, width=width, clock=clock) if live and not quiet else None
+        self._screen = (
+            LiveScreen(self._stream, width=width, clock=clock, baseline=baseline)
+            if live and not quiet
+            else None
+        )
         self._gone = False
 
     def __enter__(self) -> Self:
@@ -131,7 +142,7 @@ class Terminal:
             if text:
                 write(text, self._stream)
         if isinstance(record, Finished):
-            write(last_line(record, self._spec) + "\n", self._stream)
+            write(last_line(record, self._spec, self._then) + "\n", self._stream)
 
     def _guarded(self, draw: Callable[[], object]) -> None:
         if self._gone:
@@ -155,10 +166,10 @@ class Nowhere(Terminal):
         """Leave it to the run's files."""
 
 
-def last_line(finished: Finished, spec: str | Sequence[str] | None = None) -> str:
-    """Last line of a training: the student's file and the command that evaluates it."""
+def last_line(finished: Finished, spec: str | Sequence[str] | None = None, then: str | None = None) -> str:
+    """Last line of a training: the student's file and what comes next, else the command that evaluates it."""
     named = spec or str(finished.run_dir / "spec.resolved.yaml")
     command = shlex.join(["kdcli", "eval", *([named] if isinstance(named, str) else named)])
     student = finished.student_path
     result = f"run: {finished.run_dir}" if student is None else f"student: {student}"
-    return f"{result} · next: {command}"
+    return f"{result} · next: {then or command}"

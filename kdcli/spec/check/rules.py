@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from kdcli.errors import Diagnostic, RunError, SpecPath, did_you_mean
 from kdcli.spec.check.labels import check_without_labels
+from kdcli.spec.in_memory import is_given
 from kdcli.spec.published import is_published, published
 from kdcli.spec.schema import Cache, Job, JobTeacher, Saver, Spec, Temperature
 from kdcli.spec.tables import TaskRecord, task_of
@@ -175,7 +176,8 @@ def _teacher_parts(spec: Spec) -> Iterator[Diagnostic]:
     for name, uses in parts.items():
         if name not in spec.teachers:
             continue
-        if not any(part.teacher_weight is not None or part.allow_random for _, part in uses):
+        here = is_given(spec.teachers[name])
+        if not here and not any(part.teacher_weight is not None or part.allow_random for _, part in uses):
             path = ("mimic", "jobs", uses[0][0], "teachers", name)
             help = "give its checkpoint, or say `allow_random: true` beside `mimic_name`"
             yield _error(path, "KD303", f"`{name}` has no `teacher_weight`", help, on_key=True)

@@ -119,12 +119,15 @@ class Backbone(Portable):
 
     def state(self) -> dict[str, Tensor]:
         """The network's exported state without what nothing has trained."""
-        return {key: value for key, value in super().state().items() if key not in self.untrained}
+        state = super().state()
+        names = self.net.names_in_file()
+        return {name: state[name] for key, name in names.items() if key not in self.untrained}
 
     def load(self, path: Any) -> None:
         """Read a file that `state` was written to; raises RunError where something else is missing."""
-        own = self.net.state_dict()
-        kept = {key: value for key, value in own.items() if key in self.untrained}
+        state = super().state()
+        names = self.net.names_in_file()
+        kept = {name: state[name] for key, name in names.items() if key in self.untrained}
         fit_weights(self.net, {**kept, **read_weights(path)}, f"`{path}`")
 
 

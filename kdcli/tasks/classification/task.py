@@ -298,7 +298,7 @@ class ClassifierDeployment:
     def __init__(self, sample: Callable[[DataPart, DataFacts], dict[str, Any]]) -> None:
         self.sample = sample
 
-    def portable(self, spec: Spec, net: Network | DeployedStudent) -> Classifier:
+    def portable(self, net: Network | DeployedStudent, *, aligned: bool) -> Classifier:
         """The classifier."""
         return Classifier(net)
 

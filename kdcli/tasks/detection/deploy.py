@@ -34,10 +34,10 @@ class DetectorDeployment:
     def __init__(self, sample: Callable[..., dict[str, Any]]) -> None:
         self.sample = sample
 
-    def portable(self, spec: Spec, net: Network | DeployedStudent) -> Detector:
+    def portable(self, net: Network | DeployedStudent, *, aligned: bool) -> Detector:
         """The detector."""
         assert isinstance(net, Network)
-        return Detector(net, box_offset=0 if spec.runtime.aligned else 1)
+        return Detector(net, box_offset=0 if aligned else 1)
 
     def backbone(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcli.commands import report as command
+from kdcli.api.train import write_up
 from kdcli.errors import RunError
 from kdcli.records import Alarm, Notice
 from kdcli.report import charts
@@ -84,7 +84,7 @@ def test_a_resumed_run_goes_on_in_every_file(tmp_path: Path) -> None:
 def written_up(folder: Path, parsed: ParsedSpec | None = None) -> list[Notice]:
     """What a user is told of the report of a run whose networks can't be built again."""
     options = RunOptions()
-    notices, _ = command.write_up(parsed, options, folder, torch.device("cpu"), False)  # type: ignore[arg-type]
+    notices, _ = write_up(parsed, options, folder, torch.device("cpu"), False)  # type: ignore[arg-type]
     return notices
 
 

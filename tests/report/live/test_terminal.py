@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import time
+from dataclasses import replace
 from io import StringIO
 from itertools import count
 
 import pytest
 
 from kdcli.records import Finished, Notice, Record
-from kdcli.report.live.plain_text import PlainText, plan_text
+from kdcli.report.live.plain_text import EpochSoFar, PlainText, plan_text
 from kdcli.report.live.recorder import Terminal, last_line
 from tests.report.samples import RUN, evaluation, finished, plan, records, step
 
@@ -76,11 +77,11 @@ def test_lines_golden() -> None:
         "saved runs/digits_kd/checkpoints/120\n"
         "warning: lr is high\n"
         "\n"
-        "network         top1   cross_entropy   gain (top1)\n"
-        "──────────────────────────────────────────────────\n"
-        "student last   96.50          0.2500\n"
-        "student best   97.25          0.2000\n"
-        "teacher0       98.50          0.1000         -1.25\n"
+        "network         top1   cross_entropy   to teacher\n"
+        "─────────────────────────────────────────────────\n"
+        "student last   96.50          0.2500        -2.00\n"
+        "student best   97.25          0.2000        -1.25\n"
+        "teacher0       98.50          0.1000\n"
         "\n"
         "finished 120 steps in 3 min 07 s\n"
         "student: runs/digits_kd/student.safetensors · next: kdcli eval cfg.yaml\n"
@@ -100,9 +101,30 @@ def test_lines_break_a_long_silence() -> None:
     assert sum(bool(lines.of(step(n, 100_000, 1))) for n in range(1, 100)) > 5
 
 
-def test_losses_are_means_over_the_steps_that_had_them() -> None:
-    from dataclasses import replace
+def test_the_time_left_follows_an_epoch_that_is_quicker() -> None:
+    """Once a cache is filled no teacher runs: two epochs at 0.2 s a step, then 0.1; 7 epochs of 40 steps are left."""
+    epoch = EpochSoFar()
+    for number in range(1, 121):
+        epoch.add(step(number, 40, 10, seconds=0.2 if number <= 80 else 0.1))
+    seconds = float(epoch.time_left().removesuffix(" s"))
+    assert 28.0 <= seconds < 28.0 * 1.1
 
+
+def test_the_bar_shows_the_teachers_level_what_has_passed_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    known = replace(plan(), primary="top1", levels={"teacher0": 98.5})
+    lines = shown(
+        Tty(), [known, step(1), evaluation(1, 91.0, best=True), step(2)], live=True, width=80
+    ).splitlines()
+    assert any("elapsed 2.0 s" in line and "left 2.4 s" in line for line in lines)
+    assert any("top1:  teacher0 98.50" in line for line in lines), "before its first evaluation"
+    assert any("top1:  teacher0 98.50  student 91.00  best 91.00" in line for line in lines)
+
+
+def test_losses_are_means_over_the_steps_that_had_them() -> None:
     lines = PlainText(clock=lambda: 0.0)
     lines.of(replace(step(1, 2, 1), losses={"task.ce": 1.0}, total=1.0))
     text = lines.of(replace(step(2, 2, 1), losses={"task.ce": 3.0, "job.t.kd": 7.0}, total=10.0))
@@ -209,9 +231,9 @@ def test_last_line_quotes_and_does_without_a_student() -> None:
     assert last_line(bare, "c.yaml") == "run: runs/digits_kd · next: kdcli eval c.yaml"
 
 
-def test_a_run_without_teachers_has_no_gain_column() -> None:
+def test_a_run_without_teachers_is_compared_with_none() -> None:
     stream = StringIO()
     with Terminal(stream) as terminal:
         terminal.show(evaluation(1, 50.0))
         terminal.show(Finished(step=1, seconds=1.0, run_dir=RUN, student_path=None, primary="top1"))
-    assert "gain" not in stream.getvalue()
+    assert "to teacher" not in stream.getvalue()

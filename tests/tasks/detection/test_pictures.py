@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdcli.tasks.detection.outputs import COLOURS, TITLE_HEIGHT, side_by_side
+from kdcli.tasks.pictures import COLOURS, TITLE_HEIGHT, side_by_side
 
 
 def test_a_panel_for_each_network() -> None:

@@ -23,7 +23,7 @@ from kdcli.training.checkpoint import checkpoints
 from kdcli.training.sides import Sides
 from tests.training.conftest import Kdcli
 from tests.training.equality import in_a_group
-from tests.training.runs import SPEC, run_of, spec_of, train_all
+from tests.training.runs import SPEC, run_of, saved_student, spec_of, train_all
 
 FAKE = (
     "{dataset: {type: fake, kwargs: {num_samples: %d, num_classes: 4, shape: [1, 8, 8], noise: 0.5, seed: %d,"
@@ -292,7 +292,9 @@ def test_several_processes_find_what_one_finds(folder: Path) -> None:
     records = evaluations(train_all(spec_of(FEATURES, "trainer.max_epoch=1", "saver.save_dir=one")))
     assert before == records[BEFORE][0].metrics and teacher == records["teacher0"][0].metrics
     with run_of(spec_of(FEATURES, "saver.save_dir=two")) as run:
-        run.student.load_state_dict(read_weights(folder / "group/many0/student.safetensors"), strict=False)
+        run.student.load_state_dict(
+            saved_student(folder / "group/many0/student.safetensors", run.student), strict=False
+        )
         assert run.probe is not None
         found = run.probe.measure(ProbedNetwork(name="student", net=run.student.eval()))
     assert found is not None and found.metrics == {name: last[name] for name in found.metrics}

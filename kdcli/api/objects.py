@@ -1,0 +1,372 @@
+"""Networks and data in memory as a spec names them: the changes that put them into it, and the objects themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kdcli.api.reading import tell
+from kdcli.api.spec import Spec
+from kdcli.disk import is_file
+from kdcli.errors import Diagnostic, SpecError, SpecPath, UsageError, did_you_mean
+from kdcli.parallel.interrupts import is_first
+from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving, is_given
+from kdcli.spec.parse import ParsedSpec, compose_root, read_text
+from kdcli.spec.schema import DataPart, DatasetKwargs, DatasetSpec
+from kdcli.spec.text.nodes import Mapping as Node
+from kdcli.spec.text.nodes import Scalar
+from kdcli.spec.text.nodes import Sequence as Nodes
+from kdcli.spec.text.overrides import parse_assignment
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SIDES = {"train": True, "test": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Training and test data in memory, for `data=` of `train`, `validate` and `evaluate`.
+
+    train, test: a torch Dataset of (image, label), or a DataLoader of such batches; what is None is as the spec says.
+    A Dataset's images are PIL's or uint8 tensors [C, H, W], which the spec's `transformer` reads, or finished float
+    tensors [C, H, W]; a DataLoader's are float tensors [B, C, H, W]. Labels are whole numbers from 0 on.
+    classes: their names in that order, else the Dataset's own `classes`. mean, std: what float images are normalised
+    by, one number a channel: a teacher with an `input` of its own, and the exported file, need to know it.
+    """
+
+    train: Any = None
+    test: Any = None
+    classes: Sequence[str] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objects:
+    """Objects in memory, and the changes (`net=...`) that name them in a spec."""
+
+    given: InMemory
+    changes: tuple[str, ...] = ()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Let what is built in the block use the objects."""
+        with giving(self.given):
+            yield
+
+
+def objects_of(
+    spec: Spec,
+    student: nn.Module | None = None,
+    teachers: Mapping[str, nn.Module] | nn.Module | None = None,
+    data: Data | Mapping[str, Any] | None = None,
+) -> Objects:
+    """The arguments `student`, `teachers` and `data` of `train`, `validate` and `evaluate`, for this spec.
+
+    Raises UsageError where an argument is none of what it may be, SpecError where an object can't be used.
+    """
+    if student is None and teachers is None and data is None:
+        return Objects(given=InMemory())
+    root = _root(spec)
+    networks: dict[str, Sequence[Any]] = {}
+    changes: list[str] = []
+    named = {} if student is None else {"net": student}
+    named |= _teachers(teachers, root)
+    for name, module in named.items():
+        modules, written = _network(name, module, root)
+        networks[name] = modules
+        changes += written
+    sources, written = _sources(_data(data), root)
+    return Objects(given=InMemory(networks=networks, data=sources), changes=(*changes, *written))
+
+
+def given_again(
+    parsed: ParsedSpec,
+    student: nn.Module | None = None,
+    teachers: Mapping[str, nn.Module] | nn.Module | None = None,
+    data: Data | Mapping[str, Any] | None = None,
+) -> InMemory:
+    """The objects for a run that is opened again: its spec names them already, and stays as it is.
+
+    Raises UsageError for a network that the run's spec does not leave to Python.
+    """
+    networks: dict[str, Sequence[Any]] = {}
+    spec = parsed.spec
+    named = {} if student is None else {"net": student}
+    for name, module in _named_teachers(teachers, list(spec.teachers)).items():
+        if name not in spec.teachers:
+            raise _no_teacher(name, list(spec.teachers))
+        named[name] = module
+    for name, module in named.items():
+        if not is_given(spec.net if name == "net" else spec.teachers[name]):
+            argument = "student" if name == "net" else "teachers"
+            raise UsageError.of(
+                f"the run's spec builds the network of `{name}` itself", f"leave it out of `{argument}`"
+            )
+        made = [one for _, one, _ in _parts(_module(name, module), "model")]
+        networks[name] = made
+    given = _data(data)
+    sources = {
+        train: _source(given, side) for side, train in SIDES.items() if getattr(given, side) is not None
+    }
+    return InMemory(networks=networks, data=sources)
+
+
+def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
+    """The spec of a run that is opened again, with the sides that are in memory in place of its own.
+
+    Images that are finished (floats, batches) are not transformed once more.
+    """
+    dataset = parsed.spec.dataset
+    for side, train in SIDES.items():
+        part: DataPart = getattr(dataset, side)
+        if train not in data:
+            continue
+        transformer = () if getattr(data[train], "finished", True) else part.dataset.kwargs.transformer
+        kwargs = DatasetKwargs(transformer=transformer, evaluator=part.dataset.kwargs.evaluator)
+        part = part.model_copy(update={"dataset": DatasetSpec(type=FROM_PYTHON, kwargs=kwargs)})
+        dataset = dataset.model_copy(update={side: part})
+    return replace(parsed, spec=parsed.spec.model_copy(update={"dataset": dataset}))
+
+
+def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
+    """Findings about data in memory: KD873 for what the spec says and it would not follow, KD877 for bright pixels,
+    KD541 for batches of the two sides whose classes differ.
+    """
+    from kdcli.data.classification.in_memory import BRIGHT, GivenBatches, GivenImages
+
+    for side, train in SIDES.items():
+        source = given.data.get(train)
+        part = parsed.spec.dataset.train if train else parsed.spec.dataset.test
+        kwargs, path = part.dataloader.kwargs, ("dataset", side)
+        if not isinstance(source, GivenImages | GivenBatches):
+            continue
+        whole = isinstance(source, GivenBatches)
+        if isinstance(source, GivenImages) and not source.finished:
+            continue
+        if source.brightest > BRIGHT:
+            message = f"the images that were given have values up to {source.brightest:.0f}, as of 0..255"
+            help = "normalise them, to a few units around 0"
+            where: SpecPath = (*path, "dataset")
+            yield parsed.locate(
+                Diagnostic(code="KD877", message=message, help=help, path=where, severity="warning")
+            )
+        what = "a DataLoader makes its batches itself" if whole else "float images are taken as they are"
+        said: list[tuple[SpecPath, object]] = [
+            (("dataset", "kwargs", "transformer"), part.dataset.kwargs.transformer),
+            (("dataloader", "kwargs", "in_memory"), kwargs.in_memory),
+        ]
+        if whole:
+            said += [
+                (("dataloader", "kwargs", "batch_fn"), kwargs.batch_fn),
+                (("dataloader", "kwargs", "num_workers"), kwargs.num_workers),
+                (("batch_sampler", "kwargs", "drop_last"), part.batch_sampler.kwargs.drop_last),
+            ]
+        for inside, value in said:
+            if value:
+                key = inside[-1]
+                help = f"take `{key}` out of the spec"
+                if key in ("transformer", "batch_fn"):
+                    help += ", or give a Dataset whose images are PIL's or uint8: the spec's are for these"
+                message = f"{what}: `{key}` would change nothing"
+                where = (*path, *inside)
+                yield parsed.locate(
+                    Diagnostic(code="KD873", message=message, help=help, path=where, on_key=True)
+                )
+    yield from _classes_differ(parsed, given)
+
+
+def refuse_wrong(parsed: ParsedSpec, given: InMemory) -> None:
+    """Raise SpecError with the findings of `check_given` where one is an error; else print its warnings."""
+    found = list(check_given(parsed, given))
+    if any(finding.severity == "error" for finding in found):
+        raise SpecError(found)
+    if is_first():
+        tell(found)
+
+
+def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
+    """KD541 where batches of one side have other classes than the other side; items are matched by name."""
+    from kdcli.data.classification.in_memory import GivenBatches
+
+    sources = [given.data.get(train) for train in (True, False)]
+    names = [
+        one.facts.class_names if isinstance(one, GivenBatches) else getattr(one, "class_names", None)
+        for one in sources
+    ]
+    if any(isinstance(one, GivenBatches) for one in sources) and None not in names and names[0] != names[1]:
+        message = "the classes of the test data are others than the training data's, or in another order"
+        help = "batches have numbers alone: give both sides Datasets, which are matched by name"
+        where: SpecPath = ("dataset", "test", "dataset")
+        yield parsed.locate(Diagnostic(code="KD541", message=message, help=help, path=where))
+
+
+def refuse_several(parsed: ParsedSpec, given: InMemory, processes: int) -> None:
+    """Raise SpecError KD875 for a DataLoader in several processes, each of which would see all of it."""
+    from kdcli.data.classification.in_memory import GivenBatches
+
+    for side, train in SIDES.items():
+        if processes > 1 and isinstance(given.data.get(train), GivenBatches):
+            raise SpecError.at(
+                ("dataset", side, "dataset"),
+                "KD875",
+                f"a DataLoader can't be shared out to {processes} processes: each would train on all its batches",
+                "give its Dataset: kdcli shares the items out and shuffles them itself",
+            ).located(parsed.locate)
+
+
+def _root(spec: Spec) -> Node:
+    """The spec's raw nodes, with its own changes; an empty mapping where it can't be read, which parsing tells."""
+    overrides = [parse_assignment(text, number) for number, text in enumerate(spec.changes, 1)]
+    if spec.path is not None:
+        if not is_file(spec.path):
+            raise UsageError.of(f"there is no spec `{spec.path}`")
+        text, source, folder = read_text(spec.path)
+        return compose_root(text, source, overrides=overrides, base_dir=folder)
+    return compose_root(spec.text or "", f"<{spec.name}>", overrides=overrides, base_dir=None)
+
+
+def _module(name: str, module: Any) -> nn.Module:
+    from torch import nn
+
+    from kdcli.models.in_memory import unwrapped
+
+    if not isinstance(module, nn.Module):
+        argument = "student" if name == "net" else f"teachers['{name}']"
+        found = module.__name__ if isinstance(module, type) else type(module).__name__
+        help = f"make one of it: `{found}()`" if isinstance(module, type) else "give the network itself"
+        raise UsageError.of(f"`{argument}` is `{found}`, not an nn.Module", help)
+    return unwrapped(module)
+
+
+def _parts(module: nn.Module, name: str) -> list[tuple[str, nn.Module, Sequence[str] | None]]:
+    """A network as entries of a spec's list: name, module, names of its outputs. kdcli's own are taken apart."""
+    from kdcli.models.network import Network
+
+    if not isinstance(module, Network):
+        return [(name, module, None)]
+    return [(child, one, module._output_names.get(child)) for child, one in module.named_children()]
+
+
+def _network(name: str, module: Any, root: Node) -> tuple[list[Any], list[str]]:
+    """The modules of one network in memory, and the change that names them in the spec."""
+    from kdcli.models.in_memory import architecture_of
+    from kdcli.models.network import Network
+
+    whole = _module(name, module)
+    parts = _parts(whole, _own_name(root.get(name)))
+    entries = []
+    for child, one, outputs in parts:
+        said = (
+            f"name: {_quoted(child)}, type: {FROM_PYTHON}, kwargs: {{architecture: {architecture_of(one)}}}"
+        )
+        if outputs is not None:
+            said += f", outputs: [{', '.join(map(_quoted, outputs))}]"
+        entries.append(f"{{{said}}}")
+    if isinstance(whole, Network) and whole._frozen:
+        patterns = ", ".join(map(_quoted, whole._frozen))
+        entries.append(f"{{name: self, type: self, kwargs: {{freeze_patterns: [{patterns}]}}}}")
+    return [one for _, one, _ in parts], [f"{name}=[{', '.join(entries)}]"]
+
+
+def _own_name(node: Any) -> str:
+    """How the spec calls the one module of a network, `model` where it says nothing."""
+    if isinstance(node, Nodes) and len(node.items) == 1:
+        node = node.items[0]
+    name = node.get("name") if isinstance(node, Node) else None
+    return name.value if isinstance(name, Scalar) and isinstance(name.value, str) else "model"
+
+
+def _teachers(teachers: Any, root: Node) -> dict[str, Any]:
+    """The teachers by their names in the spec; a single module is that of the only name that `mimic` has."""
+    if teachers is None:
+        return {}
+    mimic = root.get("mimic")
+    known = [key for key in root.keys() if key.startswith("teacher")]
+    if isinstance(mimic, Node):
+        jobs = [mimic, *(job for job in (mimic.get(key) for key in mimic.keys()) if isinstance(job, Node))]
+        for job in jobs:
+            names = [key for key in job.keys() if key.startswith("teacher") and key != "teacher_weighting"]
+            known += [key for key in names if isinstance(job.get(key), Node)]
+    known = list(dict.fromkeys(known))
+    named = _named_teachers(teachers, known)
+    for name in named:
+        if name not in known:
+            raise _no_teacher(name, known)
+    return named
+
+
+def _named_teachers(teachers: Any, known: list[str]) -> dict[str, Any]:
+    if teachers is None:
+        return {}
+    if isinstance(teachers, Mapping):
+        return dict(teachers)
+    if len(known) != 1:
+        listed = ", ".join(f"`{name}`" for name in known) or "none"
+        raise UsageError.of(
+            f"one module is given as `teachers`, and the spec's teachers are: {listed}",
+            "name each: `teachers={'teacher0': module}`",
+        )
+    return {known[0]: teachers}
+
+
+def _no_teacher(name: str, known: list[str]) -> UsageError:
+    help = (
+        did_you_mean(name, known) or "the spec's `mimic` names its teachers: `teacher0: {mimic_name: [...]}`"
+    )
+    return UsageError.of(f"the spec has no teacher `{name}`", help)
+
+
+def _data(data: Any) -> Data:
+    """The argument `data` as a Data; raises UsageError."""
+    if data is None or isinstance(data, Data):
+        return data or Data()
+    if isinstance(data, Mapping):
+        known = list(Data.__dataclass_fields__)
+        for key in data:
+            if key not in known:
+                raise UsageError.of(f"`data` has no `{key}`", did_you_mean(str(key), known))
+        return Data(**data)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Data(train=data[0], test=data[1])
+    raise UsageError.of(
+        f"`data` is a `{type(data).__name__}`",
+        "give {'train': ..., 'test': ...} with a Dataset or a DataLoader each, or a kdcli.Data with its classes",
+    )
+
+
+def _source(data: Data, side: str) -> Any:
+    from kdcli.data.classification.in_memory import source_of
+
+    return source_of(getattr(data, side), side, data.classes, data.mean, data.std)
+
+
+def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
+    """The sources of the sides in memory, and the changes that name them in the spec."""
+    from kdcli.data.classification.in_memory import GivenBatches
+
+    sources: dict[bool, Any] = {}
+    changes: list[str] = []
+    for side, train in SIDES.items():
+        if getattr(data, side) is None:
+            continue
+        sources[train] = source = _source(data, side)
+        dataset: Any = root
+        for key in ("dataset", side, "dataset", "kwargs"):
+            dataset = dataset.get(key) if isinstance(dataset, Node) else None
+        keys = dataset.keys() if isinstance(dataset, Node) else ()
+        place = f"dataset.{side}"
+        changes.append(f"{place}.dataset.type={FROM_PYTHON}")
+        # What the spec says of its own files says nothing of these images.
+        kept = ("transformer", "evaluator")
+        changes += [f"{place}.dataset.kwargs.{key}=" for key in keys if key not in kept]
+        if isinstance(source, GivenBatches):
+            changes.append(f"{place}.batch_sampler.kwargs.batch_size={source.batch_size}")
+    return sources, changes
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,1 @@
+"""What commands do, between the command line and the core."""
