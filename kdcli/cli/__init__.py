@@ -9,27 +9,28 @@ import typer
 
 from kdcli.cli.completion_scripts import use_own_scripts
 from kdcli.cli.parameters import Command, Group, command_of, refuse_keys, with_optional_values
-from kdcli.commands import option_fields, options
+from kdcli.commands import help_options, option_fields, options
 from kdcli.spec.tables import Target
 
 COMMANDS: dict[str, tuple[type, Target]] = {
     "distill": (options.DistillOptions, Target("kdcli.commands.distill:distill")),
     "train": (options.TrainOptions, Target("kdcli.commands.train:train")),
     "eval": (options.EvalOptions, Target("kdcli.commands.report:evaluate")),
+    "sweep": (options.SweepOptions, Target("kdcli.commands.sweep:sweep")),
     "cache": (options.CacheOptions, Target("kdcli.commands.train:cache")),
     "validate": (options.ValidateOptions, Target("kdcli.commands.validate:validate")),
     "inspect-features": (options.InspectOptions, Target("kdcli.commands.inspect:inspect_features")),
-    "methods": (options.MethodsOptions, Target("kdcli.commands.reference:methods")),
-    "explain": (options.ExplainOptions, Target("kdcli.commands.reference:explain")),
-    "docs": (options.DocsOptions, Target("kdcli.commands.reference:docs")),
-    "schema": (options.SchemaOptions, Target("kdcli.commands.reference:schema")),
+    "methods": (help_options.MethodsOptions, Target("kdcli.commands.reference:methods")),
+    "explain": (help_options.ExplainOptions, Target("kdcli.commands.reference:explain")),
+    "docs": (help_options.DocsOptions, Target("kdcli.commands.reference:docs")),
+    "schema": (help_options.SchemaOptions, Target("kdcli.commands.reference:schema")),
     "make-data": (options.MakeDataOptions, Target("kdcli.commands.init:make_data")),
     "report": (options.ReportOptions, Target("kdcli.commands.report:report")),
     "compare": (options.CompareOptions, Target("kdcli.commands.report:compare")),
     "export": (options.ExportOptions, Target("kdcli.commands.export:export")),
     "predict": (options.PredictOptions, Target("kdcli.commands.predict:predict")),
     "init": (options.InitOptions, Target("kdcli.commands.init:init")),
-    "doctor": (options.DoctorOptions, Target("kdcli.commands.reference:doctor")),
+    "doctor": (help_options.DoctorOptions, Target("kdcli.commands.reference:doctor")),
 }
 """Each command's options, and the function that is given them."""
 
@@ -44,6 +45,7 @@ SHOWN: dict[str, tuple[str, str]] = {
     "make-data": (WORK, "kdcli make-data stamp-scenes data/scenes --task detection"),
     "validate": (WORK, "kdcli validate demo.yaml trainer.max_epoch=10"),
     "train": (WORK, "kdcli train demo.yaml trainer.max_epoch=10 --device cpu"),
+    "sweep": (WORK, "kdcli sweep cfg.yaml --trials 20"),
     "cache": (WORK, "kdcli cache fashion_kd_cached.yaml"),
     "inspect-features": (LOOK, "kdcli inspect-features demo.yaml --pairs"),
     "eval": (LOOK, "kdcli eval runs/demo --baseline runs/demo_student"),

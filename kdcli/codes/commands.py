@@ -5,6 +5,41 @@ from __future__ import annotations
 from kdcli.codes.explanation import Explanation
 
 COMMANDS: dict[str, Explanation] = {
+    "KD835": Explanation(
+        "a sweep without Optuna",
+        "`kdcli sweep` leaves the choice of values and the storage of trials to Optuna, which is an extra.",
+        "pip install 'kdcli[sweep]'",
+    ),
+    "KD836": Explanation(
+        "a folder that holds another sweep",
+        "Trials of one storage are compared with each other: they have one spec, one space, one share held out and one"
+        " seed. More trials of the same sweep may be asked for at any time.",
+        "wrong: --dir runs/first with another `sweep` block\nright: --dir runs/second",
+    ),
+    "KD837": Explanation(
+        "nothing to sweep by default",
+        "Without a `sweep` block the loss weight of each job, the temperature and the learning rate are tried. This"
+        " spec has none of them as a number.",
+        "right: sweep: {trainer.optimizer.kwargs.lr: [0.01, 0.1]}",
+    ),
+    "KD838": Explanation(
+        "a sweep whose trials all failed",
+        "A trial that fails is recorded, and the others go on; where the first three have all failed, the others would"
+        " too.",
+        "look at the trial's train.log and error.txt, or run `kdcli train` with its values",
+    ),
+    "KD839": Explanation(
+        "equal cost of a run with stages",
+        "A trial whose step costs more than the student's alone is made shorter by as much, its schedule too. Of"
+        " several stages it is not known which should be.",
+        "kdcli sweep cfg.yaml --equal steps",
+    ),
+    "KD855": Explanation(
+        "baseline of another experiment",
+        "`report --baseline RUN` lays another run beside this one. The two were measured on other test samples, or by"
+        " another metric: the difference of their figures would say nothing.",
+        "kdcli report runs/digits_kd --baseline runs/digits_student, with one dataset.test in both",
+    ),
     "KD810": Explanation(
         "no cut-out photograph in a class",
         "`kdcli make-data stamp-scenes` lays stamps on photographs: images with alpha whose object is opaque and whose"

@@ -264,4 +264,23 @@ LANGUAGE: dict[str, Explanation] = {
         " there are as many folds as it has images, and the choice is less sure.",
         "wrong: few/train/cat with 3 images\nright: few/train/cat with 5 images",
     ),
+    "KD270": Explanation(
+        "values of a sweep that can't be tried",
+        "Under `sweep` a key has a list of values, or a range with `low` below `high`; a logarithmic range is above 0."
+        " A single value leaves nothing to try.",
+        "wrong: sweep: {mimic.loss_weight: {low: 0, high: 10, log: true}}\n"
+        "right: sweep: {mimic.loss_weight: {low: 0.1, high: 10, log: true}}",
+    ),
+    "KD271": Explanation(
+        "no share of the training data to hold out",
+        "`hold_out` takes its share of each class, and leaves each class a sample at least. Of very few samples that"
+        " may be none; batches that are made outside kdcli can't be divided.",
+        "wrong: hold_out: 0.01      # of 20 images a class\nright: hold_out: 0.1",
+    ),
+    "KD272": Explanation(
+        "a key that can't be swept here",
+        "`method` and `pairs` are about the one loss of one job of the method `base` with one teacher. What the sweep"
+        " itself sets, the folder, the seed and what is held out, is the same in all trials or none of theirs.",
+        "wrong: sweep: {runtime.random_seed: [1, 2, 3]}\nright: kdcli sweep cfg.yaml --seeds 3",
+    ),
 }

@@ -422,10 +422,4 @@ RUN: dict[str, Explanation] = {
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
         "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
     ),
-    "KD855": Explanation(
-        "baseline of another experiment",
-        "`report --baseline RUN` lays another run beside this one. The two were measured on other test samples, or by"
-        " another metric: the difference of their figures would say nothing.",
-        "kdcli report runs/digits_kd --baseline runs/digits_student, with one dataset.test in both",
-    ),
 }

@@ -171,6 +171,42 @@ class CacheOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """Try other values of SPEC in trials, each a run of its own, and train the best over seeds (extra `sweep`).
+
+    What is tried stands in the block `sweep` of the spec; without one, the loss weight, temperature and learning rate.
+    The same command goes on with a sweep that has ended early; a second process of it shares the trials.
+    """
+
+    spec: Spec
+    changes: Changes = ()
+    trials: Annotated[int, Option("How many trials; of a space of lists at most all of it.", minimum=1)] = 20
+    seeds: Annotated[
+        int, Option("Over how many seeds the best values are trained and tested; 0: not at all.", minimum=0)
+    ] = 3
+    hold_out: Annotated[
+        float, Option("Share of the training data that trials are measured on.", metavar="SHARE")
+    ] = 0.1
+    equal: Annotated[
+        Literal["steps", "cost"],
+        Option(
+            "What all trials have alike: steps, or cost (fewer steps where one costs more than the student's)."
+        ),
+    ] = "steps"
+    halving: Annotated[bool, Option("Stop trials that lie behind, by successive halving.")] = True
+    folder: Annotated[
+        Path | None, Option("Folder of the sweep; else the spec's run folder with -sweep.", ("--dir",), "DIR")
+    ] = None
+    sampler_seed: Annotated[int, Option("Seed of what is drawn in the space.", minimum=0)] = 0
+    device: Device = None
+    plugins: Plugins = ()
+    offline: Offline = False
+    format: Annotated[Literal["table", "json"], Option("Format of the result.")] = "table"
+    quiet: Annotated[bool, Option("Print the result only.", ("--quiet", "-q"))] = False
+    traceback: Traceback = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
     """Prove every SPEC right before anything runs: no GPU, data or weights needed. Exit 1 if one is wrong."""
 
@@ -219,49 +255,6 @@ class InspectOptions:
     ] = False
     format: Annotated[Literal["table", "json", "yaml"], Option("Format of the output.")] = "table"
     plugins: Plugins = ()
-    traceback: Traceback = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodsOptions:
-    """List every loss and mimic method, or explain one, with a block to paste."""
-
-    name: Annotated[
-        str | None, Argument("A loss or a mimic method; without it all are listed.", complete="method")
-    ] = None
-    plugins: Plugins = ()
-    traceback: Traceback = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainOptions:
-    """Explain a word: a code, a key of the spec, a loss, a module, a transform or another type, an argument."""
-
-    word: Annotated[
-        str | None,
-        Argument(
-            "A code (KD203), a key (trainer.ema), a type (kd_loss, resnet18) or an argument (feat_norm);"
-            " without it, all that there is.",
-            complete="word",
-        ),
-    ] = None
-    traceback: Traceback = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocsOptions:
-    """Write a site with search that is read without a network: tutorials, keys, codes, losses, commands."""
-
-    folder: Annotated[Path, Argument("Folder to write into; index.html is the first page.", "[DIR]")] = Path(
-        "kdcli-docs"
-    )
-    traceback: Traceback = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemaOptions:
-    """Write the JSON Schema of the spec language, for editors."""
-
     traceback: Traceback = False
 
 
@@ -502,12 +495,4 @@ class InitOptions:
         False
     )
     plugins: Plugins = ()
-    traceback: Traceback = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorOptions:
-    """Print versions, hardware and what is installed, for a bug report."""
-
-    format: Annotated[Literal["text", "json"], Option("Format of the output.")] = "text"
     traceback: Traceback = False

@@ -14,7 +14,7 @@ from kdcli.disk import entries, exists, filled, is_file, is_folder, text_in
 from kdcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from kdcli.commands.options import (
+    from kdcli.commands.help_options import (
         DocsOptions,
         DoctorOptions,
         ExplainOptions,

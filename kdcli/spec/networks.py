@@ -128,7 +128,7 @@ def _is_module(tree: Mapping) -> bool:
 
 def _only(root: Mapping) -> Mapping:
     """The spec without `mimic` and everything about training: their errors don't matter here."""
-    return root.without("mimic", "trainer", "ema", "saver", "hooks")
+    return root.without("mimic", "trainer", "ema", "saver", "hooks", "sweep")
 
 
 def _networks_tree(tree: Mapping) -> Mapping:

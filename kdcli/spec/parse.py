@@ -39,7 +39,7 @@ class ParsedSpec:
     """A spec with the span of everything in it.
 
     tree: the canonical nodes, in the shape of `spec`. base_dir: the spec's folder, None for a text
-    without one.
+    without one. overrides: the assignments that were applied to the text.
     """
 
     spec: Spec
@@ -48,6 +48,7 @@ class ParsedSpec:
     source: str
     text: str
     base_dir: Path | None = None
+    overrides: tuple[Override, ...] = ()
 
     def span(self, path: SpecPath, on_key: bool = False) -> Span:
         """The span of a path; for what is not written, the nearest parent's."""
@@ -65,7 +66,7 @@ class ParsedSpec:
         return places_of(self.spec, self.source, self.base_dir, self.span)
 
     def resolved_yaml(self) -> str:
-        """The complete spec with defaults as YAML; parsing it gives an equal Spec."""
+        """The complete spec with defaults as YAML; parsing it gives an equal Spec, but for `sweep`."""
         return resolved_yaml(self.spec)
 
     def hash(self) -> str:
@@ -139,7 +140,7 @@ def parse(
     if spec is None:
         raise_errors(findings)
         raise AssertionError("no spec, and no error")
-    parsed = ParsedSpec(spec, tree, (), source, text, base_dir)
+    parsed = ParsedSpec(spec, tree, (), source, text, base_dir, tuple(overrides))
     rules = [parsed.locate(finding) for finding in check_rules(spec)]
     wrong_already = any(finding.severity == "error" for finding in findings)
     findings += [
@@ -397,8 +398,8 @@ for _tag, _pattern in (
 
 
 def resolved_data(spec: Spec) -> dict[str, Any]:
-    """The spec with every default, under the language's own keys."""
-    data = spec.model_dump(exclude_none=True)
+    """The spec with every default, under the language's own keys, without `sweep`, which is no part of a run."""
+    data = spec.model_dump(exclude_none=True, exclude={"sweep"})
     mimic = data.get("mimic")
     teachers = data.pop("teachers")
     written: dict[str, Any] = {"runtime": data["runtime"], "net": data["net"], **teachers}

@@ -384,11 +384,16 @@ class Probe(Model):
 
 
 class Dataset(Model):
-    """Both sides of the data, and a labelled set to probe features on."""
+    """Both sides of the data, and a labelled set to probe features on.
+
+    hold_out: this share of the training data is left out of training and tested on, in place of the test data; `test`
+    is then the training data with the transforms, the evaluator and the batches of the test side (form/shared_data.py).
+    """
 
     train: DataPart
     test: DataPart
     probe: Probe | None = None
+    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @property
     def parts(self) -> dict[tuple[str, ...], DataPart]:
@@ -468,7 +473,7 @@ class Hook(Component):
 
 
 class Spec(Model):
-    """A whole spec."""
+    """A whole spec. sweep: what `kdcli sweep` tries, by key (kdcli/spec/sweep.py); no part of a run."""
 
     net: Network
     dataset: Dataset
@@ -478,6 +483,7 @@ class Spec(Model):
     mimic: Mimic | None = None
     saver: Saver = Field(default_factory=Saver)
     hooks: Many[Hook] = ()
+    sweep: dict[str, Any] | None = None
 
     @property
     def distils(self) -> bool:

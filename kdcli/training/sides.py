@@ -12,7 +12,8 @@ import torch
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import matched
 from kdcli.data.digest import Digest, changes, listing_from, unpacked
-from kdcli.data.sources import BatchSource, OpenedData, Source
+from kdcli.data.held_out import split
+from kdcli.data.sources import BatchSource, OpenedData, SampleSource, Source
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.meeting import ranks_text
@@ -121,11 +122,21 @@ class Sides:
         return Probe(settings, data, seed=self.spec.runtime.random_seed, device=device, folder=folder), found
 
     def _source(self, train: bool) -> Source | BatchSource:
-        if train in self.given:
-            return self.given[train]
+        share = self.spec.dataset.hold_out
+        if share is None:
+            return self._whole(train, train)
+        whole = self._once("whole", True, lambda: self._whole(True, True))
+        if isinstance(whole, SampleSource) and not train and True not in self.given:
+            whole = self._whole(False, True)  # with the transforms of the test side
+        return split(whole, share, held=not train)
+
+    def _whole(self, train: bool, of_training: bool) -> Source | BatchSource:
+        """The samples of one side, or of the training data as that side reads them, before any are held out."""
+        if of_training in self.given:
+            return self.given[of_training]
         return build_source(
             self.part(train),
-            train=train,
+            train=of_training,
             path=_path(train),
             places=self.places,
             aligned=self.spec.runtime.aligned,

@@ -10,7 +10,7 @@ import pytest
 
 import kdcli
 from kdcli.codes import CODES
-from kdcli.commands.options import ExplainOptions
+from kdcli.commands.help_options import ExplainOptions
 from kdcli.commands.reference import explain
 from kdcli.commands.validate import examine
 from kdcli.report.diagnostics import render

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from kdcli.commands import reference
 from kdcli.commands.completion import complete_name
-from kdcli.commands.options import ExplainOptions
+from kdcli.commands.help_options import ExplainOptions
 from kdcli.errors import UsageError
 from kdcli.reference.editor_words import SWITCHES
 from kdcli.reference.keys import HERE, argument_meaning, described, key_pages, pages_of

@@ -11,7 +11,7 @@ import pytest
 
 from kdcli.codes import CODES
 from kdcli.commands import reference
-from kdcli.commands.options import ExplainOptions, MethodsOptions
+from kdcli.commands.help_options import ExplainOptions, MethodsOptions
 from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.errors import UsageError

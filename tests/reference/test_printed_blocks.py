@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from kdcli.commands import reference
-from kdcli.commands.options import MethodsOptions
+from kdcli.commands.help_options import MethodsOptions
 from kdcli.commands.validate import examine
 from kdcli.data.classification.arrays import fake
 from kdcli.distill.mimickers import MIMICKERS

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from kdcli.cli import COMMANDS, app
-from kdcli.commands.options import DocsOptions
+from kdcli.commands.help_options import DocsOptions
 from kdcli.commands.reference import docs
 from kdcli.commands.samples import sample_specs
 from kdcli.errors import UsageError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,16 @@ class CocoDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def subset(self, indices: Ids) -> CocoDataset:
+        """The samples at some places."""
+        fewer = copy.copy(self)
+        count = len(indices)
+        fewer.images = self.images.subset(indices)
+        fewer.annotations = {**self.annotations, "samples": count}
+        of_file = {**(self.facts.annotations or {}), "samples": count}
+        fewer.facts = replace(self.facts, num_samples=count, annotations=of_file)
+        return fewer
 
     def name(self, index: int) -> str:
         """The image's file."""

@@ -149,6 +149,13 @@ class CocoImages(Sequence[CocoImage]):
         fewer._chosen = self._chosen[np.diff(self._first)[self._chosen] > 0]
         return fewer
 
+    def subset(self, indices: NDArray[np.int64]) -> CocoImages:
+        """Those at some places."""
+        fewer = object.__new__(CocoImages)
+        fewer.__dict__ |= self.__dict__
+        fewer._chosen = self._chosen[indices]
+        return fewer
+
     def aspect_ratios(self) -> NDArray[np.float64]:
         """Height/width of each."""
         sizes = self._sizes[self._chosen].astype(np.float64)

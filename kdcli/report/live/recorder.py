@@ -25,9 +25,9 @@ WriteUp = Callable[[bool], tuple[Sequence[Notice], Mapping[str, bytes]]]
 class Recorder:
     """Shows and stores a training's records: `with Recorder(...) as r: for record in train(run): r.take(record)`.
 
-    spec: how the user named the spec, with overrides. write_up: called once the run's last numbers are
-    on disk, before the training's last line is shown. then: what comes next, else the command that evaluates it.
-    baseline: shown in the last table.
+    terminal: whether anything is shown. spec: how the user named the spec, with overrides. write_up: called once the
+    run's last numbers are on disk, before the training's last line is shown. then: what comes next, else the command
+    that evaluates it. baseline: shown in the last table.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class Recorder:
         write_up: WriteUp | None = None,
         then: str | None = None,
         baseline: Baseline | None = None,
+        terminal: bool = True,
     ) -> None:
-        self._terminal = Terminal(spec=spec, quiet=quiet, then=then, baseline=baseline)
+        shown = Terminal(spec=spec, quiet=quiet, then=then, baseline=baseline)
+        self._terminal = shown if terminal else Nowhere()
         self._baseline = baseline
         self._paths = (metrics, log)
         self._loggers = loggers
@@ -152,6 +154,16 @@ class Terminal:
             if self._screen is not None:
                 with suppress(OSError, ValueError):
                     self._screen.abandon()
+
+
+class Nowhere(Terminal):
+    """Shows nothing: a run of many, of which another speaks."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def show(self, record: Record) -> None:
+        """Leave it to the run's files."""
 
 
 def last_line(finished: Finished, spec: str | Sequence[str] | None = None, then: str | None = None) -> str:

@@ -27,6 +27,7 @@ from kdcli.spec.parse import ParsedSpec, once
 from kdcli.spec.plugins import is_own, lookup, suggest
 from kdcli.spec.ranges import Range, Width, parsed
 from kdcli.spec.schema import DataPart, Job, LossSpec, ModuleSpec, Spec
+from kdcli.spec.sweep import check_sweep
 from kdcli.spec.tables import Loss, Method, NoOptions, Tables, Target
 
 CALLED_WITH = (
@@ -66,6 +67,12 @@ def check_references(parsed: ParsedSpec, tables: Tables) -> list[Diagnostic]:
         *check_task(spec, tables.tasks),
         *(check_jobs(spec, tables) if spec.distils and spec.mimic is not None else ()),
         *check_cautions(spec, tables.losses, tables.hooks),
+    ]
+    known = {(one.code, one.message) for one in findings}
+    findings += [
+        one
+        for one in check_sweep(parsed, tables.losses, lambda trial: check_references(trial, tables))
+        if (one.code, one.message) not in known
     ]
     return once(parsed.locate(diagnostic) for diagnostic in findings)
 

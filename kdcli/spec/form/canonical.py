@@ -14,13 +14,13 @@ from difflib import get_close_matches
 from kdcli.errors import Diagnostic, Findings, Span, did_you_mean, nearest
 from kdcli.spec import schema
 from kdcli.spec.form.mixing import canonical_mixing
-from kdcli.spec.form.shared_data import SHARED_DATA, canonical_probe, with_shared
+from kdcli.spec.form.shared_data import SHARED_DATA, canonical_probe, with_held_out_test, with_shared
 from kdcli.spec.form.up_keys import canonical_ema, overrides_without_effect, without_foreign_keys
 from kdcli.spec.ranges import check_finite
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence, kind
 from kdcli.spec.text.source import repeated_key
 
-TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks")
+TOP_KEYS = ("runtime", "net", "mimic", "dataset", "trainer", "ema", "saver", "hooks", "sweep")
 MIMIC_KEYS = ("mimic_as_jobs", "stages", "task_loss")
 JOB_KEYS = tuple(k for k in schema.Job.model_fields if k not in ("losses", "options", "teachers"))
 MOST_TEACHERS = 50
@@ -286,6 +286,7 @@ class _Maker(Findings):
             value = with_shared(part.value, shared)
             made = made.with_entry(replace(part, value=canonical_mixing(value, self)))
         self.found += overrides_without_effect(dataset, shared)
+        made = with_held_out_test(made)
         probe = made.find("probe")
         if probe is not None and isinstance(probe.value, Mapping):
             made = made.with_entry(

@@ -1,4 +1,4 @@
-"""What the sides of the data share, `batch_sampler` and `dataloader`, written into each of them."""
+"""What the sides of the data share, written into each: `batch_sampler`, `dataloader`, with `hold_out` the dataset."""
 
 from __future__ import annotations
 
@@ -43,6 +43,39 @@ def canonical_probe(probe: Mapping, shared: Sequence[Entry], test: Node | None) 
         if part is not None and isinstance(part.value, Mapping):
             made = made.with_entry(replace(part, value=with_shared(with_shared(part.value, own), plain)))
     return made
+
+
+OF_TEST = ("transformer", "evaluator")
+"""Arguments of the dataset that the test side keeps where its images are held out of training."""
+
+
+def with_held_out_test(dataset: Mapping) -> Mapping:
+    """With `hold_out`, the test side reads the training side's dataset; its own transforms and evaluator stay.
+
+    The evaluator's `gt_file` goes: it has other images.
+    """
+    sides = [dataset.find(side) for side in ("train", "test")]
+    if dataset.find("hold_out") is None or any(side is None for side in sides):
+        return dataset
+    train, test = (side.value if side is not None else None for side in sides)
+    if not isinstance(train, Mapping) or not isinstance(test, Mapping) or sides[1] is None:
+        return dataset
+    learnt, tested = train.find("dataset"), test.find("dataset")
+    if learnt is None or not isinstance(learnt.value, Mapping):
+        return dataset
+    kwargs = learnt.value.get("kwargs")
+    own = tested.value.get("kwargs") if tested is not None and isinstance(tested.value, Mapping) else None
+    made = learnt.value
+    if isinstance(kwargs, Mapping):
+        kept = [own.find(key) for key in OF_TEST] if isinstance(own, Mapping) else []
+        kwargs = kwargs.without(*OF_TEST)
+        for entry in kept:
+            if entry is not None:
+                kwargs = kwargs.with_entry(replace(entry, value=_without(entry.value, "kwargs", "gt_file")))
+        found = learnt.value.find("kwargs")
+        assert found is not None
+        made = learnt.value.with_entry(replace(found, value=kwargs))
+    return dataset.with_entry(replace(sides[1], value=test.with_entry(replace(learnt, value=made))))
 
 
 def _without(node: Node, block: str, key: str) -> Node:

@@ -1,0 +1,340 @@
+"""What `kdcli sweep` says: its cost, a line a trial, the table, whether the best is better, the spec best.yaml."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdcli import __version__
+from kdcli.report.console import as_text, table
+from kdcli.report.quantities import MISSING, duration, json_value, measure
+from kdcli.spec.sweep import Choice, Space, Values
+
+
+class Trial(Protocol):
+    """A trial as `kdcli.sweep.study` stores it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def values(self) -> Values: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def primary(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def ratio(self) -> float | None: ...
+    @property
+    def same_as(self) -> int | None: ...
+
+
+class Plan(Protocol):
+    """What was measured before the first trial (`kdcli.sweep.prepare.Measured`)."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def views(self) -> int | None: ...
+    @property
+    def live(self) -> str | None: ...
+
+
+class Progress(Protocol):
+    """A study while it runs."""
+
+    @property
+    def limit(self) -> int: ...
+    @property
+    def best(self) -> Trial | None: ...
+    def trials(self) -> Sequence[Trial]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeded:
+    """One set of values trained on all training data over seeds. values: of the last evaluation on the test data.
+
+    rising: the same as numbers that rise as a student gets better.
+    """
+
+    name: str
+    primary: str
+    values: tuple[float, ...]
+    rising: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """Mean and standard deviation."""
+        mean = measure(statistics.fmean(self.values))
+        if len(self.values) < 2:
+            return mean
+        return f"{mean} ± {measure(statistics.stdev(self.values))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResults:
+    """A sweep that has ended. importance: by parameter, how much its values decide. command: trains the best."""
+
+    name: str
+    folder: Path
+    space: Space
+    trials: tuple[Trial, ...]
+    best: Trial
+    importance: Mapping[str, float]
+    seeded: tuple[Seeded, ...]
+    plan: Plan
+    share: float
+    command: str
+    spec_text: str = ""
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """Complete trials, the best first, then the stopped, then the failed."""
+        order = {"complete": 0, "stopped": 1, "failed": 2}
+        return sorted(
+            self.trials,
+            key=lambda one: (
+                order.get(one.state, 3),
+                -(one.value if one.value is not None else -math.inf),
+                one.number,
+            ),
+        )
+
+
+def value_text(value: Any) -> str:
+    """A value of a parameter: a number in four digits, anything else as it is."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def values_text(values: Values) -> str:
+    """The values of a trial in a line; of a key its last word where that is enough to tell it apart."""
+    names = short_names(list(values))
+    return ", ".join(f"{names[name]} {value_text(value)}" for name, value in values.items())
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each key's last word, or the whole key where two end alike."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)}
+
+
+def cost_text(
+    space: Space,
+    limit: int,
+    plan: Plan,
+    *,
+    folder: Path,
+    share: float,
+    halving: bool,
+    equal: str,
+    seeds: int,
+    default: bool,
+    teachers: int,
+) -> str:
+    """What will be tried, on which data, and what it takes: printed before the first trial."""
+    lines = [f"sweep in {folder}"]
+    lines.append("the space" + (", kdcli's own since the spec has no `sweep`:" if default else ":"))
+    for one in space.parameters:
+        if isinstance(one, Choice):
+            lines.append(f"  {one.name}: {', '.join(value_text(label) for label in one.labels)}")
+        else:
+            scale = ", logarithmic" if one.log else ""
+            lines.append(f"  {one.name}: {value_text(one.low)} to {value_text(one.high)}{scale}")
+    lines.append(
+        f"measured on {plan.held:,} samples, {share:.0%} of the training data held out of the other {plan.samples:,};"
+        " the test data is not looked at"
+    )
+    halved = "; those that lie behind are stopped early" if halving else ""
+    alike = (
+        "the same for all"
+        if equal == "steps"
+        else "fewer where a step costs more than one of the student alone"
+    )
+    lines.append(
+        f"cost: {limit} trials of {plan.steps:,} steps each ({plan.epochs:,} epochs), {alike}{halved}"
+    )
+    if plan.views is not None:
+        views = f"{plan.views} view{'s' if plan.views > 1 else ''}"
+        once = f"teachers run once for all trials: {plan.samples:,} samples x {views} in {folder / 'cache'}"
+        lines.append(
+            once
+            + (f" (augmentations come again after {plan.views} epochs: {plan.live})" if plan.live else "")
+        )
+    elif teachers:
+        lines.append(f"teachers run in every trial: {plan.live or 'their outputs are not cached'}")
+    if seeds:
+        lines.append(
+            f"then the best values and the spec as written, {seeds} seed{'s' if seeds > 1 else ''} each, on all"
+            " training data, measured on the test data"
+        )
+    return "\n".join(lines)
+
+
+def trial_line(trial: Trial, study: Progress) -> str:
+    """One trial that has ended, and what is left."""
+    metric = trial.metrics.get(trial.primary)
+    shown = MISSING if metric is None else f"{trial.primary} {measure(metric)}"
+    if trial.state == "failed":
+        result = f"failed: {trial.error}"
+    elif trial.same_as is not None:
+        result = f"the same values as trial {trial.same_as}: {shown}"
+    elif trial.state == "stopped":
+        result = f"{shown} at step {trial.steps:,}, stopped"
+    else:
+        result = shown
+    best = study.best
+    suffix = ""
+    if best is not None:
+        suffix = " (the best so far)" if best.number == trial.number else f" (best: trial {best.number})"
+    ended = study.trials()
+    timed = [one.seconds for one in ended if one.state == "complete" and one.seconds and one.same_as is None]
+    left = study.limit - len(ended)
+    time = f", {duration(trial.seconds)}" if trial.seconds else ""
+    if timed and left:
+        time += f"; {left} left, {duration(statistics.fmean(timed) * left)} at most"
+    return f"trial {trial.number}: {values_text(trial.values)}: {result}{suffix}{time}"
+
+
+def verdict(results: SweepResults) -> str:
+    """Whether the best values are better than the spec as written, beyond the spread over seeds."""
+    if not results.seeded:
+        return "not trained over seeds (`--seeds 0`): whether the best values are better on the test data is not known"
+    best = results.seeded[0]
+    where = f"on the test data, {len(best.seeds)} seed{'s' if len(best.seeds) > 1 else ''}: {best.primary}"
+    if len(results.seeded) == 1:
+        return (
+            f"{where} {best.text}; the spec as written has these values already: the sweep found none better"
+        )
+    written = results.seeded[1]
+    both = f"{where} {best.text} with the best values, {written.text} as written"
+    if len(best.seeds) == 1:
+        return f"{both}; one seed has no spread: try `--seeds 3`"
+    if min(best.rising) > max(written.rising):
+        return f"{both}; every seed of the best is above every seed as written: better beyond the spread"
+    if max(best.rising) < min(written.rising):
+        return f"{both}; every seed of the best is BELOW every seed as written: keep the spec as it is"
+    return f"{both}; the two overlap: no gain beyond the spread over seeds"
+
+
+def results_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of the table of trials, the best first."""
+    names = [one.name for one in results.space.parameters]
+    short = short_names(names)
+    primary = results.best.primary
+    by_cost = any(one.ratio is not None for one in results.trials)
+    rows = []
+    for one in results.ranked:
+        metric = one.metrics.get(one.primary)
+        state = one.state if one.same_as is None else f"as trial {one.same_as}"
+        rows.append(
+            [
+                f"{one.number:03}",
+                *(value_text(one.values[name]) if name in one.values else MISSING for name in names),
+                MISSING if metric is None else measure(metric),
+                f"{one.steps:,}" if one.steps else MISSING,
+                *([MISSING if one.ratio is None else f"{one.ratio:.2f}"] if by_cost else []),
+                duration(one.seconds) if one.seconds else MISSING,
+                state,
+            ]
+        )
+    costs = ["cost of a step"] if by_cost else []
+    return ["trial", *(short[name] for name in names), primary, "steps", *costs, "time", "state"], rows
+
+
+def results_text(results: SweepResults, form: str) -> str:
+    """The result for standard output: the table with what follows it, or JSON."""
+    if form == "json":
+        return json.dumps(json_value(_data(results)), indent=2) + "\n"
+    columns, rows = results_rows(results)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in by_share(results.importance))
+    failed = [one for one in results.trials if one.state == "failed"]
+    lines = [
+        "",
+        f"what decides (PED-ANOVA): {shares}" if shares else "",
+        *(f"trial {one.number} failed: {one.error}" for one in failed),
+        f"best: trial {results.best.number}, {values_text(results.best.values)}",
+        verdict(results),
+        f"page: {results.folder / 'sweep.html'}",
+        f"spec: {results.folder / 'best.yaml'}",
+        f"train it: {results.command}",
+    ]
+    return as_text(table(columns, rows)) + "\n".join(line for line in lines if line) + "\n"
+
+
+def by_share(importance: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(importance.items(), key=lambda one: -one[1])
+
+
+def _data(results: SweepResults) -> dict[str, Any]:
+    return {
+        "kdcli": __version__,
+        "space": results.space.facts(),
+        "hold_out": results.share,
+        "trials": [
+            {
+                "number": one.number,
+                "values": dict(one.values),
+                "state": one.state,
+                "metrics": dict(one.metrics),
+                "steps": one.steps,
+                "seconds": one.seconds,
+                "cost_of_a_step": one.ratio,
+                "same_as": one.same_as,
+                "error": one.error,
+                "run": str(results.folder / "trials" / f"{one.number:03}"),
+            }
+            for one in results.trials
+        ],
+        "best": {"number": results.best.number, "values": dict(results.best.values)},
+        "importance": dict(results.importance),
+        "seeds": [
+            {"name": one.name, "metric": one.primary, "seeds": list(one.seeds), "values": list(one.values)}
+            for one in results.seeded
+        ],
+        "verdict": verdict(results),
+        "command": results.command,
+    }
+
+
+def best_yaml(results: SweepResults, resolved: str) -> str:
+    """The best spec to paste, its evidence in comments."""
+    best = results.best
+    shown = measure(best.metrics[best.primary]) if best.primary in best.metrics else MISSING
+    ended = [one for one in results.trials if one.state == "complete" and one.same_as is None]
+    values = sorted(one.metrics[one.primary] for one in ended if one.primary in one.metrics)
+    lines = [
+        f"The best of {len(results.trials)} trials of `kdcli sweep {results.name}` (kdcli {__version__}):",
+        *(f"  {name}: {value_text(value)}" for name, value in best.values.items()),
+        f"trial {best.number}: {best.primary} {shown} on {results.plan.held:,} training samples held out"
+        + (
+            f"; the {len(values)} whole trials {measure(values[0])} to {measure(values[-1])}"
+            if values
+            else ""
+        ),
+        verdict(results),
+        f"the same as a command: {results.command}",
+    ]
+    return "".join(f"# {line}\n" for line in lines) + resolved

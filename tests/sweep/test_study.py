@@ -1,0 +1,162 @@
+"""The storage of a sweep: the next trial depends on the trials before it alone, whoever asks and after any end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kdcli.errors import RunError
+from kdcli.reference.tables import tables
+from kdcli.spec.parse import parse
+from kdcli.spec.sweep import Space, space_of
+from kdcli.sweep.cost import shortened
+from kdcli.sweep.prepare import Trials
+from kdcli.sweep.study import Study, Trial, need_optuna, require_same
+from tests.spec.test_sweep import SPEC
+
+pytest.importorskip("optuna")
+RANGES = (
+    "  mimic.loss_weight: {low: 0.1, high: 10, log: true}\n  mimic.cfgs.loss.kwargs.T: {low: 1, high: 8}\n"
+)
+LISTS = "  method: [kd_loss, pkd]\n  mimic.cfgs.loss.kwargs.T: [1, 2, 4]\n"
+need_optuna()
+
+
+@contextmanager
+def study(folder: Path, block: str, limit: int = 12, **more: object) -> Iterator[Study]:
+    parsed = parse(SPEC + block, "cfg.yaml")
+    space = space_of(parsed)
+    assert space is not None
+    facts = {"space": space.facts()}
+    options = {"total_steps": 90, "halves": False, "seed": 0, "facts": facts, **more}
+    made = Study(folder, parsed.spec, space, tables().losses, limit=limit, **options)  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def score(trial: Trial) -> float:
+    """A made-up result: best at weight 1, and at T 4."""
+    return -abs(float(trial.values.get("mimic.loss_weight") or 1) - 1) - abs(
+        float(trial.values["mimic.cfgs.loss.kwargs.T"] or 0) - 4
+    )
+
+
+def run(made: Study, until: int = 100, result: Callable[[Trial], float] = score) -> None:
+    for _ in range(until):
+        with made.next() as taken:
+            if taken is None:
+                return
+            trial, handle = taken
+            made.tell(handle, "complete", result(trial), metrics={"top1": result(trial)}, primary="top1")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_goes_on_proposes_what_it_would_have(tmp_path: Path) -> None:
+    with study(tmp_path / "whole", RANGES) as whole:
+        run(whole)
+        expected = [(one.number, dict(one.values)) for one in whole.trials()]
+    for _ in range(3):  # a process for some trials each, the last for those left
+        with study(tmp_path / "parts", RANGES) as part:
+            run(part, 4)
+            # One that ends without a word: the trial stays open, and is run again with its values.
+            with part.next() as taken:
+                before = None if taken is None else dict(taken[0].values)
+        with study(tmp_path / "parts", RANGES) as part, part.next() as taken:
+            assert (None if taken is None else dict(taken[0].values)) == before
+    with study(tmp_path / "parts", RANGES) as part:
+        run(part)
+        assert [(one.number, dict(one.values)) for one in part.trials()] == expected
+    assert len(expected) == 12
+
+
+@pytest.mark.slow
+def test_two_at_once_never_run_one_trial(tmp_path: Path) -> None:
+    with study(tmp_path, RANGES, limit=3) as one, study(tmp_path, RANGES, limit=3) as other:
+        with one.next() as first, other.next() as second, one.next() as third, other.next() as fourth:
+            assert first is not None
+            assert second is not None
+            assert third is not None
+            assert [first[0].number, second[0].number, third[0].number] == [0, 1, 2]
+            assert fourth is None
+
+
+@pytest.mark.slow
+def test_a_space_of_lists_is_gone_through_once_and_what_means_nothing_is_left_out(tmp_path: Path) -> None:
+    with study(tmp_path, LISTS, limit=20, first={"method": "kd_loss", "mimic.cfgs.loss.kwargs.T": 4}) as made:
+        assert made.limit == 4
+        found = []
+        while True:
+            with made.next() as taken:
+                if taken is None:
+                    break
+                found.append(tuple(taken[0].values.values()))
+                made.tell(taken[1], "complete", 0.0)
+    # The spec as it is written comes first; pkd has no T.
+    assert found[0] == ("kd_loss", 4)
+    assert sorted(found, key=str) == [("kd_loss", 1), ("kd_loss", 2), ("kd_loss", 4), ("pkd",)]
+
+
+@pytest.mark.slow
+def test_halving_stops_what_lies_behind(tmp_path: Path) -> None:
+    with study(tmp_path, RANGES, halves=True) as made:
+        stopped = []
+        for value in (5.0, 4.0, 3.0, 6.0):
+            with made.next() as taken:
+                assert taken is not None
+                stopped.append(made.stops(taken[1], 10, value))
+                made.tell(taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value)
+    # A first look after a ninth of 90 steps; the best third goes on.
+    assert stopped == [False, True, True, False]
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_one_folder(tmp_path: Path) -> None:
+    with study(tmp_path, RANGES) as made:
+        run(made, 1)
+        facts = {"space": made.space.facts()}
+    require_same(tmp_path, facts)
+    with pytest.raises(RunError, match="another space") as raised:
+        require_same(tmp_path, {"space": {"trainer.optimizer.kwargs.lr": [1, 2]}})
+    assert raised.value.diagnostics[0].code == "KD836"
+    require_same(tmp_path / "empty", facts)
+
+
+def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(RunError, match="Optuna") as raised:
+        need_optuna()
+    assert raised.value.diagnostics[0].help == "pip install 'kdcli[sweep]'"
+
+
+def test_a_run_of_equal_cost_is_shorter_with_its_schedule() -> None:
+    text = SPEC.replace("sweep:\n", "").replace(
+        "trainer: {max_epoch: 1,",
+        "trainer: {max_epoch: 6, lr_scheduler: {type: CosineAnnealingLR, kwargs: {T_max: 6}},",
+    )
+    assert shortened(parse(text, "cfg.yaml"), 1.5) == (
+        "trainer.max_epoch=4",
+        "trainer.lr_scheduler.kwargs.T_max=4.0",
+    )
+    assert shortened(parse(text, "cfg.yaml"), 1.0) == ()
+    steps = text.replace("max_epoch: 6", "max_iter: 90")
+    assert shortened(parse(steps, "cfg.yaml"), 1.2)[0] == "trainer.max_iter=75"
+
+
+def test_the_best_is_measured_on_the_test_data_even_where_the_spec_holds_images_out(tmp_path: Path) -> None:
+    parsed = parse(
+        SPEC.replace("sweep:\n", "").replace("dataset:\n", "dataset:\n  hold_out: 0.5\n", 1), "cfg.yaml"
+    )
+    trials = Trials(
+        parsed=parsed,
+        space=Space(parameters=(), layers={}),
+        losses=tables().losses,
+        own=("dataset.hold_out=0.5",),
+        cache=tmp_path,
+    )
+    assert trials.spec({}).spec.dataset.hold_out == 0.5
+    assert trials.final({}).spec.dataset.hold_out is None
