@@ -21,7 +21,7 @@ FOLDER = ROOT / "kdcli" / "pages"
 PAGES = sorted(path.name for path in FOLDER.glob("*.md"))
 RUN = [name for name in PAGES if "\n```sh" in (FOLDER / name).read_text()]
 TUTORIALS = """own-images own-network detection pretrained-teacher no-labels features-and-pairs several-teachers cache
-several-gpus resume ci report own-code""".split()
+several-gpus resume sweep python ci report own-code""".split()
 
 
 def images(folder: Path) -> None:

@@ -124,7 +124,15 @@ def docs(options: DocsOptions) -> None:
     """Write the site into a folder that is new, empty, or such a site already; any other raises UsageError."""
     from kdcli.commands.samples import sample_specs, summary_of
     from kdcli.report.console import write
-    from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
+
+    try:
+        from kdcli.report.site import INDEX, MADE, CommandPage, write_site, written_pages
+    except ModuleNotFoundError as error:
+        if error.name not in ("markdown_it", "pygments"):
+            raise
+        raise UsageError.of(
+            f"{error.name} is not installed", "install it: `pip install 'kdcli[docs]'`"
+        ) from error
 
     folder = options.folder
     if exists(folder) and not is_folder(folder):

@@ -24,6 +24,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "opencv": {"opencv-python-headless": "cv2"},
     "detection": {"faster-coco-eval": "faster_coco_eval"},
     "report": {"matplotlib": "matplotlib"},
+    "docs": {"markdown-it-py": "markdown_it", "pygments": "pygments"},
+    "sweep": {"optuna": "optuna"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "tensorboard": {"tensorboard": "tensorboard"},
     "wandb": {"wandb": "wandb"},

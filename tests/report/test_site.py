@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -251,3 +252,10 @@ def test_pages_fit_the_window(site: Path, width: int, tmp_path: Path) -> None:
     for name, wide, first in rows:
         assert int(wide) <= width, f"{name} is {wide} pixels wide in a window of {width}"
         assert first.endswith("words/kd_loss.html")
+
+
+def test_an_absent_library_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    monkeypatch.delitem(sys.modules, "kdcli.report.site", raising=False)
+    with pytest.raises(UsageError, match="markdown_it is not installed"):
+        docs(DocsOptions(folder=tmp_path / "site"))
