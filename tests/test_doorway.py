@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from kdcli.commands.options import CompareOptions, ReportOptions
 from kdcli.commands.report import compare, report
 from kdcli.commands.samples import sample_specs
 from kdcli.errors import KdError
+from kdcli.reference.doctor import EXTRAS
 
 
 def test_the_version() -> None:
@@ -113,3 +116,16 @@ def test_export_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tmp_path)])
     assert isinstance(result.exception, KdError)
     assert result.exception.diagnostics[0].code == "KD750"
+
+
+def test_doctor_knows_every_extra() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    packages = {
+        name: {re.split(r"[<>=]", package)[0] for package in needs}
+        for name, needs in extras.items()
+        if name != "dev"
+    }
+    assert packages == {name: set(modules) for name, modules in EXTRAS.items()}
+    (own,) = [need for need in extras["dev"] if need.startswith("kdcli[")]
+    assert set(re.findall(r"\w+", own)[1:]) == set(extras) - {"dev", "mlflow", "opencv", "wandb"}
