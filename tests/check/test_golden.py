@@ -37,7 +37,7 @@ def said(code: str, folder: Path) -> str:
     case = CASES[code]
     Path("cfg.yaml").write_text(case.text)
     found = examine("cfg.yaml", case.changes, files="full" if case.files else None, plugins=(PLUGIN,))[0]
-    text = render(found, "text", colour=False, width=110)
+    text = render(found, "text", colour=False, width=None)
     text = text.replace(f"{folder}/", "").replace(f"{folder}", ".")
     return "\n".join(line.rstrip() for line in text.splitlines())
 

@@ -199,7 +199,9 @@ def test_inspect_features_shows_layouts_and_pairs_by_them(capsys: pytest.Capture
     assert (rows["model.permute"]["layout"], rows["model.permute"]["stride"]) == ("map", 32)
     inspect_features(InspectOptions(spec="n.yaml", pairs=True, input="3x64x64"))
     text = capsys.readouterr().out
-    assert "mimic_name: [model.layer1, model.layer2, model.layer3, model.layer4]" in text
+    pairs = [line.split()[0] for line in text.splitlines() if "a 1x1 convolution" in line]
+    assert pairs == ["model.layer1", "model.layer2", "model.layer3", "model.layer4"]
+    assert "mimic_name: [model.features]" in text and "mimic_name: [model.layer4]" in text
     assert "a 1x1 convolution 128 to 192" in text
 
 
