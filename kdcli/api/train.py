@@ -191,12 +191,13 @@ def train_here(
     named: Sequence[str] | None = None,
     then: str | None = None,
     baseline: Baseline | None = None,
+    beside: Path | None = None,
 ) -> Trained | None:
     """Train in this process, alone or as one of several; None where `options.profile` looks at some steps only.
 
     device: else that of the options, else the spec's. facts: what every process must have been given alike. named: how
     the user named the spec, for the command shown at the end, or then: what else is shown there. baseline: shown in the
-    last table. Raises KdError.
+    last table. beside: a run that the report is compared with. Raises KdError.
     """
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
@@ -232,7 +233,7 @@ def train_here(
             spec=resolved_data(parsed.spec),
             spec_text=parsed.resolved_yaml(),
         )
-        written_up = partial(write_up, parsed, run.options, run.folder.root, processes.device)
+        written_up = partial(write_up, parsed, run.options, run.folder.root, processes.device, beside=beside)
         with Recorder(
             metrics=run.folder.metrics,
             log=run.folder.log,
@@ -295,9 +296,17 @@ def show_profile(run: Run, steps: int, interrupts: Interrupts) -> None:
 
 
 def write_up(
-    parsed: ParsedSpec, options: RunOptions, root: Path, device: torch.device, drawn: bool
+    parsed: ParsedSpec,
+    options: RunOptions,
+    root: Path,
+    device: torch.device,
+    drawn: bool,
+    beside: Path | None = None,
 ) -> tuple[list[Notice], Mapping[str, bytes]]:
-    """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises."""
+    """Write report.html of a run that has just finished; returns notices, and pictures if `drawn`. Never raises.
+
+    beside: a run to compare it with; without it where the two can't be compared.
+    """
     from kdcli.analysis.collected import write_report_data
     from kdcli.report.charts import need_matplotlib
     from kdcli.report.report_page import report_pictures, write_report
@@ -317,7 +326,14 @@ def write_up(
         message = f"the report shows curves alone: {_reason(error)}"
         notices = [Notice(message=message, level="warning")]
     try:
-        page = write_report(root)
+        try:
+            page = write_report(root, beside)
+        except RunError as error:
+            if beside is None:
+                raise
+            message = f"the report is without the baseline: {_reason(error)}"
+            notices = [*notices, Notice(message=message, level="warning")]
+            page = write_report(root)
         pictures = report_pictures(root) if drawn else {}
     except Exception as error:
         return [*notices, Notice(message=f"no report.html: {_reason(error)}", level="warning")], {}

@@ -112,6 +112,7 @@ def run_here(arguments: TrainOptions, parsed: ParsedSpec, interrupts: Interrupts
             *(word for package in arguments.plugins for word in ("--plugin", package)),
         ],
         baseline=baseline_of(arguments.baseline, parsed),
+        beside=arguments.baseline,
     )
 
 

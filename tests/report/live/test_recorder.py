@@ -81,10 +81,10 @@ def test_a_resumed_run_goes_on_in_every_file(tmp_path: Path) -> None:
     assert (tmp_path / "train.log").read_text().count("finished 4 steps") == 2
 
 
-def written_up(folder: Path, parsed: ParsedSpec | None = None) -> list[Notice]:
+def written_up(folder: Path, parsed: ParsedSpec | None = None, beside: Path | None = None) -> list[Notice]:
     """What a user is told of the report of a run whose networks can't be built again."""
     options = RunOptions()
-    notices, _ = write_up(parsed, options, folder, torch.device("cpu"), False)  # type: ignore[arg-type]
+    notices, _ = write_up(parsed, options, folder, torch.device("cpu"), False, beside)  # type: ignore[arg-type]
     return notices
 
 
@@ -108,6 +108,17 @@ def test_a_report_that_fails_is_told_and_the_curves_stay(tmp_path: Path) -> None
     assert [notice.level for notice in notices] == ["warning", "info"]
     assert "curves alone" in notices[0].message and (run / "report.html").exists()
     assert [notice.level for notice in written_up(tmp_path / "nothing")] == ["warning", "warning"]
+
+
+@pytest.mark.slow
+def test_the_report_of_a_training_has_its_baseline_or_says_why_not(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run, alone = make_run(tmp_path / "run", epochs=1), make_run(tmp_path / "alone", epochs=1)
+    written_up(run, beside=alone)
+    assert "baseline alone" in (run / "report.html").read_text()
+    messages = [notice.message for notice in written_up(run, beside=tmp_path / "nothing")]
+    assert any("the report is without the baseline" in message for message in messages)
+    assert "baseline alone" not in (run / "report.html").read_text()
 
 
 def test_the_album_holds_what_can_be_drawn(tmp_path: Path) -> None:
