@@ -191,9 +191,15 @@ class Study:
         """A trial whose process is gone, taken over."""
         import optuna
 
-        for frozen in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            if self._owns(stack, frozen.number):
-                return optuna.trial.Trial(self.study, frozen._trial_id)
+        running = optuna.trial.TrialState.RUNNING
+        for frozen in self.study.get_trials(deepcopy=False, states=(running,)):
+            with ExitStack() as owned:
+                if not self._owns(owned, frozen.number):
+                    continue
+                # Its owner may have ended it, and gone, since the list was read.
+                if self.storage.get_trial(frozen._trial_id).state is running:
+                    stack.push(owned.pop_all())
+                    return optuna.trial.Trial(self.study, frozen._trial_id)
         return None
 
     def _new(self, stack: ExitStack) -> optuna.trial.Trial | None:

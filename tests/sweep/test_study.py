@@ -86,6 +86,26 @@ def test_two_at_once_never_run_one_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with study(tmp_path, RANGES) as one, study(tmp_path, RANGES) as other:
+        with one.next() as taken:
+            assert taken is not None and taken[0].number == 0
+            seen = other.study.get_trials(deepcopy=True)
+            one.tell(taken[1], "complete", 1.0, metrics={}, primary="top1")
+        read = other.study.get_trials
+
+        def late(*, states: object = None, **more: object) -> object:
+            # The list as it was before the trial ended, where running trials are asked for.
+            return seen if states is not None and len(states) == 1 else read(states=states, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(other.study, "get_trials", late)
+        with other.next() as taken:
+            assert taken is not None and taken[0].number == 1
+
+
+@pytest.mark.slow
 def test_a_space_of_lists_is_gone_through_once_and_what_means_nothing_is_left_out(tmp_path: Path) -> None:
     with study(tmp_path, LISTS, limit=20, first={"method": "kd_loss", "mimic.cfgs.loss.kwargs.T": 4}) as made:
         assert made.limit == 4
