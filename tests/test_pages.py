@@ -23,6 +23,11 @@ RUN = [name for name in PAGES if "\n```sh" in (FOLDER / name).read_text()]
 TUTORIALS = """own-images own-network detection pretrained-teacher no-labels features-and-pairs several-teachers cache
 several-gpus resume sweep python ci report own-code""".split()
 
+LONGEST = """own-images resume no-labels detection features-and-pairs several-teachers pretrained-teacher own-code cache
+report own-network""".split()
+"""Pages whose commands take half a minute and more."""
+LONG = pytest.mark.long
+
 
 def images(folder: Path) -> None:
     """scikit-learn's digits as PNG of 32x32, a folder a class; and without labels."""
@@ -135,8 +140,10 @@ def test_a_page_says_what_is_run_and_what_is_seen(name: str) -> None:
     assert set(told(text, "data")) <= set(DATA)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=LONG if Path(name).stem in LONGEST else pytest.mark.slow) for name in RUN],
+)
 def test_a_page_works_as_written(name: str, tmp_path: Path) -> None:
     text = (FOLDER / name).read_text()
     for data in told(text, "data"):

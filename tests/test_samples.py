@@ -114,11 +114,18 @@ SLOW = re.compile(
     r"own_(boxes|photos)|scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune"
 )
 """Others show the same kinds of network and data."""
+LONG = pytest.mark.long
+"""`kdcli distill` trains a detector by this sample in a test of its own."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if SLOW.match(name) else name for name in SAMPLES],
+    [
+        pytest.param(name, marks=LONG if name == "own_boxes.yaml" else pytest.mark.slow)
+        if SLOW.match(name)
+        else name
+        for name in SAMPLES
+    ],
 )
 def test_a_sample_runs(
     name: str, garments: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

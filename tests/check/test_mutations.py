@@ -172,11 +172,14 @@ def test_every_number_of_a_sample_quickly() -> None:
     assert len(found["refused"]) > len(found["harmless"]) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_number_of_every_sample(name: str) -> None:
-    found = outcomes(name, VALUES)
+@pytest.mark.parametrize(
+    "every", [pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)]
+)
+def test_every_number_of_every_sample(name: str, every: int) -> None:
+    """Every third number in the slow tests, all of them in the long ones."""
+    found = outcomes(name, VALUES, every=every)
     print(name, {what: len(those) for what, those in found.items()})
     assert not {"silent", "refused elsewhere"} & set(found), found
 
