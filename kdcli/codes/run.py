@@ -416,7 +416,7 @@ RUN: dict[str, Explanation] = {
     ),
     "KD790": Explanation(
         "no better than a constant",
-        "A loss on features has, after a fifth of its steps, never been much below what a student costs that answers "
+        "A loss on features has, after half of its steps, never been much below what a student costs that answers "
         "the teacher's mean at every place of every image (`constant` in the table at the start): it has taught that "
         "mean and no more. This alarm never stops a run.",
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"

@@ -63,7 +63,7 @@ DRIFTED = 100.0
 CONSTANT = 0.98
 """From this share of a constant answer's cost on a term teaches nothing: see `no_better_than_constant`."""
 
-PATIENCE = 0.2
+PATIENCE = 0.5
 """The share of a term's steps after which it may be judged so."""
 
 HISTORY = 100

@@ -133,18 +133,18 @@ def judged(
 def test_a_term_is_no_better_than_a_constant_from_98_percent_of_its_cost() -> None:
     assert alarms.no_better_than_constant(0.99, 1.0) and alarms.no_better_than_constant(1.7, 1.0)
     assert not alarms.no_better_than_constant(0.97, 1.0) and not alarms.no_better_than_constant(0.0, 0.0)
-    assert alarms.steps_to_learn(60) == 100 and alarms.steps_to_learn(5000) == 1000
+    assert alarms.steps_to_learn(60) == 100 and alarms.steps_to_learn(5000) == 2500
 
 
-def test_a_term_that_stays_at_a_constants_cost_is_told_after_a_fifth_of_its_steps() -> None:
-    still = [1.2] * 20 + [0.991] * 200
-    assert judged(still[:100]) == [] and "KD790" in judged(still[:120])
+def test_a_term_that_stays_at_a_constants_cost_is_told_after_half_of_its_steps() -> None:
+    still = [1.2] * 20 + [0.991] * 400
+    assert judged(still[:280]) == [] and "KD790" in judged(still)
     assert judged(still, steps=2000) == []
     # One mean over 20 steps below it is enough, whatever comes after; a single step is not.
     assert judged([*still[:40], *[0.9] * 20, *[1.1] * 160]) == []
     assert "KD790" in judged([*still[:40], 0.9, *still[41:]])
-    # A step at half the weight counts half; of a term that is in force for 400 of 2,000 steps a hundred is enough.
-    assert judged(still[:220], felt=0.5) == [] and "KD790" in judged([*still, *still[20:60]], felt=0.5)
+    # A step at half the weight counts half; of a term that is in force for 400 of 2,000 steps 200 are enough.
+    assert judged(still[:220], felt=0.5) == [] and "KD790" in judged([*still, *still[20:]], felt=0.5)
     assert judged(still[:200], steps=2000) == [] and "KD790" in judged(
         still[:200], steps=2000, span=(1600, None)
     )
@@ -347,7 +347,7 @@ def outcome(name: str, *changes: str, epochs: int = 6) -> tuple[set[str], float,
         with run_of(read(str(SAMPLES / f"{name}.yaml"), [*length, *SHORT, *changes])) as run:
             for record in train(run):
                 told += [record] if isinstance(record, Alarm) else []
-                top1 = record.metrics["top1"] if isinstance(record, Evaluation) else top1
+                top1 = record.metrics.get("top1", top1) if isinstance(record, Evaluation) else top1
     except RunError as error:
         codes |= {found.code for found in error.diagnostics}
     return codes | {one.code for one in told}, top1, told
@@ -481,18 +481,12 @@ FEATURES = ("mimic.warm_up_iters=30",)
 TAUGHT: dict[str, tuple[str, ...]] = {
     "as it is": FEATURES,
     "with its task's loss off": (*FEATURES, "mimic.task_loss=false"),
-    "from step 100 on": (*FEATURES, "mimic.start_iter=100"),
 }
 UNTAUGHT: dict[str, tuple[str, ...]] = {
     "a norm before what is normalised": (
         *FEATURES,
         "mimic.adapter={type: auto, kwargs: {norm: bn}}",
         f"{SGD}.lr=3.0e-4",
-    ),
-    "an lr too low for it": (
-        *FEATURES,
-        "mimic.loss_weight=1.0e-4",
-        "mimic.teacher0.mimic_name=[model.layer1]",
     ),
 }
 
@@ -502,7 +496,7 @@ UNTAUGHT: dict[str, tuple[str, ...]] = {
 def test_a_term_that_never_gets_below_a_constant_is_told(name: str) -> None:
     changes = {**TAUGHT, **UNTAUGHT}[name]
     teacher = f"mimic.teacher0.teacher_weight={SAMPLES / 'weights/digits_teacher.safetensors'}"
-    codes, _, told = outcome("digits_feature", teacher, *changes, "trainer.on_collapse=stop", epochs=14)
+    codes, _, told = outcome("digits_feature", teacher, *changes, epochs=14)
     assert ("KD790" in codes) is (name in UNTAUGHT), [one.message for one in told]
     assert len([one for one in told if one.code == "KD790"]) <= 1
 
