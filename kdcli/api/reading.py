@@ -32,6 +32,22 @@ def checked(read: Callable[[], ParsedSpec], plugins: Sequence[str]) -> ParsedSpe
     read: parses it. Raises SpecError with every finding where one of them is an error.
     """
     from kdcli.parallel.interrupts import is_first
+
+    parsed, findings = parsed_with_findings(read, plugins)
+    if any(finding.severity == "error" for finding in findings):
+        raise SpecError(findings)
+    if is_first():
+        tell(findings)
+    return parsed
+
+
+def parsed_with_findings(
+    read: Callable[[], ParsedSpec], plugins: Sequence[str]
+) -> tuple[ParsedSpec, list[Diagnostic]]:
+    """A spec, and what is found of its language and its names.
+
+    Raises SpecError where it can't be parsed, with what is wrong with the names in its sound part.
+    """
     from kdcli.reference.tables import tables
     from kdcli.spec.check.resolve import check_references
     from kdcli.spec.parse import with_more
@@ -40,12 +56,7 @@ def checked(read: Callable[[], ParsedSpec], plugins: Sequence[str]) -> ParsedSpe
         parsed = read()
     except SpecError as error:
         raise with_more(error, lambda sound: check_references(sound, tables(plugins))) from None
-    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
-    if any(finding.severity == "error" for finding in findings):
-        raise SpecError(findings)
-    if is_first():
-        tell(findings)
-    return parsed
+    return parsed, [*parsed.warnings, *check_references(parsed, tables(plugins))]
 
 
 def tell(findings: Sequence[Diagnostic]) -> None:

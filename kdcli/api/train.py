@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdcli.parallel.distributed import Processes
+    from kdcli.report.live.recorder import Recorder
     from kdcli.spec.parse import ParsedSpec
     from kdcli.training.run import Run, RunOptions
     from kdcli.training.sides import Sides
@@ -201,10 +202,6 @@ def train_here(
     """
     from kdcli.parallel import distributed
     from kdcli.parallel.devices import oom_as_error
-    from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.background import Loggers
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.spec.parse import resolved_data
     from kdcli.training.build import built, claimed_folder
     from kdcli.training.train import train as records_of
 
@@ -227,22 +224,13 @@ def train_here(
             for record in records_of(run, interrupts):
                 trained.take(record)
             return trained
-        logged = LoggedRun(
-            name=logged_name(run.name, run.folder.root),
-            run_dir=run.folder.root,
-            spec=resolved_data(parsed.spec),
-            spec_text=parsed.resolved_yaml(),
-        )
         written_up = partial(write_up, parsed, run.options, run.folder.root, processes.device, beside=beside)
-        with Recorder(
-            metrics=run.folder.metrics,
-            log=run.folder.log,
+        with recorder_of(
+            parsed,
+            run,
             spec=[str(run.folder.root)] if named is None else named,
             then=then,
             quiet=quiet,
-            loggers=Loggers(
-                parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=options.again
-            ),
             write_up=written_up if report else None,
             baseline=baseline,
         ) as recorder:
@@ -250,6 +238,27 @@ def train_here(
                 trained.take(record)
                 recorder.take(record)
         return trained
+
+
+def recorder_of(parsed: ParsedSpec, run: Run, *, name: str | None = None, **shown: Any) -> Recorder:
+    """What shows and stores a run's records, its loggers among them. name: what these call it, else `logged_name`.
+
+    shown: what else `Recorder` takes.
+    """
+    from kdcli.report.live.recorder import Recorder
+    from kdcli.report.loggers.background import Loggers
+    from kdcli.report.loggers.logger import LoggedRun
+    from kdcli.spec.parse import resolved_data
+
+    folder = run.folder
+    logged = LoggedRun(
+        name=name or logged_name(run.name, folder.root),
+        run_dir=folder.root,
+        spec=resolved_data(parsed.spec),
+        spec_text=parsed.resolved_yaml(),
+    )
+    loggers = Loggers(parsed.spec.trainer.loggers, logged, metrics=folder.metrics, again=run.options.again)
+    return Recorder(metrics=folder.metrics, log=folder.log, loggers=loggers, **shown)
 
 
 def logged_name(name: str, root: Path) -> str:

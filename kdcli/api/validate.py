@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.api.objects import Data, check_given, objects_of
-from kdcli.api.reading import globals_kept, readable_errors
+from kdcli.api.reading import globals_kept, parsed_with_findings, readable_errors
 from kdcli.api.spec import SpecLike, spec_of
-from kdcli.errors import Diagnostic, KdError, SpecError
+from kdcli.errors import Diagnostic, KdError
 from kdcli.failures import doing
 from kdcli.spec.in_memory import in_memory
 
@@ -57,21 +57,14 @@ def examined(
 
     read: parses it. files: look at the files it names, quick: of the data's at names and labels alone.
     """
-    from kdcli.reference.tables import tables
     from kdcli.report.loggers.logger import check_loggers
-    from kdcli.spec.check.resolve import check_references
-    from kdcli.spec.parse import with_more
 
     try:
-        parsed = read()
-    except SpecError as error:
-        more = with_more(error, lambda sound: check_references(sound, tables(plugins)))
-        return list(more.diagnostics), None
+        parsed, findings = parsed_with_findings(read, plugins)
     except KdError as error:
         if error.exit_code != 1:
             raise
         return list(error.diagnostics), None
-    findings = [*parsed.warnings, *check_references(parsed, tables(plugins))]
     try:
         check_loggers(parsed.spec.trainer.loggers, plugins)
     except KdError as error:

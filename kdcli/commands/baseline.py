@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.spec import plain
 from kdcli.errors import KdError, UsageError
 from kdcli.records import Baseline
 from kdcli.waiting import say
@@ -118,11 +119,4 @@ def _at(spec: Mapping[str, Any], key: str) -> Any:
     value: Any = spec
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return _as_lists(value)
-
-
-def _as_lists(value: Any) -> Any:
-    """The value as YAML gives it back: tuples as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_lists(one) for key, one in value.items()}
-    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return plain(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.spec import plain
 from kdcli.commands.given_networks import EXAMPLE, GivenNetwork, Pixels, with_facts
 from kdcli.commands.recipes import Recipe
 from kdcli.commands.sample_text import SampleText
@@ -141,7 +142,7 @@ def _own_size(data: ImageData, most: int) -> int:
 
 def _pixels(request: Request, count: int) -> Pixels:
     """The pixels that the teacher's weights were trained on; where nothing states them, those it answers best on."""
-    from kdcli.commands.measured_pixels import measured
+    from kdcli.commands.measured_pixels import IMAGENET, measured
 
     teacher, data = request.teacher, request.data
     assert teacher is not None
@@ -150,8 +151,6 @@ def _pixels(request: Request, count: int) -> Pixels:
         return teacher.pixels
     size = _fixed_size(teacher) or _own_size(data, MOST_SIZE)
     if data.labels != "classes":
-        from kdcli.commands.measured_pixels import IMAGENET
-
         say(
             f"`{teacher.weights}` doesn't state how its images were normalised: ImageNet's mean and std are taken"
         )
@@ -181,14 +180,7 @@ def _put_network(text: SampleText, key: str, network: GivenNetwork, kwargs: dict
         text.put(f"{key}.type", written["type"])
         text.put(f"{key}.kwargs", written["kwargs"])
         return
-    text.block(key, [_plain(module.model_dump(exclude_defaults=True)) for module in network.modules])
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples and dicts for mappings, as YAML has them."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    text.block(key, [plain(module.model_dump(exclude_defaults=True)) for module in network.modules])
 
 
 def _class_kwargs(network: GivenNetwork) -> dict[str, Any]:
@@ -388,7 +380,7 @@ def _layers(
     from kdcli.spec.networks import parse_networks
 
     content = {
-        key: [_plain(one.model_dump(exclude_defaults=True)) for one in network.modules]
+        key: [plain(one.model_dump(exclude_defaults=True)) for one in network.modules]
         for key, network in (("net", student), ("teacher0", teacher))
     }
     task = {"task_names": "kd_det" if teacher.finds_boxes else "kd_cls"}

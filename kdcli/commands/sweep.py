@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.reading import tell
 from kdcli.commands import located, read_checked, run_options
 from kdcli.commands.options import SweepOptions
 from kdcli.commands.sweep_runs import Halving, Listener, Outcome, train_quietly
@@ -106,8 +107,6 @@ class _Sweep:
 
     def prepared(self) -> tuple[Trials, Measured, dict[str, Any], Values | None]:
         """The trials to come, what was measured of them, what the storage compares, the values of the spec itself."""
-        from kdcli.report.console import wants_colour, write
-        from kdcli.report.diagnostics import render
         from kdcli.sweep.cost import require_one_stage
         from kdcli.sweep.prepare import (
             Measured,
@@ -163,9 +162,7 @@ class _Sweep:
                     "say what to try: `sweep: {trainer.optimizer.kwargs.lr: [0.01, 0.1]}`",
                 )
             if known is None:
-                found = list(check_space(trials, self.known, options))
-                if found:
-                    write(render(found, colour=wants_colour(sys.stderr)), sys.stderr)
+                tell(list(check_space(trials, self.known, options)))
             first = written_values(trials)
         facts["prepared"] = {
             "space": space.facts(),
@@ -265,7 +262,8 @@ class _Sweep:
             reason = _reason(error)
             if reason is None:
                 raise
-            write_whole(make_and(root) / "error.txt", reason + "\n")
+            make_folder(root)
+            write_whole(root / "error.txt", reason + "\n")
             study.tell(handle, "failed", None, error=reason, seconds=time.perf_counter() - began)
             return
         said = {
@@ -434,12 +432,6 @@ class _Sweep:
         write_whole(self.folder / "best.yaml", results.spec_text)
         write_whole(self.folder / "sweep.html", sweep_page(results))
         return results_text(results, self.options.format)
-
-
-def make_and(folder: Path) -> Path:
-    """The folder, made where there is none."""
-    make_folder(folder)
-    return folder
 
 
 def _reason(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.api.train import recorder_of
 from kdcli.commands import located
 from kdcli.disk import exists, make_folder
 from kdcli.errors import Interrupted
@@ -84,10 +85,6 @@ def train_quietly(
 
     from kdcli.parallel.devices import oom_as_error
     from kdcli.records import Evaluation, Finished, rising
-    from kdcli.report.live.recorder import Recorder
-    from kdcli.report.loggers.background import Loggers
-    from kdcli.report.loggers.logger import LoggedRun
-    from kdcli.spec.parse import resolved_data
     from kdcli.training.build import built, claimed_folder
     from kdcli.training.checkpoint import checkpoints
     from kdcli.training.sides import Sides
@@ -106,22 +103,9 @@ def train_quietly(
             make_folder(alone.parent)
             with FileLock(alone), doing("building the run"):
                 run = stack.enter_context(built(parsed, chosen, processes, sides, folder))
-            logged = LoggedRun(
-                name=f"{run.name}-{root.name}",
-                run_dir=run.folder.root,
-                spec=resolved_data(parsed.spec),
-                spec_text=parsed.resolved_yaml(),
-            )
-            loggers = Loggers(parsed.spec.trainer.loggers, logged, metrics=run.folder.metrics, again=again)
+            name = f"{run.name}-{root.name}"
             recorder = stack.enter_context(
-                Recorder(
-                    metrics=run.folder.metrics,
-                    log=run.folder.log,
-                    spec=[str(root)],
-                    quiet=True,
-                    loggers=loggers,
-                    terminal=False,
-                )
+                recorder_of(parsed, run, name=name, spec=[str(root)], quiet=True, terminal=False)
             )
             for record in records_of(run, interrupts):
                 recorder.take(record)

@@ -119,7 +119,8 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
             "images are JPEG, PNG, WebP, BMP, GIF, TIFF or PPM files: in one folder a class"
             f" (`{root / 'cat' / '1.jpg'}`), or in any folders where they have no labels",
         )
-    classes = tuple(sorted(one.name for one in _subfolders(root) if images_below(one)[0]))
+    by_class = {one: found for one in _subfolders(root) if (found := images_below(one)[0])}
+    classes = tuple(sorted(one.name for one in by_class))
     labelled = labels and bool(classes)
     if labelled and len(classes) == 1:
         raise RunError.of(
@@ -132,7 +133,7 @@ def look(folder: Path, *, labels: bool = True) -> ImageData:
         notes.append(f"`{root}` is divided by file names: 80 % to train on, 20 % to measure on")
     spare = places["test"] if places["val"] is not None and held is places["val"] else None
     sides, grey = _sizes(files)
-    parts = [(root / one, images_below(root / one)[0]) for one in classes] if labelled else [(root, files)]
+    parts = sorted(by_class.items()) if labelled else [(root, files)]
     if held is None:
         few = [place for place, part in parts if len(part) < 2]
         if few:

@@ -334,12 +334,10 @@ class Term(nn.Module):
             axis = 2 if t.dim() == 3 else 1
             if side is not None and t.dim() == 3 and side.form == "all":
                 axis = side.layout.channel_axis or axis
-            if any(not one.is_ready for one in self.standardizers[index : index + 1]):
-                # The batch's own mean was taken away: of the features as they are there is none left.
-                scaled = "image" if scaling == "none" else scaling
-                answer = constant_answer(t, axis, scaled, mask, of_all=True)
-            else:
-                answer = constant_answer(t, axis, scaling, mask)
+            settled = not self.standardizers or self.standardizers[index].is_ready
+            # Until then the batch's own mean is taken away: of the features as they are there is none left.
+            scaled = scaling if settled or scaling != "none" else "image"
+            answer = constant_answer(t, axis, scaled, mask, of_all=not settled)
             if self.binding.stateful:
                 module = self.modules_of_loss[min(index, len(self.modules_of_loss) - 1)]
                 assert isinstance(module, StatefulLoss)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kdcli import __version__
 from kdcli.report import html_elements as page
 from kdcli.report.quantities import measure
 from kdcli.report.sweep_results import (
     SweepResults,
-    Trial,
     by_share,
     results_rows,
     value_text,
@@ -19,8 +19,13 @@ from kdcli.report.sweep_results import (
 )
 from kdcli.spec.sweep import Choice, Range
 
+if TYPE_CHECKING:
+    from kdcli.sweep.study import Trial
+
 WIDTH, HEIGHT, MARGIN = 320, 170, 34
 """Pixels of a plot, and of its margins."""
+TOP, BOTTOM, LEFT, RIGHT = 12, HEIGHT - MARGIN, MARGIN + 14, WIDTH - 10
+"""Its axes."""
 
 
 def sweep_page(results: SweepResults) -> str:
@@ -77,26 +82,33 @@ def _shown(one: Trial) -> float | None:
 
 def _frame(low: float, high: float, left: str, right: str, marks: Sequence[str]) -> str:
     """A plot: its axis from low to high, the words below it, the marks in it."""
-    top, bottom, x0, x1 = 12, HEIGHT - MARGIN, MARGIN + 14, WIDTH - 10
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="10" role="img">'
-        f'<path d="M{x0} {top}V{bottom}H{x1}" fill="none" stroke="var(--soft)"/>'
-        f'<text x="{x0 - 4}" y="{top + 4}" text-anchor="end">{page.text(measure(high))}</text>'
-        f'<text x="{x0 - 4}" y="{bottom}" text-anchor="end">{page.text(measure(low))}</text>'
-        f'<text x="{x0}" y="{bottom + 16}">{page.text(left)}</text>'
-        f'<text x="{x1}" y="{bottom + 16}" text-anchor="end">{page.text(right)}</text>'
+        f'<path d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}" fill="none" stroke="var(--soft)"/>'
+        f'<text x="{LEFT - 4}" y="{TOP + 4}" text-anchor="end">{page.text(measure(high))}</text>'
+        f'<text x="{LEFT - 4}" y="{BOTTOM}" text-anchor="end">{page.text(measure(low))}</text>'
+        f'<text x="{LEFT}" y="{BOTTOM + 16}">{page.text(left)}</text>'
+        f'<text x="{RIGHT}" y="{BOTTOM + 16}" text-anchor="end">{page.text(right)}</text>'
         + "".join(marks)
         + "</svg>"
     )
 
 
+def _across(share: float) -> float:
+    """Where a share of the width lies."""
+    return LEFT + 8 + share * (RIGHT - LEFT - 16)
+
+
+def _up(value: float, low: float, high: float) -> float:
+    """Where a value lies on the axis from low to high."""
+    return BOTTOM - (value - low) / ((high - low) or 1.0) * (BOTTOM - TOP)
+
+
 def _spots(points: Sequence[tuple[float, float, Trial]], low: float, high: float) -> list[str]:
     """Marks of trials at (share of the width, value)."""
-    top, bottom, x0, x1 = 12, HEIGHT - MARGIN, MARGIN + 14, WIDTH - 10
     marks = []
     for share, value, one in points:
-        x = x0 + 8 + share * (x1 - x0 - 16)
-        y = bottom - (value - low) / ((high - low) or 1.0) * (bottom - top)
+        x, y = _across(share), _up(value, low, high)
         fill = "var(--accent)" if one.state == "complete" else "none"
         title = f"trial {one.number}: {values_text(one.values)}: {measure(value)}"
         marks.append(
@@ -129,13 +141,12 @@ def scatter(parameter: Choice | Range, results: SweepResults) -> str:
         points.append((share, metric, one))
     if isinstance(parameter, Choice):
         marks = _spots(points, low, high)
-        x0, x1 = MARGIN + 14, WIDTH - 10
         for place, label in enumerate(parameter.labels):
-            x = x0 + 8 + (place + 0.5) / len(parameter.labels) * (x1 - x0 - 16)
+            x = _across((place + 0.5) / len(parameter.labels))
             words = value_text(label)
             short = words if len(words) <= 14 else words[:13] + "…"
             marks.append(
-                f'<text x="{x:.1f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{page.text(short)}'
+                f'<text x="{x:.1f}" y="{BOTTOM + 16}" text-anchor="middle">{page.text(short)}'
                 f"<title>{page.text(words)}</title></text>"
             )
         return _frame(low, high, "", "", marks)
@@ -148,7 +159,6 @@ def history(results: SweepResults) -> str:
     shown = [(one, value) for one in results.trials if (value := _shown(one)) is not None]
     count = max(len(results.trials) - 1, 1)
     marks = _spots([(one.number / count, value, one) for one, value in shown], low, high)
-    top, bottom, x0, x1 = 12, HEIGHT - MARGIN, MARGIN + 14, WIDTH - 10
     best: Trial | None = None
     line = []
     for one, _ in shown:
@@ -156,9 +166,7 @@ def history(results: SweepResults) -> str:
             best = one
         metric = None if best is None else _shown(best)
         if metric is not None:
-            x = x0 + 8 + one.number / count * (x1 - x0 - 16)
-            y = bottom - (metric - low) / ((high - low) or 1.0) * (bottom - top)
-            line.append(f"{x:.1f},{y:.1f}")
+            line.append(f"{_across(one.number / count):.1f},{_up(metric, low, high):.1f}")
     if line:
         marks.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="var(--soft)"/>')
     return _frame(low, high, "trial 0", f"trial {len(results.trials) - 1}", marks)

@@ -8,66 +8,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kdcli import __version__
 from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING, duration, json_value, measure
 from kdcli.spec.sweep import Choice, Space, Values
 
-
-class Trial(Protocol):
-    """A trial as `kdcli.sweep.study` stores it."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def values(self) -> Values: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def primary(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def ratio(self) -> float | None: ...
-    @property
-    def same_as(self) -> int | None: ...
-
-
-class Plan(Protocol):
-    """What was measured before the first trial (`kdcli.sweep.prepare.Measured`)."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def held(self) -> int: ...
-    @property
-    def views(self) -> int | None: ...
-    @property
-    def live(self) -> str | None: ...
-
-
-class Progress(Protocol):
-    """A study while it runs."""
-
-    @property
-    def limit(self) -> int: ...
-    @property
-    def best(self) -> Trial | None: ...
-    def trials(self) -> Sequence[Trial]: ...
+if TYPE_CHECKING:
+    from kdcli.sweep.prepare import Measured
+    from kdcli.sweep.study import Study, Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +53,7 @@ class SweepResults:
     best: Trial
     importance: Mapping[str, float]
     seeded: tuple[Seeded, ...]
-    plan: Plan
+    plan: Measured
     share: float
     command: str
     spec_text: str = ""
@@ -144,7 +94,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def cost_text(
     space: Space,
     limit: int,
-    plan: Plan,
+    plan: Measured,
     *,
     folder: Path,
     share: float,
@@ -193,7 +143,7 @@ def cost_text(
     return "\n".join(lines)
 
 
-def trial_line(trial: Trial, study: Progress) -> str:
+def trial_line(trial: Trial, study: Study) -> str:
     """One trial that has ended, and what is left."""
     metric = trial.metrics.get(trial.primary)
     shown = MISSING if metric is None else f"{trial.primary} {measure(metric)}"

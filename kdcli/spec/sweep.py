@@ -19,7 +19,7 @@ from kdcli.spec.form.typed import span_of
 from kdcli.spec.parse import ParsedSpec, parse
 from kdcli.spec.schema import Job, Spec
 from kdcli.spec.tables import LossTable
-from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, kind
+from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, kind, to_data
 from kdcli.spec.text.nodes import Sequence as NodeSequence
 from kdcli.spec.text.overrides import Override, parse_assignment
 
@@ -253,16 +253,7 @@ def _refuse(code: str, message: str, help: str | None, span: Span) -> NoReturn:
 
 
 def _label(node: Node) -> Plain:
-    return node.value if isinstance(node, Scalar) else json.dumps(plain(node))
-
-
-def plain(node: Node) -> Any:
-    """A node as plain data."""
-    if isinstance(node, Scalar):
-        return node.value
-    if isinstance(node, NodeSequence):
-        return [plain(item) for item in node.items]
-    return {entry.key: plain(entry.value) for entry in node.entries}
+    return node.value if isinstance(node, Scalar) else json.dumps(to_data(node))
 
 
 def _same(one: Any, other: Any) -> bool:

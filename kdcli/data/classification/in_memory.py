@@ -95,8 +95,7 @@ class GivenImages(DatasetImages):
             found = labels if labels is not None else _labels(dataset)
             super().__init__(dataset, found, _classes(dataset) if class_names is None else class_names)
         self.side = side
-        self.mean = None if mean is None else tuple(map(float, mean))
-        self.std = None if std is None else tuple(map(float, std))
+        self.mean, self.std = _numbers(mean), _numbers(std)
         image = first[0]
         self.finished = isinstance(image, Tensor) and image.is_floating_point()
         if isinstance(image, Tensor):
@@ -152,7 +151,7 @@ class GivenBatches(BatchSource):
         with generators_kept(), _own_generators_kept(batches):
             super().__init__(batches, class_names=None if names is None else list(map(str, names)))
             first = self.batch(next(iter(batches)), 0)
-        self.facts = _with_pixels(self.facts, mean, std)
+        self.facts = replace(self.facts, mean=_numbers(mean), std=_numbers(std))
         own = _own_order(batches)
         self.notices = () if own is None else (OWN_ORDER.format(what=own),)
         self.brightest = _brightest(first["image"])
@@ -258,12 +257,8 @@ def _own_order(batches: Any) -> str | None:
     return None
 
 
-def _with_pixels(facts: DataFacts, mean: Sequence[float] | None, std: Sequence[float] | None) -> DataFacts:
-    return replace(
-        facts,
-        mean=None if mean is None else tuple(map(float, mean)),
-        std=None if std is None else tuple(map(float, std)),
-    )
+def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
 
 
 def _item(dataset: Any, side: str) -> Sequence[Any]:
