@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from functools import cache
 from typing import Any
 
@@ -61,7 +62,7 @@ def same_bits() -> bool:
     try:
         return all(_same(image, kind) for image, kind in made)
     except (ImportError, OSError, RuntimeError, AttributeError):
-        return False  # a torchvision that was built without JPEG
+        return False  # a torchvision without a decoder
 
 
 def _same(image: Image.Image, kind: dict[str, Any]) -> bool:
@@ -76,7 +77,11 @@ def _same(image: Image.Image, kind: dict[str, Any]) -> bool:
 def _decoded(data: torch.Tensor) -> NDArray[np.uint8]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    found: NDArray[np.uint8] = decode_jpeg(data, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    with warnings.catch_warnings():
+        # torchvision will give its decoders up, and Pillow is here for the day after.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pixels = decode_jpeg(data, mode=ImageReadMode.RGB)
+    found: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
     return found
 
 
