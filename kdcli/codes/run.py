@@ -425,7 +425,7 @@ RUN: dict[str, Explanation] = {
     "KD795": Explanation(
         "the training waits for its data",
         "For more than a tenth of the time no batch was there, and the device had nothing to do. The message says how"
-        " many data workers would read fast enough, from what was measured in this run: batches are the same bits for any"
+        " many data workers would read fast enough, as measured in this run: batches are the same bits for any"
         " number of them. Reading itself gets cheaper where the files hold no more pixels than the training sees.",
         "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
     ),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kdcli.records import Alarm
 from kdcli.training import data_waits
 from kdcli.training.data_waits import DataWaits, remedy_for
+from tests.training.runs import SPEC, spec_of, train_all
 
 
 class Clock:
@@ -82,3 +85,17 @@ def test_the_number_of_workers_that_would_do() -> None:
     )
     assert remedy_for(workers=1, waited=1.0, worked=0.1, cores=2).startswith("more data workers than 1")
     assert remedy_for(workers=None, waited=1.0, worked=0.1, cores=2).startswith("give your DataLoader more")
+
+
+def test_a_run_records_it_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SECONDS", 0.0), ("SHARE", -1.0), ("STEPS", 1), ("LEFT_OUT", 0)):
+        monkeypatch.setattr(data_waits, name, value)
+
+    def alarms(folder: str, **kwargs: bool) -> list[Alarm]:
+        loads = f"dataset.train.dataloader.kwargs={{in_memory: {str(kwargs['in_memory']).lower()}}}"
+        parsed = spec_of(SPEC, "trainer.max_epoch=1", loads, f"saver.save_dir={tmp_path / folder}")
+        return [record for record in train_all(parsed) if isinstance(record, Alarm)]
+
+    [alarm] = alarms("files", in_memory=False)
+    assert alarm.code == "KD795" and "num_workers" in alarm.message
+    assert alarms("held", in_memory=True) == []  # on the CPU that is work, and no wait
