@@ -283,4 +283,10 @@ LANGUAGE: dict[str, Explanation] = {
         " itself sets, the folder, the seed and what is held out, is the same in all trials or none of theirs.",
         "wrong: sweep: {runtime.random_seed: [1, 2, 3]}\nright: kdcli sweep cfg.yaml --seeds 3",
     ),
+    "KD288": Explanation(
+        "deterministic against cudnn_benchmark",
+        "cuDNN's benchmark takes the algorithm that was fastest just now, so that two runs may take two;"
+        " `deterministic` asks for the same bits at each run.",
+        "right: runtime: {deterministic: true}",
+    ),
 }

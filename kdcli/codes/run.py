@@ -422,4 +422,11 @@ RUN: dict[str, Explanation] = {
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
         "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
     ),
+    "KD791": Explanation(
+        "an operation that has no deterministic way",
+        "`runtime.deterministic: true` asks for the same bits at each run, and torch has one operation of this run"
+        " in no such way on this device.",
+        "wrong: runtime: {deterministic: true} with a layer that torch can't run so\n"
+        "right: leave it out, or take another layer: torch's page on `use_deterministic_algorithms` lists them",
+    ),
 }

@@ -57,8 +57,8 @@ IMAGE_READERS: Table = {
 }
 
 SAMPLERS: Table = {
-    "dist": Target("kdcli.data.loaders:Dist"),
-    "local": Target("kdcli.data.loaders:Local"),
+    "dist": Target("kdcli.data.orders:Dist"),
+    "local": Target("kdcli.data.orders:Local"),
 }
 
 EVALUATORS: Table = {

@@ -132,13 +132,13 @@ class Taps:
         self.names = frozenset(names)
         self.outputs = None if outputs is None else frozenset(outputs)
 
-    def compile(self) -> None:
-        """Compile the views with torch.compile from now on; the taps must be entered.
+    def compile(self, mode: str = "default") -> None:
+        """Compile the views with torch.compile, in one of its modes, from now on; the taps must be entered.
 
         What no tap and no output needs is no part of the compiled graph, which takes the place of stopping.
         """
         assert self._hooks is not None, "taps must be entered before their network is compiled"
-        self._compiled = torch.compile(self._shown)
+        self._compiled = torch.compile(self._shown, mode=None if mode == "default" else mode)
 
     def learn(self, batch: Mapping[str, Any], *, gradients: bool = False) -> View:
         """Run the whole network once, by default without gradient, and return its view.

@@ -14,11 +14,19 @@ from kdcli.training.run import Run
 
 
 class LossRecords:
-    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps."""
+    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps.
+
+    Their seconds are the device's: what the host waits for it at a log point is shared out among the steps since the
+    last one, of which the host only knows when it has handed them over.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
+        self.last = time.perf_counter()
+
+    def begin(self) -> None:
+        """Start the clock at an epoch's first step: what came before it, a test or the guard, is no step's time."""
         self.last = time.perf_counter()
 
     def add(
@@ -50,9 +58,11 @@ class LossRecords:
         values = torch.cat([values for _, _, values in self.waiting])
         flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
         waiting, self.waiting = self.waiting, []
+        now = time.perf_counter()
+        late, self.last = (now - self.last) / len(waiting), now
         position = 0
         for facts, names, _ in waiting:
             losses = dict(zip(names, flat[position : position + len(names)], strict=True))
             position += len(names)
+            facts["seconds"] = facts["seconds"] + late  # type: ignore[operator]
             yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
-        self.last = time.perf_counter()

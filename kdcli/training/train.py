@@ -16,7 +16,7 @@ from kdcli.distill.mimickers.mimicker import StepInfo
 from kdcli.distill.trainee import total_of
 from kdcli.errors import RunError
 from kdcli.failures import doing
-from kdcli.parallel.devices import to_device
+from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
@@ -134,6 +134,8 @@ class TrainLoop:
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
         self.watch = Watch(run, guard, progress)
+        pinned = run.spec.dataset.train.dataloader.kwargs.pin_memory is not False
+        self.copies = Copies(run.processes.device, beside=pinned)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -177,6 +179,7 @@ class TrainLoop:
         """Run the rest of the current epoch, or of the stage if that ends first."""
         run, progress, steps = self.run, self.progress, stage.plan.steps
         run.trainee.train()
+        self.losses.begin()
         batches_due = len(run.train_loader)
         group: list[Mapping[str, Any]] = []
         # Resumed after the last step of an epoch or stage: only what follows it is left to do.
@@ -235,7 +238,7 @@ class TrainLoop:
         parts: list[dict[str, Tensor]] = []
         images = 0
         for number, batch in enumerate(group):
-            batch = to_device(dict(batch), run.processes.device)
+            batch = self.copies(dict(batch))
             images += len(batch["image"])
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))

@@ -104,7 +104,7 @@ def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
 
 
 def mixes(outcome: Outcome) -> dict[Any, int]:
-    return outcome.watched.of("mix", "numpy", "generator", "pageable")
+    return outcome.watched.of("mix", "numpy", "generator", "pageable", "unordered")
 
 
 def waits(outcome: Outcome) -> dict[Any, int]:

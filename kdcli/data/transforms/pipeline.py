@@ -14,7 +14,13 @@ from torch import Tensor
 
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float, torchvision_transforms
+from kdcli.data.transforms.pixels import (
+    CustomToTensor,
+    Normalize,
+    ToTensor,
+    as_float,
+    torchvision_transforms,
+)
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import Component
@@ -37,16 +43,37 @@ class Pipeline:
     """Transforms in order; what comes out is float32, by an implied `to_tensor` at the end.
 
     `start` and `stop` pick a part of the list: the head that draws nothing may be run once and kept.
+    as_bytes: images stay uint8 where nothing but pixel-wise transforms is left (`tail`), which `Normalizing` then does.
     """
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
+    def __init__(self, transforms: Sequence[Transform], *, as_bytes: bool = False) -> None:
         self.transforms = tuple(transforms)
+        self.as_bytes = as_bytes
 
     def __call__(self, images: Tensor, draws: Draws, *, start: int = 0) -> Tensor:
         """uint8 [n, C, H, W] to float32 [n, C', H', W']."""
+        tail = self.tail()
         for number in range(start, len(self.transforms)):
+            if self.as_bytes and number == tail and images.dtype == torch.uint8:
+                return images.contiguous()
             images = self.transforms[number](images, draws.of(number))
+        if self.as_bytes and tail == len(self.transforms) and images.dtype == torch.uint8:
+            return images.contiguous()
         return as_float(images).contiguous()
+
+    def tail(self) -> int:
+        """From which transform on each value is made of one value of the same place and channel, without draws."""
+        number = len(self.transforms)
+        while number and isinstance(self.transforms[number - 1], (Normalize, ToTensor, CustomToTensor)):
+            number -= 1
+        return number
+
+    def run_tail(self, images: Tensor) -> Tensor:
+        """The transforms of the tail on uint8 images [n, C, H, W]; float32."""
+        nothing = Draws(0, 0, np.zeros(1, dtype=np.int64))
+        for transform in self.transforms[self.tail() :]:
+            images = transform(images, nothing)
+        return as_float(images)
 
     def head(self) -> int:
         """How many transforms at the start draw nothing and keep uint8."""
@@ -62,9 +89,10 @@ class Pipeline:
         return images
 
 
-def build_pipeline(components: Sequence[Component], path: SpecPath) -> Pipeline:
-    """Transforms by name; path is that of the list. Raises SpecError at the transform."""
-    return Pipeline([build_transform(part, (*path, i)) for i, part in enumerate(components)])
+def build_pipeline(components: Sequence[Component], path: SpecPath, *, as_bytes: bool = False) -> Pipeline:
+    """Transforms by name; path is that of the list. as_bytes: see Pipeline. Raises SpecError at the transform."""
+    made = [build_transform(part, (*path, i)) for i, part in enumerate(components)]
+    return Pipeline(made, as_bytes=as_bytes)
 
 
 def build_transform(component: Component, path: SpecPath) -> Any:
