@@ -240,6 +240,7 @@ def measure_mimicry(
                 break
             torch.manual_seed(seed + number * processes.world_size + processes.rank)
             batch = to_device(dict(batch), processes.device)
+            begin_batch(joined.trainee.taps, *(teacher.taps for teacher in teachers.values()))
             with torch.no_grad():
                 views = {name: teachers[name].view(batch) for name in running}
             with autocast or nullcontext():

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -293,7 +294,6 @@ class Functions(TorchFunctionMode):
             Tensor.cpu: lambda tensor, **_: self._moved(tensor, CPU, False),
             Tensor.cuda: lambda tensor, *_, **k: self._moved(tensor, CUDA, k.get("non_blocking", False)),
             Tensor.to: self._to,
-            Tensor.record_stream: watched.lend,
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -403,12 +403,16 @@ def pretend_cuda(devices: int = 1, capability: tuple[int, int] = (8, 0)) -> Iter
         (cuda, "synchronize", lambda *_: watched.note("wait", "synchronize")),
         (cuda, "is_bf16_supported", lambda *_, **__: True),
         (cuda, "get_device_capability", lambda *_: capability),
+        (cuda, "max_memory_allocated", lambda *_: 3 * 2**30),
+        (cuda, "max_memory_reserved", lambda *_: 4 * 2**30),
+        (cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=80 * 2**30)),
         (cuda, "Stream", watched.stream),
         (cuda, "stream", watched.on_stream),
         (cuda, "current_stream", lambda *_: watched.streams[-1]),
         *((cuda, name, lambda *_, **__: None) for name in "set_device set_rng_state manual_seed_all".split()),
         *((cuda, name, lambda *_, **__: None) for name in "manual_seed _lazy_init empty_cache".split()),
         (torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda *_: None),
+        (Tensor, "record_stream", lambda tensor, stream: watched.lend(tensor, stream)),
         (torch, "autocast", Autocast),
         (torch, "is_autocast_enabled", lambda d=None: enabled("cpu" if d in (None, "cuda") else d)),
     ]
