@@ -65,7 +65,7 @@ def begin_batch(*networks: Taps | None) -> bool:
     """
     replays = any(taps is not None and taps.replays for taps in networks)
     if replays:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     return replays
 
 

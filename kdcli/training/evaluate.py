@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdcli.data.loaders import Loader
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.taps import begin_batch
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import KdError, RunError
 from kdcli.failures import doing
