@@ -78,7 +78,7 @@ class Pipeline:
     def head(self) -> int:
         """How many transforms at the start draw nothing and keep uint8."""
         for number, transform in enumerate(self.transforms):
-            if transform.random or isinstance(transform, (Normalize, ToTensor)):
+            if transform.random or isinstance(transform, (Normalize, ToTensor, CustomToTensor)):
                 return number
         return len(self.transforms)
 
