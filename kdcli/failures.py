@@ -124,6 +124,12 @@ KNOWN = (
         "under autocast some tensors are half precision: let the code follow the input's type (`x.to(weight.dtype)`),"
         " or say `runtime: {precision: fp32}`",
     ),
+    _known(
+        r"does not have a deterministic implementation|Deterministic behavior was enabled with",
+        "KD791",
+        "leave `runtime.deterministic` out, or take another layer or loss: torch has this operation in no way that"
+        " gives the same bits each time",
+    ),
     _known(r"no space left on device|disk quota exceeded|file too large", "KD740", REASONS[errno.ENOSPC][1]),
     _known(
         r"too many open files|received \d+ items of ancdata",

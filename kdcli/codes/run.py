@@ -429,4 +429,11 @@ RUN: dict[str, Explanation] = {
         " number of them. Reading itself gets cheaper where the files hold no more pixels than the training sees.",
         "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
     ),
+    "KD791": Explanation(
+        "an operation that has no deterministic way",
+        "`runtime.deterministic: true` asks for the same bits at each run, and torch has one operation of this run"
+        " in no such way on this device.",
+        "wrong: runtime: {deterministic: true} with a layer that torch can't run so\n"
+        "right: leave it out, or take another layer: torch's page on `use_deterministic_algorithms` lists them",
+    ),
 }

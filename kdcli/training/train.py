@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from kdcli.disk import flush_to_disk
 from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.taps import begin_batch
 from kdcli.distill.trainee import total_of
 from kdcli.errors import RunError
 from kdcli.failures import doing
-from kdcli.parallel.devices import to_device
+from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
 from kdcli.parallel.sharding import whole
@@ -51,7 +52,7 @@ from kdcli.training.first_step import prove_first_step, refuse_strong_pulls
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
-from kdcli.training.loss_records import LossRecords
+from kdcli.training.loss_records import DeviceNotices, LossRecords
 from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
@@ -133,9 +134,11 @@ class TrainLoop:
         self.consensus = Consensus(run.processes)
         self.finite = FiniteCheck(run)
         self.bad_samples = BadSamples(run, progress)
-        self.losses = LossRecords(run)
+        self.losses, self.device = LossRecords(run), DeviceNotices(run, progress)
         self.watch = Watch(run, guard, progress)
         self.data_waits = data_waits.watched(run)
+        pinned = run.spec.dataset.train.dataloader.kwargs.pin_memory is not False
+        self.copies = Copies(run.processes.device, beside=pinned)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -179,6 +182,7 @@ class TrainLoop:
         """Run the rest of the current epoch, or of the stage if that ends first."""
         run, progress, steps = self.run, self.progress, stage.plan.steps
         run.trainee.train()
+        self.losses.begin()
         batches_due = len(run.train_loader)
         group: list[Mapping[str, Any]] = []
         # Resumed after the last step of an epoch or stage: only what follows it is left to do.
@@ -220,6 +224,7 @@ class TrainLoop:
             self.watch.take(record)
         self.finite.read()
         self.run.folder.check_claim()
+        yield from self.device.notices()
         yield from self.watch.judge()
         yield from self.data_waits.judge(self.progress.step)
 
@@ -238,7 +243,7 @@ class TrainLoop:
         parts: list[dict[str, Tensor]] = []
         images = 0
         for number, batch in enumerate(group):
-            batch = to_device(dict(batch), run.processes.device)
+            batch = self.copies(dict(batch))
             images += len(batch["image"])
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
@@ -256,6 +261,7 @@ class TrainLoop:
         """Forward and backward of one batch; returns its losses, detached."""
         run = self.run
         number = step_info.step + 1
+        replays = begin_batch(run.trainee.taps, *(teacher.taps for teacher in run.teachers.values()))
         with self.ddp.gradients(last=last):
             with waiting(lambda: f"the forward pass of step {number}", FORWARD_SECONDS):
                 # Teachers first: their transient peak must not stack on the student's saved activations.
@@ -270,7 +276,7 @@ class TrainLoop:
             total = total_of(losses) * share
             with run.processes.meeting_at(f"the gradients of step {number}"):
                 (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach().clone() if replays else loss.detach() for name, loss in losses.items()}
 
     def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
         """Clip and check the gradients, step the optimizer, update the average."""
@@ -284,8 +290,7 @@ class TrainLoop:
             return
         self.watch.looks.before_update()
         if run.scaler is not None:
-            run.scaler.step(optimizer)
-            run.scaler.update()
+            self.device.step(optimizer)
         else:
             optimizer.step()
         if run.ema is not None:
@@ -458,6 +463,7 @@ class TrainLoop:
     def finish(self, started: float) -> Iterator[Record]:
         """Measure the teachers, save the student, close the run."""
         run, progress = self.run, self.progress
+        yield from self.device.notices(over=True)
         for name, teacher in run.teachers.items():
             if name in progress.teachers:
                 with evaluation_mode(teacher.net):
