@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import RunError, UsageError
-from kdcli.parallel.interrupts import heeded
+from kdcli.parallel.interrupts import at_once, heeded
+from kdcli.parallel.pulse import keep_pulse, pulse_path
+from kdcli.parallel.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -247,11 +249,16 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
             shutdown_timeout=SHUTDOWN_SECONDS,
         )
         os.environ[MARKS] = folder
+        pulses = [pulse_path(Path(folder), rank) for rank in range(plan.processes)]
+        watchdog = Watchdog(pulses, alone=plan.nnodes == 1)
         try:
-            elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
+            with watchdog.watching():
+                elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
         except ChildFailedError as failed:
             raise SystemExit(_tell(list(failed.failures.values()))) from None
         except SignalException as stopped:
+            if watchdog.killed:
+                raise at_once(stopped.sigval, again) from None
             raise SystemExit(128 + stopped.sigval) from None
 
 
@@ -332,10 +339,13 @@ def continue_command() -> str | None:
 
 
 def follow_launcher() -> None:
-    """In a worker: stop, as after SIGTERM, when the launcher is gone."""
+    """In a worker: keep a pulse for the launcher, and stop, as after SIGTERM, when it is gone."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or not is_worker():
         return
+    if MARKS in os.environ:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        keep_pulse(pulse_path(Path(os.environ[MARKS]), local_rank), int(os.environ["RANK"]))
 
     def watch() -> None:
         while os.getppid() == int(launcher):

@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdcli import __version__
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.launch import restarts
+from kdcli.parallel.pulse import waiting_for_others
 from kdcli.spec.text.nodes import leaves
 from kdcli.waiting import waiting
 
@@ -365,7 +366,7 @@ class Together:
         """A `with` block that ends when every process has come to it."""
         outer, self._place = self._place, place
         try:
-            with waiting(lambda: self._others(place), shared=False):
+            with waiting_for_others(), waiting(lambda: self._others(place), shared=False):
                 yield
         finally:
             self._place = outer

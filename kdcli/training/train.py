@@ -19,6 +19,7 @@ from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
+from kdcli.parallel.pulse import begin_step, end_steps, saving
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
@@ -206,6 +207,7 @@ class TrainLoop:
                 f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
                 "an own dataset must be readable as often as there are epochs: no generator that ends",
             )
+        end_steps()
         yield from self.flush()
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
@@ -223,6 +225,7 @@ class TrainLoop:
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
+        begin_step()
         step_info = StepInfo(
             step=progress.step,
             stage_step=progress.stage_step,
@@ -431,7 +434,8 @@ class TrainLoop:
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
             flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
-            path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
+            with saving():
+                path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
         self.saved_at = time.perf_counter()
         run.processes.wait()
         return Saved(step=progress.step, path=path)
