@@ -20,7 +20,7 @@ from pathlib import Path
 from kdcli.failures import doing
 
 STUCK_SECONDS = 6.0
-"""A process without a pulse for so long is stuck, in a run that is to stop; a step may take thrice the longest so far."""
+"""One without a pulse for so long is stuck, in a run that is to stop. A step may take thrice the longest."""
 
 UNHURRIED_SECONDS = 600.0
 """So long may the system or a library be busy with what is no training step: torch.compile and cuDNN's benchmark in the
@@ -174,13 +174,13 @@ pulse: Pulse | None = None
 """This process's, where kdcli's launcher has started it."""
 
 
-def _forget() -> None:
-    """In a forked process (a data worker): the pulse is its parent's."""
+def stop_pulse() -> None:
+    """Keep no pulse any more: in a forked process (a data worker) it would be its parent's."""
     global pulse
     pulse = doing.listener = None
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=stop_pulse)
 
 
 def keep_pulse(path: Path, rank: int) -> None:
@@ -191,9 +191,9 @@ def keep_pulse(path: Path, rank: int) -> None:
     signal.signal(PING, lambda _number, _frame: made.beat())
 
     def ask() -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
+        while pulse is made:
             _thread.interrupt_main(PING)
+            time.sleep(BEAT_SECONDS)
 
     threading.Thread(target=ask, name="kdcli-pulse", daemon=True).start()
 

@@ -23,6 +23,12 @@ from kdcli.waiting import say
 AT_ONCE_SECONDS = 2.0
 """After a second signal the workers have so long to leave by themselves."""
 
+LEAVE_SECONDS = 12.0
+"""After a death the other workers have so long to close what they have open; a checkpoint is written to its end."""
+
+STOP_SECONDS = 14.0
+"""Where one was stuck after a signal, the others have left so long after it."""
+
 LOOK_SECONDS = 0.2
 
 
@@ -56,6 +62,7 @@ class Watchdog:
         self._asked_at: float | None = None
         self._again_at: float | None = None
         self._died_at: float | None = None
+        self._leave_by = 0.0
         self._pids_then: frozenset[int] = frozenset()
         self._over = threading.Event()
 
@@ -102,6 +109,8 @@ class Watchdog:
         living = [state for state in states if statuses[state.pid] is not None]
         if self._died_at is None and any(state.left != 1 for state in states if state not in living):
             self._died_at, self._pids_then = now, pids
+            asked = self._asked_at if self.killed else None
+            self._leave_by = now + LEAVE_SECONDS if asked is None else max(asked + STOP_SECONDS, now + 3.0)
         if self._asked_at is None and any(state.asked for state in living):
             self._asked_at = now
         # What the system has stopped (SIGSTOP) computes nothing, whatever it was at.
@@ -111,7 +120,8 @@ class Watchdog:
             stuck = living
         elif self._died_at is not None:
             old = [one for one in living if one.pid in self._pids_then]
-            stuck = stuck_after_death(old, self._died_at, now)
+            late = [one for one in old if now > self._leave_by and not one.saves]
+            stuck = late or stuck_after_death(old, self._died_at, now)
         elif self._asked_at is not None:
             stuck = stuck_after_signal(living, self._asked_at, now, alone=self.alone)
         for state in stuck:
@@ -123,8 +133,11 @@ class Watchdog:
 
 def stuck_text(state: State, now: float) -> str:
     """Which process is stuck, in what and for how long, and that it is killed."""
+    seconds = now - state.moved
+    if seconds < STUCK_SECONDS:
+        return f"process {state.rank} (pid {state.pid}) takes too long to leave: it is killed"
     what = f"waits for other processes in {state.text}" if state.waits else f"is stuck in {state.text}"
-    return f"process {state.rank} (pid {state.pid}) {what}, without a move for {now - state.moved:.0f} s: it is killed"
+    return f"process {state.rank} (pid {state.pid}) {what}, without a move for {seconds:.0f} s: it is killed"
 
 
 def status_of(pid: int) -> str | None:
