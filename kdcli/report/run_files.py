@@ -170,7 +170,9 @@ def _drop_incomplete_line(path: Path) -> None:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    fields = asdict(record)
+    # Of every step: asdict copies each value on its own, and a Step holds plain ones.
+    plain = isinstance(record, Step)
+    fields = {name: getattr(record, name) for name in record.__slots__} if plain else asdict(record)
     fields.pop("step", None)
     return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
 

@@ -278,9 +278,10 @@ class TrainLoop:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if run.scaler is not None:
             run.scaler.unscale_(optimizer)
+        norm = None
         if run.spec.trainer.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
-        if not self.finite.passes(self.progress, parts, parameters):
+            norm = nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
+        if not self.finite.passes(self.progress, parts, parameters, norm):
             return
         self.watch.looks.before_update()
         if run.scaler is not None:
