@@ -22,6 +22,9 @@ from kdcli.failures import doing
 STUCK_SECONDS = 6.0
 """One without a pulse for so long is stuck, in a run that is to stop. A step may take thrice the longest."""
 
+BETWEEN_SECONDS = 60.0
+"""Between two steps: whoever waits for data runs some Python every few seconds, and a device may have work queued."""
+
 UNHURRIED_SECONDS = 600.0
 """So long may the system or a library be busy with what is no training step: torch.compile and cuDNN's benchmark in the
 first one, an evaluation, a checkpoint."""
@@ -102,8 +105,14 @@ class Pulse:
         now = time.monotonic()
         if self._last_step:
             self._longest = max(self._longest or 0.0, now - self._last_step)
+        if self._longest is not None:
             self._patience = max(STUCK_SECONDS, 3 * self._longest)
         self._last_step = now
+        self._write()
+
+    def between_steps(self) -> None:
+        """Say that a step has ended, and that the next batch is waited for."""
+        self._patience = max(self._patience, BETWEEN_SECONDS)
         self._write()
 
     def no_step(self) -> None:
@@ -214,6 +223,12 @@ def begin_step() -> None:
     """Tell the launcher that a training step begins."""
     if pulse is not None:
         pulse.step()
+
+
+def end_step() -> None:
+    """Tell the launcher that a training step has ended."""
+    if pulse is not None:
+        pulse.between_steps()
 
 
 def end_steps() -> None:

@@ -19,7 +19,7 @@ from kdcli.failures import doing
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
-from kdcli.parallel.pulse import begin_step, end_steps, saving
+from kdcli.parallel.pulse import begin_step, end_step, end_steps, saving
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
@@ -249,6 +249,7 @@ class TrainLoop:
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
         stage.rate.advance(rising(self.primary, progress.scheduled))
+        end_step()
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float

@@ -18,7 +18,16 @@ import pytest
 from kdcli.failures import doing
 from kdcli.parallel import pulse as pulses
 from kdcli.parallel import watchdog as module
-from kdcli.parallel.pulse import STUCK_SECONDS, UNHURRIED_SECONDS, Pulse, State, keep_pulse, pulse_path, read
+from kdcli.parallel.pulse import (
+    BETWEEN_SECONDS,
+    STUCK_SECONDS,
+    UNHURRIED_SECONDS,
+    Pulse,
+    State,
+    keep_pulse,
+    pulse_path,
+    read,
+)
 from kdcli.parallel.watchdog import (
     AT_ONCE_SECONDS,
     LEAVE_SECONDS,
@@ -132,6 +141,8 @@ def test_a_pulse_says_what_is_done_and_how_long_it_may_take(
                 assert seen(tmp_path).text == "training step 2 of 9, the forward pass of teacher0"
                 assert seen(tmp_path).waits
         assert (seen(tmp_path).patience, seen(tmp_path).waits) == (15.0, False)
+        pulse.between_steps()
+        assert seen(tmp_path).patience == BETWEEN_SECONDS
         with pulse.saving():
             saving = seen(tmp_path)
         now[0] += 90.0
