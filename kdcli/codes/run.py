@@ -311,6 +311,14 @@ RUN: dict[str, Explanation] = {
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
     ),
+    "KD817": Explanation(
+        "process that is stuck",
+        "The run is to stop, after Ctrl-C or because another process died, and a process does nothing that could end:"
+        " its main thread has run no Python for six seconds (a step may take thrice the longest so far), in a call of a"
+        " library, of the system or of a driver. Nobody waits for it longer; the last checkpoint is whole. An"
+        " evaluation, a checkpoint and a first step may take any time.",
+        "look at what it was at, which the message names; then: kdcli train cfg.yaml --resume",
+    ),
     "KD880": Explanation(
         "file that does not say how it is used",
         "`kdcli predict` asks a file alone how images become its input, which outputs it has and, of weights, which"

@@ -20,6 +20,7 @@ from kdcli.failures import doing
 from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
+from kdcli.parallel.pulse import begin_step, end_step, end_steps, saving
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
@@ -212,6 +213,7 @@ class TrainLoop:
                 f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
                 "an own dataset must be readable as often as there are epochs: no generator that ends",
             )
+        end_steps()
         yield from self.flush()
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
@@ -231,6 +233,7 @@ class TrainLoop:
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
+        begin_step()
         step_info = StepInfo(
             step=progress.step,
             stage_step=progress.stage_step,
@@ -254,6 +257,7 @@ class TrainLoop:
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
         stage.rate.advance(rising(self.primary, progress.scheduled))
+        end_step()
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
@@ -284,9 +288,10 @@ class TrainLoop:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if run.scaler is not None:
             run.scaler.unscale_(optimizer)
+        norm = None
         if run.spec.trainer.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
-        if not self.finite.passes(self.progress, parts, parameters):
+            norm = nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
+        if not self.finite.passes(self.progress, parts, parameters, norm):
             return
         self.watch.looks.before_update()
         if run.scaler is not None:
@@ -439,7 +444,8 @@ class TrainLoop:
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
             flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
-            path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
+            with saving():
+                path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
         self.saved_at = time.perf_counter()
         run.processes.wait()
         return Saved(step=progress.step, path=path)
