@@ -17,6 +17,7 @@ interrupted goes on at its last checkpoint: the same command continues. `--table
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -40,7 +41,9 @@ from tests.benchmarks.worth import spread
 TUNING_SEED = 100
 """Weights are chosen with a seed that is in no row of the table."""
 
-MEASURED_STEPS = 16
+LEAST_PAIRS, MOST_PAIRS, MEASURED_SECONDS = 16, 200, 20.0
+"""How many steps are measured: at least so many, then more until so much CPU time has gone by."""
+
 WAYS = ("cost", "steps")
 
 
@@ -76,6 +79,8 @@ class Proof:
 
     def cost(self, row: str) -> dict[str, float]:
         """A step's CPU time over that of the student alone, for each part; `once`: what is paid once, in its steps."""
+        if row == self.pair.alone:
+            return {"train": 1.0, "once": 0.0}
         file = self.folder / "cost.json"
         costs = json.loads(file.read_text()) if file.exists() else {}
         if row not in costs:
@@ -94,8 +99,6 @@ class Proof:
 
     def steps_at_equal_cost(self, row: str) -> int:
         """As many steps as cost what the student alone costs; what is paid once comes off first."""
-        if row == self.pair.alone:
-            return self.steps
         cost, parts = self.cost(row), self.pair.rows[row].parts
         per_step = sum(share * cost[part] for part, share in parts.items())
         return max(1, round((self.steps - cost["once"]) / per_step))
@@ -217,7 +220,7 @@ def steps_of(spec: Spec, folder: Path, stack: ExitStack) -> Iterator[float]:
 
     torch.set_num_threads(1)
     spec["saver"] = {"save_dir": str(folder)}
-    spec["trainer"] |= {"test_freq": 10**6, "save_freq": 10**6}
+    spec["trainer"] |= {"test_freq": 10**6, "save_freq": 10**6, "log_freq": 1}  # records come by log_freq
     start = time.process_time()
     parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
     run = stack.enter_context(
@@ -239,22 +242,26 @@ def measured_cost(pair: Pair, row: str) -> dict[str, float]:
                 "alone": pair.spec(pair.alone, "train", weight=1.0, seed=1, steps=10**6, on="val"),
                 "row": pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val"),
             }
-            cached = specs["row"].get("mimic", {}).get("teacher0", {}).get("cache")
-            if cached:
-                cached["views"] = 1  # of all of them, what one costs is enough
+            if pair.rows[row].views:
+                specs["live"] = copy.deepcopy(specs["row"])
+                specs["live"]["mimic"]["teacher0"].pop("cache")
+                specs["row"]["mimic"]["teacher0"]["cache"]["views"] = 1  # what one costs is enough
             sides = {name: steps_of(spec, folder / name, stack) for name, spec in specs.items()}
             before = {name: next(side) for name, side in sides.items()}
             for side in sides.values():
                 next(side)  # one to warm up
-            pairs = []
-            for number in range(MEASURED_STEPS):
-                order = ("row", "alone") if number % 2 else ("alone", "row")
+            pairs: list[tuple[float, float]] = []
+            begun = time.process_time()
+            while len(pairs) < LEAST_PAIRS or (
+                len(pairs) < MOST_PAIRS and time.process_time() - begun < MEASURED_SECONDS
+            ):
+                order = ("row", "alone") if len(pairs) % 2 else ("alone", "row")
                 seconds = {name: next(sides[name]) for name in order}
                 pairs.append((seconds["row"], seconds["alone"]))
             alone = statistics.median(seconds for _, seconds in pairs)
             found[part] = statistics.median(row / alone for row, alone in pairs)
-            extra = max(0.0, before["row"] - before["alone"]) / alone
-            found["once"] += extra * max(1, pair.rows[row].views)
+            if pair.rows[row].views:
+                found["once"] += pair.rows[row].views * max(0.0, before["row"] - before["live"]) / alone
     return found
 
 

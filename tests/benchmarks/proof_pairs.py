@@ -90,8 +90,8 @@ class Stamps(Pair):
         """What the table says before its rows."""
         return (
             "Composed photographs (`make-data stamp-scenes`), 8 classes, 1,600 of 96 pixels to train on, top-1 on "
-            "1,600 of other stamps and backgrounds. Teacher: `tf_efficientnet_lite0`, a linear head on ImageNet's weights; "
-            "student: `mobilenetv3_small_100` from scratch."
+            "1,600 of other stamps and backgrounds. Teacher: `tf_efficientnet_lite0`, a linear head on ImageNet's "
+            "weights; student: `mobilenetv3_small_100` from scratch."
         )
 
     def images_of(self, part: str) -> int:
