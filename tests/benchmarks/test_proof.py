@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from kdcli.spec.parse import parse
-from tests.benchmarks import proof as module
-from tests.benchmarks.proof import TUNING_SEED, Proof, Spec, trained, write
-from tests.benchmarks.proof_pairs import FAMILIES, Fashion, Pair, Stamps
+from tests.benchmarks.proof import TUNING_SEED, Proof, trained, write
+from tests.benchmarks.proof_pairs import FAMILIES, Fashion, Pair, Spec, Stamps
 
 COST = {"train": 1.5, "unlabelled": 2.5, "probe": 0.5, "once": 10.0}
 
@@ -112,7 +112,7 @@ def test_a_training_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: py
         commands.append(command)
         (tmp_path / "run" / "finished.json").write_text(json.dumps({"last": {"top1": 1.0}}))
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     assert trained({}, out)["last"] == {"top1": 1.0} and commands[-1][-1] == "--overwrite"
