@@ -153,8 +153,9 @@ LANGUAGE: dict[str, Explanation] = {
     ),
     "KD242": Explanation(
         "something needs labels, and the data has none",
-        "Some losses read the class of each image, an evaluator compares with it, mixup and cutmix mix it, and"
-        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read.",
+        "Some losses read the class of each image, an evaluator compares with it, and"
+        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read."
+        " mixup and cutmix of kdcli mix images without labels too.",
         "wrong: cfgs: {loss: {type: dkd_loss}} with labels: none\nright: cfgs: {loss: {type: kd_loss, kwargs: {T: 4}}}",
     ),
     "KD243": Explanation(
