@@ -234,11 +234,7 @@ class TrainLoop:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
         begin_step()
-        step_info = StepInfo(
-            step=progress.step,
-            stage_step=progress.stage_step,
-            epoch=progress.epoch + progress.batch / len(run.train_loader),
-        )
+        step_info = step_info_of(progress, len(run.train_loader))
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
         self.watch.begin(group)
