@@ -328,8 +328,10 @@ def test_a_stuck_process_keeps_no_run_that_is_told_to_stop(folder: Path, trouble
     began = time.monotonic()
     os.kill(run.process.pid, signal.Signals[name])
     assert run.code() == code, run.screen()
-    assert time.monotonic() - began < 20.0, "15 s, and what a busy machine adds"
+    # 13 s on an idle machine, and without the watchdog 600 s.
+    assert time.monotonic() - began < 60.0
     told = run.screen()
+    assert re.search(r"without a move for ([6-9]|1\d) s: it is killed", told), told
     assert (
         told.count("KD817: process 1 (pid ") == 1
         and " is stuck in training step 5 of 12, the student's" in told
@@ -350,7 +352,6 @@ def test_a_stuck_process_keeps_no_run_whose_other_process_died(folder: Path) -> 
     began = time.monotonic()
     os.kill(worker(run.process.pid, 2), signal.SIGKILL)
     assert run.code() == 1, run.screen()
-    assert time.monotonic() - began < 60.0
     told = run.screen()
     assert re.search(r"without a move for ([6-9]|1\d) s: it is killed", told), told
     assert " is stuck in training step 5 of 12, the student's" in told and "KD723: process 2 of this" in told
