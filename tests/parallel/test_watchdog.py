@@ -352,6 +352,7 @@ def test_a_stuck_process_keeps_no_run_whose_other_process_died(folder: Path) -> 
     began = time.monotonic()
     os.kill(worker(run.process.pid, 2), signal.SIGKILL)
     assert run.code() == 1, run.screen()
+    assert time.monotonic() - began < 60.0
     told = run.screen()
     assert re.search(r"without a move for ([6-9]|1\d) s: it is killed", told), told
     assert " is stuck in training step 5 of 12, the student's" in told and "KD723: process 2 of this" in told
