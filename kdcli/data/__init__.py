@@ -57,8 +57,8 @@ IMAGE_READERS: Table = {
 }
 
 SAMPLERS: Table = {
-    "dist": Target("kdcli.data.orders:Dist"),
-    "local": Target("kdcli.data.orders:Local"),
+    "dist": Target("kdcli.data.order:Dist"),
+    "local": Target("kdcli.data.order:Local"),
 }
 
 EVALUATORS: Table = {

@@ -1,6 +1,6 @@
 """The batches of one side of the data, epoch by epoch.
 
-`start` needs no reading: batches are lists of ids.
+`start` needs no reading: batches are lists of ids (kdcli.data.order).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kdcli.data.batches import (
 )
 from kdcli.data.draws import Ids
 from kdcli.data.facts import DataFacts
-from kdcli.data.orders import Order
+from kdcli.data.order import Order
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
 from kdcli.failures import doing
@@ -95,6 +95,16 @@ class Loader:
         self._at_exit = _Close(self)
         self._length = len(order.batches(0))
         self._note(bad_samples)
+
+    @property
+    def workers(self) -> int | None:
+        """How many data workers there are; None where they are not kdcli's."""
+        return self._num_workers
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are there already."""
+        return isinstance(self._reader, ArrayReader)
 
     def __len__(self) -> int:
         """Batches an epoch for this process."""
@@ -282,6 +292,8 @@ def budget_text(budget: int | float, samples: int | None) -> str:
 
 class GivenLoader(Loader):
     """The batches of a BatchSource, epoch by epoch."""
+
+    workers, in_memory = None, False
 
     def __init__(self, source: BatchSource, seed: int = 0) -> None:
         self.source, self.seed = source, seed

@@ -132,8 +132,8 @@ class Taps:
             for name, module in self.modules.items():
                 if module is not None:
                     stack.callback(self._hook(name, module).remove)
-            for child in self.net.children():
-                stack.callback(child.register_forward_hook(self._after_child).remove)
+            for name, child in self.net.named_children():
+                stack.callback(self._hook_child(name, child).remove)
             self._hooks = stack.pop_all()
         return self
 
@@ -297,10 +297,15 @@ class Taps:
                 self._versions[name].append(tensor._version)
         self._stop_if_enough(self.taps[name].path)
 
-    def _after_child(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _hook_child(self, name: str, child: nn.Module) -> RemovableHandle:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._after_child(name, output)
+
+        return child.register_forward_hook(after)
+
+    def _after_child(self, name: str, output: Any) -> None:
         if self._compiled is not None:
             return
-        name = next(n for n, child in self.net.named_children() if child is module)
         if isinstance(self.net, Network):
             self._made.update(self.net.named_outputs(name, output))
         elif isinstance(output, Mapping):

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from kdcli.data.batches import normalized
 from kdcli.errors import RunError, SpecError
 from kdcli.failures import out_of_memory, text_of
+from kdcli.parallel.launch import device_index, visible_names
 from kdcli.parallel.settings import decide, facts_of
 from kdcli.spec.schema import Runtime, Spec
 
@@ -24,15 +25,17 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """The device for `auto`, `cpu` or `cuda` on this machine."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    visible = visible_gpus()
-    if visible <= local_rank:
-        raise no_such_gpus(local_rank + 1, visible)
-    return torch.device("cuda", local_rank)
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.device("cuda", device_index(local_rank, visible))
 
 
 def visible_gpus() -> int:
-    """The number of CUDA devices that this process may use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """The number of CUDA devices that may be used, as the driver counts them (NVML): CUDA itself is not started."""
+    names = visible_names()
+    if names is not None and any(name.startswith("MIG-") for name in names):
+        # CUDA shows a process one part of a GPU alone: each of several processes is given its own.
+        return len(names) if torch.cuda.device_count() else 0
+    return torch.cuda.device_count()
 
 
 def no_such_gpus(wanted: int, visible: int) -> RunError:
@@ -42,6 +45,11 @@ def no_such_gpus(wanted: int, visible: int) -> RunError:
         f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
         "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
     )
+
+
+def name_of(device: torch.device) -> str | None:
+    """A CUDA device's own name (UUID), by which processes see that they share one; None on the CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from kdcli.failures import doing
 from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
+from kdcli.parallel.pulse import begin_step, end_step, end_steps, saving
 from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
 from kdcli.tasks.probe.probe import LINEAR
+from kdcli.training import data_waits
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -135,6 +137,7 @@ class TrainLoop:
         self.bad_samples = BadSamples(run, progress)
         self.losses, self.device = LossRecords(run), DeviceNotices(run, progress)
         self.watch = Watch(run, guard, progress)
+        self.data_waits = data_waits.watched(run)
         pinned = run.spec.dataset.train.dataloader.kwargs.pin_memory is not False
         self.copies = Copies(run.processes.device, beside=pinned)
         self.saved_at = time.perf_counter()
@@ -186,7 +189,7 @@ class TrainLoop:
         # Resumed after the last step of an epoch or stage: only what follows it is left to do.
         first = progress.batch if progress.stage_step < steps else batches_due
         with closing(run.train_loader.batches(progress.epoch, first)) as batches:  # type: ignore[type-var]
-            for batch in batches:
+            for batch in self.data_waits.timed(batches):
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
@@ -210,6 +213,7 @@ class TrainLoop:
                 f"epoch {progress.epoch + 1} gave no batch, and {steps - progress.stage_step} steps are left",
                 "an own dataset must be readable as often as there are epochs: no generator that ends",
             )
+        end_steps()
         yield from self.flush()
         flush_all(run.sources, run.processes)
         yield from warnings(damaged_rows(run.sources, run.processes))
@@ -217,22 +221,20 @@ class TrainLoop:
 
     def flush(self) -> Iterator[Record]:
         """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
-        for record in self.losses.flush():
+        for record in self.data_waits.reading(self.losses.flush()):
             yield record
             self.watch.take(record)
         self.finite.read()
         self.run.folder.check_claim()
         yield from self.device.notices()
         yield from self.watch.judge()
+        yield from self.data_waits.judge(self.progress.step)
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""
         run, progress = self.run, self.progress
-        step_info = StepInfo(
-            step=progress.step,
-            stage_step=progress.stage_step,
-            epoch=progress.epoch + progress.batch / len(run.train_loader),
-        )
+        begin_step()
+        step_info = step_info_of(progress, len(run.train_loader))
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
         self.watch.begin(group)
@@ -251,6 +253,7 @@ class TrainLoop:
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
         stage.rate.advance(rising(self.primary, progress.scheduled))
+        end_step()
 
     def backward(
         self, stage: Stage, batch: dict[str, Any], step_info: StepInfo, *, last: bool, share: float
@@ -281,9 +284,10 @@ class TrainLoop:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if run.scaler is not None:
             run.scaler.unscale_(optimizer)
+        norm = None
         if run.spec.trainer.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
-        if not self.finite.passes(self.progress, parts, parameters):
+            norm = nn.utils.clip_grad_norm_(parameters, run.spec.trainer.clip_grad_norm)
+        if not self.finite.passes(self.progress, parts, parameters, norm):
             return
         self.watch.looks.before_update()
         if run.scaler is not None:
@@ -436,7 +440,8 @@ class TrainLoop:
             # What has been told by now must not be missing after a power cut that the checkpoint outlives.
             flush_to_disk(run.folder.metrics)
             keep = 1 if run.spec.trainer.only_save_latest else run.spec.trainer.keep_checkpoints
-            path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
+            with saving():
+                path = save_checkpoint(path, progress.step, state, keep=keep, best=progress.best_step)
         self.saved_at = time.perf_counter()
         run.processes.wait()
         return Saved(step=progress.step, path=path)

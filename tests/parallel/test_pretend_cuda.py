@@ -272,16 +272,50 @@ def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
     assert mixes(rest) == {} and waits(rest) == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "width"), [("frs", 4), ("sample_feature", 4), ("defeat", 32)])
-def test_a_detector_mixes_nothing(name: str, width: int, tmp_path: Path) -> None:
-    """It does wait, for how many proposals and targets there are: once a level and image, among others."""
+MOST_WAITS = 8
+"""How often a detector's step may wait for the device: for how many boxes there are, not once an image or level."""
+
+DETECTORS: dict[str, tuple[int, list[str]]] = {
+    "student": (5, []),
+    "retina_student": (1, []),
+    "frs": (5, random_teacher()),
+    "pkd": (5, random_teacher()),
+    "defeat": (5, random_teacher(32)),
+    "sample_feature": (8, random_teacher()),
+    "retina_kd": (1, random_teacher()),
+}
+"""For each detector of the samples and each method: how often a step waits, and what makes its teacher small."""
+
+
+def detector_run(name: str, folder: Path, images: int, *changes: str) -> Outcome:
+    """One step of a detector's sample with so many images."""
     text = (SAMPLES / f"scenes_{name}.yaml").read_text()
-    changes = [*on_scenes(write_scenes(tmp_path)), *random_teacher(width)]
-    outcome = run(
-        text, *changes, f"saver.save_dir={tmp_path}/run", "dataset.dataloader.kwargs.pin_memory=true"
-    )
-    assert mixes(outcome) == {} and sum(waits(outcome).values()) <= 125
+    scenes = on_scenes(write_scenes(folder, num_train=images))
+    if name.startswith("retina"):
+        scenes = [change for change in scenes if ".bbox_head." not in change]
+    options = [
+        "dataset.dataloader.kwargs.pin_memory=true",
+        f"dataset.batch_sampler.kwargs.batch_size={images}",
+    ]
+    return run(text, *scenes, *DETECTORS[name][1], *options, f"saver.save_dir={folder}/run", *changes)
+
+
+@pytest.mark.parametrize("name", ["student"])
+def test_a_detector_waits_for_numbers_of_boxes_alone(name: str, tmp_path: Path) -> None:
+    outcome = detector_run(name, tmp_path, 2)
+    assert mixes(outcome) == {} and len(outcome.losses) == 1
+    assert sum(waits(outcome).values()) == DETECTORS[name][0] <= MOST_WAITS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_waits_as_often_whatever_the_number_of_images(
+    name: str, images: int, tmp_path: Path
+) -> None:
+    outcome = detector_run(name, tmp_path, images)
+    assert mixes(outcome) == {} and len(outcome.losses) == 1
+    assert sum(waits(outcome).values()) == DETECTORS[name][0] <= MOST_WAITS
 
 
 def test_the_loss_table_is_covered() -> None:

@@ -1,4 +1,4 @@
-"""The order of the samples of one side, cut into batches and shared out among processes.
+"""The order of the samples of one side of the data, as batches of ids, epoch by epoch.
 
 In training: the permutation of (seed, epoch), padded by wrapping to a multiple of the number of processes and cut into
 global batches; each process takes its contiguous slice of each. In test: file order, no padding, each sample once over
