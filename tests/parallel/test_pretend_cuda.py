@@ -111,7 +111,8 @@ def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
         images = {"num_samples": number, "shape": [1, 28, 28], "num_classes": 10, "transformer": transformer}
         spec["dataset"][side]["dataset"] = {"type": "fake", "kwargs": images}
     spec["dataset"]["batch_sampler"]["kwargs"]["batch_size"] = 16
-    spec["dataset"]["dataloader"] = {"kwargs": {"pin_memory": True}}
+    # torch's modes, and so the pretend device, are of one thread: no data worker.
+    spec["dataset"]["dataloader"] = {"kwargs": {"pin_memory": True, "num_workers": 0}}
     spec["trainer"] |= {"log_freq": 2, **trainer}
     return spec
 
@@ -295,6 +296,7 @@ def detector_run(name: str, folder: Path, images: int, *changes: str) -> Outcome
         scenes = [change for change in scenes if ".bbox_head." not in change]
     options = [
         "dataset.dataloader.kwargs.pin_memory=true",
+        "dataset.dataloader.kwargs.num_workers=0",
         f"dataset.batch_sampler.kwargs.batch_size={images}",
     ]
     return run(text, *scenes, *DETECTORS[name][1], *options, f"saver.save_dir={folder}/run", *changes)
