@@ -25,7 +25,7 @@ PATH = ("dataset", "train", "dataset")
 KINDS: list[dict[str, Any]] = [
     *jpeg.KINDS,
     {"quality": 20, "optimize": True},
-    {"quality": 100, "subsampling": "4:4:0"},
+    {"quality": 100, "subsampling": "4:1:1"},
     {"mode": "L"},
     {"mode": "CMYK"},
 ]
