@@ -285,7 +285,7 @@ LANGUAGE: dict[str, Explanation] = {
         "wrong: sweep: {runtime.random_seed: [1, 2, 3]}\nright: kdcli sweep cfg.yaml --seeds 3",
     ),
     "KD292": Explanation(
-        "images held in memory can't be decoded smaller for each crop",
+        "images in memory can't be decoded smaller",
         "`in_memory: true` decodes each image once, whole, and keeps it. `scaled_decode: true` decodes a JPEG in each"
         " epoch anew, at 1/2, 1/4 or 1/8 of its size where that is enough for what the first transform cuts out of it.",
         "wrong: {image_dir: photos, scaled_decode: true} with in_memory: true\nright: in_memory: true alone",

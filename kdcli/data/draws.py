@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,15 @@ def _word(value: int) -> _Words:
     return np.array([value & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
 
 
+@lru_cache(maxsize=64)
+def _state(seed: int, stream: int, epoch: int) -> _Words:
+    """The state before the ids: the same for all images of an epoch, which are drawn for one by one."""
+    return _absorb(_absorb(_absorb(_word(0), _word(seed)), _word(stream)), _word(epoch))
+
+
 def hashes(seed: int, epoch: int, ids: Sequence[int] | Ids, count: int, *, stream: int = 0) -> _Words:
     """uint64 [len(ids), count]: the hash of each (seed, stream, epoch, id, position)."""
-    state = _absorb(_absorb(_absorb(_word(0), _word(seed)), _word(stream)), _word(epoch))
-    per_id = _absorb(state, np.asarray(ids, dtype=np.int64).astype(np.uint64))
+    per_id = _absorb(_state(seed, stream, epoch), np.asarray(ids, dtype=np.int64).astype(np.uint64))
     return _absorb(per_id[:, None], np.arange(count, dtype=np.uint64)[None, :])
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from kdcli.data.jpeg import is_plain, reduce, torchvision_pixels
+from kdcli.data.jpeg import has_known_colours, is_plain, reduce, torchvision_pixels
 from kdcli.data.pixel_values import (
     NO_RULE,
     Background,
@@ -267,7 +267,9 @@ def decoded(
     with opened(file) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Gray of a colour image is Pillow's own mixture, and turned images are few.
-        by_torchvision = reduction == 1 and color_mode != "GRAY" and is_plain(image)
+        by_torchvision = (
+            reduction == 1 and color_mode != "GRAY" and is_plain(image) and has_known_colours(image)
+        )
         if by_torchvision and not (rotate and orientation(image) not in (None, 1)):
             pixels = torchvision_pixels(file)
             if pixels is not None:

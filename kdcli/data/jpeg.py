@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, JpegImagePlugin
 
 REDUCTIONS = (8, 4, 2)
 """By so much libjpeg can make an image smaller while it decodes it."""
@@ -36,6 +36,11 @@ KINDS: tuple[dict[str, Any], ...] = (
 def is_plain(image: ImageFile.ImageFile) -> bool:
     """Whether an opened image is a JPEG in colour or gray."""
     return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
+def has_known_colours(image: ImageFile.ImageFile) -> bool:
+    """Whether a plain JPEG is gray or samples its colours in a way that `same_bits` looks at."""
+    return image.mode == "L" or JpegImagePlugin.get_sampling(image) in (0, 1, 2)
 
 
 def torchvision_pixels(file: str) -> NDArray[np.uint8] | None:

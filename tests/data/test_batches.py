@@ -1,4 +1,4 @@
-"""Images of files augmented as a batch are the images augmented one by one, whatever the transforms."""
+"""Images that wait for their batch in mid-pipeline are the images augmented in one go, whatever the transforms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_batch_is_its_images_one_by_one(source: FileImages, name: str, kwargs:
     assert torch.equal(batch["image"], torch.stack(alone))
 
 
-def test_images_are_seen_alone_until_they_are_of_one_size() -> None:
+def test_images_wait_once_they_are_of_one_size() -> None:
     def alone(*names: str) -> int:
         sizes: dict[str, Any] = {"shorter": 20, "both": [20, 20]}
         parts = [
@@ -55,5 +55,5 @@ def test_images_are_seen_alone_until_they_are_of_one_size() -> None:
     assert alone("shorter", "torch_center_crop", "to_tensor") == 2
     assert alone("both", "torch_random_crop") == 1
     assert alone("torch_random_horizontal_flip", "torch_random_resized_crop", "to_tensor") == 2
-    assert alone("shorter", "to_tensor") == 2  # images of several sizes may come out, and are refused then
+    assert alone("shorter", "to_tensor") == 1  # sizes may differ, which is told when the batch is made
     assert alone() == 0

@@ -15,7 +15,7 @@ import torchvision.io  # noqa: F401  (only an imported torchvision decodes)
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcli.data import jpeg
+from kdcli.data import image_readers, jpeg
 from kdcli.data.image_readers import PillowReader, decoded
 from kdcli.data.sources import BadSample
 from kdcli.errors import SpecError
@@ -25,7 +25,6 @@ PATH = ("dataset", "train", "dataset")
 KINDS: list[dict[str, Any]] = [
     *jpeg.KINDS,
     {"quality": 20, "optimize": True},
-    {"quality": 100, "subsampling": "4:4:0"},
     {"mode": "L"},
     {"mode": "CMYK"},
 ]
@@ -58,6 +57,25 @@ def test_torchvision_gives_pillows_bits(tmp_path: Path, kind: dict[str, Any]) ->
         assert (decoded(str(file), "RGB") == by_pillow(file)).all()
         assert (decoded(str(file), "BGR") == by_pillow(file)[:, :, ::-1]).all()
         assert jpeg.torchvision_pixels(str(file)) is not None or kind == {"mode": "CMYK"}
+
+
+def test_a_rare_sampling_of_colours_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.jpg"
+    common = coded(picture(16, 16), quality=90, subsampling="4:4:4")
+    rare = common.replace(b"\x03\x01\x11\x00", b"\x03\x01\x12\x00")  # the first colour twice as high
+    assert rare != common
+
+    def refuse(file: str) -> None:
+        raise AssertionError("decoded by torchvision")
+
+    monkeypatch.setattr(image_readers, "torchvision_pixels", refuse)
+    file.write_bytes(common)
+    with pytest.raises(AssertionError, match="by torchvision"):
+        decoded(str(file), "RGB")
+    file.write_bytes(rare)
+    assert (decoded(str(file), "RGB") == by_pillow(file)).all()
 
 
 def damaged(data: bytes, draws: random.Random) -> bytes:

@@ -94,8 +94,10 @@ def test_a_run_records_it_for_its_report(tmp_path: Path, monkeypatch: pytest.Mon
     def alarms(folder: str, **kwargs: bool) -> list[Alarm]:
         loads = f"dataset.train.dataloader.kwargs={{in_memory: {str(kwargs['in_memory']).lower()}}}"
         parsed = spec_of(SPEC, "trainer.max_epoch=1", loads, f"saver.save_dir={tmp_path / folder}")
-        return [record for record in train_all(parsed) if isinstance(record, Alarm)]
+        return [
+            record for record in train_all(parsed) if isinstance(record, Alarm) and record.code == "KD795"
+        ]
 
     [alarm] = alarms("files", in_memory=False)
-    assert alarm.code == "KD795" and "num_workers" in alarm.message
+    assert "num_workers" in alarm.message
     assert alarms("held", in_memory=True) == []  # on the CPU that is work, and no wait

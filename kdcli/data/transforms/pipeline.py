@@ -66,7 +66,7 @@ class Pipeline:
         return images
 
     def alone(self) -> int:
-        """How many transforms at the start see each image by itself: up to the first that makes all one size."""
+        """How many transforms at the start it takes until images are of one size; all, where none makes them so."""
         fixed = (n + 1 for n, one in enumerate(self.transforms) if getattr(one, "one_size", False))
         return next(fixed, self.tail())
 

@@ -71,7 +71,10 @@ class Normalize:
         """[n, C, H, W] to float32 of the same shape."""
         if images.shape[1] != len(self.mean) and len(self.mean) != 1:
             raise ValueError(f"`normalize` has {len(self.mean)} channels and the image {images.shape[1]}")
-        return as_float(images).sub(self.mean).div_(self.std)
+        floats = as_float(images)
+        # What `as_float` has made of bytes is nobody else's.
+        centred = floats.sub(self.mean) if floats is images else floats.sub_(self.mean)
+        return centred.div_(self.std)
 
 
 class Cutout:
