@@ -297,7 +297,9 @@ def running_line(frame: FrameType | None, within: CodeType) -> str | None:
     """
     while frame is not None and frame.f_code is not within:
         code = frame.f_code
-        here = _frame(code.co_filename, frame.f_lineno, code.co_name, str(frame.f_globals.get("__name__", "")))
+        here = _frame(
+            code.co_filename, frame.f_lineno, code.co_name, str(frame.f_globals.get("__name__", ""))
+        )
         if here.owner == "user":
             return str(here)
         frame = frame.f_back

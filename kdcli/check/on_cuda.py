@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from kdcli.data.facts import DataFacts, padded_size
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
-from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import Diagnostic, Findings, SpecPath
 from kdcli.failures import running_line
@@ -211,7 +211,9 @@ def moves_itself(net: nn.Module) -> bool:
     """Whether a module of a network has its own way to another device, which fake tensors do not take."""
     return any(
         not type(module).__module__.startswith("torch.")
-        and any(getattr(type(module), name) is not getattr(nn.Module, name) for name in ("_apply", "to", "cuda"))
+        and any(
+            getattr(type(module), name) is not getattr(nn.Module, name) for name in ("_apply", "to", "cuda")
+        )
         for module in net.modules()
     )
 
@@ -297,14 +299,10 @@ def losses_watched(
             mimicker.prepared()
         for name in mimicker.losses_of(spec):
             place = Place(f"the loss `{job}.{name}`", ("mimic", "jobs", job, "losses", name))
-            _both_ways(mode, place, lambda m=mimicker, name=name: _loss(m, joined.student_view, views, batch, name))  # type: ignore[misc]
+            _both_ways(mode, place, partial(mimicker, joined.student_view, views, batch, StepInfo(), [name]))
 
 
-def _loss(mimicker: Mimicker, student: View, views: Mapping[str, View], batch: Mapping[str, Any], name: str) -> None:
-    mimicker(student, views, batch, StepInfo(), [name])
-
-
-def _both_ways(mode: CudaShapes, place: Place, action: Callable[[], None]) -> None:
+def _both_ways(mode: CudaShapes, place: Place, action: Callable[[], object]) -> None:
     """Run an action; where a number was made up, once more with its opposite, and keep the mixes of both."""
     before, found = len(mode.finds), []
     for answer in (False, True):
@@ -328,7 +326,11 @@ def findings_of(finds: list[Find]) -> Iterator[Diagnostic]:
         waits = [find for find in here if find.kind != "mix"]
         if mixes:
             find = mixes[0]
-            what = "makes a NumPy array of a tensor of the GPU" if find.operation == "numpy" else "mixes tensors of the CPU and of the GPU"
+            what = (
+                "makes a NumPy array of a tensor of the GPU"
+                if find.operation == "numpy"
+                else "mixes tensors of the CPU and of the GPU"
+            )
             yield Diagnostic(
                 code="KD296",
                 message=f"on a GPU, {place.what} {what}: `{find.operation}` ({find.line})",

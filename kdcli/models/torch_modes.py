@@ -54,7 +54,7 @@ class Arrays(TorchFunctionMode):
     """
 
     def __init__(self, asked: Callable[[Tensor], None] = lambda _: None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.asked = asked
 
     def __torch_function__(

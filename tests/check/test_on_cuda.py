@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kdcli import failures
 from kdcli.check import check as checks
@@ -65,46 +64,38 @@ def of_loss(plugin: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 LOSSES = {
-    "a tensor on the CPU": ("KD296", "    student = student * torch.ones(student.shape[1])\n", "`mul`", 6),
+    "a tensor on the CPU": ("KD296", "    student = student * torch.ones(student.shape[1])\n", "`mul`", 1),
     "a CPU number in a stack": (
         "KD296",
         "    student = student * torch.stack([student.sum(), torch.tensor(1.0)])[0]\n",
         "`stack`",
-        6,
+        1,
     ),
-    "an array": ("KD296", "    student = student * float(teacher.detach().numpy().std())\n", "NumPy", 6),
-    "item": ("KD297", "    student = student / teacher.std().item()\n", ".item()", 6),
-    "float": ("KD297", "    student = student / float(teacher.std())\n", ".item()", 6),
-    "if": ("KD297", "    if teacher.max() > 3:\n        student = student * 2\n", "`if`", 6),
-    "tolist": ("KD297", "    student = student / (1 + max(teacher[0].tolist()))\n", ".item()", 6),
-    "a mask": ("KD297", "    student, teacher = student[teacher > 0], teacher[teacher > 0]\n", "mask", 6),
-    "nonzero": ("KD297", "    student = student * len(teacher.nonzero())\n", "nonzero", 6),
-    "unique": ("KD297", "    student = student * len(teacher.unique())\n", "unique", 6),
-    "a copy to the CPU": ("KD297", "    teacher = teacher.cpu().to(student.device)\n", "copy to the CPU", 6),
+    "an array": ("KD296", "    student = student * float(teacher.detach().numpy().std())\n", "NumPy", 1),
+    "item": ("KD297", "    student = student / teacher.std().item()\n", ".item()", 1),
+    "float": ("KD297", "    student = student / float(teacher.std())\n", ".item()", 1),
+    "if": ("KD297", "    if teacher.max() > 3:\n        student = student * 2\n", "`if`", 1),
+    "tolist": ("KD297", "    student = student / (1 + max(teacher[0].tolist()))\n", ".item()", 1),
+    "a mask": ("KD297", "    student, teacher = student[teacher > 0], teacher[teacher > 0]\n", "mask", 1),
+    "nonzero": ("KD297", "    student = student * len(teacher.nonzero())\n", "nonzero", 1),
+    "unique": ("KD297", "    student = student * len(teacher.unique())\n", "unique", 1),
+    "a copy to the CPU": ("KD297", "    teacher = teacher.cpu().to(student.device)\n", "copy to the CPU", 1),
     "a copy from the CPU": (
         "KD297",
         "    student = student * torch.tensor(2.0, device=student.device)\n",
         "copy from the CPU",
-        6,
+        1,
     ),
-    "a list as index": ("KD297", "    student, teacher = student[:, [0, 1]], teacher[:, [0, 1]]\n", "list", 6),
+    "a list as index": ("KD297", "    student, teacher = student[:, [0, 1]], teacher[:, [0, 1]]\n", "list", 1),
     "a mix after a number on both ways": (
         "KD296",
-        "    if teacher.max() > 3:\n        student = student * 2\n    student = student * torch.ones(student.shape[1])\n",
+        "    if teacher.max() > 3:\n"
+        "        student = student * 2\n"
+        "    student = student * torch.ones(student.shape[1])\n",
         "`mul`",
-        8,
+        3,
     ),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", LOSSES)
-def test_a_fault_of_a_loss_is_one_finding(
-    fault: str, plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, body, words, line = LOSSES[fault]
-    ((told_code, message),) = of_loss(plugin, body + PLAIN, tmp_path, monkeypatch)
-    assert told_code == code and words in message and "the loss `mimic_job0.loss`" in message
-    assert f"{plugin}.py:{line}, in loss" in message
 
 
 FINE = {
@@ -118,11 +109,28 @@ FINE = {
 }
 
 
-@pytest.mark.parametrize("case", FINE)
-def test_a_loss_that_does_neither_is_not_told_of(
-    case: str, plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert of_loss(plugin, FINE[case] + PLAIN, tmp_path, monkeypatch) == []
+def test_losses_are_told_one_by_one(plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of one job: each fault is one finding with its line, and a loss without one has none."""
+    monkeypatch.chdir(tmp_path)
+    bodies = {**{name: body for name, (_, body, *_) in LOSSES.items()}, **FINE}
+    text, lines = "import torch\n", {}
+    for number, (name, body) in enumerate(bodies.items()):
+        text += f"def loss{number}(student, teacher, *, loss_weight: float = 1.0):\n{body}{PLAIN}"
+        lines[name] = text.count("\n") - (body + PLAIN).count("\n")
+    cfgs = ", ".join(f"loss{number}: {{type: '{plugin}:loss{number}'}}" for number in range(len(bodies)))
+    found = told(plugin, text, f"mimic.cfgs={{{cfgs}}}")
+    for number, name in enumerate(bodies):
+        mine = [
+            (code, message) for code, message in found if f"the loss `mimic_job0.loss{number}`" in message
+        ]
+        if name in FINE:
+            assert mine == [], name
+            continue
+        code, _, words, line = LOSSES[name]
+        ((told_code, message),) = mine
+        assert told_code == code and words in message, name
+        assert f"{plugin}.py:{lines[name] + line}, in loss{number}" in message, name
+    assert len(found) == len(LOSSES)
 
 
 def test_a_mix_that_one_answer_alone_leads_to_is_not_told(
@@ -161,7 +169,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("line", NETS)
-@pytest.mark.parametrize("name", ["net", "teacher0"])
+@pytest.mark.parametrize("name", ["net", pytest.param("teacher0", marks=pytest.mark.slow)])
 def test_a_network_is_told_by_its_module(
     line: str, name: str, plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +182,7 @@ def test_a_network_is_told_by_its_module(
     found = told(plugin, NET.replace("{line}", line), *changes)
     assert [code for code, _ in found] == [code for code in [NETS[line]] if code]
     whose = "the student" if name == "net" else "`teacher0`"
-    assert all(f"`model` of {whose}" in text and f"{plugin}.py:16, in forward" in text for _, text in found)
+    assert all(f"`model` of {whose}" in text and f"{plugin}.py:15, in forward" in text for _, text in found)
 
 
 def test_a_module_that_moves_itself_is_not_judged(
@@ -251,15 +259,12 @@ NETWORKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_network_has_a_finding(name: str, everyone: list[Any]) -> None:
-    size = "size: [224, 224]"
+    resized = "[{type: torch_resize, kwargs: {size: [224, 224]}}, {type: to_tensor}]"
     changes = (
         f"net={{name: model, type: {name}, kwargs: {{num_classes: 10}}}}",
         "mimic.student.mimic_name=[logits]",
         "mimic.teacher0={mimic_name: [logits], allow_random: true, allow_weak_teacher: true}",
         "mimic.cfgs.loss={type: kd_loss, kwargs: {T: 4}}",
-        *(
-            f"dataset.{side}.dataset.kwargs.transformer=[{{type: torch_resize, kwargs: {{{size}}}}}, {{type: to_tensor}}]"
-            for side in ("train", "test")
-        ),
+        *(f"dataset.{side}.dataset.kwargs.transformer={resized}" for side in ("train", "test")),
     )
     assert finds_of(spec_of(CIFAR, *changes)) == [] and everyone

@@ -82,7 +82,9 @@ def _run(names: Sequence[str], on: str, minutes: float) -> int:
                 lines.skip(str(reason))
             except Exception as error:
                 traceback.print_exc()
-                lines.add("runs to its end", f"{type(error).__name__}: {str(error)[:160]}", "no exception", False)
+                lines.add(
+                    "runs to its end", f"{type(error).__name__}: {str(error)[:160]}", "no exception", False
+                )
             machine.empty()
     for name in late:
         print(f"--   {name}: not begun, the {minutes:g} minutes were over", flush=True)

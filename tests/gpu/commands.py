@@ -31,7 +31,9 @@ def kdcli(*words: str, folder: Path, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def _line(lines: Lines, words: tuple[str, ...], expected: int, folder: Path, code: str = "", **environment: str) -> None:
+def _line(
+    lines: Lines, words: tuple[str, ...], expected: int, folder: Path, code: str = "", **environment: str
+) -> None:
     status, output = kdcli(*words, folder=folder, **environment)
     ok = status == expected and "Traceback" not in output and code in output
     shown = " ".join(f"{key}={value}" for key, value in environment.items())
@@ -63,7 +65,13 @@ def commands(machine: Machine, lines: Lines) -> None:
     uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
     _line(lines, ("train", "a.yaml", "--overwrite", "--gpus", "1"), 0, folder, CUDA_VISIBLE_DEVICES=uuid)
     # One visible GPU and a rank of several, as `srun --gpus-per-task=1` starts it.
-    slurm = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+    slurm = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29611",
+    }
     _line(lines, ("train", "a.yaml", "--overwrite"), 0, folder, CUDA_VISIBLE_DEVICES="0", **slurm)
 
 
@@ -89,7 +97,14 @@ def two_cards(machine: Machine, lines: Lines) -> None:
         # The same batches on both: no draw that differs by process, and statistics over all.
         spec["dataset"]["train"]["dataset"]["kwargs"]["transformer"] = [{"type": "to_tensor"}]
         spec["net"][0]["kwargs"] |= {}
-        spec["trainer"] |= {"log_freq": 1, "lr_scheduler": {"type": "CosineAnnealingLR", "warmup_register_type": "no_scale_lr", "kwargs": {"T_max": 1}}}
+        spec["trainer"] |= {
+            "log_freq": 1,
+            "lr_scheduler": {
+                "type": "CosineAnnealingLR",
+                "warmup_register_type": "no_scale_lr",
+                "kwargs": {"T_max": 1},
+            },
+        }
         spec["saver"]["save_dir"] = name
         (folder / f"{name}.yaml").write_text(text_of(spec))
         _line(lines, ("train", f"{name}.yaml", *words), 0, folder)

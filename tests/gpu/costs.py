@@ -32,12 +32,16 @@ MODES: dict[str, dict[str, Any]] = {
 def guard(machine: Machine, lines: Lines) -> None:
     """The guard before the first step holds at most 1.05 of what a step holds."""
     if not machine.cuda:
-        raise Skipped("the memory of a GPU is what it measures (`python -m tests.benchmarks.guard` has the CPU's)")
+        raise Skipped(
+            "the memory of a GPU is what it measures (`python -m tests.benchmarks.guard` has the CPU's)"
+        )
     for name, runtime in MODES.items():
         spec = images_spec(machine, batch=512, steps=4, **runtime)
         peaks: dict[str, int] = {}
 
-        def measured(key: str, function: Callable[..., Any], peaks: dict[str, int] = peaks) -> Callable[..., Any]:
+        def measured(
+            key: str, function: Callable[..., Any], peaks: dict[str, int] = peaks
+        ) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
                 result, peak = machine.peak_of(lambda: function(*arguments))
                 peaks[key] = max(peaks.get(key, 0), peak)
@@ -88,7 +92,8 @@ def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) ->
     for turn in itertools.count():
         for number in range(steps):
             image, labels = (
-                tensor.to(device, non_blocking=True) for tensor in batches[(turn * steps + number) % len(batches)]
+                tensor.to(device, non_blocking=True)
+                for tensor in batches[(turn * steps + number) % len(batches)]
             )
             with torch.autocast(device.type, dtype=cast or torch.bfloat16, enabled=cast is not None):
                 with torch.no_grad():
@@ -147,7 +152,17 @@ def speed(machine: Machine, lines: Lines) -> None:
             hand.close()  # type: ignore[attr-defined]
         ratio = statistics.median(b / a for a, b in zip(own, other, strict=True))
         rate = batch * steps / statistics.median(own)
-        lines.least(f"to a loop by hand, {name}", ratio, machine.size(95, 10) / 100, f"{ratio:.2f} ({rate:,.0f} images/s)")
+        lines.least(
+            f"to a loop by hand, {name}",
+            ratio,
+            machine.size(95, 10) / 100,
+            f"{ratio:.2f} ({rate:,.0f} images/s)",
+        )
         true = sum(own) / sum(told)
         low, high = (0.95, 1.05) if machine.cuda else (0.2, 5.0)
-        lines.add(f"images/s told to the clock's, {name}", f"{true:.2f}", f"{low:g} to {high:g}", low <= true <= high)
+        lines.add(
+            f"images/s told to the clock's, {name}",
+            f"{true:.2f}",
+            f"{low:g} to {high:g}",
+            low <= true <= high,
+        )

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from kdcli.spec.runtime import Runtime
+from kdcli.spec.schema import Spec
 
-HAS_DETERMINISTIC = "deterministic" in Runtime.model_fields
+_RUNTIME: Any = Spec.model_fields["runtime"].annotation
+HAS_DETERMINISTIC = "deterministic" in _RUNTIME.model_fields
 
 
 class Skipped(Exception):
@@ -68,7 +69,9 @@ class Machine:
 
     def __str__(self) -> str:
         if not self.cuda:
-            return f"on the CPU, tiny: {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+            return (
+                f"on the CPU, tiny: {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+            )
         facts = torch.cuda.get_device_properties(self.device)
         return (
             f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {torch.cuda.device_count()} of them;"

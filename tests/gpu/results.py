@@ -34,7 +34,9 @@ taken in another order; a wrong operand is off by tenths."""
 
 
 @contextmanager
-def opened(spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False) -> Iterator[Run]:
+def opened(
+    spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False
+) -> Iterator[Run]:
     """A run built on a device."""
     overrides = [parse_assignment(change, number) for number, change in enumerate(changes, 1)]
     text = spec if isinstance(spec, str) else text_of(spec)
@@ -44,7 +46,9 @@ def opened(spec: dict[str, Any] | str, device: torch.device, *changes: str, resu
         yield run
 
 
-def steps_of(spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False) -> list[Step]:
+def steps_of(
+    spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False
+) -> list[Step]:
     """The steps of a whole run."""
     with opened(spec, device, *changes, resume=resume) as run:
         return [record for record in training.train(run) if isinstance(record, Step)]
@@ -96,7 +100,8 @@ def methods(machine: Machine, lines: Lines) -> None:
                     for spec in specs:
                         spec["trainer"].pop("max_iter")
                 (ours, own), (there, other) = (
-                    first_step(spec, device) for spec, device in zip(specs, (CPU, machine.device), strict=True)
+                    first_step(spec, device)
+                    for spec, device in zip(specs, (CPU, machine.device), strict=True)
                 )
                 off = max(abs(value - there[name]) / max(abs(value), 1e-3) for name, value in ours.items())
                 worst[row] = (off, float((own - other).norm() / own.norm().clamp_min(1e-12)))
@@ -225,4 +230,6 @@ def folding(machine: Machine, lines: Lines) -> None:
             left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.teachers["teacher0"].net.modules())
             of = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.student.modules())
             said = [notice for notice in run.notices if "are folded" in notice]
-        lines.add(f"BatchNorms left, {precision}", left, "0, with a notice", of > 0 and not left and bool(said))
+        lines.add(
+            f"BatchNorms left, {precision}", left, "0, with a notice", of > 0 and not left and bool(said)
+        )
