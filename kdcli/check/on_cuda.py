@@ -336,8 +336,8 @@ def findings_of(finds: list[Find]) -> Iterator[Diagnostic]:
                 message=f"on a GPU, {place.what} {what}: `{find.operation}` ({find.line})",
                 help="detach it and copy it first (`x.detach().cpu().numpy()`), or stay with torch"
                 if find.operation == "numpy"
-                else "make a tensor where its inputs are (`torch.ones(3, device=x.device)`); what a module keeps is"
-                " a parameter or a buffer (`register_buffer`), which move with it",
+                else "make a tensor where its inputs are (`torch.ones(3, device=x.device)`); let a module keep it"
+                " as a parameter or a buffer (`register_buffer`): these move with it",
                 path=place.path,
             )
         elif waits:

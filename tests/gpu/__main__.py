@@ -3,8 +3,8 @@
     python -m tests.gpu [NAME ...] [--on cuda|cpu] [--minutes 8] [--list]
 
 One line a check: `ok` or `FAIL`, what is measured, its value, its limit, the seconds since the line before. Lines that
-begin with `--` tell what was skipped, and why. Needs no data and no network. The checks for two cards (`two_cards`) are
-run where there are two. NAME: these checks alone.
+begin with `--` tell what was skipped, and why. No data and no network are needed, and of packages the extra `dev`.
+The check for two cards (`two_cards`) is made where there are two. NAME: these checks alone.
 
 --on cpu runs the same code on the CPU, in tiny sizes and without what CUDA alone can measure: it proves the checks
 themselves. --minutes: no check is begun after them, and what was not is named.
