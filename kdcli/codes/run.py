@@ -422,4 +422,11 @@ RUN: dict[str, Explanation] = {
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
         "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
     ),
+    "KD795": Explanation(
+        "the training waits for its data",
+        "For more than a tenth of the time no batch was there, and the device had nothing to do. The message says how"
+        " many data workers would read fast enough, as measured in this run: batches are the same bits for any"
+        " number of them. Reading itself gets cheaper where the files hold no more pixels than the training sees.",
+        "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
+    ),
 }

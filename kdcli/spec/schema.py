@@ -337,7 +337,7 @@ class BatchSampler(Model):
 class DataLoaderKwargs(Model):
     """How batches are loaded."""
 
-    num_workers: Annotated[NonNegativeInt, Field(le=1024)] = 0
+    num_workers: Annotated[NonNegativeInt, Field(le=1024)] | Literal["auto"] = "auto"
     pin_memory: bool | None = None
     alignment: Pixels = 1
     batch_fn: Component | None = None

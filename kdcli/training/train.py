@@ -23,6 +23,7 @@ from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
 from kdcli.tasks.probe.probe import LINEAR
+from kdcli.training import data_waits
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -134,6 +135,7 @@ class TrainLoop:
         self.bad_samples = BadSamples(run, progress)
         self.losses = LossRecords(run)
         self.watch = Watch(run, guard, progress)
+        self.data_waits = data_waits.watched(run)
         self.saved_at = time.perf_counter()
 
     def stage(self, index: int, resumed: Resumed | None) -> Iterator[Record]:
@@ -182,7 +184,7 @@ class TrainLoop:
         # Resumed after the last step of an epoch or stage: only what follows it is left to do.
         first = progress.batch if progress.stage_step < steps else batches_due
         with closing(run.train_loader.batches(progress.epoch, first)) as batches:  # type: ignore[type-var]
-            for batch in batches:
+            for batch in self.data_waits.timed(batches):
                 group.append(batch)
                 if len(group) < run.accumulate and progress.batch + len(group) < batches_due:
                     continue
@@ -213,12 +215,13 @@ class TrainLoop:
 
     def flush(self) -> Iterator[Record]:
         """Yield the losses that wait on the device, and alarms; raises RunError KD730 where one was not finite."""
-        for record in self.losses.flush():
+        for record in self.data_waits.reading(self.losses.flush()):
             yield record
             self.watch.take(record)
         self.finite.read()
         self.run.folder.check_claim()
         yield from self.watch.judge()
+        yield from self.data_waits.judge(self.progress.step)
 
     def step(self, stage: Stage, group: list[Mapping[str, Any]]) -> None:
         """One optimizer step over a group of batches."""

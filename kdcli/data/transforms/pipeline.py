@@ -24,7 +24,8 @@ class Transform(Protocol):
     """Images [n, C, H, W] of one size to new images; each sample's result depends on it alone.
 
     random: whether `draws` is read. uint8 images are 0..255, float32 ones 0..1 or normalised. The input
-    is never changed in place. A transform of one's own (`mine:Blur`) is one of these, or takes one image alone, uint8
+    is never changed in place. one_size: whether images of any size come out in one; False where it is not said. A
+    transform of one's own (`mine:Blur`) is one of these, or takes one image alone, uint8
     or float32 [C, H, W]: that is run image by image with the global generators seeded, as torchvision's are.
     """
 
@@ -44,9 +45,18 @@ class Pipeline:
 
     def __call__(self, images: Tensor, draws: Draws, *, start: int = 0) -> Tensor:
         """uint8 [n, C, H, W] to float32 [n, C', H', W']."""
-        for number in range(start, len(self.transforms)):
+        return as_float(self.part(images, draws, start, len(self.transforms))).contiguous()
+
+    def part(self, images: Tensor, draws: Draws, start: int, stop: int) -> Tensor:
+        """What the transforms from `start` to before `stop` make of images."""
+        for number in range(start, stop):
             images = self.transforms[number](images, draws.of(number))
-        return as_float(images).contiguous()
+        return images
+
+    def alone(self) -> int:
+        """How many transforms at the start see each image by itself: up to the first that makes all one size."""
+        fixed = (n + 1 for n, one in enumerate(self.transforms) if getattr(one, "one_size", False))
+        return next(fixed, len(self.transforms))
 
     def head(self) -> int:
         """How many transforms at the start draw nothing and keep uint8."""
