@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from kdcli.models.torch_modes import whole_float32
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Step
 from kdcli.spec.parse import parse
@@ -54,20 +55,6 @@ def steps_of(
         return [record for record in training.train(run) if isinstance(record, Step)]
 
 
-@contextmanager
-def whole_precision() -> Iterator[None]:
-    """Without TF32, which rounds to ten bits."""
-    places: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
-
-
 def first_step(spec: dict[str, Any], device: torch.device) -> tuple[dict[str, float], Tensor]:
     """The losses of a run's first step, and the gradients that its optimizer gets, as one vector."""
     gradients: list[Tensor] = []
@@ -92,7 +79,7 @@ def methods(machine: Machine, lines: Lines) -> None:
     rows = ["kd_loss", *pretend.ROWS] if machine.cuda else ["kd_loss", "fitnet"]
     worst: dict[str, tuple[float, float]] = {}
     failed: dict[str, str] = {}
-    with whole_precision():
+    with whole_float32():
         for row in rows:
             try:
                 specs = [pretend.spec_for(row, machine.new_folder(), max_iter=1) for _ in range(2)]
