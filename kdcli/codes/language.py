@@ -290,6 +290,12 @@ LANGUAGE: dict[str, Explanation] = {
         " epoch anew, at 1/2, 1/4 or 1/8 of its size where that is enough for what the first transform cuts out of it.",
         "wrong: {image_dir: photos, scaled_decode: true} with in_memory: true\nright: in_memory: true alone",
     ),
+    "KD288": Explanation(
+        "deterministic against cudnn_benchmark",
+        "cuDNN's benchmark takes the algorithm that was fastest just now, so that two runs may take two;"
+        " `deterministic` asks for the same bits at each run.",
+        "right: runtime: {deterministic: true}",
+    ),
     "KD296": Explanation(
         "code of a plugin that mixes devices",
         "On a GPU, an operation takes tensors of the GPU alone; of the CPU only numbers without axes. What the code"

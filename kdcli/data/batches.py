@@ -231,6 +231,48 @@ class ImageSamples:
         return np.array([h / w for _, h, w in sizes])
 
 
+class Normalizing:
+    """The tail of a pipeline for images that came as bytes, on their device: a table of what each byte becomes.
+
+    The table is made by the pipeline itself on the CPU, so that the values are the same bits on any device.
+    """
+
+    def __init__(self, pipeline: Pipeline, channels: int) -> None:
+        levels = torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256)
+        self._table = pipeline.run_tail(levels.contiguous()).reshape(-1)
+        self._first = 256 * torch.arange(channels, dtype=torch.int32).reshape(-1, 1, 1)
+        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of uint8 images [n, C, H, W] the float32 ones."""
+        device = images.device
+        if device not in self._there:
+            self._there[device] = self._table.to(device), self._first.to(device)
+        table, first = self._there[device]
+        places = images.to(torch.int32) + first
+        return table.index_select(0, places.reshape(-1)).reshape(images.shape)
+
+
+NORMALIZING = "normalizing"
+"""Where a batch holds what its images of bytes are still to go through."""
+
+
+def marked(batch: dict[str, Any], normalizing: Normalizing | None) -> dict[str, Any]:
+    """The batch; where its images are bytes, with what is still to be done with them."""
+    if normalizing is None or not batch or batch["image"].dtype != torch.uint8:
+        return batch
+    return {**batch, NORMALIZING: normalizing}
+
+
+def normalized(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its images normalised, where that is still to be done."""
+    if NORMALIZING not in batch:
+        return batch
+    done = {**batch, "image": batch[NORMALIZING](batch["image"])}
+    del done[NORMALIZING]
+    return done
+
+
 def size_text(image: Tensor) -> str:
     """3x32x32, for messages."""
     return "x".join(str(n) for n in image.shape)

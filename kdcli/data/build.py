@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from kdcli.data import BATCH_FNS, DATASETS, IMAGE_READERS, SAMPLERS
-from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader, in_memory
+from kdcli.data.batches import (
+    ArrayReader,
+    BadRecord,
+    ImageSamples,
+    Mixing,
+    Normalizing,
+    SampleReader,
+    in_memory,
+)
 from kdcli.data.classification.images import DatasetImages
 from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts, describe
@@ -62,10 +70,12 @@ def build_loader(
     world_size: int = 1,
     views: int | None = None,
     on_cuda: bool = False,
+    as_bytes: bool = False,
 ) -> Loader:
     """The loader of one side. views: augmentation repeats after so many epochs (a teacher cache).
 
-    on_cuda: the batches go to a CUDA device, from pinned memory unless the spec says `pin_memory: false`.
+    on_cuda: the batches go to a CUDA device, from pinned memory unless the spec says `pin_memory: false`. as_bytes:
+    images of a classifier stay uint8 where nothing is left but to normalise them, and `to_device` does that.
 
     Raises SpecError and RunError KD50x to KD519.
     """
@@ -77,11 +87,16 @@ def build_loader(
     skip = kwargs.on_bad_sample == "skip"
     bad: tuple[BadRecord, ...] = ()
     prefetch = False
+    normalizing: Normalizing | None = None
     reader: ArrayReader | SampleReader
     if isinstance(source, SampleSource):
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
-        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
+        # Mixed images are no bytes any more.
+        as_bytes = as_bytes and mixing.function is None and opened.facts.shape is not None
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path), as_bytes=as_bytes)
+        if as_bytes and opened.facts.shape is not None:
+            normalizing = Normalizing(pipeline, opened.facts.shape[0])
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
             _not_scaled(source, path)
@@ -113,6 +128,7 @@ def build_loader(
         prefetch=prefetch and workers > 0 and on_cuda,
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         every_batch=train,
+        normalizing=normalizing,
         bad_samples=bad,
         notices=(*opened.notices, *notices),
         name=source.name,

@@ -24,7 +24,17 @@ import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
-from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded, Reading
+from kdcli.data.batches import (
+    ArrayReader,
+    BadRecord,
+    BatchKey,
+    BatchReader,
+    Loaded,
+    Normalizing,
+    Reading,
+    marked,
+    normalized,
+)
 from kdcli.data.draws import Ids
 from kdcli.data.facts import DataFacts
 from kdcli.data.order import Order
@@ -42,7 +52,8 @@ class Loader:
 
     facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
     once. bad_sample_budget: how many may be, or (a float) which share of all. every_batch: whether a batch without
-    a readable sample stops, as in training, where the processes would get out of step. notices: plain sentences for
+    a readable sample stops, as in training, where the processes would get out of step. normalizing: what images that
+    come as bytes are still to go through, which `to_device` does. notices: plain sentences for
     the user. name: what to call a sample. One epoch runs at a time.
     """
 
@@ -61,6 +72,7 @@ class Loader:
         prefetch: bool = False,
         bad_sample_budget: int | float | None = None,
         every_batch: bool = False,
+        normalizing: Normalizing | None = None,
         bad_samples: Sequence[BadRecord] = (),
         notices: Sequence[str] = (),
         name: Callable[[int], str] = "sample {}".format,
@@ -76,6 +88,7 @@ class Loader:
         self._prefetch = prefetch and isinstance(reader, ArrayReader)
         self._budget = bad_sample_budget
         self._every_batch = every_batch
+        self._normalizing = normalizing
         self._reading = reader.reading = Reading(self._num_workers)
         self._workers: DataLoader[Loaded] | None = None
         self._keys = _Keys()
@@ -117,7 +130,7 @@ class Loader:
                 if self._views:
                     batch = {**batch, "view": view, "ids": batch["indices"].numpy()}
                 given += 1
-                yield MappingProxyType(batch)
+                yield MappingProxyType(marked(batch, self._normalizing))
             elif self._every_batch:
                 raise self._nothing_readable(keys[number].ids)
         # Of several processes one may have a share of few samples; what all have is looked at together.
@@ -136,8 +149,14 @@ class Loader:
         )
 
     def some(self, ids: Sequence[int]) -> Batch:
-        """One batch of these samples in their first view; empty where they can't be read."""
-        return MappingProxyType(self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0])
+        """One batch of these samples in their first view, normalised; empty where they can't be read."""
+        batch = self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0]
+        return MappingProxyType(normalized(marked(batch, self._normalizing)))
+
+    @property
+    def gives_bytes(self) -> bool:
+        """Whether images may come as bytes that `to_device` normalises."""
+        return self._normalizing is not None
 
     def name_of(self, sample: int) -> str:
         """What to call a sample in a message: its file, where it has one."""
@@ -280,6 +299,7 @@ class GivenLoader(Loader):
         self.source, self.seed = source, seed
         self.facts, self.batch_size, self.notices = source.facts, source.batch_size, source.notices
         self.bad_samples: list[BadRecord] = []
+        self._normalizing = None
 
     def __len__(self) -> int:
         return len(self.source)
