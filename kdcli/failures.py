@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import ClassVar, Literal
 
 from kdcli.disk import REASONS, is_about_the_name, reason_of, refused
@@ -305,6 +305,22 @@ def _of_the_world(error: BaseException, raised: _Raised, last: Frame | None, *, 
     return isinstance(error, RuntimeError) or bool(
         isinstance(error, IndexError) and _TORCH_INDEX.search(str(error))
     )
+
+
+def running_line(frame: FrameType | None, within: CodeType) -> str | None:
+    """The innermost line of the user's that is running, as `nets.py:12, in forward`; None without one.
+
+    within: the function below which it is looked for.
+    """
+    while frame is not None and frame.f_code is not within:
+        code = frame.f_code
+        here = _frame(
+            code.co_filename, frame.f_lineno, code.co_name, str(frame.f_globals.get("__name__", ""))
+        )
+        if here.owner == "user":
+            return str(here)
+        frame = frame.f_back
+    return None
 
 
 def _users(frames: list[Frame]) -> Frame | None:

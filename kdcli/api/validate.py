@@ -89,6 +89,7 @@ def examined(
                     plugins=tuple(plugins),
                     places=parsed.places,
                     look=look,
+                    on_cuda=True,
                     progress=update,
                 ),
             )

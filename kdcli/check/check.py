@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.data_files import DataSeen, data_facts
 from kdcli.check.losses import check_losses, refuses_one_sample
+from kdcli.check.on_cuda import has_own_code, on_cuda
 from kdcli.check.training import (
     check_batch,
     check_data,
@@ -43,6 +44,7 @@ from kdcli.models.fetching import Shown, unseen
 from kdcli.models.network import Network, build_network, rehearsed, shapes_only, tells_shapes
 from kdcli.models.torch_modes import (
     NOT_FAKE,
+    Arrays,
     FlopCount,
     Unfilled,
     every_layer_runs,
@@ -95,11 +97,13 @@ TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size
 class CheckOptions:
     """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
     weights. progress: hears how far the look at files is; shown: draws how far a download is. plan: whether to work
-    out what would run, with its cost. processes: how many will train.
+    out what would run, with its cost. processes: how many will train. on_cuda: whether the user's code is rehearsed for
+    a GPU too, which this machine need not have.
     """
 
     plugins: tuple[str, ...] = ()
     places: Places = HERE
+    on_cuda: bool = False
     look: Look = "nothing"
     progress: Callable[[int, int], None] | None = None
     shown: Shown = unseen
@@ -138,6 +142,9 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
             rehearsal = _Rehearsal(parsed, options, sides.task, data, None)
             plan = rehearsal.run()
     found = (*own, *(parsed.locate(finding) for finding in rehearsal.findings.found))
+    if options.on_cuda and has_own_code(parsed.spec) and all(d.severity != "error" for d in found):
+        again = on_cuda(lambda mode: _Rehearsal(parsed, options, sides.task, data, mode))
+        found += tuple(map(parsed.locate, again))
     return Checked(found, None if any(d.severity == "error" for d in found) else plan)
 
 
@@ -174,7 +181,7 @@ class _Rehearsal:
         nets = self.networks()
         self.findings.found += self.data.findings
         samples = self.facts.num_samples
-        with self.mode or nullcontext(), ExitStack() as stack:
+        with self.mode or nullcontext(), Arrays(), ExitStack() as stack:
             if self.options.look != "nothing":
                 fetch = self.options.look == "start"
                 places, shown = self.options.places, self.options.shown

@@ -43,6 +43,7 @@ def proved(
             plugins=options.plugins,
             places=options.places,
             look="start",
+            on_cuda=processes.device.type == "cuda",
             plan=False,
             shown=options.shown,
             processes=started or processes.world_size,

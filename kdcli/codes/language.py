@@ -296,4 +296,20 @@ LANGUAGE: dict[str, Explanation] = {
         " `deterministic` asks for the same bits at each run.",
         "right: runtime: {deterministic: true}",
     ),
+    "KD296": Explanation(
+        "code of a plugin that mixes devices",
+        "On a GPU, an operation takes tensors of the GPU alone; of the CPU only numbers without axes. What the code"
+        " makes without a `device`, or keeps as a plain attribute, stays on the CPU, and the first step fails. Found on"
+        " fake tensors, which need no GPU.",
+        "wrong: (student - teacher) * torch.ones(10)\n"
+        "right: (student - teacher) * torch.ones(10, device=student.device)",
+    ),
+    "KD297": Explanation(
+        "code of a plugin that waits for the GPU",
+        "A GPU computes behind Python, which goes on to prepare the next operations. Python has to wait for all of it"
+        " where it needs a value: `.item()`, `float()` or `if` of a tensor, a boolean mask as index, copies between the"
+        " CPU and the GPU. It trains all the same, slower, small networks most of all. Found on fake tensors, which"
+        " need no GPU.",
+        "wrong: loss = student[mask].mean()\nright: loss = (student * mask).sum() / mask.sum()",
+    ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,12 @@ NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, Unsupport
 
 
 class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """torch's FakeTensorMode without the import of its compiler, which takes as long as torch itself."""
+    """torch's FakeTensorMode without the import of its compiler, which takes as long as torch itself.
+
+    device: where `to_fake` puts a network; None leaves it where it is.
+    """
+
+    device: torch.device | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -40,6 +45,26 @@ class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
 def fake_mode() -> FakeTensorMode:
     """A fake mode for one check. Tensors that a module holds beside its parameters and buffers may stay real."""
     return Shapes(allow_non_fake_inputs=True)
+
+
+class Arrays(TorchFunctionMode):
+    """While it is entered, a NumPy array of a fake tensor is refused as what else needs values is (NOT_FAKE).
+
+    asked: hears of the tensor first.
+    """
+
+    def __init__(self, asked: Callable[[Tensor], None] = lambda _: None) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one function."""
+        if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
+            self.asked(args[0])
+            raise UnsupportedOperatorException(func)
+        return func(*args, **(kwargs or {}))
 
 
 class Unfilled(TorchFunctionMode):
@@ -70,6 +95,7 @@ def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
 
     The network was made for real: many constructors look at the values they initialise.
     """
+    device = mode.device if isinstance(mode, Shapes) else None
     made: dict[int, Tensor] = {}
     kept: list[Tensor] = []  # so that no id is given out twice
 
@@ -78,7 +104,7 @@ def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
             kept.append(tensor)
             # As `mode.from_tensor` does at many times the cost, which minds views and symbols too.
             meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            copy = FakeTensor(mode, meta, tensor.device)
+            copy = FakeTensor(mode, meta, device or tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
         return made[id(tensor)]
@@ -87,7 +113,9 @@ def to_fake(net: nn.Module, mode: FakeTensorMode) -> None:
         held: Any
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is not None and not isinstance(tensor, FakeTensor):
+                if tensor is None:
+                    continue
+                if not isinstance(tensor, FakeTensor) or (device is not None and tensor.device != device):
                     held[name] = fake(tensor)
 
 

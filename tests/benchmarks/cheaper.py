@@ -44,6 +44,17 @@ def rows(rounds: int) -> list[Row]:
             }
             ratio, seconds = median_ratio(sides, rounds, "hand", "kdcli")
         found.append(Row(f"{what}: images/s", f"{BATCH / seconds:,.0f}", ratio, due))
+    with ExitStack() as stack:
+        loops = {
+            name: stack.enter_context(
+                hand_side(
+                    "resnet", "logits", steps=STEPS, samples=BATCH * STEPS * 2, cheaper=name == "cheaper"
+                )
+            )
+            for name in ("hand", "cheaper")
+        }
+        ratio, seconds = median_ratio(loops, rounds, "hand", "cheaper")
+    found.append(Row(f"{what}, by hand: images/s", f"{BATCH / seconds:,.0f}", ratio))
     return found
 
 

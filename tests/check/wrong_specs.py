@@ -60,6 +60,16 @@ class Heads(Last):
         return self.fc(self.norm(x).mean((1, 2)))
 
 
+class Waits(Odd):
+    def forward(self, image):
+        return super().forward(image / image.max().item())
+
+
+class Mixes(Odd):
+    def forward(self, image):
+        return super().forward(image + torch.zeros(image.shape[-1]))
+
+
 class Tokens(Odd):
     def forward(self, image):
         return self.fc(self.twice(self.blocks[0](image).flatten(2).transpose(1, 2)[:, :58]).mean(1))
@@ -353,6 +363,8 @@ CASES: dict[str, Case] = {
         changes=tuple(f"dataset.probe.{side}.dataset={{type: fake}}" for side in ("train", "test")),
     ),
     "KD268": probed("few", "pets"),
+    "KD296": changed(f"net={{name: model, type: '{PLUGIN}:Mixes'}}", "mimic.student.mimic_name=[model.fc]"),
+    "KD297": changed(f"net={{name: model, type: '{PLUGIN}:Waits'}}", "mimic.student.mimic_name=[model.fc]"),
     "KD560": annotated("nothing.json"),
     "KD561": annotated("annotation.json"),
     "KD562": annotated("image.json"),

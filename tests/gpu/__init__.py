@@ -1,0 +1,1 @@
+"""Everything that a GPU has to prove of kdcli: `python -m tests.gpu`."""

@@ -1,0 +1,168 @@
+"""Checks of what a GPU costs: memory and time, to a loop by hand."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdcli.records import Step
+from kdcli.training import train as training
+from kdcli.training.run import Run
+from tests.gpu.lines import Lines, Machine, Skipped, images_spec
+from tests.gpu.results import opened
+
+MODES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "bf16, channels_last": {"precision": "bf16", "channels_last": True},
+    "bf16, fold_bn": {"precision": "bf16", "fold_bn": True},
+}
+
+
+def guard(machine: Machine, lines: Lines) -> None:
+    """The guard before the first step holds at most 1.05 of what a step holds."""
+    if not machine.cuda:
+        raise Skipped(
+            "the memory of a GPU is what it measures (`python -m tests.benchmarks.guard` has the CPU's)"
+        )
+    for name, runtime in MODES.items():
+        spec = images_spec(machine, batch=512, steps=4, **runtime)
+        peaks: dict[str, int] = {}
+
+        def measured(
+            key: str, function: Callable[..., Any], peaks: dict[str, int] = peaks
+        ) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                result, peak = machine.peak_of(lambda: function(*arguments))
+                peaks[key] = max(peaks.get(key, 0), peak)
+                return result
+
+            return call
+
+        with ExitStack() as stack:
+            for owner, attribute, key in (
+                (training, "prove_losses", "guard"),
+                (training.TrainLoop, "step", "step"),
+            ):
+                function = measured(key, getattr(owner, attribute))
+                stack.enter_context(mock.patch.object(owner, attribute, function))
+            run = stack.enter_context(opened(spec, machine.device))
+            for _ in training.train(run):
+                pass
+        ratio = peaks["guard"] / peaks["step"]
+        text = f"{ratio:.2f} ({peaks['guard'] / 2**20:.0f} / {peaks['step'] / 2**20:.0f} MiB)"
+        lines.most(f"memory to a step's, {name}", ratio, 1.05, text)
+
+
+def modes(machine: Machine, lines: Lines) -> None:
+    """Every precision and memory format trains: the loss falls."""
+    for name, runtime in {**MODES, "compile, bf16": {"compile": True, "precision": "bf16"}}.items():
+        if not machine.cuda and name not in ("fp32", "bf16, channels_last"):
+            continue
+        # The same few images over and over: what is learnt is seen at once.
+        spec = images_spec(machine, batch=machine.size(128, 16), steps=machine.size(60, 12), **runtime)
+        spec["dataset"]["train"]["dataset"]["kwargs"]["num_samples"] = machine.size(256, 32)
+        with opened(spec, machine.device) as run:
+            totals = [record.total for record in training.train(run) if isinstance(record, Step)]
+        first, last = statistics.mean(totals[:3]), statistics.mean(totals[-3:])
+        lines.add(f"loss, {name}", f"{first:.3f} to {last:.3f}", "falls", last < first)
+
+
+def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) -> Iterator[None]:
+    """The same work as a loop by hand, `steps` steps at a time; the host waits after each turn."""
+    device = machine.device
+    teacher: nn.Module = run.teachers["teacher0"].net.get_submodule("model")
+    # Its own copy: kdcli's goes on beside it.
+    import copy
+
+    student = copy.deepcopy(run.student.get_submodule("model")).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    batches = [(b["image"], b["labels"]) for b in itertools.islice(run.train_loader.batches(0), 8)]
+    batches = [tuple(t.pin_memory() for t in pair) for pair in batches] if machine.cuda else batches  # type: ignore[misc]
+    for turn in itertools.count():
+        for number in range(steps):
+            image, labels = (
+                tensor.to(device, non_blocking=True)
+                for tensor in batches[(turn * steps + number) % len(batches)]
+            )
+            with torch.autocast(device.type, dtype=cast or torch.bfloat16, enabled=cast is not None):
+                with torch.no_grad():
+                    taught = teacher(image)
+                shown = student(image)
+            ours, other = ((x.float() / 4).log_softmax(1) for x in (shown, taught))
+            loss = F.cross_entropy(shown.float(), labels)
+            loss = loss + 16 * F.kl_div(ours, other, reduction="batchmean", log_target=True)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        machine.wait()
+        yield
+
+
+SPEEDS: dict[str, tuple[dict[str, Any], torch.dtype | None, int]] = {
+    "fp32, batch 128": ({"precision": "fp32"}, None, 128),
+    "bf16 channels_last, batch 128": ({"precision": "bf16", "channels_last": True}, torch.bfloat16, 128),
+    "bf16, batch 16": ({"precision": "bf16"}, torch.bfloat16, 16),
+}
+
+
+def speed(machine: Machine, lines: Lines) -> None:
+    """kdcli's loop keeps up with one by hand, and its images/s are the clock's."""
+    turns, steps = machine.size(9, 2), machine.size(20, 2)
+    for name, (runtime, cast, batch) in SPEEDS.items():
+        if not machine.cuda and cast is not None:
+            continue
+        batch = machine.size(batch, 8)
+        spec = images_spec(machine, batch=batch, steps=steps * (turns + 2), **runtime)
+        spec["trainer"]["log_freq"] = steps
+        with opened(spec, machine.device) as run:
+            hand = by_hand(machine, run, steps, cast)
+            records = training.train(run)
+            own: list[float] = []
+            other: list[float] = []
+            told: list[float] = []
+            for turn in range(turns + 1):
+                machine.wait()
+                began = time.perf_counter()
+                taken: list[Step] = []
+                for record in records:
+                    if isinstance(record, Step):
+                        taken.append(record)
+                        if len(taken) == steps:
+                            break
+                machine.wait()
+                seconds = time.perf_counter() - began
+                began = time.perf_counter()
+                next(hand)
+                if turn:  # the first turn warms up
+                    own.append(seconds)
+                    other.append(time.perf_counter() - began)
+                    told.append(sum(record.seconds for record in taken))
+            records.close()  # type: ignore[attr-defined]
+            hand.close()  # type: ignore[attr-defined]
+        ratio = statistics.median(b / a for a, b in zip(own, other, strict=True))
+        rate = batch * steps / statistics.median(own)
+        lines.least(
+            f"to a loop by hand, {name}",
+            ratio,
+            machine.size(95, 10) / 100,
+            f"{ratio:.2f} ({rate:,.0f} images/s)",
+        )
+        true = sum(own) / sum(told)
+        low, high = (0.95, 1.05) if machine.cuda else (0.2, 5.0)
+        lines.add(
+            f"images/s told to the clock's, {name}",
+            f"{true:.2f}",
+            f"{low:g} to {high:g}",
+            low <= true <= high,
+        )

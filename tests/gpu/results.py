@@ -1,0 +1,222 @@
+"""Checks that a GPU computes what the CPU does, the same twice, and without being waited for."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from kdcli.models.torch_modes import whole_float32
+from kdcli.parallel.distributed import Processes
+from kdcli.records import Step
+from kdcli.spec.parse import parse
+from kdcli.spec.places import Places
+from kdcli.spec.text.overrides import parse_assignment
+from kdcli.training import train as training
+from kdcli.training.build import built
+from kdcli.training.run import Run, RunOptions
+from tests.gpu.lines import HAS_DETERMINISTIC, Lines, Machine, images_spec, text_of
+from tests.parallel import test_pretend_cuda as pretend
+from tests.scenes import on_scenes, random_teacher, write_scenes
+
+CPU = torch.device("cpu")
+LOSSES, GRADIENTS = 1e-3, 2e-2
+"""How far the first step may be from the CPU's: a loss in parts of it, all gradients in parts of their norm. Sums are
+taken in another order; a wrong operand is off by tenths."""
+
+
+@contextmanager
+def opened(
+    spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False
+) -> Iterator[Run]:
+    """A run built on a device."""
+    overrides = [parse_assignment(change, number) for number, change in enumerate(changes, 1)]
+    text = spec if isinstance(spec, str) else text_of(spec)
+    parsed = parse(text, "gpu.yaml", overrides=overrides, base_dir=pretend.SAMPLES)
+    options = RunOptions(overwrite=not resume, resume=resume, places=Places(pretend.SAMPLES))
+    with built(parsed, options, Processes(device=device)) as run:
+        yield run
+
+
+def steps_of(
+    spec: dict[str, Any] | str, device: torch.device, *changes: str, resume: bool = False
+) -> list[Step]:
+    """The steps of a whole run."""
+    with opened(spec, device, *changes, resume=resume) as run:
+        return [record for record in training.train(run) if isinstance(record, Step)]
+
+
+def first_step(spec: dict[str, Any], device: torch.device) -> tuple[dict[str, float], Tensor]:
+    """The losses of a run's first step, and the gradients that its optimizer gets, as one vector."""
+    gradients: list[Tensor] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not gradients:
+            groups = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            gradients.append(
+                torch.cat([p.grad.detach().double().flatten().cpu() for p in groups if p.grad is not None])
+            )
+
+    handle = register_optimizer_step_pre_hook(keep)
+    try:
+        losses = dict(steps_of(spec, device)[0].losses)
+    finally:
+        handle.remove()
+    return losses, gradients[0]
+
+
+def methods(machine: Machine, lines: Lines) -> None:
+    """Every method: losses and gradients of the first step are the CPU's, in fp32."""
+    rows = ["kd_loss", *pretend.ROWS] if machine.cuda else ["kd_loss", "fitnet"]
+    worst: dict[str, tuple[float, float]] = {}
+    failed: dict[str, str] = {}
+    with whole_float32():
+        for row in rows:
+            try:
+                specs = [pretend.spec_for(row, machine.new_folder(), max_iter=1) for _ in range(2)]
+                if row == "ft":
+                    for spec in specs:
+                        spec["trainer"].pop("max_iter")
+                (ours, own), (there, other) = (
+                    first_step(spec, device)
+                    for spec, device in zip(specs, (CPU, machine.device), strict=True)
+                )
+                off = max(abs(value - there[name]) / max(abs(value), 1e-3) for name, value in ours.items())
+                worst[row] = (off, float((own - other).norm() / own.norm().clamp_min(1e-12)))
+            except Exception as error:
+                failed[row] = f"{type(error).__name__}: {str(error)[:80]}"
+    for row, reason in failed.items():
+        lines.add(f"{row} runs", reason, "no exception", False)
+    for number, (what, limit) in enumerate((("losses", LOSSES), ("gradients", GRADIENTS))):
+        far = {row: values[number] for row, values in worst.items() if not values[number] <= limit}
+        for row, value in far.items():
+            lines.most(f"{what} of {row} to the CPU's", value, limit)
+        rest = [values[number] for row, values in worst.items() if row not in far]
+        lines.most(f"{what} of {len(rest)} methods to the CPU's, worst", max(rest, default=0.0), limit)
+
+
+@contextmanager
+def counted(machine: Machine, waits: list[str]) -> Iterator[None]:
+    """A block in which every wait of a training step is noted, by CUDA's own count."""
+    step: Callable[..., None] = training.TrainLoop.step
+
+    def watched(loop: training.TrainLoop, *arguments: Any) -> None:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                step(loop, *arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.extend(f"{Path(w.filename).name}:{w.lineno}" for w in heard if "synchroniz" in str(w.message))
+
+    with mock.patch.object(training.TrainLoop, "step", watched):
+        yield
+
+
+def waits_of(machine: Machine, spec: dict[str, Any] | str, *changes: str) -> tuple[int, list[str]]:
+    """Steps of a run, and every wait in them; on the CPU as the pretend device tells them."""
+    if not machine.cuda:
+        outcome = pretend.run(spec, *changes)
+        found = pretend.waits(outcome)
+        return len(outcome.losses), [find.place for find, count in found.items() for _ in range(count)]
+    waits: list[str] = []
+    with counted(machine, waits):
+        steps = len(steps_of(spec, machine.device, *changes))
+    return steps, waits
+
+
+def _waits(machine: Machine, lines: Lines, name: str, limit: int, spec: Any, *changes: str) -> None:
+    steps, waits = waits_of(machine, spec, *changes)
+    where = f" ({max(set(waits), key=waits.count)})" if waits else ""
+    each = len(waits) / max(steps, 1)
+    lines.most(f"of a step, {name}", each, limit, f"{each:.3g}{where}")
+
+
+def waits(machine: Machine, lines: Lines) -> None:
+    """A classifier's step never makes the host wait: every method, and every mode."""
+    rows = ["kd_loss", *pretend.ROWS] if machine.cuda else ["kd_loss"]
+    for row in rows:
+        _waits(machine, lines, row, 0, pretend.spec_for(row, machine.new_folder()))
+    for mode, changes in pretend.MODES.items():
+        if machine.cuda or mode == "bf16":
+            spec = pretend.spec_for("fitnet", machine.new_folder())
+            for key, value in changes.items():
+                block, _, name = key.partition(".")
+                spec[block][name] = value
+            _waits(machine, lines, mode, 0, spec)
+
+
+def detector_waits(machine: Machine, lines: Lines) -> None:
+    """A detector's step makes the host wait at most 8 times, whatever the number of images and levels."""
+    scenes = write_scenes(machine.new_folder(), num_train=8)
+    for name, width in (("frs", 4), ("sample_feature", 4), ("defeat", 32)):
+        for images in (2, 4) if machine.cuda else (2,):
+            changes = [*on_scenes(scenes), *random_teacher(width)]
+            changes += [f"saver.save_dir={machine.new_folder()}", "dataset.dataloader.kwargs.pin_memory=true"]
+            changes += [f"dataset.batch_sampler.kwargs.batch_size={images}"]
+            text = (pretend.SAMPLES / f"scenes_{name}.yaml").read_text()
+            _waits(machine, lines, f"{name}, {images} images", 8, text, *changes)
+
+
+RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fp32 SGD": ({}, {}),
+    "bf16 channels_last": ({"precision": "bf16", "channels_last": True}, {}),
+    "fp16 AdamW EMA": (
+        {"precision": "fp16"},
+        {
+            "optimizer": {"type": "AdamW", "kwargs": {"lr": 1e-3}},
+            "ema": {"enable": True, "ema_type": "exp", "kwargs": {"decay": 0.99}},
+        },
+    ),
+}
+"""Modes of a run that is resumed: keys of runtime, of trainer."""
+
+
+def resumed(machine: Machine, lines: Lines) -> None:
+    """A run that is stopped and resumed ends as one that is not, bit for bit."""
+    steps = machine.size(12, 4)
+    for name, (runtime, trainer) in RESUMED.items():
+        if not machine.cuda and "fp16" in name:
+            continue
+        runtime = {**runtime, **({"deterministic": True} if HAS_DETERMINISTIC else {})}
+        files, losses = [], []
+        for halves in ((steps,), (steps,), (steps // 2, steps)):
+            spec = images_spec(machine, batch=machine.size(64, 8), steps=steps, **runtime)
+            spec["trainer"] |= {**trainer, "save_freq": 1}
+            taken: list[Step] = []
+            for number, last in enumerate(halves):
+                spec["trainer"]["max_iter"] = last
+                taken += steps_of(spec, machine.device, resume=number > 0)
+            files.append(load_file(Path(spec["saver"]["save_dir"]) / "student.safetensors"))
+            losses.append([dict(step.losses) for step in taken])
+            shutil.rmtree(spec["saver"]["save_dir"])
+        whole, again, parts = files
+        same = all(torch.equal(whole[key], again[key]) for key in whole)
+        back = all(torch.equal(whole[key], parts[key]) for key in whole) and losses[0] == losses[2]
+        lines.add(f"twice the same, {name}", same, "bit for bit", same)
+        lines.add(f"resumed is uninterrupted, {name}", back, "bit for bit", back)
+
+
+def folding(machine: Machine, lines: Lines) -> None:
+    """`fold_bn` folds every BatchNorm of the teacher in every precision, and its logits stay."""
+    for precision in ("fp32", "bf16", "fp16"):
+        if precision == "fp16" and not machine.cuda:
+            continue
+        spec = images_spec(machine, batch=8, steps=1, fold_bn=True, precision=precision)
+        with opened(spec, machine.device) as run:
+            left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.teachers["teacher0"].net.modules())
+            of = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.student.modules())
+            said = [notice for notice in run.notices if "are folded" in notice]
+        lines.add(
+            f"BatchNorms left, {precision}", left, "0, with a notice", of > 0 and not left and bool(said)
+        )
