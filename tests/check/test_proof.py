@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from kdcli.check.proof import proved
 from kdcli.data.classification import image_folder
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
+from kdcli.report.quantities import flops
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
 from tests.training.conftest import Kdcli
@@ -121,6 +123,18 @@ def test_the_others_are_told_what_rank_0_finds() -> None:
             sides = Sides(parsed.spec, parsed.places)
             proved(parsed, RunOptions(prove=True), sides, here)
     assert box == []
+
+
+def test_what_validate_counts_a_training_shows(kdcli: Kdcli, folder: Path) -> None:
+    spec = write()
+    code, said, _ = kdcli("validate", spec, "--format", "json")
+    assert code == 0
+    counted = {one["name"]: one["flops"] for one in json.loads(said)["plan"]["networks"]}
+    code, _, shown = kdcli("train", spec, "--no-report", "trainer.max_epoch=1")
+    assert code == 0 and "FLOPs at 8x8" in shown, shown
+    lines = [line.split() for line in shown.splitlines()]
+    for name, number in counted.items():
+        assert flops(number) in next(" ".join(line) for line in lines if line[:1] == [name])
 
 
 COUNTED = """
