@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.api.validate import examined
 from kdcli.check import check, proof
 from kdcli.check.proof import proved
 from kdcli.data.classification import image_folder
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
 from kdcli.report.quantities import flops
+from kdcli.spec.parse import read
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
 from tests.training.conftest import Kdcli
@@ -127,9 +128,9 @@ def test_the_others_are_told_what_rank_0_finds() -> None:
 
 def test_what_validate_counts_a_training_shows(kdcli: Kdcli, folder: Path) -> None:
     spec = write()
-    code, said, _ = kdcli("validate", spec, "--format", "json")
-    assert code == 0
-    counted = {one["name"]: one["flops"] for one in json.loads(said)["plan"]["networks"]}
+    plan = examined(lambda: read(Path(spec)))[1]
+    assert plan is not None and plan.flops_size == (8, 8)
+    counted = {one.name: one.flops for one in plan.networks}
     code, _, shown = kdcli("train", spec, "--no-report", "trainer.max_epoch=1")
     assert code == 0 and "FLOPs at 8x8" in shown, shown
     lines = [line.split() for line in shown.splitlines()]
