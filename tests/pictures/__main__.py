@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.pictures.draw import HERE, SAMPLES, draw_error, draw_sections
 
-TOP = {"report_top.png": ("", 1456)}
-FEATURES = {"report_features.png": ("where-they-disagree-most", 1830)}
+TOP = {"report_top.png": ("", 1216)}
+FEATURES = {"report_features.png": ("where-they-disagree-most", 1500)}
 SLIPS = ("mimic.student.mimic_name=[model.layer9]", "mimic.teacher0.mimic_name=[logit]")
 
 
