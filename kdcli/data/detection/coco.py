@@ -235,6 +235,8 @@ def coco(
     """
     if not clip_box:
         raise ValueError("`clip_box` is true: boxes are always cut to their image")
+    if image_reader.scaled_decode:
+        raise ValueError("`scaled_decode` is for images with classes: boxes are in pixels of the whole image")
     transforms = box_transforms(transformer, (*path, "kwargs", "transformer"), train=train)
     at_file = (*path, "kwargs", "meta_file")
     file = places.find(meta_file, at_file)

@@ -17,7 +17,7 @@ from kdcli.distill.taps import Feature, View, tapped, tensors_in
 from kdcli.distill.terms import TapSide, sides_of
 from kdcli.errors import Findings, SpecError, SpecPath, did_you_mean
 from kdcli.losses.parts.reduce import per_count
-from kdcli.models.detection.boxes import by_level, offset_of
+from kdcli.models.detection.boxes import by_level, numbers, offset_of
 from kdcli.models.detection.roi_pool import RoiAlign
 from kdcli.spec.schema import Job
 from kdcli.spec.tables import Method
@@ -96,11 +96,11 @@ class SampleFeatureMimicker(DetectorMimicker):
             offset = int(batch.get("annotations", {}).get("box_offset", known))
             # Once for both networks: row i of the student and of the teacher are the same roi.
             groups = by_level(rois, self.levels, self.base_scale, offset)
-            count = torch.tensor(float(sum(len(indices) for indices in groups)), device=rois.device)
-            if not any(len(indices) for indices in groups):
+            count = torch.full((), float(len(rois)), device=rois.device)
+            if not len(rois):
                 # DDP and synchronised norms wait for every process: one without a roi goes the same way
                 # with a stand-in, which counts for nothing below.
-                rois = rois.new_tensor([[0.0, 0.0, 0.0, self.base_scale, self.base_scale]])
+                rois = numbers([0.0, 0.0, 0.0, self.base_scale, self.base_scale], rois)[None]
                 groups = by_level(rois, self.levels, self.base_scale, offset)
             student_pool, teacher_pool = pools or (RoiAlign(POOL_SIZE, 0, aligned=offset == 0),) * 2
             student_pooled = self._pooled(student_pool, tapped(student, self.student_taps), rois, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.models.detection.blocks import build_block
-from kdcli.models.detection.boxes import decode, encode, iou, large_enough, paired_iou
+from kdcli.models.detection.boxes import (
+    decode,
+    encode,
+    host_counts,
+    iou,
+    large_enough,
+    numbers,
+    paired_iou,
+    true_places,
+)
 from kdcli.models.detection.losses import IGNORED_TARGET
 from kdcli.models.detection.targets import (
     SMALLEST_TRUTH,
@@ -22,6 +32,15 @@ from kdcli.models.detection.targets import (
 from kdcli.spec.ranges import Count, Positive, Width
 
 Quality = Literal["iou", "centerness"]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The objects of an image of the batch [M, 5], at least one; wide: bool [M], those that anchors can be of."""
+
+    image: int
+    objects: Tensor
+    wide: Tensor
 
 
 class Assigner:
@@ -36,9 +55,9 @@ class Assigner:
         self.quality, self.offset = quality, offset
 
     def assign(
-        self, levels: Sequence[Tensor], truth: Tensor, batch: Mapping[str, Any], image: int, answers: Answers
-    ) -> Tensor:
-        """int64 [K]: the row of truth [M, 5] of each anchor, -1 for none. M is at least 1."""
+        self, levels: Sequence[Tensor], truths: Sequence[Truth], batch: Mapping[str, Any], answers: Answers
+    ) -> list[Tensor]:
+        """Of each truth, which names its image: int64 [K], the row of the object of each anchor, -1 for none."""
         raise NotImplementedError(type(self).__name__)
 
     @torch.no_grad()
@@ -50,31 +69,34 @@ class Assigner:
         classes = anchors.new_zeros((len(truths), len(anchors)), dtype=torch.int64)
         deltas = anchors.new_zeros((len(truths), len(anchors), 4))
         positive = torch.zeros_like(classes, dtype=torch.bool)
-        for image, truth in enumerate(truths):
-            truth = truth[large_enough(truth, SMALLEST_TRUTH, self.offset)].to(anchors.dtype)
-            if not len(truth):
-                continue
-            which = self.assign(levels, truth, batch, image, answers)
-            taken = which >= 0
-            matched = truth[which[taken]]
-            classes[image, taken] = matched[:, 4].to(torch.int64)
-            deltas[image, taken] = encode(anchors[taken], matched, self.offset)
+        there = [
+            Truth(image, truth.to(anchors.dtype), large_enough(truth, SMALLEST_TRUTH, self.offset))
+            for image, truth in enumerate(truths)
+            if len(truth)
+        ]
+        for truth, which in zip(there, self.assign(levels, there, batch, answers), strict=True):
+            image, taken = truth.image, which >= 0
+            own = truth.objects[which.clamp(min=0)]
+            classes[image] = torch.where(taken, own[:, 4].to(torch.int64), 0)
+            deltas[image] = torch.where(taken[:, None], encode(anchors, own, self.offset), 0.0)
             ignores = ignores_of(batch, image)
             if ignores is not None and len(ignores):
                 inside = (to_edges(centres, ignores.to(anchors.dtype)).amin(-1) > 0).any(1)
-                classes[image, inside] = IGNORED_TARGET
+                # An image without objects that are large enough has no ignored regions.
+                inside = inside & truth.wide.any()
+                classes[image] = torch.where(inside, IGNORED_TARGET, classes[image])
                 taken = taken & ~inside
             positive[image] = taken
         quality = self._quality(anchors, deltas, positive, answers) if self.quality else None
         return AnchorTargets(classes, deltas, positive, quality)
 
     def _quality(self, anchors: Tensor, deltas: Tensor, positive: Tensor, answers: Answers) -> Tensor:
-        own = anchors.expand(len(positive), -1, -1)[positive]
-        objects = decode(own, deltas[positive], self.offset)
+        rows = torch.nonzero(positive.flatten()).flatten()
+        own = anchors[rows % len(anchors)]
+        objects = decode(own, deltas.flatten(0, 1)[rows], self.offset)
         if self.quality == "iou":
-            return paired_iou(
-                decode(own, answers.deltas[positive].float(), self.offset), objects, self.offset
-            )
+            predicted = decode(own, answers.deltas.flatten(0, 1)[rows].float(), self.offset)
+            return paired_iou(predicted, objects, self.offset)
         edges = to_edges(centres_of(own), objects, paired=True)
         nearest, farthest = (
             torch.stack([edges[:, 0::2].amin(1), edges[:, 1::2].amin(1)]),
@@ -86,6 +108,12 @@ class Assigner:
 def centres_of(boxes: Tensor) -> Tensor:
     """[N, 2] (x, y), halfway between the numbers of the edges in either geometry."""
     return (boxes[:, :2] + boxes[:, 2:4]) / 2
+
+
+def centres_in(truth: Tensor, size: Sequence[float]) -> Tensor:
+    """The centres of objects [M, >=4], cut to the image: [M, 2] (x, y); size begins with height and width."""
+    limit = numbers([float(size[1]), float(size[0])], truth)
+    return torch.minimum(centres_of(truth).clamp(min=0), limit)
 
 
 def to_edges(points: Tensor, boxes: Tensor, paired: bool = False) -> Tensor:
@@ -122,13 +150,16 @@ class Atss(Assigner):
         self.top_n = top_n
 
     def assign(
-        self, levels: Sequence[Tensor], truth: Tensor, batch: Mapping[str, Any], image: int, answers: Answers
-    ) -> Tensor:
-        """int64 [K]: the row of truth [M, 5] of each anchor, -1 for none."""
-        anchors = torch.cat(list(levels))
+        self, levels: Sequence[Tensor], truths: Sequence[Truth], batch: Mapping[str, Any], answers: Answers
+    ) -> list[Tensor]:
+        """Of each truth: int64 [K], the row of the object of each anchor, -1 for none."""
+        return [self._of_image(levels, truth, batch["image_info"][truth.image]) for truth in truths]
+
+    def _of_image(self, levels: Sequence[Tensor], own_truth: Truth, image_info: Sequence[float]) -> Tensor:
+        anchors, truth = torch.cat(list(levels)), own_truth.objects
         centres = centres_of(anchors)
         overlaps = iou(anchors, truth, self.offset)
-        distances = (centres[:, None] - self._centres(truth, batch["image_info"][image])).norm(dim=-1)
+        distances = (centres[:, None] - centres_in(truth, image_info)).norm(dim=-1)
         candidates, first = [], 0
         for level in levels:
             own = distances[first : first + len(level)]
@@ -140,13 +171,9 @@ class Atss(Assigner):
         good = shared >= shared.mean(0) + shared.std(0)
         inside = to_edges(centres, truth).amin(-1).gather(0, chosen) > 0.01
         taken = torch.full_like(overlaps, -1.0)
-        taken.scatter_(0, chosen, torch.where(good & inside, shared, -1.0))
+        taken.scatter_(0, chosen, torch.where(good & inside & own_truth.wide, shared, -1.0))
         greatest, which = taken.max(1)
         return torch.where(greatest >= 0, which, -1)
-
-    def _centres(self, truth: Tensor, image_info: Sequence[float]) -> Tensor:
-        size = truth.new_tensor([float(image_info[1]), float(image_info[0])])
-        return torch.minimum(centres_of(truth).clamp(min=0), size)
 
 
 class SimOtaMatcher:
@@ -179,43 +206,41 @@ class SimOtaMatcher:
             raise ValueError("`center_sample` is true")
         self.candidate_k, self.radius, self.offset = candidate_k, radius, offset
 
-    def match(
-        self,
-        truth: Tensor,
-        anchors: Tensor,
-        strides: Tensor,
-        size: Sequence[float],
-        scores: Tensor,
-        deltas: Tensor,
-    ) -> Tensor:
-        """int64 [K]: the row of truth [M, 5] of each anchor, -1 for none.
+    def near(
+        self, truth: Truth, anchors: Tensor, strides: Tensor, size: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Bool [K, M], twice: whose place lies inside the object or near its centre, and whose lies in both.
 
-        anchors [K, 4] on levels of `strides` [K]; size: (height, width) of the image. scores [K, C] in
-        0..1, deltas [K, 4].
+        anchors [K, 4] on levels of `strides` [K]; size: (height, width) of the image.
         """
         places = centres_of(anchors) + 0.5 * strides[:, None]
-        limit = truth.new_tensor([float(size[1]), float(size[0])])
-        middles = torch.minimum(centres_of(truth).clamp(min=0), limit)
-        inside = to_edges(places, truth).amin(-1) > 0
+        inside = to_edges(places, truth.objects).amin(-1) > 0
+        middles = centres_in(truth.objects, size)
         near = (places[:, None] - middles).abs().amax(-1) < self.radius * strides[:, None]
-        rows = torch.nonzero((inside | near).any(1)).flatten()
-        which = torch.full_like(strides, -1, dtype=torch.int64)
-        if not len(rows):
-            return which
-        overlaps = iou(decode(anchors[rows], deltas[rows], self.offset), truth, self.offset)
-        wanted = F.one_hot(truth[:, 4].to(torch.int64) - 1, scores.shape[1]).to(scores.dtype)
-        shape = (len(rows), len(truth), scores.shape[1])
+        return (inside | near) & truth.wide, inside & near
+
+    def match(self, truth: Truth, anchors: Tensor, both: Tensor, scores: Tensor, deltas: Tensor) -> Tensor:
+        """int64 [R]: the row of the object of each anchor [R, 4], -1 for none.
+
+        both: bool [R, M], as `near` gives it. scores [R, C] in 0..1, deltas [R, 4].
+        """
+        objects, count = truth.objects, len(anchors)
+        overlaps = iou(decode(anchors, deltas, self.offset), objects, self.offset)
+        wanted = F.one_hot(objects[:, 4].to(torch.int64) - 1, scores.shape[1]).to(scores.dtype)
+        shape = (count, len(objects), scores.shape[1])
         entropy = F.binary_cross_entropy(
-            scores[rows][:, None].expand(shape), wanted[None].expand(shape), reduction="none"
+            scores[:, None].expand(shape), wanted[None].expand(shape), reduction="none"
         ).sum(-1)
-        cost = entropy - 3.0 * torch.log(overlaps + 1e-8) + 1e5 * ~(inside & near)[rows]
-        greatest = overlaps.topk(min(self.candidate_k, len(rows)), dim=0).values
-        taken = torch.zeros_like(cost, dtype=torch.bool)
-        for column, most in enumerate(greatest.sum(0).int().clamp(min=1).tolist()):
-            taken[cost[:, column].topk(most, largest=False).indices, column] = True
+        cost = entropy - 3.0 * torch.log(overlaps + 1e-8) + 1e5 * ~both
+        cost = torch.where(truth.wide, cost, torch.inf)
+        most = min(self.candidate_k, count)
+        wished = overlaps.topk(most, dim=0).values.sum(0).int().clamp(min=1)
+        # The sum of so many overlaps is at most their number.
+        order = cost.topk(most, dim=0, largest=False).indices
+        among = torch.arange(most, device=cost.device)[:, None] < wished
+        taken = torch.zeros_like(cost, dtype=torch.bool).scatter(0, order, among & truth.wide)
         cheapest = torch.where(taken.sum(1) > 1, cost.argmin(1), taken.int().argmax(1))
-        which[rows] = torch.where(taken.any(1), cheapest, -1)
-        return which
+        return torch.where(taken.any(1), cheapest, -1)
 
 
 class SimOta(Assigner):
@@ -242,19 +267,34 @@ class SimOta(Assigner):
         )
 
     def assign(
-        self, levels: Sequence[Tensor], truth: Tensor, batch: Mapping[str, Any], image: int, answers: Answers
-    ) -> Tensor:
-        """int64 [K]: the row of truth [M, 5] of each anchor, -1 for none."""
+        self, levels: Sequence[Tensor], truths: Sequence[Truth], batch: Mapping[str, Any], answers: Answers
+    ) -> list[Tensor]:
+        """Of each truth: int64 [K], the row of the object of each anchor, -1 for none.
+
+        One wait for the device, for how many candidates the images have.
+        """
         anchors = torch.cat(list(levels))
         strides = torch.cat(
             [a.new_full((len(a),), float(s)) for a, s in zip(levels, batch["strides"], strict=False)]
         )
-        scores = answers.logits[image].float().sigmoid()
-        if self.quality is not None and answers.iou is not None:
-            scores = (scores * answers.iou[image].float().sigmoid()[:, None]).sqrt()
-        return self.matcher.match(
-            truth, anchors, strides, batch["image_info"][image][:2], scores, answers.deltas[image].float()
-        )
+        near = [
+            self.matcher.near(truth, anchors, strides, batch["image_info"][truth.image][:2])
+            for truth in truths
+        ]
+        candidates = [either.any(1) for either, _ in near]
+        counts = host_counts(candidates) if candidates else []
+        found = []
+        for truth, (_, both), mask, count in zip(truths, near, candidates, counts, strict=True):
+            which = torch.full_like(strides, -1, dtype=torch.int64)
+            if count:
+                rows, image = true_places(mask, count), truth.image
+                scores = answers.logits[image][rows].float().sigmoid()
+                if self.quality is not None and answers.iou is not None:
+                    scores = (scores * answers.iou[image][rows].float().sigmoid()[:, None]).sqrt()
+                deltas = answers.deltas[image][rows].float()
+                which[rows] = self.matcher.match(truth, anchors[rows], both[rows], scores, deltas)
+            found.append(which)
+        return found
 
 
 ANCHOR_SUPERVISORS: dict[str, Any] = {

@@ -110,7 +110,7 @@ class BboxPost(ViewModule):
         classes = outputs["cls_target"]
         column = torch.zeros_like(classes) if self.share_location else (classes + self.first - 1).clamp(min=0)
         moves = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
-        count = torch.tensor(len(classes), device=logits.device)
+        count = torch.full((), len(classes), device=logits.device)
         boxes = outputs["rois"][back, 1:5].float()
         moved = Moved(boxes, self.offset, self.means, self.stds, weights=outputs["loc_weight"][:, 0])
         answer = logits.argmax(1) if self.first else torch.where(logits.amax(1) > 0, logits.argmax(1) + 1, 0)

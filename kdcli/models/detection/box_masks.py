@@ -55,10 +55,10 @@ def truth_masks(
     device = boxes[0].device
     masks = [torch.zeros(len(boxes), 1, height, width, device=device) for height, width in sizes]
     for image, own in enumerate(boxes):
-        own = own[large_enough(own, 1.0, offset)]
+        wide = large_enough(own, 1.0, offset)
         target = levels_of(own, levels, base_scale, offset)
         for mask, (height, width), stride, level in zip(masks, sizes, strides, levels, strict=True):
-            edges = (own[target == level, :4] / stride).long()
+            edges = (own[:, :4] / stride).long()
             left, top = edges[:, 0].clamp(0, width - 1), edges[:, 1].clamp(0, height - 1)
             right, bottom = edges[:, 2].clamp(0, width), edges[:, 3].clamp(0, height)
             thin = (left >= right) | (top >= bottom)
@@ -66,6 +66,7 @@ def truth_masks(
             rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
             inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
             inside_columns = (columns >= left[:, None]) & (columns < right[:, None])
+            inside_rows &= (wide & (target == level))[:, None]
             covered = (inside_rows[:, :, None] & inside_columns[:, None, :]).any(0)
             mask[image, 0] = covered.to(mask.dtype)
     return masks

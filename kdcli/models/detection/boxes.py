@@ -32,6 +32,16 @@ def beyond_last_pixel(info: Sequence[float], offset: int) -> Tensor:
     return torch.tensor([0.0, 0.0, offset * info[3], offset * info[2]])
 
 
+def numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers of the host as a tensor of the device and dtype of `like`, [N].
+
+    On a GPU each is filled in there: a copy from the host would wait until the GPU has done all before it.
+    """
+    if like.device.type == "cpu":
+        return like.new_tensor(values)
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 def quadruples(deltas: Tensor) -> Tensor:
     """[N, 4·k] as [N, k, 4]."""
     return deltas.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
@@ -45,7 +55,7 @@ def sides(boxes: Tensor, offset: int) -> tuple[Tensor, Tensor]:
 def edges(boxes: Tensor, offset: int) -> Tensor:
     """The first four columns in the modern geometry, float32 at least."""
     boxes = boxes[:, :4] if boxes.dtype == torch.float64 else boxes[:, :4].float()
-    return boxes + boxes.new_tensor([0.0, 0.0, offset, offset]) if offset else boxes
+    return torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1) if offset else boxes
 
 
 def iou(a: Tensor, b: Tensor, offset: int) -> Tensor:
@@ -103,21 +113,25 @@ def decode(boxes: Tensor, deltas: Tensor, offset: int) -> Tensor:
 
 def normalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
     """Deltas [N, 4] with the means taken off, over the standard deviations."""
-    return (deltas - deltas.new_tensor(means)) / deltas.new_tensor(stds)
+    return (deltas - numbers(means, deltas)) / numbers(stds, deltas)
 
 
 def denormalized(deltas: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
     """The inverse of `normalized` for [N, 4·k]."""
     quads = quadruples(deltas)
-    return (quads * deltas.new_tensor(stds) + deltas.new_tensor(means)).flatten(1)
+    return (quads * numbers(stds, deltas) + numbers(means, deltas)).flatten(1)
 
 
 def clip(boxes: Tensor, image_info: Sequence[float], offset: int) -> Tensor:
     """Boxes [N, >=4] cut to the image; image_info begins with height and width."""
-    height, width = float(image_info[0]), float(image_info[1])
-    limit = boxes.new_tensor([width, height, width, height]) - offset
-    cut = torch.minimum(boxes[:, :4].clamp(min=0), limit)
+    cut = torch.minimum(boxes[:, :4].clamp(min=0), clip_limit(image_info, offset, boxes))
     return torch.cat([cut, boxes[:, 4:]], dim=1) if boxes.shape[1] > 4 else cut
+
+
+def clip_limit(image_info: Sequence[float], offset: int, like: Tensor) -> Tensor:
+    """The greatest x1, y1, x2, y2 of a box in an image, [4]; image_info begins with height and width."""
+    height, width = float(image_info[0]), float(image_info[1])
+    return numbers([width, height, width, height], like) - offset
 
 
 def large_enough(boxes: Tensor, min_size: float, offset: int) -> Tensor:
@@ -138,6 +152,74 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
     return kept
 
 
+ROUNDS = 32
+"""Rounds of `suppressed` before the host looks whether the last one changed anything."""
+
+PAIRS = 2**24
+"""Pairs of boxes that a GPU compares at once, in about 300 MB."""
+
+
+def kept_in_groups(
+    boxes: Tensor, there: Tensor, labels: Tensor | None, threshold: float, offset: int
+) -> Tensor:
+    """Bool [G, m]: what NMS within each group keeps of boxes [G, m, 4], which stand best first in each group.
+
+    there: bool [G, m], the places that hold a box. labels: [G, m], only boxes of one label suppress each
+    other; None: all of a group. On a GPU all groups are thinned together, at one wait for it in all (more
+    only where a chain of boxes that suppress each other has over ROUNDS links); one by one on the CPU, and
+    where the pairs of a group are more than PAIRS.
+    """
+    if boxes.device.type == "cpu" or there.shape[1] ** 2 > PAIRS:
+        kept = torch.zeros_like(there)
+        for group, places in enumerate(there):
+            rows = torch.nonzero(places).flatten()
+            own, ranks = boxes[group, rows], torch.arange(len(rows), 0, -1, device=boxes.device)
+            chosen = (
+                nms(own, ranks, threshold, offset)
+                if labels is None
+                else nms_by_group(own, ranks, labels[group, rows], threshold, offset)
+            )
+            kept[group, rows[chosen]] = True
+        return kept
+    size, rounds = max(1, PAIRS // max(1, there.shape[1] ** 2)), ROUNDS
+    corners = edges(boxes.flatten(0, 1), offset).view(boxes.shape)
+    while True:
+        parts = [
+            suppressed(
+                corners[at : at + size],
+                there[at : at + size],
+                None if labels is None else labels[at : at + size],
+                threshold,
+                rounds,
+            )
+            for at in range(0, len(there), size)
+        ]
+        if not parts or rounds >= there.shape[1] or bool(torch.stack([part[1] for part in parts]).all()):
+            return torch.cat([part[0] for part in parts]) if parts else there
+        rounds *= 4
+
+
+def suppressed(
+    corners: Tensor, there: Tensor, labels: Tensor | None, threshold: float, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """What `kept_in_groups` keeps after so many rounds, and whether the last one changed nothing.
+
+    Each round keeps what no kept box before it overlaps; from the first box on, at least one more place a
+    round is final, most often many. Once a round changes nothing, that is what greedy NMS keeps.
+    """
+    sides = corners[..., 2:] - corners[..., :2]
+    area = sides[..., 0] * sides[..., 1]
+    low = torch.maximum(corners[:, :, None, :2], corners[:, None, :, :2])
+    shared = (torch.minimum(corners[:, :, None, 2:], corners[:, None, :, 2:]) - low).clamp(min=0).prod(-1)
+    over = (shared / (area[:, :, None] + area[:, None] - shared) > threshold).triu(1)
+    if labels is not None:
+        over &= labels[:, :, None] == labels[:, None]
+    kept = before = there
+    for _ in range(min(rounds, there.shape[1])):
+        before, kept = kept, there & ~(over & kept[:, :, None]).any(1)
+    return kept, (kept == before).all()
+
+
 def levels_of(boxes: Tensor, levels: Sequence[int], base_scale: float, offset: int) -> Tensor:
     """int64 [N]: floor(log2(sqrt(w·h) / base_scale + 1e-6)), clamped to the levels; boxes [N, >=4]."""
     width, height = sides(boxes, offset)
@@ -147,9 +229,32 @@ def levels_of(boxes: Tensor, levels: Sequence[int], base_scale: float, offset: i
 
 
 def by_level(rois: Tensor, levels: Sequence[int], base_scale: float, offset: int) -> list[Tensor]:
-    """For each level the indices of its rois [R, >=5] (image, x1, y1, x2, y2, ...), ascending."""
+    """For each level the indices of its rois [R, >=5] (image, x1, y1, x2, y2, ...), ascending.
+
+    levels: ascending. One wait for the device, whatever their number.
+    """
     target = levels_of(rois[:, 1:5], levels, base_scale, offset)
-    return [torch.nonzero(target == level).flatten() for level in levels]
+    return by_group(target, levels)
+
+
+def by_group(groups: Tensor, names: Sequence[int]) -> list[Tensor]:
+    """For each name the indices of the elements of groups int64 [N] that are it, ascending; one wait.
+
+    names: ascending; all that groups holds.
+    """
+    counts = host_counts([groups == name for name in names])
+    return list(torch.split(groups.sort(stable=True).indices, counts))
+
+
+def host_counts(masks: Sequence[Tensor]) -> list[int]:
+    """How many elements of each mask are true, as numbers of the host: one wait for the device for all masks."""
+    counts: list[int] = torch.stack([mask.sum() for mask in masks]).tolist()
+    return counts
+
+
+def true_places(mask: Tensor, count: int) -> Tensor:
+    """int64 [count]: where a mask [N] is true, ascending; count: what `host_counts` gave, so that nothing waits."""
+    return torch.nonzero_static(mask, size=count).flatten()
 
 
 def inverse(order: Tensor) -> Tensor:

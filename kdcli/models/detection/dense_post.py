@@ -161,16 +161,18 @@ class RetinaPost(ViewModule):
         classes, positive = targets.classes.flatten(), targets.positive.flatten()
         rows = answers.logits.flatten(0, 1)
         class_count, location_count = self._counts(classes, positive)
-        moved = Moved(anchors.repeat(len(targets.classes), 1)[positive], self.offset)
-        deltas, wanted = answers.deltas.flatten(0, 1)[positive], targets.deltas.flatten(0, 1)[positive]
+        # One wait for the device, for how many positives all images have.
+        own = torch.nonzero(positive).flatten()
+        moved = Moved(anchors[own % len(anchors)], self.offset)
+        deltas, wanted = answers.deltas.flatten(0, 1)[own], targets.deltas.flatten(0, 1)[own]
         more: dict[str, Tensor] = {}
         if self.cls_loss.by_overlap:
             with torch.no_grad():
                 shared = paired_iou(moved.by(deltas), moved.by(wanted), self.offset)
-            more["overlaps"] = torch.zeros_like(rows[:, 0]).masked_scatter(positive, shared)
+            more["overlaps"] = torch.zeros_like(rows[:, 0]).index_copy(0, own, shared)
         return {
             f"{self.prefix}_cls_loss": self.cls_loss(rows, classes, class_count, **more),
-            **self._location_losses(deltas, wanted, moved, location_count, answers, targets),
+            **self._location_losses(deltas, wanted, moved, location_count, own, answers, targets),
             f"{self.prefix}_accuracy": self._accuracy(rows.detach(), classes),
         }
 
@@ -180,10 +182,11 @@ class RetinaPost(ViewModule):
         wanted: Tensor,
         moved: Moved,
         count: Tensor,
+        own: Tensor,
         answers: Answers,
         targets: AnchorTargets,
     ) -> dict[str, Tensor]:
-        """deltas, wanted: [P, 4] of the positives. count: what the loss is divided by."""
+        """deltas, wanted: [P, 4] of the positives, own: their rows of all. count: what the loss is divided by."""
         return {f"{self.prefix}_loc_loss": self.loc_loss(deltas, wanted, count, moved)}
 
     def _counts(self, classes: Tensor, positive: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -252,12 +255,13 @@ class RetinaPostIou(RetinaPost):
         wanted: Tensor,
         moved: Moved,
         count: Tensor,
+        own: Tensor,
         answers: Answers,
         targets: AnchorTargets,
     ) -> dict[str, Tensor]:
         assert answers.iou is not None and targets.quality is not None
         moved = replace(moved, weights=targets.quality)
-        branch = answers.iou[targets.positive]
+        branch = answers.iou.flatten()[own]
         return {
             f"{self.prefix}_loc_loss": self.loc_loss(
                 deltas, wanted, at_least_one(targets.quality.sum()), moved

@@ -339,7 +339,7 @@ class ComposedLoss:
 
     def __call__(self, student: Tensor, target: Tensor, count: Tensor, moved: Moved) -> Tensor:
         """The sum over the losses of deltas [P, 4]."""
-        elements = torch.tensor(float(student.numel()), device=student.device)
+        elements = torch.full((), float(student.numel()), device=student.device)
         total = student.new_zeros(())
         for loss in self.losses:
             whole = isinstance(loss, (IouLoss, ComposedLoss))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.models.detection.blocks import build_block, nms_threshold
-from kdcli.models.detection.boxes import clip, decode, large_enough, nms, nms_by_group
+from kdcli.models.detection.boxes import (
+    clip_limit,
+    decode,
+    kept_in_groups,
+    large_enough,
+    nms_by_group,
+    true_places,
+)
 from kdcli.spec.ranges import Count, Range, Share
 
 SMALL_LEVEL = 120
@@ -62,57 +70,77 @@ class DensePredictor:
 
         Per level: anchors [K, 4], scores [B, K, C] in 0..1, deltas [B, K, 4].
         """
+        limits = torch.stack([clip_limit(info, self.offset, anchors[0]) for info in image_info])
+        levels = [
+            self._level(a, s.float(), d.float(), limits)
+            for a, s, d in zip(anchors, scores, deltas, strict=True)
+        ]
+        rows, there = _side_by_side(levels)
+        if self.nms is not None:
+            labels = None if self.by_class else rows[..., 5].flatten(0, 1)
+            kept = kept_in_groups(
+                rows[..., :4].flatten(0, 1), there.flatten(0, 1), labels, self.nms, self.offset
+            )
+            there = kept.view_as(there)
+        if self.by_class and self.post_top_n > 0:
+            there = there & (there.cumsum(2) <= self.post_top_n)
+        # The second wait for the device, for how many boxes each image has; the first is the NMS's.
+        counts: list[int] = there.flatten(1).sum(1).tolist()
         found = []
-        for image, info in enumerate(image_info):
-            levels = [
-                self._level(a, s[image].float(), d[image].float(), info)
-                for a, s, d in zip(anchors, scores, deltas, strict=True)
-            ]
-            boxes = torch.cat(levels)
-            if self.merger is not None:
-                boxes = self.merger.merge(boxes)
-            found.append(torch.cat([boxes.new_full((len(boxes), 1), image), boxes], dim=1))
+        own = rows.flatten(0, 2)[true_places(there.flatten(), sum(counts))]
+        for image, boxes in enumerate(torch.split(own, counts)):
+            merged = boxes if self.merger is None else self.merger.merge(boxes)
+            found.append(torch.cat([merged.new_full((len(merged), 1), image), merged], dim=1))
         return torch.cat(found)
 
-    def _level(self, anchors: Tensor, scores: Tensor, deltas: Tensor, info: Sequence[float]) -> Tensor:
-        """[N, 6]: box, score, class."""
-        boxes = decode(anchors, deltas, self.offset)
+    def _level(self, anchors: Tensor, scores: Tensor, deltas: Tensor, limits: Tensor) -> Rows:
+        """The best boxes of one level, a group for each class, or one group of all; limits: [B, 4]."""
+        images, count, classes = scores.shape
+        boxes = decode(anchors.repeat(images, 1), deltas.flatten(0, 1), self.offset).view(images, count, 4)
         if self.clip_box:
-            boxes = clip(boxes, info, self.offset)
-        wide = large_enough(boxes, self.min_size, self.offset)
-        threshold = self.score_thresh if len(anchors) > SMALL_LEVEL else 0.0
-        boxes, scores = boxes[wide], scores[wide]
-        if not self.by_class:
-            return self._all_classes(boxes, scores, threshold)
-        parts = []
-        for column in range(scores.shape[1]):
-            kept, own = boxes, scores[:, column]
-            if threshold > 0:
-                chosen = own > threshold
-                kept, own = kept[chosen], own[chosen]
-            own, order = own.topk(min(self.top_n if self.top_n > 0 else len(own), len(own)))
-            kept = kept[order]
-            if self.nms is not None:
-                order = nms(kept, own, self.nms, self.offset)
-                kept, own = kept[order], own[order]
-            if self.post_top_n > 0:
-                kept, own = kept[: self.post_top_n], own[: self.post_top_n]
-            parts.append(_columns(kept, own, torch.full_like(own, column + 1)))
-        return torch.cat(parts)
-
-    def _all_classes(self, boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-        flat = scores.flatten()
-        most = self.top_n if self.top_n > 0 else len(flat)
-        own, order = flat.topk(min(most, len(boxes), len(flat)))
+            boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        wide = large_enough(boxes.flatten(0, 1), self.min_size, self.offset).view(images, count)
+        threshold = self.score_thresh if count > SMALL_LEVEL else 0.0
+        fit = wide[..., None].expand_as(scores)
         if threshold > 0:
-            chosen = own > threshold
-            own, order = own[chosen], order[chosen]
-        kept = boxes[torch.div(order, scores.shape[1], rounding_mode="floor")]
-        labels = (order % scores.shape[1] + 1).to(own.dtype)
-        if self.nms is not None:
-            order = nms_by_group(kept, own, labels, self.nms, self.offset)
-            kept, own, labels = kept[order], own[order], labels[order]
-        return _columns(kept, own, labels)
+            fit = fit & (scores > threshold)
+        scores = torch.where(fit, scores, ABSENT)
+        if not self.by_class:
+            scores = scores.flatten(1)[:, None]
+            best, order = scores.topk(self._most(scores, count), dim=2)
+            # At most as many as there are boxes that are large enough.
+            few = torch.arange(best.shape[2], device=best.device) < wide.sum(1)[:, None, None]
+            best = torch.where(few, best, ABSENT)
+            labels, order = order % classes + 1, torch.div(order, classes, rounding_mode="floor")
+        else:
+            scores = scores.transpose(1, 2)
+            best, order = scores.topk(self._most(scores, count), dim=2)
+            labels = (torch.arange(classes, device=best.device) + 1)[:, None].expand_as(order)
+        places = order.flatten(1)[..., None].expand(-1, -1, 4)
+        own = boxes.gather(1, places).view(*order.shape, 4)
+        rows = torch.cat([own, best[..., None], labels[..., None].to(best.dtype)], dim=3)
+        return rows, best >= 0
+
+    def _most(self, scores: Tensor, count: int) -> int:
+        """How many of the scores [B, G, N] of a group are looked at; one wait where it is all that there are."""
+        if self.top_n > 0:
+            return min(self.top_n, count, scores.shape[2])
+        return min(count, int((scores >= 0).sum(2).amax())) if scores.numel() else 0
+
+
+Rows: TypeAlias = tuple[Tensor, Tensor]
+"""Boxes [B, G, m, 6] (box, score, class), best first in each group, and which places hold one, bool [B, G, m]."""
+
+ABSENT = -1.0
+"""The score of a place without a box."""
+
+
+def _side_by_side(levels: Sequence[Rows]) -> Rows:
+    """The groups of all levels, level by level, filled up to the size of the largest."""
+    most = max(there.shape[2] for _, there in levels)
+    rows = [F.pad(row, (0, 0, 0, most - row.shape[2])) for row, _ in levels]
+    there = [F.pad(place, (0, most - place.shape[2])) for _, place in levels]
+    return torch.cat(rows, 1), torch.cat(there, 1)
 
 
 class TopMerger:
@@ -176,7 +204,3 @@ def dense_predictor(by_class: bool) -> Any:
 
 
 DENSE_PREDICTORS = {"base": dense_predictor(True), "base_multicls": dense_predictor(False)}
-
-
-def _columns(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    return torch.cat([boxes, scores[:, None], labels[:, None]], dim=1)

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from kdcli.models.detection.blocks import build_block, means_and_stds
-from kdcli.models.detection.boxes import clip, encode, intersection_over_first, iou, large_enough, normalized
+from kdcli.models.detection.boxes import (
+    clip,
+    encode,
+    host_counts,
+    intersection_over_first,
+    iou,
+    large_enough,
+    normalized,
+    true_places,
+)
 from kdcli.models.detection.losses import IGNORED_TARGET
 from kdcli.spec.ranges import Count, Range, Share
 
@@ -79,24 +88,22 @@ class AnchorSupervisor:
         deltas = anchors.new_zeros((images, count, 4))
         positive = torch.zeros_like(classes, dtype=torch.bool)
         for image, truth in enumerate(truths):
-            truth = truth[large_enough(truth, SMALLEST_TRUTH, self.offset)].to(anchors.dtype)
+            wide = large_enough(truth, SMALLEST_TRUTH, self.offset)
+            truth = truth.to(anchors.dtype)
             inside = self._inside(anchors, batch["image_info"][image])
-            if inside is not None and self.outside_first:
-                chosen = torch.nonzero(inside).flatten()
-            else:
-                chosen = torch.arange(count, device=anchors.device)
-            target = self.matcher.match(anchors[chosen], truth, ignores_of(batch, image))
-            if inside is not None and not self.outside_first:
+            matched = inside[:, None] if inside is not None and self.outside_first else None
+            target = self.matcher.match(anchors, truth, ignores_of(batch, image), wide, matched)
+            if inside is not None:
                 target = torch.where(inside, target, IGNORED)
             taken, negative = self.sampler.sample(target)
-            anchor = chosen[taken]
-            classes[image, chosen[negative]] = 0
-            if len(taken):
-                matched = truth[target[taken]]
-                labels = matched[:, 4].to(torch.int64)
-                classes[image, anchor] = labels.clamp(max=1) if self.foreground else labels
-                deltas[image, anchor] = encode(anchors[anchor], matched, self.offset)
-                positive[image, anchor] = True
+            classes[image] = torch.where(negative, 0, classes[image])
+            if len(truth):
+                own = truth[target.clamp(min=0)]
+                labels = own[:, 4].to(torch.int64)
+                labels = labels.clamp(max=1) if self.foreground else labels
+                classes[image] = torch.where(taken, labels, classes[image])
+                deltas[image] = torch.where(taken[:, None], encode(anchors, own, self.offset), deltas[image])
+                positive[image] = taken
         return AnchorTargets(classes, deltas, positive)
 
     def _inside(self, anchors: Tensor, image_info: Sequence[float]) -> Tensor | None:
@@ -173,29 +180,58 @@ class RoiSupervisor:
     def targets(self, proposals: Tensor, batch: Mapping[str, Any]) -> RoiTargets:
         """proposals [N, >=5] (image, x1, y1, x2, y2, ...); reads `boxes`, `ignores`, `image_info`."""
         proposals = proposals.float()
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        images = [self._image(proposals, truth, batch, image) for image, truth in enumerate(batch["boxes"])]
+        # The only wait for the device: how many positives and negatives each image has.
+        counts = iter(host_counts([mask for found in images for mask in (found.positive, found.negative)]))
+        columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         records = []
-        for image, truth in enumerate(batch["boxes"]):
-            truth = truth[large_enough(truth, SMALLEST_TRUTH, self.offset)].to(proposals.dtype)
-            own = proposals[proposals[:, 0] == image, 1:5]
-            candidates = clip(torch.cat([own, truth[:, :4]]), batch["image_info"][image], self.offset)
-            target = self.matcher.match(candidates, truth, ignores_of(batch, image))
-            taken, negative = self.sampler.sample(target)
-            matched = truth[target[taken]]
-            boxes = candidates[torch.cat([taken, negative])]
-            labels = matched[:, 4].to(torch.int64)
+        for image, found in enumerate(images):
+            taken, negative = (true_places(m, next(counts)) for m in (found.positive, found.negative))
+            target = found.target[taken]
+            boxes = found.candidates[torch.cat([taken, negative])]
+            labels = found.truth[target, 4].to(torch.int64)
             classes = torch.cat([labels, labels.new_zeros(len(negative))])
             deltas = boxes.new_zeros((len(boxes), 4))
             weights = boxes.new_zeros((len(boxes), 4))
             if len(taken):
-                encoded = encode(boxes[: len(taken)], matched, self.offset)
+                encoded = encode(boxes[: len(taken)], found.truth[target], self.offset)
                 deltas[: len(taken)] = normalized(encoded, self.means, self.stds)
                 weights[: len(taken)] = 1.0
             numbers = boxes.new_full((len(boxes), 1), image)
-            parts.append((torch.cat([numbers, boxes], dim=1), classes, deltas, weights))
-            records.append((taken, target[taken], boxes[: len(taken)], labels))
-        rois, classes, deltas, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+            columns.append((torch.cat([numbers, boxes], dim=1), classes, deltas, weights))
+            # By number among the image's own candidates and among its truth that is large enough.
+            places, truths = found.own.cumsum(0) - 1, found.wide.cumsum(0) - 1
+            records.append((places[taken], truths[target], boxes[: len(taken)], labels))
+        rois, classes, deltas, weights = (torch.cat(column) for column in zip(*columns, strict=True))
         return RoiTargets(rois, classes, deltas, weights, records)
+
+    def _image(self, proposals: Tensor, truth: Tensor, batch: Mapping[str, Any], image: int) -> Matched:
+        """The sample of one image; those of others are among its candidates, and take no part."""
+        wide = large_enough(truth, SMALLEST_TRUTH, self.offset)
+        truth = truth.to(proposals.dtype)
+        own = torch.cat([proposals[:, 0] == image, wide])
+        candidates = torch.cat([proposals[:, 1:5], truth[:, :4]])
+        candidates = clip(candidates, batch["image_info"][image], self.offset)
+        target = self.matcher.match(candidates, truth, ignores_of(batch, image), wide, own[:, None])
+        target = torch.where(own, target, IGNORED)
+        return Matched(candidates, truth, own, wide, target, *self.sampler.sample(target))
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Candidates [N, 4] against the truth [M, 5] of one image.
+
+    own: bool [N], those of the image. wide: bool [M], the truth that is large enough. target: int64 [N], as
+    a matcher gives it. positive, negative: bool [N], the sample.
+    """
+
+    candidates: Tensor
+    truth: Tensor
+    own: Tensor
+    wide: Tensor
+    target: Tensor
+    positive: Tensor
+    negative: Tensor
 
 
 ROI_SUPERVISORS = {"faster": RoiSupervisor}
@@ -241,8 +277,19 @@ class MaxIouMatcher:
         self.allow_low_quality = allow_low_quality_match
         self.offset = offset
 
-    def match(self, candidates: Tensor, truth: Tensor, ignores: Tensor | None) -> Tensor:
-        """int64 [N]: index into truth [M, >=4], or NEGATIVE, or IGNORED. ignores: [G, 4] or None."""
+    def match(
+        self,
+        candidates: Tensor,
+        truth: Tensor,
+        ignores: Tensor | None,
+        wide: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> Tensor:
+        """int64 [N]: index into truth [M, >=4], or NEGATIVE, or IGNORED. ignores: [G, 4] or None.
+
+        wide: bool [M], the truth that can be matched; own: bool [N, 1], the candidates that can, the others'
+        result means nothing; None: all.
+        """
         count = candidates.shape[0]
         target = candidates.new_full((count,), IGNORED, dtype=torch.int64)
         if truth.shape[0] == 0:
@@ -250,6 +297,9 @@ class MaxIouMatcher:
             positive = torch.zeros_like(target, dtype=torch.bool)
         else:
             overlaps = iou(candidates, truth, self.offset)
+            for comparable in (wide, own):
+                # Less than any overlap, so that such a pair decides nothing.
+                overlaps = overlaps if comparable is None else torch.where(comparable, overlaps, -1.0)
             greatest, which = overlaps.max(dim=1)
             target = torch.where(greatest < self.negative, NEGATIVE, target)
             positive = greatest > self.positive
@@ -275,27 +325,36 @@ class NaiveSampler:
             raise ValueError("batch_size is positive and positive_percent in 0..1")
         self.batch_size, self.positive_percent = batch_size, positive_percent
 
-    def choose(self, indices: Tensor, most: int) -> Tensor:
-        """At most so many of the indices."""
-        if len(indices) <= most:
-            return indices
-        return indices[torch.randperm(len(indices))[:most].to(indices.device)]
-
     def sample(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the positives and negatives taken from a matcher's result [N]."""
-        positive = self.choose(
-            torch.nonzero(target >= 0).flatten(), int(self.batch_size * self.positive_percent)
+        """Which positives and which negatives are taken from a matcher's result [N]: two masks, bool [N].
+
+        The candidates with the greatest of random numbers, which are drawn where the target lies: nothing
+        waits for how many there are.
+        """
+        keys = torch.rand(len(target), device=target.device)
+        most = int(self.batch_size * self.positive_percent)
+        positive = self.choose(target >= 0, keys, most)
+        return positive, self.choose(
+            target == NEGATIVE, keys, self.batch_size, self.batch_size - positive.sum()
         )
-        negative = torch.nonzero(target == NEGATIVE).flatten()
-        return positive, self.choose(negative, self.batch_size - len(positive))
+
+    def choose(self, mask: Tensor, keys: Tensor, most: int, room: Tensor | int | None = None) -> Tensor:
+        """Bool [N]: those of the mask with the greatest keys, at most so many, and at most `room` of them."""
+        best, places = torch.where(mask, keys, -1.0).topk(min(most, len(mask)))
+        chosen = best >= 0
+        if room is not None:
+            chosen = chosen & (torch.arange(len(best), device=mask.device) < room)
+        return torch.zeros_like(mask).scatter(0, places, chosen)
 
 
 class FirstSampler(NaiveSampler):
     """As NaiveSampler, but the first ones in place of random ones."""
 
-    def choose(self, indices: Tensor, most: int) -> Tensor:
-        """At most so many of the indices."""
-        return indices[:most]
+    def sample(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Which positives and which negatives are taken from a matcher's result [N]: two masks, bool [N]."""
+        positive, negative = target >= 0, target == NEGATIVE
+        positive = positive & (positive.cumsum(0) <= int(self.batch_size * self.positive_percent))
+        return positive, negative & (negative.cumsum(0) <= self.batch_size - positive.sum())
 
 
 class AllSampler:
@@ -305,8 +364,8 @@ class AllSampler:
         pass
 
     def sample(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the positives and negatives of a matcher's result [N]."""
-        return torch.nonzero(target >= 0).flatten(), torch.nonzero(target == NEGATIVE).flatten()
+        """Which are positive and which negative in a matcher's result [N]: two masks, bool [N]."""
+        return target >= 0, target == NEGATIVE
 
 
 SAMPLERS = {

@@ -17,6 +17,7 @@ from kdcli.models.detection.boxes import (
     intersection_over_first,
     inverse,
     iou,
+    kept_in_groups,
     large_enough,
     levels_of,
     nms,
@@ -42,6 +43,7 @@ from kdcli.models.detection.targets import (
     NaiveSampler,
     RoiSupervisor,
 )
+from tests.parallel.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -192,18 +194,64 @@ def test_a_low_quality_match_has_an_overlap_however_near_the_best_it_comes() -> 
     assert matcher().match(candidates, truth, None).tolist() == [0, NEGATIVE]
 
 
+def sampled(sampler: NaiveSampler | AllSampler, target: torch.Tensor) -> list[list[int]]:
+    """The places of the positives and of the negatives that are taken."""
+    return [torch.nonzero(mask).flatten().tolist() for mask in sampler.sample(target)]
+
+
 def test_sampling_fills_up_with_negatives() -> None:
     target = tensor([3, -1, 0, -2, -1, 1, -1])
-    positive, negative = FirstSampler(4, 0.5).sample(target)
-    assert positive.tolist() == [0, 2] and negative.tolist() == [1, 4]
-    positive, negative = FirstSampler(6, 0.9).sample(target)
-    assert positive.tolist() == [0, 2, 5] and negative.tolist() == [1, 4, 6]
-    positive, negative = AllSampler().sample(target)
-    assert positive.tolist() == [0, 2, 5] and negative.tolist() == [1, 4, 6]
+    assert sampled(FirstSampler(4, 0.5), target) == [[0, 2], [1, 4]]
+    assert sampled(FirstSampler(6, 0.9), target) == [[0, 2, 5], [1, 4, 6]]
+    assert sampled(AllSampler(), target) == [[0, 2, 5], [1, 4, 6]]
     torch.manual_seed(0)
-    positive, negative = NaiveSampler(4, 0.5).sample(target)
-    assert len(positive) == 2 and set(positive.tolist()) < {0, 2, 5}
-    assert len(negative) == 2 and set(negative.tolist()) < {1, 4, 6}
+    positive, negative = sampled(NaiveSampler(4, 0.5), target)
+    assert len(positive) == 2 and set(positive) < {0, 2, 5}
+    assert len(negative) == 2 and set(negative) < {1, 4, 6}
+
+
+def test_every_negative_is_as_likely_and_a_seed_gives_the_same() -> None:
+    target, counts = tensor([0, *[-1] * 8, -2]), torch.zeros(10)
+    torch.manual_seed(0)
+    for _ in range(800):
+        positive, negative = NaiveSampler(5, 0.5).sample(target)
+        assert positive.tolist() == [True] + [False] * 9
+        counts += negative
+    # Four of eight: 400 times each, give or take four standard deviations of 14.
+    assert counts[0] == counts[9] == 0 and bool(((counts[1:9] - 400).abs() < 57).all())
+    torch.manual_seed(0)
+    again = NaiveSampler(5, 0.5).sample(target)[1]
+    torch.manual_seed(0)
+    assert again.equal(NaiveSampler(5, 0.5).sample(target)[1])
+
+
+def random_groups(groups: int, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes that overlap often, which places hold one, and labels of three classes."""
+    draws = torch.Generator().manual_seed(1)
+    corner = torch.rand(groups, most, 2, generator=draws) * 40
+    boxes = torch.cat([corner, corner + 10 + torch.rand(groups, most, 2, generator=draws) * 30], 2)
+    there = torch.rand(groups, most, generator=draws) < 0.9
+    return boxes, there, torch.randint(3, (groups, most), generator=draws)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("rounds", [1, 32])
+def test_groups_are_thinned_together_as_one_by_one(
+    offset: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, in chunks and with too few rounds too, keeps what NMS of each group keeps."""
+    boxes, there, labels = random_groups(7, 120)
+    monkeypatch.setattr("kdcli.models.detection.boxes.ROUNDS", rounds)
+    monkeypatch.setattr("kdcli.models.detection.boxes.PAIRS", 2 * 120**2)
+    for given in (None, labels):
+        alone = kept_in_groups(boxes, there, given, 0.5, offset)
+        with pretend_cuda():
+            on_device = [
+                None if t is None else t.to("cuda", non_blocking=True) for t in (boxes, there, given)
+            ]
+            together = kept_in_groups(*on_device, 0.5, offset)  # type: ignore[arg-type]
+            assert together.is_cuda
+        assert torch.equal(alone, together) and 0 < int(alone.sum()) < int(there.sum())
 
 
 def test_levels_in_both_geometries() -> None:
