@@ -255,13 +255,14 @@ def _other_task(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
     from kdcli.tasks import TASKS
 
     task = task_of(TASKS, parsed.spec.runtime.task_names, parsed.spec.dataset.train.dataset.type)
+    needs_boxes = DETECTION in TASKS[task].words
     for side, train in SIDES.items():
         source = given.data.get(train)
-        if source is None or is_boxes(source) == (task == "detection"):
+        if source is None or is_boxes(source) == needs_boxes:
             continue
         what = "training" if train else "test"
-        if task == "detection":
-            message = f"the task is detection, and the {what} data that was given has no boxes"
+        if needs_boxes:
+            message = f"the task is {task}, and the {what} data that was given has no boxes"
             help = "give (image, {'boxes': ..., 'labels': ...}), or take `runtime.task_names` out"
         else:
             message = f"the {what} data that was given has boxes, and the task is {task}"

@@ -29,6 +29,7 @@ from kdcli.data.draws import GIVEN, Draws, seed_of
 from kdcli.data.facts import statistics
 from kdcli.data.image_readers import pixels_of
 from kdcli.data.sources import BadSample
+from kdcli.disk import write_whole
 from kdcli.errors import SpecPath
 from kdcli.spec.schema import Component
 
@@ -114,7 +115,7 @@ class GivenBoxes:
             categories = [{"id": label, "name": name} for label, name in enumerate(self.names, 1)]
             said = {"images": self._images, "annotations": self._rows, "categories": categories}
             self._file = folder / f"{self.side} data of Python.json"
-            self._file.write_text(json.dumps(said), encoding="utf-8")
+            write_whole(self._file, json.dumps(said))
         return self._file
 
     def samples(
