@@ -197,6 +197,11 @@ SAYINGS = (
     ("KD747", RuntimeError("CUDA error: device-side assert triggered")),
     ("KD748", RuntimeError("mat1 and mat2 must have the same dtype, but got BFloat16 and Float")),
     ("KD748", RuntimeError("Input type (c10::BFloat16) and bias type (float) should be the same")),
+    ("KD791", RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set")),
+    (
+        "KD791",
+        RuntimeError("Deterministic behavior was enabled with either `torch.use_deterministic_algorithms`"),
+    ),
     ("KD443", ValueError("Tried to step 102 times. The specified number of total steps is 100")),
     ("KD740", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     ("KD521", RuntimeError("received 0 items of ancdata")),

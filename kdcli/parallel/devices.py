@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from kdcli.data.batches import normalized
 from kdcli.errors import RunError, SpecError
 from kdcli.failures import out_of_memory, text_of
-from kdcli.parallel.launch import device_index, visible_names
+from kdcli.parallel.launch import device_index
 from kdcli.parallel.settings import decide, facts_of
 from kdcli.spec.schema import Runtime, Spec
 
@@ -27,24 +27,6 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return torch.device("cuda", device_index(local_rank, visible))
-
-
-def visible_gpus() -> int:
-    """The number of CUDA devices that may be used, as the driver counts them (NVML): CUDA itself is not started."""
-    names = visible_names()
-    if names is not None and any(name.startswith("MIG-") for name in names):
-        # CUDA shows a process one part of a GPU alone: each of several processes is given its own.
-        return len(names) if torch.cuda.device_count() else 0
-    return torch.cuda.device_count()
-
-
-def no_such_gpus(wanted: int, visible: int) -> RunError:
-    """RunError KD720: more CUDA devices were asked for than there are."""
-    return RunError.of(
-        "KD720",
-        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
-        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
-    )
 
 
 def name_of(device: torch.device) -> str | None:

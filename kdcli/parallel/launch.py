@@ -123,8 +123,6 @@ def device_index(local_rank: int, visible: int) -> int:
         local_rank %= visible
     if local_rank < visible:
         return local_rank
-    from kdcli.parallel.devices import no_such_gpus
-
     raise no_such_gpus(local_rank + 1, visible)
 
 
@@ -135,6 +133,26 @@ def visible_names() -> list[str] | None:
         return None
     names = [name.strip() for name in text.split(",")]
     return list(itertools.takewhile(lambda name: name[:1].isdigit() or name.startswith(NAMES), names))
+
+
+def visible_gpus() -> int:
+    """The number of CUDA devices that may be used, as the driver counts them (NVML): CUDA itself is not started."""
+    import torch
+
+    names = visible_names()
+    if names is not None and any(name.startswith("MIG-") for name in names):
+        # CUDA shows a process one part of a GPU alone: each of several processes is given its own.
+        return len(names) if torch.cuda.device_count() else 0
+    return torch.cuda.device_count()
+
+
+def no_such_gpus(wanted: int, visible: int) -> RunError:
+    """RunError KD720: more CUDA devices were asked for than there are."""
+    return RunError.of(
+        "KD720",
+        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
+        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
+    )
 
 
 def _part_of_its_own() -> str | None:
@@ -247,8 +265,6 @@ def _listed(text: str) -> list[str] | None:
 
 def _count_gpus(text: str) -> int:
     """The number of processes that `--gpus` asks for; raises RunError KD720 where GPUs are missing."""
-    from kdcli.parallel.devices import visible_gpus
-
     chosen = _listed(text)
     if chosen is None:
         return _gpus_are_there(int(text))
@@ -260,8 +276,6 @@ def _count_gpus(text: str) -> int:
 
 
 def _gpus_are_there(count: int) -> int:
-    from kdcli.parallel.devices import no_such_gpus, visible_gpus
-
     visible = visible_gpus()
     if count > visible:
         raise no_such_gpus(count, visible)

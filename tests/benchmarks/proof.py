@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ LEAST_PAIRS, MOST_PAIRS, MEASURED_SECONDS = 16, 200, 20.0
 """How many steps are measured: at least so many, then more until so much CPU time has gone by."""
 
 WAYS = ("cost", "steps")
+LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +84,12 @@ class Proof:
         if row == self.pair.alone:
             return {"train": 1.0, "once": 0.0}
         file = self.folder / "cost.json"
-        costs = json.loads(file.read_text()) if file.exists() else {}
-        if row not in costs:
+        if row not in read(file):
             name = type(self.pair).__name__.lower()
-            costs[row] = child("tests.benchmarks.proof", "--pair", name, "--folder", str(self.folder.parent),
-                               "--measure", row, threads=1)  # fmt: skip
-            write(file, {**(json.loads(file.read_text()) if file.exists() else {}), row: costs[row]})
-        cost: dict[str, float] = costs[row]
+            measured = child("tests.benchmarks.proof", "--pair", name, "--folder", str(self.folder.parent),
+                             "--measure", row, threads=1)  # fmt: skip
+            put(file, [row], measured)
+        cost: dict[str, float] = read(file)[row]
         return cost
 
     def ratio(self, row: str) -> float:
@@ -108,18 +109,14 @@ class Proof:
         weights = self.pair.rows[row].weights
         if not weights:
             return 0.0
-        file = self.folder / "weights.json"
-        tried = json.loads(file.read_text()) if file.exists() else {}
-        mine = tried.get(row, {})
+        file = self.folder / f"weights_{self.tune_steps}.json"
         for weight in weights:
-            if f"{weight:g}" not in mine:
+            if f"{weight:g}" not in read(file).get(row, {}):
                 finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
-                mine[f"{weight:g}"] = finished["last"]["top1"]
-                write(file, {**(json.loads(file.read_text()) if file.exists() else {}), row: mine})
-                print(
-                    f"{row}: weight {weight:g} has {mine[f'{weight:g}']:.2f} on the validation data",
-                    flush=True,
-                )
+                top1 = finished["last"]["top1"]
+                put(file, [row, f"{weight:g}"], top1)
+                print(f"{row}: weight {weight:g} has {top1:.2f} on the validation data", flush=True)
+        mine = read(file)[row]
         return max(weights, key=lambda weight: (mine[f"{weight:g}"], -weight))
 
     def measure(self, row: str, seed: int, way: str) -> None:
@@ -128,18 +125,15 @@ class Proof:
         if steps < 1 or (way == "cost" and row == self.pair.alone):
             return
         finished = self.train(row, weight=self.weight(row), seed=seed, steps=steps, on="test")
-        file = self.folder / "results.json"
-        results = json.loads(file.read_text()) if file.exists() else {}
-        last = finished["last"]
-        results.setdefault(row, {}).setdefault(f"{way} {self.steps}", {})[str(seed)] = last
-        results["teacher"] = results.get("teacher") or finished.get("teachers", {}).get("teacher0")
-        write(file, results)
+        file, last = self.folder / "results.json", finished["last"]
+        put(file, [row, f"{way} {self.steps}", str(seed)], last)
+        if (teacher := finished.get("teachers", {}).get("teacher0")) is not None:
+            put(file, ["teacher"], teacher)
         print(f"{row}, equal {way}, seed {seed}: {last['top1']:.2f} after {steps} steps", flush=True)
 
     def table(self) -> str:
         """The markdown table of what is measured, best at equal cost first; `-` where nothing is."""
-        file = self.folder / "results.json"
-        results = json.loads(file.read_text()) if file.exists() else {}
+        results = read(self.folder / "results.json")
         teacher = results.pop("teacher", None)
         lines = [
             f"{self.pair.head} {self.steps} steps of {self.pair.batch} images for the student alone; mean ± standard "
@@ -176,6 +170,23 @@ class Proof:
         if len(values) < 2:
             return f"{values[0]:.2f} (1)" if values else "-"
         return f"{spread(values)} ({len(values)})"
+
+
+def read(file: Path) -> Spec:
+    """The content of a JSON file; nothing where there is none."""
+    content: Spec = json.loads(file.read_text()) if file.exists() else {}
+    return content
+
+
+def put(file: Path, keys: list[str], value: object) -> None:
+    """Set one value of a JSON file, nested by keys; runs that end together take turns."""
+    with LOCK:
+        content = read(file)
+        inner = content
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = value
+        write(file, content)
 
 
 def write(file: Path, content: Spec) -> None:

@@ -80,7 +80,7 @@ def test_the_best_weight_on_the_validation_data_is_taken_and_found_once(
 
     monkeypatch.setattr(Proof, "train", train)
     one = proof_of(Fashion(), tmp_path)
-    write(tmp_path / "weights.json", {"dkd": {"0.03": 50.0, "10": 20.0}})
+    write(tmp_path / "weights_40.json", {"dkd": {"0.03": 50.0, "10": 20.0}})
     assert one.weight("dkd") == 0.1 and one.weight("alone") == 0.0
     assert trainings == [(weight, TUNING_SEED, 40, "val") for weight in (0.1, 0.3, 1, 3)]
     assert one.weight("dkd") == 0.1 and len(trainings) == 4
@@ -89,7 +89,7 @@ def test_the_best_weight_on_the_validation_data_is_taken_and_found_once(
 def test_the_table_says_of_how_many_seeds_each_cell_is(tmp_path: Path) -> None:
     one = proof_of(Stamps(tmp_path), tmp_path)
     write(tmp_path / "cost.json", {"kd": COST})
-    write(tmp_path / "weights.json", {"kd": {"1": 10.0, "2": 30.0, "4": 20.0}})
+    write(tmp_path / "weights_40.json", {"kd": {"1": 10.0, "2": 30.0, "4": 20.0}})
     results = {
         "teacher": {"top1": 47.0},
         "alone": {"steps 100": {"1": {"top1": 30.0}, "2": {"top1": 32.0}}, "steps 7": {"1": {"top1": 99.0}}},

@@ -18,10 +18,12 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice, Plan, Step
 from kdcli.spec.parse import parse
 from kdcli.spec.places import Places
+from kdcli.spec.schema import OptimizerSpec
 from kdcli.spec.text.overrides import parse_assignment
 from kdcli.training import first_step
 from kdcli.training import train as training
 from kdcli.training.build import built
+from kdcli.training.optim import build_optimizer
 from kdcli.training.run import RunOptions
 from tests.benchmarks.methods import LEFT_OUT, MUTUAL, VARIANTS, Budget, spec_of
 from tests.distill.methods import METHODS
@@ -109,7 +111,8 @@ def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
         images = {"num_samples": number, "shape": [1, 28, 28], "num_classes": 10, "transformer": transformer}
         spec["dataset"][side]["dataset"] = {"type": "fake", "kwargs": images}
     spec["dataset"]["batch_sampler"]["kwargs"]["batch_size"] = 16
-    spec["dataset"]["dataloader"] = {"kwargs": {"pin_memory": True}}
+    # torch's modes, and so the pretend device, are of one thread: no data worker.
+    spec["dataset"]["dataloader"] = {"kwargs": {"pin_memory": True, "num_workers": 0}}
     spec["trainer"] |= {"log_freq": 2, **trainer}
     return spec
 
@@ -173,6 +176,18 @@ def test_a_copy_that_nobody_waits_for_is_found(
         assert not watched.of("unordered")
         moved["image"] + 1
         assert watched.of("unordered") and not watched.of("wait", "pageable")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "fused"),
+    [("SGD", {}, True), ("AdamW", {}, True), ("Adagrad", {}, False), ("AdamW", {"fused": False}, False)],
+)
+def test_optimizers_are_fused_on_the_device(name: str, kwargs: dict[str, Any], fused: bool) -> None:
+    with pretend_cuda():
+        parameter = torch.nn.Parameter(torch.ones(2, device="cuda"))
+        spec = OptimizerSpec(type=name, kwargs={"lr": 0.1, **kwargs})
+        made = build_optimizer(spec, [parameter], ("trainer", "optimizer"))
+    assert bool(made.param_groups[0]["fused"]) is fused
 
 
 def test_the_host_is_at_most_one_batch_ahead() -> None:
@@ -281,6 +296,7 @@ def detector_run(name: str, folder: Path, images: int, *changes: str) -> Outcome
         scenes = [change for change in scenes if ".bbox_head." not in change]
     options = [
         "dataset.dataloader.kwargs.pin_memory=true",
+        "dataset.dataloader.kwargs.num_workers=0",
         f"dataset.batch_sampler.kwargs.batch_size={images}",
     ]
     return run(text, *scenes, *DETECTORS[name][1], *options, f"saver.save_dir={folder}/run", *changes)
