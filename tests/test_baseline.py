@@ -45,7 +45,9 @@ def test_the_baseline_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     parsed = read(sample_specs()["demo"])
     found = baseline_of(run, parsed)
     assert found is not None and found.last["top1"] == 81.0 and found.source == str(run)
-    assert "another student and other test data" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"not the same experiment as `--baseline {run}`: test data: digits" in said
+    assert "student network: cifar_resnet8 (widths 8, 8, 16, 32)" in said
     with pytest.raises(RunError) as caught:
         baseline_of(tmp_path, parsed)
     assert caught.value.diagnostics[0].code == "KD750"

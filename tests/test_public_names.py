@@ -112,6 +112,6 @@ def test_kdcli_itself_imports_nothing_and_has_types() -> None:
     package = Path(str(import_module("kdcli").__file__)).parent
     assert (package / "py.typed").read_text() == ""
     assert (
-        'kdcli = ["py.typed", "reference/*.yaml", "pages/*"]'
+        '[tool.hatch.build.targets.wheel]\npackages = ["kdcli"]'
         in (package.parent / "pyproject.toml").read_text()
     )

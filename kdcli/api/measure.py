@@ -167,7 +167,11 @@ def student_in(parsed: ParsedSpec, options: RunOptions, weights: str | Path) -> 
 
 
 def as_given(net: nn.Module) -> nn.Module:
-    """A student's network as plain torch has it: its one whole model, where it is no more than that."""
+    """A student's network as plain torch has it: its one whole model, where it is no more than that.
+
+    A detector of torchvision's takes a list of images as the data's transforms leave them.
+    """
+    from kdcli.models.detection.whole import TorchvisionDetector
     from kdcli.models.module import ViewModule
     from kdcli.models.network import Network
 
@@ -177,6 +181,8 @@ def as_given(net: nn.Module) -> nn.Module:
     kept = [child for name, child in net.named_children() if name not in dropped]
     # What only names the answers (a post-process) has nothing of its own.
     models = [child for child in kept if not isinstance(child, ViewModule) or any(child.state_dict())]
+    if len(models) == 1 and isinstance(models[0], TorchvisionDetector):
+        return models[0].detector
     return models[0] if len(models) == 1 and not isinstance(models[0], ViewModule) else net
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from kdcli.api.spec import Spec
 from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath, UsageError, did_you_mean
 from kdcli.parallel.interrupts import is_first
+from kdcli.spec.check.labels import is_unlabelled
 from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving, is_given
 from kdcli.spec.parse import ParsedSpec, compose_root, read_text
 from kdcli.spec.schema import DataPart, DatasetKwargs, DatasetSpec
+from kdcli.spec.tables import task_of
 from kdcli.spec.text.nodes import Mapping as Node
 from kdcli.spec.text.nodes import Scalar
 from kdcli.spec.text.nodes import Sequence as Nodes
@@ -23,7 +25,12 @@ from kdcli.spec.text.overrides import parse_assignment
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdcli.data.facts import Labelling
+
 SIDES = {"train": True, "test": False}
+
+DETECTION = "det"
+"""The word of `runtime.task_names` for data with boxes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +39,9 @@ class Data:
 
     train, test: a torch Dataset of (image, label), or a DataLoader of such batches; what is None is as the spec says.
     A Dataset's images are PIL's or uint8 tensors [C, H, W], which the spec's `transformer` reads, or finished float
-    tensors [C, H, W]; a DataLoader's are float tensors [B, C, H, W]. Labels are whole numbers from 0 on.
+    tensors [C, H, W]; a DataLoader's are float tensors [B, C, H, W]. Labels are whole numbers from 0 on. Items that are
+    images alone have none (`labels: none`). For a detector an item is (image, {"boxes": [n, 4], "labels": [n]}) as
+    torchvision's: x1, y1, x2, y2 in pixels, labels from 1 on; `iscrowd` [n] is optional.
     classes: their names in that order, else the Dataset's own `classes`. mean, std: what float images are normalised
     by, one number a channel: a teacher with an `input` of its own, and the exported file, need to know it.
     """
@@ -110,8 +119,15 @@ def given_again(
         networks[name] = made
     given = _data(data)
     sources = {
-        train: _source(given, side) for side, train in SIDES.items() if getattr(given, side) is not None
+        train: _source(
+            given,
+            side,
+            "none" if is_unlabelled(spec.dataset.train if train else spec.dataset.test) else "classes",
+        )
+        for side, train in SIDES.items()
+        if getattr(given, side) is not None
     }
+    _alike(sources)
     return InMemory(networks=networks, data=sources)
 
 
@@ -126,10 +142,26 @@ def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
         if train not in data:
             continue
         transformer = () if getattr(data[train], "finished", True) else part.dataset.kwargs.transformer
-        kwargs = DatasetKwargs(transformer=transformer, evaluator=part.dataset.kwargs.evaluator)
+        evaluator = part.dataset.kwargs.evaluator
+        if evaluator is not None and is_boxes(data[train]):  # not by the spec's file
+            own = {key: value for key, value in evaluator.kwargs.items() if key != "gt_file"}
+            evaluator = evaluator.model_copy(update={"kwargs": own})
+        said = {"labels": "none"} if is_unlabelled(part) or has_no_labels(data[train]) else {}
+        kwargs = DatasetKwargs.model_validate({"transformer": transformer, "evaluator": evaluator, **said})
         part = part.model_copy(update={"dataset": DatasetSpec(type=FROM_PYTHON, kwargs=kwargs)})
         dataset = dataset.model_copy(update={side: part})
-    return replace(parsed, spec=parsed.spec.model_copy(update={"dataset": dataset}))
+    changed: dict[str, Any] = {"dataset": dataset}
+    if any(is_boxes(source) for source in data.values()):
+        words = parsed.spec.runtime.task_names or DETECTION
+        changed["runtime"] = parsed.spec.runtime.model_copy(update={"task_names": words})
+    return replace(parsed, spec=parsed.spec.model_copy(update=changed))
+
+
+def is_boxes(source: Any) -> bool:
+    """Whether data in memory is images with boxes."""
+    from kdcli.data.detection.in_memory import GivenBoxes
+
+    return isinstance(source, GivenBoxes)
 
 
 def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
@@ -137,15 +169,17 @@ def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
     KD541 for batches of the two sides whose classes differ.
     """
     from kdcli.data.classification.in_memory import BRIGHT, GivenBatches, GivenImages
+    from kdcli.data.detection.in_memory import GivenBoxes
 
+    yield from _other_task(parsed, given)
     for side, train in SIDES.items():
         source = given.data.get(train)
         part = parsed.spec.dataset.train if train else parsed.spec.dataset.test
         kwargs, path = part.dataloader.kwargs, ("dataset", side)
-        if not isinstance(source, GivenImages | GivenBatches):
-            continue
         whole = isinstance(source, GivenBatches)
-        if isinstance(source, GivenImages) and not source.finished:
+        if not isinstance(source, GivenImages | GivenBatches | GivenBoxes):
+            continue
+        if not isinstance(source, GivenBatches) and not source.finished:
             continue
         if source.brightest > BRIGHT:
             message = f"the images that were given have values up to {source.brightest:.0f}, as of 0..255"
@@ -196,6 +230,15 @@ def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]
     from kdcli.data.classification.in_memory import GivenBatches
 
     sources = [given.data.get(train) for train in (True, False)]
+    labelled = {source.names for source in sources if source is not None and is_boxes(source)}
+    if len(labelled) > 1:
+        message = (
+            "the classes of the test data's boxes are others than the training data's, or in another order"
+        )
+        where: SpecPath = ("dataset", "test", "dataset")
+        help = "labels are numbers alone: name the classes of both once, `kdcli.Data(..., classes=[...])`"
+        yield parsed.locate(Diagnostic(code="KD541", message=message, help=help, path=where))
+        return
     names = [
         one.facts.class_names if isinstance(one, GivenBatches) else getattr(one, "class_names", None)
         for one in sources
@@ -203,8 +246,29 @@ def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]
     if any(isinstance(one, GivenBatches) for one in sources) and None not in names and names[0] != names[1]:
         message = "the classes of the test data are others than the training data's, or in another order"
         help = "batches have numbers alone: give both sides Datasets, which are matched by name"
-        where: SpecPath = ("dataset", "test", "dataset")
+        where = ("dataset", "test", "dataset")
         yield parsed.locate(Diagnostic(code="KD541", message=message, help=help, path=where))
+
+
+def _other_task(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
+    """KD874 for boxes where the spec's task knows none, and for images without them where it needs them."""
+    from kdcli.tasks import TASKS
+
+    task = task_of(TASKS, parsed.spec.runtime.task_names, parsed.spec.dataset.train.dataset.type)
+    needs_boxes = DETECTION in TASKS[task].words
+    for side, train in SIDES.items():
+        source = given.data.get(train)
+        if source is None or is_boxes(source) == needs_boxes:
+            continue
+        what = "training" if train else "test"
+        if needs_boxes:
+            message = f"the task is {task}, and the {what} data that was given has no boxes"
+            help = "give (image, {'boxes': ..., 'labels': ...}), or take `runtime.task_names` out"
+        else:
+            message = f"the {what} data that was given has boxes, and the task is {task}"
+            help = f"write `runtime: {{task_names: {DETECTION}}}`, and give both sides boxes"
+        where: SpecPath = ("dataset", side, "dataset")
+        yield parsed.locate(Diagnostic(code="KD874", message=message, help=help, path=where))
 
 
 def refuse_several(parsed: ParsedSpec, given: InMemory, processes: int) -> None:
@@ -341,10 +405,27 @@ def _data(data: Any) -> Data:
     )
 
 
-def _source(data: Data, side: str) -> Any:
+def _source(data: Data, side: str, labels: Labelling = "classes") -> Any:
+    """The source of one side in memory. labels: `none` where the spec says so."""
     from kdcli.data.classification.in_memory import source_of
+    from kdcli.data.detection.in_memory import GivenBoxes, has_boxes
+    from kdcli.data.transforms.pipeline import generators_kept
 
-    return source_of(getattr(data, side), side, data.classes, data.mean, data.std)
+    given, boxes = getattr(data, side), False
+    with suppress(Exception), generators_kept():  # what is wrong with an item is told below
+        boxes = hasattr(given, "__getitem__") and len(given) > 0 and has_boxes(given[0])
+    if boxes:
+        return GivenBoxes(given, side, data.classes, data.mean, data.std)
+    return source_of(given, side, data.classes, data.mean, data.std, labels=labels)
+
+
+def has_no_labels(source: Any) -> bool:
+    """Whether data in memory is images alone."""
+    from kdcli.data.classification.in_memory import GivenBatches, GivenImages
+
+    if isinstance(source, GivenBatches):
+        return source.facts.labels == "none"
+    return isinstance(source, GivenImages) and source.labels is None
 
 
 def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
@@ -356,19 +437,46 @@ def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
     for side, train in SIDES.items():
         if getattr(data, side) is None:
             continue
-        sources[train] = source = _source(data, side)
         dataset: Any = root
         for key in ("dataset", side, "dataset", "kwargs"):
             dataset = dataset.get(key) if isinstance(dataset, Node) else None
         keys = dataset.keys() if isinstance(dataset, Node) else ()
         place = f"dataset.{side}"
         changes.append(f"{place}.dataset.type={FROM_PYTHON}")
+        said = dataset.get("labels") if isinstance(dataset, Node) else None
+        ignored = isinstance(said, Scalar) and said.value == "none"
+        sources[train] = source = _source(data, side, "none" if ignored else "classes")
         # What the spec says of its own files says nothing of these images.
-        kept = ("transformer", "evaluator")
+        kept = ("transformer", "evaluator", "labels")
+        if has_no_labels(source) and not ignored:
+            changes.append(f"{place}.dataset.kwargs.labels=none")
+        if is_boxes(source):
+            changes += _for_boxes(root, dataset, place)
         changes += [f"{place}.dataset.kwargs.{key}=" for key in keys if key not in kept]
         if isinstance(source, GivenBatches):
             changes.append(f"{place}.batch_sampler.kwargs.batch_size={source.batch_size}")
+    _alike(sources)
     return sources, changes
+
+
+def _alike(sources: Mapping[bool, Any]) -> None:
+    """Give boxes of the two sides as many classes, where nothing names these."""
+    boxes = [source for source in sources.values() if is_boxes(source)]
+    for source in boxes:
+        source.with_classes(max(len(one.names) for one in boxes))
+
+
+def _for_boxes(root: Node, kwargs: Any, place: str) -> list[str]:
+    """The changes that make a spec one of boxes in memory: its task, and no file to measure by."""
+    changes: list[str] = []
+    runtime = root.get("runtime")
+    if not isinstance(runtime, Node) or runtime.get("task_names") is None:
+        changes.append(f"runtime.task_names={DETECTION}")
+    evaluator = kwargs.get("evaluator") if isinstance(kwargs, Node) else None
+    own = evaluator.get("kwargs") if isinstance(evaluator, Node) else None
+    if isinstance(own, Node) and own.get("gt_file") is not None:
+        changes.append(f"{place}.dataset.kwargs.evaluator.kwargs.gt_file=")
+    return changes
 
 
 def _quoted(text: str) -> str:

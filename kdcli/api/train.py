@@ -213,7 +213,7 @@ def train_here(
         refuse_several(parsed, in_memory(), processes.world_size)
         # First of all: a proof that takes a while must not end in "another run is here".
         folder = stack.enter_context(claimed_folder(parsed, options, processes, say))
-        options, sides = prove_and_warn(parsed, options, processes)
+        options, sides = prove_and_warn(parsed, options, processes, count=not quiet)
         with doing("building the run"):
             run = stack.enter_context(built(parsed, options, processes, sides, folder))
         if options.profile is not None:
@@ -267,11 +267,16 @@ def logged_name(name: str, root: Path) -> str:
 
 
 def prove_and_warn(
-    parsed: ParsedSpec, options: RunOptions, processes: Processes, started: int | None = None
+    parsed: ParsedSpec,
+    options: RunOptions,
+    processes: Processes,
+    started: int | None = None,
+    *,
+    count: bool = False,
 ) -> tuple[RunOptions, Sides]:
     """Prove the spec and print warnings; returns the options with the proof, and the data opened for it.
 
-    started: how many processes will train, where these are not the ones.
+    started: how many processes will train, where these are not the ones. count: count FLOPs, which are shown.
     """
     from kdcli.check.proof import proved
     from kdcli.training.build import naming, run_root
@@ -283,7 +288,7 @@ def prove_and_warn(
             options = with_own_files(options, parsed.spec, RunFolder(run_root(parsed)), processes)
         with doing("looking at the spec's files and networks"):
             sides = Sides(parsed.spec, options.places, plugins=options.plugins)
-            options, warnings = proved(parsed, options, sides, processes, started)
+            options, warnings = proved(parsed, options, sides, processes, started, count=count)
     if processes.speaks:
         tell(warnings)
     return options, sides

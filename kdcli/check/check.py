@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.data_files import DataSeen, data_facts
-from kdcli.check.losses import check_losses, refuses_one_sample
+from kdcli.check.losses import about_size, check_losses, refuses_one_sample
 from kdcli.check.on_cuda import has_own_code, on_cuda
 from kdcli.check.training import (
     check_batch,
@@ -89,16 +89,13 @@ from kdcli.training.join_jobs import (
 from kdcli.training.run import StagePlan
 from kdcli.training.sides import Sides
 
-TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
-"""torch's words where a map has become smaller than what a layer reads."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """plugins: packages that may be imported. places: where files are looked up. look: how far into data and
     weights. progress: hears how far the look at files is; shown: draws how far a download is. plan: whether to work
-    out what would run, with its cost. processes: how many will train. on_cuda: whether the user's code is rehearsed for
-    a GPU too, which this machine need not have.
+    out what would run, with its cost; count: else to count FLOPs alone. processes: how many will train. on_cuda:
+    whether the user's code is rehearsed for a GPU too, which this machine need not have.
     """
 
     plugins: tuple[str, ...] = ()
@@ -108,15 +105,21 @@ class CheckOptions:
     progress: Callable[[int, int], None] | None = None
     shown: Shown = unseen
     plan: bool = True
+    count: bool = False
     processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Findings with their positions, and the plan of the run; no plan where there are errors."""
+    """Findings with their positions, and the plan of the run; no plan where there are errors.
+
+    flops: of each network by its name, of one image of flops_size (height, width), where they were counted.
+    """
 
     findings: tuple[Diagnostic, ...]
     plan: Plan | None
+    flops: Mapping[str, int] = field(default_factory=dict)
+    flops_size: tuple[int, int] | None = None
 
 
 def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None) -> Checked:
@@ -145,7 +148,10 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
     if options.on_cuda and has_own_code(parsed.spec) and all(d.severity != "error" for d in found):
         again = on_cuda(lambda mode: _Rehearsal(parsed, options, sides.task, data, mode))
         found += tuple(map(parsed.locate, again))
-    return Checked(found, None if any(d.severity == "error" for d in found) else plan)
+    if any(d.severity == "error" for d in found):
+        return Checked(found, None)
+    counted = {"student" if name == "net" else name: number for name, number in rehearsal.flops.items()}
+    return Checked(found, plan, counted, rehearsal.counted_at)
 
 
 class _Rehearsal:
@@ -166,6 +172,7 @@ class _Rehearsal:
         self.task = task
         self.findings = Findings()
         self.flops: dict[str, int] = {}
+        self.counted_at: tuple[int, int] | None = None
         self.data = data
         # What needs values runs on the task's tiny images; the spec's own size follows in `at_own_size`.
         self.facts = replace(data.train, shape=None) if task.own_size else data.train
@@ -203,7 +210,8 @@ class _Rehearsal:
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))
             wired = self.join(nets, batch, stack)
             if wired is None:
-                self.findings.found = [self.about_size(found, batch) for found in self.findings.found]
+                own, size = self.task.own_size, batch["image"].shape[-2:]
+                self.findings.found = [about_size(one, *size, tiny=own) for one in self.findings.found]
                 return None
             joined, teachers = wired
             check_probe(self.spec, nets["net"], teachers, batch, self.findings)
@@ -213,6 +221,8 @@ class _Rehearsal:
             plan = None
             if self.options.plan:
                 plan = self.plan(nets, joined, teachers, batch, stages, per_epoch, lr)
+            elif self.options.count and not wrong:
+                self.count(nets["net"], batch)
         return self.at_own_size(nets, plan) if self.task.own_size and not wrong else plan
 
     def at_own_size(self, nets: Mapping[str, Network], plan: Plan | None) -> Plan | None:
@@ -241,9 +251,12 @@ class _Rehearsal:
             joined, teachers = wired
             with suppress(*NOT_FAKE):
                 self.findings.found += check_losses(joined, teachers, batch, self.spec.net, task_loss=False)
-            if plan is None:
+            if plan is None and not self.options.count:
                 return None
             self.flops["net"] = flops_of(nets["net"], batch)
+            self.counted_at = size
+            if plan is None:
+                return None
             left_out = sorted({name for net in nets.values() for name in net.left_out or ()})
         shapes = {(pair.term, pair.student_layer, pair.teacher_layer): pair for pair in joined.pairs}
         return replace(
@@ -422,18 +435,6 @@ class _Rehearsal:
                 self.findings.found.append(found)
         return change
 
-    def about_size(self, found: Diagnostic, batch: Mapping[str, Any]) -> Diagnostic:
-        """Add the image size to the help of a network that fails for too small feature maps."""
-        if found.code != "KD418" or not any(words in found.message for words in TOO_SMALL):
-            return found
-        height, width = batch["image"].shape[-2:]
-        what, then = "", "let the transforms make them larger, or choose another network"
-        if self.task.own_size:
-            what = ", at which it is checked,"
-            then = "on larger ones `kdcli train` may still run it"
-        help = f"images of {height}x{width}{what} may be too small for the network: {then}"
-        return replace(found, help=help)
-
     def check_classes(self, view: View) -> None:
         """Compare the student's outputs with the data; an unknown number of classes is taken from the logits."""
         self.findings.found += self.task.fits(self.spec, view.outputs, self.facts, self.data.test)
@@ -441,6 +442,14 @@ class _Rehearsal:
         known = self.facts.num_classes is not None or self.facts.labels == "none"
         if not known and isinstance(logits, Tensor) and logits.dim() == 2:
             self.facts = replace(self.facts, num_classes=logits.shape[1])
+
+    def count(self, student: Network, batch: Mapping[str, Any]) -> None:
+        """Count the student's FLOPs on one image of the batch."""
+        with self.findings.part():
+            student.eval()
+            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
+            self.flops["net"] = work
+            self.counted_at = (int(batch["image"].shape[-2]), int(batch["image"].shape[-1]))
 
     def plan(
         self,
@@ -454,10 +463,7 @@ class _Rehearsal:
     ) -> Plan | None:
         """The plan of a run on one process."""
         networks = []
-        with self.findings.part():
-            student = nets["net"].eval()
-            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
-            self.flops["net"] = work
+        self.count(nets["net"], batch)
         for name, net in nets.items():
             networks.append(
                 NetworkFacts(
@@ -482,7 +488,7 @@ class _Rehearsal:
             precision=written_precision(runtime),
             networks=tuple(networks),
             pairs=joined.pairs,
-            flops_size=(int(batch["image"].shape[-2]), int(batch["image"].shape[-1])),
+            flops_size=self.counted_at,
             samples=self.facts.num_samples,
             labelled=self.facts.labels != "none",
             batch_size=self.spec.dataset.train.batch_sampler.kwargs.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -165,3 +166,22 @@ def _no_task_loss(net: Sequence[ModuleSpec], *, distils: bool) -> Diagnostic:
         path=("net",),
         on_key=True,
     )
+
+
+TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
+"""torch's words where a map has become smaller than what a layer reads."""
+
+
+def about_size(found: Diagnostic, height: int, width: int, *, tiny: bool) -> Diagnostic:
+    """The finding with the image size in its help, where a network fails for too small feature maps.
+
+    tiny: whether training runs it on larger images.
+    """
+    if found.code != "KD418" or not any(words in found.message for words in TOO_SMALL):
+        return found
+    what, then = "", "let the transforms make them larger, or choose another network"
+    if tiny:
+        what = ", at which it is checked,"
+        then = "on larger ones `kdcli train` may still run it"
+    help = f"images of {height}x{width}{what} may be too small for the network: {then}"
+    return replace(found, help=help)

@@ -25,14 +25,20 @@ LAUNCHER_PROVED = "KDCLI_PROVED"
 
 
 def proved(
-    parsed: ParsedSpec, options: RunOptions, sides: Sides, processes: Processes, started: int | None = None
+    parsed: ParsedSpec,
+    options: RunOptions,
+    sides: Sides,
+    processes: Processes,
+    started: int | None = None,
+    *,
+    count: bool = False,
 ) -> tuple[RunOptions, list[Diagnostic]]:
     """Prove a run before it starts; returns its options with the proof, and notices.
 
     Rank 0 looks and tells the others: lists and labels are read, 64 images of each side decoded, and the run is
     rehearsed as `validate` does it. Raises SpecError with every finding where one is an error. Nothing is done
     where a launcher has, the user says `--no-check`, or a run goes on that was proved: the same spec, data and
-    version. started: how many processes a launcher is about to start.
+    version. started: how many processes a launcher is about to start. count: count the networks' FLOPs too.
     """
     if not options.prove:
         return options, []
@@ -45,11 +51,14 @@ def proved(
             look="start",
             on_cuda=processes.device.type == "cuda",
             plan=False,
+            count=count,
             shown=options.shown,
             processes=started or processes.world_size,
         )
         try:
-            findings = check(parsed, look, sides).findings
+            checked = check(parsed, look, sides)
+            findings = checked.findings
+            options = replace(options, flops=checked.flops, flops_size=checked.flops_size)
         except KdError as error:  # the others wait for what is found
             findings = error.diagnostics
     findings = processes.broadcast(findings)

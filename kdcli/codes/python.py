@@ -31,8 +31,10 @@ PYTHON: dict[str, Explanation] = {
     ),
     "KD874": Explanation(
         "given data that can't be used",
-        "Data in memory is a Dataset of (image, label) or a DataLoader of such batches: images channels first, uint8 or"
-        " PIL's for the spec's transforms, or floats that are normalised; labels whole numbers from 0 on.",
+        "Data in memory is a Dataset of (image, label), of images alone, or a DataLoader of such batches: images"
+        " channels first, uint8 or PIL's for the spec's transforms, or floats that are normalised; labels whole numbers"
+        " from 0 on."
+        " For a detector it is a Dataset of (image, {boxes, labels}): x1, y1, x2, y2 in pixels, labels from 1 on.",
         "wrong: images [B, H, W, C]\nright: images.permute(0, 3, 1, 2)",
     ),
     "KD875": Explanation(

@@ -63,6 +63,7 @@ def baseline_of(run: Path | None, parsed: ParsedSpec) -> Baseline | None:
 
 def _of_run(path: Path, parsed: ParsedSpec) -> Baseline:
     from kdcli.report.recorded_run import read_run
+    from kdcli.report.run_identity import spec_differences
     from kdcli.spec.parse import resolved_data
 
     run = read_run(path)
@@ -70,14 +71,9 @@ def _of_run(path: Path, parsed: ParsedSpec) -> Baseline:
         raise UsageError.of(
             f"`--baseline {path}` has not been evaluated yet", "let it run until its first evaluation"
         )
-    own = resolved_data(parsed.spec)
-    unlike = [
-        what
-        for what, key in (("student", "net"), ("test data", "dataset.test"))
-        if _at(own, key) != _at(run.spec, key)
-    ]
+    unlike = spec_differences(run, plain(resolved_data(parsed.spec)))
     if unlike:
-        say(f"`--baseline {path}` has another {' and other '.join(unlike)}: the figures are of unlike things")
+        say(f"this is not the same experiment as `--baseline {path}`: {'; '.join(map(str, unlike))}")
     return Baseline(last=run.last, best=run.best, source=str(path))
 
 
@@ -113,10 +109,3 @@ def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(result.get(head), dict):
             result[head].pop(tail, None)
     return result
-
-
-def _at(spec: Mapping[str, Any], key: str) -> Any:
-    value: Any = spec
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return plain(value)

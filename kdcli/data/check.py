@@ -59,7 +59,7 @@ def check_files(
     )
     found = left_out(source, place)
     files = ImageFindings(findings=(), known=frozenset())
-    if isinstance(source, CocoDataset) or getattr(source, "files", None):
+    if (isinstance(source, CocoDataset) and source.in_files) or getattr(source, "files", None):
         files = _files_of(source, reported_at, look != "whole", progress)
         found += files.findings
     opened, failed = None, None
@@ -98,7 +98,7 @@ def pixel_findings(
     known: files with a finding already. shapes: is given each decoded image.
     """
     if isinstance(source, BatchSource) or (
-        isinstance(source, SampleSource) and not isinstance(source, CocoDataset)
+        isinstance(source, SampleSource) and not (isinstance(source, CocoDataset) and source.in_files)
     ):
         return []
     bad: list[BadSample] = []

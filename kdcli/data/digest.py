@@ -152,7 +152,7 @@ def _truth(path: Path) -> str:
 
 def _of_boxes(source: CocoDataset, truth: str | None) -> Listing:
     files = []
-    for i in range(len(source)):
+    for i in range(len(source) if source.in_files else 0):
         try:
             files.append(source.file(i))
         except BadSample:
@@ -169,7 +169,7 @@ def _of_boxes(source: CocoDataset, truth: str | None) -> Listing:
         classes=tuple(f"{number} {name}" for number, name in zip(numbers, names, strict=True)),
         names=[image.file_name for image in source.images],
         labels=labels,
-        contents=sizes(files),
+        contents=sizes(files) if source.in_files else [UNKNOWN] * len(source),
     )
 
 

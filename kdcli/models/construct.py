@@ -33,9 +33,12 @@ def construct(
     """
     try:
         if kind == FROM_PYTHON:
+            from kdcli.models.detection.whole import TorchvisionDetector, classes_of
             from kdcli.models.in_memory import given_module
 
-            return given_module(kwargs, path)
+            made = given_module(kwargs, path)
+            classes = classes_of(made)
+            return made if classes is None else TorchvisionDetector(made, classes)
         if kind in MODULES:
             target = MODULES[kind]
             if target.path in (STAGES, VIT):

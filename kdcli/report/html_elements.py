@@ -224,8 +224,10 @@ def _shaded(count: int, share: float, *, right: bool, words: str) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """A list of names with their values; long values wrap."""
-    rows = "\n".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs)
+    """A list of names with their values; long values wrap, paths after a slash first."""
+    rows = "\n".join(
+        f"<dt>{text(name)}</dt><dd>{text(value).replace('/', '/<wbr>')}</dd>" for name, value in pairs
+    )
     return f"<dl>\n{rows}\n</dl>" if rows else ""
 
 

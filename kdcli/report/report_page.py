@@ -35,7 +35,7 @@ from kdcli.report.report_data import (
     read_report_data,
 )
 from kdcli.report.results_table import ResultColumn, against_baseline, headline, result_lines
-from kdcli.report.run_identity import Baseline, facts_of, method_words, read_baseline
+from kdcli.report.run_identity import BaselineRun, facts_of, method_words, read_baseline
 from kdcli.spec.text.nodes import leaves
 
 REPORT = "report.html"
@@ -59,12 +59,12 @@ def write_report(run_dir: Path, baseline: Path | None = None) -> Path:
     return write_whole(run_dir / REPORT, report_page(run, read_report_data(run_dir / REPORT_DATA), beside))
 
 
-def report_page(run: RecordedRun, data: ReportData, baseline: Baseline | None = None) -> str:
+def report_page(run: RecordedRun, data: ReportData, baseline: BaselineRun | None = None) -> str:
     """The HTML of the page."""
     return page.page(f"{run.name} · kdcli", filter(None, _sections(run, data, baseline)))
 
 
-def _sections(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> list[str]:
+def _sections(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> list[str]:
     drawn = run_curves(run, None if baseline is None else baseline.run)
     curves = [page.card(title, content) for title, content in drawn.items()]
     similarities = [
@@ -89,7 +89,7 @@ def _sections(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> 
     ]
 
 
-def _head(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> str:
+def _head(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> str:
     seconds = run.finished["seconds"] if run.finished else run.steps.seconds
     facts = [run.progress, duration(float(seconds))]
     if run.steps.images and run.steps.seconds:
@@ -138,7 +138,7 @@ def _warnings(run: RecordedRun) -> list[str]:
     return parts
 
 
-def _result(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> str:
+def _result(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> str:
     """The one table beside what was trained."""
     if run.last or data.comparison:
         columns = _columns(run, data, baseline)
@@ -155,7 +155,7 @@ def _result(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> st
     return f'<div class="sides"><div>{shown}</div>{beside}</div>'
 
 
-def _columns(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> list[ResultColumn]:
+def _columns(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> list[ResultColumn]:
     """The student, its first teacher, the baseline, the other teachers: what is compared most stands together."""
     rows = {row.network: row for row in data.comparison}
     student = ResultColumn(
@@ -187,7 +187,7 @@ def _parts(columns: Sequence[ResultColumn]) -> str:
     return f"<details><summary>by term and layer</summary>{drawn}</details>" if lines else ""
 
 
-def _notes(run: RecordedRun, data: ReportData, baseline: Baseline | None) -> list[str]:
+def _notes(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> list[str]:
     notes = []
     if data.measured is not None and data.measured[1] and data.measured[0] < data.measured[1]:
         images, of = data.measured

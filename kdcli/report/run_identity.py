@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,14 @@ def differences(baseline: RecordedRun, other: RecordedRun) -> list[Difference]:
     return found
 
 
+def spec_differences(baseline: RecordedRun, spec: Mapping[str, Any]) -> list[Difference]:
+    """The same of a resolved spec that is to be run: what its files hold and how long it takes is not known yet."""
+    to_run = replace(baseline, path=Path("this run"), spec=spec, data={}, listings={})
+    return differences(replace(baseline, data={}, listings={}), to_run)
+
+
 @dataclass(frozen=True, slots=True)
-class Baseline:
+class BaselineRun:
     """A run that another is compared with. row: of its student, for parameters and sizes, where it is known."""
 
     run: RecordedRun
@@ -151,7 +157,7 @@ class Baseline:
         return f"baseline {self.run.name}"
 
 
-def read_baseline(path: Path, run: RecordedRun) -> Baseline:
+def read_baseline(path: Path, run: RecordedRun) -> BaselineRun:
     """The run to compare another with; raises RunError KD855 where their figures can't be compared."""
     baseline = read_run(path)
     differs = differences(baseline, run)
@@ -164,7 +170,7 @@ def read_baseline(path: Path, run: RecordedRun) -> Baseline:
         )
     data = read_report_data(path / REPORT_DATA)
     row = data.comparison[0] if data.comparison else None
-    return Baseline(baseline, row, tuple(differs))
+    return BaselineRun(baseline, row, tuple(differs))
 
 
 KEYS = 6

@@ -47,6 +47,7 @@ class RunOptions:
     launcher has started the processes again after one died. again: the command that continues the run, for
     the user to read. profile: look at so many steps, and train no further. prove: prove the spec before the
     start. proof: of what that is done, and its warnings told (kdcli.check.proof). shown: draws how far a download is.
+    flops: of each network on one image of flops_size (height, width), where the proof has counted them.
     """
 
     device: str | None = None
@@ -61,6 +62,8 @@ class RunOptions:
     prove: bool = False
     proof: Mapping[str, Any] | None = None
     shown: Shown = unseen
+    flops: Mapping[str, int] = field(default_factory=dict)
+    flops_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from kdcli.training.run import Run, trained_names
 
 def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, before_evaluation: bool) -> Plan:
     """The first record: what will be trained. lr: which the warm-up reaches."""
+    size = run.options.flops_size
     return Plan(
         name=run.name,
         run_dir=run.folder.root,
@@ -31,11 +32,16 @@ def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, befo
         precision=run.settings.precision,
         networks=tuple(
             # The guard's step has shown by now where a teacher stops.
-            replace(one, runs_until=run.teachers[one.name].taps.stopped_at)
-            if one.name in run.teachers
-            else one
+            replace(
+                one,
+                flops=run.options.flops.get(one.name) if size else None,
+                runs_until=run.teachers[one.name].taps.stopped_at
+                if one.name in run.teachers
+                else one.runs_until,
+            )
             for one in run.networks
         ),
+        flops_size=size,
         primary=run.task.primary,
         levels={
             name: metrics[run.task.primary]

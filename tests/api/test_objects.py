@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import kdcli
 from kdcli.api.objects import given_again, objects_of
@@ -98,6 +98,7 @@ def batch(image: Any, labels: Any) -> list[Any]:
     ("data", "said"),
     [
         ([(1, 2)], "the image of an item is a `int`"),
+        ([()], "an item is a `tuple`"),
         ([{"image": 1}], r"an item is a `dict`, not \(image, label\)"),
         ([(floats(8, 8, 3), 0)], r"its channels come last.*image.permute\(2, 0, 1\)"),
         ([(floats(8, 8), 0)], r"an image is torch.float32 \[8, 8\], not \[C, H, W\]"),
@@ -117,6 +118,63 @@ def batch(image: Any, labels: Any) -> list[Any]:
 def test_data_that_cannot_be_used(data: Any, said: str) -> None:
     with pytest.raises(kdcli.SpecError, match=rf"(?s)KD874: the training data that was given: .*{said}"):
         kdcli.validate(spec(), student=made(), data={"train": data})
+
+
+class Pictures(Dataset[Any]):
+    """Images alone: float tensors [1, 8, 8]."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        picture: torch.Tensor = images().tensors[0][index]
+        return picture
+
+
+LABELLED = {"type": "image_folder", "kwargs": {"root": "gone", "labels": "none"}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Pictures(),
+        TensorDataset(images().tensors[0]),
+        DataLoader(Pictures(), batch_size=8),
+        DataLoader(TensorDataset(images().tensors[0]), batch_size=8),
+    ],
+)
+def test_images_alone_have_no_labels(data: Any) -> None:
+    given = objects_of(kdcli.Spec.from_dict(spec()), made(), made(8), {"train": data, "test": images(16)})
+    assert "dataset.train.dataset.kwargs.labels=none" in given.changes
+    assert "dataset.test.dataset.kwargs.labels=none" not in given.changes
+    assert codes({"data": {"train": data, "test": images(16)}}) == []
+    wrong = codes({"data": {"train": data, "test": images(16)}}, "mimic.task_loss=true")
+    assert wrong == ["KD240"]
+    alone = {key: value for key, value in spec().items() if key not in ("mimic", "runtime")}
+    found = kdcli.validate(alone, student=made(), data={"train": data, "test": images(16)})
+    assert [one.code for one in found] == ["KD241"]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_labels_count_for_nothing_where_the_spec_says_so(batched: bool) -> None:
+    class Unasked(Noisy):
+        @property
+        def targets(self) -> list[int]:
+            raise AssertionError("labels are read")
+
+        @targets.setter
+        def targets(self, value: list[int]) -> None: ...
+
+    data: Any = DataLoader(Unasked(), batch_size=8) if batched else Unasked()
+    part = {"train": {"dataset": LABELLED}}
+    told = {**spec(), "dataset": {**spec()["dataset"], **part}}
+    given = objects_of(kdcli.Spec.from_dict(told), made(), made(8), {"train": data, "test": images(16)})
+    source = given.given.data[True]
+    assert getattr(source, "labels", None) is None and "root=" in " ".join(given.changes)
+    if isinstance(source, GivenBatches):
+        assert source.facts.labels == "none" and "labels" not in source.batch(next(iter(data)), 0)
+    found = kdcli.validate(told, student=made(), teachers=made(8), data={"train": data, "test": images(16)})
+    assert found == []
 
 
 def test_a_label_beyond_the_classes_is_found_in_its_batch() -> None:

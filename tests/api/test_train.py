@@ -55,6 +55,16 @@ def test_a_few_steps() -> None:
     assert not same(weights(found), made().state_dict())
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_images_without_labels(batched: bool) -> None:
+    alone: Any = TensorDataset(images(16).tensors[0])
+    alone = DataLoader(alone, batch_size=8, shuffle=True) if batched else alone
+    data = {"train": alone, "test": images(8)}
+    found = kdcli.train(spec(max_iter=2, max_epoch=None), **both(data=data))
+    assert "top1" in found.metrics and found.step == 2
+    assert "labels: none" in (found.folder / "spec.resolved.yaml").read_text()
+
+
 @pytest.mark.slow
 def test_a_student_comes_back_as_it_was_given_trained_and_in_eval_mode() -> None:
     given = made()

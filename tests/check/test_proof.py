@@ -14,11 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.api.validate import examined
 from kdcli.check import check, proof
 from kdcli.check.proof import proved
 from kdcli.data.classification import image_folder
 from kdcli.errors import SpecError
 from kdcli.parallel.distributed import Processes
+from kdcli.report.quantities import flops
+from kdcli.spec.parse import read
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
 from tests.training.conftest import Kdcli
@@ -121,6 +124,18 @@ def test_the_others_are_told_what_rank_0_finds() -> None:
             sides = Sides(parsed.spec, parsed.places)
             proved(parsed, RunOptions(prove=True), sides, here)
     assert box == []
+
+
+def test_what_validate_counts_a_training_shows(kdcli: Kdcli, folder: Path) -> None:
+    spec = write()
+    plan = examined(lambda: read(Path(spec)))[1]
+    assert plan is not None and plan.flops_size == (8, 8)
+    counted = {one.name: one.flops for one in plan.networks}
+    code, _, shown = kdcli("train", spec, "--no-report", "trainer.max_epoch=1")
+    assert code == 0 and "FLOPs at 8x8" in shown, shown
+    lines = [line.split() for line in shown.splitlines()]
+    for name, number in counted.items():
+        assert flops(number) in next(" ".join(line) for line in lines if line[:1] == [name])
 
 
 COUNTED = """

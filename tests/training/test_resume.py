@@ -48,6 +48,7 @@ def write_spec(folder: Path, text: str = HARD, name: str = "hard.yaml") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(folder: Path) -> None:
     spec = write_spec(folder)
     whole, parts = folder / "whole", folder / "parts"

@@ -106,10 +106,14 @@ class DatasetImages:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def image(self, index: int) -> Any:
+        """The image of an item, as the dataset gives it."""
+        return self.dataset[index][0]
+
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W]; raises BadSample."""
         try:
-            image = self.dataset[index][0]
+            image = self.image(index)
             if isinstance(image, Tensor):
                 pixels = image
             else:

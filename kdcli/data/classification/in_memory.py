@@ -23,11 +23,12 @@ from torch.utils.data import (
 
 from kdcli.data.classification.images import DatasetImages
 from kdcli.data.draws import GIVEN, Draws, seed_of
-from kdcli.data.facts import DataFacts
-from kdcli.data.sources import BadSample, Batch, BatchSource, ImageSource
+from kdcli.data.facts import DataFacts, Labelling
+from kdcli.data.sources import BadSample, Batch, BatchSource, Source
 from kdcli.data.transforms.pipeline import generators_kept
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.in_memory import in_memory
+from kdcli.spec.schema import Component
 
 BRIGHT = 30.0
 """Normalised pixels are a few units large; of 0..255 the largest is far beyond this."""
@@ -38,9 +39,26 @@ OWN_ORDER = (
 )
 
 
-def from_python(train: bool, path: SpecPath) -> ImageSource:
-    """A Dataset of (image, label) or a DataLoader in memory, given as `data` to a function of Python's `kdcli`."""
-    source: ImageSource = in_memory().source(train, path)
+def from_python(
+    train: bool,
+    path: SpecPath,
+    transformer: Sequence[Component],
+    alignment: int,
+    aligned: bool = True,
+    classes: Mapping[int, str] | None = None,
+    *,
+    labels: Labelling = "classes",
+) -> Source:
+    """A Dataset or a DataLoader in memory, given as `data` to a function of Python's `kdcli`.
+
+    Its items are (image, label), images alone (`labels: none`), or images with boxes, which need the rest to be
+    transformed and numbered as `coco` does.
+    """
+    given = in_memory().source(train, path)
+    if hasattr(given, "samples"):  # boxes: kdcli.data.detection.in_memory
+        scenes: Source = given.samples(path, train, transformer, alignment, aligned, classes)
+        return scenes
+    source: Source = given
     return source
 
 
@@ -50,26 +68,28 @@ def source_of(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    *,
+    labels: Labelling = "classes",
 ) -> GivenImages | GivenBatches:
     """A Dataset or DataLoader as a source. side: `train` or `test`; classes: names in the order of their numbers.
 
-    mean, std: what float images are normalised by, where the caller knows it. Raises SpecError KD874 for anything that
-    can't be used.
+    mean, std: what float images are normalised by, where the caller knows it. labels: `none` where any there are count
+    for nothing. Raises SpecError KD874 for anything that can't be used.
     """
     if isinstance(given, DataLoader) or (not hasattr(given, "__getitem__") and hasattr(given, "__iter__")):
-        return GivenBatches(given, side, classes, mean, std)
+        return GivenBatches(given, side, classes, mean, std, labels=labels)
     if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        raise _unusable(
+        raise unusable(
             side,
             f"a `{type(given).__name__}` is no data",
             "give a Dataset with `__len__` and `__getitem__`, whose items are (image, label), or a DataLoader",
         )
     if not len(given):
-        raise _unusable(side, "the Dataset is empty", "it needs at least one item")
+        raise unusable(side, "the Dataset is empty", "it needs at least one item")
     try:
-        return GivenImages(given, side, class_names=classes, mean=mean, std=std)
+        return GivenImages(given, side, class_names=classes, mean=mean, std=std, unlabelled=labels == "none")
     except ValueError as reason:
-        raise _unusable(
+        raise unusable(
             side, str(reason), "an item is (image, label), its label a whole number from 0 on"
         ) from reason
 
@@ -77,8 +97,9 @@ def source_of(
 class GivenImages(DatasetImages):
     """A Dataset of (image, label): PIL's and uint8 images, which the spec's transforms read; or finished floats.
 
-    Float images [C, H, W] are taken as they are. What the Dataset draws itself from torch's, numpy's or Python's
-    generators is a function of the run's seed, the epoch and the item, so that a resumed run sees the same.
+    Without labels where its items are images alone, or where it is told so. Float images [C, H, W] are taken as they
+    are. What the Dataset draws itself from torch's, numpy's or Python's generators is a function of the run's seed, the
+    epoch and the item, so that a resumed run sees the same.
     """
 
     def __init__(
@@ -89,18 +110,23 @@ class GivenImages(DatasetImages):
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        *,
+        unlabelled: bool = False,
     ) -> None:
         with generators_kept():
-            first = _item(dataset, side)
-            found = labels if labels is not None else _labels(dataset)
-            super().__init__(dataset, found, _classes(dataset) if class_names is None else class_names)
+            image, labelled = _item(dataset, side)
+            if unlabelled or not labelled:
+                self.dataset = dataset
+                self.labels, self.num_classes, self.class_names = None, 0, None
+            else:
+                found = labels if labels is not None else _labels(dataset)
+                super().__init__(dataset, found, _classes(dataset) if class_names is None else class_names)
         self.side = side
-        self.mean, self.std = _numbers(mean), _numbers(std)
-        image = first[0]
+        self.mean, self.std = numbers_of(mean), numbers_of(std)
         self.finished = isinstance(image, Tensor) and image.is_floating_point()
         if isinstance(image, Tensor):
             _check_image(image[None] if image.dim() == 3 else image, side, one=image)
-        self.brightest = _brightest(image) if self.finished else 0.0
+        self.brightest = brightest(image) if self.finished else 0.0
 
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W], or float32 where the images are finished; raises BadSample."""
@@ -108,16 +134,21 @@ class GivenImages(DatasetImages):
 
     def read_drawn(self, index: int, draws: Draws) -> Tensor:
         """The same, in the view that these draws stand for."""
-        with _seeded(seed_of(draws.seed, draws.epoch, int(draws.ids[0]), stream=GIVEN)):
+        with seeded(seed_of(draws.seed, draws.epoch, int(draws.ids[0]), stream=GIVEN)):
             if not self.finished:
                 return super().read(index)
             try:
-                image = self.dataset[index][0]
+                image = self.image(index)
             except Exception as reason:  # the dataset's own code raises anything
                 raise BadSample(self.name(index), str(reason) or type(reason).__name__) from reason
         if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3:
-            raise BadSample(self.name(index), f"it is {_described(image)}, not float [C, H, W] as the first")
+            raise BadSample(self.name(index), f"it is {described(image)}, not float [C, H, W] as the first")
         return image.float()
+
+    def image(self, index: int) -> Any:
+        """The image of an item, which may be nothing else."""
+        item = self.dataset[index]
+        return item if _is_image(item) else item[0]
 
     def name(self, index: int) -> str:
         """The number alone: a resumed run may get the same items from another class."""
@@ -131,7 +162,7 @@ class GivenImages(DatasetImages):
 
 
 class GivenBatches(BatchSource):
-    """A DataLoader, or whatever can be gone through again and has a length: batches of (images, labels).
+    """A DataLoader, or whatever can be gone through again and has a length: batches of (images, labels), or of images.
 
     Images are float [B, C, H, W], normalised already. A DataLoader of torch's own samplers over a Dataset draws what it
     draws as a function of the run's seed and the epoch; of others a notice says that a resumed run sees other batches.
@@ -144,17 +175,22 @@ class GivenBatches(BatchSource):
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        *,
+        labels: Labelling = "classes",
     ) -> None:
-        self.side = side
+        self.side, self.unlabelled = side, labels == "none"
         self.facts = DataFacts()  # what is checked of the first batch needs none
         names = class_names or _classes(getattr(batches, "dataset", None))
+        names = None if self.unlabelled else names
         with generators_kept(), _own_generators_kept(batches):
             super().__init__(batches, class_names=None if names is None else list(map(str, names)))
             first = self.batch(next(iter(batches)), 0)
-        self.facts = replace(self.facts, mean=_numbers(mean), std=_numbers(std))
+        self.facts = replace(self.facts, mean=numbers_of(mean), std=numbers_of(std))
+        if self.facts.labels == "none":
+            self.facts = replace(self.facts, num_classes=None, class_names=None)
         own = _own_order(batches)
         self.notices = () if own is None else (OWN_ORDER.format(what=own),)
-        self.brightest = _brightest(first["image"])
+        self.brightest = brightest(first["image"])
         sizes = getattr(batches, "batch_size", None)
         self.batch_size = sizes if isinstance(sizes, int) else self.batch_size
 
@@ -162,6 +198,11 @@ class GivenBatches(BatchSource):
         """A batch as kdcli's own are; raises SpecError KD874 where it is none."""
         if isinstance(given, Tensor):
             given = (given,)
+        if isinstance(given, Sequence) and len(given) > 1 and _are_targets(given[1]):
+            help = "give its Dataset: kdcli transforms, pads and batches images with boxes itself"
+            raise unusable(self.side, "a DataLoader's batches with boxes can't be taken", help)
+        if self.unlabelled:
+            given = (given["image"] if isinstance(given, Mapping) else given[0],)
         found = super().batch(given, start)
         image, labels = found["image"], found.get("labels")
         _check_image(image, self.side)
@@ -193,7 +234,7 @@ class _Generators:
     """Random state of the data's own: in its blocks the global CPU generators go on where the last one left them."""
 
     def __init__(self, seed: int) -> None:
-        with _seeded(seed):
+        with seeded(seed):
             self._own = _states()
         self._others = self._own
 
@@ -217,7 +258,7 @@ def _restore(states: tuple[Tensor, Any, Any]) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """The global CPU generators begin with a seed inside the block, and are put back after it."""
     with generators_kept():
         torch.default_generator.manual_seed(seed)
@@ -257,29 +298,40 @@ def _own_order(batches: Any) -> str | None:
     return None
 
 
-def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+def numbers_of(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The values as floats."""
     return None if values is None else tuple(map(float, values))
 
 
-def _item(dataset: Any, side: str) -> Sequence[Any]:
-    """The first item; raises SpecError KD874 where it is no pair."""
+def _item(dataset: Any, side: str) -> tuple[Any, bool]:
+    """The image of the first item, and whether a label stands beside it; raises SpecError KD874 for other items."""
     try:
         item = dataset[0]
     except Exception as reason:
         message = f"the first item can't be read: {type(reason).__name__}: {reason}"
-        raise _unusable(side, message, "`dataset[0]` has to work") from reason
-    if isinstance(item, Mapping) or not hasattr(item, "__getitem__") or isinstance(item, Tensor):
-        what = f"an item is {_described(item)}, not (image, label)"
-        raise _unusable(
+        raise unusable(side, message, "`dataset[0]` has to work") from reason
+    if _is_image(item):
+        return item, False
+    if isinstance(item, Mapping) or not hasattr(item, "__getitem__") or not len(item):
+        what = f"an item is {described(item)}, not (image, label)"
+        raise unusable(
             side, what, "let `__getitem__` return a pair: the image, and its class as a whole number"
         )
-    if len(item) < 2:
-        raise _unusable(side, "an item has no label", "let `__getitem__` return (image, label)")
-    pair: Sequence[Any] = item
-    if not (isinstance(pair[0], Tensor | np.ndarray) or hasattr(pair[0], "mode")):
-        what = f"the image of an item is {_described(pair[0])}"
-        raise _unusable(side, what, "give PIL images, uint8 arrays [H, W, C], or tensors [C, H, W]")
-    return pair
+    image = item[0]
+    if not _is_image(image):
+        what = f"the image of an item is {described(image)}"
+        raise unusable(side, what, "give PIL images, uint8 arrays [H, W, C], or tensors [C, H, W]")
+    return image, len(item) > 1
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) or hasattr(value, "mode")
+
+
+def _are_targets(value: Any) -> bool:
+    """Whether the second part of a batch says where boxes are, for all its images or for each."""
+    one = value[0] if isinstance(value, Sequence) and len(value) else value
+    return isinstance(one, Mapping) and "boxes" in one
 
 
 def _labels(dataset: Any) -> Sequence[int] | None:
@@ -309,44 +361,46 @@ def _classes(dataset: Any) -> Sequence[str] | None:
 def _check_image(image: Any, side: str, one: Tensor | None = None) -> None:
     """Raise SpecError KD874 for images that no network of maps takes; image: [B, C, H, W]; one: the item it is of."""
     called = "an image is" if one is not None else "a batch of images is"
-    shown = _described(image if one is None else one)
+    shown = described(image if one is None else one)
     wanted = "[C, H, W]" if one is not None else "[B, C, H, W]"
     if image.dim() != 4:
-        raise _unusable(side, f"{called} {shown}, not {wanted}", "one axis for channels, also of grey images")
+        raise unusable(side, f"{called} {shown}, not {wanted}", "one axis for channels, also of grey images")
     channels, last = image.shape[1], image.shape[-1]
     if channels not in (1, 2, 3, 4) and last in (1, 3, 4):
         axes = "(2, 0, 1)" if one is not None else "(0, 3, 1, 2)"
         help = f"give channels first: `image.permute{axes}`"
-        raise _unusable(side, f"{called} {shown}: its channels come last, not as {wanted}", help)
+        raise unusable(side, f"{called} {shown}: its channels come last, not as {wanted}", help)
     if one is None and not image.is_floating_point():
         help = "normalise them as floats in the DataLoader, or give the Dataset: the spec's transforms read uint8"
-        raise _unusable(side, f"{called} {shown}, not floats", help)
+        raise unusable(side, f"{called} {shown}, not floats", help)
 
 
 def _check_labels(labels: Any, classes: int | None, side: str) -> None:
     """Raise SpecError KD874 for labels that are no class numbers."""
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
         help = "one whole number for each image; of one-hot rows: `labels.argmax(1)`"
-        raise _unusable(side, f"the labels of a batch are {_described(labels)}, not whole numbers [B]", help)
+        raise unusable(side, f"the labels of a batch are {described(labels)}, not whole numbers [B]", help)
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high
         counted = "" if classes is None else f", and there are {classes} classes"
-        raise _unusable(side, f"a label is {wrong}{counted}", "classes are counted from 0 on")
+        raise unusable(side, f"a label is {wrong}{counted}", "classes are counted from 0 on")
 
 
-def _brightest(image: Tensor) -> float:
+def brightest(image: Tensor) -> float:
+    """The largest magnitude of an image's values, 0 of an empty one."""
     return float(image.abs().max()) if image.numel() else 0.0
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """`torch.uint8 [8, 3, 32, 32]`, or the type of what is no tensor."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)}"
     return f"a `{type(value).__name__}`"
 
 
-def _unusable(side: str, message: str, help: str) -> SpecError:
+def unusable(side: str, message: str, help: str) -> SpecError:
+    """KD874 for the data of one side, in a message that says what is wrong with it."""
     what = "training" if side == "train" else "test"
     return SpecError.at(
         ("dataset", side, "dataset"), "KD874", f"the {what} data that was given: {message}", help

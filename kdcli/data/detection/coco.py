@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcli.data.classes import match
-from kdcli.data.detection.coco_json import CocoFile, CocoImages, read_coco
+from kdcli.data.detection.coco_json import CocoFile, CocoImage, CocoImages, read_coco
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import DataFacts, statistics
 from kdcli.data.image_readers import LYING, PillowReader, opened, orientation
@@ -68,7 +68,7 @@ USABLE = "an image is trained on where it has a box inside it that is no crowd"
 
 
 class CocoDataset:
-    """Samples of a COCO file.
+    """Samples of a COCO file; in_files: whether its images are files.
 
     Batches: `image` float32 [B, C, H, W], padded with 0 right and below to a multiple of alignment;
     `boxes`, a list of float32 [n, 5] (x1, y1, x2, y2, class from 1, in padded pixels); `ignores`, a list
@@ -79,10 +79,12 @@ class CocoDataset:
     the file for those of image_ids that are texts there.
     """
 
+    in_files = True
+
     def __init__(
         self,
         images: CocoImages,
-        reader: PillowReader,
+        reader: PillowReader | None,
         transforms: Sequence[Any],
         facts: DataFacts,
         annotations: Mapping[str, Any],
@@ -94,7 +96,7 @@ class CocoDataset:
         self.images, self.reader, self.transforms = images, reader, tuple(transforms)
         self.facts, self.annotations = facts, dict(annotations)
         self.alignment, self.use_ignore = alignment, use_ignore
-        self.notices = (*reader.notices, *notices)
+        self.notices = (*(() if reader is None else reader.notices), *notices)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,8 +121,11 @@ class CocoDataset:
 
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
         """One sample, augmented."""
-        image = self.images[index]
-        pixels = self.pixels(index)[None]
+        return self.augmented(self.images[index], self.pixels(index), draws)
+
+    def augmented(self, image: CocoImage, pixels: Tensor, draws: Draws) -> Mapping[str, Any]:
+        """The sample of an image with its boxes; pixels: [C, H, W]."""
+        pixels = pixels[None]
         boxes = [torch.from_numpy(image.boxes), torch.from_numpy(image.crowds)]
         scale = (1.0, 1.0)
         for number, transform in enumerate(self.transforms):
@@ -164,6 +169,7 @@ class CocoDataset:
 
     def file(self, index: int) -> str:
         """The path of an image's file; raises BadSample where the name leads out of its folder."""
+        assert self.reader is not None
         name = self.images[index].file_name
         file = self.reader.locate(name)
         if file is None:
@@ -172,10 +178,12 @@ class CocoDataset:
 
     def look_at(self, index: int, header: Image.Image) -> None:
         """Compare an opened image with the annotations; raises BadSample where they say another size."""
+        assert self.reader is not None
         self._require_size(index, self.file(index), self.reader.size_of(header), orientation(header))
 
     def pixels(self, index: int) -> Tensor:
         """The image before any transform, uint8 [C, H, W]; raises BadSample."""
+        assert self.reader is not None
         file = self.file(index)
         pixels = self.reader.read(file)
         size = (pixels.shape[1], pixels.shape[2])
@@ -191,6 +199,7 @@ class CocoDataset:
             return
         reason = f"it is {size[0]}x{size[1]}, and the annotations say {stated[0]}x{stated[1]}"
         if turn in LYING and size[::-1] == stated:
+            assert self.reader is not None
             turned, other = ("unturned", "fs_pillow") if self.reader.rotates else ("turned", "fs_opencv")
             reason += (
                 f"; the file has EXIF orientation {turn}, and the annotations' size is that of the {turned} image,"
@@ -228,7 +237,44 @@ def coco(
         raise ValueError("`clip_box` is true: boxes are always cut to their image")
     if image_reader.scaled_decode:
         raise ValueError("`scaled_decode` is for images with classes: boxes are in pixels of the whole image")
-    where = (*path, "kwargs", "transformer")
+    transforms = box_transforms(transformer, (*path, "kwargs", "transformer"), train=train)
+    at_file = (*path, "kwargs", "meta_file")
+    file = places.find(meta_file, at_file)
+    missing = list(image_reader.missing)
+    if not is_file(file):
+        help = f"`meta_file` names a COCO annotation file (json); {places.missing(meta_file, at_file)}"
+        message = f"there is no file `{meta_file}`"
+        missing.insert(0, Diagnostic(code="KD560", message=message, help=help, path=at_file))
+    if missing:
+        raise SpecError(missing)
+    found = read_coco(file)
+    learnt, all_images = numbered(found, classes)
+    images = all_images.with_boxes() if train else all_images
+    if all_images and not images:
+        raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)
+    notices = []
+    if found.dropped:
+        notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
+    if len(images) < len(all_images):
+        notices.append(
+            f"`{found.path}`: {len(all_images) - len(images)} images have no box, left out of training"
+        )
+    mean, std = statistics(transformer, 1 if image_reader.color_mode == "GRAY" else 3)
+    annotations, facts = said_of(found, learnt, len(images), aligned=aligned, mean=mean, std=std)
+    return CocoDataset(
+        images,
+        image_reader,
+        transforms,
+        facts,
+        annotations,
+        alignment=alignment,
+        use_ignore=use_ignore,
+        notices=tuple(notices),
+    )
+
+
+def box_transforms(transformer: Sequence[Component], where: SpecPath, *, train: bool) -> Sequence[Any]:
+    """The transforms of a spec, built; raises SpecError KD564 and KD596 for those that leave boxes behind."""
     transforms = build_pipeline(transformer, where).transforms
     for number, transform in enumerate(transforms):
         if not isinstance(transform, (BoxTransform, *PIXEL_TRANSFORMS)):
@@ -247,44 +293,43 @@ def coco(
                 "leave it out of the test data's transformer"
                 + (", or write `flip_p: 0`" if name == "flip" else ""),
             )
-    at_file = (*path, "kwargs", "meta_file")
-    file = places.find(meta_file, at_file)
-    missing = list(image_reader.missing)
-    if not is_file(file):
-        help = f"`meta_file` names a COCO annotation file (json); {places.missing(meta_file, at_file)}"
-        message = f"there is no file `{meta_file}`"
-        missing.insert(0, Diagnostic(code="KD560", message=message, help=help, path=at_file))
-    if missing:
-        raise SpecError(missing)
-    found = read_coco(file)
+    return transforms
+
+
+def numbered(found: CocoFile, classes: Mapping[int, str] | None) -> tuple[Mapping[int, str], CocoImages]:
+    """The names of the classes by id, in the order of their numbers, and the images with boxes so numbered.
+
+    classes: the names that were trained on; without them, or where the file has others, the file's own.
+    """
     learnt = found.names if classes is None else classes
     fitting = match(learnt, found.names)
     if not fitting.fits:
         learnt = found.names
         fitting = match(learnt, learnt)
     numbers = {category: number for number, category in enumerate(learnt, start=1)}
-    all_images = CocoImages(found, [numbers[fitting.ids[category]] for category in found.names])
-    images = all_images.with_boxes() if train else all_images
-    if all_images and not images:
-        raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)
-    notices = []
-    if found.dropped:
-        notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
-    if len(images) < len(all_images):
-        notices.append(
-            f"`{found.path}`: {len(all_images) - len(images)} images have no box, left out of training"
-        )
-    mean, std = statistics(transformer, 1 if image_reader.color_mode == "GRAY" else 3)
+    return learnt, CocoImages(found, [numbers[fitting.ids[category]] for category in found.names])
+
+
+def said_of(
+    found: CocoFile,
+    learnt: Mapping[int, str],
+    samples: int,
+    *,
+    aligned: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> tuple[dict[str, Any], DataFacts]:
+    """What every batch says of its annotations, and the facts of the side; learnt: names of the classes by id."""
     annotations = {
         "file": str(found.path),
-        "samples": len(images),
+        "samples": samples,
         "categories": tuple(learnt),
         "class_names": tuple(learnt.values()),
         "box_offset": 0 if aligned else 1,
     }
     facts = DataFacts(
         num_classes=len(learnt),
-        num_samples=len(images),
+        num_samples=samples,
         class_names=tuple(learnt.values()),
         labels="boxes",
         mean=mean,
@@ -292,16 +337,7 @@ def coco(
         # Not in every batch: it may be as long as the file.
         annotations={**annotations, "written_ids": found.written_images},
     )
-    return CocoDataset(
-        images,
-        image_reader,
-        transforms,
-        facts,
-        annotations,
-        alignment=alignment,
-        use_ignore=use_ignore,
-        notices=tuple(notices),
-    )
+    return annotations, facts
 
 
 def _without_boxes(found: CocoFile) -> str:

@@ -51,6 +51,15 @@ def build_detector(name: str, arguments: Mapping[str, Any], weights: Any) -> Tor
     return TorchvisionDetector(made, int(arguments.get("num_classes", COCO_CLASSES)))
 
 
+def classes_of(module: nn.Module) -> int | None:
+    """How many classes a detector of torchvision's has, with the background; None for any other module."""
+    if isinstance(module, FasterRCNN):
+        return int(module.roi_heads.box_predictor.cls_score.out_features)
+    if isinstance(module, SSD):
+        return int(module.head.classification_head.num_columns)
+    return int(module.head.classification_head.num_classes) if isinstance(module, RetinaNet | FCOS) else None
+
+
 def argument_names(name: str) -> list[str]:
     """What a detector takes; the size and normalisation of images are the data's, and left out."""
     family = next(kind for prefix, kind in CLASSES.items() if name.startswith(prefix))

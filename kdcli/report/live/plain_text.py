@@ -99,7 +99,7 @@ def _headline(plan: Plan) -> Text:
 
 
 def _networks(plan: Plan) -> RenderableType:
-    # A training does not count FLOPs, `validate` does.
+    # A training that was proved before (--resume, several processes) has not counted them.
     counted = any(network.flops is not None for network in plan.networks)
     rows = [
         [

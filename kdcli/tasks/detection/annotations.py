@@ -14,6 +14,7 @@ from kdcli.data.facts import DataFacts
 from kdcli.disk import exists, is_file, same
 from kdcli.errors import Diagnostic, KdError, RunError, SpecPath, did_you_mean
 from kdcli.models.detection import COCO_CLASSES, is_detector
+from kdcli.spec.in_memory import FROM_PYTHON, in_memory
 from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Network, Spec
 from kdcli.tasks.detection.metrics import read_truth
@@ -53,7 +54,7 @@ def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
     found = _derived(read_coco(Path(facts.annotations["file"])), TRAIN_META_FILE)
     for place, modules in networks:
         for index, module in enumerate(modules):
-            made = _classes_of(module)
+            made = _classes_of(module, (*place, index))
             if made is None or made == len(ids) + 1:
                 continue
             if is_detector(module.type) and made == max(ids) + 1:
@@ -76,8 +77,15 @@ def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
     return found
 
 
-def _classes_of(module: ModuleSpec) -> int | None:
+def _classes_of(module: ModuleSpec, path: SpecPath) -> int | None:
     """How many classes a module that names boxes has, with the background; None for any other."""
+    if module.type == FROM_PYTHON:
+        from kdcli.models.detection.whole import classes_of
+
+        try:
+            return classes_of(in_memory().module(path))
+        except KdError:
+            return None  # told where it is built
     if is_detector(module.type):
         made = module.kwargs.get("num_classes", COCO_CLASSES)
     else:
@@ -98,6 +106,9 @@ def training_categories(spec: Spec, places: Places) -> dict[int, str] | None:
     None where there is no such file: what is measured elsewhere than it was trained needs no training data.
     Raises RunError KD560 to KD562 for a file that can't be read, since it would tell what the classes are.
     """
+    if spec.dataset.train.dataset.type == FROM_PYTHON:
+        given = in_memory().data.get(True)
+        return None if given is None else dict(read_coco(given.file).names)
     named = _extra(spec.dataset.train).get("meta_file")
     if not isinstance(named, str):
         return None
@@ -136,7 +147,7 @@ def truth_findings(
         found += _derived(tested, META_FILE)
         learnt = (str(file), tested.names)
         if training is not None:
-            learnt = (str(_extra(spec.dataset.train).get("meta_file")), training)
+            learnt = (str(_extra(spec.dataset.train).get("meta_file", "the training data")), training)
             found += _categories(learnt, tested, META_FILE)
         if given is not None and is_file(given):
             where = GT_FILE

@@ -9,6 +9,7 @@ import torch
 
 from kdcli.data.facts import DataFacts
 from kdcli.errors import Diagnostic
+from kdcli.spec.in_memory import FROM_PYTHON
 from kdcli.spec.places import GT_FILE, HERE, Places
 from kdcli.spec.schema import DataPart, ModuleSpec, Spec
 from kdcli.tasks.detection.annotations import (
@@ -128,7 +129,9 @@ def detection_sample(
     modules: what is to run on them. aligned: as `runtime.aligned` says. shape: channels, height and width; else
     tiny ones, on which boxes and what is computed of them are proved with values.
     """
-    side = SSD_SIZE if any(m.type.startswith("torchvision.ssd") for m in modules) else SIZE
+    # One from Python may be an SSD.
+    large = any(m.type.startswith("torchvision.ssd") or m.type == FROM_PYTHON for m in modules)
+    side = SSD_SIZE if large else SIZE
     channels, height, width = shape or (3, side, side)
     box = torch.tensor([[width / 8, height / 8, width / 2, height / 2, 1.0]])
     return {
