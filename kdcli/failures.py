@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from kdcli.disk import REASONS, is_about_the_name, reason_of, refused
 from kdcli.errors import Diagnostic, Interrupted, KdError, RunError, SpecPath
@@ -124,6 +124,12 @@ KNOWN = (
         "under autocast some tensors are half precision: let the code follow the input's type (`x.to(weight.dtype)`),"
         " or say `runtime: {precision: fp32}`",
     ),
+    _known(
+        r"does not have a deterministic implementation|Deterministic behavior was enabled with",
+        "KD791",
+        "leave `runtime.deterministic` out, or take another layer or loss: torch has this operation in no way that"
+        " gives the same bits each time",
+    ),
     _known(r"no space left on device|disk quota exceeded|file too large", "KD740", REASONS[errno.ENOSPC][1]),
     _known(
         r"too many open files|received \d+ items of ancdata",
@@ -165,18 +171,29 @@ class doing:
 
     __slots__ = ("path", "what")
 
+    listener: ClassVar[Callable[[doing, bool], None] | None] = None
+    """Hears of each block that begins (True) or ends."""
+
     def __init__(self, what: str | Callable[[], str], path: SpecPath | None = None) -> None:
         self.what, self.path = what, path
 
+    @property
+    def text(self) -> str:
+        """What is being done."""
+        return self.what if isinstance(self.what, str) else self.what()
+
     def __enter__(self) -> None:
-        return None
+        if doing.listener is not None:
+            doing.listener(self, True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if doing.listener is not None:
+            doing.listener(self, False)
         if not isinstance(error, Exception):
             return
-        what = self.what if isinstance(self.what, str) else self.what()
+        what = self.text
         if isinstance(error, Failed):
             raise error.within(what, self.path) from error.__cause__
         if isinstance(error, KdError):

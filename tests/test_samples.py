@@ -65,7 +65,7 @@ def shortened(name: str, garments: Path, scenes: Path, more: Sequence[str] = ())
     for side in ("train", "test"):
         if raw["dataset"][side]["dataset"]["type"] == "fashion_mnist":
             changes.append(f"dataset.{side}.dataset.kwargs.root={garments}")
-        classes = NOT_HERE.get(raw["dataset"][side]["dataset"]["type"])
+        classes = raw.get("x-classes", NOT_HERE.get(raw["dataset"][side]["dataset"]["type"]))
         if classes is not None:
             where = f"dataset.{side}.dataset"
             changes += [
@@ -85,7 +85,7 @@ def shortened(name: str, garments: Path, scenes: Path, more: Sequence[str] = ())
                 changes.append(f"{where}.evaluator.kwargs.gt_file={scenes}/{side}.json")
     start = raw.get("saver", {}).get("pretrain_model")
     if start is not None and not (FOLDER / start).exists():
-        changes.append("saver.pretrain_model=null")
+        changes += ["saver.pretrain_model=null", "saver.weight_order=null"]
     for job, content in _jobs(raw):
         for teacher in [key for key in content if key.startswith("teacher")]:
             weight = content[teacher].get("teacher_weight")
@@ -111,7 +111,7 @@ def test_there_are_samples() -> None:
 
 
 SLOW = re.compile(
-    r"own_(boxes|photos)|scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune"
+    r"own_(boxes|photos)|scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune|probe_teacher"
 )
 """Others show the same kinds of network and data."""
 LONG = pytest.mark.long

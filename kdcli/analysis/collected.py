@@ -29,7 +29,7 @@ from kdcli.disk import write_whole
 from kdcli.distill.layouts import Layout, read_as
 from kdcli.distill.taps import Taps
 from kdcli.errors import KdError
-from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.devices import autocast_for, precisions, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import REPORT_DATA_VERSION, Notice
 from kdcli.spec.parse import ParsedSpec
@@ -90,7 +90,7 @@ def _collect(
             notices.append(Notice(message=message, level="warning"))
     for contender in contenders:
         contender.net.to(device).eval()
-    cast = autocast_for(student_precision(spec.runtime), device)
+    cast = autocast_for(precisions(spec.runtime, device)[0], device)
     scored = student.answers and facts.labels != "none"
     recorded = _recorded(run_root(parsed))
     of_student = recorded.get("student", {})

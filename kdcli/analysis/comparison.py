@@ -29,7 +29,7 @@ from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import KdError, SpecError
 from kdcli.models.network import Network
 from kdcli.models.torch_modes import flops_of
-from kdcli.parallel.devices import autocast_for, student_precision, to_device
+from kdcli.parallel.devices import autocast_for, precisions, to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Comparison, Notice
 from kdcli.spec.parse import ParsedSpec
@@ -119,7 +119,7 @@ def compare(
     drawing: Drawing | None = None
     if task.kept is not None and keep.pictures is not None and processes.speaks:
         drawing = task.kept.drawing(keep.pictures, loader.facts)
-    cast = autocast_for(student_precision(spec.runtime), processes.device)
+    cast = autocast_for(precisions(spec.runtime, processes.device)[0], processes.device)
     meters = {contender.name: task.meter(loader.facts) for contender in contenders}
     labelled = loader.facts.labels != "none"
     sums, agreement = _measure(
@@ -190,6 +190,7 @@ def mimicry_of(
         return dict(student.recorded), [RECORDED.format(error.diagnostics[0].message)]
     facts = opened.facts
     net = build_student(sides.task, spec, options)
+    precision, precision_of_teachers = precisions(spec.runtime, processes.device)
     teachers = {}
     for name, taps in teacher_taps(spec, nets).items():
         settings = teacher_settings(spec, name)
@@ -200,9 +201,7 @@ def mimicry_of(
             taps,
             batch_statistics=settings.teacher_bn_mode == "train",
             pixels=pixel_change(name, spec, facts, options.places, taps.net),
-            autocast=autocast_for(
-                spec.runtime.teacher_precision or student_precision(spec.runtime), processes.device
-            ),
+            autocast=autocast_for(precision_of_teachers, processes.device),
             labels=labels,
         )
     net.to(processes.device)
@@ -226,7 +225,7 @@ def mimicry_of(
             processes,
             agrees=with_heads(joined, teachers) if student.answers else (),
             seed=spec.runtime.random_seed,
-            autocast=autocast_for(student_precision(spec.runtime), processes.device),
+            autocast=autocast_for(precision, processes.device),
             step_info=step_info_of(Progress(**state["progress"]), state["batches"]),
         )
     return metrics, []

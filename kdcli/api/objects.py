@@ -162,7 +162,10 @@ def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
         if whole:
             said += [
                 (("dataloader", "kwargs", "batch_fn"), kwargs.batch_fn),
-                (("dataloader", "kwargs", "num_workers"), kwargs.num_workers),
+                (
+                    ("dataloader", "kwargs", "num_workers"),
+                    "num_workers" in kwargs.model_fields_set and kwargs.num_workers,
+                ),
                 (("batch_sampler", "kwargs", "drop_last"), part.batch_sampler.kwargs.drop_last),
             ]
         for inside, value in said:

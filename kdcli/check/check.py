@@ -50,7 +50,8 @@ from kdcli.models.torch_modes import (
     flops_of,
     to_fake,
 )
-from kdcli.parallel.devices import check_threads, student_precision
+from kdcli.parallel.devices import check_threads
+from kdcli.parallel.settings import written_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.parse import ParsedSpec
@@ -471,7 +472,7 @@ class _Rehearsal:
             run_dir=run_root(self.parsed),
             device=runtime.device,
             processes=1,
-            precision=student_precision(runtime),
+            precision=written_precision(runtime),
             networks=tuple(networks),
             pairs=joined.pairs,
             flops_size=(int(batch["image"].shape[-2]), int(batch["image"].shape[-1])),

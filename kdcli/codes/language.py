@@ -153,8 +153,9 @@ LANGUAGE: dict[str, Explanation] = {
     ),
     "KD242": Explanation(
         "something needs labels, and the data has none",
-        "Some losses read the class of each image, an evaluator compares with it, mixup and cutmix mix it, and"
-        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read.",
+        "Some losses read the class of each image, an evaluator compares with it, and"
+        " `teacher_weighting: confidence` asks which teacher knows it. With `labels: none` there is nothing to read."
+        " mixup and cutmix of kdcli mix images without labels too.",
         "wrong: cfgs: {loss: {type: dkd_loss}} with labels: none\nright: cfgs: {loss: {type: kd_loss, kwargs: {T: 4}}}",
     ),
     "KD243": Explanation(
@@ -282,5 +283,17 @@ LANGUAGE: dict[str, Explanation] = {
         "`method` and `pairs` are about the one loss of one job of the method `base` with one teacher. What the sweep"
         " itself sets, the folder, the seed and what is held out, is the same in all trials or none of theirs.",
         "wrong: sweep: {runtime.random_seed: [1, 2, 3]}\nright: kdcli sweep cfg.yaml --seeds 3",
+    ),
+    "KD292": Explanation(
+        "images held in memory can't be decoded smaller for each crop",
+        "`in_memory: true` decodes each image once, whole, and keeps it. `scaled_decode: true` decodes a JPEG in each"
+        " epoch anew, at 1/2, 1/4 or 1/8 of its size where that is enough for what the first transform cuts out of it.",
+        "wrong: {image_dir: photos, scaled_decode: true} with in_memory: true\nright: in_memory: true alone",
+    ),
+    "KD288": Explanation(
+        "deterministic against cudnn_benchmark",
+        "cuDNN's benchmark takes the algorithm that was fastest just now, so that two runs may take two;"
+        " `deterministic` asks for the same bits at each run.",
+        "right: runtime: {deterministic: true}",
     ),
 }

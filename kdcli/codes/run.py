@@ -311,6 +311,14 @@ RUN: dict[str, Explanation] = {
         " are never right; whoever reads the file can't know that.",
         "wrong: num_classes: 12 on ten classes\nright: num_classes: 10",
     ),
+    "KD817": Explanation(
+        "process that is stuck",
+        "The run is to stop, after Ctrl-C or because another process died, and a process does nothing that could end:"
+        " its main thread has run no Python for six seconds (a step may take thrice the longest so far), in a call of a"
+        " library, of the system or of a driver. Nobody waits for it longer; the last checkpoint is whole. An"
+        " evaluation, a checkpoint and a first step may take any time.",
+        "look at what it was at, which the message names; then: kdcli train cfg.yaml --resume",
+    ),
     "KD880": Explanation(
         "file that does not say how it is used",
         "`kdcli predict` asks a file alone how images become its input, which outputs it has and, of weights, which"
@@ -421,5 +429,19 @@ RUN: dict[str, Explanation] = {
         "mean and no more. This alarm never stops a run.",
         "wrong: l2_loss with `feat_norm` behind `adapter: {type: auto, kwargs: {norm: bn}}`, or an lr far too low\n"
         "right: the loss that `kdcli inspect-features --pairs` proposes, `adapter: auto`, a higher lr",
+    ),
+    "KD795": Explanation(
+        "the training waits for its data",
+        "For more than a tenth of the time no batch was there, and the device had nothing to do. The message says how"
+        " many data workers would read fast enough, as measured in this run: batches are the same bits for any"
+        " number of them. Reading itself gets cheaper where the files hold no more pixels than the training sees.",
+        "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
+    ),
+    "KD791": Explanation(
+        "an operation that has no deterministic way",
+        "`runtime.deterministic: true` asks for the same bits at each run, and torch has one operation of this run"
+        " in no such way on this device.",
+        "wrong: runtime: {deterministic: true} with a layer that torch can't run so\n"
+        "right: leave it out, or take another layer: torch's page on `use_deterministic_algorithms` lists them",
     ),
 }

@@ -65,6 +65,8 @@ def spec_text(request: Request, recipe: Recipe, options: DistillOptions | InitOp
     count = (
         len(data.classes) if data.labels != "none" else (teacher.classes if teacher is not None else 0) or 0
     )
+    if recipe.sample != "own_boxes":  # boxes are measured in float32
+        text.put("runtime.random_seed", 1, beside={"precision": "auto"})
     if recipe.sample == "foundation":
         _foundation(text, request)
     elif recipe.sample == "own_boxes":

@@ -57,8 +57,8 @@ IMAGE_READERS: Table = {
 }
 
 SAMPLERS: Table = {
-    "dist": Target("kdcli.data.loaders:Dist"),
-    "local": Target("kdcli.data.loaders:Local"),
+    "dist": Target("kdcli.data.order:Dist"),
+    "local": Target("kdcli.data.order:Local"),
 }
 
 EVALUATORS: Table = {

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from kdcli.data.draws import MIXING, Draws, Ids, generator
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import ArrayImages, BadSample, Images, ImageSource, SampleSource
+from kdcli.data.transforms.geometry import RandomResizedCrop, Resize
 from kdcli.data.transforms.pipeline import Pipeline
 from kdcli.errors import RunError, SpecError, SpecPath
 
@@ -173,23 +174,41 @@ class SampleReader:
 
 
 class ImageSamples:
-    """A classification source with its transforms, as samples to be batched one by one."""
+    """A classification source with its transforms, as samples to be batched one by one.
+
+    Each image is seen alone until all are of one size; the transforms behind that see the batch, which is bytes still.
+    """
 
     def __init__(self, source: Images, pipeline: Pipeline, facts: DataFacts) -> None:
         self.source, self.pipeline, self.facts = source, pipeline, facts
         self.labels = source.labels
+        self.alone = pipeline.alone()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def load(self, index: int, draws: Draws) -> Mapping[str, Any]:
-        """The augmented image, float32 [C, H, W]."""
+        """One image [C, H, W] after the transforms that see it alone, and its draws for the others."""
+        pixels, start = self._read(index, draws)
+        return {"image": self.pipeline.part(pixels, draws, start, self.alone)[0], "draws": draws}
+
+    def _read(self, index: int, draws: Draws) -> tuple[Tensor, int]:
+        """Images [1, C, H, W], and how many transforms are done: one, where the reader did its part of it."""
         drawn = getattr(self.source, "read_drawn", None)
-        pixels = self.source.read(index) if drawn is None else drawn(index, draws)
-        return {"image": self.pipeline(pixels[None], draws)[0]}
+        if drawn is not None:
+            return drawn(index, draws)[None], 0
+        reads = getattr(self.source, "read_reduced", None)
+        first = self.pipeline.transforms[0] if self.pipeline.transforms else None
+        if reads is None or not isinstance(first, (Resize, RandomResizedCrop)):
+            return self.source.read(index)[None], 0
+        own = draws.of(0)
+        pixels, whole, by = reads(index, lambda height, width: first.reduction(height, width, own))
+        if by == 1:
+            return pixels[None], 0
+        return first.of_reduced(pixels[None], whole, by, own), 1
 
     def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
-        """image, indices, labels where there are any; raises ValueError where sizes differ."""
+        """image float32 [B, C, H, W], indices, labels where there are any; raises ValueError where sizes differ."""
         images: list[Tensor] = [sample["image"] for sample in samples]
         for image, index in zip(images, indices, strict=True):
             if image.shape != images[0].shape:
@@ -198,7 +217,9 @@ class ImageSamples:
                     f"{size_text(image)}; end with one size for all"
                 )
         labels = {} if self.labels is None else {"labels": torch.from_numpy(self.labels[indices])}
-        return {"image": torch.stack(images), **labels, "indices": torch.from_numpy(indices)}
+        draws = replace(samples[0]["draws"], ids=indices)
+        batch = self.pipeline(torch.stack(images), draws, start=self.alone)
+        return {"image": batch, **labels, "indices": torch.from_numpy(indices)}
 
     def name(self, index: int) -> str:
         """The sample's file."""
@@ -208,6 +229,48 @@ class ImageSamples:
         """Height/width of every sample; reads each."""
         sizes = [self.source.read(i).shape for i in range(len(self))]
         return np.array([h / w for _, h, w in sizes])
+
+
+class Normalizing:
+    """The tail of a pipeline for images that came as bytes, on their device: a table of what each byte becomes.
+
+    The table is made by the pipeline itself on the CPU, so that the values are the same bits on any device.
+    """
+
+    def __init__(self, pipeline: Pipeline, channels: int) -> None:
+        levels = torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256)
+        self._table = pipeline.run_tail(levels.contiguous()).reshape(-1)
+        self._first = 256 * torch.arange(channels, dtype=torch.int32).reshape(-1, 1, 1)
+        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of uint8 images [n, C, H, W] the float32 ones."""
+        device = images.device
+        if device not in self._there:
+            self._there[device] = self._table.to(device), self._first.to(device)
+        table, first = self._there[device]
+        places = images.to(torch.int32) + first
+        return table.index_select(0, places.reshape(-1)).reshape(images.shape)
+
+
+NORMALIZING = "normalizing"
+"""Where a batch holds what its images of bytes are still to go through."""
+
+
+def marked(batch: dict[str, Any], normalizing: Normalizing | None) -> dict[str, Any]:
+    """The batch; where its images are bytes, with what is still to be done with them."""
+    if normalizing is None or not batch or batch["image"].dtype != torch.uint8:
+        return batch
+    return {**batch, NORMALIZING: normalizing}
+
+
+def normalized(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its images normalised, where that is still to be done."""
+    if NORMALIZING not in batch:
+        return batch
+    done = {**batch, "image": batch[NORMALIZING](batch["image"])}
+    del done[NORMALIZING]
+    return done
 
 
 def size_text(image: Tensor) -> str:

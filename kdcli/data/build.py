@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 
 from kdcli.data import BATCH_FNS, DATASETS, IMAGE_READERS, SAMPLERS
-from kdcli.data.batches import ArrayReader, BadRecord, ImageSamples, Mixing, SampleReader, in_memory
+from kdcli.data.batches import (
+    ArrayReader,
+    BadRecord,
+    ImageSamples,
+    Mixing,
+    Normalizing,
+    SampleReader,
+    in_memory,
+)
 from kdcli.data.classification.images import DatasetImages
 from kdcli.data.draws import Draws
 from kdcli.data.facts import DataFacts, describe
-from kdcli.data.loaders import AspectGroups, GivenLoader, Loader, Order
+from kdcli.data.loaders import GivenLoader, Loader
+from kdcli.data.order import AspectGroups, Order
 from kdcli.data.sources import (
     ArrayImages,
     BadSample,
@@ -26,6 +35,7 @@ from kdcli.data.sources import (
     Source,
 )
 from kdcli.data.transforms.pipeline import Foreign, Pipeline, build_pipeline
+from kdcli.data.workers import automatic_workers, local_processes, usable_cores
 from kdcli.errors import SpecError, SpecPath
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.plugins import constructed, is_own, lookup, mixes_labels
@@ -60,10 +70,12 @@ def build_loader(
     world_size: int = 1,
     views: int | None = None,
     on_cuda: bool = False,
+    as_bytes: bool = False,
 ) -> Loader:
     """The loader of one side. views: augmentation repeats after so many epochs (a teacher cache).
 
-    on_cuda: the batches go to a CUDA device, from pinned memory unless the spec says `pin_memory: false`.
+    on_cuda: the batches go to a CUDA device, from pinned memory unless the spec says `pin_memory: false`. as_bytes:
+    images of a classifier stay uint8 where nothing is left but to normalise them, and `to_device` does that.
 
     Raises SpecError and RunError KD50x to KD519.
     """
@@ -75,15 +87,21 @@ def build_loader(
     skip = kwargs.on_bad_sample == "skip"
     bad: tuple[BadRecord, ...] = ()
     prefetch = False
+    normalizing: Normalizing | None = None
     reader: ArrayReader | SampleReader
     if isinstance(source, SampleSource):
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
-        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path))
+        # Mixed images are no bytes any more.
+        as_bytes = as_bytes and mixing.function is None and opened.facts.shape is not None
+        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path), as_bytes=as_bytes)
+        if as_bytes and opened.facts.shape is not None:
+            normalizing = Normalizing(pipeline, opened.facts.shape[0])
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
+            _not_scaled(source, path)
             reader, bad = in_memory(source, pipeline, seed, mixing, train=train, skip=skip, path=path)
-            prefetch = kwargs.num_workers > 0 and not any(isinstance(t, Foreign) for t in pipeline.transforms)
+            prefetch = not any(isinstance(t, Foreign) for t in pipeline.transforms)
         else:
             samples = ImageSamples(source, pipeline, opened.facts)
             reader = SampleReader(samples, seed, mixing, train=train, skip=skip)
@@ -95,6 +113,7 @@ def build_loader(
             f"{len(source)} samples don't fill one batch of "
             f"{world_size} x {part.batch_sampler.kwargs.batch_size}, and `drop_last` drops it",
         )
+    workers, notices = _workers(opened, reader, order, on_cuda=on_cuda, world_size=world_size)
     return Loader(
         reader,
         order,
@@ -103,14 +122,15 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         views=views,
-        num_workers=kwargs.num_workers,
+        num_workers=workers,
         pin_memory=on_cuda and kwargs.pin_memory is not False,
         # A second thread of tensor work helps where the main one waits for a GPU, and hurts elsewhere.
-        prefetch=prefetch and on_cuda,
+        prefetch=prefetch and workers > 0 and on_cuda,
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         every_batch=train,
+        normalizing=normalizing,
         bad_samples=bad,
-        notices=opened.notices,
+        notices=(*opened.notices, *notices),
         name=source.name,
     )
 
@@ -142,18 +162,60 @@ def unaugmented_loader(
         # Never held in memory: it is read once.
         samples = ImageSamples(source, pipeline, train.facts)
         reader = SampleReader(samples, seed, mixing, train=True, skip=skip)
+    order = _order(part, source, train.path, train=True, seed=seed, rank=rank, world_size=world_size)
+    workers, _ = _workers(train, reader, order, on_cuda=on_cuda, world_size=world_size)
     return Loader(
         reader,
-        _order(part, source, train.path, train=True, seed=seed, rank=rank, world_size=world_size),
+        order,
         train.facts,
         batch_size=part.batch_sampler.kwargs.batch_size,
         rank=rank,
         world_size=world_size,
-        num_workers=kwargs.num_workers,
+        num_workers=workers,
         pin_memory=on_cuda and kwargs.pin_memory is not False,
         bad_sample_budget=kwargs.bad_sample_budget if skip else None,
         name=source.name,
     )
+
+
+def _workers(
+    opened: OpenedData, reader: ArrayReader | SampleReader, order: Order, *, on_cuda: bool, world_size: int
+) -> tuple[int, list[str]]:
+    """The number of data workers of one side, and a sentence about it where it was not written as a number."""
+    kwargs = opened.part.dataloader.kwargs
+    if kwargs.num_workers != "auto":
+        return kwargs.num_workers, []
+    batches = order.batches(0)
+    cores, processes = usable_cores(), local_processes(world_size)
+    in_memory = isinstance(reader, ArrayReader)
+    workers = automatic_workers(
+        cores=cores,
+        processes=processes,
+        on_cuda=on_cuda,
+        in_memory=in_memory,
+        images=sum(map(len, batches)),
+        batches=len(batches),
+    )
+    # Of the default that changes nothing there is nothing to say, nor of the same twice.
+    written = "num_workers" in kwargs.model_fields_set
+    if in_memory or not opened.train or not (workers or written):
+        return workers, []
+    shared = f" for {processes} processes" if processes > 1 else ""
+    unit = "core" if cores == 1 else "cores"
+    return workers, [
+        f"`num_workers: auto` is {workers} here: {cores:g} {unit}{shared}, {len(batches):,} batches"
+    ]
+
+
+def _not_scaled(source: Images, path: SpecPath) -> None:
+    """Raise SpecError KD292 where images that are held in memory would be decoded smaller for each epoch's crop."""
+    if getattr(getattr(source, "reader", None), "scaled_decode", False):
+        raise SpecError.at(
+            (*path, "dataloader", "kwargs", "in_memory"),
+            "KD292",
+            "`in_memory` decodes each image once, and `scaled_decode` as large as each epoch's crop needs it",
+            "take one of them out",
+        )
 
 
 def _pipeline_path(path: SpecPath) -> SpecPath:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os.path
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from kdcli.data.jpeg import is_plain, reduce, torchvision_pixels
 from kdcli.data.pixel_values import (
     NO_RULE,
     Background,
@@ -56,8 +58,9 @@ class PillowReader:
     image_dir: one folder, or one for each meta file. value_range: [low, high], the numbers that become black
     and white in images of more than 8 bits a channel (modes F, I, I;16, colours of 16 bits), mapped linearly,
     rounded and clipped; images of 8 bits are read as they are. background: white, black, a number or
-    [r, g, b], what transparent pixels lie on. Without them such an image is refused. `source` and `memcached`
-    are accepted for United-Perception's sake: files are always read from disk.
+    [r, g, b], what transparent pixels lie on. Without them such an image is refused. scaled_decode: JPEGs are decoded
+    at 1/2, 1/4 or 1/8 of their size where the first transform makes them smaller still; pixels are others then.
+    `source` and `memcached` are accepted for United-Perception's sake: files are always read from disk.
     """
 
     rotates = False
@@ -71,9 +74,11 @@ class PillowReader:
         color_mode: ColorMode = "RGB",
         value_range: ValueRange | None = None,
         background: Background | None = None,
+        scaled_decode: bool = False,
         source: str | None = None,
         memcached: bool | None = None,
     ) -> None:
+        self.scaled_decode = scaled_decode
         self.folders = [image_dir] if isinstance(image_dir, str) else list(image_dir)
         for folder in self.folders:
             if "://" in folder:
@@ -126,6 +131,22 @@ class PillowReader:
             pixels = pixels[:, :, None]
         # Channels stay last in memory, where resampling is fastest.
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def read_reduced(
+        self, file: str, reduction: Callable[[int, int], int]
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """What `read` gives, the whole image's height and width, and by how much the pixels were reduced.
+
+        reduction: by how much an image of a height and width may be, 1, 2, 4 or 8. Only JPEGs are.
+        """
+        with opened(file) as image:
+            whole = self.size_of(image)
+            by = reduction(*whole) if is_plain(image) else 1
+        if by == 1:
+            return self.read(file), whole, 1
+        pixels = decoded(file, self.color_mode, rotate=self.rotates, rule=self.rule, reduction=by)
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return torch.from_numpy(pixels).permute(2, 0, 1), whole, by
 
     def size_of(self, image: Image.Image) -> tuple[int, int]:
         """Height and width of what `read` would give of an opened image."""
@@ -240,12 +261,19 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def decoded(
-    file: str, color_mode: str, *, rotate: bool = False, rule: PixelRule = NO_RULE
+    file: str, color_mode: str, *, rotate: bool = False, rule: PixelRule = NO_RULE, reduction: int = 1
 ) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] or, for GRAY, [H, W]; raises BadSample."""
+    """uint8 [H, W, 3] or, for GRAY, [H, W]; raises BadSample. reduction: of a JPEG, 1/n of its size."""
     with opened(file) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Gray of a colour image is Pillow's own mixture, and turned images are few.
+        by_torchvision = reduction == 1 and color_mode != "GRAY" and is_plain(image)
+        if by_torchvision and not (rotate and orientation(image) not in (None, 1)):
+            pixels = torchvision_pixels(file)
+            if pixels is not None:
+                return np.ascontiguousarray(pixels[:, :, ::-1]) if color_mode == "BGR" else pixels
         try:
+            reduce(image, reduction)
             plain = as_bytes(image, rule, _colours_of_16_bits(file, image))
             if rotate:
                 if plain is not image:
@@ -295,5 +323,6 @@ def pixels_of(image: Image.Image, color_mode: str, rule: PixelRule = NO_RULE) ->
 
 
 def _converted(image: Image.Image, color_mode: str) -> NDArray[np.uint8]:
-    pixels = np.array(image.convert("L" if color_mode == "GRAY" else "RGB"), dtype=np.uint8)
+    mode = "L" if color_mode == "GRAY" else "RGB"
+    pixels = np.array(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if color_mode == "BGR" else pixels

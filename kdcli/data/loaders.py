@@ -1,8 +1,6 @@
-"""The batches of one side of the data, epoch by epoch, and the order of its samples.
+"""The batches of one side of the data, epoch by epoch.
 
-Order in training: the permutation of (seed, epoch), padded by wrapping to a multiple of the number of processes and
-cut into global batches; each process takes its contiguous slice of each. In test: file order, no padding, each sample
-once over all processes. `start` needs no reading: batches are lists of ids.
+`start` needs no reading: batches are lists of ids (kdcli.data.order).
 """
 
 from __future__ import annotations
@@ -19,16 +17,27 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
-from kdcli.data.batches import ArrayReader, BadRecord, BatchKey, BatchReader, Loaded, Reading
-from kdcli.data.draws import Ids, permutation
+from kdcli.data.batches import (
+    ArrayReader,
+    BadRecord,
+    BatchKey,
+    BatchReader,
+    Loaded,
+    Normalizing,
+    Reading,
+    marked,
+    normalized,
+)
+from kdcli.data.draws import Ids
 from kdcli.data.facts import DataFacts
+from kdcli.data.order import Order
 from kdcli.data.sources import Batch, BatchSource
 from kdcli.errors import RunError
 from kdcli.failures import doing
@@ -43,7 +52,8 @@ class Loader:
 
     facts: sizes and names. batch_size: per process. bad_samples: what could not be read so far, each
     once. bad_sample_budget: how many may be, or (a float) which share of all. every_batch: whether a batch without
-    a readable sample stops, as in training, where the processes would get out of step. notices: plain sentences for
+    a readable sample stops, as in training, where the processes would get out of step. normalizing: what images that
+    come as bytes are still to go through, which `to_device` does. notices: plain sentences for
     the user. name: what to call a sample. One epoch runs at a time.
     """
 
@@ -62,6 +72,7 @@ class Loader:
         prefetch: bool = False,
         bad_sample_budget: int | float | None = None,
         every_batch: bool = False,
+        normalizing: Normalizing | None = None,
         bad_samples: Sequence[BadRecord] = (),
         notices: Sequence[str] = (),
         name: Callable[[int], str] = "sample {}".format,
@@ -77,12 +88,23 @@ class Loader:
         self._prefetch = prefetch and isinstance(reader, ArrayReader)
         self._budget = bad_sample_budget
         self._every_batch = every_batch
+        self._normalizing = normalizing
         self._reading = reader.reading = Reading(self._num_workers)
         self._workers: DataLoader[Loaded] | None = None
         self._keys = _Keys()
         self._at_exit = _Close(self)
         self._length = len(order.batches(0))
         self._note(bad_samples)
+
+    @property
+    def workers(self) -> int | None:
+        """How many data workers there are; None where they are not kdcli's."""
+        return self._num_workers
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are there already."""
+        return isinstance(self._reader, ArrayReader)
 
     def __len__(self) -> int:
         """Batches an epoch for this process."""
@@ -108,7 +130,7 @@ class Loader:
                 if self._views:
                     batch = {**batch, "view": view, "ids": batch["indices"].numpy()}
                 given += 1
-                yield MappingProxyType(batch)
+                yield MappingProxyType(marked(batch, self._normalizing))
             elif self._every_batch:
                 raise self._nothing_readable(keys[number].ids)
         # Of several processes one may have a share of few samples; what all have is looked at together.
@@ -127,8 +149,14 @@ class Loader:
         )
 
     def some(self, ids: Sequence[int]) -> Batch:
-        """One batch of these samples in their first view; empty where they can't be read."""
-        return MappingProxyType(self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0])
+        """One batch of these samples in their first view, normalised; empty where they can't be read."""
+        batch = self._reader[BatchKey(0, 0, 0, np.array(ids, dtype=np.int64))][0]
+        return MappingProxyType(normalized(marked(batch, self._normalizing)))
+
+    @property
+    def gives_bytes(self) -> bool:
+        """Whether images may come as bytes that `to_device` normalises."""
+        return self._normalizing is not None
 
     def name_of(self, sample: int) -> str:
         """What to call a sample in a message: its file, where it has one."""
@@ -265,10 +293,13 @@ def budget_text(budget: int | float, samples: int | None) -> str:
 class GivenLoader(Loader):
     """The batches of a BatchSource, epoch by epoch."""
 
+    workers, in_memory = None, False
+
     def __init__(self, source: BatchSource, seed: int = 0) -> None:
         self.source, self.seed = source, seed
         self.facts, self.batch_size, self.notices = source.facts, source.batch_size, source.notices
         self.bad_samples: list[BadRecord] = []
+        self._normalizing = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -388,113 +419,3 @@ def _in_worker(worker: int) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     torch.set_num_threads(1)
-
-
-class Order(Protocol):
-    """The batches of one epoch for one process, as arrays of sample ids."""
-
-    def batches(self, epoch: int) -> list[Ids]:
-        """int64 arrays, one a batch."""
-        ...
-
-
-class Dist:
-    """Each process has its share of every global batch.
-
-    In training every process gets equally many batches of equal size; in test the last ones may be
-    shorter or missing.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        train: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-    ) -> None:
-        self.num_samples, self.batch_size, self.train, self.seed = num_samples, batch_size, train, seed
-        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-
-    def batches(self, epoch: int) -> list[Ids]:
-        """This process's batches of one epoch."""
-        if self.train:
-            ids = permutation(self.seed, epoch, self.num_samples)
-            ids = wrapped(ids, -(-len(ids) // self.world_size) * self.world_size)
-        else:
-            ids = np.arange(self.num_samples, dtype=np.int64)
-        whole = self.batch_size * self.world_size
-        groups = [ids[i : i + whole] for i in range(0, len(ids), whole)]
-        if self.drop_last and groups and len(groups[-1]) < whole:
-            groups.pop()
-        shares = (np.array_split(group, self.world_size)[self.rank] for group in groups)
-        return [share for share in shares if len(share)]
-
-
-class Local(Dist):
-    """Each process goes through all samples by itself, in an order of its own.
-
-    A test set is shared out as by `dist`, so that each sample counts once.
-    """
-
-    def batches(self, epoch: int) -> list[Ids]:
-        """This process's batches of one epoch."""
-        if not self.train:
-            return super().batches(epoch)
-        alone = Dist(self.num_samples, self.batch_size, True, self.seed, drop_last=self.drop_last)
-        # The process takes part in the key, so no two of them go in step.
-        alone.seed = self.seed + (self.rank << 32)
-        return alone.batches(epoch)
-
-
-class AspectGroups:
-    """Batches whose images have similar height/width, so that padding them wastes little.
-
-    aspect_ratios: h/w of every sample. bounds: the limits between the groups, ascending. Every sample is
-    seen in each epoch; what does not fill a global batch in its group is filled up from the same group by
-    wrapping, in training; all processes have the same number of batches. In test the groups' last batches
-    are shared out unfilled.
-    """
-
-    def __init__(
-        self,
-        aspect_ratios: Sequence[float],
-        bounds: Sequence[float],
-        batch_size: int,
-        train: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-    ) -> None:
-        self.group = np.searchsorted(np.sort(np.asarray(bounds, dtype=np.float64)), aspect_ratios)
-        self.num_groups = len(bounds) + 1
-        self.batch_size, self.train, self.seed = batch_size, train, seed
-        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-
-    def batches(self, epoch: int) -> list[Ids]:
-        """This process's batches of one epoch."""
-        total = len(self.group)
-        ids = permutation(self.seed, epoch, total) if self.train else np.arange(total, dtype=np.int64)
-        whole = self.batch_size * self.world_size
-        groups: list[Ids] = []
-        for number in range(self.num_groups):
-            members = ids[self.group[ids] == number]
-            groups += [members[i : i + whole] for i in range(0, len(members), whole)]
-            if self.train and len(members) and len(groups[-1]) < whole:
-                if self.drop_last:
-                    groups.pop()
-                else:
-                    groups[-1] = np.concatenate([groups[-1], wrapped(members, whole - len(groups[-1]))])
-        if self.train:
-            # Groups would otherwise come one after the other.
-            groups = [groups[i] for i in permutation(self.seed, epoch, len(groups))]
-        shares = (np.array_split(group, self.world_size)[self.rank] for group in groups)
-        return [share for share in shares if len(share)]
-
-
-def wrapped(ids: Ids, length: int) -> Ids:
-    """The ids repeated from their start until there are `length`."""
-    return np.resize(ids, length) if len(ids) else ids

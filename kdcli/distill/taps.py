@@ -53,6 +53,22 @@ def tapped(view: View, taps: Iterable[str]) -> list[Feature]:
     return [view.features[tap] for tap in taps]
 
 
+GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that record CUDA graphs."""
+
+
+def begin_batch(*networks: Taps | None) -> bool:
+    """Say that a batch begins to compiled networks that replay CUDA graphs; returns whether there are any.
+
+    A replay overwrites what its network gave of the batch before; without this word torch would also let the student's
+    overwrite what the teachers have just given.
+    """
+    replays = any(taps is not None and taps.replays for taps in networks)
+    if replays:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    return replays
+
+
 class _EnoughSeen(Exception):
     """Raised when every tap has all its outputs: the rest of the network is not needed."""
 
@@ -100,6 +116,7 @@ class Taps:
         self.changed_in_place: frozenset[str] = frozenset()
         self.counts: dict[str, int] | None = None
         self.stopped_at: str | None = None
+        self.replays = False
         self._seen: dict[str, list[Tensor]] = {}
         self._versions: dict[str, list[int]] = {}
         self._made: dict[str, Any] = {}
@@ -115,8 +132,8 @@ class Taps:
             for name, module in self.modules.items():
                 if module is not None:
                     stack.callback(self._hook(name, module).remove)
-            for child in self.net.children():
-                stack.callback(child.register_forward_hook(self._after_child).remove)
+            for name, child in self.net.named_children():
+                stack.callback(self._hook_child(name, child).remove)
             self._hooks = stack.pop_all()
         return self
 
@@ -132,13 +149,14 @@ class Taps:
         self.names = frozenset(names)
         self.outputs = None if outputs is None else frozenset(outputs)
 
-    def compile(self) -> None:
-        """Compile the views with torch.compile from now on; the taps must be entered.
+    def compile(self, mode: str = "default") -> None:
+        """Compile the views with torch.compile, in one of its modes, from now on; the taps must be entered.
 
         What no tap and no output needs is no part of the compiled graph, which takes the place of stopping.
         """
         assert self._hooks is not None, "taps must be entered before their network is compiled"
-        self._compiled = torch.compile(self._shown)
+        self.replays = mode in GRAPHS and any(p.is_cuda for p in self.net.parameters())
+        self._compiled = torch.compile(self._shown, mode=None if mode == "default" else mode)
 
     def learn(self, batch: Mapping[str, Any], *, gradients: bool = False) -> View:
         """Run the whole network once, by default without gradient, and return its view.
@@ -279,10 +297,15 @@ class Taps:
                 self._versions[name].append(tensor._version)
         self._stop_if_enough(self.taps[name].path)
 
-    def _after_child(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _hook_child(self, name: str, child: nn.Module) -> RemovableHandle:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._after_child(name, output)
+
+        return child.register_forward_hook(after)
+
+    def _after_child(self, name: str, output: Any) -> None:
         if self._compiled is not None:
             return
-        name = next(n for n, child in self.net.named_children() if child is module)
         if isinstance(self.net, Network):
             self._made.update(self.net.named_outputs(name, output))
         elif isinstance(output, Mapping):

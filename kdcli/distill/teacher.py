@@ -145,7 +145,7 @@ class Teacher:
 
     taps: what the jobs need of it, already entered. batch_statistics: normalise by the batch and leave
     the running statistics untouched (`teacher_bn_mode: train`). pixels: turns the student's pixels
-    into what this teacher expects. autocast: its own precision. labels: which of its logits are the
+    into what this teacher expects. precision, autocast: its own. labels: which of its logits are the
     classes of the data; nobody sees the others.
     """
 
@@ -156,10 +156,12 @@ class Teacher:
         *,
         batch_statistics: bool = False,
         pixels: PixelChange | None = None,
+        precision: str = "fp32",
         autocast: torch.autocast | None = None,
         labels: Labels = NO_LABELS,
     ) -> None:
         self.name = name
+        self.precision = precision
         self.taps = taps
         self.net: nn.Module = taps.net.eval().requires_grad_(False)
         self.pixels = pixels
@@ -176,7 +178,9 @@ class Teacher:
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The named outputs of the whole network, on the student's batch."""
-        return self.labels.outputs(self.net(self.pixels_of(batch)))
+        with self.autocast or nullcontext():
+            outputs = self.net(self.pixels_of(batch))
+        return self.labels.outputs(outputs)
 
     def learn(self, batch: Mapping[str, Any]) -> View:
         """Run the whole network once, so that later views know where to stop."""

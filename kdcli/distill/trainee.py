@@ -48,6 +48,9 @@ class Trainee(nn.Module):
         self.specs = dict(jobs)
         self.mimickers = nn.ModuleDict(mimickers)
         self.active = ActiveLosses()
+        self._losses = {
+            name: mimickers[name].losses_of(job) for name, job in jobs.items() if name in mimickers
+        }
         self.observer: Callable[[View], None] | None = None
         """Is shown the student's view of each batch; None where nobody looks."""
 
@@ -80,7 +83,7 @@ class Trainee(nn.Module):
             assert isinstance(mimicker, Mimicker)
             weights = {
                 name: term_weight(spec, loss, step_info.stage_step) if weighted else 1.0
-                for name, loss in mimicker.losses_of(spec).items()
+                for name, loss in self._losses[job].items()
             }
             in_force = {name: weight for name, weight in weights.items() if weight is not None}
             if in_force:

@@ -135,18 +135,22 @@ def _fits(
             return
 
 
-def in_order(net: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, str] | str:
+def in_order(net: nn.Module, shapes: Mapping[str, Shape], mode: Mode = "strict") -> dict[str, str] | str:
     """The network's names for a file's, tensor by tensor in order; the first that disagrees, in words, where one does.
 
     Both lists are as long, each two shapes agree, and so do the last parts of the names: weight, running_mean ...
-    A file may end with the linear layer that a network without a head has not.
+    A file may end with the linear layer that a network without a head has not; in mode `pretrain` the last linear
+    layer may have another number of outputs.
     """
+    last = f"{last_layer(net)}."
     needed, own = _needed(net), net.state_dict()
     targets = [key for key in own if key in needed]
     keys = [key for key in shapes if not key.endswith(COUNTER)]
     for key, target in zip(keys, targets, strict=False):
         shape = tuple(own[target].shape)
-        if shapes[key] != shape or _ending(key) != _ending(target):
+        other_count = mode == "pretrain" and target.startswith(last)
+        fits = shapes[key] == shape or (other_count and _only_outputs_differ(net, target, shapes[key], shape))
+        if not fits or _ending(key) != _ending(target):
             return (
                 f"{printable(key)} {_size(shapes[key])} stands where the network has {target} {_size(shape)}"
             )

@@ -171,6 +171,7 @@ class WeightSource:
                     net,
                     [s.of({k: shape for k, (shape, _) in s.tensors.items()}) for s in described],
                     f"`{self.name}`",
+                    self.mode,
                 )
                 return []
             called = None if parts is None else self.name
@@ -231,7 +232,9 @@ class WeightSource:
 
     def _fit(self, net: nn.Module, states: Sequence[NestedState[Tensor]], name: str) -> list[str]:
         if self.by_order:
-            index, names = _ordered(net, [state.of(_shapes(state.tensors)) for state in states], name)
+            index, names = _ordered(
+                net, [state.of(_shapes(state.tensors)) for state in states], name, self.mode
+            )
             found = states[index]
             states = [found.of({new: found.tensors[old] for old, new in names.items()})]
             first, own = next(iter(names.items()))
@@ -242,11 +245,13 @@ class WeightSource:
         return _fit(net, states, name, self.mode)
 
 
-def _ordered(net: nn.Module, states: Sequence[NestedState[Shape]], name: str) -> tuple[int, dict[str, str]]:
+def _ordered(
+    net: nn.Module, states: Sequence[NestedState[Shape]], name: str, mode: Mode
+) -> tuple[int, dict[str, str]]:
     """The first state that agrees with the network tensor by tensor in order, and the network's names; else KD579."""
     reasons = []
     for index, state in enumerate(states):
-        names = in_order(net, state.tensors)
+        names = in_order(net, state.tensors, mode)
         if not isinstance(names, str):
             return index, names
         reasons.append(names)

@@ -9,9 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from kdcli.data.batches import normalized
 from kdcli.errors import RunError, SpecError
 from kdcli.failures import out_of_memory, text_of
+from kdcli.parallel.launch import device_index
+from kdcli.parallel.settings import decide, facts_of
 from kdcli.spec.schema import Runtime, Spec
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,31 +25,55 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """The device for `auto`, `cpu` or `cuda` on this machine."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    visible = visible_gpus()
-    if visible <= local_rank:
-        raise no_such_gpus(local_rank + 1, visible)
-    return torch.device("cuda", local_rank)
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.device("cuda", device_index(local_rank, visible))
 
 
-def visible_gpus() -> int:
-    """The number of CUDA devices that this process may use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def no_such_gpus(wanted: int, visible: int) -> RunError:
-    """RunError KD720: more CUDA devices were asked for than there are."""
-    return RunError.of(
-        "KD720",
-        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
-        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
-    )
+def name_of(device: torch.device) -> str | None:
+    """A CUDA device's own name (UUID), by which processes see that they share one; None on the CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device; copies overlap with computing where memory is pinned."""
+    """The batch with its tensors on the device, its images normalised there where they came as bytes."""
     if device.type == "cpu":
-        return batch
-    return {name: _moved(value, device) for name, value in batch.items()}
+        return normalized(batch)
+    return normalized({name: _moved(value, device) for name, value in batch.items()})
+
+
+class Copies:
+    """Copies of a run's batches to its device; on CUDA on a stream of their own, beside what the device computes.
+
+    The host is then at most one batch ahead of the device: it waits until the batch before the last one is computed. So
+    no more than three batches lie on the device, and what the host measures is the device's pace. beside: false copies
+    on the stream that computes.
+    """
+
+    def __init__(self, device: torch.device, *, beside: bool = True) -> None:
+        self.device = device
+        self._stream = _stream(device) if device.type == "cuda" and beside else None
+        self._begun: torch.cuda.Event | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, as `to_device`."""
+        if self._stream is None:
+            return to_device(batch, self.device)
+        computing = torch.cuda.current_stream(self.device)
+        if self._begun is not None:
+            self._begun.synchronize()
+        self._begun = computing.record_event()
+        with torch.cuda.stream(self._stream):
+            moved = {name: _moved(value, self.device) for name, value in batch.items()}
+        computing.wait_stream(self._stream)
+        for tensor in tree_leaves(moved):
+            if isinstance(tensor, Tensor):
+                # Else its memory might be given to the next copy while it is still computed with.
+                tensor.record_stream(computing)
+        return normalized(moved)
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -72,11 +100,10 @@ def use_threads(runtime: Runtime) -> None:
         torch.set_num_threads(runtime.threads)
 
 
-def student_precision(runtime: Runtime) -> str:
-    """`runtime.precision` where given, else the one that `fp16` means."""
-    if runtime.precision is not None:
-        return runtime.precision
-    return "fp16" if runtime.fp16 else "fp32"
+def precisions(runtime: Runtime, device: torch.device) -> tuple[str, str]:
+    """The precision of the student and of the teachers on a device; `auto` is resolved there."""
+    settings = decide(runtime, facts_of(device))
+    return settings.precision, settings.teacher_precision
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast | None:

@@ -17,8 +17,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from kdcli import waiting as waits
 from kdcli.errors import RunError, first_line
-from kdcli.parallel.devices import choose_device
-from kdcli.parallel.launch import has_own_gpus, in_slurm_step, slurm_tasks
+from kdcli.parallel.devices import choose_device, name_of
+from kdcli.parallel.launch import in_slurm_step, slurm_tasks
 from kdcli.parallel.meeting import Together, meet, open_store, patience, port_of, this_process
 
 
@@ -102,7 +102,7 @@ def processes(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device, 0 if has_own_gpus() else local_rank)
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size == 1:
@@ -111,7 +111,7 @@ def processes(
     try:
         seconds = patience()
         store = open_store(rank, world_size, seconds)
-        members = meet(store, rank, this_process(world_size, facts or {}), seconds)
+        members = meet(store, rank, this_process(world_size, facts or {}, name_of(chosen)), seconds)
         together = Together(store, rank, members)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",

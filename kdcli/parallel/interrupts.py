@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kdcli.errors import Diagnostic, Interrupted
+from kdcli.parallel import pulse
 
 NOT_SAVED = "stopped at once: what came after the last checkpoint is not saved"
 
@@ -47,6 +48,7 @@ class Interrupts:
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
+        pulse.hear(number)
         if self.signal_number is not None:
             if now - self._came >= SAME_SECONDS or not hears_twice():
                 if not self.leaves:
@@ -119,6 +121,7 @@ def abandon_threads() -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit; without the exit hooks of libraries where a thread was abandoned, since they would wait for it."""
+    pulse.leave(code)
     if not _abandoned.is_set():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
@@ -137,6 +140,19 @@ def saved_at(number: int, step: int, command: str) -> Interrupted:
             code="KD714",
             severity="warning",
             message=f"stopped by {signal.Signals(number).name} at step {step}; everything is saved",
+            help=f"continue with `{command}`",
+        ),
+        number,
+    )
+
+
+def at_once(number: int, command: str) -> Interrupted:
+    """Interrupted KD714 where a process was stuck and nothing could be saved; command: what continues the run."""
+    return Interrupted(
+        Diagnostic(
+            code="KD714",
+            severity="warning",
+            message=f"stopped by {signal.Signals(number).name}; what came after the last checkpoint is not saved",
             help=f"continue with `{command}`",
         ),
         number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -11,13 +12,15 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.errors import RunError, UsageError
-from kdcli.parallel.interrupts import heeded
+from kdcli.parallel.interrupts import at_once, heeded
+from kdcli.parallel.pulse import keep_pulse, pulse_path
+from kdcli.parallel.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -33,6 +36,12 @@ AGAIN = "KDCLI_AGAIN"
 
 MARKS = "KDCLI_MARKS"
 """Set for workers: a folder of their launcher, where they leave marks for each other and for those after them."""
+
+PARTS = "KDCLI_GPU_PARTS"
+"""Set for workers: the parts of GPUs (MIG) of all of them, with commas."""
+
+NAMES = ("GPU-", "MIG-")
+"""How the name of a GPU, or of a part of one, begins in CUDA_VISIBLE_DEVICES; `nvidia-smi -L` lists them."""
 
 PEER_DIED = "KD722"
 
@@ -102,6 +111,57 @@ def has_own_gpus() -> bool:
     return asked or "SLURM_NTASKS_PER_GPU" in slurm or "single" in binding or "per_task" in binding
 
 
+def device_index(local_rank: int, visible: int) -> int:
+    """Which of its visible CUDA devices a process takes; several that take one tell so when they meet.
+
+    Raises RunError KD720 where there are fewer devices than processes.
+    """
+    if has_own_gpus() or _part_of_its_own() is not None:
+        local_rank = 0
+    elif in_slurm_step() and visible:
+        # Devices that Slurm has bound to one task are all that it sees, and not every binding is told.
+        local_rank %= visible
+    if local_rank < visible:
+        return local_rank
+    raise no_such_gpus(local_rank + 1, visible)
+
+
+def visible_names() -> list[str] | None:
+    """The devices that CUDA_VISIBLE_DEVICES lists, up to the first that hides the rest; None where all are visible."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return list(itertools.takewhile(lambda name: name[:1].isdigit() or name.startswith(NAMES), names))
+
+
+def visible_gpus() -> int:
+    """The number of CUDA devices that may be used, as the driver counts them (NVML): CUDA itself is not started."""
+    import torch
+
+    names = visible_names()
+    if names is not None and any(name.startswith("MIG-") for name in names):
+        # CUDA shows a process one part of a GPU alone: each of several processes is given its own.
+        return len(names) if torch.cuda.device_count() else 0
+    return torch.cuda.device_count()
+
+
+def no_such_gpus(wanted: int, visible: int) -> RunError:
+    """RunError KD720: more CUDA devices were asked for than there are."""
+    return RunError.of(
+        "KD720",
+        f"{wanted} CUDA device(s) asked for, {visible} visible on this machine",
+        "run on the CPU with `--device cpu`" if visible == 0 else f"use `--gpus {visible}` or `--device cpu`",
+    )
+
+
+def _part_of_its_own() -> str | None:
+    """The part of a GPU (MIG) that this worker takes of several: CUDA shows a process one part alone."""
+    parts = os.environ.get(PARTS)
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    return None if parts is None or not is_worker() else parts.split(",")[number]
+
+
 def plan_launch(
     *,
     gpus: str | None = None,
@@ -151,39 +211,60 @@ def expose_gpus(text: str | None) -> None:
 
     CUDA reads CUDA_VISIBLE_DEVICES once, when it is first asked anything: to be called before that. A worker's
     launcher has done it. Raises UsageError for a text that is neither a number nor a list, RunError KD720 for
-    a place in the list of visible devices that there is not.
+    a device that is not among the visible ones.
     """
-    if text is None or is_worker():
+    if is_worker():
+        part = _part_of_its_own()
+        if part is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = part
         return
-    chosen = _listed(text)
+    chosen = None if text is None else _listed(text)
     if chosen is None:
         return
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    missing = [number for number in chosen if visible and number >= len(visible)]
-    if missing:
-        raise _no_such_gpu(missing[0])
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[n] if visible else str(n) for n in chosen)
+    visible = visible_names()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_name(one, visible) for one in chosen)
 
 
-def _listed(text: str) -> list[int] | None:
-    """The device numbers of a comma-separated list; None for a plain number of devices."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts if part.strip()) or not parts[0].strip():
-        raise UsageError.of(f"`--gpus {text}` is neither a number nor a list of devices", "say 8, or 0,2")
-    chosen = [int(part) for part in parts if part.strip()]
-    if len(parts) == 1:
-        if chosen[0] < 1:
+def _visible_name(chosen: str, visible: Sequence[str] | None) -> str:
+    """The name of a listed device in CUDA_VISIBLE_DEVICES. chosen: its place among the visible ones, or its name."""
+    if visible is None:
+        return chosen
+    if chosen.isdigit():
+        if int(chosen) < len(visible):
+            return visible[int(chosen)]
+    elif not any(name.startswith(NAMES) for name in visible):
+        # Those visible are given by number, and only the driver knows their names.
+        if visible:
+            return chosen
+    else:
+        # A name may be cut as long as it is clear.
+        fitting = [name for name in visible if name.startswith(chosen) or chosen.startswith(name)]
+        if len(fitting) == 1:
+            return fitting[0]
+    raise _no_such_gpu(chosen)
+
+
+def _listed(text: str) -> list[str] | None:
+    """The device numbers or names of a comma-separated list; None for a plain number of devices."""
+    parts = [part.strip() for part in text.split(",")]
+    chosen = [part for part in parts if part]
+    numbers = all(part.isdigit() for part in chosen)
+    if not parts[0] or not (numbers or all(part.startswith(NAMES) for part in chosen)):
+        raise UsageError.of(
+            f"`--gpus {text}` is neither a number nor a list of devices",
+            "say 8, or 0,2; or names that `nvidia-smi -L` lists: GPU-..., or MIG-...",
+        )
+    if len(parts) == 1 and numbers:
+        if int(chosen[0]) < 1:
             raise UsageError.of("`--gpus` counts from 1", "for no GPU at all: `--device cpu`")
         return None
-    if len(set(chosen)) < len(chosen):
+    if len({int(part) if numbers else part for part in chosen}) < len(chosen):
         raise UsageError.of(f"`--gpus {text}` names a device twice")
     return chosen
 
 
 def _count_gpus(text: str) -> int:
     """The number of processes that `--gpus` asks for; raises RunError KD720 where GPUs are missing."""
-    from kdcli.parallel.devices import visible_gpus
-
     chosen = _listed(text)
     if chosen is None:
         return _gpus_are_there(int(text))
@@ -195,18 +276,21 @@ def _count_gpus(text: str) -> int:
 
 
 def _gpus_are_there(count: int) -> int:
-    from kdcli.parallel.devices import no_such_gpus, visible_gpus
-
     visible = visible_gpus()
     if count > visible:
         raise no_such_gpus(count, visible)
     return count
 
 
-def _no_such_gpu(number: int) -> RunError:
+def _no_such_gpu(chosen: str) -> RunError:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    among = "on this machine" if visible is None else f"among those of CUDA_VISIBLE_DEVICES={visible}"
+    if not chosen.isdigit():
+        help = "`nvidia-smi -L` lists the names; a part of one must fit one device alone; on the CPU: `--device cpu`"
+        return RunError.of("KD720", f"there is no CUDA device {chosen} {among}", help)
     return RunError.of(
         "KD720",
-        f"there is no CUDA device {number} on this machine",
+        f"there is no CUDA device {chosen} {among}",
         "`--gpus` counts from 0, among those of CUDA_VISIBLE_DEVICES where it is set; on the CPU: `--device cpu`",
     )
 
@@ -225,6 +309,9 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ |= {LAUNCHER: str(os.getpid()), AGAIN: again}
+    parts = visible_names() or []
+    if plan.processes > 1 and any(name.startswith("MIG-") for name in parts):
+        os.environ[PARTS] = ",".join(parts)
     # The launcher's own store outlives the workers: after a restart they would meet the dead ones in it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // plan.processes)))
@@ -247,11 +334,17 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
             shutdown_timeout=SHUTDOWN_SECONDS,
         )
         os.environ[MARKS] = folder
+        pulses = [pulse_path(Path(folder), rank) for rank in range(plan.processes)]
+        watchdog = Watchdog(pulses, alone=plan.nnodes == 1)
         try:
-            elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
+            with watchdog.watching():
+                elastic_launch(config, sys.executable)(*_python_flags(), "-m", "kdcli.cli", *arguments)
         except ChildFailedError as failed:
-            raise SystemExit(_tell(list(failed.failures.values()))) from None
+            ended = {state.pid for state in watchdog.killed}
+            raise SystemExit(_tell(list(failed.failures.values()), ended)) from None
         except SignalException as stopped:
+            if watchdog.killed:
+                raise at_once(stopped.sigval, again) from None
             raise SystemExit(128 + stopped.sigval) from None
 
 
@@ -260,12 +353,19 @@ def _python_flags() -> list[str]:
     return [] if sys.path and sys.path[0] in ("", os.getcwd()) else ["-P"]
 
 
-def _tell(failures: Sequence[ProcessFailure]) -> int:
-    """Print why the first worker failed, return its exit code; raises RunError KD723 where it was killed."""
+def _tell(failures: Sequence[ProcessFailure], ended: Collection[int] = ()) -> int:
+    """Print why the first worker failed, return its exit code; raises RunError KD723 where it was killed.
+
+    ended: the process ids of those that the watchdog has killed.
+    """
     # One that the launcher stopped fell to SIGTERM; one that lost another tells so, where nobody tells more.
     reported = [failure for failure in failures if Path(failure.error_file).is_file()]
     first = [failure for failure in reported if not failure.error_file_data["lost_another"]]
-    killed = [failure for failure in failures if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+    killed = [
+        failure
+        for failure in failures
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and failure.pid not in ended
+    ]
     failure = min(first or killed or reported or failures, key=lambda f: f.timestamp)
     if failure in reported:
         sys.stderr.write(str(failure.error_file_data["message"]))
@@ -332,10 +432,13 @@ def continue_command() -> str | None:
 
 
 def follow_launcher() -> None:
-    """In a worker: stop, as after SIGTERM, when the launcher is gone."""
+    """In a worker: keep a pulse for the launcher, and stop, as after SIGTERM, when it is gone."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or not is_worker():
         return
+    if MARKS in os.environ:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        keep_pulse(pulse_path(Path(os.environ[MARKS]), local_rank), int(os.environ["RANK"]))
 
     def watch() -> None:
         while os.getppid() == int(launcher):

@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdcli import __version__
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.launch import restarts
+from kdcli.parallel.pulse import waiting_for_others
 from kdcli.spec.text.nodes import leaves
 from kdcli.waiting import waiting
 
@@ -37,17 +38,20 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """What a process says of itself at the meeting. facts: what must be equal in all, by name; JSON data."""
+    """What a process says of itself at the meeting. facts: what must be equal in all, by name; JSON data.
+
+    gpu: the name of the CUDA device that it uses, which must differ in all.
+    """
 
     host: str
     pid: int
     world_size: int
     facts: Mapping[str, Any]
+    gpu: str | None = None
 
     def text(self) -> str:
         """As JSON."""
-        fields = {"host": self.host, "pid": self.pid, "world_size": self.world_size, "facts": self.facts}
-        return json.dumps(fields)
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @property
     def place(self) -> str:
@@ -55,11 +59,11 @@ class Member:
         return f"{self.host}, pid {self.pid}"
 
 
-def this_process(world_size: int, facts: Mapping[str, Any]) -> Member:
+def this_process(world_size: int, facts: Mapping[str, Any], gpu: str | None = None) -> Member:
     """What this process says of itself: the facts, and the versions of kdcli (with its source) and torch."""
     versions = {"version of kdcli": f"{__version__} ({source_hash()})", "version of torch": torch.__version__}
     said = json.loads(json.dumps({**facts, **versions}, default=str))
-    return Member(host=socket.gethostname(), pid=os.getpid(), world_size=world_size, facts=said)
+    return Member(host=socket.gethostname(), pid=os.getpid(), world_size=world_size, facts=said, gpu=gpu)
 
 
 def source_hash() -> str:
@@ -192,7 +196,8 @@ def _awaited(store: Store, key: str, seconds: float) -> bytes | None:
 def meet(store: Store, rank: int, member: Member, seconds: float) -> dict[int, Member]:
     """All processes by rank, once each has come, is of this run and was started alike.
 
-    Raises the same RunError in each: KD727 where they were started differently, KD728 where some don't come. One of
+    Raises the same RunError in each: KD720 where several would use one GPU, KD727 where they were started differently,
+    KD728 where some don't come. One of
     another run, or one whose rank is here already, is turned away with KD729; the others go on waiting.
     """
     _belongs(store, rank, seconds)
@@ -214,6 +219,7 @@ def meet(store: Store, rank: int, member: Member, seconds: float) -> dict[int, M
             problem,
             "give all processes the same command, the same files and the same installation",
         )
+    refuse_shared_gpus(members)
     return members
 
 
@@ -286,6 +292,22 @@ def _leave_together(store: Store, rank: int, world_size: int) -> None:
     until = time.monotonic() + 10.0
     while rank == 0 and store.add("kdcli/read", 0) < world_size and time.monotonic() < until:
         time.sleep(0.005)
+
+
+def refuse_shared_gpus(members: Mapping[int, Member]) -> None:
+    """Raise RunError KD720 where several processes would use one CUDA device."""
+    users: dict[tuple[str, str], list[int]] = {}
+    for rank, member in sorted(members.items()):
+        if member.gpu is not None:
+            users.setdefault((member.host, member.gpu), []).append(rank)
+    for (host, gpu), ranks in users.items():
+        if len(ranks) > 1:
+            devices = len({name for there, name in users if there == host})
+            raise RunError.of(
+                "KD720",
+                f"{ranks_text(ranks)} of {len(members)} would share one CUDA device of {host}: {gpu}",
+                f"start no more processes there than it shows devices ({devices}); under Slurm: --gpus-per-task=1",
+            )
 
 
 def unlike(members: Mapping[int, Member]) -> str | None:
@@ -365,7 +387,7 @@ class Together:
         """A `with` block that ends when every process has come to it."""
         outer, self._place = self._place, place
         try:
-            with waiting(lambda: self._others(place), shared=False):
+            with waiting_for_others(), waiting(lambda: self._others(place), shared=False):
                 yield
         finally:
             self._place = outer

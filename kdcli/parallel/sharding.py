@@ -83,4 +83,9 @@ def plain(value: Tensor) -> Tensor:
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together."""
-    return plain(torch.nn.utils.get_total_norm(gradients))
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return plain(torch.nn.utils.get_total_norm(gradients))
+    # As get_total_norm does it, without sorting them by device and number format.
+    with torch.no_grad():
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm

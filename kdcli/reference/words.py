@@ -55,11 +55,36 @@ class TypePage:
     source: str | None = None
 
 
+FREEZE = "freeze_patterns"
+SELF_PAGE = TypePage(
+    kind="module",
+    name="self",
+    summary="No module: it freezes parts of the network that it stands in.",
+    details="Written behind the modules of `net`, without a name: "
+    "`net: [{name: model, type: timm.resnet18, kwargs: {num_classes: 8}}, {type: self, kwargs: {freeze_patterns: "
+    "[model.conv1, model.layer1]}}]`. What is frozen gets no gradient and stays in eval mode, BatchNorm's statistics "
+    "too. Stages (`kdcli explain mimic.stages`) freeze for a part of the run.",
+    arguments=(
+        ArgumentPage(
+            name=FREEZE,
+            takes="list[str]",
+            default=None,
+            required=False,
+            meaning="Beginnings of layers' paths, `model.layer1`, or `r:` and a regular expression that is found "
+            "anywhere in a path: all such layers are frozen.",
+        ),
+    ),
+)
+"""What a network's list may hold beside the modules of the table."""
+
+
 def subjects() -> dict[str, list[str]]:
     """All names by what they are called; of codes and keys the groups."""
     keys = [path for path in key_pages() if "." not in path]
     listed = {"code": sorted(CODES), "key": keys}
-    return listed | {called: sorted(getattr(tables(), table)) for table, called in KINDS.items()}
+    listed |= {called: sorted(getattr(tables(), table)) for table, called in KINDS.items()}
+    listed[SELF_PAGE.kind].append(SELF_PAGE.name)
+    return listed
 
 
 def words() -> Iterator[str]:
@@ -68,10 +93,13 @@ def words() -> Iterator[str]:
     yield from key_pages()
     for table in KINDS:
         yield from getattr(tables(), table)
+    yield SELF_PAGE.name
 
 
 def types_named(name: str) -> list[TypePage]:
     """The types of this name, of whatever table."""
+    if name == SELF_PAGE.name:
+        return [SELF_PAGE]
     return [
         _type_page(table, called, name) for table, called in KINDS.items() if name in getattr(tables(), table)
     ]
@@ -81,6 +109,8 @@ def arguments_named(name: str) -> dict[str, list[tuple[str, str]]]:
     """By meaning, the types (what they are called, their name) that take an argument of this name."""
     found: dict[str, list[tuple[str, str]]] = {}
     argument = name.rpartition(".")[2]
+    if argument == FREEZE:
+        found[SELF_PAGE.arguments[0].meaning] = [(SELF_PAGE.kind, SELF_PAGE.name)]
     for table, called in KINDS.items():
         if table in TORCH:
             if meaning := argument_meanings(table).get(argument):
@@ -96,7 +126,7 @@ def arguments_named(name: str) -> dict[str, list[tuple[str, str]]]:
 
 def argument_names() -> list[str]:
     """The names of all arguments that some type takes."""
-    names: set[str] = set()
+    names: set[str] = {FREEZE}
     for table in KINDS:
         if table in TORCH:
             names.update(argument_meanings(table))

@@ -193,10 +193,10 @@ def eval_rows(rows: Sequence[Comparison], *, primary: str = "") -> list[list[str
         ["parameters", *(count(row.parameters) for row in rows)],
         *_flops_lines(rows),
         ["file size", *(size(row.file_bytes) for row in rows)],
-        ["latency, batch 1", *(f"{row.latency_ms_batch_1:.2f} ms" for row in rows)],
+        ["CPU latency, batch 1", *(f"{row.latency_ms_batch_1:.2f} ms" for row in rows)],
     ]
     sizes = {row.batch_size for row in rows}
-    batch = f"latency, batch {next(iter(sizes))}" if len(sizes) == 1 else "latency, spec's batch"
+    batch = f"CPU latency, batch {next(iter(sizes))}" if len(sizes) == 1 else "CPU latency, spec's batch"
     if sizes != {1}:
         lines.append([batch, *(f"{row.latency_ms_batch:.2f} ms" for row in rows)])
     for name in metric_names([row.agreement or {} for row in rows], ""):
@@ -249,10 +249,12 @@ def result_lines(columns: Sequence[ResultColumn], primary: str) -> list[list[str
         show = partial(_flops_at, size_of_images)
         lines.append(line(f"FLOPs{at}", show))
     lines.append(line("file size", lambda row: size(row.file_bytes)))
-    lines.append(line("latency, batch 1", lambda row: f"{row.latency_ms_batch_1:.2f} ms", timed=True))
+    lines.append(line("CPU latency, batch 1", lambda row: f"{row.latency_ms_batch_1:.2f} ms", timed=True))
     batches = {row.batch_size for row in known}
     if batches != {1}:
-        batch = f"latency, batch {next(iter(batches))}" if len(batches) == 1 else "latency, spec's batch"
+        batch = (
+            f"CPU latency, batch {next(iter(batches))}" if len(batches) == 1 else "CPU latency, spec's batch"
+        )
         lines.append(line(batch, lambda row: f"{row.latency_ms_batch:.2f} ms", timed=True))
     for name in metric_names([row.agreement or {} for row in known], ""):
         lines.append(line(metric_words(name), partial(_agreement, name)))

@@ -77,7 +77,7 @@ class MetricsWriter:
         with writing(self.path):
             if not self.path.exists():  # what is written into a deleted file goes nowhere, without an error
                 raise folder_gone(self.path)
-            self._file.write(json.dumps(_writable(line), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(_json_of(line) + "\n")
             self._file.flush()
 
     def truncate_after(self, step: int, *, before_evaluation: bool = False) -> None:
@@ -170,9 +170,22 @@ def _drop_incomplete_line(path: Path) -> None:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    fields = asdict(record)
+    # Of every step: asdict copies each value on its own, and a Step holds plain ones.
+    plain = isinstance(record, Step)
+    fields = {name: getattr(record, name) for name in record.__slots__} if plain else asdict(record)
     fields.pop("step", None)
     return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _json_of(line: dict[str, Any]) -> str:
+    """A line's text; numbers that JSON does not have are words."""
+    try:
+        return _encoded(line)
+    except ValueError:
+        return _encoded(_writable(line))
 
 
 def _writable(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""The types of a spec's fields: lists, numbers in their ranges, budgets."""
+"""The types of a spec's fields: mappings, lists, numbers in their ranges, budgets."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 T = TypeVar("T")
@@ -67,3 +67,16 @@ Budget = Annotated[
     ),
 ]
 """How many, or (a number below 1, or `1%`) which share of all."""
+
+
+class Model(BaseModel):
+    """A mapping of the spec: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
+
+
+class Component(Model):
+    """One thing chosen by name, with its keyword arguments."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from kdcli.spec.field_types import (
     MOST,
@@ -24,52 +24,12 @@ from kdcli.spec.field_types import (
     TeacherClass,
     Whole,
 )
+from kdcli.spec.field_types import Component as Component
+from kdcli.spec.field_types import Model as Model
+from kdcli.spec.runtime import Compile as Compile
+from kdcli.spec.runtime import Runner as Runner
+from kdcli.spec.runtime import Runtime as Runtime
 from kdcli.spec.tables import Standardization
-
-
-class Model(BaseModel):
-    """A mapping of the spec: frozen, strict, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
-
-
-class Component(Model):
-    """One thing chosen by name, with its keyword arguments."""
-
-    type: str
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-
-
-# runtime
-
-
-class Runner(Model):
-    """What the run does: `kd` distils, `base` trains `net` alone."""
-
-    type: Literal["kd", "base"]
-
-
-class Runtime(Model):
-    """Seed, precision, device and other settings of the whole run.
-
-    iter_base: the scheduler's lengths, `test_freq` and `save_freq` count steps, not epochs.
-    special_bn_init: the student's batch norms have eps 1e-3 and momentum 0.03, as YOLOX has.
-    """
-
-    runner: Runner | None = None
-    task_names: str | None = None
-    random_seed: Annotated[Whole, Field(ge=0)] = 131
-    aligned: bool = False
-    fp16: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    teacher_precision: Literal["fp32", "bf16", "fp16"] | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    channels_last: bool = False
-    iter_base: bool | None = None
-    special_bn_init: bool | None = None
-    fold_bn: bool = False
-    compile: bool | Literal["student", "teachers"] = False
-    threads: Annotated[PositiveInt, Field(le=1024)] | None = None
 
 
 class ModuleSpec(Model):
@@ -337,7 +297,7 @@ class BatchSampler(Model):
 class DataLoaderKwargs(Model):
     """How batches are loaded."""
 
-    num_workers: Annotated[NonNegativeInt, Field(le=1024)] = 0
+    num_workers: Annotated[NonNegativeInt, Field(le=1024)] | Literal["auto"] = "auto"
     pin_memory: bool | None = None
     alignment: Pixels = 1
     batch_fn: Component | None = None

@@ -23,6 +23,7 @@ from kdcli.data.sources import OpenedData
 from kdcli.disk import expanded, prove_writable
 from kdcli.distill.dry_run import rehearse, restored_state
 from kdcli.distill.folding import fold
+from kdcli.distill.half_weights import hold_half
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps
 from kdcli.distill.teacher import PixelChange, Teacher, pixels_of
@@ -30,8 +31,9 @@ from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.losses import loss_of
 from kdcli.models.network import Network, build_network
 from kdcli.models.weights import weights_hash
-from kdcli.parallel.devices import autocast_for, scaler_for, student_precision, to_device, use_threads
+from kdcli.parallel.devices import autocast_for, scaler_for, to_device, use_threads
 from kdcli.parallel.distributed import Processes
+from kdcli.parallel.settings import Settings, decide, facts_of, has_convolutions, using
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
@@ -141,9 +143,9 @@ def _built(
     use_threads(spec.runtime)
     with ExitStack() as stack:
         sides = sides or Sides(spec, options.places, plugins=options.plugins)
-        train_loader = build_data(sides.train, spec, processes)
+        train_loader = build_data(sides.train, spec, processes, as_bytes=True)
         stack.callback(train_loader.close)
-        test_loader = build_data(sides.test, spec, processes)
+        test_loader = build_data(sides.test, spec, processes, as_bytes=True)
         stack.callback(test_loader.close)
         digests = {}
         if options.profile is None:  # a profile saves nothing
@@ -172,10 +174,21 @@ def _built(
         known += as_notices(found)
         student = build_student(task, spec, options)
         notices += load_pretrained(student, spec, options, folder)
-        move_to_device(student, spec, processes)
         nets, hashes = build_teachers(spec, options, notices=notices)
+        device_facts = facts_of(processes.device)
+        settings = decide(
+            spec.runtime,
+            device_facts,
+            one_size=facts.shape is not None and facts.annotations is None,
+            convolutions=any(has_convolutions(net) for net in (student, *nets.values())),
+            bytes_first=train_loader.gives_bytes,
+            kept=None if found_checkpoint is None else found_checkpoint.arithmetic,
+        )
+        stack.enter_context(using(settings))
+        notices += settings.notices(device_facts)
+        move_to_device(student, settings, processes)
         teachers = {
-            name: build_teacher(task, name, taps, spec, facts, processes, options.places)
+            name: build_teacher(task, name, taps, spec, facts, processes, options.places, settings)
             for name, taps in teacher_taps(spec, nets).items()
         }
         notices += [teacher.labels.notice for teacher in teachers.values() if teacher.labels.notice]
@@ -202,6 +215,7 @@ def _built(
         joined.trainee.to(processes.device)
         if spec.runtime.fold_bn:
             notices += [folding_notice(name, fold(teacher, sample)) for name, teacher in teachers.items()]
+        notices += rounded_weights(spec, teachers, sample)
         sources, cache_notices = sources_of(
             spec,
             teachers,
@@ -214,7 +228,6 @@ def _built(
         )
         notices += cache_notices
         average = average_of(spec)
-        precision = student_precision(spec.runtime)
         yield Run(
             name=run_name(parsed),
             parsed=parsed,
@@ -236,9 +249,9 @@ def _built(
             ),
             stages=stages,
             ema=None if average is None else MovingAverage(joined.deployed, average),
-            precision=precision,
-            autocast=autocast_for(precision, processes.device),
-            scaler=scaler_for(precision, processes.device),
+            settings=settings,
+            autocast=autocast_for(settings.precision, processes.device),
+            scaler=scaler_for(settings.precision, processes.device),
             digests=digests,
             found_checkpoint=found_checkpoint,
             networks=tuple(
@@ -275,11 +288,23 @@ def as_notices(findings: list[Diagnostic]) -> list[str]:
     return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
 
 
-def move_to_device(net: nn.Module, spec: Spec, processes: Processes) -> None:
-    """Move a network to its device, in channels-last memory format where the spec says so."""
+def move_to_device(net: nn.Module, settings: Settings, processes: Processes) -> None:
+    """Move a network to its device, in channels-last memory format where the settings say so."""
     net.to(processes.device)
-    if spec.runtime.channels_last:
+    if settings.channels_last:
         net.to(memory_format=torch.channels_last)
+
+
+def rounded_weights(spec: Spec, teachers: Mapping[str, Teacher], sample: Mapping[str, Any]) -> list[str]:
+    """Hold half precision teachers' weights in their format; notices of those where that can't be."""
+    if spec.trainer.parallel == "fsdp":
+        return []  # which gathers weights of one format
+    return [
+        f"the weights of {name} stay float32 and are rounded at each step: held in {teacher.precision} it would answer"
+        " otherwise"
+        for name, teacher in teachers.items()
+        if not hold_half(teacher, sample)
+    ]
 
 
 def folding_notice(name: str, count: int) -> str:
@@ -331,15 +356,20 @@ def channels_of(net: nn.Module) -> int:
     return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
-def build_data(opened: OpenedData, spec: Spec, processes: Processes) -> Loader:
-    """Build the data loader of one side (train or test) for this process."""
+def build_data(opened: OpenedData, spec: Spec, processes: Processes, *, as_bytes: bool = False) -> Loader:
+    """Build the data loader of one side (train or test) for this process.
+
+    as_bytes: whoever reads it calls `to_device`, so that images may come as bytes and be normalised there.
+    """
+    on_cuda = processes.device.type == "cuda"
     return build_loader(
         opened,
         seed=spec.runtime.random_seed,
         rank=processes.rank,
         world_size=processes.world_size,
         views=views_of(spec) if opened.train else None,
-        on_cuda=processes.device.type == "cuda",
+        on_cuda=on_cuda,
+        as_bytes=as_bytes and on_cuda and spec.runtime.uint8_images is not False,
     )
 
 
@@ -399,18 +429,19 @@ def build_teacher(
     facts: DataFacts,
     processes: Processes,
     places: Places,
+    settings: Settings,
 ) -> Teacher:
     """Freeze a teacher on its device, with its own pixels, precision and classes."""
-    settings = teacher_settings(spec, name)
-    move_to_device(taps.net, spec, processes)
-    precision = spec.runtime.teacher_precision or student_precision(spec.runtime)
+    own = teacher_settings(spec, name)
+    move_to_device(taps.net, settings, processes)
     return Teacher(
         name,
         taps,
-        batch_statistics=settings.teacher_bn_mode == "train",
+        batch_statistics=own.teacher_bn_mode == "train",
         pixels=pixel_change(name, spec, facts, places, taps.net),
-        autocast=autocast_for(precision, processes.device),
-        labels=labels_of(task, spec, name, settings, facts, places),
+        precision=settings.teacher_precision,
+        autocast=autocast_for(settings.teacher_precision, processes.device),
+        labels=labels_of(task, spec, name, own, facts, places),
     )
 
 

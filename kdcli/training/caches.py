@@ -34,7 +34,6 @@ from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, ca
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
-from kdcli.parallel.devices import student_precision
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.check.rules import caches_of
 from kdcli.spec.schema import Cache, ModuleSpec, Spec
@@ -134,7 +133,8 @@ def sources_of(
             samples = loader.facts.num_samples or 0
             teacher = teachers[name]
             pixels = None if teacher.pixels is None or teacher.pixels.by is None else teacher.pixels.facts()
-            plan = plan_of(spec, name, layout, hashes[name], samples, default, teacher.labels.numbers, pixels)
+            numbers, precision = teacher.labels.numbers, teacher.precision
+            plan = plan_of(spec, name, layout, hashes[name], samples, default, numbers, pixels, precision)
             sources[name], cache_notices = opened(plan, teachers[name], loader, processes)
             notices += cache_notices
     return sources, notices
@@ -149,10 +149,11 @@ def plan_of(
     default: Path,
     classes: tuple[int, ...] | None = None,
     pixels: dict[str, Any] | None = None,
+    precision: str = "fp32",
 ) -> StorePlan:
     """Plan the store of one teacher's views. weights: their hash; classes: which of its logits it shows.
 
-    pixels: its own where its weights state them; those of the spec's `input` are there anyway.
+    pixels: its own where its weights state them; those of the spec's `input` are there anyway. precision: its own.
     """
     path, cache = caches_of(spec)[name]
     data = spec.dataset.train.dataset.model_dump(mode="json")
@@ -163,7 +164,7 @@ def plan_of(
         "modules": [_module(module) for module in spec.teachers[name]],
         "input": _input_of(spec, name),
         "precision": [
-            spec.runtime.teacher_precision or student_precision(spec.runtime),
+            precision,
             spec.runtime.fold_bn,
             spec.runtime.aligned,
         ],

@@ -90,6 +90,7 @@ def run_state(
         "kdcli": __version__,
         # Absent before kdcli knew the layout of features: what is continued from there keeps its meaning.
         "layouts": run.found_checkpoint is None or not run.found_checkpoint.before_layouts,
+        "arithmetic": run.settings.kept(),
         "progress": asdict(progress),
         "trainee": whole(run.trainee.state_dict()),
         "optimizer": whole(optimizer.state_dict()),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdcli.data.loaders import Loader
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import StepInfo
+from kdcli.distill.taps import begin_batch
 from kdcli.distill.teacher import Teacher
 from kdcli.errors import KdError, RunError
 from kdcli.failures import doing
@@ -240,6 +241,7 @@ def measure_mimicry(
                 break
             torch.manual_seed(seed + number * processes.world_size + processes.rank)
             batch = to_device(dict(batch), processes.device)
+            begin_batch(joined.trainee.taps, *(teacher.taps for teacher in teachers.values()))
             with torch.no_grad():
                 views = {name: teachers[name].view(batch) for name in running}
             with autocast or nullcontext():

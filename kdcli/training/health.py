@@ -28,7 +28,7 @@ from kdcli.distill.teacher import is_logits
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.parallel.devices import to_device
-from kdcli.parallel.sharding import total_norm
+from kdcli.parallel.sharding import plain, total_norm
 from kdcli.records import Notice
 from kdcli.training.checkpoint import Progress, checkpoints, generator_state
 from kdcli.training.join_jobs import first_samples
@@ -227,10 +227,17 @@ class FiniteCheck:
             self._buffers = [buffer.detach().clone() for buffer in self.run.trainee.buffers()]
 
     def passes(
-        self, progress: Progress, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]
+        self,
+        progress: Progress,
+        parts: list[dict[str, Tensor]],
+        parameters: Sequence[nn.Parameter],
+        norm: Tensor | None = None,
     ) -> bool:
-        """Whether the step may be taken; raises RunError KD730 where it may not and the run has to stop."""
-        good = self._good(parts, parameters)
+        """Whether the step may be taken; raises RunError KD730 where it may not and the run has to stop.
+
+        norm: of the gradients, where clipping has measured it.
+        """
+        good = self._good(parts, parameters, norm)
         if self.deferred:
             step = torch.where(good, NEVER, progress.step + 1)
             self._first_bad = torch.minimum(self._first_bad, step)
@@ -271,12 +278,14 @@ class FiniteCheck:
         notices, self.notices = self.notices, []
         yield from notices
 
-    def _good(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _good(
+        self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter], norm: Tensor | None
+    ) -> Tensor:
         looked_at = torch.stack([value.float() for part in parts for value in part.values()]).sum()
         if self.run.scaler is None:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
-                looked_at = looked_at + total_norm(gradients)
+            gradients = [] if norm is not None else [p.grad for p in parameters if p.grad is not None]
+            if norm is not None or gradients:
+                looked_at = looked_at + (total_norm(gradients) if norm is None else plain(norm))
         return torch.isfinite(looked_at)
 
     def _what(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> str:

@@ -37,6 +37,7 @@ from kdcli.models.network import SELF, Network, build_network, is_whole
 from kdcli.models.weight_files import find_file, stated_classes
 from kdcli.models.weight_names import last_layer
 from kdcli.models.weights import WeightSource
+from kdcli.parallel.settings import compiled_networks
 from kdcli.records import Pair
 from kdcli.spec.places import Places
 from kdcli.spec.published import is_published
@@ -295,7 +296,7 @@ def join_jobs(
     if facts.num_samples is None:
         _require_no_count(spec)
     taps = student_taps(spec, student)
-    if taps is None and spec.runtime.compile in (True, "student"):
+    if taps is None and compiled_networks(spec.runtime) in (True, "student"):
         taps = Taps(student, ())
     views = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}
     student_view = View({}) if taps is None else show_student(taps, sample, stack)

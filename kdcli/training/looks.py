@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.trainee import is_task_loss
+from kdcli.parallel.settings import compiled_networks
 from kdcli.parallel.sharding import local_part
 from kdcli.training.run import Run
 
@@ -150,7 +151,7 @@ class Looks:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.seen, self.measured = OutputsSeen(run.student), OutputsSeen(run.deployed)
-        self.seen.missing = run.spec.runtime.compile in (True, "student")
+        self.seen.missing = compiled_networks(run.spec.runtime) in (True, "student")
         self.gradients = not (run.spec.trainer.parallel == "fsdp" and run.processes.world_size > 1)
         self.parameters: Sequence[nn.Parameter] = ()
         self.waiting: list[Look] = []

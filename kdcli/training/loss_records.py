@@ -1,4 +1,4 @@
-"""The losses of a run's steps: kept on the device, read together at log points."""
+"""What a run tells of its steps: losses, kept on the device and read at log points; skipped steps; memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdcli.records import Step
+from kdcli.records import Notice, Step
 from kdcli.training.checkpoint import Progress
 from kdcli.training.run import Run
 
 
 class LossRecords:
-    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps."""
+    """Losses of many steps, kept on the device and turned into Step records every `log_freq` steps.
+
+    Their seconds are the device's: what the host waits for it at a log point is shared out among the steps since the
+    last one, of which the host only knows when it has handed them over.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
+        self.last = time.perf_counter()
+
+    def begin(self) -> None:
+        """Start the clock at an epoch's first step: what came before it, a test or the guard, is no step's time."""
         self.last = time.perf_counter()
 
     def add(
@@ -50,9 +58,70 @@ class LossRecords:
         values = torch.cat([values for _, _, values in self.waiting])
         flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
         waiting, self.waiting = self.waiting, []
+        now = time.perf_counter()
+        late, self.last = (now - self.last) / len(waiting), now
         position = 0
         for facts, names, _ in waiting:
             losses = dict(zip(names, flat[position : position + len(names)], strict=True))
             position += len(names)
+            facts["seconds"] = facts["seconds"] + late  # type: ignore[operator]
             yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
-        self.last = time.perf_counter()
+
+
+MANY_SKIPPED = 0.1
+"""The share of skipped steps from which they are a warning at the end: the scale finds its place in a few."""
+
+
+class DeviceNotices:
+    """Counts on the device, without a wait, and tells at log points. The scaler's steps go through `step`."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.steps = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=run.processes.device)
+        self._skips_told = self._memory_told = False
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take a step through the run's gradient scaler, which leaves it out where a gradient is not finite."""
+        scaler = self.run.scaler
+        assert scaler is not None
+        before = scaler._get_scale_async()
+        before = None if before is None else before.clone()
+        scaler.step(optimizer)
+        scaler.update()
+        after = scaler._get_scale_async()
+        self.steps += 1
+        if before is not None and after is not None:
+            self._skipped += after < before
+
+    def notices(self, *, over: bool = False) -> Iterator[Notice]:
+        """At a log point, where the device is waited for anyway, or at the end of the run."""
+        if self.run.scaler is not None and (over or not self._skips_told):
+            yield from self._skips(int(self._skipped), over)
+        whole_epoch = self.progress.batch >= len(self.run.train_loader)
+        if self.run.processes.device.type == "cuda" and (over or (whole_epoch and not self._memory_told)):
+            self._memory_told = True
+            yield Notice(message=self._memory())
+
+    def _skips(self, count: int, over: bool) -> Iterator[Notice]:
+        if not count:
+            return
+        self._skips_told = True
+        scale = 0.0 if self.run.scaler is None else self.run.scaler.get_scale()
+        many = over and count > MANY_SKIPPED * self.steps
+        help = "; `runtime.precision: bf16` needs no scale" if many else ""
+        yield Notice(
+            message=f"fp16: {count:,} of {self.steps:,} steps so far were skipped, as gradients overflowed"
+            f" (the loss is scaled by {scale:g} now){help}",
+            level="warning" if many else "info",
+        )
+
+    def _memory(self) -> str:
+        device = self.run.processes.device
+        used, held = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        whole = torch.cuda.get_device_properties(device).total_memory
+        gib = 1024**3
+        return (
+            f"memory of {device} at its peak: {used / gib:.1f} GiB in tensors, {held / gib:.1f} GiB held,"
+            f" of {whole / gib:.0f} GiB"
+        )

@@ -11,6 +11,7 @@ from kdcli.distill.folding import fold
 from kdcli.errors import RunError
 from kdcli.parallel.devices import to_device, use_threads
 from kdcli.parallel.distributed import Processes
+from kdcli.parallel.settings import decide, facts_of, has_convolutions, using
 from kdcli.records import Notice
 from kdcli.spec.check.rules import caches_of
 from kdcli.spec.parse import ParsedSpec
@@ -44,8 +45,17 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         left_out = file_notices(spec, options.places, "mimic", "dataset")
         nets, hashes = build_teachers(spec, options, notices=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
+        settings = decide(
+            spec.runtime,
+            facts_of(processes.device),
+            one_size=loader.facts.shape is not None and loader.facts.annotations is None,
+            convolutions=any(has_convolutions(net) for net in nets.values()),
+        )
+        stack.enter_context(using(settings))
         teachers = {
-            name: build_teacher(sides.task, name, tap, spec, loader.facts, processes, options.places)
+            name: build_teacher(
+                sides.task, name, tap, spec, loader.facts, processes, options.places, settings
+            )
             for name, tap in taps.items()
         }
         shown = {name: show_teacher(teacher, sample, stack) for name, teacher in teachers.items()}

@@ -66,7 +66,7 @@ def build_optimizer(
         message = f"`{spec.type}` gives a `{type(optimizer).__name__}`, not a torch.optim.Optimizer"
         raise SpecError.at((*path, "type"), "KD440", message)
     if isinstance(optimizer, torch.optim.SGD):
-        optimizer.register_step_pre_hook(_begin_late_momentum)
+        optimizer.register_step_pre_hook(_LateMomentum())
     return optimizer
 
 
@@ -78,19 +78,31 @@ def _refused_arguments(what: str, error: Exception, path: SpecPath, code: str) -
     return SpecError.at(path, code, f"{what}: {reason}{place_of(error)}")
 
 
-def _begin_late_momentum(optimizer: Optimizer, *_: Any) -> None:
-    # torch's fused SGD fails where some parameters get their first gradient later than others (a loss with
-    # `start_iter`), and where a gradient scaler lets it skip its first step it keeps a momentum that nothing has
-    # filled; momentum that begins at zero gives the same first step.
-    skips = getattr(optimizer, "found_inf", None) is not None
-    for group in optimizer.param_groups:
-        if not group["momentum"] or not group["fused"]:
-            continue
-        moving = [p for p in group["params"] if p.grad is not None]
-        late = [p for p in moving if optimizer.state[p].get("momentum_buffer") is None]
-        if skips or len(late) < len(moving):
-            for parameter in late:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+class _LateMomentum:
+    """Momentum for parameters of torch's fused SGD that get their first gradient later than others.
+
+    It fails where some get it later (a loss with `start_iter`), and where a gradient scaler lets it skip its first step
+    it keeps a momentum that nothing has filled; momentum that begins at zero gives the same first step.
+    """
+
+    def __init__(self) -> None:
+        self.all_move = False
+
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        """Before a step: begin the momentum that is missing; once all have one there is nothing left to do."""
+        if self.all_move:
+            return
+        skips = getattr(optimizer, "found_inf", None) is not None
+        self.all_move = True
+        for group in optimizer.param_groups:
+            if not group["momentum"] or not group["fused"]:
+                continue
+            moving = [p for p in group["params"] if p.grad is not None]
+            late = [p for p in moving if optimizer.state[p].get("momentum_buffer") is None]
+            self.all_move &= not late and len(moving) == len(group["params"])
+            if skips or len(late) < len(moving):
+                for parameter in late:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fused(target: Any, kwargs: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, bool]:
@@ -170,6 +182,7 @@ class LearningRate:
         self.steps_per_epoch = steps_per_epoch
         self.warmup = 0 if spec is None else spec.warmup(steps_per_epoch)
         self.step_count = 0
+        self._stepped = False
         scale = (
             1.0
             if spec is None or spec.warmup_register_type == "no_scale_lr"
@@ -225,7 +238,10 @@ class LearningRate:
                     with doing(f"the scheduler `{self.spec.type}`", self.path):
                         self.scheduler.step(metric)
             elif self.spec.type in IN_EPOCHS or self.spec.type in IN_STEPS or at_epoch_end:
-                self.shadow.step()
+                if not self._stepped:
+                    # It has no gradient and does nothing; torch warns where no optimizer has made a step before.
+                    self.shadow.step()
+                    self._stepped = True
                 with doing(f"the scheduler `{self.spec.type}`", self.path):
                     self.scheduler.step()
         self._apply()

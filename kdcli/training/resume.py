@@ -45,6 +45,8 @@ MAY_DIFFER = (
     "saver",
     "hooks",
     "runtime.threads",
+    "runtime.uint8_images",
+    "runtime.cudnn_benchmark",
     "trainer.log_freq",
     "trainer.keep_checkpoints",
     "trainer.save_freq",
@@ -124,21 +126,21 @@ def find_checkpoint(run: UnbuiltRun) -> FoundCheckpoint | None:
     path: Path | None = None
     notices: list[Notice] = []
     failure: KdError | None = None
-    before_layouts = False
+    before_layouts, arithmetic = False, {}
     if run.processes.speaks:
         try:
             state, path, notices = _read(run)
             if state is not None and path is not None:
                 with fitting(path):
                     notices += _check(run, state, path)
-                before_layouts = not state.get("layouts")
+                before_layouts, arithmetic = not state.get("layouts"), dict(state.get("arithmetic") or {})
         except KdError as error:
             failure = error
-    outcome = (path, notices, before_layouts, None if failure is None else failure.diagnostics)
-    path, notices, before_layouts, diagnostics = run.processes.broadcast(outcome)
+    outcome = (path, notices, before_layouts, arithmetic, None if failure is None else failure.diagnostics)
+    path, notices, before_layouts, arithmetic, diagnostics = run.processes.broadcast(outcome)
     if diagnostics is not None:
         raise failure or RunError(diagnostics)
-    return None if path is None else FoundCheckpoint(path, tuple(notices), before_layouts)
+    return None if path is None else FoundCheckpoint(path, tuple(notices), before_layouts, arithmetic)
 
 
 def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:

@@ -22,6 +22,7 @@ from kdcli.errors import SpecError, SpecPath
 from kdcli.models.fetching import Shown, unseen
 from kdcli.models.network import Network
 from kdcli.parallel.distributed import Processes
+from kdcli.parallel.settings import Settings
 from kdcli.records import NetworkFacts, Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
@@ -64,11 +65,15 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class FoundCheckpoint:
-    """A checkpoint that this run may continue from, and notices about it. before_layouts: see MimicContext."""
+    """A checkpoint that this run may continue from, and notices about it.
+
+    before_layouts: see MimicContext. arithmetic: `Settings.kept` of the run that saved it.
+    """
 
     path: Path
     notices: tuple[Notice, ...] = ()
     before_layouts: bool = False
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ class Run:
     allowed_weak_teachers: frozenset[str]
     stages: tuple[StagePlan, ...]
     ema: MovingAverage | None
-    precision: str
+    settings: Settings
     autocast: torch.autocast | None
     scaler: torch.amp.GradScaler | None
     digests: Mapping[str, Digest] = field(default_factory=dict)

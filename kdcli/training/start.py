@@ -13,6 +13,7 @@ from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.taps import tensors_in
 from kdcli.distill.trainee import DeployedStudent, is_task_loss
 from kdcli.parallel.devices import to_device
+from kdcli.parallel.settings import compile_mode, compiled_networks
 from kdcli.records import Notice, Plan
 from kdcli.training.checkpoint import Progress
 from kdcli.training.guard import GuardResult, Reach
@@ -27,7 +28,7 @@ def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, befo
         run_dir=run.folder.root,
         device=str(run.processes.device),
         processes=run.processes.world_size,
-        precision=run.precision,
+        precision=run.settings.precision,
         networks=tuple(
             # The guard's step has shown by now where a teacher stops.
             replace(one, runs_until=run.teachers[one.name].taps.stopped_at)
@@ -58,14 +59,14 @@ def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, befo
 
 def compile_networks(run: Run) -> Iterator[Notice]:
     """Compile what `runtime.compile` names: the student, the teachers, or (true) all of them."""
-    which = run.spec.runtime.compile
+    which, mode = compiled_networks(run.spec.runtime), compile_mode(run.spec.runtime)
     names = []
     if which in (True, "student") and run.trainee.taps is not None:
-        run.trainee.taps.compile()
+        run.trainee.taps.compile(mode)
         names.append("the student")
     if which in (True, "teachers"):
         for name, teacher in run.teachers.items():
-            teacher.taps.compile()
+            teacher.taps.compile(mode)
             names.append(name)
     if names:
         yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")

@@ -438,4 +438,4 @@ class Watch:
 
 def _padded(values: Tensor, length: int) -> Tensor:
     """Values [n] with zeros up to a length."""
-    return nn.functional.pad(values, (0, max(0, length - len(values))))
+    return values if len(values) >= length else nn.functional.pad(values, (0, length - len(values)))

@@ -88,5 +88,5 @@ def table(title: str, rows: Sequence[Row]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """12.3 ms."""
-    return f"{seconds * 1e3:.1f} ms"
+    """12.3 ms, or 1.23 ms."""
+    return f"{seconds * 1e3:.{1 if seconds >= 0.01 else 2}f} ms"

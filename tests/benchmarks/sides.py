@@ -36,8 +36,11 @@ SAMPLES = 256 * BATCH
 PAIRS = {
     "resnet": ("torchvision.resnet34", "torchvision.resnet18"),
     "small": ("cifar_resnet32", "cifar_resnet20"),
+    "tiny": ("cifar_resnet8", "cifar_resnet8"),
 }
-FEATURES = {"resnet": "model.layer3", "small": "model.layer3"}
+FEATURES = {"resnet": "model.layer3", "small": "model.layer3", "tiny": "model.layer3"}
+KWARGS: dict[str, dict[str, object]] = {"tiny": {"widths": [2, 2, 4, 4]}}
+"""Arguments of a pair's networks beside the number of classes."""
 
 
 def spec_text(
@@ -56,7 +59,7 @@ def spec_text(
 ) -> str:
     """A spec: jobs is `logits`, `feature`, or `alone` for the student without a teacher."""
     teacher, student = PAIRS[pair]
-    module = {"name": "model", "kwargs": {"num_classes": CLASSES}}
+    module = {"name": "model", "kwargs": {"num_classes": CLASSES, **KWARGS.get(pair, {})}}
     names = taps or (["logits"] if jobs == "logits" else [FEATURES[pair]])
     transformer = [
         {"type": "torch_random_horizontal_flip"},
@@ -110,7 +113,9 @@ def kdcli_run(text: str, folder: Path) -> Iterator[Run]:
 
 
 @contextmanager
-def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], float]]:
+def kdcli_side(
+    *, uncut: bool = False, clock: Callable[[], float] = time.perf_counter, **spec: object
+) -> Iterator[Callable[[], float]]:
     """Seconds a step of the whole of kdcli, as `kdcli train` does it: records, log, metrics.jsonl, screen.
 
     spec: as spec_text takes it. uncut: every network runs to its end. Each call goes on by `log_freq` steps.
@@ -134,13 +139,13 @@ def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], 
         stack.callback(records.close)  # type: ignore[attr-defined]
 
         def go_on() -> float:
-            start, seen = time.perf_counter(), 0
+            start, seen = clock(), 0
             for record in records:
                 recorder.take(record)
                 seen += isinstance(record, Step)
                 if seen == steps:
                     break
-            return (time.perf_counter() - start) / float(steps)
+            return (clock() - start) / float(steps)
 
         go_on()
         if uncut:
@@ -150,9 +155,9 @@ def kdcli_side(*, uncut: bool = False, **spec: object) -> Iterator[Callable[[], 
         yield go_on
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, **kwargs: object) -> nn.Module:
     """A network by its type in a spec, bare."""
-    spec = ModuleSpec(name="model", type=name, kwargs={"num_classes": CLASSES})
+    spec = ModuleSpec(name="model", type=name, kwargs={"num_classes": CLASSES, **kwargs})
     return build_network([spec], path=("net",)).get_submodule("model")
 
 
@@ -189,13 +194,15 @@ def hand_side(
     batch: int = BATCH,
     stop_teacher: bool = True,
     layer: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Callable[[], float]]:
     """Seconds a step of a loop with nothing in it but the work."""
     torch.manual_seed(0)
     teacher_type, student_type = PAIRS[pair]
     layer = (layer or FEATURES[pair].partition(".")[2]) if jobs == "feature" else None
-    student = Features(network(student_type), layer, stop=False).train()
-    teacher = Features(network(teacher_type), layer, stop=stop_teacher and layer is not None)
+    kwargs = KWARGS.get(pair, {})
+    student = Features(network(student_type, **kwargs), layer, stop=False).train()
+    teacher = Features(network(teacher_type, **kwargs), layer, stop=stop_teacher and layer is not None)
     teacher.eval().requires_grad_(False)
     optimizer = torch.optim.SGD(student.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     images = torch.randint(0, 256, (samples, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -229,11 +236,11 @@ def hand_side(
         return loss.detach()
 
     def go_on() -> float:
-        start, losses = time.perf_counter(), []
+        start, losses = clock(), []
         for ids in itertools.islice(batches, steps):
             losses.append(step(ids))
         print(f"loss {torch.stack(losses).mean():.4f}", file=io.StringIO())
-        return (time.perf_counter() - start) / steps
+        return (clock() - start) / steps
 
     go_on()
     yield go_on

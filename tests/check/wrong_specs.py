@@ -418,6 +418,7 @@ ELSEWHERE = frozenset(
         *("KD537", "KD538", "KD549"),  # damaged weights, of another kind, of another pyramid: tests/models
         *("KD584", "KD586"),  # several labels, class counts: tests/tasks/classification/test_several_heads.py
         "KD585",  # an export
+        "KD292",  # images in memory, decoded smaller: tests/data/test_jpeg.py
         "KD667",  # images of other proportions in a run: tests/distill/test_layouts.py
         "KD545",  # NaN in a cache: tests/training/test_caches.py
         *("KD508", "KD512", "KD516", "KD626", "KD540", "KD552", "KD553", "KD554", "KD555", "KD567"),  # a run

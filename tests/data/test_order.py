@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcli.data.loaders import AspectGroups, Dist, Local
+from kdcli.data.order import AspectGroups, Dist, Local
 
 sizes = st.integers(1, 60)
 batches = st.integers(1, 9)

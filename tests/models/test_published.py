@@ -494,6 +494,27 @@ def test_weights_in_order_may_end_with_a_head_that_the_network_has_not(
         assert said(caught)[0] == "KD579" and "the network 6" in said(caught)[1]
 
 
+def test_a_student_of_other_classes_may_start_from_weights_in_order(tmp_path: Path) -> None:
+    """As by names, the last linear layer alone is made anew, and only where it is a student's start."""
+    torch.manual_seed(9)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    content = renamed(nn.Sequential(*body, nn.Linear(4, 7)))
+    (tmp_path / "w.pth").write_bytes(content)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    head = net.state_dict()["2.weight"].clone()
+    own = source(str(tmp_path / "w.pth"), by_order=True, role="start")
+    assert own.check(net) == []
+    notices = own.load(net)
+    assert "does not fill 2.weight, 2.bias: random" in notices[1]
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in body.state_dict().items())
+    assert torch.equal(net.state_dict()["2.weight"], head)
+    wider = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 7))
+    for role, other in (("teacher", net), ("start", wider)):
+        with pytest.raises(KdError) as caught:
+            source(own.name, by_order=True, role=role).load(other)
+        assert said(caught)[0] == "KD579"
+
+
 def test_a_package_that_is_not_what_its_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(tmp_path, monkeypatch, b"changed", b"as it was")
     with pytest.raises(KdError) as caught:

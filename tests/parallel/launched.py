@@ -16,6 +16,7 @@ from tests.training.runs import SPEC
 STUDENT = '''
 """A student that, once a checkpoint is there, does what the file `order` says: `<rank> <trouble>`."""
 
+import ctypes
 import os
 import signal
 import time
@@ -50,6 +51,13 @@ def make(trouble):
         time.sleep(60)
     elif trouble == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif trouble in ("hang", "clutch", "freeze"):
+        # In C, without or with the lock of the interpreter, or stopped by the system.
+        Path("stuck").touch()
+        if trouble == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        (ctypes.CDLL if trouble == "hang" else ctypes.PyDLL)(None).sleep(100)
     else:
         os.killpg(os.getpgid(int(os.environ["KDCLI_LAUNCHER"])), getattr(signal, trouble))
 '''

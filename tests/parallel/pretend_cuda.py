@@ -9,8 +9,10 @@ those of the backward pass too, so that the real training loop runs. Found is wh
 - `wait`: the host waits: item, bool, tolist, nonzero, boolean masks, nms, copies to the host, blocking copies to the
   device (`torch.tensor(..., device=)`, `new_tensor`, `.to(device)` without non_blocking)
 - `pageable`: a non-blocking copy from memory that is not pinned
+- `unordered`: what was copied on another stream is read before the stream that computes waits for it, or its memory is
+  not told to that stream (`record_stream`)
 
-Not seen: streams, NCCL, whether kernels are deterministic, memory, time.
+Not seen: NCCL, whether kernels are deterministic, memory, time.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -58,6 +61,31 @@ class Find:
     place: str
 
 
+class Stream:
+    """A pretend stream. copied: keys of storages written on it that no other stream waits for yet."""
+
+    def __init__(self, *_: Any) -> None:
+        self.copied: set[int] = set()
+
+    def wait_stream(self, other: Stream) -> None:
+        """Wait for what the other has copied."""
+        other.copied.clear()
+
+    def record_event(self) -> Event:
+        """A point that the host may wait for."""
+        return Event()
+
+
+class Event:
+    """A pretend point in a stream; `waited` counts how often the host waited for any."""
+
+    waited = 0
+
+    def synchronize(self) -> None:
+        """Let the host wait for a batch that is long begun."""
+        Event.waited += 1
+
+
 @dataclass(slots=True)
 class Watched:
     """What was found so far, and the tags; `phase` names what is running.
@@ -71,6 +99,9 @@ class Watched:
     pinned: dict[int, Tag] = field(default_factory=dict)
     making: list[bool] = field(default_factory=list)
     filling: bool = False
+    streams: list[Stream] = field(default_factory=lambda: [Stream()])
+    made: list[Stream] = field(default_factory=list)
+    unlent: dict[int, Tag] = field(default_factory=dict)
 
     def note(self, kind: str, operation: str) -> None:
         """Count a find at the line of kdcli that is running."""
@@ -79,6 +110,37 @@ class Watched:
     def on_device(self, tensor: Tensor) -> bool:
         """Whether a tensor's storage is of the device."""
         return _alive(self.tags, tensor)
+
+    @contextmanager
+    def on_stream(self, stream: Stream) -> Iterator[None]:
+        """A block whose operations go to a stream."""
+        self.streams.append(stream)
+        try:
+            yield
+        finally:
+            self.streams.pop()
+
+    def copied(self, tensor: Tensor) -> None:
+        """Remember a copy to the device on a stream beside the one that computes."""
+        key = _key(tensor)
+        if len(self.streams) > 1 and key is not None:
+            self.streams[-1].copied.add(key)
+            self.unlent[key] = StorageWeakRef(tensor.untyped_storage())
+
+    def lend(self, tensor: Tensor, stream: Stream) -> None:
+        """Tell a stream's use of a tensor (`record_stream`)."""
+        self.unlent.pop(_key(tensor), None)  # type: ignore[arg-type]
+
+    def ordered(self, tensor: Tensor) -> bool:
+        """Whether the stream that computes may read a tensor: it has waited for its copy, and lent its memory."""
+        key = _key(tensor)
+        waited_for = all(key not in stream.copied for stream in self.made)
+        return len(self.streams) > 1 or (waited_for and not _alive(self.unlent, tensor))
+
+    def stream(self, *_: Any) -> Stream:
+        """A new stream."""
+        self.made.append(Stream())
+        return self.made[-1]
 
     def tag(self, tensor: Tensor) -> None:
         """Put a tensor's storage on the device."""
@@ -171,6 +233,8 @@ class Operations(TorchDispatchMode):
         on = [watched.on_device(tensor) for tensor in given]
         if any(on):
             self._look(name, args, kwargs, given, on)
+            if not all(map(watched.ordered, given)):
+                watched.note("unordered", name)
         result = func(*args, **kwargs)
         if any(on) or (not given and watched.making and watched.making[-1]):
             # What an operation gives back of its CPU inputs' storages stays on the CPU.
@@ -319,13 +383,14 @@ class Functions(TorchFunctionMode):
         copy = tensor.clone()
         if device is CUDA:
             self.watched.tag(copy)
+            self.watched.copied(copy)
         else:
             self.watched.tags.pop(_key(copy), None)  # type: ignore[arg-type]
         return copy
 
 
 @contextmanager
-def pretend_cuda(devices: int = 1) -> Iterator[Watched]:
+def pretend_cuda(devices: int = 1, capability: tuple[int, int] = (8, 0)) -> Iterator[Watched]:
     """One pretend device, or several, for a `with` block; gives what is found."""
     watched = Watched()
     cuda, enabled, autocast = torch.cuda, torch.is_autocast_enabled, torch.autocast
@@ -344,9 +409,17 @@ def pretend_cuda(devices: int = 1) -> Iterator[Watched]:
         (cuda, "get_rng_state", lambda *_, **__: state.clone()),
         (cuda, "synchronize", lambda *_: watched.note("wait", "synchronize")),
         (cuda, "is_bf16_supported", lambda *_, **__: True),
+        (cuda, "get_device_capability", lambda *_: capability),
+        (cuda, "max_memory_allocated", lambda *_: 3 * 2**30),
+        (cuda, "max_memory_reserved", lambda *_: 4 * 2**30),
+        (cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=80 * 2**30)),
+        (cuda, "Stream", watched.stream),
+        (cuda, "stream", watched.on_stream),
+        (cuda, "current_stream", lambda *_: watched.streams[-1]),
         *((cuda, name, lambda *_, **__: None) for name in "set_device set_rng_state manual_seed_all".split()),
         *((cuda, name, lambda *_, **__: None) for name in "manual_seed _lazy_init empty_cache".split()),
         (torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda *_: None),
+        (Tensor, "record_stream", lambda tensor, stream: watched.lend(tensor, stream)),
         (torch, "autocast", Autocast),
         (torch, "is_autocast_enabled", lambda d=None: enabled("cpu" if d in (None, "cuda") else d)),
     ]

@@ -20,8 +20,10 @@ from kdcli.parallel.distributed import first_host, slurm_environment
 from kdcli.parallel.launch import (
     LAUNCHER,
     MARKS,
+    PARTS,
     Launch,
     _tell,
+    device_index,
     expose_gpus,
     has_own_gpus,
     is_worker,
@@ -31,7 +33,7 @@ from kdcli.parallel.launch import (
 )
 from tests.training.runs import SPEC
 
-PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER, MARKS)
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER, MARKS, PARTS)
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +53,13 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
 
     def count() -> int:
         asked.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        numbers = [int(number) for number in (asked[0] or "0,1,2,3,4,5,6,7").split(",")]
-        return len(list(itertools.takewhile(lambda number: number < 8, numbers)))
+        text = "0,1,2,3,4,5,6,7" if asked[0] is None else asked[0]
+        known = [str(number) for number in range(8)] + [f"GPU-{letter}0" for letter in "abcd"]
+        # CUDA counts up to the first that it does not find, and one part of a GPU at most.
+        there = list(
+            itertools.takewhile(lambda name: name in known or name.startswith("MIG-"), text.split(","))
+        )
+        return 1 if there and there[0].startswith("MIG-") else len(there)
 
     monkeypatch.setattr(torch.cuda, "device_count", count)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count() > 0)
@@ -72,6 +79,7 @@ def planned(**options: Any) -> Launch | None:
         ({"gpus": "3"}, 3, "4,5,6,7"),
         ({"gpus": "0,2"}, 2, "4,6"),
         ({"device": "cuda", "nproc": 4}, 4, "4,5,6,7"),
+        ({"gpus": "GPU-a0,GPU-c0"}, 2, "GPU-a0,GPU-c0"),
     ],
 )
 def test_gpus_by_number_or_by_name(
@@ -79,6 +87,49 @@ def test_gpus_by_number_or_by_name(
 ) -> None:
     assert planned(**options) == Launch(processes=processes)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "after"),
+    [
+        ("GPU-a0,GPU-b0,GPU-d0", "2,0", "GPU-d0,GPU-a0"),
+        ("GPU-a0,GPU-b0,GPU-d0", "GPU-d,GPU-b0", "GPU-d0,GPU-b0"),
+        ("MIG-1/2,MIG-3/4,MIG-5/6", "0,2", "MIG-1/2,MIG-5/6"),
+        (None, "MIG-1/2,MIG-3/4", "MIG-1/2,MIG-3/4"),
+        ("MIG-1/2,MIG-3/4", "2", "MIG-1/2,MIG-3/4"),
+    ],
+)
+def test_names_of_gpus_and_of_their_parts_are_counted_and_chosen(
+    gpus: list[str | None], before: str | None, text: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    assert planned(gpus=text) == Launch(processes=2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+
+
+def test_one_gpu_by_its_name_is_one_process(gpus: list[str | None]) -> None:
+    assert planned(gpus="GPU-b0") is None
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b0"
+
+
+def test_each_worker_sees_its_own_part_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", PARTS: "MIG-1/2,MIG-3/4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1/2,MIG-3/4")
+    expose_gpus("2")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-3/4"
+    assert device_index(1, visible=1) == 0
+
+
+def test_gpus_are_counted_without_starting_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.is_available starts CUDA, after which CUDA_VISIBLE_DEVICES counts no more."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was started"))
+    assert planned(gpus="0,1,2") == Launch(processes=3)
+    assert planned(device="cuda", nproc=2) == Launch(processes=2)
 
 
 @pytest.mark.parametrize("options", [{}, {"gpus": "1"}, {"gpus": "2,"}, {"nproc": 1, "device": "cpu"}])
@@ -115,7 +166,10 @@ def test_one_process_that_is_to_be_restarted_is_one() -> None:
         ({"gpus": "1,1"}, "twice"),
         ({"gpus": "0"}, "counts from 1"),
         ({"gpus": "5"}, "5 CUDA device"),
-        ({"gpus": "0,7"}, "no CUDA device 7"),
+        ({"gpus": "0,7"}, "no CUDA device 7 among those of CUDA_VISIBLE_DEVICES=4,5,6,7"),
+        ({"gpus": "GPU-a0,GPU-x"}, "no CUDA device GPU-x"),
+        ({"gpus": "GPU-a0,1"}, "neither a number nor a list"),
+        ({"gpus": "GPU-a0,GPU-a0"}, "twice"),
         ({"nnodes": 2}, "--rdzv-endpoint"),
         ({"nnodes": 2, "node_rank": 2, "rdzv_endpoint": "a:1"}, "from 0 to 1"),
         ({"nproc": 0}, "count from 1"),
@@ -130,6 +184,27 @@ def test_a_listed_gpu_that_is_not_there(gpus: list[str | None], monkeypatch: pyt
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(RunError, match="no CUDA device 9"):
         planned(gpus="0,9,1")
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "none"])
+def test_hidden_gpus_stay_hidden(
+    gpus: list[str | None], hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    for text in ("0,1", "GPU-a0,GPU-b0"):
+        with pytest.raises(RunError, match=f"no CUDA device .* among those of CUDA_VISIBLE_DEVICES={hidden}"):
+            planned(gpus=text)
+    with pytest.raises(RunError, match=r"2 CUDA device.* 0 visible"):
+        planned(gpus="2")
+
+
+@pytest.mark.parametrize(("text", "said"), [("GPU-e", "GPU-e"), ("GPU-a", "GPU-a")])
+def test_a_name_that_fits_none_or_several_visible_gpus(
+    gpus: list[str | None], text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a0,GPU-a1")
+    with pytest.raises(RunError, match=f"no CUDA device {said} among"):
+        planned(gpus=text)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +245,30 @@ def test_a_slurm_task_with_gpus_of_its_own_takes_its_first(
     ).items():
         monkeypatch.setenv(name, value)
     assert has_own_gpus() is own
-    monkeypatch.setattr("kdcli.parallel.devices.visible_gpus", lambda: 1 if own else 4)
-    chosen = choose_device("cuda", 0 if has_own_gpus() else 2)
-    assert chosen == torch.device("cuda", 0 if own else 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 if own else 4)
+    assert choose_device("cuda", 2) == torch.device("cuda", 0 if own else 2)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert not has_own_gpus()
+
+
+def test_a_slurm_task_that_sees_one_gpu_takes_it_and_others_need_one_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A binding that no variable tells; whether the one is its own shows when the processes meet."""
+    for name, value in {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert device_index(2, visible=1) == 0
+    assert [device_index(number, visible=4) for number in range(4)] == [0, 1, 2, 3]
+    for visible in (0, 2):
+        monkeypatch.setenv("RANK", "2")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        if visible:
+            for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+                monkeypatch.delenv(name)
+        with pytest.raises(RunError, match=f"KD720: 3 CUDA device.* {visible} visible"):
+            device_index(2, visible)
 
 
 @pytest.mark.parametrize(

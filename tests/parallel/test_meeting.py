@@ -180,6 +180,22 @@ def test_all_learn_the_same_of_each_other() -> None:
     assert {"version of kdcli", "version of torch"} < said[0].facts.keys()
 
 
+def test_processes_that_would_share_a_gpu_do_not_train() -> None:
+    def on(*gpus: str | None) -> list[Any]:
+        store = dist.HashStore()
+        said = [replace(member(len(gpus), host=f"gpu0{rank // 2}"), gpu=gpu) for rank, gpu in enumerate(gpus)]
+        return in_threads(
+            *(lambda rank=rank: meet(store, rank, said[rank], 5.0) for rank in range(len(gpus)))
+        )
+
+    # Two machines may give the same name, and processes on CPUs have none.
+    assert all(isinstance(one, dict) for one in [*on("GPU-a", "GPU-b", "GPU-a"), *on(None, None)])
+    assert (
+        on("GPU-a", "GPU-b", "GPU-c", "GPU-c")
+        == ["KD720: processes 2, 3 of 4 would share one CUDA device of gpu01: GPU-c"] * 4
+    )
+
+
 def test_whoever_is_of_another_run_or_another_size_or_there_twice_is_turned_away() -> None:
     store = dist.HashStore()
     store.set(OWNER, "Slurm job 12, step 0")

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from kdcli.losses import LOSSES
+from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Processes
-from kdcli.records import Step
+from kdcli.records import Notice, Plan, Step
 from kdcli.spec.parse import parse
 from kdcli.spec.places import Places
 from kdcli.spec.text.overrides import parse_assignment
@@ -24,7 +25,7 @@ from kdcli.training.build import built
 from kdcli.training.run import RunOptions
 from tests.benchmarks.methods import LEFT_OUT, MUTUAL, VARIANTS, Budget, spec_of
 from tests.distill.methods import METHODS
-from tests.parallel.pretend_cuda import CUDA, Watched, pretend_cuda
+from tests.parallel.pretend_cuda import CUDA, Event, Stream, Watched, pretend_cuda
 from tests.scenes import on_scenes, random_teacher, write_scenes
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
@@ -36,20 +37,26 @@ PHASES = ("prove_losses", "prove_teachers", "prove_first_step", "evaluate", "run
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run on the pretend device showed: the losses of each step, and the finds."""
+    """What a run on the pretend device showed: the losses of each step, the finds, the notices."""
 
     losses: list[dict[str, float]]
     watched: Watched
+    notices: list[str]
+    precision: str
 
 
 def run(
-    spec: dict[str, Any] | str, *changes: str, resume: bool = False, plugins: tuple[str, ...] = ()
+    spec: dict[str, Any] | str,
+    *changes: str,
+    resume: bool = False,
+    plugins: tuple[str, ...] = (),
+    capability: tuple[int, int] = (8, 0),
 ) -> Outcome:
     """One run of a spec on the pretend device; changes: `dotted.key=value`."""
     text = spec if isinstance(spec, str) else yaml.safe_dump(spec, sort_keys=False)
-    loop, losses = training.TrainLoop, []
+    loop, losses, notices, precision = training.TrainLoop, [], [], ""
     with ExitStack() as stack:
-        watched = stack.enter_context(pretend_cuda())
+        watched = stack.enter_context(pretend_cuda(capability=capability))
         parts = [(training, name, name) for name in PHASES]
         proof = [(first_step._FirstStep, name, "prove_first_step") for name in ("before", "after")]
         places: list[tuple[Any, str, str]] = [
@@ -78,7 +85,11 @@ def run(
                 for record in training.train(made):
                     if isinstance(record, Step):
                         losses.append(dict(record.losses))
-    return Outcome(losses, watched)
+                    elif isinstance(record, Notice):
+                        notices.append(record.message)
+                    elif isinstance(record, Plan):
+                        precision = record.precision
+    return Outcome(losses, watched, notices, precision)
 
 
 def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def spec_for(row: str, folder: Path, **trainer: Any) -> dict[str, Any]:
 
 
 def mixes(outcome: Outcome) -> dict[Any, int]:
-    return outcome.watched.of("mix", "numpy", "generator", "pageable")
+    return outcome.watched.of("mix", "numpy", "generator", "pageable", "unordered")
 
 
 def waits(outcome: Outcome) -> dict[Any, int]:
@@ -138,6 +149,66 @@ def test_logits_are_distilled_without_a_mix_or_a_wait(tmp_path: Path) -> None:
     outcome = run(spec_for("kd_loss", tmp_path))
     assert len(outcome.losses) == STEPS
     assert mixes(outcome) == {} and waits(outcome) == {}
+    defaults = (
+        "on pretend: `channels_last`, `cudnn_benchmark`, `uint8_images`: keys of `runtime`, each switched off by"
+        " false"
+    )
+    assert (
+        outcome.notices.count(defaults) == 1
+        and sum("bf16 several times" in one for one in outcome.notices) == 1
+    )
+    assert "memory of cuda:0 at its peak: 3.0 GiB in tensors, 4.0 GiB held, of 80 GiB" in outcome.notices
+    assert outcome.precision == "fp32"
+
+
+@pytest.mark.parametrize("fault", ["wait_stream", "record_stream"])
+def test_a_copy_that_nobody_waits_for_is_found(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies beside the computing without one of the two words between the streams."""
+    with pretend_cuda() as watched:
+        owner: Any = Stream if fault == "wait_stream" else torch.Tensor
+        monkeypatch.setattr(owner, fault, lambda *_: None)
+        moved = Copies(CUDA)({"image": torch.ones(2, 3).pin_memory()})
+        assert not watched.of("unordered")
+        moved["image"] + 1
+        assert watched.of("unordered") and not watched.of("wait", "pageable")
+
+
+def test_the_host_is_at_most_one_batch_ahead() -> None:
+    """It waits for the beginning of the batch before the last: at the first two for nothing."""
+    with pretend_cuda() as watched:
+        copies, before = Copies(CUDA), Event.waited
+        for _ in range(4):
+            copies({"image": torch.ones(2, 3).pin_memory()})["image"] + 1
+        assert Event.waited - before == 3 and not watched.of("unordered", "wait", "pageable")
+        copies = Copies(CUDA, beside=False)
+        copies({"image": torch.ones(2, 3).pin_memory()})
+        assert Event.waited - before == 3
+
+
+@pytest.mark.slow
+def test_images_as_bytes_and_other_defaults_train_the_same_losses(tmp_path: Path) -> None:
+    off = {"uint8_images": False, "cudnn_benchmark": False}
+    spec = spec_for("kd_loss", tmp_path)
+    one = run(spec)
+    spec["runtime"] |= off
+    assert run(spec).losses == one.losses
+
+
+@pytest.mark.slow
+def test_precision_auto_stays_what_it_was(tmp_path: Path) -> None:
+    """Begun on a card without bf16, resumed on one with it: fp16, and the steps of the uninterrupted run."""
+    spec = spec_for("kd_loss", tmp_path, save_freq=2)
+    spec["runtime"]["precision"] = "auto"
+    assert run(spec).precision == "bf16"
+    whole = run(spec, capability=(7, 0))
+    spec["trainer"]["max_iter"] = 2
+    first = run(spec, capability=(7, 0))
+    spec["trainer"]["max_iter"] = STEPS
+    rest = run(spec, resume=True, capability=(8, 0))
+    assert (whole.precision, first.precision, rest.precision) == ("fp16", "fp16", "fp16")
+    assert first.losses + rest.losses == whole.losses and len(rest.losses) == 2
 
 
 ROWS = [*(name for name in METHODS if name not in {*LEFT_OUT, "kd_loss"}), *VARIANTS, MUTUAL]

@@ -209,3 +209,11 @@ def test_every_property_of_the_schema_is_described() -> None:
 
 def test_a_pipe_has_no_width() -> None:
     assert console.screen_width(sys.stdout) is None
+
+
+def test_what_freezes_parts_of_a_network_is_explained() -> None:
+    """`self` is in no table, as it is no module."""
+    (page,) = types_named("self")
+    assert page.arguments[0].name == "freeze_patterns" and "self" in words()
+    assert "self" in subjects()["module"]
+    assert list(arguments_named("net.freeze_patterns").values()) == [[("module", "self")]]

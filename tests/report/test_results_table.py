@@ -52,8 +52,8 @@ def test_golden() -> None:
         "parameters                      9,999     1.23 M\n"
         "FLOPs                     1.23 MFLOPs          -\n"
         "file size                     41.3 kB          -\n"
-        "latency, batch 1              0.50 ms    2.00 ms\n"
-        "latency, batch 64             3.25 ms   40.00 ms\n"
+        "CPU latency, batch 1          0.50 ms    2.00 ms\n"
+        "CPU latency, batch 64         3.25 ms   40.00 ms\n"
         "with student: same_top1             -      97.00\n"
         "with student: kl                    -     0.0800\n"
         "\n"
@@ -192,5 +192,5 @@ def test_a_table_in_words_leaves_out_what_nobody_has() -> None:
     assert lines["top-1 accuracy, %"] == ["97.50", "99.00", "95.00"]
     assert lines["the same at the last evaluation"] == ["96.00", "", ""]
     assert lines["parameters"] == ["-", "1.23 M", "9,999"]
-    assert lines["latency, batch 1"] == ["-", "2.00 ms", "-"]
+    assert lines["CPU latency, batch 1"] == ["-", "2.00 ms", "-"]
     assert "a.b" not in lines

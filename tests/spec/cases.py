@@ -75,6 +75,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "KD212": (changed(("  max_epoch: 10\n", "")), ()),
     "KD213": (changed(("mimic:\n", "mimic:\n  mimic_job0: {}\n")), ()),
     "KD216": (BASE, ("runtime.fp16=true", "runtime.precision=bf16")),
+    "KD288": (BASE, ("runtime.deterministic=true", "runtime.cudnn_benchmark=true")),
     "KD217": (changed(("kwargs: {milestones", "kwargs: {warmup_iter: 9, milestones")), ()),
     "KD218": (BASE, ("mimic.start_iter=10", "mimic.end_iter=5")),
     "KD219": (stage("{name: a, max_epoch: 1}\n    - {name: a, max_epoch: 2}"), ()),

@@ -14,7 +14,14 @@ from torch import nn
 from kdcli.errors import SpecError
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
 from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
-from kdcli.training.optim import LearningRate, build_optimizer, optimizer_class, scheduler_class
+from kdcli.training.optim import (
+    IN_EPOCHS,
+    IN_STEPS,
+    LearningRate,
+    build_optimizer,
+    optimizer_class,
+    scheduler_class,
+)
 
 METRICS = (10.0, 11.0, 13.0, 13.1, 13.2, 12.0, 12.0, 20.0)
 """What the evaluation after each epoch gives, for ReduceLROnPlateau."""
@@ -241,6 +248,22 @@ def test_each_argument_of_a_scheduler_changes_the_curve(kind: str) -> None:
         # The length of one cycle is given in one way.
         beside = {"max_lr": 1.0} if name == "max_epoch" and kind == "OneCycleLR" else kwargs
         assert curve(kind, {**beside, name: value}) != before, name
+
+
+@pytest.mark.parametrize("kind", sorted(MOVED))
+def test_the_rates_are_bit_for_bit_those_of_the_scheduler_behind_an_optimizer_that_steps(kind: str) -> None:
+    spec = SchedulerSpec(type=kind, kwargs=MOVED[kind][0], warmup_register_type="no_scale_lr")
+    alone, expected = rate_of(spec), []
+    for step in range(80):
+        expected.append(float(alone.shadow.param_groups[0]["lr"]))
+        ended = step % 10 == 9
+        if kind == "ReduceLROnPlateau":
+            alone.scheduler.step(*[METRICS[step // 10]]) if ended else None
+        elif kind in IN_EPOCHS or kind in IN_STEPS or ended:
+            alone.shadow.step()
+            alone.scheduler.step()
+    assert [lr for lr, _ in followed(rate_of(spec), 80)] == expected
+    assert len(set(expected)) > 1
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])

@@ -62,6 +62,22 @@ def test_features_without_labels_train_and_are_measured(tmp_path: Path) -> None:
     assert json.loads(metadata[UNTRAINED]) == ["model.fc.weight", "model.fc.bias"]
 
 
+def test_images_without_labels_may_be_mixed(tmp_path: Path) -> None:
+    """A plugin that says it mixes labels may not; what the teachers see is the mixed image."""
+    mixing = "dataset.train.dataloader.kwargs.batch_fn={type: batch_cutmixup, kwargs: {switch_prob: 0.5}}"
+    with run_of(spec_of(UNLABELLED, f"saver.save_dir={tmp_path}", mixing)) as run:
+        (mixed, *_) = run.train_loader.batches(0)
+    with run_of(spec_of(UNLABELLED, f"saver.save_dir={tmp_path}")) as run:
+        (plain, *_) = run.train_loader.batches(0)
+    assert set(mixed) == set(plain) and not torch.equal(mixed["image"], plain["image"])
+    own = mixing.replace(
+        "batch_cutmixup, kwargs: {switch_prob: 0.5}", "own.mix:Mix, kwargs: {num_classes: 4}"
+    )
+    with pytest.raises(SpecError, match="so it mixes labels") as error:
+        spec_of(UNLABELLED, own)
+    assert "KD242" in [one.code for one in error.value.diagnostics]
+
+
 @pytest.mark.slow
 def test_eval_measures_what_training_measured(tmp_path: Path) -> None:
     root = tmp_path / "run"

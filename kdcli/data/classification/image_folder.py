@@ -36,6 +36,7 @@ def image_folder(
     color_mode: ColorMode = "RGB",
     value_range: ValueRange | None = None,
     background: Background | None = None,
+    scaled_decode: bool = False,
     num_classes: Width | None = None,
     labels: Labelling = "classes",
     split: Split | None = None,
@@ -48,10 +49,10 @@ def image_folder(
     Test data is numbered by the training data's folders afterwards (kdcli.data.classes), and may lack images of
     a class. num_classes: how many folders the training data must have. value_range: [low, high], the numbers
     that become black and white in images of more than 8 bits; background: white, black, a number or [r, g, b],
-    what transparent pixels lie on (both as fs_pillow has them). split: one of two parts of one folder, divided by
-    the names of the files (`part_of`); test_share: how much of each class the test part has, 0.2. Raises SpecError
-    KD506 (no such folder, no class, no image; of every class at once), KD515 (another number of classes), KD860 (too
-    few images to divide).
+    what transparent pixels lie on; scaled_decode: large JPEGs are decoded smaller (all as fs_pillow has them). split:
+    one of two parts of one folder, divided by the names of the files (`part_of`); test_share: how much of each class
+    the test part has, 0.2. Raises SpecError KD506 (no such folder, no class, no image; of every class at once), KD515
+    (another number of classes), KD860 (too few images to divide).
     """
     if test_share is not None and split is None:
         raise ValueError(
@@ -79,6 +80,7 @@ def image_folder(
         color_mode=color_mode,
         value_range=value_range,
         background=background,
+        scaled_decode=scaled_decode,
     )
     if labels == "none":
         if num_classes is not None:

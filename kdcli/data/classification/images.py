@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,15 @@ class FileImages:
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W]; raises BadSample."""
         return self.reader.read(self.files[index])
+
+    def read_reduced(
+        self, index: int, reduction: Callable[[int, int], int]
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """As the reader's: the pixels, the whole image's height and width, by how much they were reduced."""
+        if not self.reader.scaled_decode:
+            pixels = self.read(index)
+            return pixels, (pixels.shape[1], pixels.shape[2]), 1
+        return self.reader.read_reduced(self.files[index], reduction)
 
     def name(self, index: int) -> str:
         """The file."""

@@ -1,7 +1,8 @@
 """Mixing of the samples of a batch: mixup, cutmix, either.
 
 Each takes a batch and a generator that is a function of (seed, epoch, batch), and returns a new batch in
-which `mixed_labels` float32 [B, num_classes] are the soft targets and `labels` the dominant class.
+which `mixed_labels` float32 [B, num_classes] are the soft targets and `labels` the dominant class. Images without
+labels are mixed alike: the teachers see the mixed images, and their answers are the targets.
 A batch function of one's own may do anything else to a batch; one that mixes labels takes `num_classes`, and the spec
 gives it.
 """
@@ -28,12 +29,16 @@ class Mixup:
         self.alpha, self.num_classes = _checked(alpha), num_classes
 
     def __call__(self, batch: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The batch with `image`, `labels` and `mixed_labels` replaced."""
+        """The batch with `image` replaced, and with `labels` and `mixed_labels` where it has labels."""
         share = _share(self.alpha, generator)
-        partner = torch.from_numpy(generator.permutation(len(batch["labels"])))
+        partner = torch.from_numpy(generator.permutation(len(batch["image"])))
         image = batch["image"]
         mixed = image * share + image[partner] * (1 - share)
-        return {**batch, "image": mixed, **_mixed_labels(batch["labels"], partner, share, self.num_classes)}
+        return {
+            **batch,
+            "image": mixed,
+            **_mixed_labels(batch.get("labels"), partner, share, self.num_classes),
+        }
 
 
 class Cutmix:
@@ -48,9 +53,9 @@ class Cutmix:
         self.alpha, self.num_classes = _checked(alpha), num_classes
 
     def __call__(self, batch: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The batch with `image`, `labels` and `mixed_labels` replaced."""
+        """The batch with `image` replaced, and with `labels` and `mixed_labels` where it has labels."""
         side = float(np.sqrt(1 - _share(self.alpha, generator)))
-        partner = torch.from_numpy(generator.permutation(len(batch["labels"])))
+        partner = torch.from_numpy(generator.permutation(len(batch["image"])))
         image = batch["image"]
         height, width = image.shape[2:]
         top, bottom = _span(height, side, generator)
@@ -58,7 +63,11 @@ class Cutmix:
         mixed = image.clone()
         mixed[:, :, top:bottom, left:right] = image[partner, :, top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (height * width)
-        return {**batch, "image": mixed, **_mixed_labels(batch["labels"], partner, share, self.num_classes)}
+        return {
+            **batch,
+            "image": mixed,
+            **_mixed_labels(batch.get("labels"), partner, share, self.num_classes),
+        }
 
 
 class CutMixup:
@@ -83,7 +92,7 @@ class CutMixup:
         self.cutmix = Cutmix(alpha=alpha if cutmix_alpha is None else cutmix_alpha, num_classes=num_classes)
 
     def __call__(self, batch: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The batch with `image`, `labels` and `mixed_labels` replaced."""
+        """The batch with `image` replaced, and with `labels` and `mixed_labels` where it has labels."""
         chosen = self.cutmix if generator.random() < self.switch_prob else self.mixup
         return chosen(batch, generator)
 
@@ -103,7 +112,11 @@ def _span(size: int, side: float, generator: np.random.Generator) -> tuple[int, 
     return max(0, centre - half), min(size, centre + half)
 
 
-def _mixed_labels(labels: Tensor, partner: Tensor, share: float, num_classes: int) -> dict[str, Tensor]:
+def _mixed_labels(
+    labels: Tensor | None, partner: Tensor, share: float, num_classes: int
+) -> dict[str, Tensor]:
+    if labels is None:
+        return {}
     own, other = labels, labels[partner]
     one_hot = [F.one_hot(side, num_classes).to(torch.float32) for side in (own, other)]
     return {

@@ -226,6 +226,8 @@ def coco(
     """
     if not clip_box:
         raise ValueError("`clip_box` is true: boxes are always cut to their image")
+    if image_reader.scaled_decode:
+        raise ValueError("`scaled_decode` is for images with classes: boxes are in pixels of the whole image")
     where = (*path, "kwargs", "transformer")
     transforms = build_pipeline(transformer, where).transforms
     for number, transform in enumerate(transforms):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kdcli.data.draws import Draws, Ids
 from kdcli.data.facts import shorter_side
+from kdcli.data.jpeg import reduction_for
 from kdcli.data.transforms.pixels import functional, torchvision_transforms
 from kdcli.spec.ranges import Border, PixelValue, Portion, Positive, Share, Side
 
@@ -71,6 +72,7 @@ class RandomCrop:
     """
 
     random = True
+    one_size = True
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class CenterCrop:
     """Cuts the central window of `size`; an image that is too small is padded with 0."""
 
     random = False
+    one_size = True
 
     def __init__(self, *, size: Side | list[Side]) -> None:
         self.size = pair(size)
@@ -161,6 +164,7 @@ class Resize:
         if max_size is not None and (len(self.size) != 1 or max_size <= self.size[0]):
             raise ValueError("`max_size` must be greater than `size`, and `size` one number")
         self.interpolation, self.max_size, self.antialias = interpolation, max_size, antialias
+        self.one_size = len(self.size) == 2
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """The output size for an input size."""
@@ -173,6 +177,16 @@ class Resize:
         height, width = self.target(*images.shape[2:])
         return resized(images, height, width, self.interpolation, self.antialias)
 
+    def reduction(self, height: int, width: int, draws: Draws) -> int:
+        """By how much an image of this size may be reduced before and still be made smaller here."""
+        if not smooth(self.interpolation, self.antialias):
+            return 1
+        return reduction_for((height, width), self.target(height, width))
+
+    def of_reduced(self, images: Tensor, whole: tuple[int, int], by: int, draws: Draws) -> Tensor:
+        """What it makes of images of the size `whole` that were reduced: to the size that it gives these."""
+        return resized(images, *self.target(*whole), self.interpolation, self.antialias)
+
 
 class RandomResizedCrop:
     """Cuts a random share of the area in a random aspect ratio (width/height), resampled to `size`.
@@ -183,6 +197,7 @@ class RandomResizedCrop:
     """
 
     random = True
+    one_size = True
     tries = 10
 
     def __init__(
@@ -230,6 +245,21 @@ class RandomResizedCrop:
         boxes = self.boxes(images.shape[2], images.shape[3], draws)
         return resized_crops(images, boxes, *self.size, self.interpolation, self.antialias)
 
+    def reduction(self, height: int, width: int, draws: Draws) -> int:
+        """By how much an image of this size may be reduced before and its crop still be made smaller here."""
+        if not smooth(self.interpolation, self.antialias):
+            return 1
+        box = self.boxes(height, width, draws)[0]
+        return reduction_for((int(box[2]), int(box[3])), self.size)
+
+    def of_reduced(self, images: Tensor, whole: tuple[int, int], by: int, draws: Draws) -> Tensor:
+        """The crop of images of the size `whole` that were reduced, its sides rounded to their pixels."""
+        corners, extents = np.split(self.boxes(*whole, draws), 2, axis=1)
+        ends = np.minimum((corners + extents + by // 2) // by, images.shape[2:])
+        corners = corners // by
+        boxes = np.concatenate([corners, ends - corners], axis=1)
+        return resized_crops(images, boxes, *self.size, self.interpolation, self.antialias)
+
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -240,6 +270,11 @@ PIECE = 64
 """So many images are resampled at once."""
 
 _UNIT = 2.0**14
+
+
+def smooth(interpolation: Interpolation, antialias: bool) -> bool:
+    """Whether all pixels count where an image is made smaller, so that those of a reduced one may stand for them."""
+    return antialias and interpolation in ("bilinear", "bicubic")
 
 
 def resized(images: Tensor, height: int, width: int, interpolation: Interpolation, antialias: bool) -> Tensor:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from kdcli.data import TRANSFORMS
 from kdcli.data.draws import Draws
-from kdcli.data.transforms.pixels import Normalize, ToTensor, as_float, torchvision_transforms
+from kdcli.data.transforms.pixels import (
+    CustomToTensor,
+    Normalize,
+    ToTensor,
+    as_float,
+    torchvision_transforms,
+)
 from kdcli.errors import SpecError, SpecPath, did_you_mean
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.schema import Component
@@ -24,7 +30,8 @@ class Transform(Protocol):
     """Images [n, C, H, W] of one size to new images; each sample's result depends on it alone.
 
     random: whether `draws` is read. uint8 images are 0..255, float32 ones 0..1 or normalised. The input
-    is never changed in place. A transform of one's own (`mine:Blur`) is one of these, or takes one image alone, uint8
+    is never changed in place. one_size: whether images of any size come out in one; False where it is not said. A
+    transform of one's own (`mine:Blur`) is one of these, or takes one image alone, uint8
     or float32 [C, H, W]: that is run image by image with the global generators seeded, as torchvision's are.
     """
 
@@ -37,21 +44,50 @@ class Pipeline:
     """Transforms in order; what comes out is float32, by an implied `to_tensor` at the end.
 
     `start` and `stop` pick a part of the list: the head that draws nothing may be run once and kept.
+    as_bytes: images stay uint8 where nothing but pixel-wise transforms is left (`tail`), which `Normalizing` then does.
     """
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
+    def __init__(self, transforms: Sequence[Transform], *, as_bytes: bool = False) -> None:
         self.transforms = tuple(transforms)
+        self.as_bytes = as_bytes
 
     def __call__(self, images: Tensor, draws: Draws, *, start: int = 0) -> Tensor:
         """uint8 [n, C, H, W] to float32 [n, C', H', W']."""
-        for number in range(start, len(self.transforms)):
+        tail = self.tail()
+        images = self.part(images, draws, start, max(start, tail))
+        if self.as_bytes and start <= tail and images.dtype == torch.uint8:
+            return images.contiguous()
+        return as_float(self.part(images, draws, max(start, tail), len(self.transforms))).contiguous()
+
+    def part(self, images: Tensor, draws: Draws, start: int, stop: int) -> Tensor:
+        """What the transforms from `start` to before `stop` make of images."""
+        for number in range(start, stop):
             images = self.transforms[number](images, draws.of(number))
-        return as_float(images).contiguous()
+        return images
+
+    def alone(self) -> int:
+        """How many transforms at the start see each image by itself: up to the first that makes all one size."""
+        fixed = (n + 1 for n, one in enumerate(self.transforms) if getattr(one, "one_size", False))
+        return next(fixed, self.tail())
+
+    def tail(self) -> int:
+        """From which transform on each value is made of one value of the same place and channel, without draws."""
+        number = len(self.transforms)
+        while number and isinstance(self.transforms[number - 1], (Normalize, ToTensor, CustomToTensor)):
+            number -= 1
+        return number
+
+    def run_tail(self, images: Tensor) -> Tensor:
+        """The transforms of the tail on uint8 images [n, C, H, W]; float32."""
+        nothing = Draws(0, 0, np.zeros(1, dtype=np.int64))
+        for transform in self.transforms[self.tail() :]:
+            images = transform(images, nothing)
+        return as_float(images)
 
     def head(self) -> int:
         """How many transforms at the start draw nothing and keep uint8."""
         for number, transform in enumerate(self.transforms):
-            if transform.random or isinstance(transform, (Normalize, ToTensor)):
+            if transform.random or isinstance(transform, (Normalize, ToTensor, CustomToTensor)):
                 return number
         return len(self.transforms)
 
@@ -62,9 +98,10 @@ class Pipeline:
         return images
 
 
-def build_pipeline(components: Sequence[Component], path: SpecPath) -> Pipeline:
-    """Transforms by name; path is that of the list. Raises SpecError at the transform."""
-    return Pipeline([build_transform(part, (*path, i)) for i, part in enumerate(components)])
+def build_pipeline(components: Sequence[Component], path: SpecPath, *, as_bytes: bool = False) -> Pipeline:
+    """Transforms by name; path is that of the list. as_bytes: see Pipeline. Raises SpecError at the transform."""
+    made = [build_transform(part, (*path, i)) for i, part in enumerate(components)]
+    return Pipeline(made, as_bytes=as_bytes)
 
 
 def build_transform(component: Component, path: SpecPath) -> Any:

@@ -62,12 +62,10 @@ def check_without_labels(spec: Spec) -> Iterator[Diagnostic]:
         help = "write `task_loss: false`, which is the default without labels, or give data with labels"
         yield _error(place, "KD240", f"the task's own loss needs labels, and {HAS_NONE}", help)
     mixing = train.dataloader.kwargs.batch_fn
-    if mixes_labels(mixing):
-        assert mixing is not None
-        message = f"`{mixing.type}` mixes labels, and {HAS_NONE}"
-        yield _error(
-            ("dataset", "train", "dataloader", "kwargs", "batch_fn"), "KD242", message, "leave `batch_fn` out"
-        )
+    if mixing is not None and is_own(mixing.type) and mixes_labels(mixing):
+        message = f"`{mixing.type}` takes `num_classes`, so it mixes labels, and {HAS_NONE}"
+        help = "leave `num_classes` out where it mixes images alone, or take batch_cutmixup"
+        yield _error(("dataset", "train", "dataloader", "kwargs", "batch_fn"), "KD242", message, help)
     for name, job in spec.mimic.jobs.items():
         if job.teacher_weighting == "confidence":
             message = f"`teacher_weighting: confidence` needs labels, and {HAS_NONE}"
@@ -94,7 +92,8 @@ def check_labels_of_loss(
         message = f"`{loss.type}` needs labels, and {HAS_NONE}"
         yield _error((*path, "type"), "KD242", message, f"{without}, or give data with labels")
     batch_fn = spec.dataset.train.dataloader.kwargs.batch_fn
-    if needs and batch_fn is not None and mixes_labels(batch_fn):
+    if needs and mixes_labels(batch_fn) and not is_unlabelled(spec.dataset.train):
+        assert batch_fn is not None
         message = f"`{loss.type}` needs class indices, but `{batch_fn.type}` mixes the labels"
         if record.labels_unless is None:
             without = "choose a loss without labels such as kd_loss"

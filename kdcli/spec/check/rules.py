@@ -77,6 +77,10 @@ def _precision(spec: Spec) -> Iterator[Diagnostic]:
     if runtime.fp16 and runtime.precision not in (None, "fp16"):
         message = f"`fp16: true` and `precision: {runtime.precision}` contradict each other"
         yield _error(("runtime", "precision"), "KD216", message, "keep `precision` alone")
+    if runtime.deterministic and runtime.cudnn_benchmark:
+        message = "`deterministic: true` and `cudnn_benchmark: true` contradict each other"
+        help = "leave `cudnn_benchmark` out: what cuDNN finds fastest may differ from run to run"
+        yield _error(("runtime", "cudnn_benchmark"), "KD288", message, help)
 
 
 def _compiling(spec: Spec) -> Iterator[Diagnostic]:

