@@ -88,13 +88,17 @@ class Event:
 
 @dataclass(slots=True)
 class Watched:
-    """What was found so far, and the tags; `phase` names what is running."""
+    """What was found so far, and the tags; `phase` names what is running.
+
+    filling: whether `tensor[mask] = number` is running, which torch makes a masked_fill of, without a wait.
+    """
 
     found: Counter[Find] = field(default_factory=Counter)
     phase: str = "build"
     tags: dict[int, Tag] = field(default_factory=dict)
     pinned: dict[int, Tag] = field(default_factory=dict)
     making: list[bool] = field(default_factory=list)
+    filling: bool = False
     streams: list[Stream] = field(default_factory=lambda: [Stream()])
     made: list[Stream] = field(default_factory=list)
     unlent: dict[int, Tag] = field(default_factory=dict)
@@ -252,7 +256,8 @@ class Operations(TorchDispatchMode):
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             indices = [index for index in args[1] if isinstance(index, Tensor)]
             if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
-                watched.note("wait", f"{name} by a mask")
+                if not (watched.filling and len(args[1]) == 1):
+                    watched.note("wait", f"{name} by a mask")
             elif not on[0]:
                 watched.note("mix", name)
             elif not all(watched.on_device(index) for index in indices):
@@ -320,10 +325,12 @@ class Functions(TorchFunctionMode):
                 watched.note("wait", f"{func.__name__}(..., device=)")
             kwargs["device"], making = CPU, wanted
         watched.making.append(making and func is not Tensor.tolist)
+        watched.filling = func is Tensor.__setitem__ and not isinstance(args[2], Tensor)
         try:
             result = func(*args, **kwargs)
         finally:
             watched.making.pop()
+            watched.filling = False
         if wanted or (there and func is Tensor.new_tensor):
             for tensor in _tensors(result):
                 watched.tag(tensor)

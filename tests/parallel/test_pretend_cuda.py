@@ -320,6 +320,54 @@ def test_a_detector_waits_as_often_whatever_the_number_of_images(
     assert sum(waits(outcome).values()) == DETECTORS[name][0] <= MOST_WAITS
 
 
+FEW_PROPOSALS = {"rpn_pre_nms_top_n_train": 200, "rpn_post_nms_top_n_train": 100}
+WHOLE: dict[str, tuple[int, dict[str, int]]] = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": (31, FEW_PROPOSALS),
+    "retinanet_resnet50_fpn": (20, {}),
+    "ssdlite320_mobilenet_v3_large": (12, {}),
+}
+"""For detectors of torchvision: how often a step of two images waits at most, in torchvision's own code; arguments."""
+
+
+def whole_spec(kind: str, folder: Path) -> dict[str, Any]:
+    """A spec of one step of a torchvision detector on two scenes."""
+    sides: dict[str, Any] = {}
+    for side in ("train", "test"):
+        reader = {"type": "fs_pillow", "kwargs": {"image_dir": f"{folder}/{side}", "color_mode": "RGB"}}
+        kwargs: dict[str, Any] = {"meta_file": f"{folder}/{side}.json", "image_reader": reader}
+        sides[side] = {
+            "dataset": {"type": "coco", "kwargs": {**kwargs, "transformer": [{"type": "to_tensor"}]}}
+        }
+    truth = {"gt_file": f"{folder}/test.json", "iou_types": ["bbox"]}
+    sides["test"]["dataset"]["kwargs"]["evaluator"] = {"type": "COCO", "kwargs": truth}
+    sampler = {"sampler": {"type": "dist"}, "batch_size": 2, "aspect_grouping": [1]}
+    return {
+        "runtime": {"task_names": "kd_det", "aligned": True, "runner": {"type": "base"}, "random_seed": 1},
+        "net": {
+            "name": "model",
+            "type": f"torchvision.{kind}",
+            "kwargs": {**WHOLE[kind][1], "num_classes": 11},
+        },
+        "dataset": {
+            **sides,
+            "batch_sampler": {"type": "aspect_ratio_group", "kwargs": sampler},
+            "dataloader": {"type": "base", "kwargs": {"alignment": 32, "pin_memory": True}},
+        },
+        "saver": {"save_dir": f"{folder}/run"},
+        "trainer": {"max_iter": 1, "test_freq": 100, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.001}}},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WHOLE)
+def test_how_often_a_detector_of_torchvision_waits(kind: str, tmp_path: Path) -> None:
+    """Its own code waits for each image and level; kdcli's around it never does."""
+    write_scenes(tmp_path, num_train=2)
+    outcome = run(whole_spec(kind, tmp_path))
+    assert mixes(outcome) == {} and len(outcome.losses) == 1
+    assert sum(waits(outcome).values()) <= WHOLE[kind][0]
+
+
 def test_the_loss_table_is_covered() -> None:
     assert {*LOSSES} == {*METHODS} and {*ROWS, *LEFT_OUT, "kd_loss"} >= {*METHODS}
 

@@ -23,13 +23,15 @@ def offset_of(aligned: bool) -> int:
     return 0 if aligned else 1
 
 
-def beyond_last_pixel(info: Sequence[float], offset: int) -> Tensor:
+def beyond_last_pixel(info: Sequence[float], offset: int, like: Tensor | None = None) -> Tensor:
     """[0, 0, dx, dy]: what an image's x2 and y2 lack to be edges, in pixels of the resized image.
 
     info: (h, w, scale_h, scale_w, ...) as in `image_info`. The last pixel is one of the original image, as
-    in United-Perception, so that resized boxes lack a pixel times the scale.
+    in United-Perception, so that resized boxes lack a pixel times the scale. Of the device and dtype of
+    `like`; None: float32 on the CPU.
     """
-    return torch.tensor([0.0, 0.0, offset * info[3], offset * info[2]])
+    lacking = [0.0, 0.0, offset * info[3], offset * info[2]]
+    return torch.tensor(lacking) if like is None else numbers(lacking, like)
 
 
 def numbers(values: Sequence[float], like: Tensor) -> Tensor:

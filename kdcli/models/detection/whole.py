@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from kdcli.errors import did_you_mean
 from kdcli.models.detection import COCO_CLASSES, FAMILIES
-from kdcli.models.detection.boxes import beyond_last_pixel
+from kdcli.models.detection.boxes import beyond_last_pixel, numbers
 from kdcli.models.module import Outputs, ViewModule
 
 ALIGNMENT = 32
@@ -98,7 +98,7 @@ class TorchvisionDetector(ViewModule):
         """Reads `image`, `image_info`; in training `boxes` too."""
         annotations = outputs.get("annotations", {})
         offset = int(annotations.get("box_offset", 0))
-        lacking = [beyond_last_pixel(info, offset).to(outputs["image"]) for info in outputs["image_info"]]
+        lacking = [beyond_last_pixel(info, offset, outputs["image"]) for info in outputs["image_info"]]
         ids = self.ids_of(annotations.get("categories", ()))
         sizes = [(int(info[0]), int(info[1])) for info in outputs["image_info"]]
         images = [
@@ -146,7 +146,7 @@ class Batching(nn.Module):
 
 def _target(boxes: Tensor, lacking: Tensor, ids: Sequence[int]) -> dict[str, Tensor]:
     labels = boxes[:, 4].to(torch.int64)
-    return {"boxes": boxes[:, :4] + lacking, "labels": labels.new_tensor(ids)[labels - 1] if ids else labels}
+    return {"boxes": boxes[:, :4] + lacking, "labels": numbers(ids, labels)[labels - 1] if ids else labels}
 
 
 def _rows(found: Sequence[Mapping[str, Tensor]], lacking: Sequence[Tensor], ids: Sequence[int]) -> Tensor:
