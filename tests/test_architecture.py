@@ -260,6 +260,7 @@ ASKS_ITSELF = {
     "kdcli.training.caches": "rmtree that ignores errors",
     "kdcli.tasks.detection.metrics": "OSError becomes KD567 in kdcli.tasks.saved_outputs",
     "kdcli.parallel.launch": "the launcher's own temporary folder",
+    "kdcli.parallel.pulse": "a file in that folder",
     "kdcli.reference.doctor": "reports the machine",
     "kdcli.report.loggers.mlflow": "whatever a logger raises is caught around it",
     "kdcli.report.loggers.tensorboard": "whatever a logger raises is caught around it",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.data_files import DataSeen, data_facts
-from kdcli.check.losses import about_size, check_losses, refuses_one_sample
+from kdcli.check.losses import about_size, check_losses, network_path, refuses_one_sample, sides_text
 from kdcli.check.on_cuda import has_own_code, on_cuda
 from kdcli.check.training import (
     check_batch,
@@ -237,7 +237,7 @@ class _Rehearsal:
                 if size is None
                 else "a whole detector of torchvision can't run on fake tensors"
             )
-            checked = f"checked at {_sides(tiny)}{self.on_few(nets)}: {why}"
+            checked = f"checked at {sides_text(tiny)}{self.on_few(nets)}: {why}"
             return None if plan is None else replace(plan, checked=checked)
         self.mode, channels = fake_mode(), channels_of(nets["net"])
         self.facts = replace(self.facts, shape=(channels, *size))
@@ -269,9 +269,9 @@ class _Rehearsal:
                 shapes.get((pair.term, pair.student_layer, pair.teacher_layer), pair) for pair in plan.pairs
             ),
             flops_size=size,
-            checked=f"checked at {_sides(size)}: the largest images that the transforms give, padded"
+            checked=f"checked at {sides_text(size)}: the largest images that the transforms give, padded"
             + (
-                f"; what computes with boxes at {_sides(tiny)}{self.on_few(nets)}, and not in the FLOPs:"
+                f"; what computes with boxes at {sides_text(tiny)}{self.on_few(nets)}, and not in the FLOPs:"
                 f" {', '.join(left_out)}"
                 if left_out
                 else ""
@@ -346,7 +346,7 @@ class _Rehearsal:
                         net,
                         pixels,
                         self.lists[name],
-                        _path(name),
+                        network_path(name),
                     )
                 self.flops[name] = int(counter.total) // len(batch["image"])
                 teachers[name] = teacher
@@ -363,7 +363,7 @@ class _Rehearsal:
                 student,
                 batch,
                 self.lists["net"],
-                _path("net"),
+                network_path("net"),
             )
         if len(self.findings.found) > before:
             return None
@@ -447,7 +447,7 @@ class _Rehearsal:
         """Count the student's FLOPs on one image of the batch."""
         with self.findings.part():
             student.eval()
-            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], _path("net"))
+            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], network_path("net"))
             self.flops["net"] = work
             self.counted_at = (int(batch["image"].shape[-2]), int(batch["image"].shape[-1]))
 
@@ -496,11 +496,3 @@ class _Rehearsal:
             total_steps=total if per_epoch is not None or in_steps else None,
             effective_lr=lr,
         )
-
-
-def _sides(size: tuple[int, int] | None) -> str:
-    return "tiny images" if size is None else f"{size[0]}x{size[1]}"
-
-
-def _path(name: str) -> SpecPath:
-    return ("net",) if name == "net" else ("teachers", name)

@@ -185,3 +185,13 @@ def about_size(found: Diagnostic, height: int, width: int, *, tiny: bool) -> Dia
         then = "on larger ones `kdcli train` may still run it"
     help = f"images of {height}x{width}{what} may be too small for the network: {then}"
     return replace(found, help=help)
+
+
+def sides_text(size: tuple[int, int] | None) -> str:
+    """The size (height, width) of the images that a network is checked at, for messages; None: tiny ones."""
+    return "tiny images" if size is None else f"{size[0]}x{size[1]}"
+
+
+def network_path(name: str) -> SpecPath:
+    """Where the spec describes the network of a name: `net` or a teacher's."""
+    return ("net",) if name == "net" else ("teachers", name)

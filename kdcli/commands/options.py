@@ -73,7 +73,8 @@ class TrainOptions:
     spec: Spec
     changes: Changes = ()
     gpus: Annotated[
-        str | None, Option("How many GPUs of this machine, or which: 8, or 0,2.", worker=False)
+        str | None,
+        Option("How many GPUs, or which: 8, or 0,2, or their names.", worker=False),
     ] = None
     device: Device = None
     nproc: Annotated[
@@ -416,7 +417,7 @@ class DistillOptions:
     labels: Labels = True
     changes: Changes = ()
     overwrite: Annotated[bool, Option("Start over in a folder that holds a spec already.")] = False
-    gpus: Annotated[str | None, Option("How many GPUs of this machine, or which: 8, or 0,2.")] = None
+    gpus: Annotated[str | None, Option("How many GPUs, or which: 8, or 0,2, or their names.")] = None
     device: Device = None
     nproc: Annotated[int | None, Option("Processes on this machine, e.g. with --device cpu.")] = None
     plugins: Plugins = ()

@@ -2,7 +2,7 @@
 
 A plain rule and no measurement at the start: the first images come from a cold disk and the first steps compile, so
 that a measured number would be another at each start. Where the rule is wrong the run says so, from what was measured
-by then (kdcli.training.data_waits). Batches are the same bits for any number.
+by then (KD795). Batches are the same bits for any number.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from kdcli.disk import text_in
+from kdcli.errors import RunError
 
 MOST = 16
 """More workers than this hand batches over slower than one process takes them."""
@@ -49,8 +52,8 @@ def usable_cores(root: Path = Path("/")) -> float:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The quotas, in cores, of this process's cgroups and of those above them; root: of the file system."""
-    with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+    with suppress(RunError):
+        for line in text_in(root / "proc/self/cgroup").splitlines():
             _, controllers, name = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -58,18 +61,16 @@ def _quotas(root: Path) -> Iterator[float]:
             own = Path(name.lstrip("/"))
             # In a container the name may be one outside of it: then the top is its own.
             for folder in (top, *(top / part for part in (own, *own.parents))):
-                with suppress(OSError, ValueError, ZeroDivisionError):
+                with suppress(RunError, ValueError, ZeroDivisionError):
                     yield _quota(folder, second=not controllers)
 
 
 def _quota(folder: Path, *, second: bool) -> float:
     """Cores of one cgroup, of the second version or the first; raises ValueError where it is not limited."""
     if second:
-        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        quota, period = text_in(folder / "cpu.max").split()
     else:
-        quota, period = (
-            (folder / f"cpu.cfs_{part}_us").read_text(encoding="utf-8") for part in ("quota", "period")
-        )
+        quota, period = (text_in(folder / f"cpu.cfs_{part}_us") for part in ("quota", "period"))
     cores = int(quota) / int(period)
     if cores <= 0:
         raise ValueError("no quota")

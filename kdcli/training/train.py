@@ -25,7 +25,6 @@ from kdcli.parallel.sharding import whole
 from kdcli.records import Evaluation, Finished, Notice, Record, Saved, better, rising, warnings
 from kdcli.tasks.mimicry import has_learnt_more, primary_of
 from kdcli.tasks.probe.probe import LINEAR
-from kdcli.training import data_waits
 from kdcli.training.caches import damaged_rows, flush_all
 from kdcli.training.checkpoint import (
     Progress,
@@ -53,7 +52,7 @@ from kdcli.training.first_step import prove_first_step, refuse_strong_pulls
 from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
-from kdcli.training.loss_records import DeviceNotices, LossRecords
+from kdcli.training.loss_records import DeviceNotices, LossRecords, watched_waits
 from kdcli.training.optim import LearningRate, build_optimizer
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
@@ -137,7 +136,7 @@ class TrainLoop:
         self.bad_samples = BadSamples(run, progress)
         self.losses, self.device = LossRecords(run), DeviceNotices(run, progress)
         self.watch = Watch(run, guard, progress)
-        self.data_waits = data_waits.watched(run)
+        self.data_waits = watched_waits(run)
         pinned = run.spec.dataset.train.dataloader.kwargs.pin_memory is not False
         self.copies = Copies(run.processes.device, beside=pinned)
         self.saved_at = time.perf_counter()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kdcli.records import Alarm
-from kdcli.training import data_waits
-from kdcli.training.data_waits import DataWaits, remedy_for
+from kdcli.training import loss_records
+from kdcli.training.loss_records import DataWaits, remedy_for
 from tests.training.runs import SPEC, spec_of, train_all
 
 
@@ -28,8 +28,8 @@ class Clock:
 @pytest.fixture(name="clock")
 def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(data_waits, "time", clock)
-    monkeypatch.setattr(data_waits, "usable_cores", lambda: 8.0)
+    monkeypatch.setattr(loss_records, "time", clock)
+    monkeypatch.setattr(loss_records, "usable_cores", lambda: 8.0)
     return clock
 
 
@@ -89,7 +89,7 @@ def test_the_number_of_workers_that_would_do() -> None:
 
 def test_a_run_records_it_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SECONDS", 0.0), ("SHARE", -1.0), ("STEPS", 1), ("LEFT_OUT", 0)):
-        monkeypatch.setattr(data_waits, name, value)
+        monkeypatch.setattr(loss_records, name, value)
 
     def alarms(folder: str, **kwargs: bool) -> list[Alarm]:
         loads = f"dataset.train.dataloader.kwargs={{in_memory: {str(kwargs['in_memory']).lower()}}}"
