@@ -237,11 +237,11 @@ def test_kdcli_has_no_finding_of_its_own(everyone: list[Any]) -> None:
     assert finds_of(spec_of(SPEC)) == [] and everyone
 
 
-CLASSIFIERS = [file.name for file in sorted(SAMPLES.glob("*.yaml")) if "dataset" in file.read_text()]
+WITH_DATA = [file.name for file in sorted(SAMPLES.glob("*.yaml")) if "dataset" in file.read_text()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.long
+@pytest.mark.parametrize("name", WITH_DATA)
 def test_no_sample_has_a_finding(name: str, everyone: list[Any]) -> None:
     parsed = read(str(SAMPLES / name), ())
     found = finds_of(parsed)
@@ -256,7 +256,7 @@ NETWORKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_network_has_a_finding(name: str, everyone: list[Any]) -> None:
     resized = "[{type: torch_resize, kwargs: {size: [224, 224]}}, {type: to_tensor}]"
