@@ -73,7 +73,8 @@ def test_a_run_of_any_length_is_read_in_the_same_memory(tmp_path: Path) -> None:
         assert run.steps.count == count and run.steps.seconds == pytest.approx(0.05 * count)
         xs, ys = run.steps.total.points()
         assert (xs[-1], ys[-1], ys[0]) == (count, 1 / count, 1.0)
-    assert peaks[1] < 1.2 * peaks[0]
+    # All rows of a file four times as long would take four times as much.
+    assert peaks[1] < 2 * peaks[0]
 
 
 def refused(path: Path, code: str, words: str) -> None:
