@@ -38,7 +38,7 @@ from kdcli.distill.dry_run import rehearse
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import PixelChange, Teacher
-from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.errors import Diagnostic, Findings, SpecError
 from kdcli.losses import loss_of
 from kdcli.models.fetching import Shown, unseen
 from kdcli.models.network import Network, build_network, rehearsed, shapes_only, tells_shapes
@@ -447,7 +447,9 @@ class _Rehearsal:
         """Count the student's FLOPs on one image of the batch."""
         with self.findings.part():
             student.eval()
-            work = rehearse(lambda: flops_of(student, batch), student, batch, self.lists["net"], network_path("net"))
+            work = rehearse(
+                lambda: flops_of(student, batch), student, batch, self.lists["net"], network_path("net")
+            )
             self.flops["net"] = work
             self.counted_at = (int(batch["image"].shape[-2]), int(batch["image"].shape[-1]))
 

@@ -88,7 +88,7 @@ def test_the_number_of_workers_that_would_do() -> None:
 
 
 def test_a_run_records_it_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SECONDS", 0.0), ("SHARE", -1.0), ("STEPS", 1), ("LEFT_OUT", 0)):
+    for name, value in (("SECONDS", 0.0), ("WAIT_SHARE", -1.0), ("STEPS", 1), ("LEFT_OUT", 0)):
         monkeypatch.setattr(loss_records, name, value)
 
     def alarms(folder: str, **kwargs: bool) -> list[Alarm]:
