@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeGuard
 
@@ -178,7 +178,7 @@ class Teacher:
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The named outputs of the whole network, on the student's batch."""
-        with self.autocast or nullcontext():
+        with self._autocast():
             outputs = self.net(self.pixels_of(batch))
         return self.labels.outputs(outputs)
 
@@ -202,10 +202,14 @@ class Teacher:
         """The same view with all logits that the network has."""
         batch = self.pixels_of(batch)
         with torch.no_grad():
-            if self.autocast is None:
+            with self._autocast():
                 return self.taps.view(batch)
-            with self.autocast:
-                return self.taps.view(batch)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """A context of its own: one torch.autocast entered twice, here and by who evaluates, stays switched on."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.autocast.device, dtype=self.autocast.fast_dtype)
 
 
 def use_batch_statistics(net: nn.Module) -> None:

@@ -28,6 +28,7 @@ def test_a_name_that_is_none_and_the_list(capsys: pytest.CaptureFixture[str]) ->
     assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == list(gpu.CHECKS)
 
 
+@pytest.mark.slow
 def test_what_fails_what_is_skipped_and_what_is_late_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

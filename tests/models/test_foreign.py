@@ -97,10 +97,11 @@ def test_arguments_are_checked() -> None:
             "torchvision:ResNet50_Weights.IMAGENET1K_V1}`",
         ),
         ("mobilenet_v2", {"weights": "DEFAULT"}, "torchvision:MobileNet_V2_Weights.IMAGENET1K_V2}`"),
-        (
+        pytest.param(
             "torchvision.ssd300_vgg16",
             {"weights_backbone": "DEFAULT"},
             "torchvision:SSD300_VGG16_Weights.COCO_V1}`, the whole detector's",
+            marks=pytest.mark.slow,
         ),
     ],
 )

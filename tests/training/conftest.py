@@ -1,4 +1,4 @@
-"""Every test of a run runs in its own working directory, on one thread; scenes, and the commands on them."""
+"""Every test of a run runs in its own folder, on one thread, and leaves autocast off; scenes, and commands on them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(before)
+    assert not torch.is_autocast_enabled("cpu"), "a run leaves autocast switched on"
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,8 @@ def as_exported(content: dict[str, Any]) -> None:
 LOOSE = "net.bbox_head_post_process.kwargs.cfg.bbox_predictor.kwargs.bbox_score_thresh=0.0"
 
 
-@pytest.mark.parametrize("change", [permute, pytest.param(as_exported, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [permute, as_exported])
 def test_the_figures_are_those_of_the_same_file(
     kdcli: Kdcli, scenes: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:

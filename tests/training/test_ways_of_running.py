@@ -122,7 +122,7 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: Any, **__: Any) -> Any:
         raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, RuntimeError("no compiler"), [])
 
-    monkeypatch.setattr(torch, "compile", lambda _: refuse)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
     with pytest.raises(RunError) as caught:
         losses("saver.save_dir=compiled", "runtime.compile=teachers")
     assert caught.value.diagnostics[0].code == "KD726"
