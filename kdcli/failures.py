@@ -127,7 +127,7 @@ KNOWN = (
     _known(
         r"does not have a deterministic implementation|Deterministic behavior was enabled with",
         "KD791",
-        "leave `runtime.deterministic` out, or take another layer or loss: torch has this operation in no way that"
+        "leave `runtime.deterministic` out, or take another layer or loss: torch has no version of this operation that"
         " gives the same bits each time",
     ),
     _known(r"no space left on device|disk quota exceeded|file too large", "KD740", REASONS[errno.ENOSPC][1]),

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.data_files import DataSeen, data_facts
 from kdcli.check.losses import about_size, check_losses, network_path, refuses_one_sample, sides_text
-from kdcli.check.on_cuda import has_own_code, on_cuda
+from kdcli.check.on_cuda import may_need_cuda, on_cuda
 from kdcli.check.training import (
     check_batch,
     check_data,
@@ -145,7 +145,7 @@ def check(parsed: ParsedSpec, options: CheckOptions, sides: Sides | None = None)
             rehearsal = _Rehearsal(parsed, options, sides.task, data, None)
             plan = rehearsal.run()
     found = (*own, *(parsed.locate(finding) for finding in rehearsal.findings.found))
-    if options.on_cuda and has_own_code(parsed.spec) and all(d.severity != "error" for d in found):
+    if options.on_cuda and may_need_cuda(parsed.spec) and all(d.severity != "error" for d in found):
         again = on_cuda(lambda mode: _Rehearsal(parsed, options, sides.task, data, mode))
         found += tuple(map(parsed.locate, again))
     if any(d.severity == "error" for d in found):

@@ -199,8 +199,10 @@ class Rehearsal(Protocol):
         """The networks run once and joined by the jobs."""
 
 
-def has_own_code(spec: Spec) -> bool:
-    """Whether a network, a loss or a method of the spec is the user's own code."""
+def may_need_cuda(spec: Spec) -> bool:
+    """Whether the spec may run on a GPU, and a network, a loss or a method of it is the user's own code."""
+    if spec.runtime.device == "cpu":
+        return False
     modules = [*spec.net, *(module for teacher in spec.teachers.values() for module in teacher)]
     return any(module.type == FROM_PYTHON for module in modules) or any(
         path[0] in ("net", "teachers", "mimic") for path, _ in own_code(spec)
@@ -303,18 +305,28 @@ def losses_watched(
 
 
 def _both_ways(mode: CudaShapes, place: Place, action: Callable[[], object]) -> None:
-    """Run an action; where a number was made up, once more with its opposite, and keep the mixes of both."""
-    before, found = len(mode.finds), []
-    for answer in (False, True):
-        mode.answer, mode.guessed = answer, False
-        with mode.at(place), suppress(Exception):
-            action()
-        found.append(mode.finds[before:])
-        del mode.finds[before:]
-        if not mode.guessed:
-            break
-    mode.answer, mode.guessed = False, False
-    mode.finds += [find for find in found[0] if find.kind != "mix" or not find.guessed or find in found[1]]
+    """Run an action twice; where a number was made up, also with its opposite.
+
+    Kept are waits that come again, and mixes that come with both answers.
+    """
+    first, again = _finds_of(mode, place, action), _finds_of(mode, place, action)
+    other = _finds_of(mode, place, action, answer=True) if mode.guessed else first
+    mode.guessed = False
+    mode.finds += [
+        find for find in first if (find in again if find.kind != "mix" else not find.guessed or find in other)
+    ]
+
+
+def _finds_of(
+    mode: CudaShapes, place: Place, action: Callable[[], object], *, answer: bool = False
+) -> list[Find]:
+    before = len(mode.finds)
+    mode.answer, mode.guessed = answer, False
+    with mode.at(place), suppress(Exception):
+        action()
+    mode.answer, found = False, mode.finds[before:]
+    del mode.finds[before:]
+    return found
 
 
 def findings_of(finds: list[Find]) -> Iterator[Diagnostic]:

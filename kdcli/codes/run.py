@@ -315,8 +315,8 @@ RUN: dict[str, Explanation] = {
         "process that is stuck",
         "The run is to stop, after Ctrl-C or because another process died, and a process does nothing that could end:"
         " its main thread has run no Python for six seconds (a step may take thrice the longest so far), in a call of a"
-        " library, of the system or of a driver. Nobody waits for it longer; the last checkpoint is whole. An"
-        " evaluation, a checkpoint and a first step may take any time.",
+        " library, of the system or of a driver. Nobody waits for it longer; the last checkpoint is whole. After"
+        " Ctrl-C an evaluation, a checkpoint and a first step may take ten minutes, after a death only a checkpoint.",
         "look at what it was at, which the message names; then: kdcli train cfg.yaml --resume",
     ),
     "KD880": Explanation(
@@ -438,9 +438,9 @@ RUN: dict[str, Explanation] = {
         "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
     ),
     "KD791": Explanation(
-        "an operation that has no deterministic way",
-        "`runtime.deterministic: true` asks for the same bits at each run, and torch has one operation of this run"
-        " in no such way on this device.",
+        "an operation that is not deterministic",
+        "`runtime.deterministic: true` asks for the same bits at each run, and on this device torch has no"
+        " deterministic version of an operation that this run uses.",
         "wrong: runtime: {deterministic: true} with a layer that torch can't run so\n"
         "right: leave it out, or take another layer: torch's page on `use_deterministic_algorithms` lists them",
     ),

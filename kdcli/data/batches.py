@@ -129,6 +129,14 @@ class ArrayReader:
         return {} if self.labels is None else {"labels": self.labels[indices]}
 
 
+class OfSample(ValueError):
+    """What is wrong with one sample of a batch. index: of the sample in its source."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
 class SampleReader:
     """Batches sample by sample, with what is to happen to bad ones.
 
@@ -169,7 +177,8 @@ class SampleReader:
         try:
             batch = self.source.collate(samples, chosen)
         except ValueError as reason:
-            return {}, (BadRecord(indices[0], self.source.name(indices[0]), str(reason), False),)
+            at = reason.index if isinstance(reason, OfSample) else indices[0]
+            return {}, (BadRecord(at, self.source.name(at), str(reason), False),)
         return self.mixing(batch, key), tuple(bad)
 
 
@@ -214,7 +223,10 @@ class ImageSamples:
         labels = {} if self.labels is None else {"labels": torch.from_numpy(self.labels[indices])}
         batch = torch.empty(0)
         for row, sample in enumerate(samples):
-            image = self.pipeline(images[row][None], sample["draws"], start=self.alone)[0]
+            try:
+                image = self.pipeline(images[row][None], sample["draws"], start=self.alone)[0]
+            except ValueError as reason:
+                raise OfSample(int(indices[row]), str(reason)) from reason
             if not row:
                 batch = image.new_empty((len(samples), *image.shape))
             elif image.shape != batch.shape[1:]:

@@ -11,9 +11,9 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -175,16 +175,24 @@ class Loader:
             atexit.unregister(self._at_exit)
 
     def _load(self, keys: list[BatchKey]) -> Iterator[Loaded]:
-        with doing("reading the data"):
-            if self._num_workers:
-                yield from self._from_workers(keys)
-            elif self._prefetch:
-                yield from self._from_thread(keys)
-            else:
-                for key in keys:
-                    with waiting(self._slow_sample):
-                        loaded = self._here(key)
-                    yield loaded
+        with closing(self._loaded(keys)) as batches:
+            while True:
+                with doing("reading the data"):
+                    loaded = next(batches, None)
+                if loaded is None:
+                    return
+                yield loaded
+
+    def _loaded(self, keys: list[BatchKey]) -> Generator[Loaded]:
+        if self._num_workers:
+            yield from self._from_workers(keys)
+        elif self._prefetch:
+            yield from self._from_thread(keys)
+        else:
+            for key in keys:
+                with waiting(self._slow_sample):
+                    loaded = self._here(key)
+                yield loaded
 
     def _here(self, key: BatchKey) -> Loaded:
         batch, bad = self._reader[key]

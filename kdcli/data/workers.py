@@ -78,6 +78,24 @@ def _quota(folder: Path, *, second: bool) -> float:
 
 
 def local_processes(world_size: int) -> int:
-    """How many of a run's processes are on this machine: what the launcher says, else all of them."""
-    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    """How many of a run's processes share the cores that this one may use: what the launcher says, else all of them.
+
+    Under Slurm one, where a task has cores of its own, else the tasks of this machine.
+    """
+    said = os.environ.get("LOCAL_WORLD_SIZE") or _slurm_tasks_here() or ""
     return int(said) if said.isdigit() and 0 < int(said) <= world_size else world_size
+
+
+def _slurm_tasks_here() -> str | None:
+    """As Slurm's variables say; None where it has not started this process."""
+    if "SLURM_PROCID" not in os.environ:
+        return None
+    each = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if each.isdigit() and hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) <= int(each):
+        return "1"
+    tasks: list[str] = []  # `8(x2),4`: of each machine
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        tasks += [count] * int(times if times.isdigit() else 1)
+    node = os.environ.get("SLURM_NODEID", "")
+    return tasks[int(node)] if node.isdigit() and int(node) < len(tasks) else None

@@ -178,7 +178,7 @@ class Teacher:
 
     def outputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The named outputs of the whole network, on the student's batch."""
-        with self._autocast():
+        with self.autocasting():
             outputs = self.net(self.pixels_of(batch))
         return self.labels.outputs(outputs)
 
@@ -202,11 +202,14 @@ class Teacher:
         """The same view with all logits that the network has."""
         batch = self.pixels_of(batch)
         with torch.no_grad():
-            with self._autocast():
+            with self.autocasting():
                 return self.taps.view(batch)
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        """A context of its own: one torch.autocast entered twice, here and by who evaluates, stays switched on."""
+    def autocasting(self) -> AbstractContextManager[object]:
+        """Its precision, for a `with` block.
+
+        A context of its own: one torch.autocast entered twice, here and by who evaluates, stays switched on.
+        """
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.autocast.device, dtype=self.autocast.fast_dtype)

@@ -34,6 +34,11 @@ def name_of(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
+def is_busy(device: torch.device) -> bool:
+    """Whether a CUDA device has work left; nothing is waited for. The CPU has none: it works as it is called."""
+    return device.type == "cuda" and not torch.cuda.current_stream(device).query()
+
+
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the device, its images normalised there where they came as bytes."""
     if device.type == "cpu":

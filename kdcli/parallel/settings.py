@@ -130,7 +130,7 @@ def decide(
             f"precision {precision}" + ("" if teachers == precision else f", of the teachers {teachers}")
         )
     if defaults:
-        words.append(f"{', '.join(defaults)}: keys of `runtime`, each switched off by false")
+        words.append(f"by default {', '.join(defaults)} (`runtime.<key>: false` switches one off)")
     if steady:
         words.append("`deterministic`: the same bits at each run, at the price of slower operations")
     return Settings(
@@ -165,17 +165,17 @@ def using(settings: Settings) -> Iterator[None]:
     To be entered before the first product on the device: cuBLAS asks for its determinism only then.
     """
     backends: Any = torch.backends
-    products, convolutions = backends.cuda.matmul, (backends.cudnn.conv, backends.cudnn.rnn)
-    cudnn = backends.cudnn
+    cudnn, products = backends.cudnn, backends.cuda.matmul
     before = cudnn.benchmark, cudnn.deterministic, os.environ.get(CUBLAS)
-    formats = [(place, place.fp32_precision) for place in (products, *convolutions)]
+    formats = products.allow_tf32, cudnn.allow_tf32
+    inherited = products.fp32_precision
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         cudnn.benchmark = settings.cudnn_benchmark
         if settings.tf32 is not None:
-            for place, _ in formats:
-                place.fp32_precision = "tf32" if settings.tf32 else "ieee"
+            # Not by the newer `fp32_precision`: inductor and other libraries ask these, which would raise then.
+            products.allow_tf32 = cudnn.allow_tf32 = settings.tf32
         if settings.deterministic:
             os.environ.setdefault(CUBLAS, ":4096:8")
             cudnn.deterministic = True
@@ -184,8 +184,8 @@ def using(settings: Settings) -> Iterator[None]:
     finally:
         cudnn.benchmark, cudnn.deterministic = before[:2]
         if settings.tf32 is not None:
-            for place, precision in formats:
-                place.fp32_precision = precision
+            products.allow_tf32, cudnn.allow_tf32 = formats
+            products.fp32_precision = inherited
         if settings.deterministic:
             torch.use_deterministic_algorithms(strict, warn_only=warns)
             if before[2] is None:

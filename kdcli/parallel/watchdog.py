@@ -29,6 +29,9 @@ LEAVE_SECONDS = 12.0
 STOP_SECONDS = 14.0
 """Where one was stuck after a signal, the others have left so long after it."""
 
+LEFT = {1, 131, 144}
+"""What a worker says that leaves as it should, one more than its exit code: it has ended, or was interrupted."""
+
 LOOK_SECONDS = 0.2
 
 
@@ -104,14 +107,16 @@ class Watchdog:
         states = [state for state in map(read, self.paths) if state is not None]
         pids = frozenset(state.pid for state in states)
         if self._died_at is not None and pids.isdisjoint(self._pids_then):
-            self._died_at = None  # all have been started again
+            # All have been started again; what those before were asked to do, or were killed for, is over.
+            self._died_at = self._asked_at = self._again_at = None
+            self.killed.clear()
         statuses = {state.pid: status_of(state.pid) for state in states}
         living = [state for state in states if statuses[state.pid] is not None]
-        if self._died_at is None and any(state.left != 1 for state in states if state not in living):
+        if self._died_at is None and any(state.left not in LEFT for state in states if state not in living):
             self._died_at, self._pids_then = now, pids
             asked = self._asked_at if self.killed else None
             self._leave_by = now + LEAVE_SECONDS if asked is None else max(asked + STOP_SECONDS, now + 3.0)
-        if self._asked_at is None and any(state.asked for state in living):
+        if self._asked_at is None and self._died_at is None and any(state.asked for state in living):
             self._asked_at = now
         # What the system has stopped (SIGSTOP) computes nothing, whatever it was at.
         living = [replace(one, patience=STUCK_SECONDS) if statuses[one.pid] == "T" else one for one in living]

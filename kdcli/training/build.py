@@ -292,7 +292,9 @@ def move_to_device(net: nn.Module, settings: Settings, processes: Processes) -> 
     """Move a network to its device, in channels-last memory format where the settings say so."""
     net.to(processes.device)
     if settings.channels_last:
-        net.to(memory_format=torch.channels_last)
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.dim() == 4:  # a network of videos has others too
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def rounded_weights(spec: Spec, teachers: Mapping[str, Teacher], sample: Mapping[str, Any]) -> list[str]:
@@ -300,8 +302,8 @@ def rounded_weights(spec: Spec, teachers: Mapping[str, Teacher], sample: Mapping
     if spec.trainer.parallel == "fsdp":
         return []  # which gathers weights of one format
     return [
-        f"the weights of {name} stay float32 and are rounded at each step: held in {teacher.precision} it would answer"
-        " otherwise"
+        f"{name} keeps its weights in float32: stored as {teacher.precision} they would change its outputs, so they are"
+        " converted at each step, which costs a little time"
         for name, teacher in teachers.items()
         if not hold_half(teacher, sample)
     ]

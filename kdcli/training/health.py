@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def _softmax_twice(
     term: Term,
 ) -> Diagnostic:
     net, seen = _network(run, teacher, batch)
-    layer = logits_layer(net, seen, tap, value)
+    with nullcontext() if teacher is None else run.teachers[teacher].autocasting():
+        layer = logits_layer(net, seen, tap, value)
     whose = "the student" if teacher is None else teacher
     return Diagnostic(
         code="KD626",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcli.data.loaders import Loader
 from kdcli.data.workers import local_processes, usable_cores
+from kdcli.parallel.devices import is_busy
 from kdcli.records import Alarm, Notice, Step
 from kdcli.training.checkpoint import Progress
 from kdcli.training.run import Run
@@ -81,6 +82,7 @@ class LossRecords:
             position += len(names)
             facts["seconds"] = facts["seconds"] + late  # type: ignore[operator]
             yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
+        self.last = time.perf_counter()  # what is done with the records is no step's time
 
 
 MANY_SKIPPED = 0.1
@@ -145,12 +147,13 @@ class DeviceNotices:
 class DataWaits:
     """Adds up the time in the loader and beside it, over a process's run; waits for more than a tenth are told once.
 
-    Time in the loader is a wait only as far as the device has nothing to do by then: what a log point waits for the
-    device is taken off it. On the CPU that is nothing.
+    Loading counts as waiting only while the device is idle: not where it is still busy when the batch is there, and
+    less the time that a log point waits for the device. On the CPU all of it counts.
+    busy: whether the device has work left.
     """
 
-    def __init__(self, loader: Loader, processes: int = 1) -> None:
-        self.loader, self.processes = loader, processes
+    def __init__(self, loader: Loader, processes: int = 1, busy: Callable[[], bool] = lambda: False) -> None:
+        self.loader, self.processes, self.busy = loader, processes, busy
         self.batches = 0
         self.loading = self.beside = self.device = 0.0
         self.told = False
@@ -164,7 +167,7 @@ class DataWaits:
                 batch = next(source)
             except StopIteration:
                 return
-            there = time.perf_counter()
+            there = began if self.busy() else time.perf_counter()
             yield batch
             self.batches += 1
             if self.batches > LEFT_OUT:
@@ -198,6 +201,7 @@ class DataWaits:
             waited=waited / counted,
             worked=(self.loading + self.beside - waited) / counted,
             cores=usable_cores() / self.processes,
+            in_memory=self.loader.in_memory,
         )
         name = "data is waited for"
         what = f"in {self.share:.0%} of the time, over {counted:,} batches"
@@ -211,8 +215,14 @@ class DataWaits:
         )
 
 
-def remedy_for(*, workers: int | None, waited: float, worked: float, cores: float) -> str:
+def remedy_for(
+    *, workers: int | None, waited: float, worked: float, cores: float, in_memory: bool = False
+) -> str:
     """What to do, in words. waited, worked: seconds a batch; workers: None where kdcli does not start them."""
+    if in_memory:
+        return (
+            "the images are in memory already: take transforms that do less, or kdcli's in place of others'"
+        )
     if workers is None:
         return "give your DataLoader more `num_workers`, or a Dataset that does less for each image"
     # What one worker needs for a batch: without any the wait itself, else what came from all of them in a step.
@@ -230,7 +240,7 @@ def remedy_for(*, workers: int | None, waited: float, worked: float, cores: floa
 
 def watched_waits(run: Run) -> DataWaits:
     """The waits of a run's training data; images in memory on the CPU are work, no wait, and not counted."""
-    loader = run.train_loader
-    waits = DataWaits(loader, local_processes(run.processes.world_size))
+    loader, device = run.train_loader, run.processes.device
+    waits = DataWaits(loader, local_processes(run.processes.world_size), lambda: is_busy(device))
     waits.told = loader.in_memory and run.processes.device.type == "cpu"
     return waits

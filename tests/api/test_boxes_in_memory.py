@@ -190,12 +190,35 @@ class Changed(Squares):
         return image, {key: value for key, value in changed.items() if value is not None}
 
 
+class Pictured(Squares):
+    """The squares with something else as their image."""
+
+    def __init__(self, image: Any) -> None:
+        super().__init__()
+        self.image = image
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        return self.image, super().__getitem__(index)[1]
+
+
+def test_classes_are_counted_without_the_background() -> None:
+    data = Squares()
+    given = GivenBoxes(data, "train", ["__background__", "dark", "light"])
+    assert given.names == GivenBoxes(data, "train", ["dark", "light"]).names == ("dark", "light")
+    with pytest.raises(kdcli.SpecError, match="two classes are called `dark`"):
+        GivenBoxes(data, "train", ["dark", "dark"])
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (Changed(labels=torch.tensor([0, 1])), "labels are whole numbers from 1 on, 0 is the background"),
         (Changed(labels=torch.tensor([1, 3])), "a box has the label 3, and there are 2 classes"),
         (Changed(labels=torch.tensor([1])), "it has 2 boxes and 1 labels"),
+        (Changed(iscrowd=torch.tensor([1])), "it has 2 boxes and an `iscrowd` of 1"),
+        (Changed(boxes=torch.full((2, 4), 900.0) + torch.arange(4)), "a box that lies in its image"),
+        (Pictured("0.png"), "item 0: "),
+        (Pictured(Image.new("F", (64, 48))), "its image has the mode F"),
         (Changed(labels=None), "its boxes have no `labels`"),
         (Changed(boxes=torch.zeros(2, 5)), r"its boxes are \[2, 5\], not \[n, 4\]"),
         (Changed(boxes=torch.full((2, 4), float("nan"))), "a box is not finite"),

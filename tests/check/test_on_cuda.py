@@ -224,7 +224,7 @@ def everyone(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setattr(on_cuda, "running_line", line)
     monkeypatch.setattr(on_cuda, "losses_watched", counted)
-    monkeypatch.setattr(checks, "has_own_code", lambda _: True)
+    monkeypatch.setattr(checks, "may_need_cuda", lambda _: True)
     yield ended
 
 

@@ -153,8 +153,8 @@ def test_logits_are_distilled_without_a_mix_or_a_wait(tmp_path: Path) -> None:
     assert len(outcome.losses) == STEPS
     assert mixes(outcome) == {} and waits(outcome) == {}
     defaults = (
-        "on pretend: `channels_last`, `cudnn_benchmark`, `uint8_images`: keys of `runtime`, each switched off by"
-        " false"
+        "on pretend: by default `channels_last`, `cudnn_benchmark`, `uint8_images`"
+        " (`runtime.<key>: false` switches one off)"
     )
     assert (
         outcome.notices.count(defaults) == 1

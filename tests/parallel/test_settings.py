@@ -47,7 +47,8 @@ def test_a_gpu_gets_what_keeps_the_arithmetic_of_fp32_and_one_hint() -> None:
     assert (settings.precision, settings.teacher_precision, settings.tf32) == ("fp32", "fp32", None)
     line, hint = settings.notices(AMPERE)
     assert line == (
-        "on A100: `channels_last`, `cudnn_benchmark`, `uint8_images`: keys of `runtime`, each switched off by false"
+        "on A100: by default `channels_last`, `cudnn_benchmark`, `uint8_images`"
+        " (`runtime.<key>: false` switches one off)"
     )
     assert "`runtime.precision: auto`" in hint and "`runtime.tf32: true`" in hint
 
@@ -128,16 +129,19 @@ def test_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             backends.cudnn.deterministic,
             torch.are_deterministic_algorithms_enabled(),
             os.environ.get(CUBLAS),
+            backends.cuda.matmul.allow_tf32,
+            backends.cudnn.allow_tf32,
             backends.cuda.matmul.fp32_precision,
             backends.cudnn.conv.fp32_precision,
         )
 
     before = switches()
     with using(decide(runtime(deterministic=True, tf32=True), CPU)):
-        assert switches() == (False, True, True, ":4096:8", "tf32", "tf32")
+        assert switches() == (False, True, True, ":4096:8", True, True, "tf32", "tf32")
+        assert torch.get_float32_matmul_precision() == "high"  # what libraries ask
     assert switches() == before
     with using(decide(runtime(tf32=False), AMPERE, **CLASSIFIER)):
-        assert switches() == (True, *before[1:4], "ieee", "ieee")
+        assert switches() == (True, *before[1:4], False, False, "ieee", "none")
     assert switches() == before
 
 

@@ -259,6 +259,35 @@ def test_a_death_ends_who_is_stuck_and_a_restart_begins_anew(workers: Workers) -
     assert workers.killed() == [1]
 
 
+def test_what_was_asked_before_a_restart_is_over_after_it(workers: Workers) -> None:
+    """The agent ends the others with SIGTERM, which is no wish of the user's."""
+    workers.end(1)
+    workers.dog.look(300.0)
+    workers.states[0] = replace(workers.states[0], moved=300.0, asked=15)
+    workers.dog.look(300.2)
+    workers.end(0)
+    workers.processes = [workers._started() for _ in range(2)]
+    for rank, process in enumerate(workers.processes):
+        workers.states[rank] = state(rank, pid=process.pid, moved=308.0)
+    workers.dog.look(309.0)
+    workers.dog.look(900.0)  # nobody is judged
+    workers.dog.hear(900.0)  # the first of the user's
+    workers.states = [replace(one, moved=901.0, patience=600.0) for one in workers.states]
+    workers.dog.look(901.0 + 2 * AT_ONCE_SECONDS)
+    assert not workers.dog.killed
+
+
+def test_one_that_left_after_a_signal_did_not_die(workers: Workers) -> None:
+    workers.states = [replace(one, patience=600.0) for one in workers.states]
+    workers.dog.hear(300.0)
+    workers.end(1)
+    workers.states[1] = replace(workers.states[1], left=144)
+    workers.dog.look(300.5)
+    workers.states[0] = replace(workers.states[0], moved=330.0)
+    workers.dog.look(331.0)
+    assert not workers.dog.killed
+
+
 def test_one_that_has_ended_well_did_not_die(workers: Workers) -> None:
     workers.end(1)
     workers.states[1] = replace(workers.states[1], left=1)

@@ -33,9 +33,12 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def run(clock: Clock, *, load: float, work: float, device: float = 0.0, batches: int = 50) -> list[Any]:
+def run(
+    clock: Clock, *, load: float, work: float, device: float = 0.0, busy: bool = False, batches: int = 50
+) -> list[Any]:
     """The alarms of some batches: seconds in the loader, beside it, and at a log point after each step."""
-    waits = DataWaits(SimpleNamespace(workers=0))  # type: ignore[arg-type]
+    loader: Any = SimpleNamespace(workers=0, in_memory=False)
+    waits = DataWaits(loader, busy=lambda: busy)
 
     def loaded() -> Iterator[int]:
         for number in range(batches):
@@ -71,6 +74,7 @@ def test_a_tenth_of_the_time_is_told_once(clock: Clock) -> None:
 
 def test_a_device_that_is_at_work_waits_for_nothing(clock: Clock) -> None:
     assert run(clock, load=0.3, work=0.1, device=0.3) == []
+    assert run(clock, load=0.3, work=0.1, busy=True) == []  # it had work for longer than the batch took
     [alarm] = run(clock, load=0.3, work=0.1, device=0.1)
     assert alarm.numbers["share"] == pytest.approx(0.2 / 0.5)
 
@@ -84,6 +88,7 @@ def test_the_number_of_workers_that_would_do() -> None:
         workers=0, waited=1.0, worked=0.1, cores=4
     )
     assert remedy_for(workers=1, waited=1.0, worked=0.1, cores=2).startswith("more data workers than 1")
+    assert "num_workers" not in remedy_for(workers=0, waited=1.0, worked=0.1, cores=8, in_memory=True)
     assert remedy_for(workers=None, waited=1.0, worked=0.1, cores=2).startswith("give your DataLoader more")
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from kdcli.data.detection.coco_json import CocoImage, cut, read_coco
 from kdcli.data.draws import GIVEN, Draws, seed_of
 from kdcli.data.facts import statistics
 from kdcli.data.image_readers import pixels_of
+from kdcli.data.pixel_values import Refused
 from kdcli.data.sources import BadSample
 from kdcli.disk import write_whole
 from kdcli.errors import SpecPath
@@ -57,8 +59,10 @@ class GivenBoxes:
     ) -> None:
         self.dataset, self.side = dataset, side
         self.mean, self.std = numbers_of(mean), numbers_of(std)
-        own = class_names if class_names is not None else _own_classes(dataset)
+        own = without_background(class_names) if class_names is not None else _own_classes(dataset)
         self.stated = own is not None
+        if twice := [name for name, count in Counter(own or ()).items() if count > 1]:
+            raise unusable(side, f"two classes are called `{twice[0]}`", "give each class a name of its own")
         self._images: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         most, self.finished, self.brightest = 0, False, 0.0
@@ -72,7 +76,10 @@ class GivenBoxes:
                     ) from reason
             try:
                 pixels, boxes, labels, crowds = parts_of(item)
-            except ValueError as reason:
+            except Refused as reason:
+                help = "convert it before (`image.convert('RGB')`), or give its pixels as a uint8 tensor"
+                raise unusable(side, f"item {index}: its image has the mode {item[0].mode}", help) from reason
+            except Exception as reason:  # whatever an odd item makes of numpy
                 raise unusable(side, f"item {index}: {reason}", WANTED) from reason
             if index == 0:
                 self.finished = pixels.is_floating_point()
@@ -93,12 +100,17 @@ class GivenBoxes:
         if most > len(self.names):
             message = f"a box has the label {most}, and there are {len(self.names)} classes, counted from 1"
             raise unusable(side, message, "give one name for each class, without the background")
-        if not any(row["bbox"][2] > 0 and row["bbox"][3] > 0 and not row["iscrowd"] for row in self._rows):
-            raise unusable(side, "no item has a box", WANTED)
+        if not any(self._in_its_image(row) for row in self._rows if not row["iscrowd"]):
+            raise unusable(side, "no item has a box that lies in its image", WANTED)
         self._file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def _in_its_image(self, row: Mapping[str, Any]) -> bool:
+        (left, top, width, height), image = row["bbox"], self._images[row["image_id"]]
+        right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+        return bool(right > max(left, 0) and bottom > max(top, 0))
 
     def with_classes(self, count: int) -> None:
         """Number the classes to `count` where nothing names them: the other side has labels up to there."""
@@ -245,8 +257,10 @@ def parts_of(item: Any) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64],
     boxes = _array(target["boxes"], "boxes", np.float64).reshape(-1, 4)
     labels = _array(target["labels"], "labels", np.float64).reshape(-1)
     crowds = _array(target.get("iscrowd", np.zeros(len(labels))), "iscrowd", np.float64).reshape(-1)
-    if len(labels) != len(boxes) or len(crowds) != len(boxes):
+    if len(labels) != len(boxes):
         raise ValueError(f"it has {len(boxes)} boxes and {len(labels)} labels")
+    if len(crowds) != len(boxes):
+        raise ValueError(f"it has {len(boxes)} boxes and an `iscrowd` of {len(crowds)}")
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
     if (labels != np.round(labels)).any() or (labels < 1).any():
@@ -276,5 +290,10 @@ def _own_classes(dataset: Any) -> Sequence[str] | None:
     inner = getattr(dataset, "dataset", None)
     if names is None:
         return None if inner is None else _own_classes(inner)
+    return without_background(names)
+
+
+def without_background(names: Sequence[str]) -> list[str]:
+    """The names of the classes by their labels from 1 on: torchvision's lists begin with the background."""
     listed = list(map(str, names))
     return listed[1:] if listed and listed[0] in BACKGROUND else listed

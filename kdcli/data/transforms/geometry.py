@@ -184,7 +184,7 @@ class Resize:
         return reduction_for((height, width), self.target(height, width))
 
     def of_reduced(self, images: Tensor, whole: tuple[int, int], by: int, draws: Draws) -> Tensor:
-        """What it makes of images of the size `whole` that were reduced: to the size that it gives these."""
+        """Resize reduced images to the size that the whole ones, of the size `whole`, would get."""
         return resized(images, *self.target(*whole), self.interpolation, self.antialias)
 
 
