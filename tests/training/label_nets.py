@@ -37,6 +37,13 @@ class Softmaxed(Grey):
         return self.softmax(super().forward(image))
 
 
+class SoftmaxedInFull(Softmaxed):
+    """Makes its probabilities in float32, as CUDA's autocast does."""
+
+    def forward(self, image: Tensor) -> Any:
+        return self.softmax(Grey.forward(self, image).float())
+
+
 class Functional(Grey):
     """Ends in a function that makes probabilities."""
 

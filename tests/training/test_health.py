@@ -153,6 +153,11 @@ def test_a_teacher_that_ends_in_a_softmax(kind: str, tap: str, layer: str) -> No
     assert told(teacher(kind, tap=layer)) == []
 
 
+def test_a_teacher_whose_weights_are_held_in_half_precision() -> None:
+    (notice,) = told(teacher("SoftmaxedInFull", "runtime.teacher_precision=bf16"))
+    assert "KD626" in notice.message and "`model.softmax:in`" in notice.message
+
+
 def test_it_is_told_before_the_first_step() -> None:
     with run_of(teacher("Softmaxed"), plugins=PLUGINS) as run:
         records = list(train(run))
