@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from kdcli.distill import folding as fold_module
+from kdcli.errors import RunError
+from kdcli.parallel import launch
 from kdcli.training import build
+from kdcli.training import train as training
 from tests.gpu import __main__ as gpu
+from tests.gpu import commands, results
 from tests.gpu.lines import Lines, Machine, Skipped
 
 
@@ -66,7 +75,66 @@ def test_the_checks_run_on_the_cpu(
     assert gpu.main(["folding", "methods", "modes", "speed", "--on", "cpu"]) == 0, capsys.readouterr().out
     monkeypatch.setattr(build, "fold", lambda *_: 0)
     assert gpu.main(["folding", "--on", "cpu"]) == 1
-    assert "FAIL folding: BatchNorms left, fp32" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAIL folding: BatchNorms left, fp32" in out and "ok   folding: logits" in out
+
+
+@pytest.mark.slow
+def test_a_folding_that_changes_the_logits_is_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a BatchNorm were left out and nobody looked."""
+    monkeypatch.setattr(fold_module, "_fold", lambda pair: setattr(pair.parent, pair.name, nn.Identity()))
+    monkeypatch.setattr(fold_module, "_same", lambda *_: True)
+    assert gpu.main(["folding", "--on", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "ok   folding: BatchNorms left, fp32" in out and "FAIL folding: logits" in out
+
+
+@pytest.mark.slow
+def test_a_detectors_waits_are_counted_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["detector_waits", "--on", "cpu"]) == 0, capsys.readouterr().out
+
+
+def test_torchs_word_on_the_mode_that_counts_waits_is_no_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes once in a process, with the first step."""
+    prototype = [
+        "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    ]
+
+    def mode(_: str) -> None:
+        if prototype:
+            warnings.warn(prototype.pop(), stacklevel=1)
+
+    def step(*_: Any) -> None:
+        warnings.warn(
+            "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:1.)",
+            stacklevel=1,
+        )
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
+    monkeypatch.setattr(training.TrainLoop, "step", step)
+    waits: list[str] = []
+    loop: Any = object.__new__(training.TrainLoop)
+    with results.counted(Machine(torch.device("cpu"), tmp_path), waits):
+        for _ in range(2):
+            loop.step(None, [])
+    assert len(waits) == 2 and all(wait.startswith("test_gpu.py:") for wait in waits)
+
+
+def test_the_slurm_task_of_the_check_takes_the_one_gpu_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    for name, value in commands.SLURM_TASK.items():
+        monkeypatch.setenv(name, value)
+    assert launch.is_worker() and launch.device_index(3, visible=1) == 0
+    for name in commands.SLURM_TASK:
+        if name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+    with pytest.raises(RunError, match="KD720"):
+        launch.device_index(3, visible=1)
 
 
 @pytest.mark.long
