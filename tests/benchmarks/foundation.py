@@ -8,10 +8,10 @@ from scratch) see 8,000 photographs of 96 pixels without labels; then a linear p
 frozen features, with 1,600 labels, on 1,600 photographs whose stamps and backgrounds no one has seen. The rows: the
 random student, the student trained with the labels as long, kdcli's recipe with the teacher live and with its answers
 cached (four views in half precision), and the teacher. Settings are chosen on `--on val`.
-Every run is `kdcli train` of a spec that lies beside its results; runs that are finished are not run again. The
-photographs are those of Debian's packages (`kdcli make-data stamp-scenes` says which); `--root` where they are
-extracted elsewhere; `--backgrounds` for more photographs to lay the stamps on: with few, the student learns them by
-heart. Prints a markdown table; says what is absent and stops with 0 where something is.
+Every run is `kdcli train` of a spec that lies beside its results; runs that are finished are not run again, unless that
+spec is another one now. The photographs are those of Debian's packages (`kdcli make-data stamp-scenes` says which);
+`--root` where they are extracted elsewhere; `--backgrounds` for more photographs to lay the stamps on: with few, the
+student learns them by heart. Prints a markdown table; says what is absent and stops with 0 where something is.
 """
 
 from __future__ import annotations
@@ -125,17 +125,23 @@ def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) 
 
 
 def run(kind: str, seed: int, data: Path, on: str, iterations: int, folder: Path) -> dict[str, Any]:
-    """The results of one run, which is trained unless it lies there finished."""
+    """The results of one run, which is trained unless it lies there finished with this very spec."""
     out = folder / f"{kind}_{on}_{iterations}_{seed}"
-    if not (out / "finished.json").exists():
+    file, due = folder / f"{out.name}.yaml", spec(kind, seed, data, on, iterations, out)
+    if not ((out / "finished.json").exists() and is_written(due, file)):
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{out.name}.yaml"
-        file.write_text(yaml.safe_dump(spec(kind, seed, data, on, iterations, out), sort_keys=False))
+        (out / "finished.json").unlink(missing_ok=True)
+        file.write_text(yaml.safe_dump(due, sort_keys=False))
         command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--overwrite"]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     finished: dict[str, Any] = json.loads((out / "finished.json").read_text())
     return finished
+
+
+def is_written(spec: dict[str, Any], file: Path) -> bool:
+    """Whether this very spec lies in the file: what was run by another one is not its result."""
+    return file.exists() and bool(yaml.safe_load(file.read_text()) == yaml.safe_load(yaml.safe_dump(spec)))
 
 
 def absent() -> str:

@@ -4,9 +4,10 @@
 
 Logits KD and feature KD, ResNet-34 to ResNet-18 and cifar_resnet32 to cifar_resnet20, 32x32, batch 128.
 Speeds take turns in one process; peak memory is that of a process with one side alone. What the host does in a step
-besides computing is the CPU time of two tiny networks on a batch of 4, where nearly nothing else is left.
+besides computing is the CPU time of two tiny networks on a batch of 4, where nearly nothing else is left: of all
+threads, as many as the row says.
 
-    python -m tests.benchmarks.overhead host [ROUNDS]      # that alone
+    python -m tests.benchmarks.overhead host [ROUNDS]      # that alone, on one thread
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def host(jobs: str, rounds: int) -> Row:
         }
         ratio, seconds = median_ratio(sides, rounds, "kdcli", "hand")
     more = milliseconds((ratio - 1) * seconds)
-    return Row(
-        f"tiny networks, {jobs}: CPU time a step", f"{milliseconds(seconds)} by hand, {more} more", ratio
-    )
+    threads = torch.get_num_threads()
+    what = f"tiny networks, {jobs}: CPU time a step of {threads} thread{'s' * (threads > 1)}"
+    return Row(what, f"{milliseconds(seconds)} by hand, {more} more", ratio)
 
 
 def memory(pair: str, jobs: str) -> Row:

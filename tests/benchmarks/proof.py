@@ -5,36 +5,41 @@
                                      [--folder runs/proof] [--table]
 
 Every row is trained for `--steps` steps (equal steps), and for as many as cost what the student alone costs in
-`--steps` (equal cost). The cost of a step, and what is paid once (a teacher's cached answers), is CPU time, taken
-by turns with the student alone in one process of one thread. A row's weight is the one with the best top-1 in
+`--steps` (equal cost). The cost of a step is CPU time, taken by turns with the student alone in one process of one
+thread without data workers; what is paid once is that of `kdcli cache`: a teacher's answers, before steps that find
+all of them. A row's weight is the one with the best top-1 in
 `--tune-steps` steps on the pair's validation data (photographs of stamps that neither training nor test has; a
 tenth of the training images), with a seed that the table has not. The test data are read for the table alone.
 
 Run by run: the first seed of every row comes first. What lies finished in the folder is not run again, a run that was
-interrupted goes on at its last checkpoint: the same command continues. `--table` prints what is there.
+interrupted goes on at its last checkpoint: the same command continues. What was made by other settings counts for
+nothing, and is made again. `--table` prints what is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from tests.benchmarks.foundation import absent, make_photographs
+from tests.benchmarks.foundation import absent, is_written, make_photographs
 from tests.benchmarks.measure import child
 from tests.benchmarks.proof_pairs import SAMPLES, Fashion, Pair, Row, Spec, Stamps, chosen
 from tests.benchmarks.worth import spread
@@ -51,17 +56,18 @@ LOCK = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One pair in one folder, with the steps of the student alone."""
+    """One pair in one folder, with the steps of the student alone. root: as `--root` says."""
 
     pair: Pair
     folder: Path
     steps: int
     tune_steps: int
+    root: Path | None = None
 
-    def train(self, row: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
-        """The results of a row's last training, each trained unless it lies there finished."""
+    def specs(self, row: str, *, weight: float, seed: int, steps: int, on: str) -> list[Spec]:
+        """The specs of a row's trainings, one after the other."""
         before: Path | None = None
-        finished: Spec = {}
+        found: list[Spec] = []
         for part, share in self.pair.rows[row].parts.items():
             length = max(1, round(steps * share))
             out = (
@@ -75,22 +81,58 @@ class Proof:
             spec["saver"] = {"save_dir": str(out)}
             if before is not None:
                 spec["saver"]["pretrain_model"] = str(before / "student.safetensors")
-            finished = trained(spec, out)
+            found.append(spec)
             before = out
+        return found
+
+    def train(self, row: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
+        """The results of a row's last training, each trained unless it lies there finished."""
+        before: Path | None = None
+        finished: Spec = {}
+        for spec in self.specs(row, weight=weight, seed=seed, steps=steps, on=on):
+            out = Path(spec["saver"]["save_dir"])
+            files = [before] if before else []
+            made_here = self.pair.teacher.is_relative_to(self.folder)
+            files += [self.pair.teacher] if made_here and "teacher0" in spec else []
+            finished = trained(spec, out, files)
+            before = out / "student.safetensors"
         return finished
+
+    def settings(self, specs: list[Spec]) -> str:
+        """What tells specs from others, wherever the folder lies."""
+        text = json.dumps(specs, sort_keys=True)
+        for folder in (self.folder, SAMPLES):
+            text = text.replace(str(folder), "")
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def cost(self, row: str) -> dict[str, float]:
         """A step's CPU time over that of the student alone, for each part; `once`: what is paid once, in its steps."""
         if row == self.pair.alone:
             return {"train": 1.0, "once": 0.0}
-        file = self.folder / "cost.json"
-        if row not in read(file):
+        known = self.known_cost(row)
+        if known is None:
             name = type(self.pair).__name__.lower()
-            measured = child("tests.benchmarks.proof", "--pair", name, "--folder", str(self.folder.parent),
-                             "--measure", row, threads=1)  # fmt: skip
-            put(file, [row], measured)
-        cost: dict[str, float] = read(file)[row]
-        return cost
+            words = ["--pair", name, "--folder", str(self.folder.parent), "--measure", row]
+            words += ["--root", str(self.root)] if self.root is not None else []
+            known = child("tests.benchmarks.proof", *words, threads=1)
+            put(self.folder / "cost.json", [row], {"cost": known, "settings": self._cost_settings(row)})
+        return known
+
+    def known_cost(self, row: str) -> dict[str, float] | None:
+        """The cost of a row as it was measured with these settings."""
+        if row == self.pair.alone:
+            return {"train": 1.0, "once": 0.0}
+        found = read(self.folder / "cost.json").get(row, {})
+        cost: dict[str, float] = found.get("cost", {})
+        return cost if found.get("settings") == self._cost_settings(row) else None
+
+    def _cost_settings(self, row: str) -> str:
+        return self.settings(
+            [
+                timed_spec(self.pair, *pair)
+                for pair in ((self.pair.alone, "train"), *((row, part) for part in self.pair.rows[row].parts))
+            ]
+        )
 
     def ratio(self, row: str) -> float:
         """The cost of `steps` steps of a row over that of the student alone."""
@@ -99,10 +141,10 @@ class Proof:
         return sum(share * cost[part] for part, share in parts.items()) + cost["once"] / self.steps
 
     def steps_at_equal_cost(self, row: str) -> int:
-        """As many steps as cost what the student alone costs; what is paid once comes off first."""
+        """As many steps as cost what the student alone costs; what is paid once comes off first, and may leave none."""
         cost, parts = self.cost(row), self.pair.rows[row].parts
         per_step = sum(share * cost[part] for part, share in parts.items())
-        return max(1, round((self.steps - cost["once"]) / per_step))
+        return round((self.steps - cost["once"]) / per_step)
 
     def weight(self, row: str) -> float:
         """The weight with the best top-1 on the validation data, of equal ones the smallest; 0 without any."""
@@ -110,31 +152,36 @@ class Proof:
         if not weights:
             return 0.0
         file = self.folder / f"weights_{self.tune_steps}.json"
+        mine: dict[float, float] = {}
         for weight in weights:
-            if f"{weight:g}" not in read(file).get(row, {}):
-                finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
-                top1 = finished["last"]["top1"]
-                put(file, [row, f"{weight:g}"], top1)
-                print(f"{row}: weight {weight:g} has {top1:.2f} on the validation data", flush=True)
-        mine = read(file)[row]
-        return max(weights, key=lambda weight: (mine[f"{weight:g}"], -weight))
+            finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
+            mine[weight] = finished["last"]["top1"]
+            if read(file).get(row, {}).get(f"{weight:g}") != mine[weight]:
+                put(file, [row, f"{weight:g}"], mine[weight])
+                print(f"{row}: weight {weight:g} has {mine[weight]:.2f} on the validation data", flush=True)
+        return max(weights, key=lambda weight: (mine[weight], -weight))
 
     def measure(self, row: str, seed: int, way: str) -> None:
         """One cell of the table."""
         steps = self.steps if way == "steps" else self.steps_at_equal_cost(row)
         if steps < 1 or (way == "cost" and row == self.pair.alone):
             return
-        finished = self.train(row, weight=self.weight(row), seed=seed, steps=steps, on="test")
+        given: dict[str, Any] = {"weight": self.weight(row), "seed": seed, "steps": steps}
+        finished = self.train(row, **given, on="test")
         file, last = self.folder / "results.json", finished["last"]
-        put(file, [row, f"{way} {self.steps}", str(seed)], last)
+        settings = self.settings(self.specs(row, **given, on="test"))
+        put(file, [row, f"{way} {self.steps}", str(seed)], {**last, **given, "settings": settings})
         if (teacher := finished.get("teachers", {}).get("teacher0")) is not None:
             put(file, ["teacher"], teacher)
         print(f"{row}, equal {way}, seed {seed}: {last['top1']:.2f} after {steps} steps", flush=True)
 
     def table(self) -> str:
-        """The markdown table of what is measured, best at equal cost first; `-` where nothing is."""
+        """The markdown table of what is measured, best at equal cost first; `-` where nothing is. Runs nothing."""
         results = read(self.folder / "results.json")
         teacher = results.pop("teacher", None)
+        results = {
+            row: self._current(row, result) for row, result in results.items() if row in self.pair.rows
+        }
         lines = [
             f"{self.pair.head} {self.steps} steps of {self.pair.batch} images for the student alone; mean ± standard "
             "deviation (seeds).",
@@ -145,27 +192,52 @@ class Proof:
         order = sorted(results, key=lambda row: -self._mean(results[row]))
         for row in order:
             says = self.pair.rows[row].says
-            weight = f"{self.weight(row):g}" if self.pair.rows[row].weights else ""
+            weight = self._weight_cell(results[row]) if self.pair.rows[row].weights else ""
+            known = self.known_cost(row) is not None
+            steps = self.steps_at_equal_cost(row) if known else 0
             cells = [self._cell(results[row], way) for way in WAYS]
             if row == self.pair.alone:
                 cells[0] = cells[1]
             mark = "**" if row == self.pair.alone else ""
             lines.append(
-                f"| {mark}{says}{mark} | {weight} | {self.ratio(row):.2f} | {self.steps_at_equal_cost(row)} | "
-                f"{cells[0]} | {cells[1]} |"
+                f"| {mark}{says}{mark} | {weight} | {f'{self.ratio(row):.2f}' if known else '-'} | "
+                f"{steps if steps > 0 else '-'} | {cells[0]} | {cells[1]} |"
             )
         if teacher is not None:
             lines.append(f"| the teacher | | | | {teacher['top1']:.2f} | |")
         return "\n".join(lines) + "\n"
 
-    def _values(self, result: Spec, way: str) -> list[float]:
-        return [last["top1"] for last in result.get(f"{way} {self.steps}", {}).values()]
+    def _current(self, row: str, result: Spec) -> dict[str, list[Spec]]:
+        """The results of each way that these settings have, of as many steps as the row has now."""
+        found: dict[str, list[Spec]] = {}
+        for way in WAYS:
+            due: int | None = self.steps
+            if way == "cost":
+                due = None if self.known_cost(row) is None else self.steps_at_equal_cost(row)
+            found[way] = [
+                last
+                for last in result.get(f"{way} {self.steps}", {}).values()
+                if last.get("steps") == due and last.get("settings") == self._settings_of(row, last)
+            ]
+        return found
 
-    def _mean(self, result: Spec) -> float:
+    def _settings_of(self, row: str, last: Spec) -> str:
+        given = {name: last[name] for name in ("weight", "seed", "steps")}
+        return self.settings(self.specs(row, **given, on="test"))
+
+    def _weight_cell(self, result: dict[str, list[Spec]]) -> str:
+        """The weight that the results have; all of them, should they differ."""
+        weights = {last["weight"] for way in WAYS for last in result[way]}
+        return ", ".join(f"{weight:g}" for weight in sorted(weights)) or "-"
+
+    def _values(self, result: dict[str, list[Spec]], way: str) -> list[float]:
+        return [last["top1"] for last in result[way]]
+
+    def _mean(self, result: dict[str, list[Spec]]) -> float:
         values = self._values(result, "cost") or self._values(result, "steps")
         return statistics.mean(values) if values else 0.0
 
-    def _cell(self, result: Spec, way: str) -> str:
+    def _cell(self, result: dict[str, list[Spec]], way: str) -> str:
         values = self._values(result, way)
         if len(values) < 2:
             return f"{values[0]:.2f} (1)" if values else "-"
@@ -197,13 +269,21 @@ def write(file: Path, content: Spec) -> None:
     beside.replace(file)
 
 
-def trained(spec: Spec, out: Path) -> Spec:
-    """The results of `kdcli train` of a spec, which goes on where it was interrupted, unless it lies there finished."""
-    if not (out / "finished.json").exists():
+def trained(spec: Spec, out: Path, files: Sequence[Path] = ()) -> Spec:
+    """The results of `kdcli train` of a spec, which goes on where it was interrupted, unless it lies there finished.
+
+    What lies there by another spec, or is older than one of the files that the spec reads, is trained anew.
+    """
+    file = out.parent / f"{out.name}.yaml"
+    newest = max((one.stat().st_mtime for one in files if one.exists()), default=0.0)
+    same = is_written(spec, file) and file.stat().st_mtime >= newest
+    if not (same and (out / "finished.json").exists()):
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.parent / f"{out.name}.yaml"
-        file.write_text(yaml.safe_dump(spec, sort_keys=False))
-        begun = any((out / "checkpoints").glob("*.pt"))
+        begun = same and any((out / "checkpoints").glob("*.pt"))
+        if not same:
+            (out / "finished.json").unlink(missing_ok=True)
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+            file.write_text(yaml.safe_dump(spec, sort_keys=False))
         command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--quiet", "--no-report"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         with (out.parent / f"{out.name}.log").open("a") as log:
@@ -243,24 +323,51 @@ def steps_of(spec: Spec, folder: Path, stack: ExitStack) -> Iterator[float]:
             start = time.process_time()
 
 
+def timed_spec(pair: Pair, row: str, part: str) -> Spec:
+    """The spec whose steps are timed: its data are read in this process, whose clock sees no other."""
+    spec = pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val")
+    spec["dataset"].setdefault("dataloader", {"type": "base"}).setdefault("kwargs", {})["num_workers"] = 0
+    return spec
+
+
+def filled(spec: Spec, views: int, folder: Path) -> tuple[Spec, float]:
+    """The spec with a whole cache of so many views, and the CPU seconds of `kdcli cache`."""
+    import torch
+
+    from kdcli.parallel.distributed import Processes
+    from kdcli.spec.parse import parse
+    from kdcli.training.make_caches import make_caches
+    from kdcli.training.run import RunOptions
+
+    torch.set_num_threads(1)
+    spec = copy.deepcopy(spec)
+    spec["saver"] = {"save_dir": str(folder / "unused")}
+    spec["mimic"]["teacher0"]["cache"] |= {"views": views, "dir": str(folder)}
+    start = time.process_time()
+    parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
+    for _ in make_caches(parsed, RunOptions(), Processes(device=torch.device("cpu"))):
+        pass
+    return spec, time.process_time() - start
+
+
 def measured_cost(pair: Pair, row: str) -> dict[str, float]:
-    """The cost of a step of each part and what is paid once, over a step of the student alone, by turns."""
+    """The cost of a step of each part and what is paid once, over a step of the student alone, by turns.
+
+    A view costs what a cache of two costs more than one of one; the steps are then taken on the cache of one.
+    """
     found: dict[str, float] = {"once": 0.0}
     for part in pair.rows[row].parts:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            specs = {
-                "alone": pair.spec(pair.alone, "train", weight=1.0, seed=1, steps=10**6, on="val"),
-                "row": pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val"),
-            }
+            specs = {"alone": timed_spec(pair, pair.alone, "train"), "row": timed_spec(pair, row, part)}
+            view = 0.0
             if pair.rows[row].views:
-                specs["live"] = copy.deepcopy(specs["row"])
-                specs["live"]["mimic"]["teacher0"].pop("cache")
-                specs["row"]["mimic"]["teacher0"]["cache"]["views"] = 1  # what one costs is enough
+                _, two = filled(specs["row"], 2, folder / "two views")
+                specs["row"], one = filled(specs["row"], 1, folder / "one view")
+                view = max(0.0, two - one)
             sides = {name: steps_of(spec, folder / name, stack) for name, spec in specs.items()}
-            before = {name: next(side) for name, side in sides.items()}
             for side in sides.values():
-                next(side)  # one to warm up
+                next(side), next(side)  # the first has all that comes before it, the second warms up
             pairs: list[tuple[float, float]] = []
             begun = time.process_time()
             while len(pairs) < LEAST_PAIRS or (
@@ -271,8 +378,7 @@ def measured_cost(pair: Pair, row: str) -> dict[str, float]:
                 pairs.append((seconds["row"], seconds["alone"]))
             alone = statistics.median(seconds for _, seconds in pairs)
             found[part] = statistics.median(row / alone for row, alone in pairs)
-            if pair.rows[row].views:
-                found["once"] += pair.rows[row].views * max(0.0, before["row"] - before["live"]) / alone
+            found["once"] += pair.rows[row].views * view / alone
     return found
 
 
@@ -309,7 +415,7 @@ def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then write and print the table."""
+    """Run what is missing, then write the table; print it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -335,17 +441,18 @@ def main() -> None:
         print(json.dumps(measured_cost(pair, given.measure)))
         return
     steps = given.steps or (1125 if given.pair == "stamps" else 600)
-    proof = Proof(pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps)
+    proof = Proof(
+        pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps, root=given.root
+    )
     if not given.table:
         what = prepare(pair, given.root, given.backgrounds) if isinstance(pair, Stamps) else ""
         if what:
             print(f"skipped: {what}")
             return
         run(proof, chosen(pair.rows, given.rows), given.seeds, given.jobs)
-    text = proof.table()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text)
-    print(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(proof.table())
+    print(proof.table())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Pair(ABC):
     rows: ClassVar[Mapping[str, Row]]
     images: ClassVar[int]
     batch: ClassVar[int]
+    teacher: Path
 
     @property
     def alone(self) -> str:

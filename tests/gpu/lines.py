@@ -72,10 +72,11 @@ class Machine:
             return (
                 f"on the CPU, tiny: {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
             )
+        cudnn: Any = torch.backends.cudnn
         facts = torch.cuda.get_device_properties(self.device)
         return (
             f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {torch.cuda.device_count()} of them;"
-            f" torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+            f" torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn.version()}"
         )
 
     def size(self, on_cuda: int, on_cpu: int) -> int:

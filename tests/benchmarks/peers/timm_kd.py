@@ -25,10 +25,16 @@ from torchvision.datasets import ImageFolder
 
 BATCH, SIZE, RATE = 64, 96, 0.002
 
-# Of the peer's environment; ours may have none.
-timm: Any = importlib.import_module("timm")
-optim: Any = importlib.import_module("timm.optim")
-tasks: Any = importlib.import_module("timm.task")
+
+def share(step: int, steps: int) -> float:
+    """The rate of a step over RATE, as kdcli's spec has it: linear from 0 to RATE at the last step of the warm-up.
+
+    From there on the cosine, as if it had run since step 0.
+    """
+    warm = max(1, steps // 10)
+    if 1 < warm and step < warm:
+        return step / (warm - 1)
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def top1(net: Any, data: Any) -> float:
@@ -48,6 +54,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--weight", type=float, default=2.0)
     given = parser.parse_args()
+    # Of the peer's environment; ours may have none.
+    timm: Any = importlib.import_module("timm")
+    optim: Any = importlib.import_module("timm.optim")
+    tasks: Any = importlib.import_module("timm.task")
     torch.manual_seed(given.seed)
     torch.set_num_threads(1)
     pixels = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
@@ -72,10 +82,7 @@ def main() -> None:
         verbose=False,
     )
     optimizer = optim.create_optimizer_v2(student, opt="adamw", lr=RATE, weight_decay=0.05)
-    warm = max(1, given.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, step / warm) * 0.5 * (1.0 + math.cos(math.pi * step / given.steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, given.steps))
     batches = chain.from_iterable(repeat(loader))
     begun, cpu = time.perf_counter(), time.process_time()
     student.train()
