@@ -326,7 +326,11 @@ def steps_of(spec: Spec, folder: Path, stack: ExitStack) -> Iterator[float]:
 def timed_spec(pair: Pair, row: str, part: str) -> Spec:
     """The spec whose steps are timed: its data are read in this process, whose clock sees no other."""
     spec = pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val")
-    spec["dataset"].setdefault("dataloader", {"type": "base"}).setdefault("kwargs", {})["num_workers"] = 0
+    dataset = spec["dataset"]
+    dataset.setdefault("dataloader", {"type": "base"})
+    for owner in (dataset, dataset["train"], dataset["test"]):
+        if "dataloader" in owner:  # a side's own stands in place of the one of both
+            owner["dataloader"].setdefault("kwargs", {})["num_workers"] = 0
     return spec
 
 
