@@ -120,7 +120,8 @@ def two_cards(machine: Machine, lines: Lines) -> None:
         # The same batches on both: no draw that differs by process, and statistics over all.
         spec["dataset"]["train"]["dataset"]["kwargs"]["transformer"] = [{"type": "to_tensor"}]
         spec["net"] = synchronised(machine)
-        spec["runtime"]["precision"] = "fp32"
+        # Nor a difference of rounding by what cuDNN finds fastest for each batch size.
+        spec["runtime"] |= {"precision": "fp32", "tf32": False, "cudnn_benchmark": False}
         spec["trainer"] |= {
             "log_freq": 1,
             "lr_scheduler": {

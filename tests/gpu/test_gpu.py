@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from kdcli.data.batches import NORMALIZING
 from kdcli.distill import folding as fold_module
 from kdcli.errors import RunError
 from kdcli.parallel import launch
 from kdcli.training import build
 from kdcli.training import train as training
 from tests.gpu import __main__ as gpu
-from tests.gpu import commands, results
+from tests.gpu import commands, costs, results
 from tests.gpu.lines import Lines, Machine, Skipped
 
 
@@ -122,6 +124,29 @@ def test_torchs_word_on_the_mode_that_counts_waits_is_no_wait(
         for _ in range(2):
             loop.step(None, [])
     assert len(waits) == 2 and all(wait.startswith("test_gpu.py:") for wait in waits)
+
+
+def test_the_loop_by_hand_normalises_images_that_come_as_bytes(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Net(nn.Linear):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image)
+            return super().forward(image.flatten(1))
+
+    net = nn.ModuleDict({"model": Net(3, 2)})
+    image = torch.full((4, 3, 1, 1), 255, dtype=torch.uint8)
+    batch = {
+        "image": image,
+        "labels": torch.zeros(4, dtype=torch.int64),
+        NORMALIZING: lambda x: x.float() / 255,
+    }
+    loader = SimpleNamespace(batches=lambda _: iter([batch] * 8))
+    run: Any = SimpleNamespace(
+        student=net, teachers={"teacher0": SimpleNamespace(net=net)}, train_loader=loader
+    )
+    next(costs.by_hand(Machine(torch.device("cpu"), tmp_path), run, 2, None))
+    assert len(seen) == 4 and all(torch.equal(one, torch.ones(4, 3, 1, 1)) for one in seen)
 
 
 def test_the_slurm_task_of_the_check_takes_the_one_gpu_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
