@@ -17,7 +17,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdcli.data.batches import normalized
 from kdcli.distill.taps import tensors_in
-from kdcli.models.torch_modes import whole_float32
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Step
@@ -85,21 +84,20 @@ def methods(machine: Machine, lines: Lines) -> None:
     rows = ["kd_loss", *pretend.ROWS] if machine.cuda else ["kd_loss", "fitnet"]
     worst: dict[str, tuple[float, float]] = {}
     failed: dict[str, str] = {}
-    with whole_float32():
-        for row in rows:
-            try:
-                specs = [pretend.spec_for(row, machine.new_folder(), max_iter=1) for _ in range(2)]
+    for row in rows:
+        try:
+            specs = [pretend.spec_for(row, machine.new_folder(), max_iter=1) for _ in range(2)]
+            for spec in specs:
+                spec["runtime"]["tf32"] = False
                 if row == "ft":
-                    for spec in specs:
-                        spec["trainer"].pop("max_iter")
-                (ours, own), (there, other) = (
-                    first_step(spec, device)
-                    for spec, device in zip(specs, (CPU, machine.device), strict=True)
-                )
-                off = max(abs(value - there[name]) / max(abs(value), 1e-3) for name, value in ours.items())
-                worst[row] = (off, float((own - other).norm() / own.norm().clamp_min(1e-12)))
-            except Exception as error:
-                failed[row] = f"{type(error).__name__}: {str(error)[:80]}"
+                    spec["trainer"].pop("max_iter")
+            (ours, own), (there, other) = (
+                first_step(spec, device) for spec, device in zip(specs, (CPU, machine.device), strict=True)
+            )
+            off = max(abs(value - there[name]) / max(abs(value), 1e-3) for name, value in ours.items())
+            worst[row] = (off, float((own - other).norm() / own.norm().clamp_min(1e-12)))
+        except Exception as error:
+            failed[row] = f"{type(error).__name__}: {str(error)[:80]}"
     for row, reason in failed.items():
         lines.add(f"{row} runs", reason, "no exception", False)
     for number, (what, limit) in enumerate((("losses", LOSSES), ("gradients", GRADIENTS))):
@@ -251,27 +249,24 @@ def folding(machine: Machine, lines: Lines) -> None:
     for precision, limit in FOLDED.items():
         if precision == "fp16" and not machine.cuda:
             continue
-        spec = images_spec(machine, batch=8, steps=1, precision=precision)
+        spec = images_spec(machine, batch=8, steps=1, precision=precision, tf32=False)
         weights = machine.new_folder().with_suffix(".safetensors")
-        with whole_float32():
-            with opened(spec, machine.device) as run:
-                net = run.teachers["teacher0"].net
-                shake(net)
-                save_file({key: value.contiguous() for key, value in net.state_dict().items()}, weights)
-                own = logits_of(run)
-            spec["runtime"]["fold_bn"] = True
-            spec["mimic"]["teacher0"] = {
-                "mimic_name": ["logits"],
-                "allow_weak_teacher": True,
-                "teacher_weight": str(weights),
-            }
-            with opened(spec, machine.device) as run:
-                left = sum(
-                    isinstance(m, torch.nn.BatchNorm2d) for m in run.teachers["teacher0"].net.modules()
-                )
-                of = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.student.modules())
-                said = [notice for notice in run.notices if "are folded" in notice]
-                off = float((logits_of(run) - own).norm() / own.norm())
+        with opened(spec, machine.device) as run:
+            net = run.teachers["teacher0"].net
+            shake(net)
+            save_file({key: value.contiguous() for key, value in net.state_dict().items()}, weights)
+            own = logits_of(run)
+        spec["runtime"]["fold_bn"] = True
+        spec["mimic"]["teacher0"] = {
+            "mimic_name": ["logits"],
+            "allow_weak_teacher": True,
+            "teacher_weight": str(weights),
+        }
+        with opened(spec, machine.device) as run:
+            left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.teachers["teacher0"].net.modules())
+            of = sum(isinstance(m, torch.nn.BatchNorm2d) for m in run.student.modules())
+            said = [notice for notice in run.notices if "are folded" in notice]
+            off = float((logits_of(run) - own).norm() / own.norm())
         lines.add(
             f"BatchNorms left, {precision}", left, "0, with a notice", of > 0 and not left and bool(said)
         )
