@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,8 +167,8 @@ def using(settings: Settings) -> Iterator[None]:
     backends: Any = torch.backends
     cudnn, products = backends.cudnn, backends.cuda.matmul
     before = cudnn.benchmark, cudnn.deterministic, os.environ.get(CUBLAS)
-    formats = products.allow_tf32, cudnn.allow_tf32
-    inherited = products.fp32_precision
+    formats = [(place, place.fp32_precision) for place in (products, cudnn.conv, cudnn.rnn)]
+    older = _older_switches(products, cudnn)
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -184,12 +184,23 @@ def using(settings: Settings) -> Iterator[None]:
     finally:
         cudnn.benchmark, cudnn.deterministic = before[:2]
         if settings.tf32 is not None:
-            products.allow_tf32, cudnn.allow_tf32 = formats
-            products.fp32_precision = inherited
+            for place, allowed in older:
+                place.allow_tf32 = allowed
+            for place, precision in formats:
+                place.fp32_precision = precision
         if settings.deterministic:
             torch.use_deterministic_algorithms(strict, warn_only=warns)
             if before[2] is None:
                 os.environ.pop(CUBLAS, None)
+
+
+def _older_switches(*places: Any) -> list[tuple[Any, bool]]:
+    """`allow_tf32` of torch's backends, but for those whose newer settings can't be said by it: torch raises there."""
+    found = []
+    for place in places:
+        with suppress(RuntimeError):
+            found.append((place, place.allow_tf32))
+    return found
 
 
 def has_convolutions(net: nn.Module) -> bool:
