@@ -351,7 +351,7 @@ def whole_spec(kind: str, folder: Path) -> dict[str, Any]:
         "dataset": {
             **sides,
             "batch_sampler": {"type": "aspect_ratio_group", "kwargs": sampler},
-            "dataloader": {"type": "base", "kwargs": {"alignment": 32, "pin_memory": True}},
+            "dataloader": {"type": "base", "kwargs": {"alignment": 32, "pin_memory": True, "num_workers": 0}},
         },
         "saver": {"save_dir": f"{folder}/run"},
         "trainer": {"max_iter": 1, "test_freq": 100, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.001}}},
