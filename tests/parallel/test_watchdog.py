@@ -384,4 +384,4 @@ def test_a_stuck_process_keeps_no_run_whose_other_process_died(folder: Path) -> 
     assert time.monotonic() - began < 60.0
     told = run.screen()
     assert re.search(r"without a move for ([6-9]|1\d) s: it is killed", told), told
-    assert " is stuck in training step 5 of 12, the student's" in told and "KD723: process 2 of this" in told
+    assert " is stuck in training step 4 of 8, the student's" in told and "KD723: process 2 of this" in told
