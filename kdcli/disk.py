@@ -399,10 +399,18 @@ def _is_left(path: Path, pid: int, computer: str | None) -> bool:
     return started is not None and written < started - CLOCK_SECONDS
 
 
+def process_facts(pid: int | None) -> list[str]:
+    """What Linux tells of a process behind its name, its state first; nothing where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def _start_of(pid: int) -> float | None:
     """When a process was started, in seconds since 1970; None where the system does not say."""
+    facts = process_facts(pid)
     try:
-        facts = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         booted = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
         return float(booted[1]) + float(facts[19]) / os.sysconf("SC_CLK_TCK") if booted else None
     except (OSError, ValueError, IndexError):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcli.check.data_files import DataSeen, data_facts
-from kdcli.check.losses import about_size, check_losses, network_path, refuses_one_sample, sides_text
+from kdcli.check.losses import about_size, check_losses, refuses_one_sample, sides_text
 from kdcli.check.on_cuda import may_need_cuda, on_cuda
 from kdcli.check.training import (
     check_batch,
@@ -56,6 +56,7 @@ from kdcli.parallel.devices import check_threads
 from kdcli.parallel.settings import written_precision
 from kdcli.records import NetworkFacts, Plan
 from kdcli.spec.check.resolve import check_own_jobs
+from kdcli.spec.networks import network_path
 from kdcli.spec.parse import ParsedSpec
 from kdcli.spec.places import HERE, Places
 from kdcli.spec.schema import Job, ModuleSpec
@@ -447,10 +448,9 @@ class _Rehearsal:
         """Count the student's FLOPs on one image of the batch."""
         with self.findings.part():
             student.eval()
-            work = rehearse(
+            self.flops["net"] = rehearse(
                 lambda: flops_of(student, batch), student, batch, self.lists["net"], network_path("net")
             )
-            self.flops["net"] = work
             self.counted_at = (int(batch["image"].shape[-2]), int(batch["image"].shape[-1]))
 
     def plan(

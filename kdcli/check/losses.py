@@ -190,8 +190,3 @@ def about_size(found: Diagnostic, height: int, width: int, *, tiny: bool) -> Dia
 def sides_text(size: tuple[int, int] | None) -> str:
     """The size (height, width) of the images that a network is checked at, for messages; None: tiny ones."""
     return "tiny images" if size is None else f"{size[0]}x{size[1]}"
-
-
-def network_path(name: str) -> SpecPath:
-    """Where the spec describes the network of a name: `net` or a teacher's."""
-    return ("net",) if name == "net" else ("teachers", name)

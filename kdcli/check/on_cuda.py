@@ -29,6 +29,7 @@ from kdcli.models.network import Network, shapes_only
 from kdcli.models.torch_modes import Arrays, Shapes
 from kdcli.parallel.devices import to_device
 from kdcli.spec.in_memory import FROM_PYTHON
+from kdcli.spec.networks import network_path
 from kdcli.spec.plugins import own_code
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
@@ -267,7 +268,7 @@ def networks_watched(mode: CudaShapes, nets: Mapping[str, nn.Module]) -> Iterato
     """A block in which finds belong to the module of the network that is running."""
     with ExitStack() as stack:
         for name, net in nets.items():
-            path: SpecPath = ("net",) if name == "net" else ("teachers", name)
+            path = network_path(name)
             whose = "the student" if name == "net" else f"`{name}`"
             for index, (child, module) in enumerate(net.named_children()):
                 place = Place(f"`{child}` of {whose}", (*path, index))

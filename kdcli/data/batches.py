@@ -219,12 +219,11 @@ class ImageSamples:
 
     def collate(self, samples: Sequence[Mapping[str, Any]], indices: Ids) -> dict[str, Any]:
         """image float32 [B, C, H, W], indices, labels where there are any; raises ValueError where sizes differ."""
-        images: list[Tensor] = [sample["image"] for sample in samples]
         labels = {} if self.labels is None else {"labels": torch.from_numpy(self.labels[indices])}
         batch = torch.empty(0)
         for row, sample in enumerate(samples):
             try:
-                image = self.pipeline(images[row][None], sample["draws"], start=self.alone)[0]
+                image = self.pipeline(sample["image"][None], sample["draws"], start=self.alone)[0]
             except ValueError as reason:
                 raise OfSample(int(indices[row]), str(reason)) from reason
             if not row:

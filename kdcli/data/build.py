@@ -93,10 +93,11 @@ def build_loader(
         reader = SampleReader(source, seed, mixing, train=train, skip=skip)
     else:
         # Mixed images are no bytes any more.
-        as_bytes = as_bytes and mixing.function is None and opened.facts.shape is not None
-        pipeline = build_pipeline(part.dataset.kwargs.transformer, _pipeline_path(path), as_bytes=as_bytes)
-        if as_bytes and opened.facts.shape is not None:
-            normalizing = Normalizing(pipeline, opened.facts.shape[0])
+        shape = opened.facts.shape if as_bytes and mixing.function is None else None
+        transformer = part.dataset.kwargs.transformer
+        pipeline = build_pipeline(transformer, _pipeline_path(path), as_bytes=shape is not None)
+        if shape is not None:
+            normalizing = Normalizing(pipeline, shape[0])
         held = kwargs.in_memory if kwargs.in_memory is not None else isinstance(source, ArrayImages)
         if held:
             _not_scaled(source, path)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -39,6 +38,7 @@ from kdcli.data.draws import Ids
 from kdcli.data.facts import DataFacts
 from kdcli.data.order import Order
 from kdcli.data.sources import Batch, BatchSource
+from kdcli.disk import process_facts
 from kdcli.errors import RunError
 from kdcli.failures import doing
 from kdcli.waiting import waiting
@@ -209,7 +209,7 @@ class Loader:
         """The data worker whose batch is to come next, for a notice: its state, and what it reads."""
         worker = loaded._task_info[loaded._rcvd_idx][0]
         process = loaded._workers[worker]
-        state = STATES.get(_state_of(process.pid), "")
+        state = STATES.get("".join(process_facts(process.pid)[:1]), "")
         sample = self._reading.of(worker)
         reads = "" if sample is None else f"; it reads `{self._name(sample)}`"
         return f"data worker {worker} (pid {process.pid}{', ' + state if state else ''}){reads}"
@@ -353,15 +353,6 @@ STATES = {
     "R": "at work",
 }
 """States of a process as Linux names them."""
-
-
-def _state_of(pid: int | None) -> str:
-    """The letter of a process's state; "" where the system does not say."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text.rpartition(")")[2].strip()[:1]
 
 
 class _Keys:

@@ -54,8 +54,7 @@ class Dist:
         groups = [ids[i : i + whole] for i in range(0, len(ids), whole)]
         if self.drop_last and groups and len(groups[-1]) < whole:
             groups.pop()
-        shares = (np.array_split(group, self.world_size)[self.rank] for group in groups)
-        return [share for share in shares if len(share)]
+        return shares(groups, self.rank, self.world_size)
 
 
 class Local(Dist):
@@ -116,8 +115,13 @@ class AspectGroups:
         if self.train:
             # Groups would otherwise come one after the other.
             groups = [groups[i] for i in permutation(self.seed, epoch, len(groups))]
-        shares = (np.array_split(group, self.world_size)[self.rank] for group in groups)
-        return [share for share in shares if len(share)]
+        return shares(groups, self.rank, self.world_size)
+
+
+def shares(groups: Sequence[Ids], rank: int, world_size: int) -> list[Ids]:
+    """What a process takes of each global batch; those of which it takes nothing are left out."""
+    own = (np.array_split(group, world_size)[rank] for group in groups)
+    return [share for share in own if len(share)]
 
 
 def wrapped(ids: Ids, length: int) -> Ids:

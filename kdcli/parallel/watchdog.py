@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from kdcli.disk import process_facts
 from kdcli.parallel.interrupts import SAME_SECONDS, heeded
 from kdcli.parallel.pulse import STUCK_SECONDS, State, read
 from kdcli.waiting import say
@@ -153,8 +154,5 @@ def status_of(pid: int) -> str | None:
         return None
     except PermissionError:
         return ""
-    try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    letter = "".join(process_facts(pid)[:1])
     return None if letter in ("Z", "X") else letter

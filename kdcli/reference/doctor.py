@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import __version__
+from kdcli.data.workers import cores_of_affinity
 
 DRIVER = Path("/sys/module/nvidia/version")
 """Where the kernel tells its driver's version."""
@@ -55,7 +56,7 @@ def diagnose(folder: Path) -> dict[str, Any]:
         },
         "cpu": {
             "cores": os.cpu_count(),
-            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "usable": cores_of_affinity(),
             "torch_threads": torch.get_num_threads(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },

@@ -29,6 +29,11 @@ class Networks(Model):
     train: DataPart | None = None
 
 
+def network_path(name: str) -> SpecPath:
+    """Where a spec describes the network of a name: `net` or a teacher's."""
+    return ("net",) if name == "net" else ("teachers", name)
+
+
 @dataclass(frozen=True)
 class ParsedNetworks:
     """The networks of a text, with the span of everything in it.
@@ -50,7 +55,7 @@ class ParsedNetworks:
 
     def path(self, name: str) -> SpecPath:
         """The path of a network in the spec: ("net",) or ("teachers", name)."""
-        return ("net",) if name == "net" else ("teachers", name)
+        return network_path(name)
 
     def span(self, path: SpecPath, on_key: bool = False) -> Span:
         """The span of a path."""

@@ -6,7 +6,7 @@ run of the same seed start from the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from kdcli.models.network import Network, build_network
 from kdcli.models.weights import weights_hash
 from kdcli.parallel.devices import autocast_for, scaler_for, to_device, use_threads
 from kdcli.parallel.distributed import Processes
-from kdcli.parallel.settings import Settings, decide, facts_of, has_convolutions, using
+from kdcli.parallel.settings import DeviceFacts, Settings, decide, facts_of, has_convolutions, using
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.resolve import check_own_jobs
 from kdcli.spec.check.rules import views_of
@@ -176,11 +176,11 @@ def _built(
         notices += load_pretrained(student, spec, options, folder)
         nets, hashes = build_teachers(spec, options, notices=notices)
         device_facts = facts_of(processes.device)
-        settings = decide(
-            spec.runtime,
+        settings = settings_for(
+            spec,
             device_facts,
-            one_size=facts.shape is not None and facts.annotations is None,
-            convolutions=any(has_convolutions(net) for net in (student, *nets.values())),
+            facts,
+            (student, *nets.values()),
             bytes_first=train_loader.gives_bytes,
             kept=None if found_checkpoint is None else found_checkpoint.arithmetic,
         )
@@ -286,6 +286,19 @@ def as_notices(findings: list[Diagnostic]) -> list[str]:
         raise SpecError(findings)
     # Both sides may read one file.
     return list(dict.fromkeys(f"{finding.message}; {finding.help}" for finding in findings))
+
+
+def settings_for(
+    spec: Spec, device: DeviceFacts, facts: DataFacts, nets: Iterable[nn.Module], **more: Any
+) -> Settings:
+    """How a run of these networks on these data uses its device. more: what else `decide` takes."""
+    return decide(
+        spec.runtime,
+        device,
+        one_size=facts.shape is not None and facts.annotations is None,
+        convolutions=any(map(has_convolutions, nets)),
+        **more,
+    )
 
 
 def move_to_device(net: nn.Module, settings: Settings, processes: Processes) -> None:

@@ -11,11 +11,18 @@ from kdcli.distill.folding import fold
 from kdcli.errors import RunError
 from kdcli.parallel.devices import to_device, use_threads
 from kdcli.parallel.distributed import Processes
-from kdcli.parallel.settings import decide, facts_of, has_convolutions, using
+from kdcli.parallel.settings import facts_of, using
 from kdcli.records import Notice
 from kdcli.spec.check.rules import caches_of
 from kdcli.spec.parse import ParsedSpec
-from kdcli.training.build import build_data, build_teacher, build_teachers, file_notices, run_root
+from kdcli.training.build import (
+    build_data,
+    build_teacher,
+    build_teachers,
+    file_notices,
+    run_root,
+    settings_for,
+)
 from kdcli.training.caches import damaged_rows, flush_all, gigabytes, sources_of
 from kdcli.training.join_jobs import first_samples, show_teacher, teacher_taps
 from kdcli.training.run import RunOptions
@@ -45,12 +52,7 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
         left_out = file_notices(spec, options.places, "mimic", "dataset")
         nets, hashes = build_teachers(spec, options, notices=left_out)
         taps = teacher_taps(spec, {name: net for name, net in nets.items() if name in caches})
-        settings = decide(
-            spec.runtime,
-            facts_of(processes.device),
-            one_size=loader.facts.shape is not None and loader.facts.annotations is None,
-            convolutions=any(has_convolutions(net) for net in nets.values()),
-        )
+        settings = settings_for(spec, facts_of(processes.device), loader.facts, nets.values())
         stack.enter_context(using(settings))
         teachers = {
             name: build_teacher(

@@ -80,9 +80,7 @@ class Pipeline:
     def run_tail(self, images: Tensor) -> Tensor:
         """The transforms of the tail on uint8 images [n, C, H, W]; float32."""
         nothing = Draws(0, 0, np.zeros(1, dtype=np.int64))
-        for transform in self.transforms[self.tail() :]:
-            images = transform(images, nothing)
-        return as_float(images)
+        return as_float(self.part(images, nothing, self.tail(), len(self.transforms)))
 
     def head(self) -> int:
         """How many transforms at the start draw nothing and keep uint8."""
@@ -93,9 +91,7 @@ class Pipeline:
 
     def run_head(self, images: Tensor, draws: Draws) -> Tensor:
         """Only the transforms of the head."""
-        for transform in self.transforms[: self.head()]:
-            images = transform(images, draws)
-        return images
+        return self.part(images, draws, 0, self.head())
 
 
 def build_pipeline(components: Sequence[Component], path: SpecPath, *, as_bytes: bool = False) -> Pipeline:
