@@ -88,7 +88,7 @@ def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:
         off = switch and not parameter.default
         made[_option_name(parameter)] = typer.Option(
             *(option.flags or (parameter.flags if off else ())),
-            metavar=option.metavar,
+            metavar=option.metavar or _number(parameter.type),
             show_default=not switch,
             help=option.help,
             min=option.minimum,
@@ -99,6 +99,11 @@ def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:
         )
         for name, mark in made.items()
     ]
+
+
+def _number(type_: Any) -> str | None:
+    """What a help page shows for a number, in place of the name of its type in Python."""
+    return "N" if {int, float} & {type_, *get_args(type_)} else None
 
 
 def _option_name(parameter: CommandParameter) -> str:

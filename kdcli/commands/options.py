@@ -32,7 +32,12 @@ Changes = Annotated[
     Argument("Values to set in the spec.", "KEY=VALUE", "key"),
     Option("A value to set in the spec, as an option.", ("--set",), "KEY=VALUE"),
 ]
-Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.")]
+Device = Annotated[str | None, Option("auto, cpu or cuda; overrides runtime.device.", metavar="DEVICE")]
+Gpus = Annotated[
+    str | None,
+    Option("How many GPUs, or which: 8, or 0,2, or their names.", metavar="N|LIST", worker=False),
+]
+Nproc = Annotated[int | None, Option("Processes on this machine, e.g. with --device cpu.", worker=False)]
 Plugins = Annotated[
     tuple[str, ...],
     Option(
@@ -72,14 +77,9 @@ class TrainOptions:
 
     spec: Spec
     changes: Changes = ()
-    gpus: Annotated[
-        str | None,
-        Option("How many GPUs, or which: 8, or 0,2, or their names.", worker=False),
-    ] = None
+    gpus: Gpus = None
     device: Device = None
-    nproc: Annotated[
-        int | None, Option("Processes on this machine, e.g. with --device cpu.", worker=False)
-    ] = None
+    nproc: Nproc = None
     nnodes: Annotated[int, Option("Number of machines, as in torchrun.", worker=False)] = 1
     node_rank: Annotated[int | None, Option("This machine's number, from 0.", worker=False)] = None
     rdzv_endpoint: Annotated[
@@ -381,7 +381,7 @@ class ExportOptions:
 Teacher = Annotated[
     str | None,
     Option(
-        "The teacher and its weights: teacher.pth@torchvision.resnet18, published weights by name, or a run folder.",
+        "The teacher and its weights: t.pth@torchvision.resnet18, published weights by name, or a run folder.",
         metavar="WEIGHTS@NETWORK",
     ),
 ]
@@ -417,9 +417,9 @@ class DistillOptions:
     labels: Labels = True
     changes: Changes = ()
     overwrite: Annotated[bool, Option("Start over in a folder that holds a spec already.")] = False
-    gpus: Annotated[str | None, Option("How many GPUs, or which: 8, or 0,2, or their names.")] = None
+    gpus: Gpus = None
     device: Device = None
-    nproc: Annotated[int | None, Option("Processes on this machine, e.g. with --device cpu.")] = None
+    nproc: Nproc = None
     plugins: Plugins = ()
     offline: Offline = False
     quiet: Annotated[bool, Option("Print warnings and the last lines only.")] = False

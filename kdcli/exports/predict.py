@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,16 +274,9 @@ def metadata_in(path: Path, format: str) -> Mapping[str, str]:
 
             model = onnx.load(str(path), load_external_data=False)
             return {one.key: one.value for one in model.metadata_props}
-        from kdcli.exports.torch_export import METADATA
-        from kdcli.models.detection.deploy import candidates  # noqa: F401  its operation is in detectors' files
+        from kdcli.exports.torch_export import metadata_inside
 
-        extra = {METADATA: ""}
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
-            torch.export.load(file, extra_files=extra)
-        with suppress(ValueError):
-            return cast("Mapping[str, str]", json.loads(extra[METADATA]))
-        return {}
+        return metadata_inside(path)
     except Exception as error:  # as above
         raise _damaged(path, error) from error
 

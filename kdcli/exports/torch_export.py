@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -39,6 +41,8 @@ class TorchExport:
     def read(self, path: Path, student: Portable) -> Answer:
         """The program, loaded from the file."""
         with warnings.catch_warnings(), asking(path), path.open("rb") as file:
+            import kdcli.models.detection.deploy  # noqa: F401  its operation is in detectors' files
+
             warnings.simplefilter("ignore")
             program: Any = torch.export.load(file).module()
 
@@ -54,3 +58,13 @@ def free_batch(student: Portable) -> dict[str, Any]:
     """The dynamic shapes of torch.export: the first size of every input is one free number."""
     batch = torch.export.Dim("batch")
     return {name: {0: batch} for name in student.inputs}
+
+
+def metadata_inside(path: Path) -> Mapping[str, str]:
+    """What `write` was told, out of the archive alone: the program is not loaded. Empty where another wrote the file."""
+    with asking(path), ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(f"/extra/{METADATA}"):
+                with suppress(ValueError):
+                    return cast("Mapping[str, str]", json.loads(archive.read(name)))
+    return {}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kdcli.errors import SpecError, SpecPath, did_you_mean
+from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 from kdcli.models.construct import construct
 from kdcli.models.module import ViewModule, named_outputs
 from kdcli.models.torch_modes import NOT_FAKE
@@ -263,7 +263,8 @@ def build_network(
     """The network of a `net` or teacher list, on the CPU, in training mode.
 
     path: of the list in the spec. plugins: packages outside kdcli that may be imported. aligned:
-    box geometry, for the modules that take it. Every finding is a SpecError at its module's path.
+    box geometry, for the modules that take it. Every finding is at its module's path; the SpecError holds those of all
+    modules that can be built without one that failed.
     A teacher's list may lack modules that its weights have, unless a module of it is a whole model.
     """
     built: dict[str, nn.Module] = {}
@@ -271,6 +272,8 @@ def build_network(
     frozen: list[str] = []
     outputs: dict[str, tuple[str, ...]] = {}
     frozen_path: SpecPath = path
+    lost: set[str] = set()
+    findings: list[Diagnostic] = []
     for index, spec in enumerate(modules):
         module_path = (*path, index)
         if spec.outputs is not None and spec.type == SELF:
@@ -284,8 +287,16 @@ def build_network(
             raise SpecError.at(
                 (*module_path, "name"), "KD409", f"the module name `{spec.name}` {why}", "choose another name"
             )
+        if lost and (spec.prev is None or spec.prev in lost):
+            lost.add(spec.name)  # its widths may be those of a module that failed
+            continue
         facts = {"inplanes": _widths_before(spec, built, module_path), "aligned": aligned}
-        built[spec.name] = construct(spec.type, spec.kwargs, facts, path=module_path, plugins=plugins)
+        try:
+            built[spec.name] = construct(spec.type, spec.kwargs, facts, path=module_path, plugins=plugins)
+        except SpecError as error:
+            lost.add(spec.name)
+            findings += error.diagnostics
+            continue
         paths[spec.name] = module_path
         if spec.outputs is not None:
             if isinstance(built[spec.name], ViewModule):
@@ -293,6 +304,8 @@ def build_network(
             outputs[spec.name] = spec.outputs
         elif spec.headless:
             outputs[spec.name] = (POOLED,)
+    if findings:
+        raise SpecError(findings)
     if not built:
         raise SpecError.at(path, "KD409", "a network needs at least one module")
     network = Network(built, frozen, paths, outputs)

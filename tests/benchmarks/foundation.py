@@ -74,7 +74,11 @@ def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) 
     images_seen = 1600 if labelled else UNLABELLED
     rate = 0.0 if kind == "random" else 0.007
     made: dict[str, Any] = {
-        "runtime": {"runner": {"type": "base" if labelled else "kd"}, "random_seed": seed},
+        "runtime": {
+            "runner": {"type": "base" if labelled else "kd"},
+            "random_seed": seed,
+            "channels_last": True,  # a step takes 0.6 of the time on a CPU
+        },
         "net": {
             "name": "model",
             "type": "timm.mobilenetv3_small_100",

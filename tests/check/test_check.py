@@ -118,7 +118,12 @@ def test_parts_that_do_not_depend_on_each_other_are_all_told() -> None:
         "trainer.lr_scheduler.kwargs={T_mx: 2}",
         "dataset.test.dataset.kwargs.transformer=[{type: torchvision.Resize, kwargs: {sizes: 3}}]",
     )
-    assert {"KD422", "KD322", "KD320", "KD321", "KD504"} <= set(found)
+    assert {"KD422", "KD322", "KD320", "KD504"} <= set(found)
+
+
+def test_a_misspelt_argument_is_not_told_as_a_missing_one_too() -> None:
+    assert codes("trainer.lr_scheduler.kwargs={T_mx: 2}") == ["KD320"]
+    assert set(codes("trainer.lr_scheduler.kwargs={gamma: 2}")) == {"KD320", "KD321"}
 
 
 def test_logits_of_other_widths_want_the_datas_classes() -> None:

@@ -149,6 +149,24 @@ def test_facts_reach_the_constructors_that_ask(plugin: str) -> None:
     assert named.b.inplanes == [32]
 
 
+def test_every_module_that_can_be_built_without_the_failed_one_is_told(plugin: str) -> None:
+    asks = {"name": "asks", "type": "kd_plugin:NeedsWidths", "prev": "backbone"}
+    with pytest.raises(SpecError) as caught:
+        network(
+            BACKBONE,
+            {**asks, "name": "first", "kwargs": {"widht": 3}},
+            {**asks, "name": "beside", "kwargs": {"hight": 3}},
+            {**asks, "name": "behind", "prev": "first", "kwargs": {"untold": 3}},
+            {"name": "last", "type": "kd_plugin:NeedsWidths", "kwargs": {"untold": 3}},
+            {**asks, "name": "again", "prev": "last"},
+            plugins=[plugin],
+        )
+    assert [(one.code, one.path) for one in caught.value.diagnostics] == [
+        ("KD404", ("net", 1, "kwargs", "widht")),
+        ("KD404", ("net", 2, "kwargs", "hight")),
+    ]
+
+
 def test_findings_stand_at_their_module(plugin: str) -> None:
     def at(*modules: Any) -> tuple[str, tuple[str | int, ...], str, str]:
         return finding(*modules, plugins=[plugin])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
+from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean, nearest
 from kdcli.spec.check.signatures import (
     Parameter,
     Signature,
@@ -144,16 +144,20 @@ def check_arguments(
 ) -> Iterator[Diagnostic]:
     """Findings for unknown, missing, mistyped and out-of-range arguments, each at its key.
 
+    An argument that is missing because it is misspelt is one finding, that of the misspelt one.
+
     path: of the mapping that holds the kwargs. given: arguments that come from elsewhere. hidden:
     parameters that a spec cannot give. positional: whether positional parameters may be given too.
     """
     known = {name: p for name, p in signature.kwargs.items() if name not in hidden}
     if positional:
         known = {**signature.positional, **known}
+    meant: set[str] = set()
     for name, value in kwargs.items():
         parameter = known.get(name)
         if parameter is None:
             if not signature.opened:
+                meant.update(nearest(name, known, most=1))
                 yield Diagnostic(
                     code="KD320",
                     message=f"{what} has no argument `{name}`",
@@ -164,7 +168,7 @@ def check_arguments(
         elif parameter.annotation is not None:
             yield from check_type(name, value, parameter.annotation, path, what)
     for name, parameter in known.items():
-        if parameter.required and name not in kwargs and name not in given:
+        if parameter.required and name not in kwargs and name not in given and name not in meant:
             message = f"{what} needs the argument `{name}`"
             hint = "" if parameter.annotation is None else f" ({wording(parameter.annotation)})"
             help = f"add `{name}` to its `kwargs`{hint}"
