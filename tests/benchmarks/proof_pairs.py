@@ -108,6 +108,7 @@ class Stamps(Pair):
             "runtime": {
                 "runner": {"type": "kd" if distilled or unlabelled else "base"},
                 "random_seed": seed,
+                "channels_last": True,
             },
             "net": [
                 {
