@@ -125,6 +125,12 @@ KNOWN = (
         " or say `runtime: {precision: fp32}`",
     ),
     _known(
+        r"view size is not compatible with input tensor's size and stride",
+        "KD796",
+        "write `.flatten(1)` or `.reshape(...)` in place of `.view(...)`; or, where images are kept channels last,"
+        " `runtime: {channels_last: false}`",
+    ),
+    _known(
         r"does not have a deterministic implementation|Deterministic behavior was enabled with",
         "KD791",
         "leave `runtime.deterministic` out, or take another layer or loss: torch has no version of this operation that"

@@ -437,6 +437,13 @@ RUN: dict[str, Explanation] = {
         " number of them. Reading itself gets cheaper where the files hold no more pixels than the training sees.",
         "kdcli train cfg.yaml --resume dataset.train.dataloader.kwargs.num_workers=8",
     ),
+    "KD796": Explanation(
+        "a `view` of a tensor whose memory lies in another order",
+        "`.view(...)` only works where the numbers lie in memory as the new shape has them. With"
+        " `runtime.channels_last` (on a GPU the default) maps do not lie so; nor do they after `permute` or `transpose`."
+        " `.reshape(...)` and `.flatten(1)` copy where they have to, and give the same values.",
+        "wrong: return self.head(maps.view(maps.size(0), -1))\nright: return self.head(maps.flatten(1))",
+    ),
     "KD791": Explanation(
         "an operation that is not deterministic",
         "`runtime.deterministic: true` asks for the same bits at each run, and on this device torch has no"
