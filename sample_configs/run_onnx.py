@@ -30,7 +30,9 @@ def preprocessed(file, preprocess):
             pixels = pixels.crop((left, top, left + int(size[-1]), top + int(size[0])))
         elif kind in ("to_tensor", "custom_to_tensor"):
             pixels = np.asarray(pixels, np.float32) / (255 / preprocess["range"][1])
-            pixels = pixels.reshape(*pixels.shape[:2], -1)[:, :, :: -1 if preprocess["color_mode"] == "BGR" else 1]
+            pixels = pixels.reshape(*pixels.shape[:2], -1)[
+                :, :, :: -1 if preprocess["color_mode"] == "BGR" else 1
+            ]
         elif kind in ("normalize", "Normalize"):
             pixels = (pixels - np.float32(kwargs["mean"])) / np.float32(kwargs["std"])
         else:

@@ -104,7 +104,11 @@ def test_our_own_mistake_stays_an_exception(code: str, capsys: pytest.CaptureFix
         ("raise MemoryError", "KD724", "MemoryError"),
         ("open('/none/such')", "KD521", "cannot use `/none/such`: no such file or folder"),
         ("torch.zeros(2, 2, dtype=torch.bfloat16) @ torch.zeros(2, 2)", "KD748", "RuntimeError: expected"),
-        ("torch.zeros(2, 3, 4).transpose(1, 2).view(2, 12)", "KD796", "RuntimeError: view size is not compatible"),
+        (
+            "torch.zeros(2, 3, 4).transpose(1, 2).view(2, 12)",
+            "KD796",
+            "RuntimeError: view size is not compatible",
+        ),
     ],
 )
 def test_what_the_users_tensors_and_the_machine_cause_is_told(code: str, known: str, said: str) -> None:
