@@ -61,7 +61,7 @@ def free_batch(student: Portable) -> dict[str, Any]:
 
 
 def metadata_inside(path: Path) -> Mapping[str, str]:
-    """What `write` was told, out of the archive alone: the program is not loaded. Empty where another wrote the file."""
+    """What `write` was told, out of the archive alone: the program is not loaded. Empty where another made it."""
     with asking(path), ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(f"/extra/{METADATA}"):

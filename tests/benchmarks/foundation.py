@@ -46,7 +46,7 @@ KINDS = {
     "live": "without labels, teacher live",
     "cached": "without labels, teacher cached",
 }
-SIZE, BATCH, UNLABELLED, VIEWS = 96, 128, 8000, 4
+SIZE, BATCH, UNLABELLED, VIEWS = 96, 192, 8000, 4
 
 
 def images(root: Path, train: bool, **more: Any) -> dict[str, Any]:
@@ -65,8 +65,16 @@ def images(root: Path, train: bool, **more: Any) -> dict[str, Any]:
     }
 
 
-def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) -> dict[str, Any]:
-    """The spec of one run."""
+def spec(
+    kind: str,
+    seed: int,
+    data: Path,
+    on: str,
+    iterations: int,
+    out: Path,
+    teacher_precision: str | None = None,
+) -> dict[str, Any]:
+    """The spec of one run. teacher_precision: of the teacher's forward, else float32."""
     labelled = kind == "labels"
     unlabelled: dict[str, Any] = {} if labelled else {"labels": "none"}
     dataset: dict[str, Any] = {
@@ -79,7 +87,7 @@ def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) 
         },
     }
     images_seen = 1600 if labelled else UNLABELLED
-    rate = 0.0 if kind == "random" else 0.007
+    rate = 0.0 if kind == "random" else 0.008
     made: dict[str, Any] = {
         "runtime": {
             "runner": {"type": "base" if labelled else "kd"},
@@ -119,6 +127,8 @@ def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) 
         "weight_order": True,  # the same network under other names
         "mimic_name": ["blocks.6", "pooled"],
     }
+    if teacher_precision is not None:
+        made["runtime"]["teacher_precision"] = teacher_precision
     if kind == "cached":
         teacher["cache"] = {"views": VIEWS, "dtype": "float16"}
     made["teacher0"] = {
@@ -135,10 +145,18 @@ def spec(kind: str, seed: int, data: Path, on: str, iterations: int, out: Path) 
     return made
 
 
-def run(kind: str, seed: int, data: Path, on: str, iterations: int, folder: Path) -> dict[str, Any]:
+def run(
+    kind: str,
+    seed: int,
+    data: Path,
+    on: str,
+    iterations: int,
+    folder: Path,
+    teacher_precision: str | None = None,
+) -> dict[str, Any]:
     """The results of one run, which is trained unless it lies there finished with this very spec."""
     out = folder / f"{kind}_{on}_{iterations}_{seed}"
-    file, due = folder / f"{out.name}.yaml", spec(kind, seed, data, on, iterations, out)
+    file, due = folder / f"{out.name}.yaml", spec(kind, seed, data, on, iterations, out, teacher_precision)
     if not ((out / "finished.json").exists() and is_written(due, file)):
         folder.mkdir(parents=True, exist_ok=True)
         (out / "finished.json").unlink(missing_ok=True)
@@ -215,6 +233,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--on", choices=["val", "test"], default="test")
     parser.add_argument("--kind", choices=list(KINDS), action="append", help="only these rows")
+    parser.add_argument(
+        "--teacher-precision",
+        choices=["bf16"],
+        help="for a processor that has bf16 instructions; else float32",
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/foundation"))
     parser.add_argument(
         "--root", type=Path, help="folder that the packages of photographs are extracted into"
@@ -239,7 +262,9 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     for kind in [kind for kind in KINDS if kind in (given.kind or KINDS)]:
         for seed in range(1, given.seeds + 1):
-            finished = run(kind, seed, folder / "data", given.on, given.iterations, folder)
+            finished = run(
+                kind, seed, folder / "data", given.on, given.iterations, folder, given.teacher_precision
+            )
             results.setdefault(kind, []).append(finished)
             print(kind, seed, finished["last"], flush=True)
     if "live" in results:
