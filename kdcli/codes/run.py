@@ -440,7 +440,7 @@ RUN: dict[str, Explanation] = {
     "KD796": Explanation(
         "a `view` of a tensor whose memory lies in another order",
         "`.view(...)` only works where the numbers lie in memory as the new shape has them. With"
-        " `runtime.channels_last` (the default on a GPU) maps do not lie so, nor do they after `permute` or `transpose`."
+        " `runtime.channels_last` (the default on a GPU) maps do not lie so, nor do they after `permute`."
         " `.reshape(...)` and `.flatten(1)` copy where they have to, and give the same values.",
         "wrong: return self.head(maps.view(maps.size(0), -1))\nright: return self.head(maps.flatten(1))",
     ),
