@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 
 from kdcli.distill.taps import Taps
 from kdcli.models.detection.few_waits.faster_rcnn import best_proposals
-from kdcli.models.detection.few_waits.losses import losses_of
+from kdcli.models.detection.few_waits.running import running
+from kdcli.models.detection.few_waits.steps import losses_of, steps_of
 from kdcli.models.detection.whole import build_detector
 from tests.models.detection.nets import batch
 from tests.models.detection.test_whole import build
@@ -132,3 +135,38 @@ def test_proposals_of_all_images_at_once_are_torchvisions() -> None:
     found = best_proposals(rpn, boxes, logits, SIZES, levels)
     assert [len(own) for own in found] == [60, 60, 60]
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+FOUND = [
+    pytest.param(SMALL, {"box_score_thresh": 0.25}, id="faster-rcnn"),
+    pytest.param("retinanet_resnet50_fpn", {"score_thresh": 0.7}, marks=pytest.mark.slow, id="retinanet"),
+    pytest.param("fcos_resnet50_fpn", {"score_thresh": 0.6}, marks=pytest.mark.slow, id="fcos"),
+    pytest.param(
+        "ssdlite320_mobilenet_v3_large", {"score_thresh": 0.2}, marks=pytest.mark.slow, id="ssdlite"
+    ),
+]
+
+
+def at_random(module: Any, *inputs: Any) -> Any:
+    """What a head would give, of random numbers that are the same at each call."""
+    generator = torch.Generator().manual_seed(4)
+    answer = type(module).forward(module, *inputs)
+    return tree_map(lambda one: 0.5 * torch.randn(one.shape, generator=generator).abs(), answer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "kwargs"), FOUND)
+def test_detections_of_all_images_at_once_are_torchvisions(name: str, kwargs: dict[str, Any]) -> None:
+    detector = made(name, **kwargs).eval()
+    images, _ = case(0)
+    steps = steps_of(detector)
+    assert steps is not None
+    head = detector.roi_heads.box_predictor if hasattr(detector, "roi_heads") else detector.head
+    with running(head, partial(at_random, head)):
+        expected = detector(images)
+        with running(detector, partial(steps.found, detector)):
+            found = detector(images)
+    assert min(len(one["scores"]) for one in expected) > 20
+    assert [len(one["scores"]) for one in found] == [len(one["scores"]) for one in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -45,8 +45,8 @@ def fcos_known(detector: Any) -> bool:
 
 
 def answers(
-    detector: Any, images: list[Tensor], targets: Targets
-) -> tuple[list[Tensor], Mapping[str, Tensor], list[Tensor], Targets]:
+    detector: Any, images: list[Tensor], targets: Targets | None
+) -> tuple[list[Tensor], Mapping[str, Tensor], list[Tensor], Any]:
     """The maps, what the head gives of every anchor, the anchors [K, 4] of each image, the targets."""
     batch, targets = detector.transform(images, targets)
     features = detector.backbone(batch.tensors)

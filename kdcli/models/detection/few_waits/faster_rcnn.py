@@ -19,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from kdcli.models.detection.boxes import by_group, clip_limit, kept_in_groups, true_places
+from kdcli.models.detection.few_waits import found
 from kdcli.models.detection.few_waits.matching import (
     BELOW,
     decoded,
@@ -62,13 +63,13 @@ def forward(detector: Any, images: list[Tensor], targets: Targets | None = None)
     rpn, heads = detector.rpn, detector.roi_heads
     with ExitStack() as stack:
         stack.enter_context(running(rpn, partial(propose, rpn)))
-        if detector.training:
-            stack.enter_context(running(heads, partial(train_heads, heads)))
+        second_stage = train_heads if detector.training else found.second_stage
+        stack.enter_context(running(heads, partial(second_stage, heads)))
         if as_written(heads.box_roi_pool, MultiScaleRoIAlign):
             stack.enter_context(running(heads.box_roi_pool, partial(pool, heads.box_roi_pool)))
         proposals, proposal_losses = rpn(batch, features, targets)
-        found, losses = heads(features, proposals, batch.image_sizes, targets)
-    return {**losses, **proposal_losses} if detector.training else found
+        detections, losses = heads(features, proposals, batch.image_sizes, targets)
+    return {**losses, **proposal_losses} if detector.training else detections
 
 
 def propose(
@@ -91,13 +92,13 @@ def propose(
         return proposals, {}
     if targets is None:
         raise ValueError("the losses of proposals need targets")
-    found = [
+    matches = [
         matched(rpn.proposal_matcher, one["boxes"], own) for one, own in zip(targets, anchors, strict=True)
     ]
     positive, negative = sampled(
-        rpn.fg_bg_sampler, [match >= 0 for match in found], [match == BELOW for match in found]
+        rpn.fg_bg_sampler, [match >= 0 for match in matches], [match == BELOW for match in matches]
     )
-    truth = [one["boxes"][match[own]] for one, match, own in zip(targets, found, positive, strict=True)]
+    truth = [one["boxes"][match[own]] for one, match, own in zip(targets, matches, positive, strict=True)]
     places = [boxes[own] for boxes, own in zip(anchors, positive, strict=True)]
     wanted = encoded(rpn.box_coder, torch.cat(truth), torch.cat(places))
     own, others = (
@@ -154,10 +155,10 @@ def train_heads(
         raise ValueError("the losses of the second stage need targets")
     truths = [one["boxes"].to(proposals[0].dtype) for one in targets]
     candidates = [torch.cat(pair) for pair in zip(proposals, truths, strict=True)]
-    found = [
+    matches = [
         matched(heads.proposal_matcher, truth, own) for truth, own in zip(truths, candidates, strict=True)
     ]
-    labels = [_labels(match, one["labels"]) for match, one in zip(found, targets, strict=True)]
+    labels = [_labels(match, one["labels"]) for match, one in zip(matches, targets, strict=True)]
     positive, negative = sampled(
         heads.fg_bg_sampler, [own >= 1 for own in labels], [own == 0 for own in labels]
     )
@@ -168,7 +169,7 @@ def train_heads(
     classes = torch.cat([own[rows] for own, rows in zip(labels, taken, strict=True)])
     own = true_places(classes > 0, sum(map(len, positive)))
     # In the order of the positives among the sample.
-    truth = [boxes[match[rows]] for boxes, match, rows in zip(truths, found, positive, strict=True)]
+    truth = [boxes[match[rows]] for boxes, match, rows in zip(truths, matches, positive, strict=True)]
     wanted = encoded(heads.box_coder, torch.cat(truth), torch.cat(rois)[own])
     moves = moves.reshape(len(classes), -1, 4)[own, classes[own]]
     distance = F.smooth_l1_loss(moves, wanted, beta=BETA, reduction="sum")
