@@ -124,9 +124,8 @@ def best_proposals(
     """
     limits = torch.stack([clip_limit(size, 0, boxes) for size in sizes])[:, None]
     groups = []
-    for own, scores in zip(
-        boxes.split(list(levels), 1), logits.view(len(sizes), -1).split(list(levels), 1), strict=True
-    ):
+    parts = (torch.split(one, list(levels), 1) for one in (boxes, logits.view(len(sizes), -1)))
+    for own, scores in zip(*parts, strict=True):
         best, order = scores.topk(min(rpn.pre_nms_top_n(), scores.shape[1]), dim=1)
         rows = own.gather(1, order[..., None].expand(-1, -1, 4))
         groups.append((torch.minimum(rows.clamp(min=0), limits), best.sigmoid()))

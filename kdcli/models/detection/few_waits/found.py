@@ -30,8 +30,8 @@ def second_stage(
     """Faster R-CNN's detections of proposals [P, 4] of each image, and no losses."""
     logits, moves = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, sizes)))
     counts = [len(own) for own in proposals]
-    boxes = decoded(heads.box_coder, moves, torch.cat(list(proposals)))[:, 1:].split(counts)
-    scores = pad_sequence(list(logits.softmax(-1)[:, 1:].split(counts)), True, ABSENT)
+    boxes = torch.split(decoded(heads.box_coder, moves, torch.cat(list(proposals)))[:, 1:], counts)
+    scores = pad_sequence(list(torch.split(logits.softmax(-1)[:, 1:], counts)), True, ABSENT)
     clipped = _clipped(pad_sequence(list(boxes), True).flatten(1, 2), sizes)
     labels = torch.arange(1, scores.shape[2] + 1, device=scores.device).expand_as(scores)
     wide = ((clipped[..., 2:] - clipped[..., :2]) >= SMALLEST_SIDE).all(-1)
@@ -82,7 +82,7 @@ def _of_levels(
     counts = [int(level.shape[2] * level.shape[3]) * each for level in maps]
     scores = torch.where(scores > detector.score_thresh, scores, ABSENT)
     found, first = [], 0
-    for level, count in zip(scores.split(counts, dim=1), counts, strict=True):
+    for level, count in zip(torch.split(scores, counts, dim=1), counts, strict=True):
         best, order = level.flatten(1).topk(min(detector.topk_candidates, count * columns), dim=1)
         found.append((best, torch.div(order, columns, rounding_mode="floor") + first, order % columns))
         first += count

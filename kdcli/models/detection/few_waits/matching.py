@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kdcli.models.detection.boxes import host_counts, true_places
+from kdcli.models.detection.boxes import host_counts, quadruples, true_places
 
 BELOW, BETWEEN = -1, -2
 """What a match is where the greatest IoU is below the low threshold, and where it lies between the two."""
@@ -69,7 +69,7 @@ def decoded(coder: Any, moves: Tensor, boxes: Tensor) -> Tensor:
     sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
     centres = boxes[:, None, :2] + 0.5 * sides
     x, y, width, height = coder.weights
-    parts = moves.unflatten(1, (-1, 4)).unbind(-1)
+    parts = quadruples(moves).unbind(-1)
     shifts = torch.stack([parts[0] / x, parts[1] / y], dim=-1)
     growth = torch.stack([parts[2] / width, parts[3] / height], dim=-1).clamp(max=coder.bbox_xform_clip)
     centres = shifts * sides + centres
@@ -82,4 +82,4 @@ def put_anchors_on(generator: Any, like: Tensor) -> None:
     cells = getattr(generator, "cell_anchors", None)
     if cells and any(one.device != like.device for one in cells):
         together = torch.cat(cells).to(device=like.device, dtype=like.dtype)
-        generator.cell_anchors = list(together.split([len(one) for one in cells]))
+        generator.cell_anchors = list(torch.split(together, [len(one) for one in cells]))
