@@ -17,12 +17,16 @@ from torchvision.models.detection.image_list import ImageList
 from kdcli.distill.taps import Taps
 from kdcli.models.detection.few_waits.faster_rcnn import best_proposals
 from kdcli.models.detection.few_waits.running import running
-from kdcli.models.detection.few_waits.steps import losses_of, steps_of
-from kdcli.models.detection.whole import build_detector
+from kdcli.models.detection.few_waits.steps import detections_of, losses_of, steps_of
+from kdcli.models.detection.whole import Batching, build_detector
 from tests.models.detection.nets import batch
 from tests.models.detection.test_whole import build
+from tests.parallel.pretend_cuda import pretend_cuda
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
+FEW = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32}
+"""What makes a step of the small one short."""
+
 SIZES = [(96, 160), (128, 72), (80, 80)]
 """Height and width of the images of a case."""
 
@@ -67,7 +71,7 @@ SEEDS = [
 
 @pytest.mark.parametrize(("name", "seeds"), SEEDS)
 def test_losses_and_gradients_are_torchvisions(name: str, seeds: list[int]) -> None:
-    theirs = made(name)
+    theirs = made(name, **FEW if name == SMALL else {})
     ours = copy.deepcopy(theirs)
     for seed in seeds:
         expected = step(theirs, theirs, seed)
@@ -79,7 +83,7 @@ def test_losses_and_gradients_are_torchvisions(name: str, seeds: list[int]) -> N
 
 
 def test_another_part_is_left_to_torchvision() -> None:
-    detector, calls = made(), 0
+    detector, calls = made(**FEW), 0
 
     class Own(Matcher):  # type: ignore[misc]
         def __call__(self, overlaps: Tensor) -> Tensor:
@@ -105,7 +109,7 @@ def test_a_box_without_a_side_is_refused_as_by_torchvision() -> None:
 
 
 def test_modules_are_tapped_and_saved_as_before() -> None:
-    net = build(SMALL).train()
+    net = build(SMALL, **FEW).train()
     paths = [f"model.{path}" for path in ("rpn.head", "roi_heads.box_roi_pool", "roi_heads.box_head")]
     with Taps(net, paths) as taps:
         view = taps.learn(batch())
@@ -170,3 +174,21 @@ def test_detections_of_all_images_at_once_are_torchvisions(name: str, kwargs: di
     assert [len(one["scores"]) for one in found] == [len(one["scores"]) for one in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@torch.no_grad()
+def test_a_teacher_waits_as_often_whatever_the_number_of_images() -> None:
+    detector = made().eval()
+    detector.transform = Batching()
+    images, _ = case(0)
+    counts = []
+    with pretend_cuda() as watched:
+        detector.cuda()
+        there = [image.cuda() for image in images]
+        detections_of(detector, there)  # copies the first places' anchors
+        for number in (2, 4):
+            with watched.during(f"{number} images"):
+                detections_of(detector, [*there, there[0]][:number])
+            counts.append(sum(watched.of("wait", phase=f"{number} images").values()))
+        assert watched.of("mix", "pageable") == {}
+    assert counts == [6, 6]
