@@ -175,6 +175,12 @@ def detector_waits(machine: Machine, lines: Lines) -> None:
             ]
             text = (pretend.SAMPLES / f"scenes_{name}.yaml").read_text()
             _waits(machine, lines, f"{name}, {images} images", limit, text, *changes)
+    for kind, (limit, _) in pretend.WHOLE.items() if machine.cuda else ():
+        for images in (2, 4):
+            folder = machine.new_folder()
+            write_scenes(folder, num_train=images)
+            spec = pretend.whole_spec(kind, folder, images)
+            _waits(machine, lines, f"torchvision's {kind}, {images} images", limit, spec)
 
 
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -17,6 +17,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from kdcli.errors import did_you_mean
 from kdcli.models.detection import COCO_CLASSES, FAMILIES
 from kdcli.models.detection.boxes import beyond_last_pixel, numbers
+from kdcli.models.detection.few_waits.steps import detections_of, losses_of
 from kdcli.models.module import Outputs, ViewModule
 
 ALIGNMENT = 32
@@ -110,9 +111,9 @@ class TorchvisionDetector(ViewModule):
             targets = [
                 _target(boxes, shift, ids) for boxes, shift in zip(outputs["boxes"], lacking, strict=True)
             ]
-            losses: dict[str, Tensor] = detector(images, targets)
+            losses: dict[str, Tensor] = losses_of(detector, images, targets)
             return {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}
-        return {"dt_bboxes": _rows(detector(images), lacking, ids)}
+        return {"dt_bboxes": _rows(detections_of(detector, images), lacking, ids)}
 
     def ids_of(self, categories: Sequence[int]) -> tuple[int, ...]:
         """The category of each label from 1 where labels are category ids, else none.
