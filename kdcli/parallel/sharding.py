@@ -81,7 +81,7 @@ def plain(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def norms_of(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def norms_of(gradients: list[Tensor]) -> Sequence[Tensor]:
     """The norm of each gradient; of sharded ones that of all together, for which all processes take part."""
     if any(isinstance(gradient, DTensor) for gradient in gradients):
         return [plain(torch.nn.utils.get_total_norm(gradients))]
