@@ -12,9 +12,9 @@ Everything else that escapes is kdcli's own fault (exit 3).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 SpecPath = tuple[str | int, ...]
@@ -135,18 +135,34 @@ class Findings:
         """Add a warning at a place in the text."""
         self.found.append(Diagnostic(code=code, message=message, span=span, help=help, severity="warning"))
 
-    @contextmanager
-    def part(self) -> Iterator[None]:
+    def part(self) -> _Part:
         """A `with` block whose error is kept, so that the next part is checked too."""
-        try:
-            yield
-        except KdError as error:
-            self.found.extend(error.diagnostics)
+        return _Part(self.found)
 
     def raise_errors(self) -> None:
         """Raise SpecError with everything found, if an error is among it."""
         if any(finding.severity == "error" for finding in self.found):
             raise SpecError(self.found)
+
+
+class _Part:
+    """A `with` block that hands an error's diagnostics to `found`; a class, as training enters several a step."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found: list[Diagnostic]) -> None:
+        self.found = found
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, KdError):
+            return False
+        self.found.extend(error.diagnostics)
+        return True
 
 
 def first_line(error: BaseException) -> str:

@@ -7,9 +7,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from types import TracebackType
 
 FIRST_SECONDS = 30.0
 """A wait is told after so long, and again each time it has doubled."""
@@ -17,15 +16,35 @@ FIRST_SECONDS = 30.0
 TICK_SECONDS = 0.25
 
 
-@dataclass(slots=True, eq=False)
-class _Wait:
-    """One wait that is under way. due: the seconds after which it is told next."""
+class waiting:
+    """A `with` block that waits: where it takes long, a notice names what it waits for.
 
-    what: Callable[[], str | None]
-    began: float
-    due: float
-    shared: bool
-    name: str | None = None
+    what: asked in another thread when the notice is due; None for a wait that others tell of. after: seconds.
+    shared: whether `listener` hears of it. due: the seconds after which it is told next.
+    """
+
+    __slots__ = ("began", "due", "name", "shared", "what")
+
+    def __init__(
+        self, what: Callable[[], str | None], after: float | None = None, *, shared: bool = True
+    ) -> None:
+        self.what, self.shared = what, shared
+        self.due = FIRST_SECONDS if after is None else after
+        self.name: str | None = None
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+        _watch.start()
+        _watch.waits.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _watch.waits.discard(self)
+        if self.name is not None:
+            say(f"waited {time.monotonic() - self.began:.0f} s for {self.name}")
+            if self.shared and listener is not None:
+                listener(None)
 
     def tell(self, seconds: float) -> None:
         """Write what is waited for, and when to say so again."""
@@ -43,7 +62,7 @@ class _Watch:
     """The waits under way, and the thread that looks at them."""
 
     def __init__(self) -> None:
-        self.waits: set[_Wait] = set()
+        self.waits: set[waiting] = set()
         self.thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -74,28 +93,6 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
-
-
-@contextmanager
-def waiting(
-    what: Callable[[], str | None], after: float | None = None, *, shared: bool = True
-) -> Iterator[None]:
-    """A `with` block that waits: where it takes long, a notice names what it waits for.
-
-    what: asked in another thread when the notice is due; None for a wait that others tell of. after: seconds.
-    shared: whether `listener` hears of it.
-    """
-    wait = _Wait(what, time.monotonic(), FIRST_SECONDS if after is None else after, shared)
-    _watch.start()
-    _watch.waits.add(wait)
-    try:
-        yield
-    finally:
-        _watch.waits.discard(wait)
-        if wait.name is not None:
-            say(f"waited {time.monotonic() - wait.began:.0f} s for {wait.name}")
-            if shared and listener is not None:
-                listener(None)
 
 
 def say(text: str) -> None:

@@ -99,6 +99,7 @@ class Taps:
         self.net = net
         self.stated = dict(stated or {})
         self.layouts: dict[str, tuple[Layout, ...]] = {}
+        self._changed_on: frozenset[str] = frozenset()
         self.where = dict(where or {})
         self.taps: dict[str, Tap] = {}
         self.modules: dict[str, nn.Module | None] = {}
@@ -178,6 +179,11 @@ class Taps:
         whole = find_layouts(self.net, self.taps, view.features, view.outputs, trace, batch, self.stated)
         self._clear()
         self.layouts = whole
+        self._changed_on = frozenset(
+            name
+            for name, layouts in whole.items()
+            if self.taps[name].part is not None or any(layout.channels_last for layout in layouts)
+        )
         names = {name: tap.canonical for name, tap in self.taps.items()}
         layouts = {name: tuple(self._handed_on(name, one) for one in whole[name]) for name in view.features}
         return replace(view, features=self._canonical(view.features), layouts=layouts, names=names)
@@ -192,15 +198,13 @@ class Taps:
         made: dict[str, Feature] = {}
         wrong = Findings()
         for name, feature in features.items():
-            layouts, part = self.layouts.get(name), self.taps[name].part
-            turned = layouts is not None and any(layout.channels_last for layout in layouts)
-            if layouts is None or (part is None and not turned):
+            if name not in self._changed_on:
                 made[name] = feature
                 continue
             with wrong.part():
                 tensors = [
                     handed_on(tensor, layout, self.taps[name], self.where.get(name, ()))
-                    for tensor, layout in zip(tensors_in(feature), layouts, strict=True)
+                    for tensor, layout in zip(tensors_in(feature), self.layouts[name], strict=True)
                 ]
                 made[name] = tensors[0] if isinstance(feature, Tensor) else tensors
         wrong.raise_errors()
@@ -213,7 +217,7 @@ class Taps:
         assert self.counts is not None, "taps must learn before a view is taken"
         view = self._run(batch, stop=self.outputs is not None, versions=False)
         self._clear()
-        return replace(view, features=self._canonical(view.features))
+        return View(self._canonical(view.features), view.outputs)
 
     def _view_compiled(self, batch: Mapping[str, Any]) -> View:
         assert self._compiled is not None
@@ -247,9 +251,10 @@ class Taps:
         self._seen = {name: [] for name in wanted if self.modules[name] is not None}
         self._versions = {name: [] for name in self._seen} if versions else {}
         self._made, self._stop, self.stopped_at = {}, stop, None
-        self._outputs_due = frozenset(self.outputs or ()) | {
-            self.taps[name].path for name in wanted if self.modules[name] is None
-        }
+        if stop:
+            self._outputs_due = frozenset(self.outputs or ()) | {
+                self.taps[name].path for name in wanted if self.modules[name] is None
+            }
         try:
             outputs = dict(self.net(batch))
         except _EnoughSeen:
@@ -304,7 +309,7 @@ class Taps:
         return child.register_forward_hook(after)
 
     def _after_child(self, name: str, output: Any) -> None:
-        if self._compiled is not None:
+        if self._compiled is not None or not self._stop:
             return
         if isinstance(self.net, Network):
             self._made.update(self.net.named_outputs(name, output))
@@ -312,8 +317,7 @@ class Taps:
             self._made.update(output)
         elif isinstance(output, Tensor):
             self._made["logits"] = output
-        if self._stop:
-            self._stop_if_enough(name)
+        self._stop_if_enough(name)
 
     def _stop_if_enough(self, layer: str) -> None:
         if not self._stop:

@@ -19,7 +19,7 @@ from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.losses import Loss
 from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.logits import standardize
-from kdcli.losses.parts.reduce import broadcast_mask
+from kdcli.losses.parts.reduce import broadcast_mask, times
 from kdcli.losses.parts.stateful import StatefulLoss
 
 FEATURES = ("student", "teacher")
@@ -85,7 +85,7 @@ class Binding:
     ) -> Tensor:
         """The loss of one call, times its weight: the only place where `loss_weight` is multiplied."""
         loss = call(**bind(self, available), **kwargs)
-        return loss if self.weighs_itself else loss * weight
+        return loss if self.weighs_itself else times(loss, weight)
 
     def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:
         """The callable loss: the function itself, or an instance made from the facts it asks for."""
@@ -315,6 +315,8 @@ class Term(nn.Module):
         """The losses of the pairs as one."""
         if self.factors is not None:
             losses = [loss * factor for loss, factor in zip(losses, self.factors, strict=False)]
+        if len(losses) == 1:
+            return losses[0] + 0.0  # as a sum does it: -0.0 becomes 0.0
         total = torch.stack(list(losses)).sum(0)
         return total / len(losses) if self.mean_over_pairs else total
 

@@ -16,6 +16,7 @@ from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
 from kdcli.errors import SpecError, SpecPath
 from kdcli.failures import doing
+from kdcli.losses.parts.reduce import times
 from kdcli.models.network import Network
 from kdcli.spec.schema import Job, LossSpec, Mimic
 
@@ -91,15 +92,17 @@ class Trainee(nn.Module):
                 with doing(f"job `{job}`", ("mimic", "jobs", job)):
                     values = mimicker(view, teacher_views, batch, step_info, in_force)
                     for name, value in values.items():
-                        losses[f"{job}.{name}"] = value * in_force[name.rpartition(".")[2]]
+                        losses[f"{job}.{name}"] = times(value, in_force[name.rpartition(".")[2]])
         return losses
 
     @property
     def reads_student(self) -> bool:
         """Whether any active loss reads the student's view."""
+        if self.active.task_loss:
+            return True
         jobs = self.mimickers.keys() if self.active.jobs is None else self.active.jobs
         mimickers = [self.mimickers[job] for job in jobs]
-        return self.active.task_loss or any(m.reads_student for m in mimickers if isinstance(m, Mimicker))
+        return any(m.reads_student for m in mimickers if isinstance(m, Mimicker))
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """The student's view of a batch."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import RunError, SpecError
+from kdcli.losses.parts.reduce import times
 from kdcli.models.balanced_losses import SoftmaxEql, SoftmaxEqlV2
 from kdcli.models.construct import construct
 from kdcli.models.module import Outputs, ViewModule
@@ -151,7 +152,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, loss_weight: TaskWeight = 
 
     logits [B, K]; targets: classes [B] int64 or probabilities [B, K].
     """
-    return F.cross_entropy(logits, targets) * loss_weight
+    return times(F.cross_entropy(logits, targets), loss_weight)
 
 
 def label_smooth_ce(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,11 +81,9 @@ def plain(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together."""
+def norms_of(gradients: list[Tensor]) -> Sequence[Tensor]:
+    """The norm of each gradient; of sharded ones that of all together, for which all processes take part."""
     if any(isinstance(gradient, DTensor) for gradient in gradients):
-        return plain(torch.nn.utils.get_total_norm(gradients))
-    # As get_total_norm does it, without sorting them by device and number format.
+        return [plain(torch.nn.utils.get_total_norm(gradients))]
     with torch.no_grad():
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    return norm
+        return torch._foreach_norm(gradients) if gradients else ()

@@ -7,6 +7,7 @@ reaches the weights unseen.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -28,7 +29,7 @@ from kdcli.distill.teacher import is_logits
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.parallel.devices import to_device
-from kdcli.parallel.sharding import plain, total_norm
+from kdcli.parallel.sharding import norms_of, plain
 from kdcli.records import Notice
 from kdcli.training.checkpoint import Progress, checkpoints, generator_state
 from kdcli.training.join_jobs import first_samples
@@ -238,13 +239,13 @@ class FiniteCheck:
 
         norm: of the gradients, where clipping has measured it.
         """
-        good = self._good(parts, parameters, norm)
+        looked_at = self._looked_at(parts, parameters, norm)
         if self.deferred:
-            step = torch.where(good, NEVER, progress.step + 1)
+            step = torch.where(looked_at.isfinite(), NEVER, progress.step + 1)
             self._first_bad = torch.minimum(self._first_bad, step)
             self._losses[progress.step + 1] = parts
             return True
-        if not self.run.processes.any(not bool(good)):
+        if not self.run.processes.any(not math.isfinite(looked_at)):
             return True
         trainer = self.run.spec.trainer
         what = self._what(parts, parameters)
@@ -279,15 +280,17 @@ class FiniteCheck:
         notices, self.notices = self.notices, []
         yield from notices
 
-    def _good(
+    def _looked_at(
         self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter], norm: Tensor | None
     ) -> Tensor:
-        looked_at = torch.stack([value.float() for part in parts for value in part.values()]).sum()
+        """One number that is finite where every loss and every gradient is."""
+        seen = [value for part in parts for value in part.values()]
         if self.run.scaler is None:
-            gradients = [] if norm is not None else [p.grad for p in parameters if p.grad is not None]
-            if norm is not None or gradients:
-                looked_at = looked_at + (total_norm(gradients) if norm is None else plain(norm))
-        return torch.isfinite(looked_at)
+            if norm is not None:
+                seen.append(plain(norm))
+            else:
+                seen += norms_of([grad for p in parameters if (grad := p.grad) is not None])
+        return torch.stack(seen).sum(dtype=torch.float32)
 
     def _what(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> str:
         names = [name for part in parts for name, value in part.items() if not bool(value.isfinite())]

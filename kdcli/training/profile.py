@@ -159,10 +159,10 @@ class _ProfiledLoop(TrainLoop):
         with self.part("batch"):
             return super().backward(stage, batch, step_info, last=last, share=share)
 
-    def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
+    def update(self, stage: Stage, parts: list[dict[str, Tensor]]) -> None:
         """Everything from the gradients to the new weights."""
         with self.part("optimizer"):
-            super().update(optimizer, parts)
+            super().update(stage, parts)
 
     def flush(self) -> Iterator[Record]:
         """Read the losses from the device."""

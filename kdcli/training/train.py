@@ -17,6 +17,7 @@ from kdcli.distill.taps import begin_batch
 from kdcli.distill.trainee import total_of
 from kdcli.errors import RunError
 from kdcli.failures import doing
+from kdcli.losses.parts.reduce import times
 from kdcli.parallel.devices import Copies
 from kdcli.parallel.distributed import Consensus
 from kdcli.parallel.interrupts import Interrupts, listening, saved_at
@@ -116,11 +117,12 @@ def train(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The current stage: its plan, the teachers that run in it, its optimizer and learning rate."""
+    """The current stage: its plan, the teachers that run in it, its optimizer, its parameters, its learning rate."""
 
     plan: StagePlan
     teachers: Sequence[str]
     optimizer: torch.optim.Optimizer
+    parameters: Sequence[nn.Parameter]
     rate: LearningRate
 
 
@@ -159,7 +161,8 @@ class TrainLoop:
             path=plan.lr_path,
             steps=plan.steps,
         )
-        stage = Stage(plan=plan, teachers=teachers, optimizer=optimizer, rate=rate)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        stage = Stage(plan=plan, teachers=teachers, optimizer=optimizer, parameters=trained, rate=rate)
         if resumed is not None:
             with fitting(resumed.path):
                 restore_optimizer(run, resumed.state, optimizer, rate, changed=resumed.new_schedule)
@@ -245,7 +248,7 @@ class TrainLoop:
             images += len(batch["image"])
             last = number == len(group) - 1
             parts.append(self.backward(stage, batch, step_info, last=last, share=1.0 / len(group)))
-        self.update(stage.optimizer, parts)
+        self.update(stage, parts)
         self.watch.looks.end()
         progress.step += 1
         progress.stage_step += 1
@@ -272,15 +275,14 @@ class TrainLoop:
                     losses = self.ddp.model(batch, views, step_info)
             if last:
                 self.watch.looks.differentiate(losses)
-            total = total_of(losses) * share
+            total = times(total_of(losses), share)
             with run.processes.meeting_at(f"the gradients of step {number}"):
                 (run.scaler.scale(total) if run.scaler is not None else total).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach().clone() if replays else loss.detach() for name, loss in losses.items()}
 
-    def update(self, optimizer: torch.optim.Optimizer, parts: list[dict[str, Tensor]]) -> None:
+    def update(self, stage: Stage, parts: list[dict[str, Tensor]]) -> None:
         """Clip and check the gradients, step the optimizer, update the average."""
-        run = self.run
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        run, optimizer, parameters = self.run, stage.optimizer, stage.parameters
         if run.scaler is not None:
             run.scaler.unscale_(optimizer)
         norm = None

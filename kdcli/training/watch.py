@@ -101,8 +101,8 @@ class Watch:
     def _count(self, targets: Tensor | None) -> None:
         """Add up targets; there may be more classes in one batch than in another."""
         if targets is not None:
-            wider = max(len(targets), len(self.targets))
-            self.targets = _padded(self.targets, wider) + _padded(targets, wider)
+            self.targets = _padded(self.targets, len(targets))
+            self.targets[: len(targets)].add_(targets)
 
     # an evaluation
 

@@ -245,7 +245,9 @@ def hand_side(
             loss = loss + F.kl_div(ours, other, reduction="batchmean", log_target=True) * TEMPERATURE**2
         elif jobs == "feature":
             assert feature is not None and theirs[1] is not None
-            loss = loss + F.mse_loss(feature, theirs[1])
+            # What `l2_loss` is by default: of each sample's feature the direction, squares summed, a mean over samples.
+            ours, other = (F.normalize(x.flatten(1)) for x in (feature, theirs[1]))
+            loss = loss + (ours - other).square().sum() / len(ours)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()

@@ -232,7 +232,7 @@ class GuessedClasses:
             return mixed.double().sum(0) if mixed.ndim == 2 else None
         if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
             return None
-        return torch.bincount(labels).double()
+        return torch.bincount(labels)
 
     def value(self, student: nn.Module, targets: Tensor, *, mixed: bool) -> float | None:
         """As the one `base_cls_postprocess` of the student computes it."""

@@ -13,7 +13,7 @@ from kdcli.losses.bce import bce_loss
 from kdcli.losses.dkd import dkd
 from kdcli.losses.kd import gkd_loss, kd_loss
 from kdcli.losses.l2 import l2_loss
-from kdcli.losses.parts.reduce import broadcast_mask
+from kdcli.losses.parts.reduce import broadcast_mask, times
 
 S = torch.full((2, 3, 2, 2), 0.5)
 T = torch.ones(2, 3, 2, 2)
@@ -98,3 +98,9 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         dkd(S, T, torch.tensor([0, 1]))
     with pytest.raises(RunError, match="one label a row"):
         dkd(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0]))
+
+
+def test_times_one_is_the_loss_itself() -> None:
+    loss = torch.tensor(2.0)
+    assert times(loss, 1.0) is loss
+    assert float(times(loss, 0.5)) == 1.0
