@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from kdcli.data import IMAGE_READERS, TRANSFORMS
+from kdcli.data.detection.in_memory import GivenBoxes
 from kdcli.data.draws import Draws
 from kdcli.data.facts import source_channels
 from kdcli.data.image_readers import PillowReader
 from kdcli.data.transforms.boxes import BoxTransform
 from kdcli.data.transforms.pipeline import PREFIX, build_pipeline
 from kdcli.data.transforms.pixels import as_float, torchvision_transforms
+from kdcli.spec.in_memory import FROM_PYTHON, in_memory
 from kdcli.spec.places import HERE
 from kdcli.spec.plugins import admit, is_own, load_own, lookup
 from kdcli.spec.schema import Component, DataPart
@@ -28,8 +30,16 @@ NORMALIZE = ("normalize", "torchvision.Normalize")
 TO_FLOATS = ("to_tensor", "custom_to_tensor", "torchvision.ToDtype", *NORMALIZE)
 
 
-def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any]:
-    """All that is done to an image file before a network sees it, as plain data.
+def made_elsewhere(part: DataPart) -> bool:
+    """Whether code of the user's, and not the spec, makes what a network sees: data in memory that are finished."""
+    if part.dataset.type != FROM_PYTHON:
+        return False
+    given = in_memory().data.get(False)
+    return not part.dataset.kwargs.transformer if given is None else getattr(given, "finished", True)
+
+
+def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any] | None:
+    """All that is done to an image file before a network sees it, as plain data; None where the spec does not say it.
 
     part: of the test data. aligned: as `runtime.aligned` says. color_mode, rotate_by_exif, rule: how the file is
     read (`rule`: which numbers become black and white in images of more than 8 bits, what lies behind transparent
@@ -37,6 +47,8 @@ def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any]
     alignment, box_offset: of detectors, to which multiple images are padded, and by how many pixels of the original
     x2 and y2 are less than edges.
     """
+    if made_elsewhere(part):
+        return None
     reader = part.dataset.kwargs.image_reader
     own: Mapping[str, Any] = reader.kwargs if reader else part.dataset.kwargs.model_extra or {}
     channels = source_channels(part)
@@ -59,7 +71,7 @@ def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any]
         "layout": "NCHW",
         "dtype": "float32",
     }
-    if part.dataset.type == "coco":
+    if part.dataset.type == "coco" or isinstance(in_memory().data.get(False), GivenBoxes):
         record |= {"alignment": part.dataloader.kwargs.alignment, "box_offset": 0 if aligned else 1}
     return record
 

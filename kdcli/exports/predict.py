@@ -200,6 +200,12 @@ def predictor_of_run(
     student = portable(parsed, task.deploy, contender, contender.net)
     metadata = metadata_of(parsed, task, contender, student, sample)
     record = preprocess_record(parsed.spec.dataset.test, aligned=parsed.spec.runtime.aligned)
+    if record is None:
+        raise RunError.of(
+            "KD880",
+            "the run's images were made in Python, and its spec says nothing of how an image becomes its input",
+            "ask the student in Python, with images made as there: `kdcli.load_student(run)`",
+        )
     return Predictor(
         source=str(contender.source),
         metadata=metadata,
@@ -239,7 +245,8 @@ def predictor_of_file(path: Path, plugins: Sequence[str] = ()) -> Predictor:
         raise RunError.of(
             "KD880",
             f"`{path}` says nothing of {_in_words(lacking)}",
-            "name the run folder that it comes from, or export it again from there: an older kdcli did not write it",
+            "name the run folder that it comes from, or export it again from there: an older kdcli did not write it. Of"
+            " images that were made in Python nothing is known: ask that student there (`kdcli.load_student`)",
         )
     preprocess = Preprocessing(json.loads(metadata["preprocess"]), plugins)
     size: tuple[int, int] | None = None

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kdcli import __version__
-from kdcli.data.loaders import GivenLoader
 from kdcli.data.preprocess import preprocess_record
 from kdcli.disk import entries_like, remove, write_whole
 from kdcli.distill.mimickers.mimicker import StepInfo
@@ -310,8 +309,6 @@ def save_student(
         "ema": str(run.ema is not None),
         **how_to_run(run.parsed.spec, run.deployed, run.task.name),
     }
-    if isinstance(run.test_loader, GivenLoader):
-        del metadata["preprocess"]  # what made the batches is outside
     if progress.features_only:
         metadata |= {ANSWERS: FEATURES, UNTRAINED: json.dumps(progress.untrained)}
     save_safetensors(state, path, metadata)
@@ -320,10 +317,13 @@ def save_student(
 def how_to_run(spec: Spec, deployed: nn.Module, task: str) -> dict[str, str]:
     """What whoever runs a student's file must know of it, as its metadata: task, preprocessing and network as JSON.
 
-    A student whose end is a teacher's can't be built without the spec: its network is not named.
+    A student whose end is a teacher's can't be built without the spec: its network is not named. Where code of the
+    user's makes what the network sees, there is no preprocessing to tell.
     """
+    said = {"task": task, "aligned": json.dumps(spec.runtime.aligned)}
     record = preprocess_record(spec.dataset.test, aligned=spec.runtime.aligned)
-    said = {"task": task, "aligned": json.dumps(spec.runtime.aligned), "preprocess": json.dumps(record)}
+    if record is not None:
+        said["preprocess"] = json.dumps(record)
     if isinstance(deployed, Network):
         modules = [module.model_dump(mode="json", exclude_defaults=True) for module in spec.net]
         said["net"] = json.dumps(modules)

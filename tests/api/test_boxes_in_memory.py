@@ -20,6 +20,7 @@ import kdcli
 from kdcli.data.build import build_source
 from kdcli.data.detection.in_memory import GivenBoxes
 from kdcli.data.draws import Draws
+from kdcli.data.preprocess import preprocess_record
 from kdcli.spec.in_memory import InMemory, giving
 from kdcli.spec.schema import DataPart
 from tests.api.objects import images, made, spec
@@ -100,11 +101,16 @@ def written(folder: Path, data: Squares) -> dict[str, Any]:
     return {"type": "coco", "kwargs": kwargs}
 
 
-def batch(dataset: dict[str, Any], given: InMemory | None = None) -> dict[str, Any]:
-    """The first two samples of a side as a batch."""
-    part = DataPart.model_validate(
+def part_of(dataset: dict[str, Any]) -> DataPart:
+    """A side of the data, two samples a batch."""
+    return DataPart.model_validate(
         {"dataset": dataset, "batch_sampler": {"kwargs": {"batch_size": 2}}, "dataloader": {}}
     )
+
+
+def batch(dataset: dict[str, Any], given: InMemory | None = None) -> dict[str, Any]:
+    """The first two samples of a side as a batch."""
+    part = part_of(dataset)
     with giving(given or InMemory()):
         source: Any = build_source(part, train=True, path=("dataset", "train"))
     samples = [source.load(index, Draws(0, 0, np.array([index]))) for index in (0, 1)]
@@ -124,6 +130,23 @@ def test_boxes_in_memory_are_those_of_the_same_coco_file(tmp_path: Path) -> None
     for key in ("categories", "class_names", "samples", "box_offset"):
         assert own["annotations"][key] == of_files["annotations"][key]
     assert own["facts"].class_names == ("dark", "light") and own["facts"].mean == of_files["facts"].mean
+
+
+def record(data: Any, transformer: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The preprocessing that a student's file states after a training on these test data."""
+    part = part_of({"type": "from_python", "kwargs": {"transformer": transformer}})
+    with giving(InMemory(data={} if data is None else {False: data})):
+        return preprocess_record(part, aligned=False)
+
+
+def test_a_file_states_the_preprocessing_that_the_spec_does_and_no_other() -> None:
+    boxes = record(GivenBoxes(Squares(), "test"), TRANSFORMER)
+    assert boxes is not None and (boxes["alignment"], boxes["box_offset"]) == (1, 1)
+    assert [step["type"] for step in boxes["steps"]] == ["flip", "to_tensor", "normalize"]
+    assert record(GivenBoxes(Squares(floats=True), "test"), []) is None
+    assert record(None, []) is None, "the data are not here, and nothing says how they were made"
+    written = record(None, TRANSFORMER[1:])
+    assert written is not None and written["std"] == [0.5] * 3
 
 
 def test_the_boxes_file_goes_with_its_object() -> None:
