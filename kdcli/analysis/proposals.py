@@ -56,7 +56,7 @@ PROPOSALS = (
         loss="itrd",
         last=True,
         evidence="without labels, on composed photographs, a linear probe on unseen objects scores 27.2 %, by l2_loss "
-        "18.8 to 20.8 %, of a random network 17.3 %; more where the pooled vector is compared too: kdcli init foundation",
+        "18.8 to 20.8 %, of a random network 17.3 %; more with the pooled vector too: kdcli init foundation",
     ),
     Proposal(
         loss="itrd",
