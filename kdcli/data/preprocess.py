@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from kdcli.data import IMAGE_READERS, TRANSFORMS
-from kdcli.data.detection.in_memory import GivenBoxes
 from kdcli.data.draws import Draws
 from kdcli.data.facts import source_channels
 from kdcli.data.image_readers import PillowReader
@@ -71,9 +70,16 @@ def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any]
         "layout": "NCHW",
         "dtype": "float32",
     }
-    if part.dataset.type == "coco" or isinstance(in_memory().data.get(False), GivenBoxes):
+    if part.dataset.type == "coco" or (part.dataset.type == FROM_PYTHON and _boxes_given()):
         record |= {"alignment": part.dataloader.kwargs.alignment, "box_offset": 0 if aligned else 1}
     return record
+
+
+def _boxes_given() -> bool:
+    """Whether the test data in memory are images with boxes."""
+    from kdcli.data.detection.in_memory import GivenBoxes  # as slow to import as torchvision
+
+    return isinstance(in_memory().data.get(False), GivenBoxes)
 
 
 def _all_arguments(component: Component) -> dict[str, Any]:
