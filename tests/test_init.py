@@ -163,6 +163,7 @@ class Logger:
 """
 
 
+@pytest.mark.slow
 def test_another_student_brings_its_layers(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     init(InitOptions(name="foundation_two_teachers", folder=tmp_path, student="resnet"))

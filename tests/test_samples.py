@@ -111,7 +111,8 @@ def test_there_are_samples() -> None:
 
 
 SLOW = re.compile(
-    r"own_(boxes|photos)|scenes_(base|pkd|defeat|sample_feature|retina_\w+)|cifar100_kd_\w+|foundation\w*|finetune|probe_teacher"
+    r"own_(boxes|photos)|scenes_(base|pkd|defeat|frs|teacher|sample_feature|retina_\w+)|cifar100_\w+|foundation\w*|finetune"
+    r"|probe_teacher|up_(single_job|teacher)|unlabelled_images"
 )
 """Others show the same kinds of network and data."""
 LONG = pytest.mark.long

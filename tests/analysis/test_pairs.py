@@ -54,6 +54,7 @@ def test_two_transformers_are_paired_by_depth() -> None:
     assert all(pair.adapter is None and pair.student.path == pair.teacher.path for pair in pairs)
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_the_spec_says_of_the_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     Path("n.yaml").write_text(
         CIFAR

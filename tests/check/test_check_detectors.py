@@ -126,6 +126,7 @@ def test_the_plan_has_the_shapes_and_operations_of_the_specs_own_size() -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_fails_at_the_specs_own_size_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Adapt.forward
 

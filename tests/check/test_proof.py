@@ -93,6 +93,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_not_proved_again(kdcli: Kdcli, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counting(monkeypatch)
     spec = write()

@@ -313,6 +313,7 @@ def test_where_no_sample_can_be_read_it_stops(
         run(loader(files(part, tmp_path, [8, 8], on_bad_sample="skip", **way), train=train))
 
 
+@pytest.mark.slow
 def test_a_stopped_data_worker_is_named_with_what_it_reads(
     part: Any,
     loader: Any,

@@ -62,6 +62,7 @@ def test_torch_export_runs_any_batch(run: Path) -> None:
     assert json.loads(extra["kdcli.json"])["input_shape"] == "[1, 8, 8]"
 
 
+@pytest.mark.slow
 def test_onnx_runs_without_torch(run: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -80,6 +80,7 @@ def test_onnx_runs_without_torch(run: Path) -> None:
     assert json.loads(session.get_modelmeta().custom_metadata_map["input_shape"]) == [3, 160, 128]
 
 
+@pytest.mark.slow
 def test_sizes(run: Path) -> None:
     with pytest.raises(UsageError, match="128x128"):
         exported(run, "safetensors", "student.safetensors", size=(128, 64))
@@ -87,6 +88,7 @@ def test_sizes(run: Path) -> None:
     assert json.loads(done.metadata["input_shape"]) == [3, 160, 192]
 
 
+@pytest.mark.slow
 def test_without_the_data_the_size_is_asked_for(run: Path) -> None:
     gone = [
         *on_scenes(run.parent),

@@ -170,6 +170,7 @@ def test_timm_builds_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (code, path) == ("KD557", ("net", 0, "type")) and "`hf:`" in help
 
 
+@pytest.mark.slow
 def test_a_vit_backbone_with_a_head_is_torchvisions_vit() -> None:
     net = network(
         {"name": "backbone", "type": "vit_b_32", "kwargs": {"image_size": 64}},

@@ -270,6 +270,7 @@ def test_the_page_is_small(full: Path) -> None:
     assert full.stat().st_size < 250_000
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(full: Path) -> None:
     before = full.read_bytes()
     assert write_report(full.parent).read_bytes() == before

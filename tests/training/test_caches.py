@@ -178,6 +178,7 @@ def test_changed_data_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the data has changed" in make(cached())[0]
 
 
+@pytest.mark.slow
 def test_half_precision_and_topk_are_close_and_small() -> None:
     live = losses(train_all(spec_of(SPEC, "saver.save_dir=live")))
     half = cached(SPEC, "{views: 2, dir: half, dtype: float16}", "saver.save_dir=half_run")

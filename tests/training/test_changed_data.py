@@ -319,6 +319,7 @@ def test_a_named_checkpoint_and_auto_resume_are_asked_too(data: Path) -> None:
         assert not Path("third").exists()
 
 
+@pytest.mark.slow
 def test_boxes_and_categories(folder: Path, kdcli: Kdcli) -> None:
     scenes = write_scenes(folder / "scenes", num_train=4, num_test=3)
     spec = str(SAMPLES / "scenes_student.yaml")

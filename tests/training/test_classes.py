@@ -60,6 +60,7 @@ def scores(out: str, network: str = "student last") -> float:
     return float(line.removeprefix(network).split()[0])
 
 
+@pytest.mark.slow
 def test_a_class_that_the_test_data_lacks_moves_no_number(kdcli: Kdcli, spec: str) -> None:
     """Each side numbered its own folders: a perfect student showed 50.00."""
     lay(Path("test"), {"a": GREY["a"], "c": GREY["c"]}, 6)
@@ -301,6 +302,7 @@ def test_names_whose_numbers_nothing_states_are_not_held_against_numbers(
     assert code == 0, out + err
 
 
+@pytest.mark.slow
 def test_folders_against_numbers_are_told(kdcli: Kdcli, spec: str) -> None:
     Path("test").mkdir()
     Path("test.txt").write_text("a/0.png 0\nb/0.png 1\nc/0.png 2\n")

@@ -212,6 +212,7 @@ def test_a_teacher_with_other_classes_is_told_and_counted(kdcli: Kdcli, scenes: 
     assert code == 0 and "`bbox_head` of teacher has 13 classes" in err, err
 
 
+@pytest.mark.slow
 def test_files_are_looked_up_beside_the_spec(kdcli: Kdcli, scenes: Path) -> None:
     text = Path(STUDENT).read_text().replace("data/fashion-scenes", ".")
     (scenes / "own.yaml").write_text(text)
@@ -285,6 +286,7 @@ def ids_with_gaps(content: dict[str, Any]) -> None:
         row[key] = 7 * row[key]
 
 
+@pytest.mark.slow
 def test_odd_annotations_are_handled_and_told(kdcli: Kdcli, scenes: Path) -> None:
     code, _, err = kdcli(
         "train", STUDENT, *on_scenes(scenes), change_file(scenes, odd_but_usable),

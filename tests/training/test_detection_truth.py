@@ -255,6 +255,7 @@ def test_annotation_files_are_read_once(kdcli: Kdcli, scenes: Path, command: str
         assert len([name for name in OPENED if name.endswith(f"own_{side}.json")]) == 1, side
 
 
+@pytest.mark.slow
 def test_a_damaged_training_file_is_told_by_eval_too(kdcli: Kdcli, scenes: Path) -> None:
     """Without the names that were trained on, labels could mean other classes."""
 

@@ -58,6 +58,7 @@ def score(found: list[Record]) -> float:
 LONGER = ("trainer.max_epoch=12", "trainer.test_freq=12")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PIL", "array", "tensor"])
 def test_the_items_of_a_dataset(kind: str) -> None:
     parsed = spec_of(SPEC, *LONGER)

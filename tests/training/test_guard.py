@@ -318,6 +318,7 @@ def silent_frs(folder: Path, *changes: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_logged_alone_needs_no_gradient_and_is_told(tmp_path: Path) -> None:
     changes = silent_frs(tmp_path / "scenes", f"saver.save_dir={tmp_path / 'run'}")
     with run_of(read(str(SAMPLES / "scenes_frs.yaml"), changes)) as run:

@@ -120,6 +120,7 @@ def test_a_bad_teacher_of_as_many_classes_is_still_caught() -> None:
     assert caught.value.diagnostics[0].code == "KD703"
 
 
+@pytest.mark.slow
 def test_eval_and_report_leave_its_accuracy_out_and_say_why() -> None:
     with run_of(spec_of(SPEC, SIX, *FEATURES, "saver.save_dir=unused")) as run:
         save_safetensors(run.teachers["teacher0"].net.state_dict(), Path("teacher.safetensors"))

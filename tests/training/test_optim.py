@@ -350,6 +350,7 @@ def test_an_average_restored_goes_on_as_if_nothing_had_happened(ema_type: str) -
     assert torch.equal(again.buffers["running"], whole.buffers["running"])
 
 
+@pytest.mark.slow
 def test_an_average_of_a_short_run_has_learnt(tmp_path: Path) -> None:
     parsed = read(
         SAMPLE,
@@ -405,6 +406,7 @@ def test_an_average_of_todays_meaning_goes_on(average: str) -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 def test_an_average_that_is_off_on_both_sides_decides_nothing() -> None:
     begun("trainer.ema={enable: false, kwargs: {warmup: 3}}")
     train_all(spec_of(SPEC), resume=True)

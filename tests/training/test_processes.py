@@ -66,6 +66,7 @@ FIRST = ("mean", "gathered", "starts and ends", "accumulated", "average")
 """What the default tests compare: each kind of sum over processes once."""
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(folder: Path) -> None:
     compare({name: FEW[name] for name in FIRST}, folder, 1e-6)
 

@@ -54,6 +54,7 @@ def match_eps(net: Network, model: Any) -> None:
             module.eps = eps
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_faster_rcnn_features_and_proposal_maps_agree(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -81,6 +82,7 @@ def test_faster_rcnn_features_and_proposal_maps_agree(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs["bbox_preds"][1], their_deltas, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_retinanet_maps_agree_but_for_the_background_column(tmp_path: Path) -> None:
     torch.manual_seed(0)

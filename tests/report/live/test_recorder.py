@@ -101,6 +101,7 @@ def test_without_the_plotting_library_a_notice_says_how_to_get_it(
     assert notice.level == "info" and "kdcli[report]" in notice.message
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_told_and_the_curves_stay(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     run = make_run(tmp_path / "run", epochs=1)

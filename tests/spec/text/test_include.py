@@ -75,6 +75,7 @@ def test_without_a_folder_nothing_is_included() -> None:
     assert [one.code for one in findings(spec("a.yaml"))] == ["KD114"]
 
 
+@pytest.mark.slow
 def test_includes_share_one_budget(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text("[" + "1, " * 20_000 + "1]\n")
     text = "x-big: [" + ", ".join(["!include big.yaml"] * 8) + "]\n" + BASE
