@@ -41,7 +41,7 @@ class TorchExport:
     def read(self, path: Path, student: Portable) -> Answer:
         """The program, loaded from the file."""
         with warnings.catch_warnings(), asking(path), path.open("rb") as file:
-            import kdcli.models.detection.deploy  # noqa: F401  its operation is in detectors' files
+            import kdcli.models.detection.deploy.candidates  # noqa: F401  its operation is in detectors' files
 
             warnings.simplefilter("ignore")
             program: Any = torch.export.load(file).module()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -188,3 +190,16 @@ def test_classes_of_category_ids_are_called_by_the_ids() -> None:
     assert student.class_names(gaps) == ("shirt", "N/A", "bag", "N/A", "boot")
     without = DataFacts(num_classes=3, class_names=names, annotations={"categories": (1, 2, 3)})
     assert student.class_names(without) == names
+
+
+@pytest.mark.slow
+def test_a_pt2_file_is_read_where_no_detector_was_built(tmp_path: Path) -> None:
+    """Reading brings the operation that a detector's program calls, in a process that knows of none."""
+    code = (
+        "import sys, torch; from pathlib import Path; from kdcli.exports.torch_export import TorchExport; "
+        "program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(2, 3),)); "
+        "torch.export.save(program, sys.argv[1]); before = hasattr(torch.ops.kdcli, 'suppress'); "
+        "TorchExport().read(Path(sys.argv[1]), None); print(before, hasattr(torch.ops.kdcli, 'suppress'))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "a.pt2")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False True\n"
