@@ -13,7 +13,7 @@ from kdcli.disk import is_file
 from kdcli.errors import Diagnostic, SpecError, SpecPath, UsageError, did_you_mean
 from kdcli.parallel.interrupts import is_first
 from kdcli.spec.check.labels import is_unlabelled
-from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving, is_given
+from kdcli.spec.in_memory import FROM_PYTHON, InMemory, giving, is_boxes, is_given
 from kdcli.spec.parse import ParsedSpec, compose_root, read_text
 from kdcli.spec.schema import DataPart, DatasetKwargs, DatasetSpec
 from kdcli.spec.tables import task_of
@@ -155,13 +155,6 @@ def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
         words = parsed.spec.runtime.task_names or DETECTION
         changed["runtime"] = parsed.spec.runtime.model_copy(update={"task_names": words})
     return replace(parsed, spec=parsed.spec.model_copy(update=changed))
-
-
-def is_boxes(source: Any) -> bool:
-    """Whether data in memory is images with boxes."""
-    from kdcli.data.detection.in_memory import GivenBoxes
-
-    return isinstance(source, GivenBoxes)
 
 
 def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:

@@ -19,7 +19,7 @@ from kdcli.data.image_readers import PillowReader
 from kdcli.data.transforms.boxes import BoxTransform
 from kdcli.data.transforms.pipeline import PREFIX, build_pipeline
 from kdcli.data.transforms.pixels import as_float, torchvision_transforms
-from kdcli.spec.in_memory import FROM_PYTHON, in_memory
+from kdcli.spec.in_memory import FROM_PYTHON, in_memory, is_boxes
 from kdcli.spec.places import HERE
 from kdcli.spec.plugins import admit, is_own, load_own, lookup
 from kdcli.spec.schema import Component, DataPart
@@ -70,16 +70,9 @@ def preprocess_record(part: DataPart, *, aligned: bool = True) -> dict[str, Any]
         "layout": "NCHW",
         "dtype": "float32",
     }
-    if part.dataset.type == "coco" or (part.dataset.type == FROM_PYTHON and _boxes_given()):
+    if part.dataset.type == "coco" or is_boxes(in_memory().data.get(False)):
         record |= {"alignment": part.dataloader.kwargs.alignment, "box_offset": 0 if aligned else 1}
     return record
-
-
-def _boxes_given() -> bool:
-    """Whether the test data in memory are images with boxes."""
-    from kdcli.data.detection.in_memory import GivenBoxes  # as slow to import as torchvision
-
-    return isinstance(in_memory().data.get(False), GivenBoxes)
 
 
 def _all_arguments(component: Component) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def cache_layout_of(
     changed = {
         name: ", ".join(layout.text for layout in layouts)
         for name, layouts in taps.layouts.items()
-        if taps.taps[name].part is not None or any(layout.channels_last for layout in layouts)
+        if name in taps.handed_changed
     }
     return CacheLayout(tuple(columns), features, outputs, changed)
 

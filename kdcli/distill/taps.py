@@ -99,7 +99,8 @@ class Taps:
         self.net = net
         self.stated = dict(stated or {})
         self.layouts: dict[str, tuple[Layout, ...]] = {}
-        self._changed_on: frozenset[str] = frozenset()
+        self.handed_changed: frozenset[str] = frozenset()
+        """The taps whose features losses get in another layout than the network has, or in part."""
         self.where = dict(where or {})
         self.taps: dict[str, Tap] = {}
         self.modules: dict[str, nn.Module | None] = {}
@@ -179,7 +180,7 @@ class Taps:
         whole = find_layouts(self.net, self.taps, view.features, view.outputs, trace, batch, self.stated)
         self._clear()
         self.layouts = whole
-        self._changed_on = frozenset(
+        self.handed_changed = frozenset(
             name
             for name, layouts in whole.items()
             if self.taps[name].part is not None or any(layout.channels_last for layout in layouts)
@@ -198,7 +199,7 @@ class Taps:
         made: dict[str, Feature] = {}
         wrong = Findings()
         for name, feature in features.items():
-            if name not in self._changed_on:
+            if name not in self.handed_changed:
                 made[name] = feature
                 continue
             with wrong.part():

@@ -194,11 +194,6 @@ def predictor_of_run(
     task = sides.task
     if task.deploy is None:
         raise UsageError.of(f"students of the task {task.name} can't be asked about image files")
-    require_weights(parsed, weights)
-    sample = sample_for(sides, task.deploy, parsed, weights, None, made_up_size=(320, 320))
-    contender, _ = student_of(task, parsed, options, weights, sample.batch, sample.facts, key=key)
-    student = portable(parsed, task.deploy, contender, contender.net)
-    metadata = metadata_of(parsed, task, contender, student, sample)
     record = preprocess_record(parsed.spec.dataset.test, aligned=parsed.spec.runtime.aligned)
     if record is None:
         raise RunError.of(
@@ -206,6 +201,11 @@ def predictor_of_run(
             "the run's images were made in Python, and its spec says nothing of how an image becomes its input",
             "ask the student in Python, with images made as there: `kdcli.load_student(run)`",
         )
+    require_weights(parsed, weights)
+    sample = sample_for(sides, task.deploy, parsed, weights, None, made_up_size=(320, 320))
+    contender, _ = student_of(task, parsed, options, weights, sample.batch, sample.facts, key=key)
+    student = portable(parsed, task.deploy, contender, contender.net)
+    metadata = metadata_of(parsed, task, contender, student, sample)
     return Predictor(
         source=str(contender.source),
         metadata=metadata,

@@ -55,6 +55,11 @@ def in_memory() -> InMemory:
     return _given.get()
 
 
+def is_boxes(source: Any) -> bool:
+    """Whether data in memory is images with boxes."""
+    return getattr(source, "gives_boxes", False)
+
+
 @contextmanager
 def giving(given: InMemory) -> Iterator[None]:
     """Let what is built in the block use these objects."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class GivenBoxes:
     iscrowd: [n], optional: 1 for a region of many. Every item is read once here; what the Dataset draws is a function
     of the run's seed, the epoch and the item. names: of the classes, by the label. Raises SpecError KD874.
     """
+
+    gives_boxes: ClassVar[bool] = True
 
     def __init__(
         self,

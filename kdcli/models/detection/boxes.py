@@ -259,6 +259,17 @@ def true_places(mask: Tensor, count: int) -> Tensor:
     return torch.nonzero_static(mask, size=count).flatten()
 
 
+def places_of(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Where each mask [N] is true, ascending, int64; one wait for the device for all masks."""
+    return [true_places(mask, count) for mask, count in zip(masks, host_counts(masks), strict=True)]
+
+
+def boxes_at(boxes: Tensor, order: Tensor) -> Tensor:
+    """Of each image the boxes [B, K, 4] at places order [B, ...]: [B, ..., 4]."""
+    places = order.flatten(1)[..., None].expand(-1, -1, 4)
+    return boxes.gather(1, places).view(*order.shape, 4)
+
+
 def inverse(order: Tensor) -> Tensor:
     """What puts rows that were taken in this order back."""
     back = torch.empty_like(order)

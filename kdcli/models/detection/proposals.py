@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.models.detection.blocks import build_block, nms_threshold
 from kdcli.models.detection.boxes import (
+    boxes_at,
     clip_limit,
     decode,
     kept_in_groups,
@@ -116,9 +117,7 @@ class DensePredictor:
             scores = scores.transpose(1, 2)
             best, order = scores.topk(self._most(scores, count), dim=2)
             labels = (torch.arange(classes, device=best.device) + 1)[:, None].expand_as(order)
-        places = order.flatten(1)[..., None].expand(-1, -1, 4)
-        own = boxes.gather(1, places).view(*order.shape, 4)
-        rows = torch.cat([own, best[..., None], labels[..., None].to(best.dtype)], dim=3)
+        rows = torch.cat([boxes_at(boxes, order), best[..., None], labels[..., None].to(best.dtype)], dim=3)
         return rows, best >= 0
 
     def _most(self, scores: Tensor, count: int) -> int:

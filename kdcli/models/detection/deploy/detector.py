@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.models.detection.bbox_post import BboxPost
-from kdcli.models.detection.boxes import decode, denormalized, large_enough, levels_of, quadruples
+from kdcli.models.detection.boxes import (
+    boxes_at,
+    decode,
+    denormalized,
+    large_enough,
+    levels_of,
+    quadruples,
+)
 from kdcli.models.detection.dense_post import RetinaPost
 from kdcli.models.detection.deploy.candidates import ABSENT, PRESENT, Candidates, clipped, joined
 from kdcli.models.detection.deploy.whole import is_known, whole_boxes
@@ -115,9 +122,8 @@ def _of_each_class(boxes: Tensor, scores: Tensor, top_n: int) -> Candidates:
     """Each class a group: its best boxes; boxes [B, K, 4], scores [B, K, C]."""
     count, classes = scores.shape[1:]
     best, order = scores.transpose(1, 2).topk(min(top_n, count) if top_n > 0 else count, dim=2)
-    places = order.flatten(1)[..., None].expand(-1, -1, 4)
     return Candidates(
-        boxes=boxes.gather(1, places).view(*order.shape, 4),
+        boxes=boxes_at(boxes, order),
         scores=best,
         labels=torch.arange(classes, device=boxes.device)[:, None].expand_as(order),
         classes=classes,
@@ -135,9 +141,8 @@ def _all_classes(
     # As many as boxes are large enough, at most.
     rank = torch.arange(best.shape[1], device=best.device)
     chosen = (rank < wide.sum(1, keepdim=True)) & (best > (threshold if threshold > 0 else PRESENT))
-    places = torch.div(order, classes, rounding_mode="floor")[..., None].expand(-1, -1, 4)
     found = Candidates(
-        boxes=boxes.gather(1, places)[:, None],
+        boxes=boxes_at(boxes, torch.div(order, classes, rounding_mode="floor"))[:, None],
         scores=best[:, None],
         labels=(order % classes)[:, None],
         classes=classes,

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from kdcli.models.detection.boxes import decode, quadruples
+from kdcli.models.detection.boxes import boxes_at, decode, quadruples
 from kdcli.models.detection.deploy.candidates import ABSENT, PRESENT, Candidates, clipped, joined
+from kdcli.models.detection.few_waits.found import SMALLEST_SIDE
 from kdcli.models.detection.whole import TorchvisionDetector
-
-SMALLEST_SIDE = 1e-2
-"""Boxes of the second stage below this are dropped, as torchvision does."""
 
 
 def is_known(module: nn.Module) -> bool:
@@ -77,11 +75,6 @@ def _moved(anchors: Tensor, deltas: Tensor, weights: Any) -> Tensor:
     return flat.view_as(anchors)
 
 
-def _chosen(rows: Tensor, order: Tensor) -> Tensor:
-    """rows [B, K, 4] at order [B, k]."""
-    return rows.gather(1, order[..., None].expand(-1, -1, 4))
-
-
 def _sides_at_least(boxes: Tensor, least: float) -> Tensor:
     return ((boxes[..., 2:] - boxes[..., :2]) >= least).all(-1)
 
@@ -97,7 +90,7 @@ def _proposals(detector: Any, image: Tensor, maps: list[Tensor], sizes: Tensor) 
         moves = moves.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).reshape(-1, count, 4)
         best, order = own.topk(min(rpn.pre_nms_top_n(), count), dim=1)
         level = anchors[first : first + count].expand(own.shape[0], -1, -1)
-        boxes = _moved(_chosen(level, order), _chosen(moves, order), rpn.box_coder.weights)
+        boxes = _moved(boxes_at(level, order), boxes_at(moves, order), rpn.box_coder.weights)
         boxes = clipped(boxes, sizes, 0)
         scores = best.sigmoid()
         there = _sides_at_least(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
@@ -161,7 +154,7 @@ def _retina(detector: Any, image: Tensor, maps: list[Tensor], sizes: Tensor) -> 
         best, order = scores.topk(min(detector.topk_candidates, count * columns), dim=1)
         places = torch.div(order, columns, rounding_mode="floor")
         level = anchors[part].expand(logits.shape[0], -1, -1)
-        boxes = _moved(_chosen(level, places), _chosen(moves, places), detector.box_coder.weights)
+        boxes = _moved(boxes_at(level, places), boxes_at(moves, places), detector.box_coder.weights)
         found.append(
             Candidates(
                 boxes=clipped(boxes, sizes, 0)[:, None],

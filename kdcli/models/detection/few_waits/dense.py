@@ -17,7 +17,7 @@ from torchvision.models.detection.retinanet import (
 )
 from torchvision.ops import sigmoid_focal_loss
 
-from kdcli.models.detection.boxes import host_counts, true_places
+from kdcli.models.detection.boxes import places_of
 from kdcli.models.detection.few_waits.matching import BETWEEN, encoded, matched, put_anchors_on
 
 Targets = Sequence[Mapping[str, Tensor]]
@@ -64,8 +64,7 @@ def retinanet(detector: Any, images: list[Tensor], targets: Targets) -> dict[str
         for one, own in zip(targets, anchors, strict=True)
     ]
     masks = [mask for match in found for mask in (match >= 0, match != BETWEEN)]
-    numbers = host_counts(masks)
-    rows = [true_places(mask, number) for mask, number in zip(masks, numbers, strict=True)]
+    rows = places_of(masks)
     by_class, by_place = [], []
     for image, (match, one) in enumerate(zip(found, targets, strict=True)):
         own, counted = rows[2 * image], rows[2 * image + 1]
@@ -103,7 +102,7 @@ def fcos(detector: Any, images: list[Tensor], targets: Targets) -> dict[str, Ten
         for name in ("labels", "boxes")
     )
     positive = (torch.stack(found) >= 0).flatten()
-    own = true_places(positive, host_counts([positive])[0])
+    (own,) = places_of([positive])
     logits, centreness = (outputs[name].flatten(0, 1) for name in ("cls_logits", "bbox_ctrness"))
     wanted = torch.zeros_like(logits)
     wanted[own, classes.flatten()[own]] = 1.0
@@ -161,7 +160,7 @@ def giou_loss(boxes: Tensor, truth: Tensor) -> Tensor:
     (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes.unbind(1), truth.unbind(1)
     left, top, right, bottom = torch.max(x1, u1), torch.max(y1, v1), torch.min(x2, u2), torch.min(y2, v2)
     overlap = (bottom > top) & (right > left)
-    own = true_places(overlap, host_counts([overlap])[0])
+    (own,) = places_of([overlap])
     shared = torch.zeros_like(x1)
     shared[own] = (right[own] - left[own]) * (bottom[own] - top[own])
     union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared

@@ -18,8 +18,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
-from kdcli.models.detection.boxes import by_group, clip_limit, kept_in_groups, true_places
+from kdcli.models.detection.boxes import boxes_at, by_group, kept_in_groups, true_places
 from kdcli.models.detection.few_waits import found
+from kdcli.models.detection.few_waits.dense import Targets
 from kdcli.models.detection.few_waits.matching import (
     BELOW,
     decoded,
@@ -29,8 +30,6 @@ from kdcli.models.detection.few_waits.matching import (
     sampled,
 )
 from kdcli.models.detection.few_waits.running import as_written, running
-
-Targets = Sequence[Mapping[str, Tensor]]
 
 BETA = 1 / 9
 """Where the location losses turn from a square into a line."""
@@ -122,23 +121,21 @@ def best_proposals(
     levels: how many of the K are of each. Only boxes of one level suppress each other; torchvision moves the levels of
     few boxes apart by adding to them, which rounds them, and here nothing is rounded.
     """
-    limits = torch.stack([clip_limit(size, 0, boxes) for size in sizes])[:, None]
     groups = []
     parts = (torch.split(one, list(levels), 1) for one in (boxes, logits.view(len(sizes), -1)))
     for own, scores in zip(*parts, strict=True):
         best, order = scores.topk(min(rpn.pre_nms_top_n(), scores.shape[1]), dim=1)
-        rows = own.gather(1, order[..., None].expand(-1, -1, 4))
-        groups.append((torch.minimum(rows.clamp(min=0), limits), best.sigmoid()))
+        groups.append((found.clipped(boxes_at(own, order), sizes), best.sigmoid()))
     most = max(scores.shape[1] for _, scores in groups)
     # Levels side by side, filled up to the largest with places that hold no box.
     rows = torch.stack([F.pad(own, (0, 0, 0, most - own.shape[1])) for own, _ in groups], 1)
-    scores = torch.stack([F.pad(own, (0, most - own.shape[1]), value=-1.0) for _, own in groups], 1)
+    scores = torch.stack([F.pad(own, (0, most - own.shape[1]), value=found.ABSENT) for _, own in groups], 1)
     there = ((rows[..., 2:] - rows[..., :2]) >= rpn.min_size).all(-1) & (scores >= max(rpn.score_thresh, 0.0))
     kept = kept_in_groups(rows.flatten(0, 1), there.flatten(0, 1), None, rpn.nms_thresh, 0)
-    ranked = torch.where(kept.view_as(scores), scores, -1.0).flatten(1)
+    ranked = torch.where(kept.view_as(scores), scores, found.ABSENT).flatten(1)
     best, order = ranked.topk(min(rpn.post_nms_top_n(), ranked.shape[1]), dim=1)
     counts: list[int] = (best >= 0).sum(1).tolist()
-    chosen = rows.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, 4))
+    chosen = boxes_at(rows.flatten(1, 2), order)
     return [own[:count] for own, count in zip(chosen, counts, strict=True)]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kdcli.models.detection.boxes import clip_limit, kept_in_groups, true_places
+from kdcli.models.detection.boxes import boxes_at, clip_limit, kept_in_groups, true_places
 from kdcli.models.detection.few_waits.dense import answers
 from kdcli.models.detection.few_waits.matching import decoded
 
@@ -32,12 +32,12 @@ def second_stage(
     counts = [len(own) for own in proposals]
     boxes = torch.split(decoded(heads.box_coder, moves, torch.cat(list(proposals)))[:, 1:], counts)
     scores = pad_sequence(list(torch.split(logits.softmax(-1)[:, 1:], counts)), True, ABSENT)
-    clipped = _clipped(pad_sequence(list(boxes), True).flatten(1, 2), sizes)
+    cut = clipped(pad_sequence(list(boxes), True).flatten(1, 2), sizes)
     labels = torch.arange(1, scores.shape[2] + 1, device=scores.device).expand_as(scores)
-    wide = ((clipped[..., 2:] - clipped[..., :2]) >= SMALLEST_SIDE).all(-1)
+    wide = ((cut[..., 2:] - cut[..., :2]) >= SMALLEST_SIDE).all(-1)
     scores = scores.flatten(1)
     there = wide & (scores > heads.score_thresh)
-    found = thinned(heads, clipped, torch.where(there, scores, ABSENT), labels.flatten(1))
+    found = thinned(heads, cut, torch.where(there, scores, ABSENT), labels.flatten(1))
     return found, {}
 
 
@@ -45,7 +45,7 @@ def retinanet(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
     """RetinaNet's detections."""
     maps, outputs, anchors, _ = answers(detector, images, None)
     boxes, scores, labels = _of_levels(detector, maps, outputs, anchors, outputs["cls_logits"].sigmoid())
-    return thinned(detector, _clipped(boxes, _sizes(images)), scores, labels)
+    return thinned(detector, clipped(boxes, _sizes(images)), scores, labels)
 
 
 def fcos(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -53,7 +53,7 @@ def fcos(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
     maps, outputs, anchors, _ = answers(detector, images, None)
     scores = torch.sqrt(outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid())
     boxes, scores, labels = _of_levels(detector, maps, outputs, anchors, scores)
-    return thinned(detector, _clipped(boxes, _sizes(images)), scores, labels)
+    return thinned(detector, clipped(boxes, _sizes(images)), scores, labels)
 
 
 def ssd(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -65,8 +65,8 @@ def ssd(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
     by_class = torch.where(by_class > detector.score_thresh, by_class, ABSENT)
     best, order = by_class.topk(min(detector.topk_candidates, by_class.shape[2]), dim=2)
     labels = (torch.arange(best.shape[1], device=best.device) + 1)[:, None].expand_as(best)
-    clipped = _clipped(_at(boxes, order.flatten(1)), _sizes(images))
-    return thinned(detector, clipped, best.flatten(1), labels.flatten(1))
+    cut = clipped(boxes_at(boxes, order.flatten(1)), _sizes(images))
+    return thinned(detector, cut, best.flatten(1), labels.flatten(1))
 
 
 def _of_levels(
@@ -87,7 +87,7 @@ def _of_levels(
         found.append((best, torch.div(order, columns, rounding_mode="floor") + first, order % columns))
         first += count
     best, places, labels = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    moves, own = _at(outputs["bbox_regression"], places), _at(torch.stack(list(anchors)), places)
+    moves, own = boxes_at(outputs["bbox_regression"], places), boxes_at(torch.stack(list(anchors)), places)
     if hasattr(detector.box_coder, "weights"):
         return decoded(detector.box_coder, moves.flatten(0, 1), own.flatten(0, 1)).view_as(own), best, labels
     return detector.box_coder.decode(moves, own), best, labels
@@ -102,7 +102,7 @@ def thinned(settings: Any, boxes: Tensor, scores: Tensor, labels: Tensor) -> lis
     """
     most = int((scores >= 0).sum(1).amax())
     best, order = scores.topk(most, dim=1)
-    boxes, labels = _at(boxes, order), labels.gather(1, order)
+    boxes, labels = boxes_at(boxes, order), labels.gather(1, order)
     kept = kept_in_groups(boxes, best >= 0, labels, settings.nms_thresh, 0)
     kept = kept & (kept.cumsum(1) <= settings.detections_per_img)
     counts: list[int] = kept.sum(1).tolist()
@@ -115,16 +115,11 @@ def thinned(settings: Any, boxes: Tensor, scores: Tensor, labels: Tensor) -> lis
     return found
 
 
-def _at(rows: Tensor, order: Tensor) -> Tensor:
-    """rows [B, K, 4] at order [B, k]."""
-    return rows.gather(1, order[..., None].expand(-1, -1, 4))
-
-
 def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
 
 
-def _clipped(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes [B, N, 4] cut to their image of (height, width)."""
+def clipped(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes [B, ..., 4] cut to their image of (height, width)."""
     limits = torch.stack([clip_limit(size, 0, boxes) for size in sizes])
-    return torch.minimum(boxes.clamp(min=0), limits[:, None])
+    return torch.minimum(boxes.clamp(min=0), limits.view(-1, *[1] * (boxes.dim() - 2), 4))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.ops import box_iou
 
-from kdcli.models.detection.boxes import host_counts, true_places
+from kdcli.models.detection.boxes import places_of
 from kdcli.models.detection.few_waits.dense import Targets, answers
 from kdcli.models.detection.few_waits.matching import BELOW, encoded
 
@@ -28,7 +28,7 @@ def ssd(detector: Any, images: list[Tensor], targets: Targets) -> dict[str, Tens
         for one, own in zip(targets, anchors, strict=True)
     ]
     masks = [match >= 0 for match in found]
-    rows = [true_places(mask, count) for mask, count in zip(masks, host_counts(masks), strict=True)]
+    rows = places_of(masks)
     by_place, classes = [], []
     for image, (match, own, one) in enumerate(zip(found, rows, targets, strict=True)):
         truth = match[own]
@@ -42,10 +42,7 @@ def ssd(detector: Any, images: list[Tensor], targets: Targets) -> dict[str, Tens
     positive = wanted_classes > 0
     negative = _hardest(losses.view_as(positive), positive, detector.neg_to_pos_ratio)
     # Of all images at once, as their sum is.
-    both = [positive.flatten(), negative.flatten()]
-    chosen = [
-        losses[true_places(mask, count)].sum() for mask, count in zip(both, host_counts(both), strict=True)
-    ]
+    chosen = [losses[places].sum() for places in places_of([positive.flatten(), negative.flatten()])]
     count = max(1, sum(map(len, rows)))
     return {
         "bbox_regression": torch.stack(by_place).sum() / count,
