@@ -13,9 +13,9 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcli.errors import RunError, UsageError
 from kdcli.parallel.interrupts import at_once, heeded
@@ -331,7 +331,7 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             signals_to_handle=",".join(number.name for number in heeded()),
-            shutdown_timeout=SHUTDOWN_SECONDS,
+            **_patience(LaunchConfig),
         )
         os.environ[MARKS] = folder
         pulses = [pulse_path(Path(folder), rank) for rank in range(plan.processes)]
@@ -346,6 +346,12 @@ def launch(plan: Launch, arguments: Sequence[str], *, again: str) -> None:
             if watchdog.killed:
                 raise at_once(stopped.sigval, again) from None
             raise SystemExit(128 + stopped.sigval) from None
+
+
+def _patience(config: type) -> dict[str, Any]:
+    """SHUTDOWN_SECONDS as the launcher's setting; torch before 2.12 has none, and gives workers 30 seconds."""
+    known = {field.name for field in fields(config)}
+    return {"shutdown_timeout": SHUTDOWN_SECONDS} if "shutdown_timeout" in known else {}
 
 
 def _python_flags() -> list[str]:

@@ -19,7 +19,7 @@ from kdcli.data.batches import normalized
 from kdcli.records import Step
 from kdcli.training import train as training
 from kdcli.training.run import Run
-from tests.gpu.lines import Lines, Machine, Skipped, images_spec
+from tests.gpu.lines import Lines, Machine, Skipped, images_spec, photographs_spec
 from tests.gpu.results import opened
 
 MODES: dict[str, dict[str, Any]] = {
@@ -112,11 +112,18 @@ def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) ->
         yield
 
 
-SPEEDS: dict[str, tuple[dict[str, Any], torch.dtype | None, int]] = {
-    "fp32, batch 128": ({"precision": "fp32"}, None, 128),
-    "bf16 channels_last, batch 128": ({"precision": "bf16", "channels_last": True}, torch.bfloat16, 128),
-    "bf16, batch 16": ({"precision": "bf16"}, torch.bfloat16, 16),
+SPEEDS: dict[str, tuple[dict[str, Any], torch.dtype | None, int, Callable[..., dict[str, Any]]]] = {
+    "fp32, batch 128": ({"precision": "fp32"}, None, 128, images_spec),
+    "bf16 channels_last, batch 128": (
+        {"precision": "bf16", "channels_last": True},
+        torch.bfloat16,
+        128,
+        images_spec,
+    ),
+    "bf16, batch 16": ({"precision": "bf16"}, torch.bfloat16, 16, images_spec),
+    "bf16, 224 pixels": ({"precision": "bf16"}, torch.bfloat16, 128, photographs_spec),
 }
+"""Keys of runtime, what a loop by hand casts to, images of a batch, the networks."""
 
 
 def speed(machine: Machine, lines: Lines) -> None:
@@ -125,13 +132,14 @@ def speed(machine: Machine, lines: Lines) -> None:
     A turn is two log points long. The seconds that kdcli tells of the first ones have the turn by hand before them in
     them, for its loop rests meanwhile: those told from the first log point to the second are held to the clock.
     """
-    turns, log_freq = machine.size(7, 2), machine.size(20, 2)
-    steps = 2 * log_freq
-    for name, (runtime, cast, batch) in SPEEDS.items():
+    turns = machine.size(7, 2)
+    for name, (runtime, cast, batch, spec_of) in SPEEDS.items():
         if not machine.cuda and cast is not None:
             continue
         batch = machine.size(batch, 8)
-        spec = images_spec(machine, batch=batch, steps=steps * (turns + 2), **runtime)
+        log_freq = machine.size(20 if spec_of is images_spec else 5, 2)
+        steps = 2 * log_freq
+        spec = spec_of(machine, batch=batch, steps=steps * (turns + 2), **runtime)
         spec["trainer"]["log_freq"] = log_freq
         with opened(spec, machine.device) as run:
             hand = by_hand(machine, run, steps, cast)

@@ -108,6 +108,18 @@ class Machine:
         return self.folder / f"run{len(list(self.folder.iterdir()))}_{time.monotonic_ns()}"
 
 
+def photographs_spec(machine: Machine, *, batch: int, steps: int, **runtime: Any) -> dict[str, Any]:
+    """A spec of logits KD on made-up images of 224x224: torchvision's resnet50 to its resnet18, 1000 classes."""
+    spec = images_spec(machine, batch=batch, steps=steps, **runtime)
+    for part, net in (("net", "resnet18"), ("teacher0", "resnet50")):
+        spec[part] = [{"name": "model", "type": f"torchvision.{net}", "kwargs": {"num_classes": 1000}}]
+    for side in ("train", "test"):
+        kwargs = spec["dataset"][side]["dataset"]["kwargs"]
+        kwargs |= {"num_classes": 1000, "shape": [3, 224, 224]}
+        kwargs["num_samples"] = min(kwargs["num_samples"], 16 * batch)
+    return spec
+
+
 def images_spec(machine: Machine, *, batch: int, steps: int, **runtime: Any) -> dict[str, Any]:
     """A spec of logits KD on made-up images of 32x32: cifar_resnet32 to cifar_resnet20, tiny on the CPU."""
     widths = {} if machine.cuda else {"widths": [4, 4, 8, 8]}
