@@ -86,5 +86,6 @@ def _mutual(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _shares(gram: Tensor) -> Tensor:
     """A Gram matrix divided by its trace; by that of unit rows where all of its rows are zero."""
-    trace = gram.trace()
+    # Not `trace`, whose gradient waits for a GPU: it takes a number out of it.
+    trace = gram.diagonal().sum()
     return gram / torch.where(trace == 0, torch.full_like(trace, len(gram)), trace)

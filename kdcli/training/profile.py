@@ -76,7 +76,7 @@ class _ProfiledLoop(TrainLoop):
         self.spent: dict[str, float] = {}
         self.cuda = run.processes.device.type == "cuda"
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.cuda else [])
-        self.profiler = torch.profiler.profile(activities=activities)
+        self.profiler = torch.profiler.profile(activities=activities, acc_events=True)
         loader, trainee = run.train_loader, run.trainee
         loader.batches = self.timed_batches(loader.batches)  # type: ignore[method-assign]
         trainee.view = self.timed("student forward", trainee.view)  # type: ignore[method-assign]

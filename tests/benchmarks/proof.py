@@ -110,6 +110,7 @@ class Proof:
             name = type(self.pair).__name__.lower()
             words = ["--pair", name, "--folder", str(self.folder.parent), "--measure", row]
             words += ["--root", str(self.root)] if self.root is not None else []
+            words += self.pair.words
             known = child("tests.benchmarks.proof", *words, threads=1)
             put(self.folder / "cost.json", [row], {"cost": known, "settings": self._cost_settings(row)})
         return known
@@ -147,15 +148,19 @@ class Proof:
         weights = self.pair.rows[row].weights
         if not weights:
             return 0.0
-        file = self.folder / f"weights_{self.tune_steps}.json"
-        mine: dict[float, float] = {}
-        for weight in weights:
-            finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
-            mine[weight] = finished["last"]["top1"]
-            if read(file).get(row, {}).get(f"{weight:g}") != mine[weight]:
-                put(file, [row, f"{weight:g}"], mine[weight])
-                print(f"{row}: weight {weight:g} has {mine[weight]:.2f} on the validation data", flush=True)
+        mine = {weight: self.tune(row, weight) for weight in weights}
         return max(weights, key=lambda weight: (mine[weight], -weight))
+
+    def tune(self, row: str, weight: float) -> float:
+        """The top-1 of a weight on the validation data."""
+        file = self.folder / f"weights_{self.tune_steps}.json"
+        top1: float = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")[
+            "last"
+        ]["top1"]
+        if read(file).get(row, {}).get(f"{weight:g}") != top1:
+            put(file, [row, f"{weight:g}"], top1)
+            print(f"{row}: weight {weight:g} has {top1:.2f} on the validation data", flush=True)
+        return top1
 
     def measure(self, row: str, seed: int, way: str) -> None:
         """One cell of the table."""
@@ -321,9 +326,9 @@ def measured_cost(pair: Pair, row: str) -> dict[str, float]:
     return found
 
 
-def pair_of(name: str, folder: Path, root: Path | None) -> Pair:
+def pair_of(name: str, folder: Path, root: Path | None, teacher_precision: str | None = None) -> Pair:
     """The pair of that name in a folder."""
-    return Stamps(folder) if name == "stamps" else Fashion(root)
+    return Stamps(folder, teacher_precision) if name == "stamps" else Fashion(root)
 
 
 def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None) -> str:
@@ -342,15 +347,16 @@ def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None) -> str:
 
 
 def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int) -> None:
-    """What is missing: the first seed of every row, then the next."""
+    """What is missing: the weights, then the first seed of every row, then the next."""
     names = list(rows)
     for name in names:
         cost = proof.cost(name)
         print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
-    for seed in range(1, seeds + 1):
-        for way in WAYS:
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(lambda name, seed=seed, way=way: proof.measure(name, seed, way), names))
+    tuned = [(name, weight) for name in names for weight in rows[name].weights]
+    cells = [(name, seed, way) for seed in range(1, seeds + 1) for way in WAYS for name in names]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda one: proof.tune(*one), tuned))
+        list(pool.map(lambda one: proof.measure(*one), cells))
 
 
 def main() -> None:
@@ -369,11 +375,16 @@ def main() -> None:
         "--root", type=Path, help="folder of the packages of photographs, or of Fashion-MNIST"
     )
     parser.add_argument("--backgrounds", type=Path, help="folder of photographs in place of the packages'")
+    parser.add_argument(
+        "--teacher-precision",
+        choices=["bf16"],
+        help="of the stamps' teacher, for a processor that has bf16 instructions; else float32",
+    )
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--measure", metavar="ROW", help=argparse.SUPPRESS)
     given = parser.parse_args()
     folder = given.folder.absolute() / given.pair
-    pair = pair_of(given.pair, folder, given.root)
+    pair = pair_of(given.pair, folder, given.root, given.teacher_precision)
     if unknown := [name for name in given.rows if name not in pair.rows]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(pair.rows)}")
     if given.measure:

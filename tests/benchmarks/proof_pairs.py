@@ -46,6 +46,11 @@ class Pair(ABC):
         return next(iter(self.rows))
 
     @property
+    def words(self) -> list[str]:
+        """What the command has to say beside the pair's name, so that another process has the same pair."""
+        return []
+
+    @property
     @abstractmethod
     def head(self) -> str:
         """What the table says before its rows."""
@@ -71,6 +76,18 @@ class Stamps(Pair):
         "kd_cached": Row(says="`kd_loss` T 4, 8 cached views", weights=(1, 2, 4), views=8),
         "srd": Row(says="`srd` on the pooled vectors", weights=(0.3, 1, 3)),
         "features_kd": Row(says="`cosine` on map and pooled vector, `kd_loss` T 4", weights=(1, 2, 4)),
+        "features_kd_cached": Row(
+            says="`cosine` on map and pooled vector, `kd_loss` T 4, 8 cached views",
+            weights=(1, 2, 4),
+            views=8,
+        ),
+        "first_kd": Row(
+            says="three quarters of the steps `cosine` and `kd_loss` without labels (8,000 photographs), then with, "
+            "2 cached views",
+            weights=(1, 2, 4),
+            views=2,
+            parts={"unlabelled": 0.75, "train": 0.25},
+        ),
         "first_features": Row(
             says="half the steps `cosine` without labels (8,000 photographs), then `kd_loss` T 4",
             weights=(1, 2, 4),
@@ -82,9 +99,15 @@ class Stamps(Pair):
         ),
     }
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, teacher_precision: str | None = None) -> None:
+        """teacher_precision: of the teacher's forward, else float32."""
+        self.folder, self.teacher_precision = folder, teacher_precision
         self.data, self.teacher = folder / "data", folder / "teacher" / "student.safetensors"
+
+    @property
+    def words(self) -> list[str]:
+        """What the command has to say beside the pair's name, so that another process has the same pair."""
+        return [] if self.teacher_precision is None else ["--teacher-precision", self.teacher_precision]
 
     @property
     def head(self) -> str:
@@ -104,6 +127,7 @@ class Stamps(Pair):
         unlabelled = part == "unlabelled"
         labels = {"labels": "none"} if unlabelled else {}
         distilled = bool(self.rows[row].weights) and part == "train"
+        headless = unlabelled and row != "first_kd"
         spec: Spec = {
             "runtime": {
                 "runner": {"type": "kd" if distilled or unlabelled else "base"},
@@ -114,7 +138,7 @@ class Stamps(Pair):
                 {
                     "name": "model",
                     "type": "timm.mobilenetv3_small_100",
-                    "kwargs": {"num_classes": 0 if unlabelled else 8},
+                    "kwargs": {"num_classes": 0 if headless else 8},
                 }
             ],
             "dataset": {
@@ -147,10 +171,12 @@ class Stamps(Pair):
                 "type": "timm.tf_efficientnet_lite0",
                 "kwargs": {"num_classes": 8},
             }
-            spec["mimic"] = self._mimic(row, part, weight)
+            if self.teacher_precision is not None:
+                spec["runtime"]["teacher_precision"] = self.teacher_precision
+            spec["mimic"] = self._mimic(row, headless, weight)
         return spec
 
-    def _mimic(self, row: str, part: str, weight: float) -> Spec:
+    def _mimic(self, row: str, headless: bool, weight: float) -> Spec:
         teacher: Spec = {"teacher_weight": str(self.teacher)}
         views = self.rows[row].views
         cache: Spec = {"cache": {"views": views, "dtype": "float16"}} if views else {}
@@ -163,14 +189,12 @@ class Stamps(Pair):
         features: Spec = {
             "cfgs": {"loss": {"type": "cosine", "adapter": {"type": "auto"}}},
             "standardize": "mean_std",
-            "teacher0": {**teacher, "mimic_name": ["model.blocks.6", "model.global_pool"]},
-            "student": {
-                "mimic_name": ["model.blocks.5", "pooled" if part == "unlabelled" else "model.flatten"]
-            },
+            "teacher0": {**teacher, **cache, "mimic_name": ["model.blocks.6", "model.global_pool"]},
+            "student": {"mimic_name": ["model.blocks.5", "pooled" if headless else "model.flatten"]},
         }
-        if part == "unlabelled":
+        if headless:
             return features
-        if row == "features_kd":
+        if row in ("features_kd", "features_kd_cached", "first_kd"):
             return {
                 "mimic_as_jobs": True,
                 "mimic_job0": logits,

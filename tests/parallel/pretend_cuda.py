@@ -266,6 +266,10 @@ class Operations(TorchDispatchMode):
                 watched.note("mix", name)
             elif not all(watched.on_device(index) for index in indices):
                 watched.note("wait", f"{name} by indices on the CPU")
+            elif name != "index" and indices and not watched.on_device(args[2]):
+                watched.note("wait", f"{name} of a number of the host")
+        if name == "index_fill" and isinstance(args[3], Tensor):  # also what the gradient of `trace` does
+            watched.note("wait", "index_fill by a number of the device")
         if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             watched.note("wait", name)
         if name == "copy_" and on[0] != on[1] and args[0].numel():

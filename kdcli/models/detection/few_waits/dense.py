@@ -70,8 +70,7 @@ def retinanet(detector: Any, images: list[Tensor], targets: Targets) -> dict[str
         own, counted = rows[2 * image], rows[2 * image + 1]
         truth = match[own]
         logits, moves = outputs["cls_logits"][image], outputs["bbox_regression"][image]
-        wanted = torch.zeros_like(logits)
-        wanted[own, one["labels"][truth]] = 1.0
+        wanted = _one_at(torch.zeros_like(logits), own, one["labels"][truth])
         count = max(1, len(own))
         by_class.append(sigmoid_focal_loss(logits[counted], wanted[counted], reduction="sum") / count)
         shifts = encoded(detector.head.regression_head.box_coder, one["boxes"][truth], anchors[image][own])
@@ -80,6 +79,11 @@ def retinanet(detector: Any, images: list[Tensor], targets: Targets) -> dict[str
         "classification": _added(by_class) / len(targets),
         "bbox_regression": _added(by_place) / len(targets),
     }
+
+
+def _one_at(zeros: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Put 1 at places of a matrix; by assignment of a number the host would copy it to a GPU, and wait for that."""
+    return zeros.index_put_((rows, columns), zeros.new_ones(()))
 
 
 def _added(values: Sequence[Tensor]) -> Tensor:
@@ -104,8 +108,7 @@ def fcos(detector: Any, images: list[Tensor], targets: Targets) -> dict[str, Ten
     positive = (torch.stack(found) >= 0).flatten()
     (own,) = places_of([positive])
     logits, centreness = (outputs[name].flatten(0, 1) for name in ("cls_logits", "bbox_ctrness"))
-    wanted = torch.zeros_like(logits)
-    wanted[own, classes.flatten()[own]] = 1.0
+    wanted = _one_at(torch.zeros_like(logits), own, classes.flatten()[own])
     coder, places = detector.head.box_coder, torch.stack(anchors)
     boxes = coder.decode(outputs["bbox_regression"], places).flatten(0, 1)[own]
     edges = coder.encode(places.flatten(0, 1)[own], truth.flatten(0, 1)[own])
