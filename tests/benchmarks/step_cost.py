@@ -64,7 +64,10 @@ def filled(spec: Spec, views: int, folder: Path) -> tuple[Spec, float]:
     torch.set_num_threads(1)
     spec = copy.deepcopy(spec)
     spec["saver"] = {"save_dir": str(folder / "unused")}
-    spec["mimic"]["teacher0"]["cache"] |= {"views": views, "dir": str(folder)}
+    mimic = spec["mimic"]
+    for job in (mimic, *(value for key, value in mimic.items() if key.startswith("mimic_job"))):
+        if "teacher0" in job:
+            job["teacher0"]["cache"] |= {"views": views, "dir": str(folder)}
     start = time.process_time()
     parsed = parse(yaml.safe_dump(spec, sort_keys=False), "cost.yaml", base_dir=None)
     for _ in make_caches(parsed, RunOptions(), Processes(device=torch.device("cpu"))):
