@@ -166,7 +166,7 @@ class Proof:
     def measure(self, row: str, seed: int, way: str) -> None:
         """One cell of the table."""
         steps = self.steps if way == "steps" else self.steps_at_equal_cost(row)
-        if steps < 1 or (way == "cost" and row == self.pair.alone):
+        if steps < 1:
             return
         given: dict[str, Any] = {"weight": self.weight(row), "seed": seed, "steps": steps}
         finished = self.train(row, **given, on="test")
@@ -354,7 +354,13 @@ def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int, ways: Sequenc
         cost = proof.cost(name)
         print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
     tuned = [(name, weight) for name in names for weight in rows[name].weights]
-    cells = [(name, seed, way) for seed in range(1, seeds + 1) for way in ways for name in names]
+    # The student alone has one length: its cells are those of equal steps.
+    cells = dict.fromkeys(
+        (name, seed, "steps" if name == proof.pair.alone else way)
+        for seed in range(1, seeds + 1)
+        for way in ways
+        for name in names
+    )
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda one: proof.tune(*one), tuned))
         list(pool.map(lambda one: proof.measure(*one), cells))
