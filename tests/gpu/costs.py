@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
-from kdcli.data.batches import normalized
 from kdcli.records import Step
 from kdcli.training import train as training
 from kdcli.training.run import Run
@@ -81,6 +80,40 @@ def modes(machine: Machine, lines: Lines) -> None:
         lines.add(f"loss, {name}", f"{first:.3f} to {last:.3f}", "falls", last < first)
 
 
+class PlainImages(Dataset[tuple[Tensor, int]]):
+    """Made-up images as one would write them: bytes in memory, flipped, scaled and normalised one by one."""
+
+    def __init__(self, count: int, shape: Sequence[int], num_classes: int) -> None:
+        draws = torch.Generator().manual_seed(1)
+        self.pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=draws)
+        self.labels = torch.randint(0, num_classes, (count,), generator=draws).tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pixels[index]
+        image = image.flip(-1) if torch.rand(()) < 0.5 else image
+        return (image.float() / 255 - 0.5) / 0.25, self.labels[index]
+
+
+def plain_loader(machine: Machine, run: Run) -> DataLoader[tuple[Tensor, Tensor]]:
+    """What the loop by hand reads: torch's DataLoader of images like the run's, with as many workers as that has."""
+    workers = run.train_loader.workers or 0
+    kwargs = run.spec.dataset.train.dataset.kwargs.model_dump()
+    images = PlainImages(kwargs["num_samples"], kwargs["shape"], kwargs["num_classes"])
+    batch = run.train_loader.batch_size
+    return DataLoader(
+        images, batch, shuffle=True, drop_last=True, num_workers=workers,
+        pin_memory=machine.cuda, persistent_workers=workers > 0,
+    )  # fmt: skip
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from batches
+
+
 def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) -> Iterator[None]:
     """The same work as a loop by hand, `steps` steps at a time; the host waits after each turn."""
     device = machine.device
@@ -88,16 +121,10 @@ def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) ->
     # Its own copy: kdcli's goes on beside it.
     student = copy.deepcopy(run.student.get_submodule("model")).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    # Images may come as bytes, to be normalised on the device.
-    first = (normalized(dict(batch)) for batch in itertools.islice(run.train_loader.batches(0), 8))
-    batches = [(batch["image"], batch["labels"]) for batch in first]
-    batches = [tuple(t.pin_memory() for t in pair) for pair in batches] if machine.cuda else batches
-    for turn in itertools.count():
-        for number in range(steps):
-            image, labels = (
-                tensor.to(device, non_blocking=True)
-                for tensor in batches[(turn * steps + number) % len(batches)]
-            )
+    batches = _endless(plain_loader(machine, run))
+    while True:
+        for _ in range(steps):
+            image, labels = (tensor.to(device, non_blocking=True) for tensor in next(batches))
             with torch.autocast(device.type, dtype=cast or torch.bfloat16, enabled=cast is not None):
                 with torch.no_grad():
                     taught = teacher(image)

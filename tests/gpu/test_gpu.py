@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from kdcli.data.batches import NORMALIZING
 from kdcli.distill import folding as fold_module
 from kdcli.errors import RunError
 from kdcli.parallel import launch
@@ -126,7 +125,7 @@ def test_torchs_word_on_the_mode_that_counts_waits_is_no_wait(
     assert len(waits) == 2 and all(wait.startswith("test_gpu.py:") for wait in waits)
 
 
-def test_the_loop_by_hand_normalises_images_that_come_as_bytes(tmp_path: Path) -> None:
+def test_the_loop_by_hand_reads_normalised_images_of_the_runs_sizes(tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
 
     class Net(nn.Linear):
@@ -135,18 +134,20 @@ def test_the_loop_by_hand_normalises_images_that_come_as_bytes(tmp_path: Path) -
             return super().forward(image.flatten(1))
 
     net = nn.ModuleDict({"model": Net(3, 2)})
-    image = torch.full((4, 3, 1, 1), 255, dtype=torch.uint8)
-    batch = {
-        "image": image,
-        "labels": torch.zeros(4, dtype=torch.int64),
-        NORMALIZING: lambda x: x.float() / 255,
-    }
-    loader = SimpleNamespace(batches=lambda _: iter([batch] * 8))
-    run: Any = SimpleNamespace(
-        student=net, teachers={"teacher0": SimpleNamespace(net=net)}, train_loader=loader
+    kwargs = {"num_samples": 8, "shape": [3, 1, 1], "num_classes": 2}
+    dataset = SimpleNamespace(
+        train=SimpleNamespace(dataset=SimpleNamespace(kwargs=SimpleNamespace(model_dump=lambda: kwargs)))
     )
-    next(costs.by_hand(Machine(torch.device("cpu"), tmp_path), run, 2, None))
-    assert len(seen) == 4 and all(torch.equal(one, torch.ones(4, 3, 1, 1)) for one in seen)
+    run: Any = SimpleNamespace(
+        student=net,
+        teachers={"teacher0": SimpleNamespace(net=net)},
+        train_loader=SimpleNamespace(workers=None, batch_size=4),
+        spec=SimpleNamespace(dataset=dataset),
+    )
+    hand = costs.by_hand(Machine(torch.device("cpu"), tmp_path), run, 3, None)
+    next(hand), next(hand)
+    assert len(seen) == 12 and {one.shape for one in seen} == {(4, 3, 1, 1)}
+    assert all(-2.0 <= float(one.min()) and float(one.max()) <= 2.0 for one in seen)
 
 
 def test_the_slurm_task_of_the_check_takes_the_one_gpu_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
