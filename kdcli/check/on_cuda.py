@@ -43,7 +43,7 @@ KINDS = {
     "mask": ("a boolean mask as index, or `nonzero`", "multiply by the mask, or `torch.where`: shapes stay known"),
     "to host": ("a copy to the CPU", "compute on the GPU, and copy where a number is shown"),
     "to device": (
-        "a copy from the CPU (`.to`, `torch.tensor(..., device=...)`, a list as index)",
+        "a copy from the CPU (`.to`, `torch.tensor(..., device=...)`, a list as index, `x[indices] = 1.0`)",
         "make it on the GPU (`torch.full(..., device=x.device)`), or once, as a buffer of a module (`register_buffer`)",
     ),
     "values": ("an operation whose result has no known shape", "look for one that keeps the shape"),
@@ -167,10 +167,13 @@ class CudaShapes(Shapes):
             if blocks and first.numel() and isinstance(args[1], Tensor):
                 if first.device.type != args[1].device.type and (args[1].dim() or first.device.type == "cpu"):
                     self.note("to host" if first.device.type == "cpu" else "to device", name)
-        elif first.device.type == "cuda" and any(
-            index.device.type == "cpu" for index in args[1] if index is not None
-        ):
-            self.note("to device", name)
+        elif first.device.type == "cuda":
+            indices = [index for index in args[1] if index is not None]
+            # A number where a mask is true is filled in: the host only reads its own.
+            fills = all(index.dtype == torch.bool for index in indices)
+            read = indices if name == "index" or fills else [*indices, args[2]]
+            if any(one.device.type == "cpu" for one in read):
+                self.note("to device", name)
 
 
 def _number(dtype: torch.dtype, answer: bool) -> bool | int | float:

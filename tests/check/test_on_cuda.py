@@ -87,6 +87,14 @@ LOSSES = {
         1,
     ),
     "a list as index": ("KD297", "    student, teacher = student[:, [0, 1]], teacher[:, [0, 1]]\n", "list", 1),
+    "a number at indices": (
+        "KD297",
+        "    hot = torch.zeros_like(student)\n"
+        "    hot[torch.arange(len(hot), device=hot.device), teacher.argmax(1)] = 1.0\n"
+        "    student = student * hot\n",
+        "x[indices] = 1.0",
+        2,
+    ),
     "a mix after a number on both ways": (
         "KD296",
         "    if teacher.max() > 3:\n"
@@ -105,6 +113,17 @@ FINE = {
     "where": "    student = torch.where(teacher > 0, student, teacher)\n",
     "a copy that is not waited for": "    w = torch.ones(student.shape[1]).to(student.device, non_blocking=True)\n",
     "shapes": "    student = student * (2.0 if student.numel() > 3 else 1.0)\n",
+    "a number at a mask or a slice": (
+        "    hot = torch.zeros_like(student)\n"
+        "    hot[teacher > 0] = 1.0\n"
+        "    hot[:, 0] = 2.0\n"
+        "    student = student * hot\n"
+    ),
+    "a tensor at indices": (
+        "    hot, rows = torch.zeros_like(student), torch.arange(len(student), device=student.device)\n"
+        "    hot = hot.index_put((rows, teacher.argmax(1)), hot.new_ones(()))\n"
+        "    student = student * hot\n"
+    ),
     "a slice and indices": "    student = student[torch.arange(len(student), device=student.device)][:, :]\n",
 }
 
@@ -253,6 +272,13 @@ def test_no_sample_has_a_finding(name: str, everyone: list[Any]) -> None:
 NETWORKS = [
     *(f"torchvision.{name}" for name in "resnet18 mobilenet_v3_small efficientnet_b0 densenet121 swin_t".split()),
     *("torchvision.vit_b_32", "torchvision.convnext_tiny", "torchvision.shufflenet_v2_x0_5"),
+    *(
+        f"timm.{name}"
+        for name in "resnet18d mobilenetv3_small_100 tf_efficientnet_lite0 repvit_m0_9 efficientvit_b0 convnextv2_atto"
+        " regnety_002 mobilevitv2_050 fastvit_t8 ghostnet_100 hgnetv2_b0 vit_tiny_patch16_224"
+        " deit3_small_patch16_224 swin_tiny_patch4_window7_224 xcit_nano_12_p16_224"
+        " coatnet_nano_rw_224 davit_tiny poolformer_s12".split()
+    ),
 ]  # fmt: skip
 
 
