@@ -27,6 +27,11 @@ Owner = Literal["kdcli", "user", "library", "python"]
 PLUGINS: set[str] = set()
 """The packages of `--plugin` whose code this process has imported: the user's, wherever they are installed."""
 
+CORE = frozenset(
+    "torch torchvision numpy PIL pydantic pydantic_core yaml safetensors rich typer filelock".split()
+)
+"""The modules of packages without which kdcli does nothing."""
+
 MOST = 300
 """So many characters of an exception's first line are shown."""
 
@@ -226,6 +231,9 @@ def failure(error: BaseException, *, running: bool) -> Diagnostic | None:
     """
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         return None
+    broken = _broken_package(error)
+    if broken is not None:
+        return broken
     raised = _Raised(error)
     named = [frame for frame in raised.frames if frame.owner != "python"]
     last = named[-1] if named else None
@@ -250,6 +258,29 @@ def failure(error: BaseException, *, running: bool) -> Diagnostic | None:
         help = reason_of(error)[1] or help
     what = f"code of the plugin `{frame.package}` failed: " if code == "KD496" and frame is not None else ""
     return Diagnostic(code=code, message=f"{what}{raised.text}{place}", help=help)
+
+
+def _broken_package(error: BaseException) -> Diagnostic | None:
+    """KD797 where a package that kdcli can't do without fails while it is imported, or is not there."""
+    if isinstance(error, KdError):
+        return None
+    trace, module = error.__traceback__, ""
+    while trace is not None and not module:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if trace.tb_frame.f_code.co_name == "<module>" and name.partition(".")[0] in CORE:
+            module = name
+        trace = trace.tb_next
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in CORE:
+        module = str(error.name)
+    if not module:
+        return None
+    part = module if module in CORE else f"`{module}`"
+    return Diagnostic(
+        code="KD797",
+        message=f"{part} can't be imported: {text_of(error)}",
+        help="the packages of this environment don't fit each other: install torch and torchvision together in a new "
+        "one; `kdcli doctor` shows what is here",
+    )
 
 
 def keep_tracebacks() -> None:

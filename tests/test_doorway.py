@@ -44,7 +44,56 @@ def test_doctor_tells_what_is_there_and_what_is_not() -> None:
     facts = json.loads(CliRunner().invoke(app, ["doctor", "--format", "json"]).output)
     assert facts["packages"]["torch"] and "mlflow" in facts["extras"]
     assert facts["cuda"].keys() == {"built_for", "cudnn", "nccl", "driver", "visible", "devices"}
-    assert os.environ.get("HOME", "/nowhere") not in text
+    assert os.environ.get("HOME", "/nowhere") not in text and facts["broken"] == {}
+
+
+BROKEN = 'raise ImportError("libtorch_nvshmem.so: undefined symbol: nvshmem_x")'
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("torch", "error KD797: torch can't be imported: ImportError: libtorch_nvshmem.so: undefined symbol"),
+        ("torchvision", "error KD797: torchvision can't be imported: ImportError"),
+        (None, "error KD797: torch can't be imported: ModuleNotFoundError: import of torch halted"),
+    ],
+)
+def test_a_broken_installation_is_told_and_doctor_still_answers(
+    broken: str | None, said: str, tmp_path: Path
+) -> None:
+    if broken is None:
+        (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    else:
+        (tmp_path / broken).mkdir()
+        (tmp_path / broken / "__init__.py").write_text(BROKEN)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    spec = Path(__file__).parents[1] / "sample_configs" / "fashion_kd.yaml"
+
+    def kdcli(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdcli.cli", *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "300"},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = kdcli("validate", str(spec))
+    assert code == 1 and said in output and "Traceback" not in output, output
+    code, output = kdcli("doctor")
+    assert code == 0 and f"BROKEN: {said.partition('imported: ')[2]}" in output and "extra onnx" in output
+
+
+def test_doctor_tells_of_a_cudnn_that_torch_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> int:
+        raise RuntimeError(
+            "cuDNN version incompatibility: compiled against 9.26, found 9.24. One option is more."
+        )
+
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    monkeypatch.setattr("torch.backends.cudnn.version", version)
+    text = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "300"}).output
+    assert "cuDNN BROKEN: cuDNN version incompatibility: compiled against 9.26, found 9.24," in text
 
 
 def test_specs_folders_and_keys_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,6 +444,13 @@ RUN: dict[str, Explanation] = {
         " `.reshape(...)` and `.flatten(1)` copy where they have to, and give the same values.",
         "wrong: return self.head(maps.view(maps.size(0), -1))\nright: return self.head(maps.flatten(1))",
     ),
+    "KD797": Explanation(
+        "a package that can't be imported",
+        "One of the packages that kdcli is made of fails as it is imported, or is not installed: mostly a torchvision"
+        " made for another torch (`operator torchvision::nms does not exist`), or CUDA libraries of another version"
+        " (`undefined symbol`). What pip installs in one go fits.",
+        "python -m venv new && new/bin/pip install kdcli",
+    ),
     "KD791": Explanation(
         "an operation that is not deterministic",
         "`runtime.deterministic: true` asks for the same bits at each run, and on this device torch has no"

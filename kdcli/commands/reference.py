@@ -211,43 +211,60 @@ def doctor(options: DoctorOptions) -> None:
     write(json.dumps(facts, indent=2) + "\n" if as_json else doctor_text(facts, screen_width(sys.stdout)))
 
 
+def _package(found: str | None, broken: str | None) -> str:
+    if found is None:
+        return "MISSING"
+    return found if broken is None else f"{found}, BROKEN: {broken}"
+
+
+def _torch_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only torch knows: nothing where it can't be imported."""
+    from kdcli.report.quantities import size
+
+    given, weights = facts["cuda"], facts["weights"]
+    if given is None:
+        return []
+    devices = [
+        f"{d['name']}, {size(d['memory_bytes'])}, capability {d['capability']}"
+        f" ({'bf16 and TF32' if d['bf16'] else 'neither bf16 nor TF32 in hardware'})"
+        for d in given["devices"]
+    ]
+    built = given["built_for"]
+    cuda = "; ".join(devices) or ("no device is visible" if built else "torch is built without CUDA")
+    libraries = [
+        f"{label} {given[key]}"
+        for label, key in (("driver", "driver"), ("cuDNN", "cudnn"), ("NCCL", "nccl"))
+        if given[key] is not None
+    ]
+    if built:
+        libraries.insert(0, f"torch is built for CUDA {built}")
+    if given["visible"] is not None:
+        libraries.append(f"CUDA_VISIBLE_DEVICES={given['visible']}")
+    return [
+        ("cuda", cuda + (f" ({', '.join(libraries)})" if libraries else "")),
+        ("weights", f"{weights['torch']} (torchvision, timm), {weights['hub']} (hf, timm)"),
+        ("hub", weights["endpoint"] + (" (offline mode is on)" if weights["offline"] else "")),
+    ]
+
+
 def doctor_text(facts: dict[str, Any], screen: int | None = None) -> str:
     """Facts of `diagnose` as text, one a line; for an extra, what is missing. screen: its columns."""
     from kdcli.report.console import wrapped_line
     from kdcli.report.quantities import size
 
     cpu = facts["cpu"]
-    threads = f"{cpu['usable']} of {cpu['cores']} cores usable, torch uses {cpu['torch_threads']}"
+    threads = f"{cpu['usable']} of {cpu['cores']} cores usable"
+    if cpu["torch_threads"] is not None:
+        threads += f", torch uses {cpu['torch_threads']}"
     if cpu["OMP_NUM_THREADS"]:
         threads += f" (OMP_NUM_THREADS={cpu['OMP_NUM_THREADS']})"
-    devices = [
-        f"{d['name']}, {size(d['memory_bytes'])}, capability {d['capability']}"
-        f" ({'bf16 and TF32' if d['bf16'] else 'neither bf16 nor TF32 in hardware'})"
-        for d in facts["cuda"]["devices"]
-    ]
-    built = facts["cuda"]["built_for"]
-    cuda = "; ".join(devices) or ("no device is visible" if built else "torch is built without CUDA")
-    libraries = [
-        f"{label} {facts['cuda'][key]}"
-        for label, key in (("driver", "driver"), ("cuDNN", "cudnn"), ("NCCL", "nccl"))
-        if facts["cuda"][key] is not None
-    ]
-    if built:
-        libraries.insert(0, f"torch is built for CUDA {built}")
-    if facts["cuda"]["visible"] is not None:
-        libraries.append(f"CUDA_VISIBLE_DEVICES={facts['cuda']['visible']}")
     rows = [
         ("kdcli", facts["kdcli"] + (" (from a checkout)" if facts["editable"] else "")),
         ("python", facts["python"]),
         ("platform", facts["platform"]),
-        *((name, found or "MISSING") for name, found in facts["packages"].items()),
+        *((name, _package(found, facts["broken"].get(name))) for name, found in facts["packages"].items()),
         ("cpu", threads),
-        ("cuda", cuda + (f" ({', '.join(libraries)})" if libraries else "")),
-        ("weights", f"{facts['weights']['torch']} (torchvision, timm), {facts['weights']['hub']} (hf, timm)"),
-        (
-            "hub",
-            facts["weights"]["endpoint"] + (" (offline mode is on)" if facts["weights"]["offline"] else ""),
-        ),
+        *_torch_rows(facts),
         ("free disk here", size(facts["disk_free_bytes"])),
     ]
     for extra, parts in facts["extras"].items():

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from kdcli import __version__
 from kdcli.data.workers import cores_of_affinity
+from kdcli.failures import text_of
 
 DRIVER = Path("/sys/module/nvidia/version")
 """Where the kernel tells its driver's version."""
@@ -37,17 +39,13 @@ EXTRAS: dict[str, dict[str, str]] = {
 
 def diagnose(folder: Path) -> dict[str, Any]:
     """Collect the facts; free disk is that of the folder. Nothing of the user's data or environment is read."""
-    import torch
-
-    from kdcli.models.fetching import is_offline
-    from kdcli.models.hub import endpoint, hub_cache
-    from kdcli.models.published import torch_cache
-
+    torch, broken = _imported()
     return {
         "kdcli": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in NEEDED},
+        "broken": broken,
         "extras": {
             extra: {
                 package: _version(package) if find_spec(module) else None for package, module in parts.items()
@@ -57,18 +55,37 @@ def diagnose(folder: Path) -> dict[str, Any]:
         "cpu": {
             "cores": os.cpu_count(),
             "usable": cores_of_affinity(),
-            "torch_threads": torch.get_num_threads(),
+            "torch_threads": None if torch is None else torch.get_num_threads(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-        "cuda": _cuda(torch),
-        "weights": {
-            "torch": _from_home(torch_cache()),
-            "hub": _from_home(hub_cache()),
-            "endpoint": endpoint(),
-            "offline": is_offline(),
-        },
+        "cuda": None if torch is None else _cuda(torch),
+        "weights": None if torch is None else _weights(),
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "editable": not Path(__file__).is_relative_to(sys.prefix),
+    }
+
+
+def _imported() -> tuple[Any, dict[str, str]]:
+    """torch, None where it can't be imported; and why torch or torchvision can't, by name."""
+    found, broken = {}, {}
+    for name in ("torch", "torchvision"):
+        try:
+            found[name] = import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            broken[name] = text_of(error)
+    return found.get("torch"), broken
+
+
+def _weights() -> dict[str, Any]:
+    from kdcli.models.fetching import is_offline
+    from kdcli.models.hub import endpoint, hub_cache
+    from kdcli.models.published import torch_cache
+
+    return {
+        "torch": _from_home(torch_cache()),
+        "hub": _from_home(hub_cache()),
+        "endpoint": endpoint(),
+        "offline": is_offline(),
     }
 
 
@@ -80,7 +97,7 @@ def _from_home(path: Path) -> str:
 def _cuda(torch: Any) -> dict[str, Any]:
     return {
         "built_for": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "cudnn": _cudnn(torch),
         "nccl": _nccl(torch),
         "driver": _driver(),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -96,6 +113,15 @@ def _cuda(torch: Any) -> dict[str, Any]:
             for index in range(torch.cuda.device_count())
         ],
     }
+
+
+def _cudnn(torch: Any) -> int | str | None:
+    """The version of cuDNN, or why torch refuses the one that is here."""
+    try:
+        found: int | None = torch.backends.cudnn.version() if torch.version.cuda else None
+        return found
+    except RuntimeError as error:
+        return f"BROKEN: {error}".partition(". ")[0]
 
 
 def _nccl(torch: Any) -> str | None:

@@ -228,7 +228,7 @@ def former_itrd(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = F.normalize(student), F.normalize(teacher)
     among = s @ s.T
     joint = among * (t @ t.T)
-    among, joint = among / among.trace(), joint / joint.trace()
+    among, joint = among / among.diagonal().sum(), joint / joint.diagonal().sum()
     mutual = (among.pow(2) - joint.pow(2)).sum()
     return 2.0 * total.clamp(min=torch.finfo(total.dtype).tiny).log2() + mutual
 
