@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from kdcli.parallel.launch import (
     LAUNCHER,
     MARKS,
     PARTS,
+    SHUTDOWN_SECONDS,
     Launch,
+    _patience,
     _tell,
     device_index,
     expose_gpus,
@@ -351,6 +354,20 @@ def test_a_process_knows_that_one_was_there_before_it(folder: Path, monkeypatch:
     assert [started_again(), started_again()] == [False, True]
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert not started_again()
+
+
+def test_a_launcher_that_has_no_time_for_shutting_down_is_given_none() -> None:
+    """torch 2.11's has not."""
+
+    @dataclass
+    class Old:
+        max_restarts: int = 0
+
+    @dataclass
+    class New(Old):
+        shutdown_timeout: int = 30
+
+    assert _patience(Old) == {} and _patience(New) == {"shutdown_timeout": SHUTDOWN_SECONDS}
 
 
 def test_the_command_that_continues_is_the_same_one_with_resume() -> None:
