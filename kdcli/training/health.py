@@ -203,8 +203,8 @@ class FiniteCheck:
     """Check the losses and gradients of every step before the optimizer uses them.
 
     On the CPU, and where bad steps are to be skipped, each step is looked at before it is taken. On CUDA
-    that would make every step wait for the device: a flag stays there and is read at log points and
-    before each save, and the steps since then are remembered. To skip on the device alone, every optimizer
+    that would make every step wait for the device: the numbers stay there and are looked at together, at log
+    points and before each save, and the steps since then are remembered. To skip on the device alone, every optimizer
     would have to leave its state as it is by a flag (torch's fused ones can, the others can't) and EMA and
     buffers too; so skipping waits, as torch's gradient scaler does at each step.
     A gradient scaler looks after gradients itself; then losses alone are looked at.
@@ -217,7 +217,7 @@ class FiniteCheck:
         self.deferred = on_cuda and not self.skips if deferred is None else deferred
         self.recent: deque[Recent] = deque(maxlen=run.spec.trainer.log_freq + 1)
         self.notices: list[Notice] = []
-        self._first_bad = torch.full((), NEVER, device=run.processes.device)
+        self._unread: dict[int, Tensor] = {}
         self._losses: dict[int, list[dict[str, Tensor]]] = {}
         self._buffers: list[Tensor] = []
 
@@ -241,8 +241,7 @@ class FiniteCheck:
         """
         looked_at = self._looked_at(parts, parameters, norm)
         if self.deferred:
-            step = torch.where(looked_at.isfinite(), NEVER, progress.step + 1)
-            self._first_bad = torch.minimum(self._first_bad, step)
+            self._unread[progress.step + 1] = looked_at
             self._losses[progress.step + 1] = parts
             return True
         if not self.run.processes.any(not math.isfinite(looked_at)):
@@ -266,14 +265,21 @@ class FiniteCheck:
         """Raise RunError KD730 where a step since the last call was not finite; every process takes part."""
         if not self.deferred:
             return
-        bad = int(self._first_bad)
-        losses, self._losses = self._losses, {}
+        bad = self._first_bad()
+        losses, self._losses, self._unread = self._losses, {}, {}
         if not self.run.processes.any(bad != NEVER):
             return
         bad = min(self.run.processes.gather(bad))
         again = next((recent for recent in self.recent if recent.step == bad), self.recent[-1])
         parts = losses.get(again.step, [])
         raise self._stop(again, parts, self._what(parts, ()))
+
+    def _first_bad(self) -> int:
+        """The first step that was not finite; NEVER where all were. One wait for the device."""
+        if not self._unread:
+            return NEVER
+        finite = torch.stack(list(self._unread.values())).isfinite().tolist()
+        return next((step for step, good in zip(self._unread, finite, strict=True) if not good), NEVER)
 
     def take_notices(self) -> Iterator[Notice]:
         """Notices since the last call."""
