@@ -72,6 +72,10 @@ class SweepResults:
         )
 
 
+FEW = 100
+"""Held-out samples of which each is a point of an accuracy, or more."""
+
+
 def value_text(value: Any) -> str:
     """A value of a parameter: a number in four digits, anything else as it is."""
     if isinstance(value, bool) or value is None:
@@ -89,6 +93,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """Each key's last word, or the whole key where two end alike."""
     last = [name.rpartition(".")[2] for name in names]
     return {name: word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)}
+
+
+def _points(number: float) -> str:
+    return "a point" if number == 1 else f"{number:.3g} points"
 
 
 def cost_text(
@@ -117,6 +125,13 @@ def cost_text(
         f"measured on {plan.held:,} samples, {share:.0%} of the training data held out of the other {plan.samples:,};"
         " the test data is not looked at"
     )
+    if plan.held <= FEW:
+        larger = min(0.5, 2 * FEW / (plan.held + plan.samples))
+        more = f"; `--hold-out {larger:.2g}` holds out more" if larger > share else ""
+        lines.append(
+            f"warning: with {plan.held:,} held-out samples each is {_points(100 / plan.held)} of an accuracy, so"
+            f" that trials lead by chance{more}"
+        )
     halved = "; those that lie behind are stopped early" if halving else ""
     alike = (
         "the same for all"

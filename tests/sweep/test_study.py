@@ -10,10 +10,11 @@ import pytest
 
 from kdcli.errors import RunError
 from kdcli.reference.tables import tables
+from kdcli.report.sweep_results import cost_text
 from kdcli.spec.parse import parse
 from kdcli.spec.sweep import Space, space_of
 from kdcli.sweep.cost import shortened
-from kdcli.sweep.prepare import Trials
+from kdcli.sweep.prepare import Measured, Trials
 from kdcli.sweep.study import Study, Trial, need_optuna, require_same
 from tests.spec.test_sweep import SPEC
 
@@ -180,3 +181,21 @@ def test_the_best_is_measured_on_the_test_data_even_where_the_spec_holds_images_
     )
     assert trials.spec({}).spec.dataset.hold_out == 0.5
     assert trials.final({}).spec.dataset.hold_out is None
+
+
+@pytest.mark.parametrize(
+    ("held", "samples", "said"),
+    [
+        (10, 90, "with 10 held-out samples each is 10 points of an accuracy, so that trials lead by chance;"
+         " `--hold-out 0.5` holds out more"),
+        (100, 900, "each is a point of an accuracy, so that trials lead by chance; `--hold-out 0.2` holds out more"),
+        (101, 909, None),
+    ],
+)  # fmt: skip
+def test_few_held_out_samples_are_told(held: int, samples: int, said: str | None) -> None:
+    plan = Measured(steps=10, epochs=1, samples=samples, held=held, even={})
+    text = cost_text(
+        Space(parameters=(), layers={}), 4, plan, folder=Path("x"), share=0.1, halving=False, equal="steps", seeds=0, default=True,
+        teachers=1,
+    )  # fmt: skip
+    assert ("warning" in text) is (said is not None) and (said is None or said in text)
