@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,9 +30,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.benchmarks.measure import machine
+from tests.benchmarks.runs import trained
 from tests.benchmarks.step_cost import by_turns, filled, in_process
 from tests.benchmarks.worth import spread
 
@@ -156,21 +153,7 @@ def run(
 ) -> dict[str, Any]:
     """The results of one run, which is trained unless it lies there finished with this very spec."""
     out = folder / f"{kind}_{on}_{iterations}_{seed}"
-    file, due = folder / f"{out.name}.yaml", spec(kind, seed, data, on, iterations, out, teacher_precision)
-    if not ((out / "finished.json").exists() and is_written(due, file)):
-        folder.mkdir(parents=True, exist_ok=True)
-        (out / "finished.json").unlink(missing_ok=True)
-        file.write_text(yaml.safe_dump(due, sort_keys=False))
-        command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--overwrite"]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    finished: dict[str, Any] = json.loads((out / "finished.json").read_text())
-    return finished
-
-
-def is_written(spec: dict[str, Any], file: Path) -> bool:
-    """Whether this very spec lies in the file: what was run by another one is not its result."""
-    return file.exists() and bool(yaml.safe_load(file.read_text()) == yaml.safe_load(yaml.safe_dump(spec)))
+    return trained(spec(kind, seed, data, on, iterations, out, teacher_precision), out, threads=None)
 
 
 def pace(kind: str, data: Path) -> float:

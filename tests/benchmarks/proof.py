@@ -22,11 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -38,9 +34,10 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.foundation import absent, is_written, make_photographs
+from tests.benchmarks.foundation import absent, make_photographs
 from tests.benchmarks.measure import child
 from tests.benchmarks.proof_pairs import SAMPLES, Fashion, Pair, Row, Spec, Stamps, chosen
+from tests.benchmarks.runs import trained
 from tests.benchmarks.step_cost import by_turns, filled, in_process
 from tests.benchmarks.worth import spread
 
@@ -269,35 +266,6 @@ def write(file: Path, content: Spec) -> None:
     beside = file.with_suffix(".new")
     beside.write_text(json.dumps(content, indent=1))
     beside.replace(file)
-
-
-def trained(spec: Spec, out: Path, files: Sequence[Path] = ()) -> Spec:
-    """The results of `kdcli train` of a spec, which goes on where it was interrupted, unless it lies there finished.
-
-    What lies there by another spec, or is older than one of the files that the spec reads, is trained anew.
-    """
-    file = out.parent / f"{out.name}.yaml"
-    newest = max((one.stat().st_mtime for one in files if one.exists()), default=0.0)
-    same = is_written(spec, file) and file.stat().st_mtime >= newest
-    if not (same and (out / "finished.json").exists()):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        begun = same and any((out / "checkpoints").glob("*.pt"))
-        if not same:
-            (out / "finished.json").unlink(missing_ok=True)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            file.write_text(yaml.safe_dump(spec, sort_keys=False))
-        command = [sys.executable, "-m", "kdcli.cli", "train", str(file), "--quiet", "--no-report"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-        with (out.parent / f"{out.name}.log").open("a") as log:
-            subprocess.run(
-                [*command, "--resume" if begun else "--overwrite"],
-                check=True,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-    finished: Spec = json.loads((out / "finished.json").read_text())
-    return finished
 
 
 def timed_spec(pair: Pair, row: str, part: str) -> Spec:
