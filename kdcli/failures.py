@@ -270,8 +270,8 @@ def _broken_package(error: BaseException) -> Diagnostic | None:
         if trace.tb_frame.f_code.co_name == "<module>" and name.partition(".")[0] in CORE:
             module = name
         trace = trace.tb_next
-    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in CORE:
-        module = str(error.name)
+    if isinstance(error, ModuleNotFoundError) and error.name in CORE:
+        module = error.name
     if not module:
         return None
     part = module if module in CORE else f"`{module}`"

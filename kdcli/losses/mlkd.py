@@ -52,6 +52,6 @@ def mlkd(
 def _share_up_to_median(values: Tensor) -> Tensor:
     """The share of values that are at most their median (of an even number: the mean of the middle two)."""
     ordered = values.sort().values
-    # Not `quantile`, which looks at the values in torch 2.11: it waits for a GPU, and can't be rehearsed.
+    # Not `quantile`: in torch 2.11 it looks at the values, which `validate`'s fake tensors do not have.
     median = torch.lerp(ordered[(len(values) - 1) // 2], ordered[len(values) // 2], 0.5)
     return (values <= median).to(values.dtype).mean()
