@@ -54,8 +54,14 @@ BROKEN = 'raise ImportError("libtorch_nvshmem.so: undefined symbol: nvshmem_x")'
     ("broken", "said"),
     [
         ("torch", "error KD797: torch can't be imported: ImportError: libtorch_nvshmem.so: undefined symbol"),
-        ("torchvision", "error KD797: torchvision can't be imported: ImportError"),
-        (None, "error KD797: torch can't be imported: ModuleNotFoundError: import of torch halted"),
+        pytest.param(
+            "torchvision", "error KD797: torchvision can't be imported: ImportError", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            None,
+            "error KD797: torch can't be imported: ModuleNotFoundError: import of torch halted",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_broken_installation_is_told_and_doctor_still_answers(
