@@ -195,7 +195,15 @@ def test_the_best_is_measured_on_the_test_data_even_where_the_spec_holds_images_
 def test_few_held_out_samples_are_told(held: int, samples: int, said: str | None) -> None:
     plan = Measured(steps=10, epochs=1, samples=samples, held=held, even={})
     text = cost_text(
-        Space(parameters=(), layers={}), 4, plan, folder=Path("x"), share=0.1, halving=False, equal="steps", seeds=0, default=True,
+        Space(parameters=(), layers={}),
+        4,
+        plan,
+        folder=Path("x"),
+        share=0.1,
+        halving=False,
+        equal="steps",
+        seeds=0,
+        default=True,
         teachers=1,
-    )  # fmt: skip
+    )
     assert ("warning" in text) is (said is not None) and (said is None or said in text)
