@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,11 @@ def test_our_own_mistake_stays_an_exception(code: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("code", "known", "said"),
     [
-        ("torch.zeros(2, 3) @ torch.zeros(2, 3)", "KD749", "mat1 and mat2 shapes cannot"),
+        (
+            "torch.zeros(2, 3) @ torch.zeros(2, 3)",
+            "KD749",
+            "RuntimeError: (mm: )?mat1 and mat2 shapes cannot",
+        ),
         ("torch.zeros(2).mean(3)", "KD749", "IndexError: Dimension out of range"),
         (
             "F.batch_norm(torch.zeros(1, 4), None, None, training=True)",
@@ -113,7 +118,7 @@ def test_our_own_mistake_stays_an_exception(code: str, capsys: pytest.CaptureFix
 )
 def test_what_the_users_tensors_and_the_machine_cause_is_told(code: str, known: str, said: str) -> None:
     found = told(of_kdcli(code))
-    assert found.code == known and said in found.message.partition("failed: ")[2], found.message
+    assert found.code == known and re.search(f"failed: {said}", found.message), found.message
     assert known == "KD521" or "(kdcli/planted.py:2, in planted)" in found.message
 
 

@@ -50,13 +50,12 @@ LOCK = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One pair in one folder, with the steps of the student alone. root: as `--root` says."""
+    """One pair in one folder, with the steps of the student alone."""
 
     pair: Pair
     folder: Path
     steps: int
     tune_steps: int
-    root: Path | None = None
 
     def specs(self, row: str, *, weight: float, seed: int, steps: int, on: str) -> list[Spec]:
         """The specs of a row's trainings, one after the other."""
@@ -107,7 +106,6 @@ class Proof:
         if known is None:
             name = type(self.pair).__name__.lower()
             words = ["--pair", name, "--folder", str(self.folder.parent), "--measure", row]
-            words += ["--root", str(self.root)] if self.root is not None else []
             words += self.pair.words
             known = child("tests.benchmarks.proof", *words, threads=1)
             put(self.folder / "cost.json", [row], {"cost": known, "settings": self._cost_settings(row)})
@@ -152,9 +150,8 @@ class Proof:
     def tune(self, row: str, weight: float) -> float:
         """The top-1 of a weight on the validation data."""
         file = self.folder / f"weights_{self.tune_steps}.json"
-        top1: float = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")[
-            "last"
-        ]["top1"]
+        finished = self.train(row, weight=weight, seed=TUNING_SEED, steps=self.tune_steps, on="val")
+        top1: float = finished["last"]["top1"]
         if read(file).get(row, {}).get(f"{weight:g}") != top1:
             put(file, [row, f"{weight:g}"], top1)
             print(f"{row}: weight {weight:g} has {top1:.2f} on the validation data", flush=True)
@@ -369,9 +366,7 @@ def main() -> None:
         print(json.dumps(measured_cost(pair, given.measure)))
         return
     steps = given.steps or (1125 if given.pair == "stamps" else 600)
-    proof = Proof(
-        pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps, root=given.root
-    )
+    proof = Proof(pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps)
     if not given.table:
         what = prepare(pair, given.root, given.backgrounds) if isinstance(pair, Stamps) else ""
         if what:

@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 
 from tests.benchmarks.foundation import images
+from tests.benchmarks.runs import Spec
 from tests.distill.methods import mimic_of
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_configs"
-Spec = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +245,11 @@ class Fashion(Pair):
     def __init__(self, root: Path | None = None) -> None:
         self.root = root
         self.teacher = SAMPLES / "weights" / "fashion_teacher.safetensors"
+
+    @property
+    def words(self) -> list[str]:
+        """What the command has to say beside the pair's name, so that another process has the same pair."""
+        return [] if self.root is None else ["--root", str(self.root)]
 
     @property
     def head(self) -> str:

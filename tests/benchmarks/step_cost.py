@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-Spec = dict[str, Any]
+from tests.benchmarks.runs import Spec
 
 LEAST_PAIRS, MOST_PAIRS, MEASURED_SECONDS = 16, 200, 20.0
 """How many steps are measured: at least so many, then more until so much CPU time has gone by."""

@@ -107,7 +107,7 @@ def test_a_cost_of_other_settings_is_measured_again_where_the_data_lie(
         return COST
 
     monkeypatch.setattr(proof, "child", child)
-    one = Proof(pair=Fashion(), folder=tmp_path / "fashion", steps=100, tune_steps=40, root=Path("images"))
+    one = Proof(pair=Fashion(Path("images")), folder=tmp_path / "fashion", steps=100, tune_steps=40)
     write(one.folder / "cost.json", {"dkd": {"train": 9.0, "once": 0.0}})
     assert one.cost("dkd") == COST == one.cost("dkd")
     assert asked == [
