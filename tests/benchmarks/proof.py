@@ -140,10 +140,13 @@ class Proof:
         return round((self.steps - cost["once"]) / per_step)
 
     def weight(self, row: str) -> float:
-        """The weight with the best top-1 on the validation data, of equal ones the smallest; 0 without any."""
+        """The weight with the best top-1 on the validation data, of equal ones the smallest; 0 without any.
+
+        Nothing is trained to choose from one.
+        """
         weights = self.pair.rows[row].weights
-        if not weights:
-            return 0.0
+        if len(weights) < 2:
+            return sum(weights)
         mine = {weight: self.tune(row, weight) for weight in weights}
         return max(weights, key=lambda weight: (mine[weight], -weight))
 
@@ -318,7 +321,7 @@ def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int, ways: Sequenc
     for name in names:
         cost = proof.cost(name)
         print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
-    tuned = [(name, weight) for name in names for weight in rows[name].weights]
+    tuned = [(name, weight) for name in names for weight in rows[name].weights if len(rows[name].weights) > 1]
     # The student alone has one length: its cells are those of equal steps.
     cells = dict.fromkeys(
         (name, seed, "steps" if name == proof.pair.alone else way)

@@ -23,13 +23,18 @@ class Row:
 
     says: the row's words in the table. weights: `loss_weight` is chosen from them; () where nothing is distilled.
     views: the teacher's answers are cached in so many views of each image; 0: it runs in each step.
-    parts: names of the trainings, one after the other, with each one's share of the steps.
+    parts: names of the trainings, one after the other, with each one's share of the steps. losses: what is distilled
+    beside the task in the part `train`. first: what is distilled in the part `unlabelled`. rate: the learning rate.
     """
 
     says: str
     weights: tuple[float, ...] = ()
     views: int = 0
     parts: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
+    losses: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    rate: float = 0.002
+    mixup: bool = False
 
 
 class Pair(ABC):
@@ -70,16 +75,28 @@ class Stamps(Pair):
     images, batch = 1600, 64
     rows: ClassVar[Mapping[str, Row]] = {
         "alone": Row(says="student alone"),
-        "alone_mixup": Row(says="student alone, mixup"),
-        "kd": Row(says="`kd_loss` T 4", weights=(1, 2, 4)),
-        "kd_mixup": Row(says="`kd_loss` T 4, mixup (the patient teacher)", weights=(1, 2, 4)),
-        "kd_cached": Row(says="`kd_loss` T 4, 8 cached views", weights=(1, 2, 4), views=8),
-        "srd": Row(says="`srd` on the pooled vectors", weights=(0.3, 1, 3)),
-        "features_kd": Row(says="`cosine` on map and pooled vector, `kd_loss` T 4", weights=(1, 2, 4)),
+        "alone_mixup": Row(says="student alone, mixup", mixup=True),
+        "kd": Row(says="`kd_loss` T 4", weights=(1, 2, 4), losses=("logits",)),
+        "kd_mixup": Row(
+            says="`kd_loss` T 4, mixup (the patient teacher)",
+            weights=(1, 2, 4),
+            losses=("logits",),
+            mixup=True,
+        ),
+        "kd_cached": Row(
+            says="`kd_loss` T 4, 8 cached views", weights=(1, 2, 4), views=8, losses=("logits",)
+        ),
+        "srd": Row(says="`srd` on the pooled vectors", weights=(0.3, 1, 3), losses=("srd",)),
+        "features_kd": Row(
+            says="`cosine` on map and pooled vector, `kd_loss` T 4",
+            weights=(1, 2, 4),
+            losses=("logits", "features"),
+        ),
         "features_kd_cached": Row(
             says="`cosine` on map and pooled vector, `kd_loss` T 4, 8 cached views",
             weights=(1, 2, 4),
             views=8,
+            losses=("logits", "features"),
         ),
         "first_kd": Row(
             says="three quarters of the steps `cosine` and `kd_loss` without labels (8,000 photographs), then with, "
@@ -87,15 +104,28 @@ class Stamps(Pair):
             weights=(1, 2, 4),
             views=2,
             parts={"unlabelled": 0.75, "train": 0.25},
+            losses=("logits", "features"),
+            first=("logits", "features"),
+        ),
+        "unlabelled_kd": Row(
+            says="`kd_loss` T 4 alone, without labels (8,000 photographs), 2 cached views, lr 0.006",
+            weights=(1,),
+            views=2,
+            parts={"unlabelled": 1.0},
+            first=("logits",),
+            rate=0.006,
         ),
         "first_features": Row(
             says="half the steps `cosine` without labels (8,000 photographs), then `kd_loss` T 4",
             weights=(1, 2, 4),
             parts={"unlabelled": 0.5, "train": 0.5},
+            losses=("logits",),
+            first=("features",),
         ),
         "first_features_probe": Row(
             says="half the steps `cosine` without labels (8,000 photographs), then a linear probe",
             parts={"unlabelled": 0.5, "probe": 0.5},
+            first=("features",),
         ),
     }
 
@@ -124,13 +154,14 @@ class Stamps(Pair):
 
     def spec(self, row: str, part: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
         """AdamW, warm-up, cosine, clipped gradients; crops of 40 to 100 % and flips."""
-        unlabelled = part == "unlabelled"
+        kind, unlabelled = self.rows[row], part == "unlabelled"
         labels = {"labels": "none"} if unlabelled else {}
-        distilled = bool(self.rows[row].weights) and part == "train"
-        headless = unlabelled and row != "first_kd"
+        tested = {} if part == [*kind.parts][-1] else labels
+        losses = {"unlabelled": kind.first, "train": kind.losses}.get(part, ())
+        headless = losses == ("features",)
         spec: Spec = {
             "runtime": {
-                "runner": {"type": "kd" if distilled or unlabelled else "base"},
+                "runner": {"type": "kd" if losses else "base"},
                 "random_seed": seed,
                 "channels_last": True,
             },
@@ -145,7 +176,7 @@ class Stamps(Pair):
                 "train": {
                     "dataset": images(self.data / ("unlabelled" if unlabelled else "train"), True, **labels)
                 },
-                "test": {"dataset": images(self.data / on, False, **labels)},
+                "test": {"dataset": images(self.data / on, False, **tested)},
                 "batch_sampler": {"type": "base", "kwargs": {"batch_size": self.batch}},
             },
             "trainer": {
@@ -153,19 +184,19 @@ class Stamps(Pair):
                 "clip_grad_norm": 1.0,
                 "optimizer": {
                     "type": "AdamW",
-                    "kwargs": {"lr": 0.002, "weight_decay": 0.05},
+                    "kwargs": {"lr": kind.rate, "weight_decay": 0.05},
                     "pconfig": {"nodecay": ["ndim_is1"]},
                 },
                 "lr_scheduler": _warm_cosine(steps, steps * self.batch / self.images_of(part)),
             },
         }
-        if row.endswith("mixup"):
+        if kind.mixup:
             mixup = {"type": "batch_mixup", "kwargs": {"alpha": 1.0, "num_classes": 8}}
             spec["dataset"]["train"]["dataloader"] = {"type": "base", "kwargs": {"batch_fn": mixup}}
         if part == "probe":
             frozen = [f"model.{name}" for name in ("conv_stem", "bn1", "blocks", "conv_head", "norm_head")]
             spec["net"].append({"type": "self", "kwargs": {"freeze_patterns": frozen}})
-        if distilled or unlabelled:
+        if losses:
             spec["teacher0"] = {
                 "name": "model",
                 "type": "timm.tf_efficientnet_lite0",
@@ -173,41 +204,38 @@ class Stamps(Pair):
             }
             if self.teacher_precision is not None:
                 spec["runtime"]["teacher_precision"] = self.teacher_precision
-            spec["mimic"] = self._mimic(row, headless, weight)
+            spec["mimic"] = self._mimic(losses, kind.views, weight)
         return spec
 
-    def _mimic(self, row: str, headless: bool, weight: float) -> Spec:
+    def _mimic(self, losses: tuple[str, ...], views: int, weight: float) -> Spec:
+        """One job a loss, under its own key where there are several; without logits the student has no classifier."""
+        headless = losses == ("features",)
         teacher: Spec = {"teacher_weight": str(self.teacher)}
-        views = self.rows[row].views
-        cache: Spec = {"cache": {"views": views, "dtype": "float16"}} if views else {}
-        logits: Spec = {
-            "loss_weight": weight,
-            "cfgs": {"loss": {"type": "kd_loss", "kwargs": {"T": 4}}},
-            "teacher0": {**teacher, **cache, "mimic_name": ["logits"]},
-            "student": {"mimic_name": ["logits"]},
-        }
-        features: Spec = {
-            "cfgs": {"loss": {"type": "cosine", "adapter": {"type": "auto"}}},
-            "standardize": "mean_std",
-            "teacher0": {**teacher, **cache, "mimic_name": ["model.blocks.6", "model.global_pool"]},
-            "student": {"mimic_name": ["model.blocks.5", "pooled" if headless else "model.flatten"]},
-        }
-        if headless:
-            return features
-        if row in ("features_kd", "features_kd_cached", "first_kd"):
-            return {
-                "mimic_as_jobs": True,
-                "mimic_job0": logits,
-                "mimic_job1": {**features, "loss_weight": weight},
-            }
-        if row == "srd":
-            return {
-                "loss_weight": weight,
+        if views:
+            teacher["cache"] = {"views": views, "dtype": "float16"}
+        jobs: dict[str, Spec] = {
+            "logits": {
+                "cfgs": {"loss": {"type": "kd_loss", "kwargs": {"T": 4}}},
+                "teacher0": {**teacher, "mimic_name": ["logits"]},
+                "student": {"mimic_name": ["logits"]},
+            },
+            "features": {
+                "cfgs": {"loss": {"type": "cosine", "adapter": {"type": "auto"}}},
+                "standardize": "mean_std",
+                "teacher0": {**teacher, "mimic_name": ["model.blocks.6", "model.global_pool"]},
+                "student": {"mimic_name": ["model.blocks.5", "pooled" if headless else "model.flatten"]},
+            },
+            "srd": {
                 "cfgs": {"loss": {"type": "srd"}},
                 "teacher0": {**teacher, "mimic_name": ["model.global_pool"]},
                 "student": {"mimic_name": ["model.flatten"]},
-            }
-        return logits
+            },
+        }
+        weighed: Spec = {} if headless else {"loss_weight": weight}
+        mimics = [jobs[loss] | weighed for loss in losses]
+        if len(mimics) == 1:
+            return mimics[0]
+        return {"mimic_as_jobs": True, **{f"mimic_job{i}": one for i, one in enumerate(mimics)}}
 
 
 FAMILIES = {
