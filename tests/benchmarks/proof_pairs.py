@@ -75,7 +75,7 @@ class Stamps(Pair):
     images, batch = 1600, 64
     rows: ClassVar[Mapping[str, Row]] = {
         "alone": Row(says="student alone"),
-        "alone_mixup": Row(says="student alone, mixup", mixup=True),
+        "alone_mixup": Row(says="student alone, mixup, lr 0.006", mixup=True, rate=0.006),
         "kd": Row(says="`kd_loss` T 4", weights=(1, 2, 4), losses=("logits",)),
         "kd_mixup": Row(
             says="`kd_loss` T 4, mixup (the patient teacher)",
