@@ -1,10 +1,11 @@
-"""The proof's arithmetic, its choice of weights and its specs, and the rate of its peer; nearly no training."""
+"""The proof's arithmetic, its choice of weights and its specs, and the pure logic of its peers; nearly no training."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,10 @@ from kdcli.distill.cached import CachedTeacher
 from kdcli.spec.parse import parse
 from kdcli.training.optim import LearningRate
 from tests.benchmarks import foundation, proof, proof_pairs, step_cost
+from tests.benchmarks.peers.lightly import told_rate
+from tests.benchmarks.peers.process import run
 from tests.benchmarks.peers.timm_kd import RATE, share
+from tests.benchmarks.peers.ultralytics_detect import last_ap, yolo_lines
 from tests.benchmarks.proof import TUNING_SEED, Proof, measured_cost, timed_spec, trained, write
 from tests.benchmarks.proof_pairs import FAMILIES, Fashion, Pair, Row, Spec, Stamps
 from tests.gpu.lines import Machine, images_spec
@@ -294,3 +298,42 @@ def test_the_peers_rate_is_that_of_the_rows_spec(steps: int, tmp_path: Path) -> 
     for step in range(steps):
         assert rate.now == pytest.approx(RATE * share(step, steps), rel=1e-6, abs=1e-12)
         rate.advance()
+
+
+def test_boxes_for_yolo_by_hand() -> None:
+    """Classes count from 0 in the order of COCO's ids; a crowd is no object; an image without boxes has no line."""
+    coco = {
+        "categories": [{"id": 7, "name": "fruit"}, {"id": 3, "name": "birds"}],
+        "images": [
+            {"id": 1, "file_name": "a.jpg", "width": 200, "height": 100},
+            {"id": 2, "file_name": "b.jpg", "width": 10, "height": 10},
+        ],
+        "annotations": [
+            {"image_id": 1, "category_id": 7, "bbox": [20, 10, 40, 50], "iscrowd": 0},
+            {"image_id": 1, "category_id": 3, "bbox": [0, 0, 200, 100]},
+            {"image_id": 2, "category_id": 3, "bbox": [1, 1, 2, 2], "iscrowd": 1},
+        ],
+    }
+    assert yolo_lines(coco) == {
+        "a.jpg": ["1 0.200000 0.350000 0.200000 0.500000", "0 0.500000 0.500000 1.000000 1.000000"],
+        "b.jpg": [],
+    }
+
+
+def test_the_last_epoch_of_a_peers_table_counts() -> None:
+    table = "epoch, metrics/mAP50(B), metrics/mAP50-95(B)\n1, 0.9, 0.8\n2, 0.5, 0.25\n"
+    assert last_ap(table) == {"ap": 25.0, "ap50": 50.0}
+
+
+def test_the_rate_that_lightly_is_told_by_hand() -> None:
+    """A quarter of its reference batch halves what it is told."""
+    assert told_rate(0.004, 384) == pytest.approx(0.008)
+    assert told_rate(0.004, 1536) == 0.004
+
+
+def test_what_a_peers_command_takes_is_its_own(tmp_path: Path) -> None:
+    used = run([sys.executable, "-c", "print('said')"], tmp_path / "logs" / "log")
+    assert used.seconds > 0.0 and used.cpu_seconds > 0.0 and used.peak_mb > 1.0
+    assert (tmp_path / "logs" / "log").read_text() == "said\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log")

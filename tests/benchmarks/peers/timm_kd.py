@@ -45,30 +45,44 @@ def top1(net: Any, data: Any) -> float:
     return 100.0 * hits / len(data)
 
 
-def main() -> None:
-    """Train, measure, print."""
+def sides(data: str) -> tuple[Any, Any]:
+    """The photographs to train on, cropped and flipped, and those to test on."""
+    pixels = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    crops = [transforms.RandomResizedCrop(SIZE, (0.4, 1.0)), transforms.RandomHorizontalFlip()]
+    train = ImageFolder(f"{data}/train", transforms.Compose([*crops, *pixels]))
+    return train, ImageFolder(f"{data}/test", transforms.Compose(pixels))
+
+
+def networks(timm: Any, weights: str) -> tuple[Any, Any]:
+    """The student from scratch, and the teacher from kdcli's file, frozen."""
+    teacher = timm.create_model("tf_efficientnet_lite0", num_classes=8)
+    teacher.load_state_dict({k.removeprefix("model."): v for k, v in load_file(weights).items()})
+    return timm.create_model("mobilenetv3_small_100", num_classes=8), teacher.requires_grad_(False)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command is given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("teacher")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--weight", type=float, default=2.0)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, measure, print."""
+    given = arguments()
     # Of the peer's environment; ours may have none.
     timm: Any = importlib.import_module("timm")
     optim: Any = importlib.import_module("timm.optim")
     tasks: Any = importlib.import_module("timm.task")
     torch.manual_seed(given.seed)
     torch.set_num_threads(1)
-    pixels = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    crops = [transforms.RandomResizedCrop(SIZE, (0.4, 1.0)), transforms.RandomHorizontalFlip()]
-    train = ImageFolder(f"{given.data}/train", transforms.Compose([*crops, *pixels]))
-    test = ImageFolder(f"{given.data}/test", transforms.Compose(pixels))
+    train, test = sides(given.data)
     loader = DataLoader(train, BATCH, shuffle=True, drop_last=True)
-    teacher = timm.create_model("tf_efficientnet_lite0", num_classes=8)
-    teacher.load_state_dict({k.removeprefix("model."): v for k, v in load_file(given.teacher).items()})
-    teacher.requires_grad_(False)
-    student = timm.create_model("mobilenetv3_small_100", num_classes=8)
+    student, teacher = networks(timm, given.teacher)
     # timm makes the teacher's pixels from the student's: both are normalised with 0.5 here.
     student.pretrained_cfg["mean"] = student.pretrained_cfg["std"] = (0.5, 0.5, 0.5)
     task = tasks.LogitDistillationTask(
