@@ -54,10 +54,12 @@ def sides(data: str) -> tuple[Any, Any]:
 
 
 def networks(timm: Any, weights: str) -> tuple[Any, Any]:
-    """The student from scratch, and the teacher from kdcli's file, frozen."""
+    """The student from scratch, and the teacher from kdcli's file, frozen; channels last, as in the row."""
     teacher = timm.create_model("tf_efficientnet_lite0", num_classes=8)
     teacher.load_state_dict({k.removeprefix("model."): v for k, v in load_file(weights).items()})
-    return timm.create_model("mobilenetv3_small_100", num_classes=8), teacher.requires_grad_(False)
+    student = timm.create_model("mobilenetv3_small_100", num_classes=8)
+    teacher.requires_grad_(False)
+    return student.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last)
 
 
 def arguments() -> argparse.Namespace:
