@@ -24,7 +24,8 @@ class Row:
     says: the row's words in the table. weights: `loss_weight` is chosen from them; () where nothing is distilled.
     views: the teacher's answers are cached in so many views of each image; 0: it runs in each step.
     parts: names of the trainings, one after the other, with each one's share of the steps. losses: what is distilled
-    beside the task in the part `train`. first: what is distilled in the part `unlabelled`. rate: the learning rate.
+    beside the task in the part `train`. first: what is distilled in the part `unlabelled`. rates: the learning rate
+    of a part, else 0.002. mixup: of labelled images.
     """
 
     says: str
@@ -33,7 +34,7 @@ class Row:
     parts: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
     losses: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
-    rate: float = 0.002
+    rates: Mapping[str, float] = field(default_factory=dict)
     mixup: bool = False
 
 
@@ -75,7 +76,7 @@ class Stamps(Pair):
     images, batch = 1600, 64
     rows: ClassVar[Mapping[str, Row]] = {
         "alone": Row(says="student alone"),
-        "alone_mixup": Row(says="student alone, mixup, lr 0.006", mixup=True, rate=0.006),
+        "alone_mixup": Row(says="student alone, mixup, lr 0.006", mixup=True, rates={"train": 0.006}),
         "kd": Row(says="`kd_loss` T 4", weights=(1, 2, 4), losses=("logits",)),
         "kd_mixup": Row(
             says="`kd_loss` T 4, mixup (the patient teacher)",
@@ -113,7 +114,17 @@ class Stamps(Pair):
             views=2,
             parts={"unlabelled": 1.0},
             first=("logits",),
-            rate=0.006,
+            rates={"unlabelled": 0.006},
+        ),
+        "first_kd_mixup": Row(
+            says="half the steps `cosine` and `kd_loss` without labels (8,000 photographs, 2 cached views, lr 0.006), "
+            "then the labels alone, mixup, lr 0.003",
+            weights=(1,),
+            views=2,
+            parts={"unlabelled": 0.5, "train": 0.5},
+            first=("logits", "features"),
+            rates={"unlabelled": 0.006, "train": 0.003},
+            mixup=True,
         ),
         "first_features": Row(
             says="half the steps `cosine` without labels (8,000 photographs), then `kd_loss` T 4",
@@ -184,13 +195,13 @@ class Stamps(Pair):
                 "clip_grad_norm": 1.0,
                 "optimizer": {
                     "type": "AdamW",
-                    "kwargs": {"lr": kind.rate, "weight_decay": 0.05},
+                    "kwargs": {"lr": kind.rates.get(part, 0.002), "weight_decay": 0.05},
                     "pconfig": {"nodecay": ["ndim_is1"]},
                 },
                 "lr_scheduler": _warm_cosine(steps, steps * self.batch / self.images_of(part)),
             },
         }
-        if kind.mixup:
+        if kind.mixup and not unlabelled:
             mixup = {"type": "batch_mixup", "kwargs": {"alpha": 1.0, "num_classes": 8}}
             spec["dataset"]["train"]["dataloader"] = {"type": "base", "kwargs": {"batch_fn": mixup}}
         if part == "probe":

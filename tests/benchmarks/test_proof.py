@@ -53,7 +53,8 @@ def test_every_row_is_a_right_spec_of_the_steps_it_has(tmp_path: Path) -> None:
                 spec = pair.spec(name, part, weight=2.0, seed=3, steps=50, on="test")
                 parsed = parse(yaml.safe_dump(spec, sort_keys=False), "spec.yaml", base_dir=None).spec
                 assert (parsed.trainer.max_iter, parsed.runtime.random_seed) == (50, 3)
-                assert bool(parsed.mimic) == bool(row.weights or part == "unlabelled")
+                losses = row.weights if isinstance(pair, Fashion) else row.losses
+                assert bool(parsed.mimic) == bool({"unlabelled": row.first, "train": losses}.get(part))
 
 
 def test_weights_are_chosen_on_data_that_the_table_does_not_have(tmp_path: Path) -> None:
@@ -127,10 +128,11 @@ def test_a_cost_of_other_settings_is_measured_again_where_the_data_lie(
 def test_steps_are_timed_without_data_workers(tmp_path: Path) -> None:
     for pair in pairs(tmp_path):
         for name, row in pair.rows.items():
-            data = [timed_spec(pair, name, part)["dataset"] for part in row.parts]
-            loaders = [one["train"].get("dataloader", one["dataloader"]) for one in data]
-            assert all(loader["kwargs"]["num_workers"] == 0 for loader in loaders)
-            assert all(("batch_fn" in loader["kwargs"]) is name.endswith("mixup") for loader in loaders)
+            for part in row.parts:
+                data = timed_spec(pair, name, part)["dataset"]
+                kwargs = data["train"].get("dataloader", data["dataloader"])["kwargs"]
+                assert kwargs["num_workers"] == 0
+                assert ("batch_fn" in kwargs) is (row.mixup and part != "unlabelled")
 
 
 class Tiny(Pair):
