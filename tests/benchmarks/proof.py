@@ -284,7 +284,7 @@ def measured_cost(pair: Pair, row: str) -> dict[str, float]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             specs = {"alone": timed_spec(pair, pair.alone, "train"), "row": timed_spec(pair, row, part)}
             view = 0.0
-            if pair.rows[row].views:
+            if pair.rows[row].views and "mimic" in specs["row"]:
                 _, two = filled(specs["row"], 2, folder / "two views")
                 specs["row"], one = filled(specs["row"], 1, folder / "one view")
                 view = max(0.0, two - one)
