@@ -161,7 +161,7 @@ class Tiny(Pair):
 def test_a_cached_teacher_is_filled_before_its_steps_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six batches a view, one view and two; no step of the 18 that follow fills anything, nor a part without teacher."""
+    """Six batches a view, one view and two; no step of the 18 that follow fills any, nor a part without teacher."""
     for name, value in (("LEAST_PAIRS", 16), ("MOST_PAIRS", 16)):
         monkeypatch.setattr(step_cost, name, value)
     fills: list[int] = []
