@@ -192,6 +192,7 @@ class _Sweep:
             seed=self.options.sampler_seed,
             facts=facts,
             first=first,
+            held=plan.held,
         )
 
     def cost(self, trials: Trials, limit: int, plan: Measured) -> str:

@@ -58,7 +58,7 @@ class Halving(Listener):
         """Tell the study; ask for a stop."""
         if value is None or not math.isfinite(value) or self.interrupts.signal_number is not None:
             return
-        if self.study.stops(self.handle, step, value):
+        if self.study.stops(self.handle, step, value, primary):
             for name, said in (("metrics", dict(metrics)), ("primary", primary), ("steps", step)):
                 self.handle.set_user_attr(name, said)
             self.handle.set_user_attr("stopped_at", step)

@@ -44,6 +44,8 @@ REDUCTION = 3
 RUNGS = 9
 """Its first look comes after a ninth of the training."""
 
+SHARE = "top1"
+"""The deciding metric that is a share of the held-out samples, in percent."""
 
 STARTUP = 8
 """So many trials are drawn at random before the others decide where the next ones lie."""
@@ -91,8 +93,17 @@ STATES = {
 }
 
 
+def by_chance(accuracy: float, samples: int) -> float:
+    """By how much two accuracies in percent differ that so many samples each have told: one standard error."""
+    share = min(1.0, max(0.0, accuracy / 100))
+    return 100 * math.sqrt(2 * share * (1 - share) / samples)
+
+
 class Study:
-    """The storage of a sweep. limit: so many trials, those that fail included; total_steps: of a whole trial."""
+    """The storage of a sweep. limit: so many trials, those that fail included; total_steps: of a whole trial.
+
+    held: so many samples are held out.
+    """
 
     def __init__(
         self,
@@ -107,11 +118,13 @@ class Study:
         seed: int,
         facts: Mapping[str, Any],
         first: Values | None = None,
+        held: int = 0,
     ) -> None:
         import optuna
 
         self.folder, self.spec, self.space, self.losses = folder, spec, space, losses
-        self.seed, self.limit, self.halves = seed, limit, halves
+        self.seed, self.limit, self.halves, self.held = seed, limit, halves, held
+        self.first_look = max(1, total_steps // RUNGS)
         make_folder(folder)
         self.lock = FileLock(folder / "sweep.lock")
         with self.lock:
@@ -121,7 +134,7 @@ class Study:
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if halves:
             pruner = optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=max(1, total_steps // RUNGS), reduction_factor=REDUCTION
+                min_resource=self.first_look, reduction_factor=REDUCTION
             )
         self.study = optuna.load_study(
             storage=self.storage, sampler=self._sampler("", 0), pruner=pruner, study_name=NAME
@@ -231,12 +244,30 @@ class Study:
             self.study.sampler = self._sampler(parameter.name, trial.number)
             values[parameter.name] = _suggested(trial, parameter)
 
-    def stops(self, trial: optuna.trial.Trial, step: int, value: float) -> bool:
-        """Record an evaluation; whether successive halving stops the trial there."""
+    def stops(self, trial: optuna.trial.Trial, step: int, value: float, primary: str) -> bool:
+        """Record an evaluation; whether successive halving stops the trial there.
+
+        An accuracy that lies behind by no more than chance goes on, and is looked at again later.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a trial that runs again reports the same steps
             trial.report(value, step)
-        return self.halves and trial.should_prune()
+        if not (self.halves and trial.should_prune()):
+            return False
+        chance = by_chance(value, self.held) if primary == SHARE and self.held else 0.0
+        return value < self._bar(trial, step, value) - chance or not chance
+
+    def _bar(self, trial: optuna.trial.Trial, step: int, value: float) -> float:
+        """The least value of the best third at this look, own value included."""
+        look = self.first_look
+        while look * REDUCTION <= step:
+            look *= REDUCTION
+        values = [value]
+        for other in self.study.get_trials(deepcopy=False):
+            steps = [at for at in other.intermediate_values if at >= look]
+            if other.number != trial.number and steps:
+                values.append(other.intermediate_values[min(steps)])
+        return sorted(values, reverse=True)[max(1, len(values) // REDUCTION) - 1]
 
     def tell(self, trial: optuna.trial.Trial, state: str, value: float | None, **said: Any) -> None:
         """Record how a trial ended: complete, stopped or failed."""

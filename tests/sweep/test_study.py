@@ -15,7 +15,7 @@ from kdcli.spec.parse import parse
 from kdcli.spec.sweep import Space, space_of
 from kdcli.sweep.cost import shortened
 from kdcli.sweep.prepare import Measured, Trials
-from kdcli.sweep.study import Study, Trial, need_optuna, require_same
+from kdcli.sweep.study import Study, Trial, by_chance, need_optuna, require_same
 from tests.spec.test_sweep import SPEC
 
 pytest.importorskip("optuna")
@@ -129,10 +129,42 @@ def test_halving_stops_what_lies_behind(tmp_path: Path) -> None:
         for value in (5.0, 4.0, 3.0, 6.0):
             with made.next() as taken:
                 assert taken is not None
-                stopped.append(made.stops(taken[1], 10, value))
+                stopped.append(made.stops(taken[1], 10, value, "AP"))
                 made.tell(taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value)
     # A first look after a ninth of 90 steps; the best third goes on.
     assert stopped == [False, True, True, False]
+
+
+def test_what_two_accuracies_differ_by_chance_by_hand() -> None:
+    """√(2 · 0.2 · 0.8 / 160) = 0.0447; of all or none of the samples nothing is known to differ."""
+    assert by_chance(20.0, 160) == pytest.approx(4.4721, abs=1e-4)
+    assert by_chance(0.0, 160) == by_chance(100.0, 160) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("primary", "expected"), [("top1", [False, False, True]), ("AP", [False, True, True])]
+)
+def test_halving_stops_no_accuracy_that_lies_behind_by_chance(
+    tmp_path: Path, primary: str, expected: list[bool]
+) -> None:
+    """Of 160 samples 31 for 33: chance is 4.4 points; 25 are 5.0 behind, with a chance of 4.1."""
+    with study(tmp_path, RANGES, halves=True, held=160) as made:
+        stopped = []
+        for value in (20.625, 19.375, 15.625):
+            with made.next() as taken:
+                assert taken is not None
+                stopped.append(made.stops(taken[1], 10, value, primary))
+                if stopped == [False, False]:  # it is looked at again after a third
+                    assert not made.stops(taken[1], 20, 1.0, primary)
+                    assert not made.stops(taken[1], 30, 30.0, primary)
+                made.tell(taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value)
+        assert stopped == expected
+        with made.next() as taken:
+            assert taken is not None
+            assert made.stops(taken[1], 10, 19.0, primary) is (primary == "AP")
+            if primary == "top1":
+                assert made.stops(taken[1], 30, 20.0, primary)  # 30 there of the second, chance 4.5
 
 
 @pytest.mark.slow
