@@ -17,6 +17,7 @@ from kdcli.distill.terms import schedule_weight
 from kdcli.errors import SpecError, SpecPath
 from kdcli.failures import doing
 from kdcli.losses.parts.reduce import times
+from kdcli.models.heads import HITS, ClsPostProcess
 from kdcli.models.network import Network
 from kdcli.spec.schema import Job, LossSpec, Mimic
 
@@ -54,6 +55,7 @@ class Trainee(nn.Module):
         }
         self.observer: Callable[[View], None] | None = None
         """Is shown the student's view of each batch; None where nobody looks."""
+        _leave_out_hits(student, jobs, mimickers)
 
     def forward(
         self,
@@ -109,6 +111,15 @@ class Trainee(nn.Module):
         if self.taps is None:
             return View({}, dict(self.student(batch)))
         return self.taps.view(batch)
+
+
+def _leave_out_hits(student: nn.Module, jobs: Mapping[str, Job], mimickers: Mapping[str, Mimicker]) -> None:
+    """Let the postprocess count no hits that nothing reads: no module after it, no tap, no method of one's own."""
+    last = next(reversed(list(student.children())), None)
+    own = any(not type(mimicker).__module__.startswith("kdcli.") for mimicker in mimickers.values())
+    taps = [tap for job in jobs.values() for tap in job.student.mimic_name]
+    if type(last) is ClsPostProcess and not own and not any(HITS in tap for tap in taps):
+        last.counts_hits = False
 
 
 @contextmanager
