@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from kdcli.data.draws import MIXING, Draws, Ids, generator
+from kdcli.data.draws import MIXING, Draws, EpochDraws, Ids, generator
 from kdcli.data.facts import DataFacts
 from kdcli.data.sources import ArrayImages, BadSample, Images, ImageSource, SampleSource
 from kdcli.data.transforms.geometry import RandomResizedCrop, Resize
@@ -108,6 +108,7 @@ class ArrayReader:
         self.pipeline, self.seed, self.mixing = pipeline, seed, mixing
         self.start, self.replaced = start, replaced
         self.reading: Reading | None = None
+        self._together = EpochDraws(seed, 0, len(self.images))
 
     def __getitem__(self, key: BatchKey) -> Loaded:
         ids = key.ids
@@ -117,7 +118,10 @@ class ArrayReader:
             if not len(ids):
                 return {}, ()
         indices = torch.from_numpy(ids)
-        draws = Draws(self.seed, key.view, ids)
+        together = self._together
+        if together.epoch != key.view:
+            together = self._together = EpochDraws(self.seed, key.view, len(self.images))
+        draws = Draws(self.seed, key.view, ids, together=together)
         try:
             image = self.pipeline(self.images[indices], draws, start=self.start)
         except ValueError as reason:

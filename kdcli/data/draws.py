@@ -75,20 +75,50 @@ def generator(seed: int, epoch: int, id: int, *, stream: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=seed_of(seed, epoch, id, stream=stream)))
 
 
+AT_ONCE = 1 << 20
+"""So many numbers of an epoch are drawn together, 8 MiB; where it takes more, each batch draws its own."""
+
+
+class EpochDraws:
+    """The random numbers of all samples in one epoch, drawn together when the first batch asks for them.
+
+    The same as drawn for a batch alone, which takes 25 calls of numpy whose time few samples do not fill.
+    """
+
+    def __init__(self, seed: int, epoch: int, samples: int) -> None:
+        self.seed, self.epoch, self.samples = seed, epoch, samples
+        self._drawn: dict[tuple[int, int], Floats] = {}
+
+    def uniform(self, ids: Ids, count: int, stream: int) -> Floats:
+        """float64 [len(ids), count], as `uniform` gives it."""
+        if self.samples * count > AT_ONCE:
+            return uniform(self.seed, self.epoch, ids, count, stream=stream)
+        drawn = self._drawn.get((stream, count))
+        if drawn is None:
+            drawn = uniform(self.seed, self.epoch, np.arange(self.samples), count, stream=stream)
+            self._drawn[stream, count] = drawn
+        rows: Floats = drawn[ids]
+        return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Draws:
     """The random numbers of some samples in one view of the data, for one transform.
 
-    epoch is already reduced modulo the number of cached views. ids: int64 [n].
+    epoch is already reduced modulo the number of cached views. ids: int64 [n]. together: the numbers of all samples
+    in this view, where every batch of it is drawn for.
     """
 
     seed: int
     epoch: int
     ids: Ids
     stream: int = AUGMENT
+    together: EpochDraws | None = None
 
     def uniform(self, count: int) -> Floats:
         """float64 [n, count] in [0, 1)."""
+        if self.together is not None:
+            return self.together.uniform(self.ids, count, self.stream)
         return uniform(self.seed, self.epoch, self.ids, count, stream=self.stream)
 
     def seeds(self) -> list[int]:
@@ -97,8 +127,8 @@ class Draws:
 
     def of(self, transform: int) -> Draws:
         """The same samples, for the transform at this place in the list."""
-        return Draws(self.seed, self.epoch, self.ids, AUGMENT + transform)
+        return Draws(self.seed, self.epoch, self.ids, AUGMENT + transform, self.together)
 
     def at(self, rows: Any) -> Draws:
         """The samples at these rows."""
-        return Draws(self.seed, self.epoch, self.ids[rows], self.stream)
+        return Draws(self.seed, self.epoch, self.ids[rows], self.stream, self.together)

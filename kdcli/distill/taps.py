@@ -218,7 +218,7 @@ class Taps:
         assert self.counts is not None, "taps must learn before a view is taken"
         view = self._run(batch, stop=self.outputs is not None, versions=False)
         self._clear()
-        return View(self._canonical(view.features), view.outputs)
+        return View(self._canonical(view.features), view.outputs) if self.handed_changed else view
 
     def _view_compiled(self, batch: Mapping[str, Any]) -> View:
         assert self._compiled is not None
@@ -260,16 +260,22 @@ class Taps:
             outputs = dict(self.net(batch))
         except _EnoughSeen:
             outputs = self._made
-        features: dict[str, Feature] = {}
-        wrong = Findings()
         left_out = self.net.left_out if isinstance(self.net, Network) else None
+        if left_out:
+            wanted = [name for name in wanted if not self._beyond(name, outputs, left_out)]
+        try:
+            return View({name: self._feature(name, outputs) for name in wanted}, outputs)
+        except SpecError:
+            self._refuse(wanted, outputs)
+            raise
+
+    def _refuse(self, wanted: Sequence[str], outputs: Mapping[str, Any]) -> None:
+        """Raise one error of all the taps that can't be read."""
+        wrong = Findings()
         for name in wanted:
-            if left_out and self._beyond(name, outputs, left_out):
-                continue
             with wrong.part():
-                features[name] = self._feature(name, outputs)
+                self._feature(name, outputs)
         wrong.raise_errors()
-        return View(features, outputs)
 
     def _beyond(self, name: str, outputs: Mapping[str, Any], left_out: Sequence[str]) -> bool:
         """Whether a tap is of what `shapes_only` has left out."""

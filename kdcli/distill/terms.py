@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -47,12 +47,12 @@ class Binding:
         """Whether the loss reads a teacher's feature or output."""
         return any(name in ("teacher", "teacher_logits") for name in self.inputs)
 
-    @property
+    @cached_property
     def uses_features(self) -> bool:
         """Whether the loss reads a tapped feature."""
         return any(name in FEATURES for name in self.inputs)
 
-    @property
+    @cached_property
     def uses_student(self) -> bool:
         """Whether the loss reads the student's feature or output."""
         return any(name in ("student", "student_logits") for name in self.inputs)

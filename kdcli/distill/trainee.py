@@ -17,6 +17,7 @@ from kdcli.distill.terms import schedule_weight
 from kdcli.errors import SpecError, SpecPath
 from kdcli.failures import doing
 from kdcli.losses.parts.reduce import times
+from kdcli.models.heads import HITS, ClsPostProcess
 from kdcli.models.network import Network
 from kdcli.spec.schema import Job, LossSpec, Mimic
 
@@ -54,6 +55,7 @@ class Trainee(nn.Module):
         }
         self.observer: Callable[[View], None] | None = None
         """Is shown the student's view of each batch; None where nobody looks."""
+        self._unread = _unread_hits(student, jobs, mimickers)
 
     def forward(
         self,
@@ -106,9 +108,30 @@ class Trainee(nn.Module):
 
     def view(self, batch: Mapping[str, Any]) -> View:
         """The student's view of a batch."""
+        for counter in self._unread:
+            counter.counts_hits = False
+        try:
+            return self._view(batch)
+        finally:
+            for counter in self._unread:  # called by others, it counts them as ever
+                counter.counts_hits = True
+
+    def _view(self, batch: Mapping[str, Any]) -> View:
         if self.taps is None:
             return View({}, dict(self.student(batch)))
         return self.taps.view(batch)
+
+
+def _unread_hits(
+    student: nn.Module, jobs: Mapping[str, Job], mimickers: Mapping[str, Mimicker]
+) -> tuple[ClsPostProcess, ...]:
+    """The postprocess whose hits nothing reads: no module after it, no tap, no method of one's own. At most one."""
+    last = next(reversed(list(student.children())), None)
+    own = any(not type(mimicker).__module__.startswith("kdcli.") for mimicker in mimickers.values())
+    taps = [tap for job in jobs.values() for tap in job.student.mimic_name]
+    if type(last) is ClsPostProcess and not own and not any(HITS in tap for tap in taps):
+        return (last,)
+    return ()
 
 
 @contextmanager

@@ -236,6 +236,9 @@ def build_cls_loss(spec: Mapping[str, Any]) -> ClsLoss:
     return partial(loss, **kwargs)
 
 
+HITS = "accuracy"
+
+
 class ClsPostProcess(ViewModule):
     """Classification's task loss while training, predictions in evaluation; reads `logits` [B, K].
 
@@ -244,8 +247,10 @@ class ClsPostProcess(ViewModule):
     int64 and `scores` [B, K], the softmax. cls_loss: {type, kwargs} of models/heads.py, cross
     entropy by default. Several heads (a list of logits) read `labels` [B, heads], or `mixed_labels` [B, heads, K]: the
     sum of their losses, the mean of their accuracies, lists of predictions. They share one cls_loss, or a list has
-    one for each. Images without labels have no loss.
+    one for each. Images without labels have no loss. counts_hits: false leaves `accuracy` out, where nobody reads it.
     """
+
+    counts_hits: bool = True
 
     def __init__(
         self, *, cls_loss: dict[str, Any] | list[dict[str, Any]] | None = None, prefix: str | None = None
@@ -297,11 +302,13 @@ class ClsPostProcess(ViewModule):
             targets = list(mixed.unbind(1)) if several else [mixed]
         losses = self._losses if self.each else self._losses * len(heads)
         parts = [loss(head, target) for loss, head, target in zip(losses, heads, targets, strict=True)]
+        if not self.counts_hits:
+            return {"loss": sum(parts[1:], parts[0])}
         hits = [
             (head.detach().argmax(1) == label).float().mean()
             for head, label in zip(heads, own_labels, strict=True)
         ]
-        return {"loss": sum(parts[1:], parts[0]), "accuracy": sum(hits[1:], hits[0]) / len(hits)}
+        return {"loss": sum(parts[1:], parts[0]), HITS: sum(hits[1:], hits[0]) / len(hits)}
 
 
 def uninformed_loss(loss: partial[Tensor], shares: Tensor, *, mixed: bool = False) -> float:

@@ -76,7 +76,8 @@ class Network(nn.Module):
         outputs: dict[str, Any] = {}
         if self.left_out is not None:
             self.left_out = []
-        for name, module in self.named_children():
+        for name, module in self._modules.items():
+            assert module is not None
             before = [] if torch.compiler.is_compiling() else list(_versions(seen))
             new = (
                 self._new(name, module, seen)

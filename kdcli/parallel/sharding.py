@@ -83,7 +83,6 @@ def plain(value: Tensor) -> Tensor:
 
 def norms_of(gradients: list[Tensor]) -> Sequence[Tensor]:
     """The norm of each gradient; of sharded ones that of all together, for which all processes take part."""
-    if any(isinstance(gradient, DTensor) for gradient in gradients):
+    if DTensor in set(map(type, gradients)):
         return [plain(torch.nn.utils.get_total_norm(gradients))]
-    with torch.no_grad():
-        return torch._foreach_norm(gradients) if gradients else ()
+    return torch._foreach_norm(gradients) if gradients else ()

@@ -201,6 +201,10 @@ class Uninformed(Protocol):
         """How often each answer is right in a batch [K]; adds up over batches and processes. None: not known."""
         ...
 
+    def labels(self, batch: Batch) -> Tensor | None:
+        """The labels [B] that are all `targets` reads of a batch, so that those of several can be counted together."""
+        ...
+
     def value(self, student: nn.Module, targets: Tensor, *, mixed: bool) -> float | None:
         """The loss of the best fixed answer to such (summed) targets; None where the student's loss is not known.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -57,9 +57,12 @@ class DistributedTrainee:
             self.model = run.trainee
             self.model = self._ddp()
 
-    @contextmanager
-    def gradients(self, *, last: bool) -> Iterator[None]:
+    def gradients(self, *, last: bool) -> AbstractContextManager[None]:
         """Accumulate gradients inside the block; processes share them at the last batch of a group alone."""
+        return nullcontext() if self.run.processes.world_size == 1 else self._shared(last)
+
+    @contextmanager
+    def _shared(self, last: bool) -> Iterator[None]:
         if isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield

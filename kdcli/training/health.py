@@ -11,9 +11,8 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -189,8 +188,7 @@ SHOWN_IDS = 8
 NEVER = torch.iinfo(torch.int64).max
 
 
-@dataclass(frozen=True, slots=True)
-class Recent:
+class Recent(NamedTuple):
     """What it takes to repeat one step: its number, its samples, the random generators before it."""
 
     step: int

@@ -70,6 +70,16 @@ def build_optimizer(
     return optimizer
 
 
+def clear_gradients(optimizer: Optimizer) -> None:
+    """Set every gradient to None, as `zero_grad(set_to_none=True)` does, without its look at every way to do so."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:
+        optimizer.zero_grad(set_to_none=True)
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def _refused_arguments(what: str, error: Exception, path: SpecPath, code: str) -> Exception:
     """The error at the arguments that an optimizer or scheduler refuses; kdcli's own errors as they are."""
     if isinstance(error, KdError) or own_mistake(error):
@@ -210,6 +220,7 @@ class LearningRate:
         shadows = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self.targets]
         self.shadow = torch.optim.SGD(shadows, lr=0.0, momentum=0.9)
         self.scheduler = None if spec is None else self._scheduler(spec, path)
+        self.follows_metric = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
         self.cycles_momentum = bool(getattr(self.scheduler, "cycle_momentum", False))
         if self.cycles_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
             assert spec is not None

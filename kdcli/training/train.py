@@ -54,7 +54,7 @@ from kdcli.training.guard import GuardResult, prove_losses, prove_teachers
 from kdcli.training.health import BadSamples, FiniteCheck, doubtful_logits
 from kdcli.training.join_jobs import require
 from kdcli.training.loss_records import DeviceNotices, LossRecords, watched_waits
-from kdcli.training.optim import LearningRate, build_optimizer
+from kdcli.training.optim import LearningRate, build_optimizer, clear_gradients
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
@@ -240,7 +240,7 @@ class TrainLoop:
         self.ddp.follow(step_info, stage.optimizer)
         self.finite.begin(progress, group)
         self.watch.begin(group)
-        stage.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(stage.optimizer)
         parts: list[dict[str, Tensor]] = []
         images = 0
         for number, batch in enumerate(group):
@@ -254,7 +254,7 @@ class TrainLoop:
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(rising(self.primary, progress.scheduled))
+        stage.rate.advance(rising(self.primary, progress.scheduled) if stage.rate.follows_metric else None)
         end_step()
 
     def backward(

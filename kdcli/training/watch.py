@@ -59,10 +59,12 @@ class Watch:
         if self.memory.stage != self.progress.stage:
             self.memory = Memory(told=self.memory.told, stage=self.progress.stage)
         self.targets = torch.tensor(self.memory.targets, dtype=torch.float64)
+        self.labels: list[Tensor] = []
         self.warm_until = 0 if rate.spec is None else rate.spec.warmup_iter
 
     def state(self) -> dict[str, Any]:
         """What goes into the checkpoint."""
+        self._count_labels()
         self.memory.targets = self.targets.tolist()
         return asdict(self.memory)
 
@@ -92,11 +94,27 @@ class Watch:
         progress, task = self.progress, self.run.task.uninformed
         if task is not None and self.plan is not None and self.plan.active.task_loss:
             for batch in group:
-                self._count(task.targets(batch))
                 self.memory.mixed |= "mixed_labels" in batch
+                labels = task.labels(batch)
+                if labels is not None and len(self.targets):
+                    # Copies, as what gave the batch may use its memory again. The first ones are counted at once, so
+                    # that labels that can't be counted fail there.
+                    self.labels.append(labels.clone())
+                    continue
+                self._count_labels()
+                self._count(task.targets(batch))
+            if len(self.labels) >= WINDOW:
+                self._count_labels()
         step = progress.step + 1
         if step % self.run.spec.trainer.log_freq == 0 or progress.stage_step == 0:
             self.looks.begin(Look(step, progress.stage_step + 1, self.rate.now))
+
+    def _count_labels(self) -> None:
+        """Count the labels of the batches since the last call."""
+        labels, self.labels = self.labels, []
+        task = self.run.task.uninformed
+        if labels and task is not None:
+            self._count(task.targets({"labels": torch.cat(labels)}))
 
     def _count(self, targets: Tensor | None) -> None:
         """Add up targets; there may be more classes in one batch than in another."""
@@ -290,6 +308,7 @@ class Watch:
         rising = record.lr > first_lr * (1 + 1e-9)
         if count < SETTLED and not (memory.unsettled or rising):
             return
+        self._count_labels()
         classes = self.run.facts.num_classes or 0
         counts, self.targets = _padded(self.targets, classes), self.targets.new_zeros(0)
         memory.epoch, mixed, memory.mixed = [], memory.mixed, False

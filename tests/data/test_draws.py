@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdcli.data.draws import Draws, _absorb, _word, generator, hashes, permutation, seed_of, uniform
+from kdcli.data.draws import (
+    AT_ONCE,
+    Draws,
+    EpochDraws,
+    _absorb,
+    _word,
+    generator,
+    hashes,
+    permutation,
+    seed_of,
+    uniform,
+)
 
 
 def test_a_number_depends_on_its_own_counters_only() -> None:
@@ -90,3 +101,16 @@ def test_draws_of_two_transforms_are_unlike() -> None:
     draws = Draws(1, 0, np.arange(100))
     assert not np.any(np.equal(draws.of(0).uniform(2), draws.of(1).uniform(2)))
     assert np.array_equal(draws.of(1).at([3, 4]).uniform(2), draws.of(1).uniform(2)[[3, 4]])
+
+
+@pytest.mark.parametrize("samples", [1, 300, AT_ONCE // 2 + 1])
+def test_numbers_drawn_together_for_an_epoch_are_those_of_each_batch(samples: int) -> None:
+    ids = np.random.default_rng(0).integers(0, samples, 16)
+    for epoch in (0, 3):
+        together = EpochDraws(7, epoch, samples)
+        for number, count in ((0, 1), (0, 2), (1, 2)):
+            alone, drawn = (Draws(7, epoch, ids, together=one).of(number) for one in (None, together))
+            expected, found = alone.uniform(count), drawn.uniform(count)
+            assert np.array_equal(found, expected) and found.dtype == expected.dtype
+            found[:] = 2.0  # a batch's own
+            assert np.array_equal(drawn.at([3, 4]).uniform(count), expected[[3, 4]])

@@ -17,7 +17,14 @@ from kdcli.records import Finished, Notice
 from kdcli.spec.parse import read
 from kdcli.spec.schema import Ema, EmaKwargs, OptimizerSpec, SchedulerSpec
 from kdcli.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from kdcli.training.optim import AVERAGE_VERSION, LearningRate, MovingAverage, build_optimizer, decay_at
+from kdcli.training.optim import (
+    AVERAGE_VERSION,
+    LearningRate,
+    MovingAverage,
+    build_optimizer,
+    clear_gradients,
+    decay_at,
+)
 from tests.training.runs import SPEC, spec_of, train_all
 from tests.training.test_resume_options import begun, refused
 
@@ -223,6 +230,19 @@ def test_a_parameter_may_get_its_first_gradient_late() -> None:
 
     for fused, plain in zip(moved(), moved(foreach=False), strict=True):
         assert torch.allclose(fused, plain)
+
+
+def test_gradients_are_cleared_as_the_optimizer_does_it() -> None:
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            super().zero_grad(set_to_none=False)
+
+    for kind, kept in ((torch.optim.SGD, False), (Own, True)):
+        weights = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+        weights[0].grad = weights[2].grad = torch.ones(2)
+        clear_gradients(kind([{"params": weights[:1]}, {"params": weights[1:2]}], lr=0.1))
+        assert weights[0].grad is None if not kept else torch.equal(weights[0].grad, torch.zeros(2))
+        assert weights[1].grad is None and weights[2].grad is not None
 
 
 SAMPLE = Path(__file__).parents[2] / "sample_configs/digits_student.yaml"

@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from kdcli.analysis.comparison import compare
 from kdcli.check.check import CheckOptions, check
+from kdcli.distill.mimickers.base import BaseMimicker
+from kdcli.distill.trainee import Trainee
 from kdcli.errors import SpecError
 from kdcli.exports.export import export
-from kdcli.models.network import build_network
+from kdcli.models.heads import ClsPostProcess
+from kdcli.models.network import Network, build_network
 from kdcli.models.weights import load_weights
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Evaluation, Finished
 from kdcli.spec.parse import ParsedSpec
+from kdcli.spec.schema import Job, JobStudent
 from kdcli.training.run import RunOptions
 from tests.training.runs import SPEC, run_of, spec_of, train_all
 
@@ -113,3 +118,37 @@ def test_names_for_a_module_that_has_its_own() -> None:
     assert "KD473" in {f.code for f in found}
     with pytest.raises(SpecError, match="names its outputs itself"):
         build_network(parsed.spec.net, path=("net",))
+
+
+class Hits(nn.Module):
+    """A module after the post-process."""
+
+    def forward(self, image: torch.Tensor) -> None:
+        """Nothing."""
+
+
+class OwnMethod(BaseMimicker):
+    """A method of one's own, which may read any output of the student."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+@pytest.mark.parametrize(
+    ("after", "tap", "own", "counted"),
+    [
+        (False, "logits", False, False),
+        (True, "logits", False, True),
+        (False, "accuracy", False, True),
+        (False, "logits", True, True),
+    ],
+)
+def test_hits_are_counted_in_training_where_something_may_read_them(
+    after: bool, tap: str, own: bool, counted: bool
+) -> None:
+    net = Network({"post": ClsPostProcess(), **({"after": Hits()} if after else {})})
+    job = Job(student=JobStudent(mimic_name=(tap,)))
+    trainee = Trainee(net, None, {"job": job}, {"job": OwnMethod()} if own else {})
+    batch = {"logits": torch.eye(3), "labels": torch.arange(3)}
+    assert ("accuracy" in trainee.view(batch).outputs) is counted
+    assert "accuracy" in net.get_submodule("post")(batch)  # by hand it counts them as ever

@@ -308,6 +308,22 @@ def test_a_resumed_run_remembers_what_it_saw() -> None:
     assert last[0] == last[1]
 
 
+def test_labels_counted_together_are_those_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an epoch of 50 batches, so that nothing is judged before the checkpoint."""
+    changes = (
+        "trainer.max_iter=50",
+        "dataset.train.dataset.kwargs.num_samples=800",
+        "trainer.max_epoch=null",
+    )
+    memories = []
+    for name in ("together", "alone"):
+        train_all(spec_of(SPEC, *changes, f"saver.save_dir={name}"))
+        memories.append(load_checkpoint(checkpoints(Path(f"{name}/checkpoints"))[0])["progress"]["watch"])
+        monkeypatch.setattr(GuessedClasses, "labels", lambda *_: None)
+        monkeypatch.setattr(GuessedClasses, "targets", lambda _, batch: torch.bincount(batch["labels"]))
+    assert sum(memories[0]["targets"]) == 400 and memories[0] == memories[1]
+
+
 def test_a_term_is_felt_by_the_share_of_its_weight() -> None:
     """Ten steps; the loss's warm-up has 0, 1/3 and 2/3 of the weight first."""
     features = ("mimic.teacher0.mimic_name=[model.layer3]", "mimic.student.mimic_name=[model.layer3]")

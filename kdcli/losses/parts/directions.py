@@ -9,6 +9,7 @@ divided by a usual length. Every other row is divided as ever, to the bit.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +39,11 @@ def normalized(
     """
     s, t = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (student, teacher))
     share = FAINT**power
-    for_s = lengths(s, like=heard(t), share=share).clamp_min(1e-12)
-    for_t = lengths(t, like=heard(s), share=share).clamp_min(1e-12)
+    # What is usual among either's norms is found once, and serves both.
+    own_s, own_t = heard(s), heard(t)
+    of_s, of_t = _usual(own_s), _usual(own_t)
+    for_s = _lengths(s, own_s, of_s, of_s.median, of_t, share).clamp_min(1e-12)
+    for_t = _lengths(t, own_t, of_t, of_t.median, of_s, share).clamp_min(1e-12)
     return student / for_s.expand_as(student), teacher / for_t.expand_as(teacher)
 
 
@@ -61,11 +65,10 @@ def lengths(
     the values.
     """
     own = heard(norms, noise)
+    usual = _usual(own)
     telling = own if rows is None else heard(rows)
-    faint = telling <= share * telling.median()
-    one = norms.new_ones(())
-    other = one if like is None else _usual(like, one)
-    return torch.where(faint, _usual(own, START * other), norms)
+    median = usual.median if rows is None else telling.median()
+    return _lengths(norms, telling, usual, median, None if like is None else _usual(like), share)
 
 
 def heard(norms: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -79,8 +82,26 @@ def rounding(mean: Tensor, size: int) -> Tensor:
     return mean.detach().abs() * (ROUNDING * torch.finfo(mean.dtype).eps * math.sqrt(size))
 
 
-def _usual(norms: Tensor, otherwise: Tensor) -> Tensor:
+class _Usual(NamedTuple):
+    """What is usual among norms. length: the median, where that is 0 the mean of those above 0; there: above 0."""
+
+    median: Tensor
+    length: Tensor
+    there: Tensor
+
+
+def _usual(norms: Tensor) -> _Usual:
     median = norms.median()
     mean = norms.sum() / (norms > 0).sum().clamp(min=1)
-    usual = torch.where(median > 0, median, mean)
-    return torch.where(usual > 0, usual, otherwise)
+    length = torch.where(median > 0, median, mean)
+    return _Usual(median, length, length > 0)
+
+
+def _lengths(
+    norms: Tensor, telling: Tensor, usual: _Usual, median: Tensor, like: _Usual | None, share: float
+) -> Tensor:
+    """As `lengths`. telling, median: the norms that tell which rows are faint, and their median."""
+    one = norms.new_ones(())
+    other = one if like is None else torch.where(like.there, like.length, one)
+    instead = torch.where(usual.there, usual.length, START * other)
+    return torch.where(telling <= share * median, instead, norms)

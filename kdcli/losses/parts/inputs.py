@@ -53,6 +53,8 @@ def _ready(value: Any, target: bool) -> Any:
 
 
 def _without_autocast(values: Any) -> AbstractContextManager[None]:
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
     for value in values:
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, Tensor):

@@ -227,12 +227,18 @@ class GuessedClasses:
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor | None:
         """`mixed_labels` summed, else how many `labels` there are of each class up to the highest."""
-        mixed, labels = batch.get("mixed_labels"), batch.get("labels")
+        mixed = batch.get("mixed_labels")
         if isinstance(mixed, Tensor):
             return mixed.double().sum(0) if mixed.ndim == 2 else None
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        labels = self.labels(batch)
+        return None if labels is None else torch.bincount(labels)
+
+    def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """`labels`, where they are classes and nothing is mixed."""
+        labels = batch.get("labels")
+        if isinstance(batch.get("mixed_labels"), Tensor) or not isinstance(labels, Tensor):
             return None
-        return torch.bincount(labels)
+        return None if labels.ndim != 1 or labels.is_floating_point() else labels
 
     def value(self, student: nn.Module, targets: Tensor, *, mixed: bool) -> float | None:
         """As the one `base_cls_postprocess` of the student computes it."""

@@ -295,6 +295,18 @@ def test_normalized_is_torchs_own_to_the_bit() -> None:
         assert torch.equal(s, F.normalize(x, dim=dim)) and torch.equal(t, F.normalize(y, dim=dim))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("zeros", [0, 1, 4, 6])
+def test_normalized_divides_by_lengths_to_the_bit(zeros: int) -> None:
+    x, y = drawn(0, 6, 5), drawn(1, 6, 5)
+    for faint in ((x,), (x, y)):
+        for one in faint:
+            one[:zeros] = 0
+        s, t = normalized(x, y)
+        of_x, of_y = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (x, y))
+        assert torch.equal(s, x / lengths(of_x, like=of_y).clamp_min(1e-12))
+        assert torch.equal(t, y / lengths(of_y, like=of_x).clamp_min(1e-12))
+
+
 def test_lengths_by_hand() -> None:
     norms = torch.tensor([0.0, 4.0, 2.0, 2.5e-6, 8.0, 1.5e-6, 3.0, 5.0])
     # Of an even number the lower of the two in the middle is the median: 2.
