@@ -123,8 +123,9 @@ def test_names_for_a_module_that_has_its_own() -> None:
 class Hits(nn.Module):
     """A module after the post-process."""
 
-    def forward(self, image: torch.Tensor) -> None:
-        """Nothing."""
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What it was given."""
+        return {"image": image}
 
 
 class OwnMethod(BaseMimicker):
@@ -149,6 +150,6 @@ def test_hits_are_counted_in_training_where_something_may_read_them(
     net = Network({"post": ClsPostProcess(), **({"after": Hits()} if after else {})})
     job = Job(student=JobStudent(mimic_name=(tap,)))
     trainee = Trainee(net, None, {"job": job}, {"job": OwnMethod()} if own else {})
-    batch = {"logits": torch.eye(3), "labels": torch.arange(3)}
+    batch = {"image": torch.eye(3), "logits": torch.eye(3), "labels": torch.arange(3)}
     assert ("accuracy" in trainee.view(batch).outputs) is counted
     assert "accuracy" in net.get_submodule("post")(batch)  # by hand it counts them as ever
