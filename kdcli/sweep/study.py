@@ -255,7 +255,7 @@ class Study:
         if not (self.halves and trial.should_prune()):
             return False
         chance = by_chance(value, self.held) if primary == SHARE and self.held else 0.0
-        return value < self._bar(trial, step, value) - chance or not chance
+        return not chance or value < self._bar(trial, step, value) - chance
 
     def _bar(self, trial: optuna.trial.Trial, step: int, value: float) -> float:
         """The least value of the best third at this look, own value included."""

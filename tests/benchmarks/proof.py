@@ -144,11 +144,11 @@ class Proof:
 
         Nothing is trained to choose from one.
         """
-        weights = self.pair.rows[row].weights
-        if len(weights) < 2:
-            return sum(weights)
-        mine = {weight: self.tune(row, weight) for weight in weights}
-        return max(weights, key=lambda weight: (mine[weight], -weight))
+        kind = self.pair.rows[row]
+        if not kind.tries:
+            return sum(kind.weights)
+        mine = {weight: self.tune(row, weight) for weight in kind.tries}
+        return max(kind.tries, key=lambda weight: (mine[weight], -weight))
 
     def tune(self, row: str, weight: float) -> float:
         """The top-1 of a weight on the validation data."""
@@ -321,7 +321,7 @@ def run(proof: Proof, rows: dict[str, Row], seeds: int, jobs: int, ways: Sequenc
     for name in names:
         cost = proof.cost(name)
         print(f"{name}: {proof.ratio(name):.2f} times the student alone, {cost}", flush=True)
-    tuned = [(name, weight) for name in names for weight in rows[name].weights if len(rows[name].weights) > 1]
+    tuned = [(name, weight) for name in names for weight in rows[name].tries]
     # The student alone has one length: its cells are those of equal steps.
     cells = dict.fromkeys(
         (name, seed, "steps" if name == proof.pair.alone else way)

@@ -37,6 +37,11 @@ class Row:
     rates: Mapping[str, float] = field(default_factory=dict)
     mixup: bool = False
 
+    @property
+    def tries(self) -> tuple[float, ...]:
+        """The weights that are trained with to choose one: none where there is no choice."""
+        return self.weights if len(self.weights) > 1 else ()
+
 
 class Pair(ABC):
     """A teacher, a student and data: the first of `rows` is the student alone."""

@@ -62,6 +62,21 @@ def networks(timm: Any, weights: str) -> tuple[Any, Any]:
     return student.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last)
 
 
+def print_line(
+    versions: dict[str, str], steps: int, begun: tuple[float, float], networks: dict[str, Any], test: Any
+) -> None:
+    """One line of JSON: what the steps took since `begun` (wall clock, CPU time), then the top-1 of the networks."""
+    seconds, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    line = {
+        "versions": {**versions, "torch": torch.__version__},
+        "images_per_second": steps * BATCH / seconds,
+        "images_per_cpu_second": steps * BATCH / cpu,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **{name: top1(network, test) for name, network in networks.items()},
+    }
+    print(json.dumps(line))
+
+
 def arguments() -> argparse.Namespace:
     """What the command is given."""
     parser = argparse.ArgumentParser()
@@ -100,7 +115,7 @@ def main() -> None:
     optimizer = optim.create_optimizer_v2(student, opt="adamw", lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, given.steps))
     batches = chain.from_iterable(repeat(loader))
-    begun, cpu = time.perf_counter(), time.process_time()
+    begun = time.perf_counter(), time.process_time()
     student.train()
     for _ in range(given.steps):
         images, labels = next(batches)
@@ -109,16 +124,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    line = {
-        "versions": {"timm": timm.__version__, "torch": torch.__version__},
-        "images_per_second": given.steps * BATCH / seconds,
-        "images_per_cpu_second": given.steps * BATCH / cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "teacher": top1(teacher, test),
-        "top1": top1(student, test),
-    }
-    print(json.dumps(line))
+    print_line({"timm": timm.__version__}, given.steps, begun, {"teacher": teacher, "top1": student}, test)
 
 
 if __name__ == "__main__":

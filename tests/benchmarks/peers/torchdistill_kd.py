@@ -11,8 +11,6 @@ weights, the loop over epochs and batches, and the test.
 from __future__ import annotations
 
 import importlib
-import json
-import resource
 import time
 from itertools import chain, repeat
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import RandomSampler
 
-from tests.benchmarks.peers.timm_kd import BATCH, RATE, arguments, networks, share, sides, top1
+from tests.benchmarks.peers.timm_kd import BATCH, RATE, arguments, networks, print_line, share, sides
 
 
 def config(student: Any, steps: int, weight: float) -> dict[str, Any]:
@@ -94,27 +92,15 @@ def main() -> None:
         lr_factor=1,
     )
     batches = chain.from_iterable(repeat(box.train_data_loader))
-    begun, cpu = time.perf_counter(), time.process_time()
+    begun = time.perf_counter(), time.process_time()
     box.pre_epoch_process()
     for _ in range(given.steps):
         images, labels, more = next(batches)
         box.pre_forward_process()
         loss = box.forward_process(images, labels, more)
         box.post_forward_process(loss)
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    line = {
-        "versions": {
-            "torchdistill": torchdistill.__version__,
-            "timm": timm.__version__,
-            "torch": torch.__version__,
-        },
-        "images_per_second": given.steps * BATCH / seconds,
-        "images_per_cpu_second": given.steps * BATCH / cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "teacher": top1(teacher, test),
-        "top1": top1(student, test),
-    }
-    print(json.dumps(line))
+    versions = {"torchdistill": torchdistill.__version__, "timm": timm.__version__}
+    print_line(versions, given.steps, begun, {"teacher": teacher, "top1": student}, test)
 
 
 if __name__ == "__main__":
