@@ -146,7 +146,7 @@ def make_data(options: MakeDataOptions) -> None:
         _make_stamp_scenes(options)
 
 
-_OF_STAMP_SCENES = ("num_val", "unlabelled", "task", "size", "classes", "stamps", "backgrounds")
+_OF_STAMP_SCENES = ("num_val", "unlabelled", "unlabelled_stamps", "task", "size", "classes", "stamps", "backgrounds")
 
 
 def _foreign_options_refused(options: MakeDataOptions) -> None:
@@ -210,6 +210,8 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
         counts={split: count for split, count in given.items() if count},
         unlabelled=options.unlabelled or 0,
     )
+    if options.unlabelled_stamps and not recipe.unlabelled:
+        raise UsageError.of("`--unlabelled-stamps` without `--unlabelled` makes no image", "add `--unlabelled N`")
     root = options.root or Path("/")
     if options.root is not None and not is_folder(root):
         raise UsageError.of(f"there is no folder {root}", "`--root` is where the packages were extracted")
@@ -220,13 +222,15 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
         stamps=options.stamps,
         backgrounds=options.backgrounds,
         classes=options.classes,
+        others=options.unlabelled_stamps,
     )
     with filled(folder, MADE) as beside:
         written = make_stamp_scenes(beside, recipe, sources, root)
     if sources.left_out:
         say(
             f"{len(sources.left_out):,} images are left out (stamps that are wholly opaque or transparent, backgrounds"
-            f" that are transparent in places or of more than 8 bits): `left_out` in {folder / MANIFEST} lists them"
+            " that are transparent in places or of more than 8 bits, unlabelled stamps that can't be read):"
+            f" `left_out` in {folder / MANIFEST} lists them"
         )
     write("".join(f"{folder / name}  {count:,} images\n" for name, count in written.items()))
 

@@ -293,6 +293,15 @@ class MakeDataOptions:
     unlabelled: Annotated[
         int | None, Option("stamp-scenes: number of training images more, without labels.", minimum=0)
     ] = None
+    unlabelled_stamps: Annotated[
+        tuple[Path, ...],
+        Option(
+            "stamp-scenes: a folder of cut-outs of no class, for every second of the images without labels; repeat it"
+            " for each.",
+            ("--unlabelled-stamps",),
+            metavar="DIR",
+        ),
+    ] = ()
     task: Annotated[
         Literal["classification", "detection", "segmentation"] | None,
         Option(

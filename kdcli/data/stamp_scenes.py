@@ -97,6 +97,10 @@ def compose(recipe: Recipe, sources: Sources, part: Part, index: int) -> Scene:
     labels: list[int] = []
     boxes: list[Box] = []
     several = LAYOUTS[recipe.task].several
+    if part == "unlabelled" and sources.others:
+        # Every second image shows things of no class, from their folders by turns.
+        index, other = divmod(index, 2)
+        stamps = (sources.others[index % len(sources.others)],) if other else stamps
     for _ in range(int(rng.integers(1, MOST_STAMPS + 1)) if several else 1):
         label = int(rng.integers(len(stamps))) if several else index % len(stamps)
         piece = _varied(stamps[label], recipe, rng)
@@ -266,5 +270,6 @@ def _manifest(recipe: Recipe, sources: Sources, root: Path) -> dict[str, Any]:
             for split, by_class in sources.stamps.items()
         },
         "backgrounds": {split: [str(file) for file in files] for split, files in sources.backgrounds.items()},
+        "unlabelled_stamps": [str(file) for files in sources.others for file in files],
         "left_out": [str(file) for file in sources.left_out],
     }

@@ -96,13 +96,17 @@ SMALLEST_SIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What scenes are composed from. stamps: of each split, by class. left_out: files that are neither."""
+    """What scenes are composed from. stamps: of each split, by class. left_out: files that are neither.
+
+    others: stamps of no class, for images without labels, by the folder that they were found in.
+    """
 
     classes: tuple[str, ...]
     stamps: Mapping[Split, tuple[tuple[Path, ...], ...]]
     backgrounds: Mapping[Split, tuple[Path, ...]]
     left_out: tuple[Path, ...]
     packages: tuple[str, ...]
+    others: tuple[tuple[Path, ...], ...] = ()
 
 
 def find_sources(
@@ -113,15 +117,19 @@ def find_sources(
     stamps: Path | None = None,
     backgrounds: Path | None = None,
     classes: Sequence[str] = (),
+    others: Sequence[Path] = (),
 ) -> Sources:
     """Stamps and backgrounds of the splits that images are made for, by the seed.
 
     root: where Debian's packages lie, for what is not given as a folder of its own. classes: folders of stamps, or
-    `name=folder`. Raises RunError KD506 (missing), KD511 (damaged), KD810 to KD812, UsageError for a class.
+    `name=folder`. others: folders of stamps of no class; a copy of a stamp of a class is none of them.
+    Raises RunError KD506 (missing), KD511 (damaged), KD810 to KD812, UsageError for a class.
     """
     packages = _missing_packages_refused(root, stamps is None, backgrounds is None)
     by_class = _stamps_by_class(root / STAMPS[1] if stamps is None else stamps, classes)
     groups, left_out = _groups_of_stamps(by_class)
+    more, none = _other_stamps(others, [file for files in by_class.values() for file in files])
+    left_out += none
     if backgrounds is None:
         behind = _packaged_backgrounds(root)
     else:
@@ -133,6 +141,7 @@ def find_sources(
         backgrounds=_split_backgrounds(behind, seed, splits, backgrounds),
         left_out=tuple(left_out),
         packages=packages,
+        others=more,
     )
 
 
@@ -298,6 +307,47 @@ def _groups_of_stamps(by_class: Mapping[str, list[Path]]) -> tuple[list[list[tup
                 "a stamp is an image with alpha: the object is opaque, the rest of the image transparent",
             )
     return [[items[place] for place in group] for group in _alike(marks)], left_out
+
+
+def _other_stamps(
+    folders: Sequence[Path], of_classes: Sequence[Path]
+) -> tuple[tuple[tuple[Path, ...], ...], list[Path]]:
+    """One file of each stamp below each folder that is no copy of a class's, and the files that are no stamps
+    or can't be read. Raises RunError KD810 where a folder has none.
+    """
+    if not folders:
+        return (), []
+    marks = [_mark(image.convert("RGBa")) for file in of_classes if (image := stamp(file, 256)) is not None]
+    known, owners, files, left_out = len(marks), [-1] * len(marks), [Path()] * len(marks), []
+    for number, folder in enumerate(folders):
+        _needed_folder(folder, "cut-outs of no class: `--unlabelled-stamps`")
+        with asking(folder):
+            found = [Path(file) for file in images_below(folder)[0]]
+        for file in found:
+            if DRAWN in file.relative_to(folder).parts[:-1]:
+                continue
+            try:
+                image = stamp(file, 256)
+            except RunError:  # a large collection may have some that no one can open
+                image = None
+            if image is None:
+                left_out.append(file)
+                continue
+            marks.append(_mark(image.convert("RGBa")))
+            owners.append(number)
+            files.append(file)
+    by_folder: list[list[Path]] = [[] for _ in folders]
+    for group in _alike(marks):
+        if group[0] >= known:
+            by_folder[owners[group[0]]].append(files[group[0]])
+    for folder, own in zip(folders, by_folder, strict=True):
+        if not own:
+            raise RunError.of(
+                "KD810",
+                f"`{folder}` has no cut-out that is no copy of another",
+                "a stamp is an image with alpha: the object is opaque, the rest of the image transparent",
+            )
+    return tuple(tuple(own) for own in by_folder), left_out
 
 
 def _mark(image: Image.Image) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ class Row:
     says: the row's words in the table. weights: `loss_weight` is chosen from them; () where nothing is distilled.
     views: the teacher's answers are cached in so many views of each image; 0: it runs in each step.
     parts: names of the trainings, one after the other, with each one's share of the steps. losses: what is distilled
-    beside the task in the part `train`. first: what is distilled in the part `unlabelled`. rates: the learning rate
+    beside the task in the part `train`. first: what is distilled in a part without labels. rates: the learning rate
     of a part, else 0.002. mixup: of labelled images.
     """
 
@@ -73,6 +73,10 @@ class Pair(ABC):
     def images_of(self, part: str) -> int:
         """How many images an epoch of a part has."""
         return self.images
+
+
+UNLABELLED = {"unlabelled": 8000, "wide": 16000}
+"""Photographs of the parts without labels; those of `wide` show things of no class in every second one."""
 
 
 class Stamps(Pair):
@@ -131,6 +135,15 @@ class Stamps(Pair):
             rates={"unlabelled": 0.006, "train": 0.003},
             mixup=True,
         ),
+        "wide": Row(
+            says="`cosine` and `kd_loss` T 4 alone, without labels (16,000 photographs, half of them of other things), "
+            "cached, lr 0.006",
+            weights=(1,),
+            views=1,
+            parts={"wide": 1.0},
+            first=("logits", "features"),
+            rates={"wide": 0.006},
+        ),
         "first_features": Row(
             says="half the steps `cosine` without labels (8,000 photographs), then `kd_loss` T 4",
             weights=(1, 2, 4),
@@ -166,14 +179,20 @@ class Stamps(Pair):
 
     def images_of(self, part: str) -> int:
         """How many images an epoch of a part has."""
-        return 8000 if part == "unlabelled" else self.images
+        return UNLABELLED.get(part, self.images)
+
+    def folder_of(self, part: str) -> Path:
+        """The photographs that a part is trained on."""
+        if part == "wide":
+            return self.folder / "wide" / "unlabelled"
+        return self.data / (part if part in UNLABELLED else "train")
 
     def spec(self, row: str, part: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
         """AdamW, warm-up, cosine, clipped gradients; crops of 40 to 100 % and flips."""
-        kind, unlabelled = self.rows[row], part == "unlabelled"
+        kind, unlabelled = self.rows[row], part in UNLABELLED
         labels = {"labels": "none"} if unlabelled else {}
         tested = {} if part == [*kind.parts][-1] else labels
-        losses = {"unlabelled": kind.first, "train": kind.losses}.get(part, ())
+        losses = kind.first if unlabelled else kind.losses if part == "train" else ()
         headless = losses == ("features",)
         spec: Spec = {
             "runtime": {
@@ -189,9 +208,7 @@ class Stamps(Pair):
                 }
             ],
             "dataset": {
-                "train": {
-                    "dataset": images(self.data / ("unlabelled" if unlabelled else "train"), True, **labels)
-                },
+                "train": {"dataset": images(self.folder_of(part), True, **labels)},
                 "test": {"dataset": images(self.data / on, False, **tested)},
                 "batch_sampler": {"type": "base", "kwargs": {"batch_size": self.batch}},
             },
