@@ -41,9 +41,10 @@ COMMANDS: dict[str, Explanation] = {
         "kdcli report runs/digits_kd --baseline runs/digits_student, with one dataset.test in both",
     ),
     "KD810": Explanation(
-        "no cut-out photograph in a class",
+        "no cut-out photograph in a class, or of no class",
         "`kdcli make-data stamp-scenes` lays stamps on photographs: images with alpha whose object is opaque and whose"
-        " other pixels are transparent. An image without alpha would be laid there as a rectangle.",
+        " other pixels are transparent. An image without alpha would be laid there as a rectangle. Of the folders of"
+        " `--unlabelled-stamps` what a class has too is left out, since it may be held out.",
         "kdcli make-data stamp-scenes data/scenes --stamps cutouts    # cutouts/cat/1.png, cutouts/dog/1.png",
     ),
     "KD811": Explanation(

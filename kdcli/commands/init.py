@@ -146,7 +146,16 @@ def make_data(options: MakeDataOptions) -> None:
         _make_stamp_scenes(options)
 
 
-_OF_STAMP_SCENES = ("num_val", "unlabelled", "unlabelled_stamps", "task", "size", "classes", "stamps", "backgrounds")
+_OF_STAMP_SCENES = (
+    "num_val",
+    "unlabelled",
+    "unlabelled_stamps",
+    "task",
+    "size",
+    "classes",
+    "stamps",
+    "backgrounds",
+)
 
 
 def _foreign_options_refused(options: MakeDataOptions) -> None:
@@ -211,7 +220,9 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
         unlabelled=options.unlabelled or 0,
     )
     if options.unlabelled_stamps and not recipe.unlabelled:
-        raise UsageError.of("`--unlabelled-stamps` without `--unlabelled` makes no image", "add `--unlabelled N`")
+        raise UsageError.of(
+            "`--unlabelled-stamps` without `--unlabelled` makes no image", "add `--unlabelled N`"
+        )
     root = options.root or Path("/")
     if options.root is not None and not is_folder(root):
         raise UsageError.of(f"there is no folder {root}", "`--root` is where the packages were extracted")

@@ -38,11 +38,11 @@ NAME = "kdcli"
 FACTS = "kdcli"
 """The study's attribute that says what is swept; processes on one storage must agree on it."""
 
-REDUCTION = 3
-"""Successive halving goes on with the best third."""
+REDUCTION = 2
+"""Successive halving goes on with the best half."""
 
-RUNGS = 9
-"""Its first look comes after a ninth of the training."""
+LOOKS = 3
+"""Its first look comes after a third of the training: where the learning rate is still high, ranks say little."""
 
 SHARE = "top1"
 """The deciding metric that is a share of the held-out samples, in percent."""
@@ -124,7 +124,7 @@ class Study:
 
         self.folder, self.spec, self.space, self.losses = folder, spec, space, losses
         self.seed, self.limit, self.halves, self.held = seed, limit, halves, held
-        self.first_look = max(1, total_steps // RUNGS)
+        self.first_look = max(1, total_steps // LOOKS)
         make_folder(folder)
         self.lock = FileLock(folder / "sweep.lock")
         with self.lock:
@@ -258,7 +258,7 @@ class Study:
         return not chance or value < self._bar(trial, step, value) - chance
 
     def _bar(self, trial: optuna.trial.Trial, step: int, value: float) -> float:
-        """The least value of the best third at this look, own value included."""
+        """The least value of the best half at this look, own value included."""
         look = self.first_look
         while look * REDUCTION <= step:
             look *= REDUCTION

@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -184,13 +185,25 @@ def _installed(name: str) -> bool:
     return True
 
 
-def make_photographs(folder: Path, root: Path | None, backgrounds: Path | None) -> bool:
-    """Compose the photographs unless they lie there; kdcli itself says what is absent."""
+def make_photographs(
+    folder: Path,
+    root: Path | None,
+    backgrounds: Path | None,
+    *,
+    unlabelled: int = UNLABELLED,
+    others: Sequence[Path] = (),
+) -> bool:
+    """Compose the photographs unless they lie there; kdcli itself says what is absent.
+
+    others: folders of cut-outs of no class, for every second image without labels.
+    """
     if (folder / "stamp-scenes.json").exists():
         return True
     command = [sys.executable, "-m", "kdcli.cli", "make-data", "stamp-scenes", str(folder)]
     command += ["--num-train", "1600", "--num-val", "800", "--num-test", "1600", "--size", str(SIZE)]
-    command += ["--unlabelled", str(UNLABELLED)]
+    command += ["--unlabelled", str(unlabelled)]
+    for other in others:
+        command += ["--unlabelled-stamps", str(other)]
     command += ["--root", str(root)] if root is not None else []
     command += ["--backgrounds", str(backgrounds)] if backgrounds is not None else []
     return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -36,7 +36,7 @@ import yaml
 
 from tests.benchmarks.foundation import absent, make_photographs
 from tests.benchmarks.measure import child
-from tests.benchmarks.proof_pairs import SAMPLES, Fashion, Pair, Row, Spec, Stamps, chosen
+from tests.benchmarks.proof_pairs import SAMPLES, UNLABELLED, Fashion, Pair, Row, Spec, Stamps, chosen
 from tests.benchmarks.runs import trained
 from tests.benchmarks.step_cost import by_turns, filled, in_process
 from tests.benchmarks.worth import spread
@@ -300,11 +300,17 @@ def pair_of(name: str, folder: Path, root: Path | None, teacher_precision: str |
     return Stamps(folder, teacher_precision) if name == "stamps" else Fashion(root)
 
 
-def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None) -> str:
-    """Compose the photographs and train the teacher's head unless they lie there; what is absent, in a line."""
+def prepare(pair: Stamps, root: Path | None, backgrounds: Path | None, others: Sequence[Path]) -> str:
+    """Compose the photographs and train the teacher's head unless they lie there; what is absent, in a line.
+
+    others: folders of cut-outs of no class, for the photographs of `wide`.
+    """
     if what := absent():
         return what
-    if not make_photographs(pair.data, root, backgrounds):
+    made = make_photographs(pair.data, root, backgrounds)
+    if made and others:
+        made = make_photographs(pair.wide, root, backgrounds, unlabelled=UNLABELLED["wide"], others=others)
+    if not made:
         return "there are no photographs to compose: kdcli make-data stamp-scenes says how to get them"
     spec = yaml.safe_load((SAMPLES / "probe_teacher.yaml").read_text())
     for side, folder in (("train", "train"), ("test", "val")):
@@ -354,6 +360,13 @@ def main() -> None:
     )
     parser.add_argument("--backgrounds", type=Path, help="folder of photographs in place of the packages'")
     parser.add_argument(
+        "--unlabelled-stamps",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of cut-outs of no class, for the rows that need them; repeat it",
+    )
+    parser.add_argument(
         "--teacher-precision",
         choices=["bf16"],
         help="of the stamps' teacher, for a processor that has bf16 instructions; else float32",
@@ -371,11 +384,16 @@ def main() -> None:
     steps = given.steps or (1125 if given.pair == "stamps" else 600)
     proof = Proof(pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps)
     if not given.table:
-        what = prepare(pair, given.root, given.backgrounds) if isinstance(pair, Stamps) else ""
+        what, rows = "", chosen(pair.rows, given.rows)
+        if isinstance(pair, Stamps):
+            what = prepare(pair, given.root, given.backgrounds, given.unlabelled_stamps)
+            if not pair.wide.is_dir():
+                print("rows that need --unlabelled-stamps are left out")
+                rows = {name: row for name, row in rows.items() if "wide" not in row.parts}
         if what:
             print(f"skipped: {what}")
             return
-        run(proof, chosen(pair.rows, given.rows), given.seeds, given.jobs, given.ways)
+        run(proof, rows, given.seeds, given.jobs, given.ways)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(proof.table())
     print(proof.table())

@@ -161,7 +161,8 @@ class Stamps(Pair):
     def __init__(self, folder: Path, teacher_precision: str | None = None) -> None:
         """teacher_precision: of the teacher's forward, else float32."""
         self.folder, self.teacher_precision = folder, teacher_precision
-        self.data, self.teacher = folder / "data", folder / "teacher" / "student.safetensors"
+        self.data, self.wide = folder / "data", folder / "wide"
+        self.teacher = folder / "teacher" / "student.safetensors"
 
     @property
     def words(self) -> list[str]:
@@ -184,7 +185,7 @@ class Stamps(Pair):
     def folder_of(self, part: str) -> Path:
         """The photographs that a part is trained on."""
         if part == "wide":
-            return self.folder / "wide" / "unlabelled"
+            return self.wide / "unlabelled"
         return self.data / (part if part in UNLABELLED else "train")
 
     def spec(self, row: str, part: str, *, weight: float, seed: int, steps: int, on: str) -> Spec:
@@ -192,7 +193,9 @@ class Stamps(Pair):
         kind, unlabelled = self.rows[row], part in UNLABELLED
         labels = {"labels": "none"} if unlabelled else {}
         tested = {} if part == [*kind.parts][-1] else labels
-        losses = kind.first if unlabelled else kind.losses if part == "train" else ()
+        losses: tuple[str, ...] = ()
+        if part != "probe":
+            losses = kind.first if unlabelled else kind.losses
         headless = losses == ("features",)
         spec: Spec = {
             "runtime": {

@@ -22,10 +22,10 @@ from tests.benchmarks.peers.process import run
 from tests.benchmarks.peers.timm_kd import RATE, share
 from tests.benchmarks.peers.ultralytics_detect import last_ap, yolo_lines
 from tests.benchmarks.proof import TUNING_SEED, Proof, measured_cost, timed_spec, trained, write
-from tests.benchmarks.proof_pairs import FAMILIES, Fashion, Pair, Row, Spec, Stamps
+from tests.benchmarks.proof_pairs import FAMILIES, UNLABELLED, Fashion, Pair, Row, Spec, Stamps
 from tests.gpu.lines import Machine, images_spec
 
-COST = {"train": 1.5, "unlabelled": 2.5, "probe": 0.5, "once": 10.0}
+COST = {"train": 1.5, "unlabelled": 2.5, "wide": 2.5, "probe": 0.5, "once": 10.0}
 
 
 def pairs(folder: Path) -> list[Pair]:
@@ -54,7 +54,8 @@ def test_every_row_is_a_right_spec_of_the_steps_it_has(tmp_path: Path) -> None:
                 parsed = parse(yaml.safe_dump(spec, sort_keys=False), "spec.yaml", base_dir=None).spec
                 assert (parsed.trainer.max_iter, parsed.runtime.random_seed) == (50, 3)
                 losses = row.weights if isinstance(pair, Fashion) else row.losses
-                assert bool(parsed.mimic) == bool({"unlabelled": row.first, "train": losses}.get(part))
+                distilled = row.first if part in UNLABELLED else losses if part == "train" else ()
+                assert bool(parsed.mimic) == bool(distilled)
 
 
 def test_weights_are_chosen_on_data_that_the_table_does_not_have(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_steps_are_timed_without_data_workers(tmp_path: Path) -> None:
                 data = timed_spec(pair, name, part)["dataset"]
                 kwargs = data["train"].get("dataloader", data["dataloader"])["kwargs"]
                 assert kwargs["num_workers"] == 0
-                assert ("batch_fn" in kwargs) is (row.mixup and part != "unlabelled")
+                assert ("batch_fn" in kwargs) is (row.mixup and part not in UNLABELLED)
 
 
 class Tiny(Pair):

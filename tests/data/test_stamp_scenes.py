@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -196,6 +197,49 @@ def test_classification_is_balanced_and_unlabelled_is_flat(own: Path, kdcli: Kdc
     assert sorted(files) == sorted(str(path) for path in (own / "stamps").rglob("*.png"))
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_every_second_image_without_labels_shows_things_of_no_class(
+    task: stamp_scenes.Task, tmp_path: Path
+) -> None:
+    """From their folders by turns; images with labels are the same as without them."""
+    recipe = Recipe(task=task, size=64, seed=3, counts={"train": 1}, unlabelled=8)
+    alone = solid(tmp_path)
+    others = (tmp_path / "green.png", tmp_path / "blue.png")
+    for file, colour in zip(others, [(0, 200, 0), (0, 0, 200)], strict=True):
+        write_stamp(file, Image.new("RGB", (60, 40), colour))
+    sources = replace(alone, others=tuple((file,) for file in others))
+    shown = []
+    for index in range(8):
+        scene = compose(recipe, sources, "unlabelled", index)
+        pixels = np.asarray(scene.image)[np.asarray(scene.instances) > 0]
+        shown.append("rgb"[int(pixels.astype(int).sum(0).argmax())])
+        same = [np.asarray(compose(recipe, found, "train", index).image) for found in (alone, sources)]
+        assert np.array_equal(*same)
+    assert "".join(shown) == "rgrbrgrb"
+
+
+def test_no_copy_of_a_class_is_among_the_things_of_no_class(own: Path, tmp_path: Path, kdcli: Kdcli) -> None:
+    """Held-out stamps would be seen otherwise. Copies count once; drawings and what can't be read are left out."""
+    folder = tmp_path / "others"
+    for number in range(12):
+        write_stamp(
+            folder / "deep" / f"class_{number}.png", noise(number, (60, 40)), mirrored=number % 2 == 0
+        )
+    for name in ("one", "one_again", "two"):
+        write_stamp(folder / f"{name}.png", noise(40 + len(name) % 2, (50, 50)))
+    write_stamp(folder / "two.png", noise(50, (50, 50)))
+    write_stamp(folder / "cartoon" / "drawn.png", noise(60, (50, 50)))
+    noise(61, (50, 50)).save(folder / "opaque.png")
+    (folder / "torn.png").write_bytes(b"none")
+    more = ("--unlabelled", "4", "--unlabelled-stamps", str(folder))
+    code, _, err = kdcli("make-data", "stamp-scenes", "made", *options(own, *more))
+    assert code == 0 and "2 images are left out" in " ".join(err.split()), err
+    told = json.loads(Path("made", MANIFEST).read_text())
+    assert told["unlabelled_stamps"] == [str(folder / "one.png"), str(folder / "two.png")]
+    assert told["left_out"] == [str(folder / "opaque.png"), str(folder / "torn.png")]
+    assert len(list(Path("made/unlabelled").iterdir())) == 4
+
+
 def test_packages_are_taken_from_where_they_were_extracted(tmp_path: Path, kdcli: Kdcli) -> None:
     code, _, err = kdcli("make-data", "stamp-scenes", "made", "--root", str(tmp_path))
     assert code == 1 and "KD506" in err and all(name in err for name in (STAMPS[0], *BACKGROUNDS))
@@ -300,6 +344,26 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a class in another": (("--class", "a", "--class", "x=a"), 2, "classes `a` and `x` share a folder"),
     "a class outside": (("--class", "../behind"), 2, "`--class ../behind` names no class"),
     "no extracted packages": (("--root", "nowhere"), 2, "there is no folder nowhere"),
+    "no cut-outs of no class": (
+        ("--unlabelled", "1", "--unlabelled-stamps", "opaque"),
+        1,
+        "`opaque` has no cut-out that is no copy of another",
+    ),
+    "none but copies": (
+        ("--unlabelled", "1", "--unlabelled-stamps", "copies"),
+        1,
+        "`copies` has no cut-out that is no copy of another",
+    ),
+    "cut-outs for no image": (
+        ("--unlabelled-stamps", "opaque"),
+        2,
+        "`--unlabelled-stamps` without `--unlabelled` makes no image",
+    ),
+    "no folder of cut-outs": (
+        ("--unlabelled", "1", "--unlabelled-stamps", "nowhere"),
+        1,
+        "`nowhere` is not there",
+    ),
     "size 0": (("--size", "0"), 2, "Invalid value for '--size'"),
     "a negative count": (("--num-train", "-1"), 2, "Invalid value for '--num-train'"),
 }
@@ -315,6 +379,7 @@ def test_what_is_wrong_is_told(case: str, own: Path, kdcli: Kdcli, tmp_path: Pat
         noise(number, (30, 30)).save(f"opaque/flat/{number}.png")
         write_stamp(Path(f"pair/two/{number}.png"), noise(number, (30, 30)))
     noise(1, (30, 30)).save("one/1.png")
+    write_stamp(Path("copies/1.png"), noise(1, (60, 40)))
     whole = (own / "stamps/a/0.png").read_bytes()
     Path("torn/half/1.png").write_bytes(whole[: len(whole) // 2])
     found, _, err = kdcli("make-data", "stamp-scenes", "made", *options(own, *words))
@@ -323,7 +388,7 @@ def test_what_is_wrong_is_told(case: str, own: Path, kdcli: Kdcli, tmp_path: Pat
 
 
 def test_options_belong_to_their_kind(kdcli: Kdcli) -> None:
-    for words in (("--size", "64"), ("--class", "a"), ("--num-val", "3")):
+    for words in (("--size", "64"), ("--class", "a"), ("--num-val", "3"), ("--unlabelled-stamps", "a")):
         code, _, err = kdcli("make-data", "fashion-scenes", "made", *words)
         assert code == 2 and f"`{words[0]}` is an option of stamp-scenes" in err
 

@@ -126,13 +126,14 @@ def test_a_space_of_lists_is_gone_through_once_and_what_means_nothing_is_left_ou
 def test_halving_stops_what_lies_behind(tmp_path: Path) -> None:
     with study(tmp_path, RANGES, halves=True) as made:
         stopped = []
-        for value in (5.0, 4.0, 3.0, 6.0):
+        for value in (5.0, 4.0, 3.0, 4.5, 6.0):
             with made.next() as taken:
                 assert taken is not None
-                stopped.append(made.stops(taken[1], 10, value, "AP"))
+                assert not made.stops(taken[1], 29, 0.0, "AP")
+                stopped.append(made.stops(taken[1], 30, value, "AP"))
                 made.tell(taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value)
-    # A first look after a ninth of 90 steps; the best third goes on.
-    assert stopped == [False, True, True, False]
+    # A first look after a third of 90 steps; the best half goes on.
+    assert stopped == [False, True, True, False, False]
 
 
 def test_what_two_accuracies_differ_by_chance_by_hand() -> None:
@@ -154,17 +155,17 @@ def test_halving_stops_no_accuracy_that_lies_behind_by_chance(
         for value in (20.625, 19.375, 15.625):
             with made.next() as taken:
                 assert taken is not None
-                stopped.append(made.stops(taken[1], 10, value, primary))
-                if stopped == [False, False]:  # it is looked at again after a third
-                    assert not made.stops(taken[1], 20, 1.0, primary)
-                    assert not made.stops(taken[1], 30, 30.0, primary)
+                stopped.append(made.stops(taken[1], 30, value, primary))
+                if stopped == [False, False]:  # it is looked at again after two thirds
+                    assert not made.stops(taken[1], 40, 1.0, primary)
+                    assert not made.stops(taken[1], 60, 30.0, primary)
                 made.tell(taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value)
         assert stopped == expected
         with made.next() as taken:
             assert taken is not None
-            assert made.stops(taken[1], 10, 19.0, primary) is (primary == "AP")
+            assert made.stops(taken[1], 30, 19.0, primary) is (primary == "AP")
             if primary == "top1":
-                assert made.stops(taken[1], 30, 20.0, primary)  # 30 there of the second, chance 4.5
+                assert made.stops(taken[1], 60, 20.0, primary)  # 30 there of the second, chance 4.5
 
 
 @pytest.mark.slow
