@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from kdcli.disk import seen
 
 Completion = Literal["spec", "key", "method", "word", "sample"]
 
 
+AUTO = "auto"
+"""`--resume` means the newest valid checkpoint."""
+
 COMMANDS: dict[str, type] = {}
 """The options of each command by its name, for its page; the command line lists them here."""
+
+
+def is_checkpoint(word: str) -> bool:
+    """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
+    if word.startswith("-"):
+        return False
+    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or seen(word))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from kdcli.commands.option_fields import Argument, Option, words_for_worker, words_to_continue
-from kdcli.disk import seen
-
-AUTO = "auto"
-"""`--resume` means the newest valid checkpoint."""
-
-
-def is_checkpoint(word: str) -> bool:
-    """Whether the word after `--resume` belongs to it: it is no option, no spec, no `key=value`."""
-    if word.startswith("-"):
-        return False
-    return Path(word).suffix not in (".yaml", ".yml") and ("=" not in word or seen(word))
-
+from kdcli.commands.option_fields import (
+    AUTO,
+    Argument,
+    Option,
+    is_checkpoint,
+    words_for_worker,
+    words_to_continue,
+)
 
 Spec = Annotated[str, Argument("A YAML spec; `-` reads standard input.", "SPEC", "spec")]
 RunOrSpec = Annotated[str, Argument("A run folder, or the spec of a run.", "RUN|SPEC", "spec")]
@@ -295,12 +290,7 @@ class MakeDataOptions:
     ] = None
     unlabelled_stamps: Annotated[
         tuple[Path, ...],
-        Option(
-            "stamp-scenes: a folder of cut-outs of no class, for every second of the images without labels; repeat it"
-            " for each.",
-            ("--unlabelled-stamps",),
-            metavar="DIR",
-        ),
+        Option("stamp-scenes: folder of cut-outs of no class, for every second of those.", metavar="DIR"),
     ] = ()
     task: Annotated[
         Literal["classification", "detection", "segmentation"] | None,

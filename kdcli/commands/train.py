@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kdcli.api.train import prove_and_warn, train_here
 from kdcli.commands import located, read_checked, run_options
-from kdcli.commands.options import AUTO, CacheOptions, TrainOptions
+from kdcli.commands.option_fields import AUTO
+from kdcli.commands.options import CacheOptions, TrainOptions
 from kdcli.disk import expanded, is_file
 from kdcli.errors import UsageError
 from kdcli.failures import doing

@@ -318,12 +318,14 @@ def _other_stamps(
     if not folders:
         return (), []
     marks = [_mark(image.convert("RGBa")) for file in of_classes if (image := stamp(file, 256)) is not None]
-    known, owners, files, left_out = len(marks), [-1] * len(marks), [Path()] * len(marks), []
+    known = len(marks)
+    items: list[tuple[int, Path]] = []
+    left_out: list[Path] = []
     for number, folder in enumerate(folders):
         _needed_folder(folder, "cut-outs of no class: `--unlabelled-stamps`")
         with asking(folder):
-            found = [Path(file) for file in images_below(folder)[0]]
-        for file in found:
+            files = [Path(file) for file in images_below(folder)[0]]
+        for file in files:
             if DRAWN in file.relative_to(folder).parts[:-1]:
                 continue
             try:
@@ -333,13 +335,13 @@ def _other_stamps(
             if image is None:
                 left_out.append(file)
                 continue
+            items.append((number, file))
             marks.append(_mark(image.convert("RGBa")))
-            owners.append(number)
-            files.append(file)
     by_folder: list[list[Path]] = [[] for _ in folders]
-    for group in _alike(marks):
-        if group[0] >= known:
-            by_folder[owners[group[0]]].append(files[group[0]])
+    for first, *_ in _alike(marks):
+        if first >= known:
+            number, file = items[first - known]
+            by_folder[number].append(file)
     for folder, own in zip(folders, by_folder, strict=True):
         if not own:
             raise RunError.of(
