@@ -127,8 +127,8 @@ def find_sources(
     """
     packages = _missing_packages_refused(root, stamps is None, backgrounds is None)
     by_class = _stamps_by_class(root / STAMPS[1] if stamps is None else stamps, classes)
-    groups, left_out = _groups_of_stamps(by_class)
-    more, none = _other_stamps(others, [file for files in by_class.values() for file in files])
+    groups, marks, left_out = _groups_of_stamps(by_class)
+    more, none = _other_stamps(others, marks)
     left_out += none
     if backgrounds is None:
         behind = _packaged_backgrounds(root)
@@ -279,14 +279,24 @@ def _stamps_by_class(folder: Path, wanted: Sequence[str]) -> dict[str, list[Path
                     f"classes `{other}` and `{name}` share a folder", "classes lie side by side"
                 )
         places[name] = place
-        with asking(folder / place):
-            files = [Path(file) for file in images_below(folder / place)[0]]
-        found[name] = [file for file in files if DRAWN not in file.relative_to(folder / place).parts[:-1]]
+        found[name] = _not_drawn(folder / place)
     return found
 
 
-def _groups_of_stamps(by_class: Mapping[str, list[Path]]) -> tuple[list[list[tuple[int, Path]]], list[Path]]:
-    """Stamps as (class, file), grouped with their copies, and the files that are none. RunError KD810."""
+def _not_drawn(folder: Path) -> list[Path]:
+    """Every image below a folder that is in no folder of drawings."""
+    with asking(folder):
+        files = [Path(file) for file in images_below(folder)[0]]
+    return [file for file in files if DRAWN not in file.relative_to(folder).parts[:-1]]
+
+
+def _groups_of_stamps(
+    by_class: Mapping[str, list[Path]],
+) -> tuple[list[list[tuple[int, Path]]], list[NDArray[np.float32]], list[Path]]:
+    """Stamps as (class, file), grouped with their copies, the mark of each stamp, and the files that are none.
+
+    Raises RunError KD810.
+    """
     items: list[tuple[int, Path]] = []
     marks: list[NDArray[np.float32]] = []
     left_out: list[Path] = []
@@ -306,28 +316,23 @@ def _groups_of_stamps(by_class: Mapping[str, list[Path]]) -> tuple[list[list[tup
                 f"{what} {'a' if files else 'no'} cut-out photograph",
                 "a stamp is an image with alpha: the object is opaque, the rest of the image transparent",
             )
-    return [[items[place] for place in group] for group in _alike(marks)], left_out
+    return [[items[place] for place in group] for group in _alike(marks)], marks, left_out
 
 
 def _other_stamps(
-    folders: Sequence[Path], of_classes: Sequence[Path]
+    folders: Sequence[Path], of_classes: Sequence[NDArray[np.float32]]
 ) -> tuple[tuple[tuple[Path, ...], ...], list[Path]]:
     """One file of each stamp below each folder that is no copy of a class's, and the files that are no stamps
-    or can't be read. Raises RunError KD810 where a folder has none.
+    or can't be read. of_classes: the marks of the classes' stamps. Raises RunError KD810 where a folder has none.
     """
     if not folders:
         return (), []
-    marks = [_mark(image.convert("RGBa")) for file in of_classes if (image := stamp(file, 256)) is not None]
-    known = len(marks)
+    marks = [*of_classes]
     items: list[tuple[int, Path]] = []
     left_out: list[Path] = []
     for number, folder in enumerate(folders):
         _needed_folder(folder, "cut-outs of no class: `--unlabelled-stamps`")
-        with asking(folder):
-            files = [Path(file) for file in images_below(folder)[0]]
-        for file in files:
-            if DRAWN in file.relative_to(folder).parts[:-1]:
-                continue
+        for file in _not_drawn(folder):
             try:
                 image = stamp(file, 256)
             except RunError:  # a large collection may have some that no one can open
@@ -339,8 +344,8 @@ def _other_stamps(
             marks.append(_mark(image.convert("RGBa")))
     by_folder: list[list[Path]] = [[] for _ in folders]
     for first, *_ in _alike(marks):
-        if first >= known:
-            number, file = items[first - known]
+        if first >= len(of_classes):
+            number, file = items[first - len(of_classes)]
             by_folder[number].append(file)
     for folder, own in zip(folders, by_folder, strict=True):
         if not own:

@@ -384,15 +384,14 @@ def main() -> None:
     steps = given.steps or (1125 if given.pair == "stamps" else 600)
     proof = Proof(pair=pair, folder=folder, steps=steps, tune_steps=given.tune_steps or steps)
     if not given.table:
-        what, rows = "", chosen(pair.rows, given.rows)
+        rows = chosen(pair.rows, given.rows)
         if isinstance(pair, Stamps):
-            what = prepare(pair, given.root, given.backgrounds, given.unlabelled_stamps)
+            if what := prepare(pair, given.root, given.backgrounds, given.unlabelled_stamps):
+                print(f"skipped: {what}")
+                return
             if not pair.wide.is_dir():
                 print("rows that need --unlabelled-stamps are left out")
                 rows = {name: row for name, row in rows.items() if "wide" not in row.parts}
-        if what:
-            print(f"skipped: {what}")
-            return
         run(proof, rows, given.seeds, given.jobs, given.ways)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(proof.table())

@@ -193,9 +193,7 @@ class Stamps(Pair):
         kind, unlabelled = self.rows[row], part in UNLABELLED
         labels = {"labels": "none"} if unlabelled else {}
         tested = {} if part == [*kind.parts][-1] else labels
-        losses: tuple[str, ...] = ()
-        if part != "probe":
-            losses = kind.first if unlabelled else kind.losses
+        losses = kind.first if unlabelled else kind.losses
         headless = losses == ("features",)
         spec: Spec = {
             "runtime": {
