@@ -85,9 +85,10 @@ def _typed(parameter: CommandParameter) -> list[inspect.Parameter]:
         )
     if (option := parameter.option) is not None:
         switch = parameter.type is bool
-        off = switch and not parameter.default
+        # Only a switch that is on is left to Typer, which adds `--no-name`: some of its versions take the metavar of
+        # an option without flags for its name.
         made[_option_name(parameter)] = typer.Option(
-            *(option.flags or (parameter.flags if off else ())),
+            *(() if switch and parameter.default and not option.flags else parameter.flags),
             metavar=option.metavar or _number(parameter.type),
             show_default=not switch,
             help=option.help,

@@ -72,7 +72,7 @@ def sampled(parameter: Tensor) -> Tensor:
 
 def sums_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Of each tensor the sum of its squares, float64 [number of tensors]."""
-    return torch.stack([norm.double() for norm in torch._foreach_norm(list(tensors))]).square()
+    return torch.stack(torch._foreach_norm(list(tensors))).double().square()
 
 
 def spread_of(outputs: Tensor) -> Tensor:
@@ -206,7 +206,8 @@ class Looks:
         if self._look is not None:
             now = [sampled(parameter) for parameter in self.parameters]
             self._sizes = sums_of_squares(now)
-            self._before = [one.clone() for one in now]
+            # Copies in one call: a clone each is a kernel each.
+            self._before = list(torch._foreach_mul(now, 1.0))
 
     def end(self) -> None:
         """The step is over: compare the weights; a step that was not taken is not looked at."""

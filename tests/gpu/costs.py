@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -80,6 +81,10 @@ def modes(machine: Machine, lines: Lines) -> None:
         lines.add(f"loss, {name}", f"{first:.3f} to {last:.3f}", "falls", last < first)
 
 
+WORKERS = 4
+"""Of the loop by hand on a GPU."""
+
+
 class PlainImages(Dataset[tuple[Tensor, int]]):
     """Made-up images as one would write them: bytes in memory, flipped, scaled and normalised one by one."""
 
@@ -98,8 +103,11 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 
 
 def plain_loader(machine: Machine, run: Run) -> DataLoader[tuple[Tensor, Tensor]]:
-    """What the loop by hand reads: torch's DataLoader of images like the run's, with as many workers as that has."""
-    workers = run.train_loader.workers or 0
+    """What the loop by hand reads: torch's DataLoader of images like the run's, with workers as one would say there.
+
+    The run itself may have found that it reads as fast without any.
+    """
+    workers = max(run.train_loader.workers or 0, machine.size(WORKERS, 0))
     kwargs = run.spec.dataset.train.dataset.kwargs.model_dump()
     images = PlainImages(kwargs["num_samples"], kwargs["shape"], kwargs["num_classes"])
     batch = run.train_loader.batch_size
@@ -114,14 +122,28 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) -> Iterator[None]:
-    """The same work as a loop by hand, `steps` steps at a time; the host waits after each turn."""
+def ready_batches(machine: Machine, run: Run) -> list[tuple[Tensor, Tensor]]:
+    """Two batches that lie on the device, normalised: what a loop costs that reads nothing."""
+    loader = plain_loader(machine, run)
+    images = torch.utils.data.default_collate(
+        [loader.dataset[i] for i in range(2 * (loader.batch_size or 1))]
+    )
+    return list(zip(*(tensor.to(machine.device).chunk(2) for tensor in images), strict=True))
+
+
+def by_hand(
+    machine: Machine, run: Run, steps: int, cast: torch.dtype | None, *, reads: bool = True
+) -> Iterator[None]:
+    """The same work as a loop by hand, `steps` steps at a time; the host waits after each turn.
+
+    reads: its images come from a DataLoader; else they lie on the device all the time.
+    """
     device = machine.device
     teacher: nn.Module = run.teachers["teacher0"].net.get_submodule("model")
     # Its own copy: kdcli's goes on beside it.
     student = copy.deepcopy(run.student.get_submodule("model")).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    batches = _endless(plain_loader(machine, run))
+    batches = _endless(plain_loader(machine, run) if reads else ready_batches(machine, run))
     while True:
         for _ in range(steps):
             image, labels = (tensor.to(device, non_blocking=True) for tensor in next(batches))
@@ -139,40 +161,52 @@ def by_hand(machine: Machine, run: Run, steps: int, cast: torch.dtype | None) ->
         yield
 
 
-SPEEDS: dict[str, tuple[dict[str, Any], torch.dtype | None, int, Callable[..., dict[str, Any]]]] = {
-    "fp32, batch 128": ({"precision": "fp32"}, None, 128, images_spec),
-    "bf16 channels_last, batch 128": (
-        {"precision": "bf16", "channels_last": True},
-        torch.bfloat16,
-        128,
-        images_spec,
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting whose speed is measured: keys of runtime, what a loop by hand casts to, images of a batch, networks.
+
+    to_ready: the least ratio to a loop by hand that reads nothing. A small network keeps the host busy, which reads
+    besides; a large one the GPU.
+    """
+
+    runtime: Mapping[str, Any]
+    cast: torch.dtype | None
+    batch: int
+    spec_of: Callable[..., dict[str, Any]]
+    to_ready: float
+
+
+SPEEDS = {
+    "fp32, batch 128": Setting({"precision": "fp32"}, None, 128, images_spec, 0.7),
+    "bf16 channels_last, batch 128": Setting(
+        {"precision": "bf16", "channels_last": True}, torch.bfloat16, 128, images_spec, 0.7
     ),
-    "bf16, batch 16": ({"precision": "bf16"}, torch.bfloat16, 16, images_spec),
-    "bf16, 224 pixels": ({"precision": "bf16"}, torch.bfloat16, 128, photographs_spec),
+    "bf16, batch 16": Setting({"precision": "bf16"}, torch.bfloat16, 16, images_spec, 0.7),
+    "bf16, 224 pixels": Setting({"precision": "bf16"}, torch.bfloat16, 128, photographs_spec, 0.95),
 }
-"""Keys of runtime, what a loop by hand casts to, images of a batch, the networks."""
 
 
 def speed(machine: Machine, lines: Lines) -> None:
     """kdcli's loop keeps up with one by hand, and its images/s are the clock's.
 
-    A turn is two log points long. The seconds that kdcli tells of the first ones have the turn by hand before them in
-    them, for its loop rests meanwhile: those told from the first log point to the second are held to the clock.
+    By turns with it: a loop by hand that reads its images, and one whose images lie ready. A turn is two log points
+    long. The seconds that kdcli tells of the first ones have the turns by hand before them in them, for its loop rests
+    meanwhile: those told from the first log point to the second are held to the clock.
     """
-    turns = machine.size(7, 2)
-    for name, (runtime, cast, batch, spec_of) in SPEEDS.items():
-        if not machine.cuda and cast is not None:
+    turns = machine.size(9, 2)
+    for name, setting in SPEEDS.items():
+        if not machine.cuda and setting.cast is not None:
             continue
-        batch = machine.size(batch, 8)
-        log_freq = machine.size(20 if spec_of is images_spec else 5, 2)
+        batch = machine.size(setting.batch, 8)
+        log_freq = machine.size(20 if setting.spec_of is images_spec else 5, 2)
         steps = 2 * log_freq
-        spec = spec_of(machine, batch=batch, steps=steps * (turns + 2), **runtime)
+        spec = setting.spec_of(machine, batch=batch, steps=steps * (turns + 2), **setting.runtime)
         spec["trainer"]["log_freq"] = log_freq
         with opened(spec, machine.device) as run:
-            hand = by_hand(machine, run, steps, cast)
+            hands = [by_hand(machine, run, steps, setting.cast, reads=reads) for reads in (True, False)]
             records = training.train(run)
             own: list[float] = []
-            other: list[float] = []
+            others: list[list[float]] = [[], []]
             told: list[float] = []
             timed: list[float] = []
             for turn in range(turns + 1):
@@ -186,24 +220,26 @@ def speed(machine: Machine, lines: Lines) -> None:
                             break
                 machine.wait()
                 seconds = time.perf_counter() - began
-                began = time.perf_counter()
-                next(hand)
+                spent = [_seconds(hand) for hand in hands]
                 if turn:  # the first turn warms up
                     own.append(seconds)
-                    other.append(time.perf_counter() - began)
+                    for other, one in zip(others, spent, strict=True):
+                        other.append(one)
                     # The records of a log point come together, when the device has done their steps.
                     told.append(sum(record.seconds for _, record in taken[log_freq:]))
                     timed.append(taken[log_freq][0] - taken[0][0])
             records.close()  # type: ignore[attr-defined]
-            hand.close()  # type: ignore[attr-defined]
-        ratio = statistics.median(b / a for a, b in zip(own, other, strict=True))
+            for hand in hands:
+                hand.close()  # type: ignore[attr-defined]
         rate = batch * steps / statistics.median(own)
-        lines.least(
-            f"to a loop by hand, {name}",
-            ratio,
-            machine.size(95, 10) / 100,
-            f"{ratio:.2f} ({rate:,.0f} images/s)",
-        )
+        for what, other, least in (
+            ("a loop by hand", others[0], 0.95),
+            ("one that reads nothing", others[1], setting.to_ready),
+        ):
+            ratios = sorted(b / a for a, b in zip(own, other, strict=True))
+            ratio = statistics.median(ratios)
+            text = f"{ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; {rate:,.0f} images/s)"
+            lines.least(f"to {what}, {name}", ratio, machine.size(round(100 * least), 10) / 100, text)
         true = sum(timed) / sum(told)
         low, high = (0.95, 1.05) if machine.cuda else (0.5, 2.0)
         lines.add(
@@ -212,3 +248,10 @@ def speed(machine: Machine, lines: Lines) -> None:
             f"{low:g} to {high:g}",
             low <= true <= high,
         )
+
+
+def _seconds(turns: Iterator[None]) -> float:
+    """How long the next turn takes."""
+    began = time.perf_counter()
+    next(turns)
+    return time.perf_counter() - began
