@@ -124,6 +124,25 @@ def test_a_command_takes_its_own_options(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_name_their_flags(name: str) -> None:
+    """Typer 0.27 made `--DEVICE` of an option with a metavar and no flag: no version is asked to find a name."""
+    options = COMMANDS[name][0]
+    command = command_of(options, Target("tests.test_options:keep"))
+    marks = {
+        key: one.annotation.__metadata__[0] for key, one in inspect.signature(command).parameters.items()
+    }
+    for parameter in parameters(options):
+        if parameter.option is None:
+            continue
+        mark = marks[parameter.name if parameter.argument is None else f"{parameter.name}_as_option"]
+        on = parameter.type is bool and parameter.default is True and not parameter.option.flags
+        # Typer keeps the first word of an annotation's option as if it were a default.
+        flags = tuple(word for word in (mark.default, *mark.param_decls) if isinstance(word, str))
+        assert flags == (() if on else parameter.flags)
+        assert mark.metavar is None or flags
+
+
 def test_what_the_engine_shares_with_a_command_is_of_one_type() -> None:
     from kdcli.training.run import RunOptions
 

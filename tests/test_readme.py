@@ -25,7 +25,7 @@ LINKED = [
 def test_the_front_page_is_a_page() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 200
-    assert "On a GPU kdcli has run once" in text
+    assert "On a GPU kdcli has run on one H100" in text
     assert re.search(r"pip install -e '\.\[dev\]' && pytest", text), ".ci/run takes its command from here"
     assert f"{len(LOSSES)} losses" in text
 

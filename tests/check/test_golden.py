@@ -24,9 +24,9 @@ MODULES = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the cases name."""
+    """The files that the cases name; one folder for a worker that comes back here, for it has imported from it."""
     folder = tmp_path_factory.mktemp("wrong")
     lay(folder)
     return folder
