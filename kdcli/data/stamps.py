@@ -139,7 +139,8 @@ def find_sources(
         classes=tuple(by_class),
         stamps=_split_stamps(groups, tuple(by_class), seed, splits),
         backgrounds=_split_backgrounds(behind, seed, splits, backgrounds),
-        left_out=tuple(left_out),
+        # Folders may lie in each other: each file once.
+        left_out=tuple({file.resolve(): file for file in left_out}.values()),
         packages=packages,
         others=more,
     )

@@ -238,6 +238,11 @@ def test_no_copy_of_a_class_is_among_the_things_of_no_class(own: Path, tmp_path:
     assert told["unlabelled_stamps"] == [str(folder / "one.png"), str(folder / "two.png")]
     assert told["left_out"] == [str(folder / "opaque.png"), str(folder / "torn.png")]
     assert len(list(Path("made/unlabelled").iterdir())) == 4
+    write_stamp(folder / "inner" / "three.png", noise(70, (50, 50)))
+    noise(71, (50, 50)).save(folder / "inner" / "opaque.png")
+    more = ("--unlabelled", "4", "--unlabelled-stamps", str(folder / "inner"), *more[2:])
+    code, _, err = kdcli("make-data", "stamp-scenes", "again", *options(own, *more))
+    assert code == 0 and "3 images are left out" in " ".join(err.split()), err
 
 
 def test_packages_are_taken_from_where_they_were_extracted(tmp_path: Path, kdcli: Kdcli) -> None:
