@@ -23,9 +23,9 @@ COMMANDS: dict[str, Explanation] = {
         "right: sweep: {trainer.optimizer.kwargs.lr: [0.01, 0.1]}",
     ),
     "KD838": Explanation(
-        "a sweep whose trials all failed",
+        "a sweep without a whole trial",
         "A trial that fails is recorded, and the others go on; where the first three have all failed, the others would"
-        " too.",
+        " too. A sweep whose trials have all failed or were stopped has no best one.",
         "look at the trial's train.log and error.txt, or run `kdcli train` with its values",
     ),
     "KD839": Explanation(

@@ -226,6 +226,7 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
     root = options.root or Path("/")
     if options.root is not None and not is_folder(root):
         raise UsageError.of(f"there is no folder {root}", "`--root` is where the packages were extracted")
+    say("reading stamps and backgrounds")
     sources = find_sources(
         options.seed,
         tuple(recipe.counts),
@@ -235,6 +236,7 @@ def _make_stamp_scenes(options: MakeDataOptions) -> None:
         classes=options.classes,
         others=options.unlabelled_stamps,
     )
+    say(f"composing {sum(recipe.counts.values()) + recipe.unlabelled:,} images")
     with filled(folder, MADE) as beside:
         written = make_stamp_scenes(beside, recipe, sources, root)
     if sources.left_out:

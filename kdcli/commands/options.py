@@ -181,8 +181,11 @@ class SweepOptions:
         int, Option("Over how many seeds the best values are trained and tested; 0: not at all.", minimum=0)
     ] = 3
     hold_out: Annotated[
-        float, Option("Share of the training data that trials are measured on.", metavar="SHARE")
-    ] = 0.1
+        float | None,
+        Option(
+            "Share of the training data that measures trials; else dataset.hold_out, or 0.1.", metavar="SHARE"
+        ),
+    ] = None
     equal: Annotated[
         Literal["steps", "cost"],
         Option(

@@ -7,8 +7,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 HOPELESS = 3
 """After so many trials that all failed the sweep stops."""
 
+HELD_OUT = 0.1
+"""The share that is held out where neither the command nor the spec says one."""
+
+OUTSIDE = ("KD740",)
+"""No fault of a trial's values: the disk is full. The sweep ends, and its trial is run again by the next command."""
+
 
 def sweep(options: SweepOptions) -> int:
     """Run the whole command; returns its exit code. Raises KdError, and Interrupted for a signal."""
@@ -42,7 +48,7 @@ def sweep(options: SweepOptions) -> int:
     from kdcli.sweep.study import need_optuna
 
     need_optuna()
-    with listening() as interrupts:
+    with listening() as interrupts, _goes_on():
         parsed = read_checked(options.spec, options.changes, options.plugins)
         device = options.device or parsed.spec.runtime.device
         with distributed.processes(device, facts={}) as processes:
@@ -70,7 +76,12 @@ class _Sweep:
         self.folder = (
             root.with_name(f"{root.name}-sweep") if options.folder is None else expanded(options.folder)
         )
-        self.share = parsed.spec.dataset.hold_out or options.hold_out
+        share = options.hold_out
+        if share is not None and not 0 < share < 1:
+            raise UsageError.of(
+                f"`--hold-out` is a share between 0 and 1, got {share:g}", "for example `--hold-out 0.2`"
+            )
+        self.share = share or parsed.spec.dataset.hold_out or HELD_OUT
 
     def run(self) -> None:
         """Prepare, run trials until all are done, train the best over seeds, show what came of it."""
@@ -261,7 +272,7 @@ class _Sweep:
             raise
         except Exception as error:
             reason = _reason(error)
-            if reason is None:
+            if reason is None or reason.startswith(OUTSIDE):
                 raise
             make_folder(root)
             write_whole(root / "error.txt", reason + "\n")
@@ -322,8 +333,17 @@ class _Sweep:
         )
 
     def hopeless(self, ended: Sequence[Trial]) -> RunError:
-        """The error of a sweep whose trials have all failed."""
-        last = ended[-1]
+        """The error of a sweep in which no trial was trained to its end."""
+        failed = [one for one in ended if one.state == "failed"]
+        last = failed[-1] if failed else ended[-1]
+        if len(failed) < len(ended):
+            return RunError.of(
+                "KD838",
+                f"no trial was trained to its end: {len(failed)} failed, {len(ended) - len(failed)} were stopped as"
+                f" they lay behind; the last that failed: {last.error or 'none'}",
+                f"try more of them, `--trials {2 * len(ended)}`; or sweep in another folder, `--dir`, with "
+                "`--no-halving`",
+            )
         return RunError.of(
             "KD838",
             f"all {len(ended)} trials failed; the last one: {last.error}",
@@ -368,35 +388,48 @@ class _Sweep:
                     of_run = values if values is not None else written or {}
                     own = self.shorter(trials, of_run, self.ratio(trials, study, of_run))
                     parsed = self.final(trials, values, root, base + number, own)
-                    outcome = self.trained(parsed, root, Listener())
-                    study.note(
-                        key,
-                        {
-                            "primary": outcome.primary,
-                            "value": outcome.value,
-                            "metrics": dict(outcome.metrics),
-                        },
-                    )
-                    shown = outcome.metrics.get(outcome.primary, math.nan)
-                    self.say(f"seed {base + number}, {name}: {outcome.primary} {shown:.2f} on the test data")
+                    self.say(f"seed {base + number}, {name}: {self.tested(study, key, parsed, root)}")
         if missing:
             return None
         found = []
         for name, values in rows:
             trial = best.number if values is not None else "-"
-            notes = [
-                study.noted(f"seed {base + n}, {name}, trial {trial}") for n in range(self.options.seeds)
-            ]
+            notes = {
+                base + n: study.noted(f"seed {base + n}, {name}, trial {trial}")
+                for n in range(self.options.seeds)
+            }
+            whole = {seed: one for seed, one in notes.items() if "error" not in one}
             found.append(
                 Seeded(
                     name=name,
-                    primary=notes[0]["primary"],
-                    values=tuple(one["metrics"].get(one["primary"], math.nan) for one in notes),
-                    rising=tuple(one["value"] for one in notes),
-                    seeds=tuple(base + n for n in range(self.options.seeds)),
+                    primary=next((one["primary"] for one in whole.values()), best.primary),
+                    values=tuple(one["metrics"].get(one["primary"], math.nan) for one in whole.values()),
+                    rising=tuple(one["value"] for one in whole.values()),
+                    seeds=tuple(whole),
+                    failed={seed: one["error"] for seed, one in notes.items() if "error" in one},
                 )
             )
         return tuple(found)
+
+    def tested(self, study: Study, key: str, parsed: ParsedSpec, root: Path) -> str:
+        """Train one seed and note how it ended under the key; that in words. A failure is recorded as a trial's is."""
+        try:
+            outcome = self.trained(parsed, root, Listener())
+        except Interrupted:
+            raise
+        except Exception as error:
+            reason = _reason(error)
+            if reason is None or reason.startswith(OUTSIDE):
+                raise
+            study.note(key, {"error": reason})
+            return f"failed: {reason}"
+        if outcome.value is None or not math.isfinite(outcome.value):
+            reason = f"its last evaluation gave no number for `{outcome.primary or 'a metric'}`"
+            study.note(key, {"error": reason})
+            return f"failed: {reason}"
+        noted = {"primary": outcome.primary, "value": outcome.value, "metrics": dict(outcome.metrics)}
+        study.note(key, noted)
+        return f"{outcome.primary} {outcome.metrics.get(outcome.primary, math.nan):.2f} on the test data"
 
     def final(
         self, trials: Trials, values: Values | None, root: Path, seed: int, lengths: tuple[str, ...]
@@ -414,8 +447,12 @@ class _Sweep:
         best = study.best
         assert best is not None
         lengths = self.shorter(trials, best.values, self.ratio(trials, study, best.values))
-        own = [*assignments(trials, best.values), *lengths]
-        command = shlex.join(["kdcli", "train", self.options.spec, *self.options.changes, *own])
+        held = self.parsed.spec.dataset.hold_out is not None
+        own = [*assignments(trials, best.values), *lengths, *(["dataset.hold_out="] if held else [])]
+        flags = [word for plugin in self.options.plugins for word in ("--plugin", plugin)]
+        flags += ["--device", self.options.device] if self.options.device else []
+        flags += ["--offline"] if self.options.offline else []
+        command = shlex.join(["kdcli", "train", self.options.spec, *self.options.changes, *own, *flags])
         results = SweepResults(
             name=Path(self.options.spec).stem,
             folder=self.folder,
@@ -433,6 +470,16 @@ class _Sweep:
         write_whole(self.folder / "best.yaml", results.spec_text)
         write_whole(self.folder / "sweep.html", sweep_page(results))
         return results_text(results, self.options.format)
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """A signal's message says how a sweep goes on: not as the run that was under way would."""
+    try:
+        yield
+    except Interrupted as stop:
+        help = "give the same command again: trials that have ended stay, the others go on from their last checkpoint"
+        raise Interrupted(replace(stop.diagnostics[0], help=help), stop.signal_number) from stop
 
 
 def _reason(error: Exception) -> str | None:

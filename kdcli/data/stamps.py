@@ -315,7 +315,8 @@ def _groups_of_stamps(
             raise RunError.of(
                 "KD810",
                 f"{what} {'a' if files else 'no'} cut-out photograph",
-                "a stamp is an image with alpha: the object is opaque, the rest of the image transparent",
+                "a stamp is an image with alpha: the object is opaque, the rest of the image transparent; `--class` "
+                "says which folders are classes",
             )
     return [[items[place] for place in group] for group in _alike(marks)], marks, left_out
 

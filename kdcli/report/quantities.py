@@ -51,6 +51,11 @@ def count(number: int | None) -> str:
     return f"{number:,}" if abs(number) < 10_000 else _scaled(number, ("", " k", " M", " G", " T"))
 
 
+def counted(number: int, thing: str) -> str:
+    """A count with its noun: `1 trial`, `1,200 trials`."""
+    return f"{number:,} {thing}{'s' if number != 1 else ''}"
+
+
 def flops(number: int | None) -> str:
     """`4.09 GFLOPs`: floating point operations; decimal steps."""
     if number is None:

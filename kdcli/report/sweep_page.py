@@ -68,8 +68,14 @@ def sweep_page(results: SweepResults) -> str:
 def _seed_table(results: SweepResults) -> str:
     if not results.seeded:
         return ""
-    seeds = results.seeded[0].seeds
-    rows = [[one.name, *map(measure, one.values), one.text] for one in results.seeded]
+    seeds = sorted({seed for one in results.seeded for seed in (*one.seeds, *one.failed)})
+    rows = []
+    for one in results.seeded:
+        cells = {
+            **dict(zip(one.seeds, map(measure, one.values), strict=True)),
+            **dict.fromkeys(one.failed, "failed"),
+        }
+        rows.append([one.name, *(cells[seed] for seed in seeds), one.text])
     return page.table(
         [f"{results.seeded[0].primary}, test data", *(f"seed {s}" for s in seeds), "mean"], rows
     )

@@ -6,13 +6,13 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import __version__
 from kdcli.report.console import as_text, table
-from kdcli.report.quantities import MISSING, duration, json_value, measure
+from kdcli.report.quantities import MISSING, counted, duration, json_value, measure
 from kdcli.spec.sweep import Choice, Space, Values
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Seeded:
     """One set of values trained on all training data over seeds. values: of the last evaluation on the test data.
 
-    rising: the same as numbers that rise as a student gets better.
+    rising: the same as numbers that rise as a student gets better. failed: by seed, why it has no value.
     """
 
     name: str
@@ -32,10 +32,13 @@ class Seeded:
     values: tuple[float, ...]
     rising: tuple[float, ...]
     seeds: tuple[int, ...]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """Mean and standard deviation."""
+        """Mean and standard deviation of the seeds that have a value."""
+        if not self.values:
+            return "nothing"
         mean = measure(statistics.fmean(self.values))
         if len(self.values) < 2:
             return mean
@@ -120,10 +123,12 @@ def cost_text(
             lines.append(f"  {one.name}: {', '.join(value_text(label) for label in one.labels)}")
         else:
             scale = ", logarithmic" if one.log else ""
+            scale += ", whole numbers" if one.whole else ""
+            scale += "" if one.step is None else f", in steps of {value_text(one.step)}"
             lines.append(f"  {one.name}: {value_text(one.low)} to {value_text(one.high)}{scale}")
     lines.append(
-        f"measured on {plan.held:,} samples, {share:.0%} of the training data held out of the other {plan.samples:,};"
-        " the test data is not looked at"
+        f"measured on {plan.held:,} samples of the training data, which are held out; trained on the other"
+        f" {plan.samples:,}; the test data is not looked at"
     )
     if plan.held <= FEW:
         larger = min(0.5, 2 * FEW / (plan.held + plan.samples))
@@ -132,17 +137,18 @@ def cost_text(
             f"warning: with {plan.held:,} held-out samples each is {_points(100 / plan.held)} of an accuracy, so"
             f" that trials lead by chance{more}"
         )
-    halved = "; those that lie behind are stopped early" if halving else ""
+    halved = "; those that lie behind are stopped early" if halving and limit > 1 else ""
     alike = (
         "the same for all"
         if equal == "steps"
         else "fewer where a step costs more than one of the student alone"
     )
     lines.append(
-        f"cost: {limit} trials of {plan.steps:,} steps each ({plan.epochs:,} epochs), {alike}{halved}"
+        f"cost: {counted(limit, 'trial')} of {counted(plan.steps, 'step')} each ({counted(plan.epochs, 'epoch')}),"
+        f" {alike}{halved}"
     )
     if plan.views is not None:
-        views = f"{plan.views} view{'s' if plan.views > 1 else ''}"
+        views = counted(plan.views, "view")
         once = f"teachers run once for all trials: {plan.samples:,} samples x {views} in {folder / 'cache'}"
         lines.append(
             once
@@ -152,7 +158,7 @@ def cost_text(
         lines.append(f"teachers run in every trial: {plan.live or 'their outputs are not cached'}")
     if seeds:
         lines.append(
-            f"then the best values and the spec as written, {seeds} seed{'s' if seeds > 1 else ''} each, on all"
+            f"then the best values and the spec as written, {counted(seeds, 'seed')} each, on all"
             " training data, measured on the test data"
         )
     return "\n".join(lines)
@@ -188,7 +194,9 @@ def verdict(results: SweepResults) -> str:
     if not results.seeded:
         return "not trained over seeds (`--seeds 0`): whether the best values are better on the test data is not known"
     best = results.seeded[0]
-    where = f"on the test data, {len(best.seeds)} seed{'s' if len(best.seeds) > 1 else ''}: {best.primary}"
+    if lost := [one for one in results.seeded if one.failed]:
+        return _with_failures(results.seeded, lost)
+    where = f"on the test data, {counted(len(best.seeds), 'seed')}: {best.primary}"
     if len(results.seeded) == 1:
         return (
             f"{where} {best.text}; the spec as written has these values already: the sweep found none better"
@@ -202,6 +210,18 @@ def verdict(results: SweepResults) -> str:
     if max(best.rising) < min(written.rising):
         return f"{both}; every seed of the best is BELOW every seed as written: keep the spec as it is"
     return f"{both}; the two overlap: no gain beyond the spread over seeds"
+
+
+def _with_failures(seeded: Sequence[Seeded], lost: Sequence[Seeded]) -> str:
+    """What is known where a seed has failed: no verdict, but what the others have and why one is missing."""
+    names = {"best": "with the best values", "as written": "as written"}
+    told = [
+        f"{one.primary} {one.text} {names[one.name]} ({counted(len(one.seeds), 'seed')})"
+        for one in seeded
+        if one.values
+    ]
+    why = [f"{names[one.name]} seed {seed} failed: {one.failed[seed]}" for one in lost for seed in one.failed]
+    return "; ".join([f"on the test data: {', '.join(told) or 'nothing'}", *why, "no verdict"])
 
 
 def results_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
@@ -276,7 +296,13 @@ def _data(results: SweepResults) -> dict[str, Any]:
         "best": {"number": results.best.number, "values": dict(results.best.values)},
         "importance": dict(results.importance),
         "seeds": [
-            {"name": one.name, "metric": one.primary, "seeds": list(one.seeds), "values": list(one.values)}
+            {
+                "name": one.name,
+                "metric": one.primary,
+                "seeds": list(one.seeds),
+                "values": list(one.values),
+                "failed": {str(seed): why for seed, why in one.failed.items()},
+            }
             for one in results.seeded
         ],
         "verdict": verdict(results),

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from kdcli.errors import Diagnostic, Span, SpecError, did_you_mean
 from kdcli.spec.check.signatures import signature
 from kdcli.spec.form.typed import span_of
-from kdcli.spec.parse import ParsedSpec, parse
+from kdcli.spec.parse import ParsedSpec, parse, resolved_data
 from kdcli.spec.schema import Job, Spec
 from kdcli.spec.tables import LossTable
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Plain, Scalar, kind, to_data
@@ -63,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A parameter with a range of numbers. whole: whole numbers alone."""
+    """A parameter with a range of numbers. step: between two of them; whole: whole numbers alone."""
 
     name: str
     key_span: Span
@@ -85,8 +85,11 @@ class Range:
 
     def has(self, value: Any) -> bool:
         """Whether a number lies in the range."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high and (not self.whole or isinstance(value, int))
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        if self.step is not None and not _is_whole((value - self.low) / self.step):
+            return False
+        return self.low <= value <= self.high and (not self.whole or isinstance(value, int))
 
 
 Parameter = Choice | Range
@@ -185,12 +188,17 @@ def _parameter(spec: Spec, name: str, key_span: Span, node: Node) -> Parameter:
                 _refuse("KD270", "`method` lists names of losses", "for example [kd_loss, dkd]", node.span)
         return Choice(name=name, key_span=key_span, nodes=node.items, labels=labels)
     if isinstance(node, Mapping):
-        return _range(name, key_span, node)
+        return _range(spec, name, key_span, node)
     help = "write a list, `[1, 2, 4]`, or a range, `{low: 0.1, high: 10, log: true}`"
     _refuse("KD270", f"`{name}` is one value, {kind(node)}: there is nothing to try", help, node.span)
 
 
-def _range(name: str, key_span: Span, node: Mapping) -> Range:
+def _is_whole(number: float) -> bool:
+    """Whether a quotient of written numbers is whole, but for what rounding leaves."""
+    return math.isclose(number, round(number), rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _range(spec: Spec, name: str, key_span: Span, node: Mapping) -> Range:
     for entry in node.entries:
         if entry.key not in RANGE_KEYS:
             help = did_you_mean(entry.key, RANGE_KEYS) or "a range has low, high, log and step"
@@ -227,7 +235,13 @@ def _range(name: str, key_span: Span, node: Mapping) -> Range:
     if step is not None and (step <= 0 or log):
         message = "`step` is above 0, and stands without `log`"
         _refuse("KD270", message, "leave one of them out", node.span)
+    if step is not None and not _is_whole((high - low) / step):
+        last = low + step * math.floor((high - low) / step)
+        message = f"the range of `{name}` does not end at {high:g}: from {low:g} in steps of {step:g} its last value"
+        _refuse("KD270", f"{message} is {last:g}", f"write `high: {last:g}`", node.span)
     whole = all(isinstance(one, int) for one in (low, high, step if step is not None else 1))
+    # A key whose value is a float takes what lies between two whole numbers.
+    whole = whole and not isinstance(written_value(resolved_data(spec), name), float)
     return Range(
         name=name, key_span=key_span, span=node.span, low=low, high=high, log=log, step=step, whole=whole
     )

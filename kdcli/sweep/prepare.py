@@ -316,7 +316,8 @@ def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[
     rehearsed on fake tensors too.
     """
     found: list[Diagnostic] = []
-    said = {_said(one) for one in trials.parsed.warnings}
+    # What the spec says without the sweep has been told when it was read.
+    said = {_said(one) for one in (*trials.parsed.warnings, *check_references(trials.parsed, known))}
     rehearsed: set[str] = set()
     for values in probes(trials.space):
         try:

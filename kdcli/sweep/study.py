@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,7 @@ class Study:
             storage=self.storage, sampler=self._sampler("", 0), pruner=pruner, study_name=NAME
         )
         if space.listed:
-            self.limit = min(limit, sum(1 for _ in self._combinations()))
+            self.limit = len(self._first_combinations(limit))
 
     def _create(self, facts: Mapping[str, Any], first: Values | None) -> None:
         """Make the storage, whole or not at all: a process may be killed at any time."""
@@ -169,7 +169,7 @@ class Study:
         return optuna.samplers.TPESampler(seed=int.from_bytes(key[:4], "big"), n_startup_trials=STARTUP)
 
     def _combinations(self) -> Iterator[dict[str, Plain]]:
-        """Every trial of a space of lists, those that differ in what counts."""
+        """Every trial of a space of lists, those that differ in what counts; there may be very many."""
         known = set()
         lists = [one for one in self.space.parameters if isinstance(one, Choice)]
         for labels in product(*(one.labels for one in lists)):
@@ -178,9 +178,12 @@ class Study:
                 known.add(_key(values))
                 yield values
 
+    def _first_combinations(self, most: int) -> list[dict[str, Plain]]:
+        return list(islice(self._combinations(), most))
+
     def _listed(self, first: Values | None) -> Iterator[Values]:
         """The trials that are set from the beginning: the spec as it is written, and all where they are few enough."""
-        made = list(self._combinations()) if self.space.listed else []
+        made = self._first_combinations(self.limit + 1) if self.space.listed else []
         if first is not None:
             yield first
         if len(made) <= self.limit:
@@ -255,17 +258,19 @@ class Study:
         if not (self.halves and trial.should_prune()):
             return False
         chance = by_chance(value, self.held) if primary == SHARE and self.held else 0.0
-        return not chance or value < self._bar(trial, step, value) - chance
+        return value < self._bar(trial, step, value) - chance
 
     def _bar(self, trial: optuna.trial.Trial, step: int, value: float) -> float:
-        """The least value of the best half at this look, own value included."""
+        """The least value of the best half at this look, own value included; a trial that failed is no rival."""
+        import optuna
+
         look = self.first_look
         while look * REDUCTION <= step:
             look *= REDUCTION
         values = [value]
         for other in self.study.get_trials(deepcopy=False):
             steps = [at for at in other.intermediate_values if at >= look]
-            if other.number != trial.number and steps:
+            if other.number != trial.number and steps and other.state is not optuna.trial.TrialState.FAIL:
                 values.append(other.intermediate_values[min(steps)])
         return sorted(values, reverse=True)[max(1, len(values) // REDUCTION) - 1]
 
@@ -393,8 +398,8 @@ def require_same(folder: Path, facts: Mapping[str, Any]) -> None:
     if not differs:
         return
     detail = ""
-    if "space" in differs and isinstance(known.get("space"), dict):
-        before, after = known["space"], now["space"]
+    before, after = known.get("space"), now.get("space")
+    if "space" in differs and isinstance(before, dict) and isinstance(after, dict):
         keys = [name for name in {**before, **after} if before.get(name) != after.get(name)]
         detail = f" ({', '.join(f'`{key}`' for key in keys[:4])})"
     raise RunError.of(

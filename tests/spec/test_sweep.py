@@ -62,6 +62,26 @@ def test_lists_and_ranges_are_parameters() -> None:
     assert space.size is None
 
 
+def test_whole_bounds_of_a_float_are_no_whole_numbers() -> None:
+    """`loss_weight` is a float, whatever is written; T is the number that stands there."""
+    weight, temperature = (space_of(read(block)) for block in (
+        "  mimic.loss_weight: {low: 1, high: 10}\n", "  mimic.cfgs.loss.kwargs.T: {low: 1, high: 8}\n",
+    ))  # fmt: skip
+    assert weight is not None and temperature is not None
+    assert isinstance(weight.parameters[0], Range) and isinstance(temperature.parameters[0], Range)
+    assert not weight.parameters[0].whole and weight.parameters[0].has(2.5)
+    assert temperature.parameters[0].whole
+
+
+def test_a_range_with_steps_has_what_lies_on_them() -> None:
+    space = space_of(read("  mimic.loss_weight: {low: 0.1, high: 0.7, step: 0.2}\n"))
+    assert space is not None
+    (one,) = space.parameters
+    assert [value for value in (0.1, 0.3, 0.4, 0.5, 0.7, 0.9, -0.1, True, "0.3") if one.has(value)] == [
+        *(0.1, 0.3, 0.5, 0.7)
+    ]
+
+
 def test_a_run_has_no_part_of_its_spec_from_the_block() -> None:
     with_block, without = (
         read("  mimic.loss_weight: [1, 2]\n"),
@@ -128,6 +148,7 @@ def test_values_between_them_are_all_proved() -> None:
         ("  mimic.loss_weight: {low: 1, high: 2, lgo: true}\n", [(16, "KD270")]),
         ("  mimic.loss_weight: {low: 1, high: x}\n", [(16, "KD270")]),
         ("  mimic.loss_weight: {low: 1, high: 2, step: 0.1, log: true}\n", [(16, "KD270")]),
+        ("  mimic.loss_weight: {low: 1, high: 8, step: 2}\n", [(16, "KD270")]),
         ("  pairs: [layer1]\n", [(16, "KD270")]),
         ("  dataset.hold_out: [0.1, 0.2]\n", [(16, "KD272")]),
         ("  saver.save_dir: [a, b]\n", [(16, "KD272")]),

@@ -177,7 +177,39 @@ def test_two_sweeps_of_one_folder(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another space") as raised:
         require_same(tmp_path, {"space": {"trainer.optimizer.kwargs.lr": [1, 2]}})
     assert raised.value.diagnostics[0].code == "KD836"
+    with pytest.raises(RunError, match="another space"):
+        require_same(tmp_path, {"space": "default"})
     require_same(tmp_path / "empty", facts)
+
+
+@pytest.mark.slow
+def test_a_trial_that_failed_is_no_rival(tmp_path: Path) -> None:
+    """It leads at the first look and then fails: the next one may not be stopped for lying behind it."""
+    with study(tmp_path, RANGES, halves=True) as made:
+        stopped = []
+        for value in (90.0, 50.0, 40.0):
+            with made.next() as taken:
+                assert taken is not None
+                stopped.append(made.stops(taken[1], 30, value, "AP"))
+                if len(stopped) == 1:
+                    made.tell(taken[1], "failed", None, error="KD730: not finite")
+                else:
+                    made.tell(
+                        taken[1], "stopped" if stopped[-1] else "complete", None if stopped[-1] else value
+                    )
+        assert stopped == [False, False, True]
+        assert made.best is not None and made.best.number == 1
+
+
+@pytest.mark.slow
+def test_a_space_of_very_many_lists_is_not_counted_to_its_end(tmp_path: Path) -> None:
+    """10 values each of 12 keys: a count of all would take days."""
+    ten = ", ".join(str(number) for number in range(1, 11))
+    block = "".join(f"  trainer.key{number}: [{ten}]\n" for number in range(12))
+    with study(tmp_path, block, limit=5) as made:
+        assert made.limit == 5
+    with study(tmp_path / "few", LISTS, limit=50) as made:
+        assert made.limit == 4
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+
+from kdcli.commands.sweep import _Sweep
+from kdcli.sweep.study import Trial
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
@@ -142,6 +147,65 @@ def test_a_sweep_whose_trials_all_fail_stops(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "KD838" in done.stderr
     assert "all 3 trials failed" in done.stderr
+
+
+def test_a_spec_that_does_not_train_as_it_is_written_loses_nothing(tmp_path: Path) -> None:
+    """Its seeds fail: the best values, the page and the spec are there all the same."""
+    block = "sweep: {trainer.optimizer.kwargs.lr: [1.0e+30, 0.05]}\n"
+    result = swept(tmp_path, block, "--seeds", "2", spec=SPEC.replace("lr: 0.1", "lr: 1.0e+30"))
+    assert [one["state"] for one in result["trials"]] == ["failed", "complete"]
+    best, written = result["seeds"]
+    assert len(best["values"]) == 2 and not best["failed"]
+    assert written["values"] == [] and set(written["failed"]) == {"1", "2"}
+    assert "as written seed 1 failed: KD7" in result["verdict"] and "no verdict" in result["verdict"]
+    root = tmp_path / "runs" / "cfg-sweep"
+    assert "failed: KD7" in (root / "best.yaml").read_text() and (root / "sweep.html").is_file()
+
+
+def test_a_sweep_of_failed_and_stopped_trials_says_which(tmp_path: Path) -> None:
+    states = {"failed": "KD730: not finite", "stopped": None}
+    ended = [
+        Trial(number=number, values={}, state=state, error=states[state])
+        for number, state in enumerate(("failed", "stopped", "stopped"))
+    ]
+    whole = SimpleNamespace(folder=tmp_path)
+    said = str(_Sweep.hopeless(whole, ended))  # type: ignore[arg-type]
+    assert "1 failed, 2 were stopped" in said and "KD730: not finite" in said and "None" not in said
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "-1"])
+def test_a_share_that_is_none_is_wrong_usage(share: str, tmp_path: Path) -> None:
+    (tmp_path / "cfg.yaml").write_text(SPEC + RANGES)
+    done = kdcli("sweep", "cfg.yaml", f"--hold-out={share}", folder=tmp_path)
+    assert done.returncode == 2 and "--hold-out" in done.stderr and not (tmp_path / "runs").exists()
+
+
+def test_the_command_s_share_wins_and_its_words_train_the_best(tmp_path: Path) -> None:
+    spec = SPEC.replace("dataset:\n", "dataset:\n  hold_out: 0.5\n", 1)
+    words = ("--trials", "1", "--seeds", "1", "--hold-out", "0.25", "--device", "cpu")
+    result = swept(tmp_path, "sweep: {mimic.loss_weight: [1]}\n", *words, spec=spec)
+    assert result["hold_out"] == 0.25
+    words = tuple(shlex.split(result["command"])[1:])
+    assert "dataset.hold_out=" in words and words[-2:] == ("--device", "cpu")
+    done = kdcli(*words, "saver.save_dir=again", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / "again" / "finished.json").read_text())["last"]
+    assert last[result["seeds"][0]["metric"]] == result["seeds"][0]["values"][0]
+
+
+def test_a_signal_says_how_a_sweep_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "cfg.yaml").write_text(SPEC.replace("max_epoch: 3", "max_epoch: 3000") + RANGES)
+    command = [sys.executable, "-m", "kdcli.cli", "sweep", "cfg.yaml", "--no-halving"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs" / "cfg-sweep" / "trials" / "000" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again: trials that have ended stay" in " ".join(said.split())
+    assert "--resume" not in said and "Traceback" not in said
 
 
 def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
