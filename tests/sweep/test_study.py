@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kdcli.errors import RunError
 from kdcli.reference.tables import tables
-from kdcli.report.sweep_results import cost_text
+from kdcli.report.sweep_results import Seeded, cost_text, verdict
 from kdcli.spec.parse import parse
 from kdcli.spec.sweep import Space, space_of
 from kdcli.sweep.cost import shortened
@@ -246,6 +247,30 @@ def test_the_best_is_measured_on_the_test_data_even_where_the_spec_holds_images_
     )
     assert trials.spec({}).spec.dataset.hold_out == 0.5
     assert trials.final({}).spec.dataset.hold_out is None
+
+
+@pytest.mark.parametrize(
+    ("best", "written", "said"),
+    [
+        # 1.78 1.34 1.11 -2 1.33 3.33 2.89 0 2.44 -0.22: mean 1.20, deviation 1.60, t 2.37, bound of 9: 2.26.
+        (
+            (93.11, 89.78, 91.33, 89.78, 91.11, 92.89, 91.33, 90.44, 91.33, 89.11),
+            (91.33, 88.44, 90.22, 91.78, 89.78, 89.56, 88.44, 90.44, 88.89, 89.33),
+            "better by 1.20 ± 1.60, at 7 of 10: better beyond the spread",
+        ),
+        ((78.88, 81.71, 81.35), (77.97, 79.88, 80.97), "at 3 of 3: no gain beyond the spread over seeds"),
+        ((80.0, 81.0), (70.0, 71.0), "every seed of the best is above every seed as written"),
+        ((70.0, 71.0), (80.0, 81.0), "every seed of the best is BELOW every seed as written"),
+        ((70.0, 71.1, 72.0), (71.0, 72.0, 73.0), "at 0 of 3: WORSE beyond the spread"),
+        ((70.0,), (60.0,), "one seed has no spread"),
+    ],
+)
+def test_the_verdict_by_hand(best: tuple[float, ...], written: tuple[float, ...], said: str) -> None:
+    rows = [
+        Seeded(name=name, primary="top1", values=values, rising=values, seeds=tuple(range(len(values))))
+        for name, values in (("best", best), ("as written", written))
+    ]
+    assert said in verdict(SimpleNamespace(seeded=rows))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
