@@ -182,9 +182,7 @@ class SweepOptions:
     ] = 3
     hold_out: Annotated[
         float | None,
-        Option(
-            "Share of the training data that measures trials; else dataset.hold_out, or 0.1.", metavar="SHARE"
-        ),
+        Option("Share of the training data to measure trials on; else the spec's, or 0.1.", metavar="SHARE"),
     ] = None
     equal: Annotated[
         Literal["steps", "cost"],

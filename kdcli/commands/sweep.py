@@ -486,6 +486,9 @@ def _reason(error: Exception) -> str | None:
     """Why a trial failed, in a line; None for what is kdcli's own fault."""
     if isinstance(error, KdError):
         first = error.diagnostics[0]
-        return f"{first.code}: {first.message}"
-    found = failure(error, running=True)
-    return None if found is None else f"{found.code}: {found.message}"
+    else:
+        found = failure(error, running=True)
+        if found is None:
+            return None
+        first = found
+    return f"{first.code}: {' '.join(first.message.split())}"
