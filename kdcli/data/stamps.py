@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kdcli.data.classification.image_folder import images_below
 from kdcli.data.draws import SPLIT, permutation
 from kdcli.data.image_readers import FORMATS
-from kdcli.disk import asking, entries, exists, is_file, is_folder, reason_of, size_of, text_in
+from kdcli.disk import asking, entries, exists, is_file, is_folder, real_path, reason_of, size_of, text_in
 from kdcli.errors import RunError, UsageError, did_you_mean, first_line
 
 Split = Literal["train", "val", "test"]
@@ -140,7 +140,7 @@ def find_sources(
         stamps=_split_stamps(groups, tuple(by_class), seed, splits),
         backgrounds=_split_backgrounds(behind, seed, splits, backgrounds),
         # Folders may lie in each other: each file once.
-        left_out=tuple({file.resolve(): file for file in left_out}.values()),
+        left_out=tuple({real_path(file): file for file in left_out}.values()),
         packages=packages,
         others=more,
     )

@@ -212,7 +212,9 @@ def save_checkpoint(
     torch.save({**state, SEALED: True}, buffer)
     digest = seal(buffer)[:16]
     path = folder / f"step_{step:08d}-{digest}.pt"
-    write_whole(path, buffer.getbuffer())
+    # Given back at once: a view that a failed write's traceback keeps crashes the collector of Python 3.12.
+    with buffer.getbuffer() as view:
+        write_whole(path, view)
     others = [other for other in checkpoints(folder) if other != path]
     twins = [other for other in others if step_of(other) == step]
     older = [other for other in others if step_of(other) < step]

@@ -15,6 +15,7 @@ import torch
 from kdcli import disk
 from kdcli.errors import RunError
 from kdcli.models.weights import read_weights
+from kdcli.training import checkpoint
 from kdcli.training.checkpoint import (
     FORMAT,
     checkpoints,
@@ -70,6 +71,21 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(
     assert caught.value.diagnostics[0].code == "KD740"
     assert checkpoints(tmp_path) == [old] and list(tmp_path.iterdir()) == [old]
     load_checkpoint(old)
+
+
+def test_a_failed_save_keeps_no_view_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 crashed where the collector found a view and its archive in the traceback of a full disk."""
+    views: list[memoryview] = []
+
+    def full(path: Path, content: memoryview) -> Path:
+        views.append(content)
+        raise disk.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(checkpoint, "write_whole", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        save_checkpoint(tmp_path, 1, STATE, keep=1)
+    with pytest.raises(ValueError, match="released"):
+        len(views[0])
 
 
 class Evil:
