@@ -268,12 +268,8 @@ class _Sweep:
                     raise
                 parsed = replace(trials, views=None).spec(trial.values, *own)
                 outcome = self.trained(parsed, root, Halving(study, handle, self.interrupts))
-        except Interrupted:
-            raise
         except Exception as error:
-            reason = _reason(error)
-            if reason is None or reason.startswith(OUTSIDE):
-                raise
+            reason = _to_record(error)
             make_folder(root)
             write_whole(root / "error.txt", reason + "\n")
             study.tell(handle, "failed", None, error=reason, seconds=time.perf_counter() - began)
@@ -415,12 +411,8 @@ class _Sweep:
         """Train one seed and note how it ended under the key; that in words. A failure is recorded as a trial's is."""
         try:
             outcome = self.trained(parsed, root, Listener())
-        except Interrupted:
-            raise
         except Exception as error:
-            reason = _reason(error)
-            if reason is None or reason.startswith(OUTSIDE):
-                raise
+            reason = _to_record(error)
             study.note(key, {"error": reason})
             return f"failed: {reason}"
         if outcome.value is None or not math.isfinite(outcome.value):
@@ -480,6 +472,14 @@ def _goes_on() -> Iterator[None]:
     except Interrupted as stop:
         help = "give the same command again: trials that have ended stay, the others go on from their last checkpoint"
         raise Interrupted(replace(stop.diagnostics[0], help=help), stop.signal_number) from stop
+
+
+def _to_record(error: Exception) -> str:
+    """Why a run failed, in a line; raises a signal, a fault of kdcli's own and what no run can help."""
+    reason = None if isinstance(error, Interrupted) else _reason(error)
+    if reason is None or reason.startswith(OUTSIDE):
+        raise error
+    return reason
 
 
 def _reason(error: Exception) -> str | None:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdcli.errors import RunError
+from kdcli.commands.sweep import _to_record
+from kdcli.errors import Diagnostic, Interrupted, RunError
 from kdcli.reference.tables import tables
 from kdcli.report.sweep_results import Seeded, cost_text, verdict
 from kdcli.spec.parse import parse
@@ -211,6 +212,16 @@ def test_a_space_of_very_many_lists_is_not_counted_to_its_end(tmp_path: Path) ->
         assert made.limit == 5
     with study(tmp_path / "few", LISTS, limit=50) as made:
         assert made.limit == 4
+
+
+def test_what_is_recorded_of_a_failure() -> None:
+    """A full disk and a signal are no trial's fault, an error of kdcli's own is not hidden."""
+    assert _to_record(RunError.of("KD730", "a loss\nis not finite")) == "KD730: a loss is not finite"
+    stop = Interrupted(Diagnostic(code="KD714", message="stopped", severity="warning"), 2)
+    for error in (RunError.of("KD740", "cannot write x"), stop, AssertionError("own")):
+        with pytest.raises(type(error)) as raised:
+            _to_record(error)
+        assert raised.value is error
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
