@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli.api.reading import tell
 from kdcli.commands import located, read_checked, run_options
+from kdcli.commands.option_fields import parameters
 from kdcli.commands.options import SweepOptions
 from kdcli.commands.sweep_runs import Halving, Listener, Outcome, train_quietly
 from kdcli.disk import expanded, make_folder, write_whole
@@ -283,11 +284,8 @@ class _Sweep:
         }
         if outcome.stopped:
             study.tell(handle, "stopped", None, **said)
-        elif outcome.value is None or not math.isfinite(outcome.value):
-            named = f"`{outcome.primary}`" if outcome.primary else "a metric"
-            study.tell(
-                handle, "failed", None, **said, error=f"its last evaluation gave no number for {named}"
-            )
+        elif outcome.lack is not None:
+            study.tell(handle, "failed", None, **said, error=outcome.lack)
         else:
             study.tell(handle, "complete", outcome.value, **said)
 
@@ -365,9 +363,13 @@ class _Sweep:
             rows.append(("as written", None))
         base = self.parsed.spec.runtime.random_seed
         missing = False
+
+        def key_of(seed: int, name: str, values: Values | None) -> str:
+            return f"seed {seed}, {name}, trial {best.number if values is not None else '-'}"
+
         for number in range(self.options.seeds):
             for name, values in rows:
-                key = f"seed {base + number}, {name}, trial {best.number if values is not None else '-'}"
+                key = key_of(base + number, name, values)
                 if study.noted(key) is not None:
                     continue
                 root = self.folder / "seeds" / f"{name.replace(' ', '_')}-{base + number}"
@@ -389,11 +391,8 @@ class _Sweep:
             return None
         found = []
         for name, values in rows:
-            trial = best.number if values is not None else "-"
-            notes = {
-                base + n: study.noted(f"seed {base + n}, {name}, trial {trial}")
-                for n in range(self.options.seeds)
-            }
+            seeds = range(base, base + self.options.seeds)
+            notes = {seed: study.noted(key_of(seed, name, values)) for seed in seeds}
             whole = {seed: one for seed, one in notes.items() if "error" not in one}
             found.append(
                 Seeded(
@@ -411,12 +410,10 @@ class _Sweep:
         """Train one seed and note how it ended under the key; that in words. A failure is recorded as a trial's is."""
         try:
             outcome = self.trained(parsed, root, Listener())
+            reason = outcome.lack
         except Exception as error:
             reason = _to_record(error)
-            study.note(key, {"error": reason})
-            return f"failed: {reason}"
-        if outcome.value is None or not math.isfinite(outcome.value):
-            reason = f"its last evaluation gave no number for `{outcome.primary or 'a metric'}`"
+        if reason is not None:
             study.note(key, {"error": reason})
             return f"failed: {reason}"
         noted = {"primary": outcome.primary, "value": outcome.value, "metrics": dict(outcome.metrics)}
@@ -441,9 +438,8 @@ class _Sweep:
         lengths = self.shorter(trials, best.values, self.ratio(trials, study, best.values))
         held = self.parsed.spec.dataset.hold_out is not None
         own = [*assignments(trials, best.values), *lengths, *(["dataset.hold_out="] if held else [])]
-        flags = [word for plugin in self.options.plugins for word in ("--plugin", plugin)]
-        flags += ["--device", self.options.device] if self.options.device else []
-        flags += ["--offline"] if self.options.offline else []
+        shared = [one for one in parameters(SweepOptions) if one.name in ("plugins", "device", "offline")]
+        flags = [word for one in shared for word in one.words(getattr(self.options, one.name))]
         command = shlex.join(["kdcli", "train", self.options.spec, *self.options.changes, *own, *flags])
         results = SweepResults(
             name=Path(self.options.spec).stem,

@@ -38,6 +38,14 @@ class Outcome:
     value: float | None
     stopped: bool
 
+    @property
+    def lack(self) -> str | None:
+        """Why a run that was not stopped counts as failed; None where it has a value."""
+        if self.value is not None and math.isfinite(self.value):
+            return None
+        named = f"`{self.primary}`" if self.primary else "a metric"
+        return f"its last evaluation gave no number for {named}"
+
 
 class Listener:
     """Hears a run's evaluations before its last one. stopped: whether it has asked for a stop."""

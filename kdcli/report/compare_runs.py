@@ -27,7 +27,7 @@ from kdcli.records import LOWER_IS_BETTER
 from kdcli.report import html_elements as page
 from kdcli.report.charts import Axes, line_look, matplotlib_is_there, picture, readable
 from kdcli.report.console import as_text, table, wrapped_line
-from kdcli.report.quantities import MISSING, json_value, measure, metric_words
+from kdcli.report.quantities import MISSING, decimals, json_value, measure, metric_words
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
 from kdcli.report.run_identity import Difference, changed_keys, differences
@@ -342,7 +342,7 @@ def _shown(spread: Spread | None) -> str:
         return MISSING
     if spread.std is None:
         return measure(spread.mean)
-    places = 2 if abs(spread.mean) >= 10 else 4
+    places = decimals(spread.mean)
     return f"{spread.mean:.{places}f} ± {spread.std:.{places}f}"
 
 

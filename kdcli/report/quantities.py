@@ -75,7 +75,12 @@ def measure(value: float) -> str:
     magnitude = abs(value)
     if magnitude and (magnitude < 1e-4 or magnitude >= 1e6):
         return f"{value:.3e}"
-    return f"{value:.4f}" if magnitude < 10 else f"{value:.2f}"
+    return f"{value:.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """To how many decimals a metric or a loss is shown, and what is said beside it."""
+    return 4 if abs(value) < 10 else 2
 
 
 def difference(left: float, right: float) -> str:
@@ -83,7 +88,7 @@ def difference(left: float, right: float) -> str:
     value = left - right
     if not math.isfinite(value):
         return str(value)
-    return f"{value:+.2f}" if max(abs(left), abs(right)) >= 10 else f"{value:+.4f}"
+    return f"{value:+.{decimals(max(left, right, key=abs))}f}"
 
 
 def rate(value: float) -> str:

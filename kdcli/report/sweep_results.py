@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli import __version__
 from kdcli.report.console import as_text, table
-from kdcli.report.quantities import MISSING, counted, duration, json_value, measure
+from kdcli.report.quantities import MISSING, counted, decimals, duration, json_value, measure
 from kdcli.spec.sweep import Choice, Space, Values
 
 if TYPE_CHECKING:
@@ -39,17 +39,12 @@ class Seeded:
         """Mean and standard deviation of the seeds that have a value."""
         if not self.values:
             return "nothing"
-        return with_spread(self.values)
-
-
-def with_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, to the same decimals: `80.65 ± 1.54`."""
-    mean = measure(statistics.fmean(values))
-    if len(values) < 2:
-        return mean
-    spread = statistics.stdev(values)
-    decimals = len(mean.partition(".")[2])
-    return f"{mean} ± {measure(spread) if 'e' in mean else f'{spread:.{decimals}f}'}"
+        mean = statistics.fmean(self.values)
+        shown = measure(mean)
+        if len(self.values) < 2:
+            return shown
+        spread = statistics.stdev(self.values)
+        return f"{shown} ± {measure(spread) if 'e' in shown else f'{spread:.{decimals(mean)}f}'}"
 
 
 STUDENT_T = (
@@ -60,11 +55,9 @@ STUDENT_T = (
 """Student's t that is exceeded by chance in 5 % of cases, both sides together, for 1 to 30 degrees of freedom."""
 
 
-def differs(differences: Sequence[float]) -> bool:
-    """Whether differences of pairs, two or more, are beyond chance on one side of zero: Student's t at 95 %."""
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    bound = STUDENT_T[min(len(differences) - 1, len(STUDENT_T)) - 1]
-    return abs(statistics.fmean(differences)) > bound * error
+def beyond_chance(mean: float, spread: float, count: int) -> bool:
+    """Whether so many differences of this mean and standard deviation lie on one side of zero: Student's t at 95 %."""
+    return abs(mean) > STUDENT_T[min(count - 1, len(STUDENT_T)) - 1] * spread / math.sqrt(count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,12 +227,10 @@ def verdict(results: SweepResults) -> str:
     # The same seed is the same first weights and the same order of images.
     pairs = [one - other for one, other in zip(best.rising, written.rising, strict=True)]
     better = sum(one > 0 for one in pairs)
-    decimals = len(best.text.partition(" ")[0].partition(".")[2])
+    places = decimals(statistics.fmean(best.values))
     mean, spread = statistics.fmean(pairs), statistics.stdev(pairs)
-    both += (
-        f"; seed by seed better by {mean:.{decimals}f} ± {spread:.{decimals}f}, at {better} of {len(pairs)}"
-    )
-    if not differs(pairs):
+    both += f"; seed by seed better by {mean:.{places}f} ± {spread:.{places}f}, at {better} of {len(pairs)}"
+    if not beyond_chance(mean, spread, len(pairs)):
         return f"{both}: no gain beyond the spread over seeds"
     if mean > 0:
         return f"{both}: better beyond the spread (Student's t at 95 %)"

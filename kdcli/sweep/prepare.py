@@ -317,7 +317,8 @@ def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[
     """
     found: list[Diagnostic] = []
     # What the spec says without the sweep has been told when it was read.
-    said = {_said(one) for one in (*trials.parsed.warnings, *check_references(trials.parsed, known))}
+    written = without_sweep(trials.parsed)
+    said = {_said(one) for one in (*written.warnings, *check_references(written, known))}
     rehearsed: set[str] = set()
     for values in probes(trials.space):
         try:

@@ -140,7 +140,7 @@ class Study:
             storage=self.storage, sampler=self._sampler("", 0), pruner=pruner, study_name=NAME
         )
         if space.listed:
-            self.limit = len(self._first_combinations(limit))
+            self.limit = len(list(islice(self._combinations(), limit)))
 
     def _create(self, facts: Mapping[str, Any], first: Values | None) -> None:
         """Make the storage, whole or not at all: a process may be killed at any time."""
@@ -178,12 +178,9 @@ class Study:
                 known.add(_key(values))
                 yield values
 
-    def _first_combinations(self, most: int) -> list[dict[str, Plain]]:
-        return list(islice(self._combinations(), most))
-
     def _listed(self, first: Values | None) -> Iterator[Values]:
         """The trials that are set from the beginning: the spec as it is written, and all where they are few enough."""
-        made = self._first_combinations(self.limit + 1) if self.space.listed else []
+        made = list(islice(self._combinations(), self.limit + 1)) if self.space.listed else []
         if first is not None:
             yield first
         if len(made) <= self.limit:
@@ -262,15 +259,13 @@ class Study:
 
     def _bar(self, trial: optuna.trial.Trial, step: int, value: float) -> float:
         """The least value of the best half at this look, own value included; a trial that failed is no rival."""
-        import optuna
-
         look = self.first_look
         while look * REDUCTION <= step:
             look *= REDUCTION
         values = [value]
         for other in self.study.get_trials(deepcopy=False):
             steps = [at for at in other.intermediate_values if at >= look]
-            if other.number != trial.number and steps and other.state is not optuna.trial.TrialState.FAIL:
+            if other.number != trial.number and steps and STATES[other.state.name] != "failed":
                 values.append(other.intermediate_values[min(steps)])
         return sorted(values, reverse=True)[max(1, len(values) // REDUCTION) - 1]
 
