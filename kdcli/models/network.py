@@ -78,7 +78,7 @@ class Network(nn.Module):
             self.left_out = []
         for name, module in self._modules.items():
             assert module is not None
-            before = [] if torch.compiler.is_compiling() else list(_versions(seen))
+            before = [] if torch.compiler.is_compiling() else _versions(seen)
             new = (
                 self._new(name, module, seen)
                 if self.left_out is None
@@ -239,12 +239,16 @@ def shapes_only(*networks: nn.Module) -> Iterator[None]:
             net.left_out = None
 
 
-def _versions(fields: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int]]:
+def _versions(fields: Mapping[str, Any]) -> list[tuple[str, Tensor, int]]:
     """Every tensor of the fields with its count of in-place changes."""
+    found = []
     for name, value in fields.items():
-        for item in value if isinstance(value, list | tuple) else (value,):
+        for item in (
+            (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ()
+        ):
             if isinstance(item, Tensor) and not item.is_inference():
-                yield name, item, item._version
+                found.append((name, item, item._version))
+    return found
 
 
 def matches(pattern: str, path: str) -> bool:

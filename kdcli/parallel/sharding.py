@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -81,8 +81,25 @@ def plain(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def norms_of(gradients: list[Tensor]) -> Sequence[Tensor]:
-    """The norm of each gradient; of sharded ones that of all together, for which all processes take part."""
+def watched(gradients: list[Tensor], one: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A scalar that is above 0 where a gradient is not finite, by one pass over all of them; None for sharded ones.
+
+    Of those it gives, second, the norm of all together, for which all processes take part. one: 1.0 on their device,
+    which torch's pass for gradient scalers multiplies by: the gradients keep their bits.
+    """
+    if not gradients:
+        return None, None
     if DTensor in set(map(type, gradients)):
-        return [plain(torch.nn.utils.get_total_norm(gradients))]
-    return torch._foreach_norm(gradients) if gradients else ()
+        return None, plain(torch.nn.utils.get_total_norm(gradients))
+    found = torch.zeros_like(one)
+    for alike in _by_dtype(gradients):
+        torch._amp_foreach_non_finite_check_and_unscale_(alike, found, one)
+    return found, None
+
+
+def _by_dtype(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors in groups of one dtype, as torch's operations on many take them fastest."""
+    dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
+    if len(dtypes) == 1:
+        return [tensors]
+    return [[tensor for tensor in tensors if tensor.dtype == dtype] for dtype in dtypes]

@@ -28,7 +28,7 @@ from kdcli.distill.teacher import is_logits
 from kdcli.distill.terms import TapSide, Term
 from kdcli.errors import Diagnostic, RunError, SpecPath
 from kdcli.parallel.devices import to_device
-from kdcli.parallel.sharding import norms_of, plain
+from kdcli.parallel.sharding import plain, watched
 from kdcli.records import Notice
 from kdcli.training.checkpoint import Progress, checkpoints, generator_state
 from kdcli.training.join_jobs import first_samples
@@ -197,6 +197,36 @@ class Recent(NamedTuple):
     generators: dict[str, Any]
 
 
+class Seen(NamedTuple):
+    """What is looked at in one step, on the device.
+
+    parts: the losses. norm: of the gradients, where it is known. found: above 0 where a gradient is not finite.
+    """
+
+    parts: list[dict[str, Tensor]]
+    norm: Tensor | None
+    found: Tensor | None
+
+    @property
+    def values(self) -> list[Tensor]:
+        """What has to be finite."""
+        losses = [value for part in self.parts for value in part.values()]
+        return losses if self.norm is None else [*losses, self.norm]
+
+
+def are_finite(steps: Sequence[Seen]) -> list[bool]:
+    """Of each step whether every loss and every gradient is finite; one wait for the device."""
+    values = [seen.values for seen in steps]
+    found = [seen.found for seen in steps if seen.found is not None]
+    good = torch.stack([value for one in values for value in one]).isfinite()
+    if found:
+        good = torch.cat([good, torch.stack(found) == 0])
+    flags = iter(good.tolist())
+    finite = [all([next(flags) for _ in one]) for one in values]
+    gradients = [seen.found is None or next(flags) for seen in steps]
+    return [all(both) for both in zip(finite, gradients, strict=True)]
+
+
 class FiniteCheck:
     """Check the losses and gradients of every step before the optimizer uses them.
 
@@ -215,8 +245,8 @@ class FiniteCheck:
         self.deferred = on_cuda and not self.skips if deferred is None else deferred
         self.recent: deque[Recent] = deque(maxlen=run.spec.trainer.log_freq + 1)
         self.notices: list[Notice] = []
-        self._unread: dict[int, Tensor] = {}
-        self._losses: dict[int, list[dict[str, Tensor]]] = {}
+        self._unread: dict[int, Seen] = {}
+        self._one = torch.ones((), device=run.processes.device)
         self._buffers: list[Tensor] = []
 
     def begin(self, progress: Progress, group: Sequence[Mapping[str, Any]]) -> None:
@@ -237,12 +267,11 @@ class FiniteCheck:
 
         norm: of the gradients, where clipping has measured it.
         """
-        looked_at = self._looked_at(parts, parameters, norm)
+        seen = self._seen(parts, parameters, norm)
         if self.deferred:
-            self._unread[progress.step + 1] = looked_at
-            self._losses[progress.step + 1] = parts
+            self._unread[progress.step + 1] = seen
             return True
-        if not self.run.processes.any(not math.isfinite(looked_at)):
+        if not self.run.processes.any(not self._is_finite(seen)):
             return True
         trainer = self.run.spec.trainer
         what = self._what(parts, parameters)
@@ -263,38 +292,39 @@ class FiniteCheck:
         """Raise RunError KD730 where a step since the last call was not finite; every process takes part."""
         if not self.deferred:
             return
-        bad = self._first_bad()
-        losses, self._losses, self._unread = self._losses, {}, {}
+        unread, self._unread = self._unread, {}
+        finite = are_finite(list(unread.values())) if unread else []
+        bad = next((step for step, good in zip(unread, finite, strict=True) if not good), NEVER)
         if not self.run.processes.any(bad != NEVER):
             return
         bad = min(self.run.processes.gather(bad))
         again = next((recent for recent in self.recent if recent.step == bad), self.recent[-1])
-        parts = losses.get(again.step, [])
+        parts = unread[again.step].parts if again.step in unread else []
         raise self._stop(again, parts, self._what(parts, ()))
-
-    def _first_bad(self) -> int:
-        """The first step that was not finite; NEVER where all were. One wait for the device."""
-        if not self._unread:
-            return NEVER
-        finite = torch.stack(list(self._unread.values())).isfinite().tolist()
-        return next((step for step, good in zip(self._unread, finite, strict=True) if not good), NEVER)
 
     def take_notices(self) -> Iterator[Notice]:
         """Notices since the last call."""
         notices, self.notices = self.notices, []
         yield from notices
 
-    def _looked_at(
+    def _seen(
         self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter], norm: Tensor | None
-    ) -> Tensor:
-        """One number that is finite where every loss and every gradient is."""
-        seen = [value for part in parts for value in part.values()]
-        if self.run.scaler is None:
-            if norm is not None:
-                seen.append(plain(norm))
-            else:
-                seen += norms_of([grad for p in parameters if (grad := p.grad) is not None])
-        return torch.stack(seen).sum(dtype=torch.float32)
+    ) -> Seen:
+        if self.run.scaler is not None:
+            return Seen(parts, None, None)
+        if norm is not None:
+            return Seen(parts, plain(norm), None)
+        found, norm = watched([grad for p in parameters if (grad := p.grad) is not None], self._one)
+        return Seen(parts, norm, found)
+
+    def _is_finite(self, seen: Seen) -> bool:
+        """Whether every loss and every gradient of a step is finite."""
+        if self.run.processes.device.type != "cpu":
+            return are_finite([seen])[0]
+        # Read one by one: nothing waits, and nothing has to be put together.
+        return all(map(math.isfinite, map(float, seen.values))) and not (
+            seen.found is not None and seen.found > 0
+        )
 
     def _what(self, parts: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> str:
         names = [name for part in parts for name, value in part.items() if not bool(value.isfinite())]

@@ -38,7 +38,7 @@ class LossRecords:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.waiting: list[tuple[dict[str, object], tuple[str, ...], Tensor]] = []
+        self.waiting: list[tuple[dict[str, object], dict[str, Tensor]]] = []
         self.last = time.perf_counter()
 
     def begin(self) -> None:
@@ -49,9 +49,10 @@ class LossRecords:
         self, progress: Progress, parts: list[dict[str, Tensor]], lr: float, images: int, stage: str | None
     ) -> None:
         """Take the losses of one step, one mapping a batch; they are averaged."""
-        names = tuple(parts[0])
-        stacked = [torch.stack([part[name] for name in names]) for part in parts]
-        values = stacked[0] if len(stacked) == 1 else torch.stack(stacked).mean(0)
+        losses = parts[0]
+        if len(parts) > 1:
+            means = torch.stack([torch.stack([part[name] for name in losses]) for part in parts]).mean(0)
+            losses = dict(zip(losses, means, strict=True))
         now = time.perf_counter()
         facts: dict[str, object] = {
             "step": progress.step,
@@ -65,21 +66,20 @@ class LossRecords:
             "stage": stage,
         }
         self.last = now
-        self.waiting.append((facts, names, values))
+        self.waiting.append((facts, losses))
 
     def flush(self) -> Iterator[Step]:
         """Records of all waiting steps, after one read of the device; losses are means over processes."""
         if not self.waiting:
             return
-        values = torch.cat([values for _, _, values in self.waiting])
+        values = torch.stack([loss for _, losses in self.waiting for loss in losses.values()])
         flat = (self.run.processes.sum(values) / self.run.processes.world_size).tolist()
         waiting, self.waiting = self.waiting, []
         now = time.perf_counter()
         late, self.last = (now - self.last) / len(waiting), now
-        position = 0
-        for facts, names, _ in waiting:
-            losses = dict(zip(names, flat[position : position + len(names)], strict=True))
-            position += len(names)
+        numbers = iter(flat)
+        for facts, tensors in waiting:
+            losses = {name: next(numbers) for name in tensors}
             facts["seconds"] = facts["seconds"] + late  # type: ignore[operator]
             yield Step(losses=losses, total=sum(losses.values()), **facts)  # type: ignore[arg-type]
         self.last = time.perf_counter()  # what is done with the records is no step's time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 from kdcli.errors import RunError
 from kdcli.models.weights import read_weights
+from kdcli.parallel.sharding import watched
 from kdcli.records import Notice, Saved, Step
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training import train as loop
 from kdcli.training.checkpoint import checkpoints, load_checkpoint
-from kdcli.training.health import FiniteCheck, are_probabilities, doubtful_logits
+from kdcli.training.health import FiniteCheck, Seen, are_finite, are_probabilities, doubtful_logits
 from kdcli.training.run import Run
 from kdcli.training.train import train
 from tests.training.runs import SPEC, run_of, spec_of, train_all
@@ -226,3 +228,40 @@ def test_a_student_without_a_teacher() -> None:
 )
 def test_are_probabilities(rows: list[list[float]], expected: bool) -> None:
     assert are_probabilities(torch.tensor(rows)) is expected
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_one_pass_over_gradients_finds_what_is_not_finite_and_keeps_their_bits(
+    dtype: torch.dtype, wrong: float
+) -> None:
+    tiny = torch.finfo(dtype).smallest_normal / 2
+    largest = torch.finfo(dtype).max  # its square overflows, as a norm of such a gradient would
+    gradients = [
+        torch.tensor([0.0, -0.0, tiny, largest, 1.5], dtype=dtype),
+        torch.randn(3, 4).t(),
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    ]
+    before = [gradient.clone() for gradient in gradients]
+    found, norm = watched(gradients, torch.ones(()))
+    assert found is not None and float(found) == 0.0 and norm is None
+    for gradient, other in zip(gradients, before, strict=True):
+        assert torch.equal(gradient, other) and torch.equal(gradient.signbit(), other.signbit())
+    gradients[0][1] = wrong
+    found, _ = watched(gradients, torch.ones(()))
+    assert found is not None and float(found) > 0.0
+    assert watched([], torch.ones(())) == (None, None)
+
+
+def test_of_many_steps_each_bad_one_is_found() -> None:
+    good, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    clean, marked = torch.tensor(0.0), torch.tensor(1.0)
+    steps = [
+        Seen([{"a": good, "b": good}], None, clean),
+        Seen([{"a": good, "b": bad}], None, clean),
+        Seen([{"a": good}, {"a": good}], None, marked),
+        Seen([{"a": good}], bad, None),
+        Seen([{"a": good}], good, None),
+        Seen([{"a": good}], None, None),
+    ]
+    assert are_finite(steps) == [True, False, False, False, True, True]

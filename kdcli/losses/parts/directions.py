@@ -39,6 +39,10 @@ def normalized(
     """
     s, t = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (student, teacher))
     share = FAINT**power
+    if _all_have_one(s, share) and _all_have_one(t, share):
+        return student / s.clamp_min(1e-12).expand_as(student), teacher / t.clamp_min(1e-12).expand_as(
+            teacher
+        )
     # What is usual among either's norms is found once, and serves both.
     own_s, own_t = heard(s), heard(t)
     of_s, of_t = _usual(own_s), _usual(own_t)
@@ -61,12 +65,14 @@ def lengths(
     are 0 a tenth of the usual length of `like` (the other network's norms, see `heard`), of 1 where that has
     none either.
     noise: the norm that rounding alone may leave of a row. rows: norms that tell which rows are faint,
-    where these are not the ones that are divided by. share: of the median. No branch and no shape depends on
-    the values.
+    where these are not the ones that are divided by. share: of the median. No shape depends on the values, and no
+    branch but on the CPU, where both give the same bits.
     """
     own = heard(norms, noise)
-    usual = _usual(own)
     telling = own if rows is None else heard(rows)
+    if _all_have_one(telling, share):
+        return norms
+    usual = _usual(own)
     median = usual.median if rows is None else telling.median()
     return _lengths(norms, telling, usual, median, None if like is None else _usual(like), share)
 
@@ -80,6 +86,23 @@ def heard(norms: Tensor, noise: Tensor | None = None) -> Tensor:
 def rounding(mean: Tensor, size: int) -> Tensor:
     """The norm that rounding may leave of a constant row of that many values once its mean is taken off."""
     return mean.detach().abs() * (ROUNDING * torch.finfo(mean.dtype).eps * math.sqrt(size))
+
+
+def _all_have_one(norms: Tensor, share: float) -> bool:
+    """Whether every row is known to have a direction: the shortest is not faint even beside the longest.
+
+    Known on the CPU alone, where a value is read without a wait, and neither of fake tensors nor in a graph. Then
+    `lengths` gives the norms themselves, and what is usual among them need not be found.
+    """
+    if (
+        norms.device.type != "cpu"
+        or type(norms) is not Tensor
+        or torch.compiler.is_compiling()
+        or not norms.numel()
+    ):
+        return False
+    shortest, longest = norms.detach().aminmax()
+    return float(shortest) > 2 * share * float(longest)
 
 
 class _Usual(NamedTuple):

@@ -31,11 +31,14 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     name starts with `teacher` are detached: no loss trains its teacher.
     """
     names = tuple(inspect.signature(loss).parameters)
+    targets = frozenset(name for name in names if name.startswith("teacher"))
 
     @wraps(loss)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
-        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
-        ready = {name: _ready(value, name.startswith("teacher")) for name, value in given.items()}
+        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+        ready = {name: _ready(value, name in targets) for name, value in given.items()}
+        if not torch._C._is_any_autocast_enabled():
+            return loss(**ready)  # type: ignore[call-arg]
         with _without_autocast(given.values()):
             return loss(**ready)  # type: ignore[call-arg]
 
@@ -43,6 +46,8 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
 
 def _ready(value: Any, target: bool) -> Any:
+    if value is None or isinstance(value, float | int):
+        return value
     if isinstance(value, Tensor):
         if target:
             value = value.detach()
@@ -53,8 +58,6 @@ def _ready(value: Any, target: bool) -> Any:
 
 
 def _without_autocast(values: Any) -> AbstractContextManager[None]:
-    if not torch._C._is_any_autocast_enabled():
-        return nullcontext()
     for value in values:
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, Tensor):

@@ -21,6 +21,7 @@ from kdcli.losses.itrd import InformationTheoretic
 from kdcli.losses.kd import kd_loss
 from kdcli.losses.l2 import l2_loss
 from kdcli.losses.nst import neuron_selectivity
+from kdcli.losses.parts import directions
 from kdcli.losses.parts.directions import FAINT, lengths, normalized
 from kdcli.losses.parts.logits import standardize
 from kdcli.losses.pkd import pearson
@@ -252,7 +253,13 @@ FORMER: dict[str, Loss] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("faintest", [1.0, 1e-3, 1e-5])
 @pytest.mark.parametrize("name", FORMER)
-def test_rows_with_a_direction_are_as_ever_to_the_bit(name: str, faintest: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("reads", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_rows_with_a_direction_are_as_ever_to_the_bit(
+    name: str, faintest: float, dtype: torch.dtype, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the lengths read, which spares a CPU the rest where every row has a direction, and with none read."""
+    if not reads:
+        monkeypatch.setattr(directions, "_all_have_one", lambda norms, share: False)
     loss, shape = LOSSES[name]
     for seed in range(3):
         student, teacher = (drawn(2 * seed + i, *shape, dtype=dtype) for i in range(2))
@@ -305,6 +312,25 @@ def test_normalized_divides_by_lengths_to_the_bit(zeros: int) -> None:
         of_x, of_y = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (x, y))
         assert torch.equal(s, x / lengths(of_x, like=of_y).clamp_min(1e-12))
         assert torch.equal(t, y / lengths(of_y, like=of_x).clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 1.5])
+def test_a_row_is_faint_by_the_same_limit_whether_or_not_lengths_are_read(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Around the limit itself, the median's share, and around the one below which no length is taken as read."""
+    for middle in (1.0, 2 * FAINT):
+        norms = torch.tensor([share * FAINT, middle, middle, 1.0])
+        given = norms.clone().requires_grad_()
+        read = lengths(given)
+        read.sum().backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(directions, "_all_have_one", lambda norms, share: False)
+            other = norms.clone().requires_grad_()
+            found = lengths(other)
+            found.sum().backward()
+        assert torch.equal(read, found) and given.grad is not None and other.grad is not None
+        assert torch.equal(given.grad, other.grad)
 
 
 def test_lengths_by_hand() -> None:
