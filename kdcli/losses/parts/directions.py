@@ -39,16 +39,16 @@ def normalized(
     """
     s, t = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (student, teacher))
     share = FAINT**power
-    if _all_have_one(s, share) and _all_have_one(t, share):
-        return student / s.clamp_min(1e-12).expand_as(student), teacher / t.clamp_min(1e-12).expand_as(
-            teacher
-        )
-    # What is usual among either's norms is found once, and serves both.
-    own_s, own_t = heard(s), heard(t)
-    of_s, of_t = _usual(own_s), _usual(own_t)
-    for_s = _lengths(s, own_s, of_s, of_s.median, of_t, share).clamp_min(1e-12)
-    for_t = _lengths(t, own_t, of_t, of_t.median, of_s, share).clamp_min(1e-12)
-    return student / for_s.expand_as(student), teacher / for_t.expand_as(teacher)
+    for_s, for_t = s, t
+    if not (_all_have_one(s, share) and _all_have_one(t, share)):
+        # What is usual among either's norms is found once, and serves both.
+        own_s, own_t = heard(s), heard(t)
+        of_s, of_t = _usual(own_s), _usual(own_t)
+        for_s = _lengths(s, own_s, of_s, of_s.median, of_t, share)
+        for_t = _lengths(t, own_t, of_t, of_t.median, of_s, share)
+    return student / for_s.clamp_min(1e-12).expand_as(student), teacher / for_t.clamp_min(1e-12).expand_as(
+        teacher
+    )
 
 
 def lengths(
