@@ -1,17 +1,15 @@
 """`kdcli compare RUN...`: runs side by side as table or picture, mean and spread over runs that differ only by seed.
 
 Runs whose specs differ only in runtime.random_seed and in `saver` are one group, finished ones apart from
-unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two
-groups is judged against √(spread² + spread²), what one expects of two single runs, and called smaller than
-the spread where it is. Groups that were measured on other test data or by another metric are not judged, and what else
-is not the same experiment (training data, student network, steps) is named.
+unfinished ones. Spread is the sample standard deviation over the runs of a group. A difference between two groups is
+judged by the rule of `spread.py`, the sweep's too. Groups that were measured on other test data or by another metric
+are not judged, and what else is not the same experiment (training data, student network, steps) is named.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -31,18 +29,10 @@ from kdcli.report.quantities import MISSING, decimals, json_value, measure, metr
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
 from kdcli.report.run_identity import Difference, changed_keys, differences
+from kdcli.report.spread import Judgement, Spread, judged, spread_of
 
 PICTURE_FORMATS = ("svg", "png", "pdf")
 _SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean of a metric over runs; std is the sample standard deviation, None for a single run."""
-
-    mean: float
-    std: float | None
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +51,15 @@ class Group:
 class Verdict:
     """How a group compares with the first one, by the mean of the primary metric's best.
 
-    difference: None where the figures can't be compared. differs: in what it is not the same experiment. keys: where
+    judgement: None where the figures can't be compared. differs: in what it is not the same experiment. keys: where
     the specs differ.
     """
 
     name: str
     baseline: str
-    difference: float | None
-    spread: float | None
+    judgement: Judgement | None
     differs: tuple[Difference, ...] = ()
     keys: tuple[str, ...] = ()
-
-    @property
-    def within_spread(self) -> bool | None:
-        """Whether the difference is at most the spread; None where no spread is known."""
-        if self.spread is None or self.difference is None:
-            return None
-        return abs(self.difference) <= self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +95,6 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     return RunComparison(
         primary=primary, groups=groups, verdicts=tuple(verdict for verdict in verdicts if verdict)
     )
-
-
-def spread_of(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of the values."""
-    finite = all(math.isfinite(value) for value in values)
-    std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
-    return Spread(sum(values) / len(values), std, tuple(values))
 
 
 def seed_of(spec: Mapping[str, Any]) -> int | None:
@@ -190,22 +165,21 @@ def _path(run: RecordedRun, depth: int) -> str:
 def _verdict(primary: str, baseline: Group, group: Group) -> Verdict | None:
     differs = tuple(differences(baseline.runs[0], group.runs[0]))
     keys = tuple(changed_keys(baseline.runs[0], group.runs[0]))
-    if any(one.fatal for one in differs):
-        return Verdict(
-            name=group.name, baseline=baseline.name, difference=None, spread=None, differs=differs, keys=keys
-        )
-    if primary not in baseline.best or primary not in group.best:
-        return None
-    compared, first = group.best[primary], baseline.best[primary]
-    known = [spread.std for spread in (compared, first) if spread.std is not None]
-    return Verdict(
-        name=group.name,
-        baseline=baseline.name,
-        difference=compared.mean - first.mean,
-        spread=math.sqrt(sum(std * std for std in known)) if known else None,
-        differs=differs,
-        keys=keys,
-    )
+    judgement = None
+    if not any(one.fatal for one in differs):
+        if primary not in baseline.best or primary not in group.best:
+            return None
+        judgement = judged(_seeded(group, primary), _seeded(baseline, primary))
+    return Verdict(name=group.name, baseline=baseline.name, judgement=judgement, differs=differs, keys=keys)
+
+
+def _seeded(group: Group, metric: str) -> list[tuple[int | None, float]]:
+    """Each run's seed and the best of a metric, of those that have it."""
+    return [
+        (seed, float(run.best[metric]))
+        for run, seed in zip(group.runs, group.seeds, strict=True)
+        if metric in run.best
+    ]
 
 
 CompareFormat = Literal["text", "json", "csv", "md", "html"]
@@ -272,18 +246,24 @@ def views_of(spec: Mapping[str, Any]) -> int | None:
 
 
 def verdict_sentence(verdict: Verdict, primary: str) -> str:
-    """A sentence on the difference to the first group: its size, and whether it exceeds the spread."""
-    if verdict.difference is None:
+    """A sentence on the difference to the first group: its size, and whether it lies beyond the spread."""
+    judgement = verdict.judgement
+    if judgement is None:
         fatal = "; ".join(str(one) for one in verdict.differs if one.fatal)
         return f"{verdict.name} against {verdict.baseline}: not comparable; {fatal}"
-    size = f"{verdict.name} against {verdict.baseline}: best {primary} {verdict.difference:+.4g}"
-    if verdict.spread is None:
+    size = f"{verdict.name} against {verdict.baseline}: best {primary} {judgement.difference:+.4g}"
+    if judgement.spread is None:
         return f"{size}; one run each, so nobody knows whether it is luck"
-    if verdict.within_spread:
-        return f"{size}, smaller than the spread ({verdict.spread:.4g}): no difference shown"
-    rises = verdict.difference > 0
+    seeds = f" ± {judgement.spread:.4g} seed by seed ({len(judgement.pairs)})" if judgement.pairs else ""
+    if not judgement.shown:
+        return f"{size}{seeds}: no difference beyond the spread"
+    rises = judgement.difference > 0
     which = "better" if rises != (primary in LOWER_IS_BETTER) else "worse"
-    return f"{size}, {which} by more than the spread ({verdict.spread:.4g})"
+    if judgement.apart:
+        return (
+            f"{size}{seeds}, every run {'above' if rises else 'below'} every other: {which} beyond the spread"
+        )
+    return f"{size}{seeds}: {which} beyond the spread (Student's t at 95 %)"
 
 
 def experiment_sentences(verdict: Verdict) -> list[str]:
@@ -292,7 +272,7 @@ def experiment_sentences(verdict: Verdict) -> list[str]:
     others = [str(one) for one in verdict.differs if not one.fatal]
     if others:
         lines.append(f"  not the same experiment: {'; '.join(others)}")
-    if verdict.keys and verdict.difference is not None:
+    if verdict.keys and verdict.judgement is not None:
         lines.append(f"  the specs differ in {', '.join(verdict.keys)}")
     return lines
 
@@ -381,10 +361,8 @@ def _plain(compared: RunComparison) -> dict[str, Any]:
             {
                 "name": verdict.name,
                 "baseline": verdict.baseline,
-                "difference": json_value(verdict.difference),
-                "spread": json_value(verdict.spread),
-                "within_spread": verdict.within_spread,
-                "comparable": verdict.difference is not None,
+                "comparable": verdict.judgement is not None,
+                **_plain_judgement(verdict.judgement),
                 "differs": [
                     {"what": one.what, "baseline": one.baseline, "run": one.other} for one in verdict.differs
                 ],
@@ -392,6 +370,18 @@ def _plain(compared: RunComparison) -> dict[str, Any]:
             }
             for verdict in compared.verdicts
         ],
+    }
+
+
+def _plain_judgement(judgement: Judgement | None) -> dict[str, Any]:
+    if judgement is None:
+        return {"difference": None, "spread": None, "within_spread": None}
+    return {
+        "difference": json_value(judgement.difference),
+        "spread": json_value(judgement.spread),
+        "within_spread": None if judgement.shown is None else not judgement.shown,
+        "by_seed": [json_value(pair) for pair in judgement.pairs],
+        "apart": judgement.apart,
     }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli import __version__
 from kdcli.report.console import as_text, table
 from kdcli.report.quantities import MISSING, counted, decimals, duration, json_value, measure
+from kdcli.report.spread import judged
 from kdcli.spec.sweep import Choice, Space, Values
 
 if TYPE_CHECKING:
@@ -45,19 +46,6 @@ class Seeded:
             return shown
         spread = statistics.stdev(self.values)
         return f"{shown} ± {measure(spread) if 'e' in shown else f'{spread:.{decimals(mean)}f}'}"
-
-
-STUDENT_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""Student's t that is exceeded by chance in 5 % of cases, both sides together, for 1 to 30 degrees of freedom."""
-
-
-def beyond_chance(mean: float, spread: float, count: int) -> bool:
-    """Whether so many differences of this mean and standard deviation lie on one side of zero: Student's t at 95 %."""
-    return abs(mean) > STUDENT_T[min(count - 1, len(STUDENT_T)) - 1] * spread / math.sqrt(count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,19 +208,20 @@ def verdict(results: SweepResults) -> str:
     both = f"{where} {best.text} with the best values, {written.text} as written"
     if len(best.seeds) == 1:
         return f"{both}; one seed has no spread: try `--seeds 3`"
-    if min(best.rising) > max(written.rising):
+    judgement = judged(*(list(zip(one.seeds, one.rising, strict=True)) for one in (best, written)))
+    better = judgement.difference > 0
+    if judgement.apart and better:
         return f"{both}; every seed of the best is above every seed as written: better beyond the spread"
-    if max(best.rising) < min(written.rising):
+    if judgement.apart:
         return f"{both}; every seed of the best is BELOW every seed as written: keep the spec as it is"
-    # The same seed is the same first weights and the same order of images.
-    pairs = [one - other for one, other in zip(best.rising, written.rising, strict=True)]
-    better = sum(one > 0 for one in pairs)
     places = decimals(statistics.fmean(best.values))
-    mean, spread = statistics.fmean(pairs), statistics.stdev(pairs)
-    both += f"; seed by seed better by {mean:.{places}f} ± {spread:.{places}f}, at {better} of {len(pairs)}"
-    if not beyond_chance(mean, spread, len(pairs)):
+    both += (
+        f"; seed by seed better by {judgement.difference:.{places}f} ± {judgement.spread or 0.0:.{places}f}, at"
+        f" {sum(pair > 0 for pair in judgement.pairs)} of {len(judgement.pairs)}"
+    )
+    if not judgement.beyond_chance:
         return f"{both}: no gain beyond the spread over seeds"
-    if mean > 0:
+    if better:
         return f"{both}: better beyond the spread (Student's t at 95 %)"
     return f"{both}: WORSE beyond the spread (Student's t at 95 %): keep the spec as it is"
 

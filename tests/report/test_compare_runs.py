@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from kdcli.errors import KdError, UsageError
-from kdcli.report.compare_runs import RunComparison, compare_runs, compare_text, spread_of, write_plot
+from kdcli.report.compare_runs import (
+    RunComparison,
+    Verdict,
+    compare_runs,
+    compare_text,
+    verdict_sentence,
+    write_plot,
+)
+from kdcli.report.spread import judged, spread_of
 from tests.report.run_folders import make_run
 
 TEACHERS = {"teachers": {"teacher0": [{"name": "model"}]}}
@@ -64,9 +72,9 @@ def test_text_golden(folders: list[Path]) -> None:
         "kd         3   91.00 ± 1.00   91.00 ± 1.00      0.0900 ± 0.0100   finished\n"
         "near       1          81.50          81.50               0.1850   finished\n"
         "\n"
-        "kd against alone: best top1 +10, better by more than the spread (1.414)\n"
+        "kd against alone: best top1 +10 ± 0 seed by seed (3), every run above every other: better beyond the spread\n"
         "  the specs differ in teachers\n"
-        "near against alone: best top1 +0.5, smaller than the spread (1): no difference shown\n"
+        "near against alone: best top1 +0.5: no difference beyond the spread\n"
         "  the specs differ in ema\n"
     )
 
@@ -83,11 +91,11 @@ def test_an_unfinished_run_is_not_folded_with_finished_ones(tmp_path: Path) -> N
     assert "unfinished, step 100" in compare_text(compared)
 
 
-def test_higher_is_better() -> None:
-    from kdcli.report.compare_runs import Verdict, verdict_sentence
-
-    verdict = Verdict(name="b", baseline="a", difference=-1.0, spread=0.5)
-    assert "worse" in verdict_sentence(verdict, "top1")
+@pytest.mark.parametrize(("metric", "word"), [("top1", "worse"), ("distill_loss", "better")])
+def test_which_way_is_better(metric: str, word: str) -> None:
+    judgement = judged([(1, 1.0), (2, 2.0)], [(1, 3.0), (2, 4.0)])
+    sentence = verdict_sentence(Verdict(name="b", baseline="a", judgement=judgement), metric)
+    assert sentence.endswith(f"every run below every other: {word} beyond the spread")
 
 
 def test_json(folders: list[Path]) -> None:
@@ -197,6 +205,6 @@ def test_one_page_of_all(folders: list[Path]) -> None:
     pytest.importorskip("matplotlib")
     page = compare_text(compare_runs(folders), "html")
     assert page.startswith("<!DOCTYPE html>") and "default-src &#x27;none&#x27;" not in page
-    assert "<td>kd</td>" in page and "91.00 ± 1.00" in page and "better by more than the spread" in page
+    assert "<td>kd</td>" in page and "91.00 ± 1.00" in page and "better beyond the spread" in page
     assert '<th class="n">best top-1 accuracy, %</th>' in page and "last cross-entropy, nats" in page
     assert 'aria-label="top-1 accuracy, %"' in page and "alone (3 runs)" in page
