@@ -330,6 +330,7 @@ BUILD: dict[str, Explanation] = {
         "logits of unlike classes",
         "A loss compares logits class by class, and the teacher was trained on other classes than the data's. Which of"
         " them the data's are can't be guessed: `classes` says it, and selects these logits before everything else."
+        " As many classes of other names are refused where a name that both have stands at another number."
         " `adapter: auto` is refused between two networks' logits, since it would learn a map between their classes"
         " without a word; `adapter: {type: linear}` says that this is meant. Features need no classes.",
         "right: teacher0: {mimic_name: [logits], classes: {cat: 281, dog: 207}, ...}",

@@ -468,3 +468,22 @@ def placed(path: SpecPath) -> Iterator[None]:
         yield
     except KdError as error:
         raise SpecError(replace(d, path=d.path or path) for d in error.diagnostics) from error
+
+
+def read_as_logits(jobs: Sequence[Job], name: str) -> frozenset[str]:
+    """The teacher's taps that a loss on logits reads. jobs: those that it is in."""
+    on_logits = [
+        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
+    ]
+    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
+
+
+def compares_classes(jobs: Sequence[Job]) -> bool:
+    """Whether a loss takes a teacher's classes for the data's: one on logits, or one that reads its classifier."""
+    losses = [loss_of(loss.type) for job in jobs for loss in job.losses.values()]
+    return any(
+        loss.kind == "logit"
+        or "teacher_logits" in binding_of(loss).inputs
+        or "teacher_classifier" in binding_of(loss).facts
+        for loss in losses
+    )

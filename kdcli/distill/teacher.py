@@ -35,7 +35,9 @@ class Labels:
     numbers: the teacher's class for each class of the data, in the data's order; None where its logits are read as
     they stand. names: its own classes, as its weights file states them. asked: whether the spec says `classes`,
     which stands at `path`. places: the step from there to each number, for errors. taps: those that a loss on
-    logits reads. notice: what the user should know. hint: what `classes` would have to say, where that is known.
+    logits reads. by_class: whether a loss takes its classes for the data's. notice: what the user should know. hint:
+    what `classes` would have to say, where that is known. unlike: how its names differ from the data's, where they
+    are matched by number all the same. misplaced: a name that both have at another number.
     """
 
     numbers: tuple[int, ...] | None = None
@@ -44,8 +46,11 @@ class Labels:
     path: SpecPath = ()
     places: tuple[str | int, ...] = ()
     taps: frozenset[str] = frozenset()
+    by_class: bool = False
     notice: str | None = None
     hint: str | None = None
+    unlike: str | None = None
+    misplaced: str | None = None
     _indices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, logits: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from kdcli.data.facts import DataFacts
 from kdcli.distill.adapters import shown
+from kdcli.distill.build_terms import compares_classes, read_as_logits
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers import method_of
 from kdcli.distill.mimickers.mimicker import MimicContext, Mimicker, Requirements
@@ -142,16 +143,23 @@ def labels_of(
     # The names that a library has for ImageNet are seldom those of a data set's folders: they prove nothing.
     elif task.matching is not None and not is_published(str(settings.teacher_weight)):
         labels = task.matching.stated(name, names, facts)
-    return replace(labels, taps=_read_as_logits(spec, name))
-
-
-def _read_as_logits(spec: Spec, name: str) -> frozenset[str]:
-    """The teacher's taps that a loss on logits reads."""
     jobs = [job for job in jobs_of(spec).values() if name in job.teachers]
-    on_logits = [
-        job for job in jobs if any(loss_of(loss.type).kind == "logit" for loss in job.losses.values())
-    ]
-    return frozenset(tap for job in on_logits for tap in job.teachers[name].mimic_name)
+    labels = replace(labels, taps=read_as_logits(jobs, name), by_class=compares_classes(jobs))
+    if labels.by_class and labels.misplaced is not None:
+        raise SpecError.at(
+            weight_path(spec, name),
+            "KD470",
+            f"{name} would teach class by class, but {labels.unlike}: {labels.misplaced}",
+            f"say beside its mimic_name which of its classes each of the data's is: `{labels.hint}`"
+            + (", a number for each `?`" if "?" in (labels.hint or "") else ""),
+        )
+    if labels.by_class and labels.unlike is not None:
+        return replace(
+            labels,
+            notice=f"{name} teaches class by class, and {labels.unlike}: they are matched by number; `classes` beside "
+            "its mimic_name says it otherwise",
+        )
+    return labels
 
 
 def classes_path(spec: Spec, name: str) -> SpecPath:

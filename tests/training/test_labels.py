@@ -369,11 +369,46 @@ def test_the_same_names_are_read_as_they_stand() -> None:
         assert prove_teachers(run)[0]["teacher0"]["top1"] == 100.0
 
 
-def test_other_names_are_not_scored() -> None:
+def test_other_names_are_matched_by_number_and_measured() -> None:
+    """Nothing says that `u` is no `a`: what the teacher scores does."""
     with run_of(pets(["u", "v", "w"]), plugins=PLUGINS) as run:
+        (notice,) = (notice for notice in run.notices if "by number" in notice)
+        with pytest.raises(RunError, match="teacher0 scores top1") as caught:
+            prove_teachers(run)
+    assert "its classes are others (`u`, `v`, `w`) than the data's (`a`, `b`, `c`)" in notice
+    assert caught.value.diagnostics[0].code == "KD703"
+    with run_of(pets(["a", "b", "z"], "allow_weak_teacher: true"), plugins=PLUGINS) as run:
+        assert prove_teachers(run)[0]["teacher0"]["top1"] == pytest.approx(200 / 3)
+
+
+def test_a_name_at_another_number_beside_other_names_is_refused() -> None:
+    """A class folder that was renamed moves the others: by number, `a` would teach what `z` is."""
+    for names, place, hint in (
+        (["z", "a", "b"], "`a` is class 1 of it and class 0 of the data", "classes: [1, 2, 0]"),
+        (["x", "y", "b"], "`b` is class 2 of it and class 1 of the data", "classes: [?, 2, ?]"),
+    ):
+        parsed = pets(names)
+        with pytest.raises(SpecError) as caught, run_of(parsed, plugins=PLUGINS):
+            pass
+        (found,) = caught.value.diagnostics
+        assert found.code == "KD470" and place in found.message, found
+        assert found.help is not None and hint in found.help
+        assert codes_of(parsed, files=True) == ["KD470"]
+    with run_of(
+        pets(["z", "a", "b"], "classes: [1, 2, 0], allow_weak_teacher: true"), plugins=PLUGINS
+    ) as run:
+        assert prove_teachers(run)[0]["teacher0"]["top1"] == pytest.approx(200 / 3)
+
+
+def test_names_of_a_teacher_of_features_alone_are_no_matter() -> None:
+    layer = [
+        "mimic.teacher0.mimic_name=[model]",
+        "mimic.student.mimic_name=[model]",
+        "mimic.cfgs.loss={type: l2_loss}",
+    ]
+    with run_of(pets(["z", "a", "b"], "", *layer), plugins=PLUGINS) as run:
         measured, (notice,) = prove_teachers(run)
-    assert measured == {}
-    assert "its classes are others (`u`, `v`, `w`) than the data's (`a`, `b`, `c`)" in notice.message
+    assert measured == {} and "is not scored on this data: its classes are others" in notice.message
 
 
 def test_names_among_others_are_a_line_to_write() -> None:

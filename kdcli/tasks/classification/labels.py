@@ -119,8 +119,10 @@ def stated_labels(teacher: str, names: Sequence[str] | None, facts: DataFacts) -
     if names is None or data is None:
         return labels
     own, data_names = [one_form(name) for name in names], [one_form(name) for name in data]
-    if len(set(own)) < len(own) or len(set(data_names)) < len(data_names) or not set(data_names) <= set(own):
+    if len(set(own)) < len(own) or len(set(data_names)) < len(data_names):
         return labels
+    if not set(data_names) <= set(own):
+        return _with_other_names(labels, own, data_names, facts)
     order = tuple(own.index(name) for name in data_names)
     if len(own) > len(data_names):
         return replace(labels, hint=f"classes: [{', '.join(map(str, order))}]")
@@ -131,6 +133,32 @@ def stated_labels(teacher: str, names: Sequence[str] | None, facts: DataFacts) -
         "by name"
     )
     return replace(labels, numbers=order, notice=notice)
+
+
+def _with_other_names(
+    labels: Labels, own: Sequence[str], data_names: Sequence[str], facts: DataFacts
+) -> Labels:
+    """The labels of as many classes as the data has, of which some have no name of the data's."""
+    names, data = labels.names, facts.class_names
+    if names is None or data is None or len(own) != len(data_names):
+        return labels
+    unlike = f"its classes are others ({listed(names, 3)}) than the data's ({listed(data, 3)})"
+    moved = next(
+        (name for name in own if name in data_names and own.index(name) != data_names.index(name)), None
+    )
+    if moved is None:
+        return replace(labels, unlike=unlike)
+    number, place = own.index(moved), data_names.index(moved)
+    known = [str(own.index(name)) if name in own else "?" for name in data_names]
+    left = [number for number, name in enumerate(own) if name not in data_names]
+    if len(left) == 1:  # what is left over on both sides is one class
+        known = [str(left[0]) if one == "?" else one for one in known]
+    return replace(
+        labels,
+        unlike=unlike,
+        misplaced=f"`{names[number]}` is class {number} of it and class {place} of the data",
+        hint=f"classes: [{', '.join(known)}]",
+    )
 
 
 def not_scored(teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: DataFacts) -> str | None:
@@ -148,7 +176,7 @@ def not_scored(teacher: str, labels: Labels, outputs: Mapping[str, Any], facts: 
     if own is not None and data is not None:
         if list(map(one_form, own)) == list(map(one_form, data)):
             return None
-        if width == facts.num_classes and len(own) == width:
+        if width == facts.num_classes and len(own) == width and not labels.by_class:
             return (
                 f"{teacher} is not scored on this data: its classes are others ({listed(own, 3)}) than the data's "
                 f"({listed(data, 3)}); `classes` beside its mimic_name says which are which"

@@ -91,7 +91,7 @@ def test_classes_that_a_file_states(tmp_path: Path) -> None:
         (("cat", "dog"), None, None),
         (("dog", "cat"), (1, 0), None),
         (("dog", "fox", "cat"), None, "classes: [2, 0]"),
-        (("dog", "fox"), None, None),
+        (("dog", "fox"), None, "classes: [1, 0]"),
         (("dog", "cat", "dog"), None, None),
     ],
 )
