@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop
+
+_TORCHS_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 NOT_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """Errors of code that needs the values themselves, which fake tensors lack."""
@@ -38,8 +41,12 @@ class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """The fake result of one operation."""
-        return self.dispatch(func, types, args, kwargs or {})
+        """The fake result of one operation. One that fails raises, which is told; torch would log it as well."""
+        before, _TORCHS_LOG.disabled = _TORCHS_LOG.disabled, True
+        try:
+            return self.dispatch(func, types, args, kwargs or {})
+        finally:
+            _TORCHS_LOG.disabled = before
 
 
 def fake_mode() -> FakeTensorMode:

@@ -12,6 +12,7 @@ import csv
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -29,7 +30,7 @@ from kdcli.report.quantities import MISSING, decimals, json_value, measure, metr
 from kdcli.report.recorded_run import RecordedRun, read_run
 from kdcli.report.results_table import metric_names
 from kdcli.report.run_identity import Difference, changed_keys, differences
-from kdcli.report.spread import Judgement, Spread, judged, spread_of
+from kdcli.report.spread import Judgement, Spread, by_seed, judged, spread_of
 
 PICTURE_FORMATS = ("svg", "png", "pdf")
 _SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s[-_.]?|[-_.])?\d+$")
@@ -117,14 +118,18 @@ def _group(name: str, runs: Sequence[RecordedRun]) -> Group:
         runs=tuple(runs),
         seeds=tuple(seed_of(run.spec) for run in runs),
         finished=all(run.finished is not None for run in runs),
-        last=_spreads([run.last for run in runs]),
-        best=_spreads([run.best for run in runs]),
+        last=_spreads([(seed_of(run.spec), run.last) for run in runs]),
+        best=_spreads([(seed_of(run.spec), run.best) for run in runs]),
     )
 
 
-def _spreads(measured: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    names = dict.fromkeys(name for metrics in measured for name in metrics)
-    return {name: spread_of([float(one[name]) for one in measured if name in one]) for name in names}
+def _spreads(measured: Sequence[tuple[int | None, Mapping[str, float]]]) -> dict[str, Spread]:
+    """Of each metric mean and spread over the seeds."""
+    names = dict.fromkeys(name for _, metrics in measured for name in metrics)
+    seeded = {
+        name: by_seed([(seed, float(one[name])) for seed, one in measured if name in one]) for name in names
+    }
+    return {name: spread_of([value for _, value in values]) for name, values in seeded.items()}
 
 
 def _names(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
@@ -199,7 +204,7 @@ def compare_text(
         for verdict in compared.verdicts
         for sentence in (verdict_sentence(verdict, compared.primary), *experiment_sentences(verdict))
     ]
-    sentences += unequal_views(compared)
+    sentences += [*unequal_views(compared), *repeated_seeds(compared)]
     if format == "html":
         return _page(compared, rows, sentences)
     if format == "md":
@@ -224,6 +229,17 @@ def unequal_views(compared: RunComparison) -> list[str]:
     parts = [f"{name} {number} cached" for name, number in views.items() if number is not None]
     parts += [f"{', '.join(fresh)} fresh ones in each epoch"] if fresh else []
     return [f"not equal: of each image's augmentations {'; '.join(parts)}"]
+
+
+def repeated_seeds(compared: RunComparison) -> list[str]:
+    """A sentence on each group in which a seed ran more than once."""
+    lines = []
+    for group in compared.groups:
+        counts = Counter(seed for seed in group.seeds if seed is not None)
+        again = [f"seed {seed} ran {count} times" for seed, count in counts.items() if count > 1]
+        if again:
+            lines.append(f"{group.name}: {', '.join(again)} and counts once, by the mean")
+    return lines
 
 
 def views_of(spec: Mapping[str, Any]) -> int | None:

@@ -24,6 +24,16 @@ Seeded = tuple[int | None, float]
 """A run's seed and its value."""
 
 
+def by_seed(runs: Sequence[Seeded]) -> list[Seeded]:
+    """One value a seed, the mean of those that it has; a run without a seed stands for itself."""
+    values: dict[int, list[float]] = {}
+    for seed, value in runs:
+        if seed is not None:
+            values.setdefault(seed, []).append(value)
+    known = [(seed, sum(some) / len(some)) for seed, some in values.items()]
+    return [*known, *((None, value) for seed, value in runs if seed is None)]
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Mean of a metric over runs; std is the sample standard deviation, None for a single run."""
@@ -62,7 +72,11 @@ class Judgement:
 
 
 def judged(runs: Sequence[Seeded], others: Sequence[Seeded]) -> Judgement:
-    """Judge runs beside others; one each at least. Values that are not finite are beyond nothing."""
+    """Judge runs beside others; one each at least. Values that are not finite are beyond nothing.
+
+    A seed that ran several times counts once, by the mean: what it gives again is no other draw.
+    """
+    runs, others = by_seed(runs), by_seed(others)
     own, theirs = [value for _, value in runs], [value for _, value in others]
     difference = sum(own) / len(own) - sum(theirs) / len(theirs)
     if not all(map(math.isfinite, (*own, *theirs))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -333,3 +334,11 @@ def test_a_detector_has_its_shapes_at_the_specs_own_size() -> None:
     ]
     inspect(parsed, size=(3, 64, 96), say=said.append)
     assert said[1].startswith("net: on images of 3x64x96; ")
+
+
+def test_torch_logs_nothing_of_an_operation_that_fails_on_fake_tensors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with fake_mode(), pytest.raises(RuntimeError):
+        torch.ones(2, 3) @ torch.ones(4, 5)
+    assert caplog.records == [] and not logging.getLogger("torch._subclasses.fake_tensor").disabled

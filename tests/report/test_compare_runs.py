@@ -124,6 +124,14 @@ def test_markdown_is_a_table(folders: list[Path]) -> None:
     assert len({line.count("|") for line in lines[:5]}) == 1
 
 
+def test_copies_of_a_run_are_no_evidence(tmp_path: Path) -> None:
+    alone = [make_run(tmp_path / f"alone{i}", seed=1, top1=80.0) for i in range(3)]
+    near = [make_run(tmp_path / f"near{i}", seed=1, top1=80.5, spec={"ema": {}}) for i in range(2)]
+    text = compare_text(compare_runs([*alone, *near]))
+    assert "one run each, so nobody knows whether it is luck" in text and "±" not in text
+    assert "alone: seed 1 ran 3 times and counts once, by the mean" in text
+
+
 def test_names_without_a_common_stem(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate(("monday", "friday"))]
     assert compare_runs(runs).groups[0].name == "monday and 1 more"

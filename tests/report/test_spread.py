@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kdcli.report.spread import STUDENT_T, judged
+from kdcli.report.spread import STUDENT_T, by_seed, judged
 
 
 def seeded(*values: float, first: int = 1) -> list[tuple[int | None, float]]:
@@ -34,9 +34,14 @@ def test_other_seeds_are_judged_as_two_samples() -> None:
     found = judged(seeded(5.0), seeded(1.0, 2.0, 3.0))
     assert found.pairs == () and found.shown is False and not found.apart
     assert judged(seeded(7.5), seeded(1.0, 2.0, 3.0)).shown is True  # 4.76
-    # A seed twice is no pair.
-    assert judged([(1, 4.0), (1, 5.0)], seeded(1.0, 2.0)).pairs == ()
     assert judged([(None, 4.0), (None, 5.0)], [(None, 1.0), (None, 2.0)]).pairs == ()
+
+
+def test_a_seed_that_ran_twice_counts_once() -> None:
+    found = judged([(1, 9.0), (1, 9.0), (2, 8.0)], seeded(1.0, 2.0))
+    assert found.pairs == (8.0, 6.0) and found.difference == 7.0
+    assert judged([(1, 9.0), (1, 9.0), (1, 9.0)], [(1, 8.0), (1, 8.0)]).shown is None
+    assert by_seed([(1, 4.0), (None, 7.0), (1, 5.0), (None, 7.0)]) == [(1, 4.5), (None, 7.0), (None, 7.0)]
 
 
 def test_every_run_above_every_other_is_enough_where_there_are_two_of_each() -> None:

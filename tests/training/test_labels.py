@@ -393,7 +393,7 @@ def test_a_name_at_another_number_beside_other_names_is_refused() -> None:
         (found,) = caught.value.diagnostics
         assert found.code == "KD470" and place in found.message, found
         assert found.help is not None and hint in found.help
-        assert codes_of(parsed, files=True) == ["KD470"]
+        assert codes_of(parsed, look="quick") == ["KD470"]
     with run_of(
         pets(["z", "a", "b"], "classes: [1, 2, 0], allow_weak_teacher: true"), plugins=PLUGINS
     ) as run:
