@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
-from kdcli.distill.trainee import Trainee, is_task_loss
+from kdcli.distill.trainee import Trainee, is_task_loss, refuse_left_out, refuse_writing, versions_of
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.models.torch_modes import NOT_FAKE
@@ -76,7 +76,10 @@ def _job(
     for name in mimicker.losses_of(spec):
         path: SpecPath = ("mimic", "jobs", job, "losses", name)
         try:
+            before = versions_of(student, *views.values())
             losses = mimicker(student, views, batch, StepInfo(), [name])
+            refuse_writing(job, before)
+            refuse_left_out(job, {name}, losses)
         except NOT_FAKE:
             raise
         except Exception as error:

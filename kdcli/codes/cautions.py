@@ -185,6 +185,21 @@ CAUTIONS: dict[str, Explanation] = {
         " than meant.",
         "wrong: batch_size: 256 for 100 images\nright: batch_size: 32",
     ),
+    "KD645": Explanation(
+        "test images that are normalised otherwise",
+        "The two sides' `normalize` differ. A network that was trained on the one kind of pixels and measured on the"
+        " other scores less than it can, up to chance, and its teacher is measured on the test images alone.",
+        "wrong: {train: {dataset: {kwargs: {transformer: [{type: to_tensor}, {type: normalize, ...}]}}},"
+        " test: {dataset: {kwargs: {transformer: [{type: to_tensor}]}}}}\n"
+        "right: an anchor, `transformer: &read [...]` and `transformer: *read`",
+    ),
+    "KD646": Explanation(
+        "test data that is the training data",
+        "Both sides name the same data, and no part of it is held out. A student is measured on what it was trained on:"
+        " the figure says how well it remembers.",
+        "right: {train: {dataset: {kwargs: {root: images/train}}}, test: {dataset: {kwargs: {root: images/test}}}}\n"
+        "right: dataset: {hold_out: 0.1, ...}",
+    ),
     "KD668": Explanation(
         "normalisation of other pixels",
         "`to_tensor` brings pixels to 0..1. A mean of 123 subtracted from them leaves nothing of the image but a"

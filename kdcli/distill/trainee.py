@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from kdcli.distill.layouts import read_as
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.failures import doing
 from kdcli.losses.parts.reduce import times
 from kdcli.models.heads import HITS, ClsPostProcess
@@ -92,7 +92,10 @@ class Trainee(nn.Module):
             if in_force:
                 teacher_views = {name: teachers[name] for name in spec.teachers if name in teachers}
                 with doing(f"job `{job}`", ("mimic", "jobs", job)):
+                    before = [] if weighted else versions_of(view, *teacher_views.values())
                     values = mimicker(view, teacher_views, batch, step_info, in_force)
+                    refuse_writing(job, before)
+                    refuse_left_out(job, in_force.keys(), values)
                     for name, value in values.items():
                         losses[f"{job}.{name}"] = times(value, in_force[name.rpartition(".")[2]])
         return losses
@@ -156,6 +159,33 @@ def constant_costs(trainee: Trainee) -> Iterator[Callable[[], dict[str, float]]]
             mimicker.constants = None
 
 
+def refuse_left_out(job: str, in_force: Set[str], values: Mapping[str, Any]) -> None:
+    """Raise RunError KD437 where a method leaves a loss of its job out that is in force."""
+    left_out = [*in_force - {name.rpartition(".")[2] for name in values}]
+    if left_out:
+        raise RunError.of(
+            "KD437",
+            f"the loss `{job}.{left_out[0]}` is not computed: the method's `features` gives nothing for it",
+            "let `features` give each key of `self.terms`, or take the loss out of the spec",
+        )
+
+
+def versions_of(*views: View) -> list[tuple[Tensor, int]]:
+    """The tensors of the views with their counts of in-place changes."""
+    shown = [value for view in views for value in (*view.features.values(), *view.outputs.values())]
+    return [(tensor, tensor._version) for tensor in tensors_in(shown) if not tensor.is_inference()]
+
+
+def refuse_writing(job: str, before: Iterable[tuple[Tensor, int]]) -> None:
+    """Raise RunError KD437 where a job has changed what the networks showed it."""
+    if any(tensor._version != version for tensor, version in before):
+        raise RunError.of(
+            "KD437",
+            f"a loss of job `{job}` changes its input in place: other losses read the same tensor",
+            "let it work on a copy: `teacher = teacher * 0` in place of `teacher.mul_(0)`",
+        )
+
+
 def is_task_loss(name: str) -> bool:
     """Whether a named output is one of the task's own losses."""
     return name == "loss" or name.endswith("_loss")
@@ -181,8 +211,14 @@ def span_of(job: Job, loss: LossSpec, steps: int) -> tuple[int, int]:
 
 
 def total_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the losses, which is differentiated."""
+    """The sum of the losses, which is differentiated; raises RunError KD218 where none is in force."""
     parts = list(tensors_in(list(losses.values())))
+    if not parts:
+        raise RunError.of(
+            "KD218",
+            "no loss is in force at this step",
+            "let the jobs' `start_iter` and `end_iter` cover the whole training, or say `task_loss: true`",
+        )
     return sum(parts[1:], start=parts[0])
 
 

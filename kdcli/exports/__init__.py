@@ -9,3 +9,6 @@ EXPORTS: dict[str, Target] = {
     "onnx": Target("kdcli.exports.onnx:Onnx"),
     "torch-export": Target("kdcli.exports.torch_export:TorchExport"),
 }
+
+FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch-export"}
+"""The format of a file by its ending."""

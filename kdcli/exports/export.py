@@ -27,7 +27,7 @@ from kdcli.data.facts import DataFacts, describe
 from kdcli.disk import disk_error, real_path, size_of, sweep_temporary, written_beside
 from kdcli.distill.trainee import DeployedStudent
 from kdcli.errors import KdError, RunError, UsageError, did_you_mean
-from kdcli.exports import EXPORTS
+from kdcli.exports import EXPORTS, FORMATS
 from kdcli.exports.format import Answer, Format
 from kdcli.exports.safetensors import loading_lines
 from kdcli.models.network import Network
@@ -92,6 +92,12 @@ def export(
     """
     if format not in EXPORTS:
         raise UsageError.of(f"there is no export format `{format}`", did_you_mean(format, list(EXPORTS)))
+    named = FORMATS.get(output.suffix.lower()) if output is not None else None
+    if named is not None and named != format:
+        raise UsageError.of(
+            f"`{output}` is the name of a {named} file, and the format is {format}",
+            f"say `--format {named}`, or give the file another ending",
+        )
     maker: Format = EXPORTS[format].load()()
     maker.check()
     sides = Sides(parsed.spec, options.places, plugins=options.plugins)

@@ -17,7 +17,7 @@ from kdcli.data.preprocess import Preprocessing, preprocess_record
 from kdcli.data.sources import BadSample
 from kdcli.disk import asking
 from kdcli.errors import RunError, UsageError
-from kdcli.exports import EXPORTS
+from kdcli.exports import EXPORTS, FORMATS
 from kdcli.exports.export import metadata_of, portable, sample_for
 from kdcli.exports.format import Answer, Format
 from kdcli.models.network import build_network
@@ -29,9 +29,6 @@ from kdcli.tasks.task import Task
 from kdcli.training.checkpoint import training_metadata
 from kdcli.training.run import RunOptions
 from kdcli.training.sides import Sides
-
-FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch-export"}
-"""Which files can be read, by their ending."""
 
 TOGETHER = 16
 """So many images of one size are answered at once."""

@@ -90,7 +90,8 @@ def _sections(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) 
 
 
 def _head(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) -> str:
-    seconds = run.finished["seconds"] if run.finished else run.steps.seconds
+    # Of a resumed run the last process knows its own time alone.
+    seconds = max(run.finished["seconds"] if run.finished else 0.0, run.steps.seconds)
     facts = [run.progress, duration(float(seconds))]
     if run.steps.images and run.steps.seconds:
         facts.append(f"{speed(run.steps.images, run.steps.seconds)} on average")

@@ -171,6 +171,19 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "KD611": (changed(("    warmup_iter: 5\n", ""), ("batch_size: 8", "batch_size: 64")), ()),
+    "KD645": (
+        BASE,
+        (
+            "dataset.test.dataset.kwargs.transformer=[{type: torchvision.Normalize, kwargs: {mean: [1], std: [1]}}]",
+        ),
+    ),
+    "KD646": (
+        BASE,
+        (
+            "dataset.train.dataset={type: cls, kwargs: {root: a}}",
+            "dataset.test.dataset={type: cls, kwargs: {root: a}}",
+        ),
+    ),
     "KD668": (
         changed(
             (

@@ -29,11 +29,9 @@ class BaseMimicker(Mimicker):
     @classmethod
     def requirements_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        requirements = Requirements()
-        for loss in cls.losses_of(job).values():
-            requirements |= binding_of(loss_of(loss.type)).requirements
-            if standardization_of(job, loss) is not None:
-                requirements |= Requirements(prepare=True)
+        requirements = super().requirements_of(job)
+        if any(standardization_of(job, loss) is not None for loss in cls.losses_of(job).values()):
+            requirements |= Requirements(prepare=True)
         if job.teacher_weighting != "average":
             requirements |= Requirements(teacher_outputs=frozenset({"logits"}), batch=frozenset({"labels"}))
         return requirements

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from kdcli.records import Baseline, Evaluation, Finished, Notice, Plan, Record, Saved, Step
 from kdcli.report.console import console_for, is_terminal, packed, printable
-from kdcli.report.live.plain_text import EpochSoFar, plan_summary
+from kdcli.report.live.plain_text import EpochSoFar, finished_line, plan_summary
 from kdcli.report.quantities import duration, measure, rate
 from kdcli.report.results_table import ResultsSoFar, finished_table
 
@@ -49,6 +49,7 @@ class LiveScreen:
         self._clock = clock
         self._epoch = EpochSoFar()
         self._results = ResultsSoFar()
+        self._resumed = 0
         self._live: Live | None = None
         self._drawn_at = self._line_printed_at = float("-inf")
         self._started_at = clock()
@@ -65,7 +66,7 @@ class LiveScreen:
             self._console.print(Text(prefix + printable(record.message), style=style))
         elif isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = ResultsSoFar.of(record)
+            self._results, self._resumed = ResultsSoFar.of(record), record.resumed_step
             self._console.print(plan_summary(record, how_to_see_all="train.log has all"), Text(""))
         elif not isinstance(record, Saved):
             self._finished(record)
@@ -139,7 +140,7 @@ class LiveScreen:
         self.close()
         table = finished_table(finished, student=self._results.student, baseline=self._baseline)
         self._console.print(Text(""), table, Text(""))
-        self._console.print(Text(f"finished {finished.step} steps in {duration(finished.seconds)}"))
+        self._console.print(Text(finished_line(finished, self._resumed)))
 
 
 @contextmanager

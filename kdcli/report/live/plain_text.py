@@ -70,10 +70,16 @@ def _schedule_lines(plan: Plan) -> list[str]:
     batch = f"batch {plan.batch_size}"
     if plan.processes > 1:
         batch += f" x {plan.processes} processes = {global_batch}"
-    images = "number of training images not known without the files" if plan.samples is None else ""
-    unlabelled = "" if plan.labelled else " without labels: the task's own loss is left out"
+    unlabelled = "" if plan.labelled else " without labels"
+    images = f"training images{unlabelled}"
+    images = (
+        f"number of {images} not known without the files"
+        if plan.samples is None
+        else f"{plan.samples:,} {images}"
+    )
+    left_out = "" if plan.labelled else "; the task's own loss is left out"
     lines = [
-        f"data   {images or f'{plan.samples:,} training images'}{unlabelled}, {batch}",
+        f"data   {images}, {batch}{left_out}",
         f"steps  {_steps(plan)}",
         f"lr     {rate(plan.effective_lr)} effective",
     ]
@@ -239,6 +245,15 @@ class EpochSoFar:
         return [self.position(), steps, f"loss {measure(self.mean_total)}", *parts, f"lr {rate(step.lr)}"]
 
 
+def finished_line(finished: Finished, resumed_step: int) -> str:
+    """How many steps a run has, and in what time this process took those that it ran itself."""
+    took = f"in {duration(finished.seconds)}"
+    own = finished.step - resumed_step
+    if own == finished.step:
+        return f"finished {finished.step} steps {took}"
+    return f"finished {finished.step} steps, {f'the last {own}' if own else 'none of them now'} {took}"
+
+
 class PlainText:
     """Turns the records of a training into lines of text; most steps give none."""
 
@@ -250,6 +265,7 @@ class PlainText:
         self._epoch = EpochSoFar()
         self._results = ResultsSoFar()
         self._printed_at: float | None = None
+        self._resumed = 0
 
     def of(self, record: Record) -> str:
         """The record as lines that end in newlines, or "" where none is due."""
@@ -263,7 +279,7 @@ class PlainText:
             return f"{'warning: ' if record.level == 'warning' else ''}{printable(record.message)}\n"
         if isinstance(record, Plan):
             self._epoch = EpochSoFar(processes=record.processes)
-            self._results = ResultsSoFar.of(record)
+            self._results, self._resumed = ResultsSoFar.of(record), record.resumed_step
             return as_text(plan_summary(record)) + "\n"
         return self._finished(record)
 
@@ -290,4 +306,4 @@ class PlainText:
 
     def _finished(self, finished: Finished) -> str:
         table = as_text(finished_table(finished, student=self._results.student, baseline=self._baseline))
-        return f"\n{table}\nfinished {finished.step} steps in {duration(finished.seconds)}\n"
+        return f"\n{table}\n{finished_line(finished, self._resumed)}\n"

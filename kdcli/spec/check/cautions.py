@@ -31,6 +31,8 @@ def check_cautions(spec: Spec, losses: LossTable, hooks: Collection[str]) -> Ite
     yield from _scaled_lr(spec)
     yield from _untrained_starts(spec, losses)
     yield from _pixel_scales(spec)
+    yield from _unlike_pixels(spec)
+    yield from _same_data(spec)
     for index, hook in enumerate(spec.hooks):
         if hook.type not in hooks:
             message = f"kdcli has no hook `{hook.type}`: it is not run"
@@ -77,6 +79,57 @@ def _pixel_scales(spec: Spec) -> Iterator[Diagnostic]:
 
 MOST_OF_ONE = 1.5
 """No mean or deviation of pixels from 0 to 1 is larger."""
+
+
+def _unlike_pixels(spec: Spec) -> Iterator[Diagnostic]:
+    """KD645 where kdcli's own transforms normalise the two sides' images differently."""
+    sides = [spec.dataset.train.dataset, spec.dataset.test.dataset]
+    lists = [side.kwargs.transformer for side in sides]
+    if any(":" in transform.type for transforms in lists for transform in transforms):
+        return  # one's own may normalise
+    if sides[0].type != sides[1].type and not all(lists):
+        return
+    train, test = (
+        [(one.kwargs.get("mean"), one.kwargs.get("std")) for one in transforms if one.type in NORMALIZERS]
+        for transforms in lists
+    )
+    if train != test:
+        words = [
+            f"by mean {values[-1][0]} and std {values[-1][1]}" if values else "not at all"
+            for values in (train, test)
+        ]
+        yield _warning(
+            ("dataset", "test", "dataset"),
+            "KD645",
+            f"the test images are normalised {words[1]}, the training images {words[0]}",
+            "a network has to see both alike: repeat the `normalize` of the one",
+        )
+
+
+def _same_data(spec: Spec) -> Iterator[Diagnostic]:
+    """KD646 where both sides name the same data, and none of it is held out."""
+    train, test = spec.dataset.train.dataset, spec.dataset.test.dataset
+    if train.type != test.type or train.type not in FILE_DATASETS or spec.dataset.hold_out:
+        return
+    which = [
+        {name: value for name, value in side.kwargs.model_dump().items() if name not in READING}
+        for side in (train, test)
+    ]
+    if which[0] == which[1]:
+        yield _warning(
+            ("dataset", "test", "dataset"),
+            "KD646",
+            "the test data is the training data",
+            "what is measured on images that were trained on is remembered, not recognised: name other images, or "
+            "hold some out with `dataset.hold_out`",
+        )
+
+
+FILE_DATASETS = ("cls", "coco", "image_folder")
+"""Datasets whose arguments say which files they are of; others give each side a part of what they hold."""
+
+READING = ("transformer", "image_reader", "evaluator")
+"""Arguments of a dataset that say how its samples are read, not which they are."""
 
 
 def _is_number(value: Any) -> bool:

@@ -468,6 +468,13 @@ def _own_loss(name: str, path: SpecPath, loss_of: Callable[[str], Loss]) -> Iter
         message = f"`{name}` is a `{type(made).__name__}`, not a loss function or class"
         yield Diagnostic(code="KD350", message=message, path=path)
         return
+    if isinstance(made, type) and not any(
+        base.__module__ == "torch.nn.modules.module" for base in made.__mro__
+    ):
+        message = f"the class `{name}` is no `torch.nn.Module`"
+        help = "derive it from `torch.nn.Module`, with `forward` in place of `__call__`, or write a function"
+        yield Diagnostic(code="KD350", message=message, help=help, path=path)
+        return
     try:
         record = loss_of(name)
     except SpecError as error:

@@ -126,10 +126,15 @@ def _job(spec: Spec, path: SpecPath, job: Job) -> Iterator[Diagnostic]:
         message = f"`loss_weight` must be at least 0, got the number {job.loss_weight:g}"
         yield _error((*path, "loss_weight"), "KD228", message, negative_help("loss_weight", "beside it"))
     yield from _interval(path, job.start_iter, job.end_iter)
+    ends = [loss.end_iter for loss in job.losses.values()] or [None]
+    if job.decay is not None and job.end_iter is None and None in ends:
+        yield _endless((*path, "decay"))
     yield from _learned(path, job.temperature)
     for name, loss in job.losses.items():
         start = job.start_iter if loss.start_iter is None else loss.start_iter
         yield from _interval((*path, "losses", name), start, loss.end_iter)
+        if loss.decay is not None and loss.end_iter is None and job.end_iter is None:
+            yield _endless((*path, "losses", name, "decay"))
         yield from _learned((*path, "losses", name), loss.temperature)
 
 
@@ -158,6 +163,12 @@ def _interval(path: SpecPath, start: int, end: int | None) -> Iterator[Diagnosti
     if end is not None and end <= start:
         message = f"`end_iter` must be more than `start_iter` ({start}), got {end}"
         yield _error((*path, "end_iter"), "KD218", message, "the loss would never be in force")
+
+
+def _endless(path: SpecPath) -> Diagnostic:
+    return _error(
+        path, "KD218", "`decay` needs `end_iter`", "say at which iteration the weight has fallen to 0"
+    )
 
 
 def _learned(path: SpecPath, temperature: float | Temperature | None) -> Iterator[Diagnostic]:

@@ -1,0 +1,57 @@
+"""What a loss or method of one's own leaves out or spoils is found before training, by `validate` and by `train`."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdcli.check.check import CheckOptions, check
+from kdcli.errors import KdError
+from kdcli.spec.parse import ParsedSpec
+from kdcli.training.train import train
+from tests.training.runs import SPEC, run_of, spec_of
+
+PLUGINS = ("tests",)
+OWN = "tests.training.own_parts"
+TWO = "mimic.cfgs={a: {type: l2_loss}, b: {type: cosine}}"
+
+
+def told(parsed: ParsedSpec) -> list[tuple[str, str]]:
+    """What `validate` finds wrong; `train` stops at the same."""
+    found = [one for one in check(parsed, CheckOptions(plugins=PLUGINS)).findings if one.severity == "error"]
+    with pytest.raises(KdError) as caught, run_of(parsed, plugins=PLUGINS, overwrite=True) as run:
+        list(train(run))
+    assert caught.value.diagnostics[0].code == found[0].code
+    assert caught.value.diagnostics[0].message.endswith(
+        found[0].message.partition("failed: ")[2] or found[0].message
+    )
+    return [(one.code, one.message) for one in found]
+
+
+def test_a_method_that_leaves_a_loss_out() -> None:
+    ((code, message),) = told(spec_of(SPEC, TWO, f"mimic.mimic_ins_type={OWN}:OnlyFirst"))
+    assert code == "KD437" and ".b` is not computed" in message
+
+
+def test_a_loss_that_changes_its_input() -> None:
+    ((code, message),) = told(spec_of(SPEC, f"mimic.cfgs.loss={{type: '{OWN}:writing'}}"))
+    assert code == "KD437" and "changes its input in place" in message
+
+
+def test_a_loss_that_is_a_plain_class() -> None:
+    ((code, message),) = told(spec_of(SPEC, f"mimic.cfgs.loss={{type: '{OWN}:Plain'}}"))
+    assert code == "KD350" and "is no `torch.nn.Module`" in message
+
+
+@pytest.mark.parametrize("interval", ["mimic.end_iter=3", "mimic.start_iter=2"])
+def test_a_step_without_any_loss_is_no_fault_of_kdclis(interval: str) -> None:
+    parsed = spec_of(SPEC, "mimic.task_loss=false", interval)
+    with pytest.raises(KdError, match="no loss is in force") as caught, run_of(parsed) as run:
+        list(train(run))
+    assert caught.value.diagnostics[0].code == "KD218"
+
+
+def test_decay_needs_an_end() -> None:
+    for decay in ("mimic.decay=linear", "mimic.cfgs.loss.decay=cosine"):
+        with pytest.raises(KdError, match="`decay` needs `end_iter`") as caught:
+            spec_of(SPEC, decay)
+        assert [one.code for one in caught.value.diagnostics] == ["KD218"]
