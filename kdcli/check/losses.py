@@ -79,7 +79,7 @@ def _job(
             before = versions_of(student, *views.values())
             losses = mimicker(student, views, batch, StepInfo(), [name])
             refuse_writing(job, before)
-            refuse_left_out(job, {name}, losses)
+            refuse_left_out(job, mimicker, {name}, losses)
         except NOT_FAKE:
             raise
         except Exception as error:

@@ -16,11 +16,12 @@ from kdcli.distill.layouts import Form, Layout, read_as
 from kdcli.distill.mimickers.mimicker import Requirements, Scaling, StepInfo
 from kdcli.distill.standardize import Standardizer
 from kdcli.distill.taps import Feature, View, tensors_in
-from kdcli.losses import Loss
+from kdcli.losses import Loss, loss_of
 from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.logits import standardize
 from kdcli.losses.parts.reduce import broadcast_mask, times
 from kdcli.losses.parts.stateful import StatefulLoss
+from kdcli.spec.schema import LossSpec
 
 FEATURES = ("student", "teacher")
 BATCH_FIELDS = frozenset({"labels", "indices", "mixed_labels"})
@@ -121,6 +122,14 @@ def binding_of(record: Loss) -> Binding:
             prepare=record.prepares,
         ),
     )
+
+
+def requirements_of_losses(losses: Mapping[str, LossSpec]) -> Requirements:
+    """What the losses' signatures ask for."""
+    found = Requirements()
+    for loss in losses.values():
+        found |= binding_of(loss_of(loss.type)).requirements
+    return found
 
 
 def keyword_names(target: Callable[..., Any]) -> frozenset[str]:

@@ -28,7 +28,7 @@ from kdcli.distill.tap_checks import nearest_map
 from kdcli.distill.tap_layouts import whole_path
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import NO_LABELS, Labels, Teacher
-from kdcli.distill.terms import Term
+from kdcli.distill.terms import Term, requirements_of_losses
 from kdcli.distill.trainee import Trainee, deployed_student
 from kdcli.errors import Findings, KdError, SpecError, SpecPath, first_line
 from kdcli.failures import failure, place_of, with_place
@@ -195,6 +195,8 @@ def with_jobs(spec: Spec, jobs: Mapping[str, Job]) -> Spec:
 def requirements_of(job: Job) -> Requirements:
     """What a job reads beside its taps."""
     method = method_of(job.mimic_ins_type).load()
+    if method.requirements_of.__func__ is Mimicker.requirements_of.__func__:  # type: ignore[attr-defined]
+        return requirements_of_losses(method.losses_of(job))
     requirements: Requirements = method.requirements_of(job)
     return requirements
 

@@ -12,7 +12,7 @@ from kdcli.distill.mimickers import MIMICKERS
 from kdcli.distill.mimickers.mimicker import Compared, MimicContext, Mimicker, Requirements
 from kdcli.distill.taps import Feature, View, tapped
 from kdcli.distill.teacher import is_logits
-from kdcli.distill.terms import Term, binding_of, sides_of
+from kdcli.distill.terms import Term, binding_of, requirements_of_losses, sides_of
 from kdcli.errors import Findings, SpecError
 from kdcli.losses import loss_of
 from kdcli.losses.parts import teacher_weights
@@ -29,7 +29,7 @@ class BaseMimicker(Mimicker):
     @classmethod
     def requirements_of(cls, job: Job) -> Requirements:
         """What the losses' signatures ask for."""
-        requirements = super().requirements_of(job)
+        requirements = requirements_of_losses(cls.losses_of(job))
         if any(standardization_of(job, loss) is not None for loss in cls.losses_of(job).values()):
             requirements |= Requirements(prepare=True)
         if job.teacher_weighting != "average":
