@@ -139,6 +139,12 @@ def test_a_forward_that_cannot_be_followed_says_so(run: Path, monkeypatch: pytes
 def test_bad_arguments(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="onxx"):
         exported(run, "onxx")
+    with pytest.raises(
+        UsageError, match=r"`student\.safetensors` is the name of a safetensors file"
+    ) as wrong:
+        exported(run, "onnx", Path("student.safetensors"))
+    assert wrong.value.diagnostics[0].help == "say `--format safetensors`, or give the file another ending"
+    assert not Path("student.safetensors").exists()
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(RunError) as caught:
         exported(run, "onnx")

@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 from io import StringIO
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from kdcli.records import Finished, Notice, Record
-from kdcli.report.live.plain_text import EpochSoFar, PlainText, plan_text
+from kdcli.report.live.plain_text import EpochSoFar, PlainText, finished_line, plan_text
 from kdcli.report.live.recorder import Terminal, last_line
 from tests.report.samples import RUN, evaluation, finished, plan, records, step
 
@@ -86,6 +87,19 @@ def test_lines_golden() -> None:
         "finished 120 steps in 3 min 07 s\n"
         "student: runs/digits_kd/student.safetensors · next: kdcli eval cfg.yaml\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("resumed", "said"),
+    [
+        (0, "finished 120 steps in 7.7 s"),
+        (40, "finished 120 steps, the last 80 in 7.7 s"),
+        (120, "finished 120 steps, none of them now in 7.7 s"),
+    ],
+)
+def test_a_resumed_run_tells_the_time_of_its_own_steps(resumed: int, said: str) -> None:
+    finished = Finished(step=120, seconds=7.7, run_dir=Path("r"), student_path=None, primary="top1")
+    assert finished_line(finished, resumed) == said
 
 
 def test_lines_are_at_most_twenty_an_epoch_however_slow() -> None:
