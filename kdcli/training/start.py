@@ -12,13 +12,14 @@ from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker
 from kdcli.distill.taps import tensors_in
 from kdcli.distill.trainee import DeployedStudent, is_task_loss
+from kdcli.errors import Diagnostic, RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.settings import compile_mode, compiled_networks
 from kdcli.records import Notice, Plan
 from kdcli.training.checkpoint import Progress
 from kdcli.training.guard import GuardResult, Reach
 from kdcli.training.join_jobs import first_samples, require
-from kdcli.training.run import Run, trained_names
+from kdcli.training.run import Run, StagePlan, trained_names
 
 
 def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, before_evaluation: bool) -> Plan:
@@ -78,12 +79,49 @@ def compile_networks(run: Run) -> Iterator[Notice]:
         yield Notice(message=f"torch.compile makes {' and '.join(names)} faster: the first steps take longer")
 
 
-def look_at_the_head(run: Run, reach: Reach, progress: Progress) -> Iterator[Notice]:
+def refuse_idle_stages(run: Run, reach: Reach) -> None:
+    """Raise RunError KD700 for each stage that trains nothing, or no weight of the student that its losses are to move.
+
+    reach: of each loss's name the parameters that its gradient reaches.
+    """
+    problems = []
+    for index, plan in enumerate(run.stages):
+        losses = {
+            name: names
+            for name, names in reach.items()
+            if (plan.active.task_loss if (job := name.partition(".")[0]) == "task" else _in_stage(plan, job))
+        }
+        trained = trained_names(run.trainee, plan, losses)
+        of_student = any(name.startswith("student.") for names in losses.values() for name in names)
+        if trained and (not of_student or any(name.startswith("student.") for name in trained)):
+            continue
+        what = f"stage {index + 1}" if plan.name is None else f"stage `{plan.name}`"
+        message, help = (
+            f"{what} has no loss",
+            "name a job of the spec in its `jobs`, or say `task_loss: true`",
+        )
+        if losses:
+            message = (
+                f"{what} trains no weight of the student: its losses reach none of those that `train` names"
+            )
+            help = "name the layers before the tapped one in its `train`, or leave `train` out"
+        problems.append(Diagnostic(code="KD700", message=message, help=help, path=("mimic", "stages", index)))
+    if problems:
+        raise RunError(problems)
+
+
+def _in_stage(plan: StagePlan, job: str) -> bool:
+    return plan.active.jobs is None or job in plan.active.jobs
+
+
+def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[Notice]:
     """Set in `progress` which parameters of the student stay untrained, and whether its answers depend on them.
 
     reach: of each loss's name the parameters that its gradient reaches. A parameter is trained where a stage trains it
     and a loss of that stage reaches it, or where it was read from weights; one that the spec freezes is left alone.
+    Raises RunError KD700 for a stage that trains nothing.
     """
+    refuse_idle_stages(run, reach)
     trained: set[str] = set()
     for plan in run.stages:
         trained |= trained_names(run.trainee, plan, reach)

@@ -58,7 +58,7 @@ from kdcli.training.optim import LearningRate, build_optimizer, clear_gradients
 from kdcli.training.resume import Resumed, resume
 from kdcli.training.run import Run, StagePlan, train_only
 from kdcli.training.run_folder import write_facts
-from kdcli.training.start import compile_networks, inherited, look_at_the_head, plan_of, prepare
+from kdcli.training.start import compile_networks, inherited, look_at_the_stages, plan_of, prepare
 from kdcli.training.watch import Watch
 from kdcli.waiting import waiting
 
@@ -94,7 +94,7 @@ def train(
         progress = Progress() if resumed is None else resumed.progress
         progress.teachers = teacher_metrics
         if resumed is None:
-            yield from look_at_the_head(run, guard.reach, progress)
+            yield from look_at_the_stages(run, guard.reach, progress)
         else:
             with fitting(resumed.path):
                 restore_trainee(run, resumed.state)  # before the loop shards it; its average after

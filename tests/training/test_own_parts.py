@@ -55,3 +55,24 @@ def test_decay_needs_an_end() -> None:
         with pytest.raises(KdError, match="`decay` needs `end_iter`") as caught:
             spec_of(SPEC, decay)
         assert [one.code for one in caught.value.diagnostics] == ["KD218"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "why"),
+    [
+        (
+            "{name: hints, max_epoch: 1, task_loss: false, train: [model.fc]}",
+            "trains no weight of the student",
+        ),
+        ("{name: hints, max_epoch: 1, task_loss: false, jobs: []}", "has no loss"),
+    ],
+)
+def test_a_stage_in_which_no_weight_of_the_student_learns(stage: str, why: str) -> None:
+    """Its adapters alone would learn, and its loss fall."""
+    layer = [f"mimic.{side}.mimic_name=[model.layer2]" for side in ("student", "teacher0")]
+    stages = f"mimic.stages=[{stage}, {{name: all, max_epoch: 1}}]"
+    parsed = spec_of(SPEC, *layer, "mimic.cfgs.loss={type: l2_loss, adapter: {type: linear}}", stages)
+    with pytest.raises(KdError, match=f"stage `hints` {why}") as caught, run_of(parsed) as run:
+        list(train(run))
+    (found,) = caught.value.diagnostics
+    assert found.code == "KD700" and found.path == ("mimic", "stages", 0)
