@@ -71,7 +71,7 @@ def test_a_stage_in_which_no_weight_of_the_student_learns(stage: str, why: str) 
     """Its adapters alone would learn, and its loss fall."""
     layer = [f"mimic.{side}.mimic_name=[model.layer2]" for side in ("student", "teacher0")]
     stages = f"mimic.stages=[{stage}, {{name: all, max_epoch: 1}}]"
-    parsed = spec_of(SPEC, *layer, "mimic.cfgs.loss={type: l2_loss, adapter: {type: linear}}", stages)
+    parsed = spec_of(SPEC, *layer, "mimic.cfgs.loss={type: l2_loss, adapter: {type: conv}}", stages)
     with pytest.raises(KdError, match=f"stage `hints` {why}") as caught, run_of(parsed) as run:
         list(train(run))
     (found,) = caught.value.diagnostics
