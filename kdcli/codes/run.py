@@ -414,7 +414,7 @@ RUN: dict[str, Explanation] = {
     ),
     "KD788": Explanation(
         "student at chance",
-        "The run has ended, and its student can't be told from one that guesses.",
+        "The run has ended, and its student is hardly better than one that guesses.",
         "look at the alarms before it, at the lr and at the labels; or train for longer",
     ),
     "KD789": Explanation(

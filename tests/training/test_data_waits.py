@@ -66,7 +66,7 @@ def test_a_tenth_of_the_time_is_told_once(clock: Clock) -> None:
     assert alarm.message == (
         "KD795: data is waited for, step 26: in 60% of the time, over 20 batches; write"
         " `dataset.train.dataloader.kwargs.num_workers: 2` (now 0), or read less: smaller image files,"
-        " `scaled_decode: true` for large JPEGs, `in_memory: true` for few images"
+        " `scaled_decode: true` for large JPEGs, `dataloader.kwargs.in_memory: true` for few images"
     )
     assert run(clock, load=0.02, work=0.48) == []
     assert run(clock, load=0.003, work=0.002) == []  # a quarter of a second
