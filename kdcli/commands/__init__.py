@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.api.reading import checked, located
-from kdcli.disk import is_folder
+from kdcli.disk import is_file, is_folder, shown_path
 from kdcli.errors import Interrupted, KdError, RunError, UsageError
 from kdcli.failures import failure, keep_tracebacks, tracebacks
 
@@ -114,7 +114,43 @@ def run_or_spec(options: EvalOptions | ExportOptions | PredictOptions) -> Opened
         options_of_run = replace(run.options, shown=_downloads(options))
         return Opened(parsed=run.parsed, options=options_of_run, spec_hash=run.spec_hash)
     parsed = read_checked(options.spec, getattr(options, "changes", ()), options.plugins)
+    if options.weights is None:
+        _tell_changes(parsed, options.spec)
     return Opened(parsed=parsed, options=run_options(options, parsed), spec_hash=parsed.hash())
+
+
+READ_BY_THE_STUDENT = (
+    "net.",
+    "dataset.train.dataset.kwargs.transformer",
+    "dataset.test.dataset.kwargs.transformer",
+)
+"""Keys of a spec that say what the student is, and what it sees."""
+
+
+def _tell_changes(parsed: ParsedSpec, spec: str) -> None:
+    """A warning where a spec builds or feeds the student otherwise than the run whose weights it reads."""
+    import yaml
+
+    from kdcli.spec.text.nodes import leaves
+    from kdcli.training.build import run_root
+    from kdcli.training.run_folder import SPEC
+
+    root = run_root(parsed)
+    if not is_file(root / SPEC):
+        return
+    now, then = (
+        {name: value for name, value in leaves(yaml.safe_load(text)) if name.startswith(READ_BY_THE_STUDENT)}
+        for text in (parsed.resolved_yaml(), (root / SPEC).read_text(encoding="utf-8"))
+    )
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if changed:
+        named = ", ".join(f"`{name}`" for name in changed[:3]) + (
+            f" and {len(changed) - 3} more" if changed[3:] else ""
+        )
+        run = shown_path(root)
+        sys.stderr.write(
+            f"warning: {spec} is not what {run} was trained with: {named}; `{run}` in place of the spec takes its own\n"
+        )
 
 
 def run_options(options: Any, parsed: ParsedSpec, **more: Any) -> RunOptions:

@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from kdcli.commands import run_or_spec
+from kdcli.commands.options import EvalOptions
 from kdcli.errors import RunError, UsageError
 from kdcli.exports.export import Exported, export, not_exported, prove
 from kdcli.exports.onnx import Onnx, PlainAttention
@@ -319,3 +321,22 @@ def test_a_list_of_modules_has_no_such_lines() -> None:
     head = ModuleSpec(name="head", type="base_cls_head", kwargs={"num_classes": 2})
     net = build_network([backbone, head], path=("net",))
     assert loading_lines([backbone, head], net, Path("w"), net.exported_state()) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("dataset.test.dataset.kwargs.transformer=[{type: normalize, kwargs: {mean: [9], std: [2]}}]", True),
+        ("net.model.kwargs.widths=[2, 2, 4, 8]", True),
+        ("trainer.log_freq=3", False),
+    ],
+)
+def test_a_spec_that_builds_or_feeds_the_student_otherwise_than_its_run_is_told(
+    run: Path, change: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("cfg.yaml").write_text(SPEC)
+    run_or_spec(EvalOptions(spec="cfg.yaml", changes=(*CHANGES, change)))
+    run_or_spec(EvalOptions(spec="cfg.yaml", changes=(*CHANGES, change), weights=Path("student.safetensors")))
+    said = capsys.readouterr().err
+    assert said.count("is not what run was trained with: `") == told
+    assert not told or change.partition("=")[0].removeprefix("net.model") in said
