@@ -133,14 +133,18 @@ def _tell_changes(parsed: ParsedSpec, spec: str) -> None:
 
     from kdcli.spec.text.nodes import leaves
     from kdcli.training.build import run_root
-    from kdcli.training.run_folder import SPEC
+    from kdcli.training.run_folder import SPEC, text_of
 
     root = run_root(parsed)
     if not is_file(root / SPEC):
         return
+    try:
+        recorded = yaml.safe_load(text_of(root / SPEC))
+    except yaml.YAMLError:
+        return  # what can't be read says nothing
     now, then = (
-        {name: value for name, value in leaves(yaml.safe_load(text)) if name.startswith(READ_BY_THE_STUDENT)}
-        for text in (parsed.resolved_yaml(), (root / SPEC).read_text(encoding="utf-8"))
+        {name: value for name, value in leaves(data) if name.startswith(READ_BY_THE_STUDENT)}
+        for data in (yaml.safe_load(parsed.resolved_yaml()), recorded)
     )
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:

@@ -229,7 +229,10 @@ def remedy_for(
     one = waited if workers == 0 else workers * (waited + worked)
     wanted = max(math.ceil(one / worked), workers + 1) if worked > 0 else math.inf
     spare = max(math.floor(cores) - 1, 0)
-    smaller = "smaller image files, `scaled_decode: true` for large JPEGs, `dataloader.kwargs.in_memory: true` for few images"
+    smaller = (
+        "smaller image files, `scaled_decode: true` for large JPEGs, "
+        "`dataloader.kwargs.in_memory: true` for few images"
+    )
     key = "`dataset.train.dataloader.kwargs.num_workers"
     if wanted <= spare:
         return f"write {key}: {wanted}` (now {workers}), or read less: {smaller}"
