@@ -84,6 +84,8 @@ def refuse_idle_stages(run: Run, reach: Reach) -> None:
 
     reach: of each loss's name the parameters that its gradient reaches.
     """
+    if run.spec.mimic is None or not run.spec.mimic.stages:
+        return
     problems = []
     for index, plan in enumerate(run.stages):
         losses = {
