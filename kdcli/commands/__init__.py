@@ -138,13 +138,16 @@ def _tell_changes(parsed: ParsedSpec, spec: str) -> None:
     root = run_root(parsed)
     if not is_file(root / SPEC):
         return
+    text, own = text_of(root / SPEC), parsed.resolved_yaml()
+    if text == own:
+        return
     try:
-        recorded = yaml.safe_load(text_of(root / SPEC))
+        recorded = yaml.safe_load(text)
     except yaml.YAMLError:
         return  # what can't be read says nothing
     now, then = (
         {name: value for name, value in leaves(data) if name.startswith(READ_BY_THE_STUDENT)}
-        for data in (yaml.safe_load(parsed.resolved_yaml()), recorded)
+        for data in (yaml.safe_load(own), recorded)
     )
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:

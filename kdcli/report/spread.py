@@ -20,11 +20,11 @@ STUDENT_T = (
 """Student's t that is exceeded by chance in 5 % of cases, both sides together, for 1 to 30 degrees of freedom."""
 
 
-Seeded = tuple[int | None, float]
+SeedValue = tuple[int | None, float]
 """A run's seed and its value."""
 
 
-def by_seed(runs: Sequence[Seeded]) -> list[Seeded]:
+def by_seed(runs: Sequence[SeedValue]) -> list[SeedValue]:
     """One value a seed, the mean of those that it has; a run without a seed stands for itself."""
     values: dict[int, list[float]] = {}
     for seed, value in runs:
@@ -71,7 +71,7 @@ class Judgement:
         return None if self.beyond_chance is None else self.apart or self.beyond_chance
 
 
-def judged(runs: Sequence[Seeded], others: Sequence[Seeded]) -> Judgement:
+def judged(runs: Sequence[SeedValue], others: Sequence[SeedValue]) -> Judgement:
     """Judge runs beside others; one each at least. Values that are not finite are beyond nothing.
 
     A seed that ran several times counts once, by the mean: what it gives again is no other draw.

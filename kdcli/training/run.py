@@ -294,13 +294,23 @@ def train_only(
     return parameters
 
 
+def active_reach(plan: StagePlan, reach: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """What the losses of a stage reach; reach: as in `train_only`."""
+    active = plan.active
+    return {
+        name: names
+        for name, names in reach.items()
+        if (
+            active.task_loss
+            if (job := name.partition(".")[0]) == "task"
+            else active.jobs is None or job in active.jobs
+        )
+    }
+
+
 def trained_names(trainee: Trainee, plan: StagePlan, reach: Mapping[str, frozenset[str]]) -> set[str]:
     """The parameters that a stage is meant to train and that one of its losses reaches; reach: as in `train_only`."""
-    reached: set[str] = set()
-    for name, names in reach.items():
-        job = name.partition(".")[0]
-        if plan.active.task_loss if job == "task" else plan.active.jobs is None or job in plan.active.jobs:
-            reached |= names
+    reached = frozenset[str]().union(*active_reach(plan, reach).values())
     return {
         name
         for name, _ in trainee.named_parameters()

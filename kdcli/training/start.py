@@ -19,7 +19,7 @@ from kdcli.records import Notice, Plan
 from kdcli.training.checkpoint import Progress
 from kdcli.training.guard import GuardResult, Reach
 from kdcli.training.join_jobs import first_samples, require
-from kdcli.training.run import Run, StagePlan, trained_names
+from kdcli.training.run import Run, active_reach, trained_names
 
 
 def plan_of(run: Run, guard: GuardResult, progress: Progress, lr: float, *, before_evaluation: bool) -> Plan:
@@ -88,11 +88,7 @@ def refuse_idle_stages(run: Run, reach: Reach) -> None:
         return
     problems = []
     for index, plan in enumerate(run.stages):
-        losses = {
-            name: names
-            for name, names in reach.items()
-            if (plan.active.task_loss if (job := name.partition(".")[0]) == "task" else _in_stage(plan, job))
-        }
+        losses = active_reach(plan, reach)
         trained = trained_names(run.trainee, plan, losses)
         of_student = any(name.startswith("student.") for names in losses.values() for name in names)
         if trained and (not of_student or any(name.startswith("student.") for name in trained)):
@@ -110,10 +106,6 @@ def refuse_idle_stages(run: Run, reach: Reach) -> None:
         problems.append(Diagnostic(code="KD700", message=message, help=help, path=("mimic", "stages", index)))
     if problems:
         raise RunError(problems)
-
-
-def _in_stage(plan: StagePlan, job: str) -> bool:
-    return plan.active.jobs is None or job in plan.active.jobs
 
 
 def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[Notice]:

@@ -111,11 +111,7 @@ def _same_data(spec: Spec) -> Iterator[Diagnostic]:
     train, test = spec.dataset.train.dataset, spec.dataset.test.dataset
     if train.type != test.type or train.type not in FILE_DATASETS or spec.dataset.hold_out:
         return
-    which = [
-        {name: value for name, value in side.kwargs.model_dump().items() if name not in READING}
-        for side in (train, test)
-    ]
-    if which[0] == which[1]:
+    if train.kwargs.model_extra == test.kwargs.model_extra:
         yield _warning(
             ("dataset", "test", "dataset"),
             "KD646",
@@ -127,9 +123,6 @@ def _same_data(spec: Spec) -> Iterator[Diagnostic]:
 
 FILE_DATASETS = ("cls", "coco", "image_folder")
 """Datasets whose arguments say which files they are of; others give each side a part of what they hold."""
-
-READING = ("transformer", "image_reader", "evaluator")
-"""Arguments of a dataset that say how its samples are read, not which they are."""
 
 
 def _is_number(value: Any) -> bool:
