@@ -372,7 +372,8 @@ FILES: dict[str, Explanation] = {
     "KD561": Explanation(
         "annotation that makes no sense",
         "An annotation has no box and no polygon, names no image or a category that the file does not list, or has"
-        " a `bbox`, `area` or `iscrowd` that is no such thing. What exporters leave out and can be derived is"
+        " a `bbox`, `area` or `iscrowd` that is no such thing; or all boxes of the file are corners, or shares of the"
+        " image's sides. What exporters leave out and can be derived is"
         " derived: KD525.",
         "right: {image_id: 3, category_id: 1, bbox: [x, y, width, height]}",
     ),
@@ -400,7 +401,8 @@ FILES: dict[str, Explanation] = {
     ),
     "KD566": Explanation(
         "results about other images",
-        "Each image of the test set is evaluated exactly once, and only those of the annotation file are.",
+        "Each image of the test set is evaluated exactly once, and only those of the annotation file are. A `gt_file`"
+        " of its own has the same images under the same ids: their names and sizes are compared.",
         "evaluator: {type: COCO, kwargs: {gt_file: the same file as meta_file}}",
     ),
     "KD567": Explanation(
@@ -469,5 +471,12 @@ FILES: dict[str, Explanation] = {
         "Boxes that are found on a test image are told in pixels of the image file. A mirrored or cut image has no way"
         " back, so that average precision would be that of wrong boxes.",
         "right: transformer: [{type: keep_ar_resize, kwargs: {scales: [800], max_size: 1333}}, {type: to_tensor}]",
+    ),
+    "KD597": Explanation(
+        "boxes that do not lie in their image",
+        "Boxes are [x, y, width, height] in pixels. What is empty or outside the image is left out, and what reaches"
+        " over a border is cut to the image, in training and in evaluation. Many of them are a sign of other units or"
+        " of sizes of other images. A file of corners or of shares of the sides is refused: KD561.",
+        "right: x + width <= the image's width, y + height <= its height",
     ),
 }

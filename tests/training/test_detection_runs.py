@@ -294,7 +294,10 @@ def test_odd_annotations_are_handled_and_told(kdcli: Kdcli, scenes: Path) -> Non
         "dataset.train.dataset.kwargs.use_ignore=true",
     )  # fmt: skip
     assert code == 0, err
-    assert "3 boxes are empty or outside" in err and "1 images have no box" in err
+    assert (
+        "3 boxes are empty or outside the image (left out), 1 box is partly outside" in err
+        and "1 images have no box" in err
+    )
 
 
 def test_a_truth_that_is_not_there_stops_the_run_before_it_starts(kdcli: Kdcli, scenes: Path) -> None:

@@ -102,6 +102,54 @@ def test_a_truth_without_a_test_image(kdcli: Kdcli, scenes: Path) -> None:
     assert code == 1 and "KD566: `fewer.json` lacks image 3 of" in err, err
 
 
+def larger(content: dict[str, Any]) -> None:
+    content["images"][1].update(height=200, width=300)
+
+
+def elsewhere(content: dict[str, Any]) -> None:
+    content["images"][1]["file_name"] = "val/other.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(larger, "` of 300x200 in `bad.json`"), (elsewhere, "`other.png` of 128x128 in `bad.json`")],
+)
+def test_a_truth_of_other_images_under_the_same_ids(
+    kdcli: Kdcli, scenes: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    truth = f"{TRUTH}={changed(scenes / 'test.json', change, 'bad.json')}"
+    for command in (["train"], ["validate", "--files"]):
+        code, out, err = kdcli(*command, STUDENT, *on_scenes(scenes), truth)
+        assert code == 1 and (out + err).count("error KD566: image 2 is `") == 1 and said in out + err, (
+            out + err
+        )
+
+
+def test_a_truth_with_the_same_images_in_another_folder(kdcli: Kdcli, scenes: Path) -> None:
+    def move(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = f"val/{image['file_name']}"
+
+    truth = f"{TRUTH}={changed(scenes / 'test.json', move, 'moved.json')}"
+    code, out, err = kdcli("validate", "--files", STUDENT, *on_scenes(scenes), truth)
+    assert code == 0, out + err
+
+
+def stick_out(content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"] = [100, 100, 60, 20]
+    content["annotations"][1]["bbox"] = [500, 500, 9, 9]
+
+
+@pytest.mark.parametrize("where", [TESTED, "dataset.train.dataset.kwargs.meta_file"])
+def test_boxes_that_do_not_lie_in_their_image_are_told(kdcli: Kdcli, scenes: Path, where: str) -> None:
+    name = "test" if where == TESTED else "train"
+    file = f"{where}={changed(scenes / f'{name}.json', stick_out, 'out.json')}"
+    said = "out.json`: 1 box is empty or outside the image (left out), 1 box is partly outside (cut to the image)"
+    for command in (["train"], ["validate", "--files"]):
+        code, out, err = kdcli(*command, STUDENT, *on_scenes(scenes), file)
+        assert code == 0 and (out + err).count(said) == 1, out + err
+
+
 @pytest.mark.slow
 def test_an_unwritable_target_is_told_before_anything_runs(
     kdcli: Kdcli, scenes: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +170,8 @@ def test_validate_looks_for_every_image(kdcli: Kdcli, scenes: Path) -> None:
             image["file_name"] = f"no{image['id']}.png"
         content["images"][2]["width"] += 1
 
-    changes = [*on_scenes(scenes), f"{TESTED}={changed(scenes / 'test.json', lose, 'lost.json')}"]
+    lost = changed(scenes / "test.json", lose, "lost.json")
+    changes = [*on_scenes(scenes), f"{TESTED}={lost}", f"{TRUTH}={lost}"]
     code, out, err = kdcli("validate", "--files", STUDENT, *changes)
     assert code == 1 and out.count("KD511") == 2, out + err
     assert "2 images are missing of 3 in" in out and "`no1.png`, `no2.png`" in out

@@ -253,8 +253,6 @@ def coco(
     if all_images and not images:
         raise SpecError.at(path, "KD509", f"`coco` has no samples: {_without_boxes(found)}", USABLE)
     notices = []
-    if found.dropped:
-        notices.append(f"`{found.path}`: {found.dropped} boxes are empty or outside their image, left out")
     if len(images) < len(all_images):
         notices.append(
             f"`{found.path}`: {len(all_images) - len(images)} images have no box, left out of training"

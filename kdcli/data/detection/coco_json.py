@@ -17,6 +17,12 @@ from kdcli.errors import Diagnostic, RunError
 MOST_HELD = 4
 """How many parsed files are kept in memory: training, test and `gt_file`, and one more."""
 
+ROUNDING = 0.02
+"""Boxes that exceed the border by fewer pixels are inside: COCO rounds x and width to a hundredth each."""
+
+ENOUGH_BOXES = 10
+"""Of fewer boxes, all may by chance be wider than their x and higher than their y."""
+
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
@@ -75,6 +81,17 @@ class CocoFile:
     def dropped(self) -> int:
         """How many boxes are left out because nothing of them lies in their image."""
         return int((~self.inside).sum())
+
+    @property
+    def misfits(self) -> str | None:
+        """How many boxes do not lie in their image, in words; None where all do."""
+        cut_to = int((self.inside & beyond(self.boxes, self.sizes[self.box_images])).sum())
+        told = {
+            "empty or outside the image (left out)": self.dropped,
+            "partly outside (cut to the image)": cut_to,
+        }
+        counts = [f"{n} {'box is' if n == 1 else 'boxes are'} {what}" for what, n in told.items() if n]
+        return ", ".join(counts) or None
 
     @property
     def crowds(self) -> int:
@@ -206,6 +223,7 @@ def _read(path: Path) -> CocoFile:
     ids, image_places = _ascending(images.ids)
     categories, category_places = _ascending(category_ids)
     sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+    _refuse_other_boxes(path, rows.boxes, sizes[rows.images])
     edges, inside = cut(rows.boxes, sizes[rows.images])
     own_names = dict(zip(category_ids.numbers.values(), names, strict=True))
     order = np.argsort(image_places)
@@ -252,6 +270,45 @@ def cut(
     edges = np.where(inside[:, None], np.stack([left, top, right, bottom], axis=1), 0.0)
     small = edges.astype(np.float32)
     return edges, inside & (small[:, 2] > small[:, 0]) & (small[:, 3] > small[:, 1])
+
+
+def beyond(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which (x, y, width, height) boxes [n, 4] reach over a border of their image of (height, width)."""
+    x, y, w, h = boxes.reshape(-1, 4).T
+    height, width = sizes.reshape(-1, 2).T.astype(np.float64)
+    with np.errstate(over="ignore"):
+        room = np.min([x, y, width - (x + w), height - (y + h)], axis=0)
+    over: NDArray[np.bool_] = room < -ROUNDING
+    return over
+
+
+def _refuse_other_boxes(path: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+    """Raise RunError KD561 where the boxes of a file can't be meant as (x, y, width, height) in pixels.
+
+    Shares of the image's sides: none is larger than 1, and they are no whole numbers. Corners: read as
+    (x1, y1, x2, y2) every box is one inside its image, and read as they should be some reach beyond it.
+    """
+    if not len(boxes):
+        return
+    if 0 <= boxes.min() and boxes.max() <= 1 and (boxes % 1).any():
+        raise RunError.of(
+            "KD561",
+            f"`{path}`: no `bbox` has a number above 1: they are shares of the image's width and height",
+            "`bbox` is [x, y, width, height] in pixels: multiply by the image's width and height",
+        )
+    height, width = sizes.T.astype(np.float64)
+    left, top, right, bottom = boxes.T
+    corners = (left >= 0) & (top >= 0) & (right > left) & (bottom > top)
+    corners &= (right <= width + ROUNDING) & (bottom <= height + ROUNDING)
+    if len(boxes) < ENOUGH_BOXES or not corners.all() or not (over := beyond(boxes, sizes)).any():
+        return
+    raise RunError.of(
+        "KD561",
+        f"`{path}`: the boxes are corners, [x1, y1, x2, y2]: so read all {len(boxes)} lie in their images, and read"
+        f" as [x, y, width, height] {int(over.sum())} reach beyond",
+        "write x2 - x1 and y2 - y1 as width and height; where they are widths and heights already, cut the boxes"
+        " to their images",
+    )
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -152,8 +152,8 @@ class GivenBoxes:
         annotations, facts = said_of(found, learnt, len(kept), aligned=aligned, mean=mean, std=std)
         what = "training" if self.side == "train" else "test"
         notices = []
-        if found.dropped:
-            notices.append(f"{what} data: {found.dropped} boxes are empty or outside their image, left out")
+        if found.misfits:
+            notices.append(f"{what} data: {found.misfits}")
         if len(kept) < len(images):
             notices.append(f"{what} data: {len(images) - len(kept)} images have no box, left out of training")
         ids = {category: number for number, category in enumerate(learnt, start=1)}

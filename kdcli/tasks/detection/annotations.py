@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from kdcli.data.classes import Matched, listed, match
@@ -40,9 +40,11 @@ AS_COCO = (
     "it may stay so; COCO's files have ids as whole numbers, and `bbox`, `area` and `iscrowd` for each box"
 )
 
+IN_PIXELS = "`bbox` is [x, y, width, height] in pixels of the image; pycocotools cuts no box, so that its figures may differ"
+
 
 def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
-    """KD563 for every head that has another number of classes than the annotations; KD525 for their file.
+    """KD563 for every head that has another number of classes than the annotations; KD525, KD597 for their file.
 
     KD563 is an error where the student has fewer; a warning where a network has more, or a teacher fewer.
     """
@@ -51,7 +53,11 @@ def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
         return []
     networks: list[tuple[SpecPath, Network]] = [(("net",), spec.net)]
     networks += [(("teachers", name), modules) for name, modules in spec.teachers.items()]
-    found = _derived(read_coco(Path(facts.annotations["file"])), TRAIN_META_FILE)
+    found = (
+        []
+        if _given(spec.dataset.train)
+        else _told(read_coco(Path(facts.annotations["file"])), TRAIN_META_FILE)
+    )
     for place, modules in networks:
         for index, module in enumerate(modules):
             made = _classes_of(module, (*place, index))
@@ -144,7 +150,7 @@ def truth_findings(
     where = META_FILE
     try:
         tested = measured = read_coco(file)
-        found += _derived(tested, META_FILE)
+        found += [] if _given(spec.dataset.test) else _told(tested, META_FILE)
         learnt = (str(file), tested.names)
         if training is not None:
             learnt = (str(_extra(spec.dataset.train).get("meta_file", "the training data")), training)
@@ -153,7 +159,7 @@ def truth_findings(
             where = GT_FILE
             if not same(given, file):
                 measured = read_coco(given)
-                found += [*_derived(measured, GT_FILE), *_categories(learnt, measured, GT_FILE)]
+                found += [*_told(measured, GT_FILE), *_categories(learnt, measured, GT_FILE)]
         if given is None or is_file(given):
             found += _measured_by(tested, measured, where)
     except KdError as error:
@@ -161,11 +167,20 @@ def truth_findings(
     return found
 
 
-def _derived(file: CocoFile, path: SpecPath) -> list[Diagnostic]:
-    """KD525 where a file is not as COCO's own are."""
-    if file.notice is None:
-        return []
-    return [Diagnostic(code="KD525", severity="warning", message=file.notice, help=AS_COCO, path=path)]
+def _given(part: DataPart) -> bool:
+    """Whether boxes come from Python, whose data tells of them itself."""
+    return part.dataset.type == FROM_PYTHON
+
+
+def _told(file: CocoFile, path: SpecPath) -> list[Diagnostic]:
+    """KD525 where a file is not as COCO's own are, KD597 where boxes are not inside their images."""
+    found = [("KD525", file.notice, AS_COCO)] if file.notice else []
+    if file.misfits:
+        found.append(("KD597", f"`{file.path}`: {file.misfits}", IN_PIXELS))
+    return [
+        Diagnostic(code=code, severity="warning", message=message, help=help, path=path)
+        for code, message, help in found
+    ]
 
 
 def _measured_by(tested: CocoFile, measured: CocoFile, path: SpecPath) -> list[Diagnostic]:
@@ -175,12 +190,23 @@ def _measured_by(tested: CocoFile, measured: CocoFile, path: SpecPath) -> list[D
     if lacking:
         message = f"`{measured.path}` lacks {_images(lacking)} of `{tested.path}`"
         return [_at(path, "KD566", message, SAME_FILE)]
+    for key, place in tested.image_keys.items():
+        own, other = (_size_and_name(file, at) for file, at in ((tested, place), (measured, places[key])))
+        if own != other:
+            message = f"image {key} is {own} in `{tested.path}`, and {other} in `{measured.path}`"
+            return [_at(path, "KD566", message, SAME_FILE)]
     ids = measured.ids.tolist()
     if not read_truth(measured.path).counting({ids[places[key]] for key in tested.image_keys}):
         message = f"`{measured.path}`: the test annotations have no box to measure by"
         help = "at least one annotation is a box inside its image, and no crowd"
         return [_at(path, "KD568", message, help)]
     return []
+
+
+def _size_and_name(file: CocoFile, place: int) -> str:
+    """An image in words; of its name the last part, since the folders may be others."""
+    height, width = file.sizes[place].tolist()
+    return f"`{PurePath(file.file_names[place]).name}` of {width}x{height}"
 
 
 def _categories(learnt: tuple[str, Mapping[int, str]], own: CocoFile, path: SpecPath) -> list[Diagnostic]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.data.classes import match
-from kdcli.data.detection.coco_json import CocoFile, read_coco
+from kdcli.data.detection.coco_json import CocoFile, beyond, read_coco
 from kdcli.data.detection.coco_rows import Key, key_of
 from kdcli.errors import RunError
 
@@ -361,10 +361,6 @@ def _evaluator() -> tuple[Any, Any]:
     return PlainCOCO, COCOeval
 
 
-ROUNDING = 0.02
-"""Boxes that exceed the border by fewer pixels are not cut: COCO rounds x and width to a hundredth each."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
     """The boxes of an annotation file that predictions are measured by, in its order.
@@ -401,10 +397,7 @@ def read_truth(path: Path) -> Truth:
     found = read_coco(path)
     kept = found.inside
     images, boxes, edges = found.box_images[kept], found.boxes[kept], found.edges[kept]
-    height, width = found.sizes[images].T.astype(np.float64)
-    x, y, w, h = boxes.T
-    with np.errstate(over="ignore"):
-        over = np.min([x, y, width - (x + w), height - (y + h)], axis=0) < -ROUNDING
+    over = beyond(boxes, found.sizes[images])
     inner = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
     bboxes = np.where(over[:, None], inner, boxes)
     areas = found.areas[kept]

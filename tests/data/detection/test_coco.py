@@ -84,7 +84,9 @@ def test_boxes_are_cut_and_classes_run_without_gaps(folder: Path) -> None:
     assert data.facts.num_classes == 2 and data.facts.class_names == ("airplane", "toothbrush")
     assert data.load(0, draws())["boxes"].tolist() == [[2, 4, 12, 12, 1], [0, 2, 6, 20, 2]]
     assert data.load(1, draws())["boxes"].tolist() == [[0, 0, 8, 8, 2]]
-    assert any("3 boxes are empty or outside" in notice for notice in data.notices)
+    assert read_coco(folder / "all.json").misfits == (
+        "3 boxes are empty or outside the image (left out), 1 box is partly outside (cut to the image)"
+    )
     assert any("1 images have no box" in notice for notice in data.notices)
 
 

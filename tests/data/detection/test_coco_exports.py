@@ -290,3 +290,65 @@ def test_a_name_that_stands_twice_leaves_the_ids_to_decide() -> None:
     assert match(twice, twice).fits and match(twice, twice).ids == {1: 1, 2: 2}
     assert not match(twice, {1: "a", 3: "a"}).fits and not match(twice, {1: "a"}).fits
     assert match({1: "a", 2: "b"}, {1: "b", 2: "b"}).strange == (1,)
+
+
+def of_boxes(boxes: list[list[float]]) -> dict[str, Any]:
+    """A file of these boxes in one image of 100x80 pixels."""
+    rows = [{"id": n, "image_id": 3, "category_id": 5, "bbox": box} for n, box in enumerate(boxes)]
+    return {
+        **CLEAN,
+        "images": [{"id": 3, "file_name": "3.png", "height": 80, "width": 100}],
+        "annotations": rows,
+    }
+
+
+def boxes_inside() -> st.SearchStrategy[list[float]]:
+    """x, y, width, height in an image of 100x80 pixels."""
+
+    def box(x: int, y: int, width: int, height: int) -> list[float]:
+        return [x, y, min(width, 100 - x), min(height, 80 - y)]
+
+    return st.builds(box, st.integers(0, 99), st.integers(0, 79), st.integers(1, 100), st.integers(1, 80))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(boxes_inside(), min_size=1, max_size=30))
+def test_boxes_inside_their_image_are_taken_as_they_are_and_their_corners_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, boxes: list[list[float]]
+) -> None:
+    folder = tmp_path_factory.mktemp("boxes")
+    found = read_coco(write(folder, of_boxes(boxes)))
+    assert found.misfits is None and found.boxes.tolist() == boxes
+    corners = write(folder, of_boxes([[x, y, x + w, y + h] for x, y, w, h in boxes]), "corners.json")
+    reach_out = any(2 * x + w > 100 or 2 * y + h > 80 for x, y, w, h in boxes)
+    if len(boxes) >= 10 and reach_out:
+        with pytest.raises(RunError, match=r"KD561: .*the boxes are corners") as told:
+            read_coco(corners)
+        over = sum(2 * x + w > 100 or 2 * y + h > 80 for x, y, w, h in boxes)
+        assert f"all {len(boxes)} lie in their images" in str(told.value) and f" {over} reach beyond" in str(
+            told.value
+        )
+    else:
+        assert (read_coco(corners).misfits is None) == (not reach_out)
+    shares = write(
+        folder, of_boxes([[x / 100, y / 80, w / 100, h / 80] for x, y, w, h in boxes]), "shares.json"
+    )
+    if any(side % 1 for x, y, w, h in boxes for side in (x / 100, y / 80, w / 100, h / 80)):
+        with pytest.raises(RunError, match=r"KD561: .*shares of the image's width and height"):
+            read_coco(shares)
+
+
+def test_a_box_over_the_border_by_a_rounding_is_inside(tmp_path: Path) -> None:
+    assert read_coco(write(tmp_path, of_boxes([[90.01, 0, 10.0, 80.02]]))).misfits is None
+    assert read_coco(write(tmp_path, of_boxes([[90.03, 0, 10.0, 80]]), "b.json")).misfits == (
+        "1 box is partly outside (cut to the image)"
+    )
+
+
+def test_one_box_that_is_no_corner_makes_widths_of_all(tmp_path: Path) -> None:
+    boxes = [[10, 10, 95, 75]] * 12
+    with pytest.raises(RunError, match="KD561"):
+        read_coco(write(tmp_path, of_boxes(boxes)))
+    assert read_coco(write(tmp_path, of_boxes([*boxes, [40, 10, 20, 20]]), "b.json")).misfits == (
+        "12 boxes are partly outside (cut to the image)"
+    )
