@@ -40,7 +40,7 @@ AS_COCO = (
     "it may stay so; COCO's files have ids as whole numbers, and `bbox`, `area` and `iscrowd` for each box"
 )
 
-IN_PIXELS = "`bbox` is [x, y, width, height] in pixels of the image; pycocotools cuts no box, so that its figures may differ"
+IN_PIXELS = "`bbox` is [x, y, width, height] in pixels of the image; pycocotools cuts no box, so its figures may differ"
 
 
 def category_findings(spec: Spec, facts: DataFacts) -> list[Diagnostic]:
