@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.analysis.comparison import row_of
+from kdcli.analysis.comparison import OTHER_TEST_DATA, row_of
 from kdcli.analysis.evaluated_networks import (
     EvaluatedNetwork,
     learnt_classes,
@@ -69,9 +69,15 @@ def collect(
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, None))
     loader = build_data(opened, spec, Processes(device=device))
     try:
-        return _collect(parsed, options, device, loader, sides)
+        data, notices = _collect(parsed, options, device, loader, sides)
     finally:
         loader.close()
+    changed = sides.test_changed_since(run_root(parsed))
+    if changed is not None:
+        told = OTHER_TEST_DATA.format(changed)
+        notices.append(Notice(message=told, level="warning"))
+        data["warnings"] = [told]
+    return data, notices
 
 
 def _collect(

@@ -130,6 +130,7 @@ class ReportData:
         {
           "version": 1,
           "primary": "top1",
+          "warnings": [text, ...],                            # about the figures of this file
           "comparison": [                                     # the rows of `kdcli eval`, the student's first
             {"network", "metrics": {name: number}, "parameters", "flops" | null, "file_bytes" | null,
              "latency_ms_batch_1", "latency_ms_batch", "batch_size", "agreement": {name: number} | null,
@@ -167,6 +168,7 @@ class ReportData:
     """
 
     primary: str = ""
+    warnings: tuple[str, ...] = ()
     comparison: tuple[Comparison, ...] = ()
     class_accuracy: ClassAccuracy | None = None
     measured: tuple[int, int | None] | None = None
@@ -209,6 +211,7 @@ def read_report_data(path: Path) -> ReportData:
 
     return ReportData(
         primary=section("primary", str, ""),
+        warnings=section("warnings", tuple, ()),
         comparison=section("comparison", lambda rows: tuple(Comparison(**row) for row in rows), ()),
         class_accuracy=section("class_accuracy", _class_accuracy, None),
         measured=section("measured", _measured, None),

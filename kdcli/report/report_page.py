@@ -73,6 +73,7 @@ def _sections(run: RecordedRun, data: ReportData, baseline: BaselineRun | None) 
     return [
         _head(run, data, baseline),
         page.section("Warnings of the run", *_warnings(run)),
+        page.section("Warnings of this report", *_own_warnings(data)),
         page.section("Student and teacher", _result(run, data, baseline)),
         page.section("Curves", *_read(curves)),
         page.section("Average precision by class", *_precision(data)),
@@ -119,6 +120,12 @@ def _of_teachers(run: RecordedRun, data: ReportData) -> dict[str, Mapping[str, f
         name: {**measured.get(name, {}), **run.teachers.get(name, {})}
         for name in {**measured, **run.teachers}
     }
+
+
+def _own_warnings(data: ReportData) -> list[str]:
+    """What the figures of report_data.json, which are younger than the run's, have to be read with."""
+    where = "curves and headline are of that data, tables and pictures of this."
+    return [f'<p class="warning">{page.text(message)}: {where}</p>' for message in data.warnings]
 
 
 def _warnings(run: RecordedRun) -> list[str]:

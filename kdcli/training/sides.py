@@ -11,20 +11,22 @@ import torch
 
 from kdcli.data.build import build_source, open_source
 from kdcli.data.classes import matched
-from kdcli.data.digest import Digest, changes, listing_from, unpacked
+from kdcli.data.digest import Digest, changes, in_words, listing_from, listing_of, unpacked
 from kdcli.data.held_out import split
 from kdcli.data.sources import BatchSource, OpenedData, SampleSource, Source
+from kdcli.disk import bytes_in, entries_like
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.distributed import Processes
 from kdcli.parallel.meeting import ranks_text
 from kdcli.spec.check.labels import is_unlabelled
+from kdcli.spec.in_memory import FROM_PYTHON
 from kdcli.spec.places import GT_FILE, Places
 from kdcli.spec.plugins import import_plugins
 from kdcli.spec.schema import DataPart, Spec
 from kdcli.tasks import build_task
 from kdcli.tasks.probe.data import ProbeData, findings_of, opened_side, probe_data, probe_source
 from kdcli.tasks.probe.probe import Probe
-from kdcli.training.run_folder import has_data_facts, recorded_classes
+from kdcli.training.run_folder import SAMPLES, has_data_facts, recorded_classes
 
 T = TypeVar("T")
 
@@ -92,6 +94,23 @@ class Sides:
         except KdError:
             return test
         return matched(test, train.facts.class_names, train)
+
+    def test_changed_since(self, root: Path) -> str | None:
+        """How the test data differs from what the run in `root` recorded, in words; None where it is not known to.
+
+        Names, labels and sizes of files are compared, as `--resume` does it; data from Python has no such record.
+        """
+        recorded = entries_like(root, SAMPLES.format(side="test", digest="[0-9a-f]" * 16))
+        if not recorded or self.spec.dataset.test.dataset.type == FROM_PYTHON:
+            return None
+        now = listing_of(self.test_of_run(root), truth_file(self.spec, self.places))
+        text = now.text()
+        listings = [unpacked(bytes_in(file)) for file in recorded]
+        if text in listings:
+            return None
+        before = next((listing_from(one) for one in listings if one is not None), None)
+        words = [] if before is None else in_words(changes(before, now), before, now)
+        return ", ".join(words) or "its list of samples differs"
 
     def probe_source(self, side: str) -> Source:
         """The samples and labels of one side of the probe; nothing is decoded."""

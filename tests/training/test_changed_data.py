@@ -319,6 +319,26 @@ def test_a_named_checkpoint_and_auto_resume_are_asked_too(data: Path) -> None:
         assert not Path("third").exists()
 
 
+def test_eval_and_report_tell_test_data_that_changed_since_the_run(kdcli: Kdcli, data: Path) -> None:
+    Path("small.yaml").write_text(spec_of(SPEC, *FOLDERS).resolved_yaml())
+    assert kdcli("train", "small.yaml", "--no-report")[0] == 0
+    said = "the test data is not what training measured: "
+    for command in (["eval", "runs/small"], ["report", "runs/small"]):
+        code, _, err = kdcli(*command)
+        assert code == 0 and said not in err, err
+    assert said not in Path("runs/small/report.html").read_text()
+    paint(data / "test/a/7.pgm", 200)
+    (data / "test/c/2.pgm").unlink()
+    told = f"{said}1 image came (`a/7.pgm`), 1 image went (`c/2.pgm`)"
+    for command in (["eval", "runs/small"], ["report", "runs/small"]):
+        code, _, err = kdcli(*command)
+        assert code == 0 and err.count(told) == 1, err
+    assert f"{told}: curves and headline are of that data" in Path("runs/small/report.html").read_text()
+    weights = str(Path("runs/small/student.safetensors"))
+    code, _, err = kdcli("eval", "runs/small", "--weights", weights)
+    assert code == 0 and said not in err, err  # what this file was measured on is not said
+
+
 @pytest.mark.slow
 def test_boxes_and_categories(folder: Path, kdcli: Kdcli) -> None:
     scenes = write_scenes(folder / "scenes", num_train=4, num_test=3)
