@@ -21,6 +21,7 @@ from kdcli.check.on_cuda import may_need_cuda, on_cuda
 from kdcli.check.training import (
     check_batch,
     check_data,
+    check_idle_losses,
     check_lengths,
     check_probe,
     check_sizes,
@@ -196,14 +197,13 @@ class _Rehearsal:
                 check_weight_files(self.spec, nets, places, self.findings, fetch_them=fetch, shown=shown)
             else:
                 check_weight_names(self.spec, self.options.places, self.findings)
-            per_epoch = steps_per_epoch_of(self.spec, samples)
+            per_epoch = steps_per_epoch_of(self.spec, samples, self.data.batches)
             stages, lr = check_stages(self.spec, nets.get("net"), per_epoch, self.findings)
-            self.findings.found += check_lengths(self.spec, stages, per_epoch)
+            for findings_of in (check_lengths, check_warm_ups, check_idle_losses):
+                self.findings.found += findings_of(self.spec, stages, per_epoch)
             self.findings.found += check_batch(self.spec, samples)
             with self.findings.part():
                 check_threads(self.spec.runtime)
-            if per_epoch is not None:
-                self.findings.found += check_warm_ups(self.spec, stages)
             epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
             self.findings.found += few_views(self.spec, epochs)
             if len(nets) < len(self.lists):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+from kdcli.data.build import grouped_batches
 from kdcli.data.check import Look, check_files
 from kdcli.data.check_images import Progress
 from kdcli.data.facts import DataFacts, describe, with_classes_of
@@ -17,11 +18,15 @@ from kdcli.training.sides import Sides
 
 @dataclass(frozen=True, slots=True)
 class DataSeen:
-    """Facts and findings of both sides' data, from the spec or from the files as far as they were read."""
+    """Facts and findings of both sides' data, from the spec or from the files as far as they were read.
+
+    batches: of the training data in an epoch, where these are no matter of the number of samples alone.
+    """
 
     train: DataFacts
     test: DataFacts
     findings: tuple[Diagnostic, ...]
+    batches: int | None = None
 
 
 def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | None) -> DataSeen:
@@ -36,13 +41,14 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
     found.found += check_data_files(sides, look=look, progress=progress)
     reported = {(finding.code, finding.message) for finding in found.found}
     own: tuple[str, ...] = ()
+    batches = None
     for side in (True, False):
         try:
             opened = sides.opened(side)
         except KdError:
             continue  # found by the look at its files
         if side:
-            train = opened.facts
+            train, batches = opened.facts, grouped_batches(opened)
         else:
             test, own = opened.facts, opened.notices
     try:
@@ -53,7 +59,7 @@ def data_facts(spec: Spec, sides: Sides, *, look: Look, progress: Progress | Non
     except KdError as error:
         found.found += [one for one in error.diagnostics if (one.code, one.message) not in reported]
     found.found += check_probe_files(sides, train, look=look, progress=progress)
-    return DataSeen(with_classes_of(train, test), test, tuple(found.found))
+    return DataSeen(with_classes_of(train, test), test, tuple(found.found), batches)
 
 
 def probe_findings(spec: Spec, train: DataFacts) -> list[Diagnostic]:

@@ -94,7 +94,7 @@ def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None
     uses: dict[SpecPath, tuple[SchedulerSpec, list[int]]] = {}
     unit = None if per_epoch is None else schedule_unit(spec, per_epoch)
     for index, stage in enumerate(stages):
-        in_steps = (staged[index] if staged else spec.trainer).max_iter is not None
+        in_steps = _in_steps(spec, index)
         if stage.lr_scheduler is None or (per_epoch is None and not in_steps):
             continue
         uses.setdefault(stage.lr_path, (stage.lr_scheduler, []))[1].append(stage.steps)
@@ -145,22 +145,68 @@ def check_sizes(networks: Sequence[NetworkFacts]) -> Iterator[Diagnostic]:
         yield Diagnostic(code="KD669", message=message, help=help, path=path, on_key=True, severity="warning")
 
 
-def check_warm_ups(spec: Spec, stages: Iterable[StagePlan]) -> Iterator[Diagnostic]:
-    """KD608 where a warm-up outlasts the training; stages of `max_iter` are checked without the data."""
-    mimic = spec.mimic if spec.distils else None
+def check_warm_ups(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None) -> Iterator[Diagnostic]:
+    """KD608 where a learning rate's warm-up outlasts its stage; those of `max_iter` are checked without the data."""
     reported: set[SpecPath] = set()
     for index, stage in enumerate(stages):
-        whole = mimic is None or not mimic.stages
-        if (spec.trainer if mimic is None or whole else mimic.stages[index]).max_iter is not None:
+        if per_epoch is None or _in_steps(spec, index):
             continue
         warm_up = 0 if stage.lr_scheduler is None else stage.lr_scheduler.warmup_iter
         if warm_up >= stage.steps and stage.lr_path not in reported:
             reported.add(stage.lr_path)
             yield _long_warm_up((*stage.lr_path, "warmup_iter"), warm_up, stage.steps)
-        for name, job in mimic.jobs.items() if mimic is not None and whole else ():
-            if job.start_iter + job.warm_up_iters >= stage.steps:
-                end = job.start_iter + job.warm_up_iters
-                yield _long_warm_up(("mimic", "jobs", name, "warm_up_iters"), end, stage.steps)
+
+
+def check_idle_losses(spec: Spec, stages: Sequence[StagePlan], per_epoch: int | None) -> Iterator[Diagnostic]:
+    """KD647 for losses that no step has, and KD608 for those whose own warm-up outlasts every stage that they are in.
+
+    Of a stage in epochs this is known once the data is. `start_iter` and `warm_up_iters` count from a stage's start.
+    """
+    if spec.mimic is None or not spec.distils:
+        return
+    for name, job in spec.mimic.jobs.items():
+        path: SpecPath = ("mimic", "jobs", name)
+        lengths = {
+            index: stage.steps
+            for index, stage in enumerate(stages)
+            if stage.active.jobs is None or name in stage.active.jobs
+        }
+        if not lengths:
+            message = f"no stage names the job `{name}`: its losses are never in force"
+            yield _never(
+                path, message, f"write `{name}` into the `jobs` of a stage, or leave it out", on_key=True
+            )
+            continue
+        if per_epoch is None and not all(_in_steps(spec, index) for index in lengths):
+            continue
+        longest = max(lengths.values())
+        starts = {
+            key: job.start_iter if loss.start_iter is None else loss.start_iter
+            for key, loss in job.losses.items()
+        }
+        what = "every stage that it is in, the longest has" if len(lengths) > 1 else "its stage, which has"
+        what = what if spec.mimic.stages else "the training, which has"
+        late = {key: start for key, start in starts.items() if start >= longest}
+        for key, start in late.items():
+            own = job.losses[key].start_iter is not None
+            message = f"the loss begins at iteration {start}, after {what} {longest}: it is never in force"
+            yield _never(
+                (*path, *(("losses", key) if own else ()), "start_iter"), message, "lower `start_iter`"
+            )
+            if not own:
+                break
+        if len(late) < len(starts) and job.warm_up_iters and job.start_iter + job.warm_up_iters >= longest:
+            yield _long_warm_up((*path, "warm_up_iters"), job.start_iter + job.warm_up_iters, longest)
+
+
+def _in_steps(spec: Spec, index: int) -> bool:
+    """Whether a stage's length is given in steps."""
+    staged = spec.mimic.stages if spec.mimic is not None and spec.distils else ()
+    return (staged[index] if staged else spec.trainer).max_iter is not None
+
+
+def _never(path: SpecPath, message: str, help: str, *, on_key: bool = False) -> Diagnostic:
+    return Diagnostic(code="KD647", severity="warning", message=message, help=help, path=path, on_key=on_key)
 
 
 def _long_warm_up(path: SpecPath, end: int, steps: int) -> Diagnostic:
@@ -311,12 +357,16 @@ def _without_tensors(node: ast.expr) -> ast.expr | None:
     return node
 
 
-def steps_per_epoch_of(spec: Spec, samples: int | None) -> int | None:
-    """Optimizer steps in an epoch of one process; None where the number of samples is unknown."""
+def steps_per_epoch_of(spec: Spec, samples: int | None, batches: int | None = None) -> int | None:
+    """Optimizer steps in an epoch of one process; None where the number of samples is unknown.
+
+    batches: how many an epoch has, where the number of samples doesn't say it.
+    """
     if samples is None:
         return None
     kwargs = spec.dataset.train.batch_sampler.kwargs
-    batches = samples // kwargs.batch_size if kwargs.drop_last else -(-samples // kwargs.batch_size)
+    if batches is None:
+        batches = samples // kwargs.batch_size if kwargs.drop_last else -(-samples // kwargs.batch_size)
     return max(1, -(-batches // spec.trainer.accumulate_steps))
 
 

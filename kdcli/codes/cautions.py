@@ -244,6 +244,18 @@ CAUTIONS: dict[str, Explanation] = {
         " so that only the other takes the argument.",
         "kdcli train cfg.yaml dataset.train.dataloader.kwargs.num_workers=8",
     ),
+    "KD647": Explanation(
+        "loss that no step has",
+        "The training, or each stage that the job is in, ends before the loss begins (`start_iter` counts from the"
+        " start of a stage); or no stage names the job. What the loss was to teach is not learnt.",
+        "wrong: stages: [{name: only, max_epoch: 10, jobs: [mimic_job0]}] with a mimic_job1",
+    ),
+    "KD648": Explanation(
+        "length that stages overrule",
+        "With `mimic.stages` each stage says how long it lasts; `max_epoch` or `max_iter` of the trainer is read where"
+        " there are none. Their sum may stand there.",
+        "wrong: trainer.max_epoch=1 for stages of 10 and 30 epochs; right: mimic.stages.0.max_epoch=1",
+    ),
     "KD666": Explanation(
         "part of tokens that is not there",
         "`:patches`, `:class` and `:prefix` name a part of a transformer's tokens. The layer gives no tokens, has none"

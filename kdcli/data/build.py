@@ -313,6 +313,14 @@ def _batch_fn(part: DataPart, path: SpecPath) -> Any:
     return _by_name(BATCH_FNS, component, "batch function", (*path, "dataloader", "kwargs", "batch_fn"))
 
 
+def grouped_batches(opened: OpenedData) -> int | None:
+    """Batches an epoch of one process where images are grouped by height/width; None where they are not."""
+    if opened.part.batch_sampler.type != "aspect_ratio_group":
+        return None
+    order = _order(opened.part, opened.source, opened.path, train=opened.train, seed=0, rank=0, world_size=1)
+    return len(order.batches(0))
+
+
 def _order(
     part: DataPart, source: Any, path: SpecPath, *, train: bool, seed: int, rank: int, world_size: int
 ) -> Order:

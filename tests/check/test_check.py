@@ -158,6 +158,57 @@ def test_a_warm_up_that_ends_in_time() -> None:
     assert codes("trainer.lr_scheduler.warmup_iter=9", "mimic.warm_up_iters=9") == []
 
 
+JOBS = (
+    "mimic={mimic_as_jobs: true, mimic_job0: {cfgs: {a: {type: kd_loss, kwargs: {T: 2}}, b: {type: l2_loss}},"
+    " teacher0: &t {mimic_name: [logits], allow_random: true}, student: &s {mimic_name: [logits]}},"
+    " mimic_job1: {cfgs: {c: {type: kd_loss, kwargs: {T: 2}}}, teacher0: *t, student: *s}}"
+)
+ONE_EACH = "mimic.stages=[{name: one, max_epoch: 1}, {name: two, max_epoch: 1}]"
+FOUR = ("trainer.max_iter=4", "trainer.max_epoch=null", "trainer.lr_scheduler=null")
+LATE = "begins at iteration 10, after the training, which has 10:"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], {}),
+        (["mimic.mimic_job0.start_iter=9"], {}),
+        (["mimic.mimic_job0.start_iter=10"], {"KD647": LATE}),
+        (["mimic.mimic_job0.cfgs.b.start_iter=10"], {"KD647": LATE}),
+        (
+            ["mimic.mimic_job1.start_iter=4", *FOUR],
+            {"KD647": "at iteration 4, after the training, which has 4:"},
+        ),
+        (
+            ["mimic.mimic_job1.warm_up_iters=4", *FOUR],
+            {"KD608": "ends at iteration 4, the training at 4"},
+        ),
+        (
+            ["mimic.stages=[{name: one, max_epoch: 2, jobs: [mimic_job0]}]"],
+            {"KD647": "no stage names the job `mimic_job1`"},
+        ),
+        ([ONE_EACH, "mimic.mimic_job1.start_iter=4"], {}),
+        (
+            [ONE_EACH, "mimic.mimic_job1.start_iter=5"],
+            {"KD647": "after every stage that it is in, the longest has 5:"},
+        ),
+        (
+            [
+                "mimic.stages=[{name: one, max_epoch: 1, jobs: [mimic_job0]}, {name: two, max_epoch: 1}]",
+                "mimic.mimic_job1.start_iter=7",
+            ],
+            {"KD647": "at iteration 7, after its stage, which has 5:"},
+        ),
+    ],
+)
+def test_a_loss_that_no_step_has(changes: list[str], said: dict[str, str]) -> None:
+    """An epoch of the data has 5 steps, the training 2 epochs."""
+    found = checked(JOBS, *changes).findings
+    assert {one.code for one in found} == set(said), found
+    for one in found:
+        assert said[one.code] in one.message and one.severity == "warning"
+
+
 SHIFTED = (
     "{type: CosineAnnealingLR, warmup_iter: %d, warmup_register_type: no_scale_lr,"
     " kwargs: {T_max: 2, warmup_iter: %d}}"

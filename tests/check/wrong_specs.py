@@ -383,6 +383,7 @@ CASES: dict[str, Case] = {
     "KD568": measured("crowd.json"),
     "KD569": measured("renamed.json"),
     "KD570": measured("fewer.json"),
+    "KD597": measured("outside.json"),
     "KD576": changed(f"net=[{VIT}, {{name: head, type: base_cls_head, kwargs: {{num_classes: 4}}}}]"),
     "KD577": changed(
         f"net=[{VIT}, {{name: head, type: vit_head, kwargs: {{num_classes: 4}}}}]",
@@ -392,6 +393,7 @@ CASES: dict[str, Case] = {
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
         " kwargs: {step_size: 1}}"
     ),
+    "KD647": changed("mimic.start_iter=50"),
     "KD618": on_files(
         f"teacher0=[{BACKBONE}]",
         "mimic.cfgs.loss={type: l2_loss}",
@@ -519,6 +521,7 @@ def lay(folder: Path) -> None:
         "crowd": {**usable, "annotations": [{**box, "iscrowd": 1}]},
         "renamed": {**usable, "categories": [*names[:2], {"id": 3, "name": "cat"}]},
         "fewer": {**usable, "categories": names[:2]},
+        "outside": {**usable, "annotations": [box, {**box, "id": 2, "bbox": [0, 0, 900, 4]}]},
         "derived": {
             **usable,
             "images": [{**image, "id": "1"}],

@@ -281,6 +281,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("dataset.dataloader.kwargs.num_workers=4",),
     ),
     "KD635": (BASE, ("trainer.lr_scheduler={type: CosineAnnealingLR, kwargs: {T_max: 9}}",)),
+    "KD648": (stage("{name: only, max_epoch: 3}"), ()),
     "KD270": (
         changed(("x-note: anything at all", "sweep: {mimic.loss_weight: {low: 0, high: 1, log: true}}")),
         (),

@@ -348,8 +348,8 @@ def test_weights(assignments: tuple[str, ...], codes: list[str]) -> None:
 def test_stages_share_a_scheduler_that_fits_one_of_them() -> None:
     stages = "mimic.stages=[{name: a, max_epoch: 1}, {name: b, max_epoch: %d}]"
     cosine = "trainer.lr_scheduler={type: CosineAnnealingLR, warmup_register_type: no_scale_lr, kwargs: {T_max: 5}}"
-    assert findings(BASE, cosine, stages % 5) == []
-    assert [one.code for one in findings(BASE, cosine, stages % 6)] == ["KD635"]
+    assert findings(BASE, cosine, stages % 5, "trainer.max_epoch=6") == []
+    assert [one.code for one in findings(BASE, cosine, stages % 6, "trainer.max_epoch=7")] == ["KD635"]
 
 
 FREE = {

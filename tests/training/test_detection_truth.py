@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.scenes import SAMPLES, changed, on_scenes
 from tests.training.conftest import Kdcli
@@ -315,3 +317,36 @@ def test_a_damaged_training_file_is_told_by_eval_too(kdcli: Kdcli, scenes: Path)
     code, _, err = kdcli("eval", STUDENT, *on_scenes(scenes), train, "--weights", weights(kdcli, scenes))
     assert code == 1 and "error KD561: `bad.json`: annotation 1: `bbox` is `[1, 2]`" in err, err
     assert err.startswith("argument") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("drop", ["false", "true"])
+def test_validate_counts_the_batches_of_images_grouped_by_their_shape(
+    kdcli: Kdcli, scenes: Path, drop: str
+) -> None:
+    """One upright image and the square ones: each group fills up its last batch, or drops it."""
+
+    def grow(content: dict[str, Any]) -> None:
+        content["images"][0]["height"] *= 2
+
+    file = changed(scenes / "train.json", grow, "grown.json")
+    first, *others = json.loads(Path(file).read_text())["images"]
+    Path("grown").mkdir()
+    for image in (first, *others):
+        shutil.copy(scenes / "train" / image["file_name"], Path("grown") / Path(image["file_name"]).name)
+    upright = Path("grown") / Path(first["file_name"]).name
+    with Image.open(upright) as image:
+        image.resize((first["width"], first["height"])).save(upright)
+    train = "dataset.train.dataset.kwargs"
+    sampler = (
+        f"{{type: aspect_ratio_group, kwargs: {{batch_size: 2, aspect_grouping: [1.5], drop_last: {drop}}}}}"
+    )
+    changes = [
+        *on_scenes(scenes),
+        f"{train}.meta_file={file}",
+        f"{train}.image_reader.kwargs.image_dir=grown",
+        f"dataset.batch_sampler={sampler}",
+    ]
+    code, out, err = kdcli("validate", "--files", STUDENT, *changes)
+    assert code == 0, out + err
+    steps = len(others) // 2 if drop == "true" else 1 + -(-len(others) // 2)
+    assert f"epochs x {steps}\n" in out, out

@@ -182,13 +182,17 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             yield _warning((*scheduler_path, "warmup_iter"), "KD608", message, "lower `warmup_iter`")
     if not spec.runtime.iter_base:
         yield from _other_epochs(places, trainer.lr_scheduler)
-    if spec.mimic is None or not spec.distils or spec.mimic.stages or trainer.max_iter is None:
+    if spec.mimic is None or not spec.distils or not spec.mimic.stages:
         return
-    for name, job in spec.mimic.jobs.items():
-        if job.start_iter + job.warm_up_iters >= trainer.max_iter:
-            message = f"the job's warm-up ends after the training of {trainer.max_iter} iterations"
-            path = ("mimic", "jobs", name, "warm_up_iters")
-            yield _warning(path, "KD608", message, "lower `warm_up_iters`")
+    for key in ("max_epoch", "max_iter"):
+        given, lengths = getattr(trainer, key), [getattr(stage, key) for stage in spec.mimic.stages]
+        together = None if None in lengths else sum(lengths)
+        if given is not None and given != together:
+            message = f"`{key}` has no effect: each of `mimic.stages` says how long it lasts"
+            message += "" if together is None else f", together {together:g}"
+            yield _warning(
+                ("trainer", key), "KD648", message, "leave it out, or change the stages' own", on_key=True
+            )
 
 
 def _other_epochs(

@@ -246,8 +246,12 @@ def test_own_code_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (("saver.pretrain_model=pretrain_path",), "KD609"),
         (("net.backbone.kwargs.normalize.type=freeze_bn",), "KD610"),
         (("net.backbone.kwargs.normalize.type=freeze_bn", "saver.pretrain_model=a.pth"), ""),
-        (("mimic.warm_up_iters=50", "trainer.max_iter=40"), "KD608"),
-        (("mimic.warm_up_iters=30", "trainer.max_iter=40"), ""),
+        (("mimic.stages=[{name: a, max_epoch: 4}, {name: b, max_epoch: 6}]", "trainer.max_epoch=10"), ""),
+        (
+            ("mimic.stages=[{name: a, max_epoch: 4}, {name: b, max_epoch: 6}]", "trainer.max_epoch=11"),
+            "KD648",
+        ),
+        (("mimic.stages=[{name: a, max_epoch: 4}, {name: b, max_iter: 6}]", "trainer.max_epoch=4"), "KD648"),
         (("mimic.cfgs.loss={type: kl_loss}", "mimic.student.mimic_name=['backbone.fc:in']"), "KD606"),
         (("trainer.lr_scheduler.warmup_iter=0", "dataset.batch_sampler.kwargs.batch_size=16"), "KD611"),
         (
