@@ -51,7 +51,7 @@ from kdcli.training.checkpoint import (
     step_info_of,
     step_of,
 )
-from kdcli.training.evaluate import measure_mimicry, unanswered, with_heads
+from kdcli.training.evaluate import measure_mimicry, remarks, with_heads
 from kdcli.training.join_jobs import (
     first_samples,
     jobs_of,
@@ -132,7 +132,7 @@ def compare(
     metrics = {name: meters[name].result(sums_of_network) for name, sums_of_network in sums.items()}
     notices += [Notice(message=one) for contender in contenders for one in contender.class_notices]
     for name, sums_of_network in sums.items():
-        messages = unanswered(name, meters[name], sums_of_network, processes, loader)
+        messages = remarks(name, meters[name], sums_of_network, processes, loader)
         notices += [Notice(message=message, level="warning") for message in messages]
     if task.kept is not None and keep.predictions is not None and processes.speaks:
         predictions = {

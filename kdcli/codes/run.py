@@ -23,9 +23,10 @@ RUN: dict[str, Explanation] = {
         "wrong: the student's own weights as its teacher",
     ),
     "KD703": Explanation(
-        "teacher that is near chance",
-        "On this data the teacher is hardly better than guessing: other normalisation, other label order, or"
-        " weights that were not its own.",
+        "teacher that knows nothing of this data",
+        "On this data the teacher is hardly better than guessing, or has one answer for every image (which scores"
+        " high where most images are of one class): other normalisation, other label order, or weights that were not"
+        " its own.",
         "if it is meant: teacher0: {allow_weak_teacher: true, ...}",
     ),
     "KD704": Explanation(

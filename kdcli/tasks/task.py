@@ -57,6 +57,14 @@ class Meter(Protocol):
         """Which of these this process has seen, by their place in the data, each once, in order."""
         ...
 
+    def one_answer(self, sums: Tensor) -> int | None:
+        """The class that all samples got though ENOUGH_OTHERS of them are of others; None where that isn't so."""
+        ...
+
+
+ENOUGH_OTHERS = 10
+"""So many samples of other classes don't get the same answer by chance."""
+
 
 class Agreement(Protocol):
     """How often two networks predict the same; its sums can be added over batches and processes."""

@@ -55,11 +55,31 @@ def evaluate(
     name: str = "the network",
     messages: list[str] | None = None,
 ) -> dict[str, float]:
-    """Metrics of one network over the loader (or its first samples), each sample counted once.
+    """Metrics of one network over the loader, as `counted` says; messages: takes those of `remarks`."""
+    meter, sums = counted(
+        forward, loader, task, processes, autocast=autocast, most_samples=most_samples, stop=stop, name=name
+    )
+    if messages is not None:
+        messages += remarks(name, meter, sums, processes, loader)
+    return meter.result(sums)
+
+
+@torch.no_grad()
+def counted(
+    forward: Forward,
+    loader: Loader,
+    task: Task,
+    processes: Processes,
+    *,
+    autocast: torch.autocast | None = None,
+    most_samples: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    name: str = "the network",
+) -> tuple[Meter, Tensor]:
+    """The meter of one network after the loader (or its first samples), each sample counted once, and its summed sums.
 
     forward: batch -> named outputs, with the network already in evaluation mode. stop: asked at each
-    batch; once it says yes this process looks at no more, and the metrics mean nothing. messages: takes the message
-    about samples without a usable answer, which calls the network by its name.
+    batch; once it says yes this process looks at no more, and the metrics mean nothing. name: the network's.
     """
     meter = task.meter(loader.facts)
     batches = loader.batches(0)
@@ -74,10 +94,7 @@ def evaluate(
             with autocast or nullcontext():
                 outputs = forward(batch)
             meter.update(outputs, batch)
-    sums = processes.sum(meter.sums())
-    if messages is not None:
-        messages += unanswered(name, meter, sums, processes, loader)
-    return meter.result(sums)
+    return meter, processes.sum(meter.sums())
 
 
 BEFORE = "student before training"
@@ -258,16 +275,26 @@ def with_heads(joined: JoinedJobs, teachers: Mapping[str, Teacher]) -> list[str]
     ]
 
 
-def unanswered(name: str, meter: Meter, sums: Tensor, processes: Processes, loader: Loader) -> list[str]:
-    """At most one message: for how many samples the network gave no usable answer, and which come first.
+def remarks(name: str, meter: Meter, sums: Tensor, processes: Processes, loader: Loader) -> list[str]:
+    """What the metrics don't say: how many samples got no usable answer, and which come first; one answer for all.
 
     sums: over all processes, which all ask.
     """
+    found = []
     count = meter.unanswered(sums)
-    if not count:
-        return []
-    samples = sorted({sample for found in processes.gather(meter.unanswered_samples()) for sample in found})
-    first = ", ".join(f"`{loader.name_of(sample)}`" for sample in samples[:3])
-    which = f" ({first}{', ...' if count > 3 else ''})" if first else ""
-    what = "1 sample" if count == 1 else f"{count:,} samples"
-    return [f"{name} {meter.unusable} for {what}{which}: counted as wrong"]
+    if count:
+        samples = sorted({one for seen in processes.gather(meter.unanswered_samples()) for one in seen})
+        first = ", ".join(f"`{loader.name_of(sample)}`" for sample in samples[:3])
+        which = f" ({first}{', ...' if count > 3 else ''})" if first else ""
+        what = "1 sample" if count == 1 else f"{count:,} samples"
+        found.append(f"{name} {meter.unusable} for {what}{which}: counted as wrong")
+    answer = meter.one_answer(sums)
+    if answer is not None:
+        found.append(f"{name} answers every image with {class_words(answer, loader)}, whatever is on it")
+    return found
+
+
+def class_words(number: int, loader: Loader) -> str:
+    """A class by its name, or by its number where the data has no names."""
+    names = loader.facts.class_names or ()
+    return f"`{names[number]}`" if number < len(names) else f"class {number}"

@@ -31,7 +31,7 @@ from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.spec.in_memory import is_given
 from kdcli.training.checkpoint import generator_state, restore_generators
-from kdcli.training.evaluate import evaluate, evaluation_mode
+from kdcli.training.evaluate import class_words, counted, evaluation_mode, remarks
 from kdcli.training.join_jobs import require
 from kdcli.training.run import Run
 
@@ -40,6 +40,9 @@ MORE_LOOKS = 8
 """So many more batches are looked at where a parameter has got no gradient: its block may be skipped at random."""
 
 TEACHER_SAMPLES = 512
+WEAK_TEACHER = (
+    "check its weights, its pixels and the order of the classes, or allow it: `allow_weak_teacher: true`"
+)
 
 FAINT = 0.01
 """Below this share of the task's gradient a loss is hardly felt."""
@@ -263,7 +266,8 @@ def _reach_everywhere(run: Run, reach: Reach) -> Reach:
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
     """Metrics of each teacher with a head on up to 512 test samples, and notices about it.
 
-    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance.
+    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance, or where one class
+    is the answer to every image.
     """
     measured = {}
     notices: list[Notice] = []
@@ -282,28 +286,26 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
             if why is not None:
                 notices.append(Notice(message=why))
                 continue
-            metrics = evaluate(
+            loader = run.test_loader
+            meter, sums = counted(
                 teacher.outputs,
-                run.test_loader,
+                loader,
                 run.task,
                 run.processes,
                 autocast=teacher.autocast,
                 most_samples=TEACHER_SAMPLES,
                 name=name,
-                messages=messages,
             )
-        measured[name] = metrics
-        samples = min(TEACHER_SAMPLES, run.test_loader.facts.num_samples or TEACHER_SAMPLES)
-        if name not in run.allowed_weak_teachers and run.task.near_chance(metrics, classes, samples):
-            problems.append(
-                Diagnostic(
-                    code="KD703",
-                    message=f"{name} scores {run.task.by_chance} {metrics[run.task.by_chance]:.1f} on this data; "
-                    f"guessing scores {run.task.chance(classes):.1f}",
-                    help="check its weights, normalisation and the order of the classes, "
-                    "or say `allow_weak_teacher: true` beside its mimic_name",
-                )
-            )
+        measured[name] = metrics = meter.result(sums)
+        messages += remarks(name, meter, sums, run.processes, loader)
+        samples = min(TEACHER_SAMPLES, loader.facts.num_samples or TEACHER_SAMPLES)
+        answer, near = meter.one_answer(sums), run.task.near_chance(metrics, classes, samples)
+        if name not in run.allowed_weak_teachers and (near or answer is not None):
+            says = f"{name} scores {run.task.by_chance} {metrics[run.task.by_chance]:.1f} on this data; "
+            says += f"guessing scores {run.task.chance(classes):.1f}" if near else ""
+            if answer is not None:
+                says += f"{', and ' if near else ''}it answers every image with {class_words(answer, loader)}"
+            problems.append(Diagnostic(code="KD703", message=says, help=WEAK_TEACHER))
     if problems:
         raise RunError(problems)
     return measured, [*notices, *warnings(messages)]

@@ -15,6 +15,7 @@ from kdcli.errors import RunError
 from kdcli.losses.wkd_l import WassersteinLogit
 from kdcli.records import Plan, Step
 from kdcli.spec.parse import read
+from kdcli.tasks.classification.task import Classification
 from kdcli.training.first_step import refuse_strong_pulls
 from kdcli.training.guard import prove_losses, prove_teachers
 from kdcli.training.start import prepare
@@ -359,3 +360,24 @@ def test_a_teacher_near_chance_stops_the_run_unless_allowed() -> None:
     assert caught.value.diagnostics[0].code == "KD703"
     with run_of(spec_of(SPEC, "saver.save_dir=b")) as run:
         assert set(prove_teachers(run)[0]) == {"teacher0"}
+
+
+def test_a_teacher_with_one_answer_for_every_image_stops_the_run_however_often_that_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        Classification, "near_chance", lambda *_: False
+    )  # as where most images are of one class
+    weak = SPEC.replace(", allow_weak_teacher: true", "")
+    with run_of(spec_of(weak)) as run:
+        with torch.no_grad():
+            dict(run.teachers["teacher0"].net.named_parameters())["model.fc.bias"][2] = 1e6
+        said = "teacher0 scores top1 25.0 on this data; it answers every image with class 2"
+        with pytest.raises(RunError, match=said) as caught:
+            prove_teachers(run)
+    assert caught.value.diagnostics[0].code == "KD703"
+    with run_of(spec_of(SPEC, "saver.save_dir=b")) as run:
+        with torch.no_grad():
+            dict(run.teachers["teacher0"].net.named_parameters())["model.fc.bias"][2] = 1e6
+        _, told = prove_teachers(run)
+    assert [one.message for one in told] == ["teacher0 answers every image with class 2, whatever is on it"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcli.data.facts import DataFacts
 from kdcli.tasks.pictures import SIDE, image_uri, reduced
-from kdcli.tasks.task import Answered, Forward
+from kdcli.tasks.task import ENOUGH_OTHERS, Answered, Forward
 
 BINS = 15
 """Equal spans of confidence."""
@@ -35,6 +35,9 @@ MISTAKEN_PAIRS = 12
 WORST_CLASSES, WORST_PICTURES, PICTURE_SIDE = 6, 3, 96
 """How many of the classes that the student answers worst, and of each how many images it got wrong, a report shows;
 the images' longest side in pixels."""
+
+SILENT = -3
+"""Where among the sums the number of unanswered samples stands."""
 
 
 class ClassificationMeter:
@@ -74,6 +77,7 @@ class ClassificationMeter:
             entropy.sum()[None],
             per_bin.flatten(),
             silent[None],
+            torch.stack([(answer * answered).double().pow(power).sum() for power in (1, 2)]),
         ]
         sums = torch.cat(parts)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -81,18 +85,18 @@ class ClassificationMeter:
             self._unanswered.append((batch["indices"], ~answered))
 
     def sums(self) -> Tensor:
-        """One float64 vector: count, hits per k, cross entropy, three rows of bins, unanswered."""
+        """One float64 vector: count, hits per k, cross entropy, three rows of bins, unanswered, answers, squares."""
         if self._sums is None:
-            return torch.zeros(3 + len(self.topk) + 3 * BINS, dtype=torch.float64)
+            return torch.zeros(5 + len(self.topk) + 3 * BINS, dtype=torch.float64)
         return self._sums
 
     def result(self, sums: Tensor) -> dict[str, float]:
         """The metrics; NaN-free even for no samples."""
         values = sums.cpu()
         count = max(float(values[0]), 1.0)
-        answered = max(float(values[0] - values[-1]), 1.0)
+        answered = max(float(values[0] - values[SILENT]), 1.0)
         after = 1 + len(self.topk)
-        per_bin = values[after + 1 : -1].reshape(3, BINS)
+        per_bin = values[after + 1 : SILENT].reshape(3, BINS)
         gap = (per_bin[1] - per_bin[2]).abs().sum() / answered
         return {
             **{f"top{k}": 100.0 * float(values[1 + i]) / count for i, k in enumerate(self.topk)},
@@ -102,7 +106,16 @@ class ClassificationMeter:
 
     def unanswered(self, sums: Tensor) -> int:
         """How many samples got no usable logits."""
-        return int(sums[-1])
+        return int(sums[SILENT])
+
+    def one_answer(self, sums: Tensor) -> int | None:
+        """The class that all samples got though some are of others (Meter.one_answer); exact below 2**53."""
+        values = sums.cpu()
+        answered, total, squares = float(values[0] - values[SILENT]), float(values[-2]), float(values[-1])
+        wrong = answered - float(values[SILENT - BINS : SILENT].sum())
+        if wrong < ENOUGH_OTHERS or answered * squares != total * total:
+            return None
+        return round(total / answered)
 
     def unanswered_samples(self) -> list[int]:
         """Which of these this process has seen, by their place in the data, each once, in order."""
@@ -141,6 +154,10 @@ class HeadsMeter:
         """How many samples the head with most of them gave no usable logits."""
         parts = zip(self.meters, self._parts(sums), strict=True)
         return max(meter.unanswered(part) for meter, part in parts)
+
+    def one_answer(self, sums: Tensor) -> int | None:
+        """Nothing: a class of one head says nothing of the others."""
+        return None
 
     def unanswered_samples(self) -> list[int]:
         """Which of these this process has seen, of any head."""

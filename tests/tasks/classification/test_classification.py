@@ -52,6 +52,39 @@ def test_an_answer_that_is_none_is_wrong_and_leaves_the_rest_alone(bad: list[flo
         assert meter.unanswered(meter.sums()) == 1 and meter.unanswered_samples() == [10]
 
 
+@pytest.mark.parametrize(
+    ("answers", "labels", "one"),
+    [
+        ([2] * 30, [2] * 20 + [0] * 10, 2),
+        ([2] * 30, [2] * 21 + [0] * 9, None),  # nine others may be chance
+        ([2] * 29 + [1], [2] * 20 + [0] * 10, None),
+        ([0] * 30, [1] * 30, 0),
+        ([1, 3] * 15, [2] * 30, None),
+    ],
+)
+def test_one_answer_to_every_image_is_seen_whatever_the_batches(
+    answers: list[int], labels: list[int], one: int | None
+) -> None:
+    logits = torch.nn.functional.one_hot(torch.tensor(answers), 4).float()
+    for size in (30, 7, 1):
+        meters = [ClassificationMeter((1, 2)) for _ in range(3)]  # the third process has no batch
+        for number, start in enumerate(range(0, 30, size)):
+            end = start + size
+            batch = {
+                "labels": torch.tensor(labels[start:end]),
+                "indices": torch.arange(len(labels[start:end])),
+            }
+            meters[number % 2].update({"logits": logits[start:end]}, batch)
+        sums = torch.stack([meter.sums() for meter in meters]).sum(0)
+        assert meters[0].one_answer(sums) == one
+    silent = torch.full((5, 4), NAN)
+    meters[0].update(
+        {"logits": silent}, {"labels": torch.zeros(5, dtype=torch.long), "indices": torch.arange(5)}
+    )
+    sums = torch.stack([meter.sums() for meter in meters]).sum(0)
+    assert meters[0].one_answer(sums) == one and meters[0].unanswered(sums) == 5
+
+
 def test_a_class_that_is_ruled_out_is_an_answer() -> None:
     found, meter = measured([[-INF, 1.0], [1.0, -INF]], [1, 0])
     assert found["top1"] == 100.0 and meter.unanswered(meter.sums()) == 0
