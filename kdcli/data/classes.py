@@ -32,7 +32,9 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None, whose: str = ""
         named = list(_places(own, path, f"{whose}test"))
         unknown = [name for name in named if name not in place_of]
         if unknown:
-            raise SpecError([_unknown(name, list(place_of), path, whose) for name in unknown])
+            raise SpecError(
+                _unknown(unknown, list(place_of), path, whose, none_known=1 < len(unknown) == len(own))
+            )
         test = test.numbered_by(tuple(truth), [place_of[name] for name in named])
     assert not isinstance(test.source, (SampleSource, BatchSource))
     assert test.source.labels is not None
@@ -113,13 +115,34 @@ def _meant(name: str, known: list[str]) -> str | None:
     )
 
 
-def _unknown(name: str, known: list[str], path: SpecPath, whose: str) -> Diagnostic:
-    return Diagnostic(
-        code="KD541",
-        message=f"class `{name}` of the {whose}test data is no class of the {whose}training data",
-        help="; ".join(filter(None, (_meant(name, known), "rename it, or leave it out of the test data"))),
-        path=path,
-    )
+def _unknown(
+    names: list[str], known: list[str], path: SpecPath, whose: str, *, none_known: bool
+) -> list[Diagnostic]:
+    """KD541 for each class of the test data that the training data lacks, or one for all of many."""
+    if len(names) <= NAMED and not none_known:
+        help = "rename it, or leave it out of the test data"
+        return [
+            Diagnostic(
+                code="KD541",
+                message=f"class `{name}` of the {whose}test data is no class of the {whose}training data",
+                help="; ".join(filter(None, (_meant(name, known), help))),
+                path=path,
+            )
+            for name in names
+        ]
+    if none_known:
+        message = (
+            f"the {whose}test data and the {whose}training data have no class in common: the one has {listed(names)},"
+            f" the other {listed(known)}"
+        )
+        help = "their folders have to be those of the same classes: is the `root` of one a folder too high or too low?"
+    else:
+        message = (
+            f"{len(names)} classes of the {whose}test data are no classes of the {whose}training data:"
+            f" {listed(names)}; that has {listed(known)}"
+        )
+        help = "rename them, or leave them out of the test data"
+    return [Diagnostic(code="KD541", message=message, help=help, path=path)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,23 @@ def test_a_class_that_is_not_trained_on_is_told(kdcli: Kdcli, spec: str) -> None
         assert "known names: a, b, c; rename it" in out + err
 
 
+def test_a_root_that_is_a_folder_too_high_is_one_error(kdcli: Kdcli, spec: str) -> None:
+    lay(Path("test"), GREY, 2)
+    for command in (["validate", "--files", spec], ["train", spec]):
+        code, out, err = kdcli(*command, "dataset.test.dataset.kwargs.root=.")
+        assert code == 1 and (out + err).count("KD541: ") == 1 and "have no class in common: " in out + err, (
+            out + err
+        )
+        assert "is the `root` of one a folder too high or too low?" in out + err
+
+
+def test_many_classes_that_are_not_trained_on_are_one_error(kdcli: Kdcli, spec: str) -> None:
+    lay(Path("test"), {"a": 20, **{f"new{i}": 100 + i for i in range(7)}}, 2)
+    code, out, err = kdcli("validate", "--files", spec)
+    assert code == 1 and (out + err).count("KD541: ") == 1, out + err
+    assert "7 classes of the test data are no classes of the training data: `new0`, `new1`," in out + err
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_labels_fit_the_logits_in_both_commands(kdcli: Kdcli, spec: str, classes: int) -> None:
     lay(Path("test"), GREY, 2)
