@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ LENGTHS = ("trainer.max_iter", "trainer.max_epoch")
 
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
+
+SHOWN_VALUE = 60
+"""How many characters of a value a message shows."""
 
 RESUME_MODEL: SpecPath = ("saver", "resume_model")
 
@@ -153,13 +157,14 @@ def resume(run: Run) -> tuple[Resumed | None, list[Notice]]:
     # Read again on rank 0, where it was looked at before the build: kept since then it would double the memory.
     path, state = run.found_checkpoint.path, load_checkpoint(run.found_checkpoint.path)
     with fitting(path):
-        _check_teachers(run, state)
+        accepted = _check_teachers(run, state)
         progress = _progress(run, state)
         differing = differing_keys(state["spec"], run.parsed.resolved_yaml())
     resumed = Resumed(path, state, progress, any(_among(key, SCHEDULE) for key in differing))
     why = "a process died and all are started again: " if run.options.restarted else ""
     return resumed, [
         *run.found_checkpoint.notices,
+        *accepted,
         Notice(message=f"{why}continuing at step {progress.step}"),
     ]
 
@@ -268,6 +273,10 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     if longer:
         differing = []
     if differing:
+        # What is only made longer is no reason.
+        differing = [
+            key for key in differing if not _longer(state["spec"], run.parsed.resolved_yaml(), [key])
+        ]
         errors += RunError.of(
             "KD715",
             f"the checkpoint was made by another spec; these keys differ: {', '.join(differing)}",
@@ -282,7 +291,27 @@ def _check(run: UnbuiltRun, state: dict[str, Any], path: Path) -> list[Notice]:
     others, notices = _compare_data(run, state, path, [key for key in keys if not _among(key, MAY_DIFFER)])
     if errors or others:
         raise RunError([*errors, *others])
-    return [*longer, *notices]
+    accepted = [key for key in keys if _among(key, run.options.allow_changed) and not _among(key, MAY_DIFFER)]
+    return [*longer, *_accepted(run, state, accepted), *notices]
+
+
+def _accepted(run: UnbuiltRun, state: Mapping[str, Any], keys: Sequence[str]) -> list[Notice]:
+    """A warning, which the run's record keeps, for what `--allow-changed` lets differ from the checkpoint."""
+    old, new = (dict(leaves(yaml.safe_load(text))) for text in (state["spec"], run.parsed.resolved_yaml()))
+    words = [f"`{key}` is {_value(new, key)}, it was {_value(old, key)}" for key in keys]
+    if state["world_size"] != run.processes.world_size:
+        words.append(f"the run has {run.processes.world_size} process(es), it had {state['world_size']}")
+    if not words:
+        return []
+    return [Notice(message=f"changed from here on: {'; '.join(words)}", level="warning")]
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    """A value of a spec in a message."""
+    if key not in values:
+        return "not set"
+    text = json.dumps(values[key], default=str)
+    return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 3]}..."
 
 
 def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:
@@ -348,14 +377,20 @@ def _keep_rows(spec: Spec) -> list[str]:
     return [name for name, job in jobs_of(spec).items() if "num_samples" in requirements_of(job).facts]
 
 
-def _check_teachers(run: Run, state: dict[str, Any]) -> None:
+def _check_teachers(run: Run, state: dict[str, Any]) -> list[Notice]:
+    """KD716 where a teacher has other weights; a warning where that was accepted."""
+    notices = []
     for name, digest in run.teacher_hashes.items():
-        if state["teachers"].get(name) != digest and f"teachers.{name}" not in run.options.allow_changed:
+        if state["teachers"].get(name) == digest:
+            continue
+        notices.append(Notice(message=f"changed from here on: the weights of {name}", level="warning"))
+        if f"teachers.{name}" not in run.options.allow_changed:
             raise RunError.of(
                 "KD716",
                 f"the checkpoint was made with other weights of {name}",
                 f"put them back, or accept it with `--allow-changed teachers.{name}`",
             )
+    return notices
 
 
 def _among(key: str, names: Sequence[str]) -> bool:

@@ -222,7 +222,12 @@ def test_data_that_was_moved_is_the_same(data: Path) -> None:
     keys = tuple(change.partition("=")[0] for change in moved)
     said = refused(*FOLDERS, *moved)
     assert len(said) == 1 and said[0].startswith("KD715") and all(key in said[0] for key in keys)
-    assert "data" not in told(goes_on(*FOLDERS, *moved, allow=keys))
+    notices = told(goes_on(*FOLDERS, *moved, allow=keys))
+    assert " data is not what " not in notices
+    assert (
+        'changed from here on: `dataset.test.dataset.kwargs.root` is "elsewhere/test", it was "data/test"'
+        in notices
+    )
 
 
 def test_moved_data_with_other_pixels_is_noticed(data: Path) -> None:
@@ -239,7 +244,8 @@ def test_other_transforms_are_another_spec_and_no_other_data() -> None:
     key = "dataset.train.dataset.kwargs.transformer"
     other = f"{key}=[{{type: to_tensor}}, {{type: normalize, kwargs: {{mean: [0.5], std: [0.5]}}}}]"
     assert [text[:5] for text in refused(*FOLDERS, other)] == ["KD715"]
-    assert "data" not in told(goes_on(*FOLDERS, other, allow=(key,)))
+    notices = told(goes_on(*FOLDERS, other, allow=(key,)))
+    assert " data is not what " not in notices and f'`{key}.1.type` is "normalize", it was not set' in notices
 
 
 def test_made_up_images_of_another_seed_are_another_spec_and_other_data() -> None:

@@ -181,4 +181,7 @@ def test_a_finished_run_may_be_made_longer() -> None:
     assert [r.step for r in records if isinstance(r, Step)] == [6, 7, 8, 9, 10]
     warnings = [r for r in records if isinstance(r, Notice) and r.level == "warning"]
     told = [one.message for one in warnings if not isinstance(one, Alarm)]
-    assert told == ["teacher0 answers every image with class 3, whatever is on it"]  # its weights are random
+    assert told == [
+        "changed from here on: `trainer.max_epoch` is 2, it was 1",
+        "teacher0 answers every image with class 3, whatever is on it",  # its weights are random
+    ]
