@@ -14,6 +14,7 @@ from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, is_task_loss, refuse_left_out, refuse_writing, versions_of
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
+from kdcli.losses.parts.reduce import no_scalar
 from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.spec.schema import ModuleSpec
 from kdcli.training.join_jobs import JoinedJobs, require
@@ -88,15 +89,20 @@ def _job(
         for key, loss in losses.items():
             what = f"the loss `{job}.{key}`"
             if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-                shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                yield Diagnostic(code="KD439", message=f"{what} is no scalar: {shape}", path=path)
+                found, help = no_scalar(loss)
+                yield Diagnostic(code="KD439", message=f"{what} is no scalar: {found}", help=help, path=path)
             elif not (moves and loss.requires_grad) and mimicker.moves_student(key):
-                yield Diagnostic(
-                    code="KD438",
-                    message=f"{what} gives the student no gradient: all it reads is frozen",
-                    help="name later layers of the student, or unfreeze these",
-                    path=path,
-                )
+                why, help = CUT_OFF if moves else FROZEN
+                message = f"{what} gives the student no gradient: {why}"
+                yield Diagnostic(code="KD438", message=message, help=help, path=path)
+
+
+FROZEN = ("all it reads is frozen", "name later layers of the student, or unfreeze these")
+CUT_OFF = (
+    "what it reads of the student has one, and is cut off from it in the loss, or not read",
+    "`detach()`, `.data`, `torch.no_grad()`, `argmax` and a way through numpy cut it off",
+)
+"""Why a loss without a gradient has none, and what to do: where the student's features have none, and where they do."""
 
 
 def refuses_one_sample(

@@ -16,10 +16,11 @@ from kdcli.distill.layouts import Form, Layout, read_as
 from kdcli.distill.mimickers.mimicker import Requirements, Scaling, StepInfo
 from kdcli.distill.standardize import Standardizer
 from kdcli.distill.taps import Feature, View, tensors_in
+from kdcli.errors import RunError
 from kdcli.losses import Loss, loss_of
 from kdcli.losses.parts.epochs import LearnedTemperature
 from kdcli.losses.parts.logits import standardize
-from kdcli.losses.parts.reduce import broadcast_mask, times
+from kdcli.losses.parts.reduce import broadcast_mask, no_scalar, times
 from kdcli.losses.parts.stateful import StatefulLoss
 from kdcli.spec.schema import LossSpec
 
@@ -86,6 +87,9 @@ class Binding:
     ) -> Tensor:
         """The loss of one call, times its weight: the only place where `loss_weight` is multiplied."""
         loss = call(**bind(self, available), **kwargs)
+        if not isinstance(loss, Tensor):
+            found, help = no_scalar(loss)
+            raise RunError.of("KD439", f"the loss `{self.target.__name__}` is no scalar: {found}", help)
         return loss if self.weighs_itself else times(loss, weight)
 
     def make(self, facts: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Callable[..., Tensor]:

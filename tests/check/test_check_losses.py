@@ -21,6 +21,32 @@ def failing(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: fl
     return torch.cat([student, teacher.new_zeros(1, 7)]).mean()
 
 
+def nothing(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0) -> None:
+    (student - teacher).square().mean()
+
+
+def number(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0) -> float:
+    return (student - teacher).square().mean().item()
+
+
+def several(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0) -> list[Tensor]:
+    return [student.mean(), teacher.mean()]
+
+
+def whole(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0) -> Tensor:
+    return (student.argmax(1) != teacher.argmax(1)).sum()
+
+
+def detached(student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0) -> Tensor:
+    return (student.detach() - teacher).square().mean()
+
+
+def of_the_teacher_alone(
+    student: Tensor, teacher: Tensor, *, T: float = 4.0, loss_weight: float = 1.0
+) -> Tensor:
+    return teacher.square().mean()
+
+
 class Unbuilt(torch.nn.Module):
     def __init__(self, student_shape: torch.Size, *, T: float = 4.0, loss_weight: float = 1.0) -> None:
         raise ValueError("no such width")
@@ -32,7 +58,17 @@ class Unbuilt(torch.nn.Module):
 @pytest.mark.parametrize(
     ("loss", "code", "words"),
     [
-        (vector, "KD439", "is no scalar: [2]"),
+        (vector, "KD439", "is no scalar: [2]; return one number: `.mean()`"),
+        (nothing, "KD439", "is no scalar: it returns nothing; end its `forward` with `return`"),
+        (number, "KD439", "is no scalar: it returns a float; return the tensor itself, without `.item()`"),
+        (several, "KD439", "is no scalar: it returns a list; return one tensor"),
+        (whole, "KD438", "or not read; `detach()`, `.data`,"),
+        (
+            detached,
+            "KD438",
+            "no gradient: what it reads of the student has one, and is cut off from it in the loss",
+        ),
+        (of_the_teacher_alone, "KD438", "or not read; `detach()`, `.data`,"),
         (failing, "KD437", "can't be computed: "),
         (Unbuilt, "KD435", "no such width"),
     ],
@@ -44,4 +80,4 @@ def test_a_broken_loss_is_told_at_its_place(
     monkeypatch.setitem(LOSSES, "kd_loss", Loss(f"{__name__}:{loss.__name__}", kind="logit"))  # type: ignore[attr-defined]
     found = [d for d in check(parsed, CheckOptions()).findings if d.severity == "error"]
     assert [d.code for d in found] == [code]
-    assert words in found[0].message and found[0].span is not None
+    assert words in f"{found[0].message}; {found[0].help}" and found[0].span is not None

@@ -123,3 +123,20 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def no_scalar(loss: object) -> tuple[str, str]:
+    """What a loss returned in place of one number with a gradient, and what to do about it."""
+    if loss is None:
+        return "it returns nothing", "end its `forward` with `return`"
+    if not isinstance(loss, Tensor):
+        help = "return the tensor itself, without `.item()`: a plain number has no gradient"
+        return f"it returns a {type(loss).__name__}", help if isinstance(
+            loss, (int, float)
+        ) else "return one tensor"
+    if loss.dim():
+        return f"{list(loss.shape)}", "return one number: `.mean()`, or a sum that is divided by the batch"
+    return (
+        f"it is of {str(loss.dtype).removeprefix('torch.')}",
+        "compute it in floats: whole numbers have no gradient",
+    )
