@@ -71,7 +71,8 @@ def exported_text(done: Exported) -> str:
     width = max(len(name) for name, _ in rows)
     text = f"{done.path}\n" + "".join(f"  {name:<{width}}  {value}\n" for name, value in rows)
     if done.loaded_by:
-        text += "load it without kdcli:\n" + "".join(f"  {line}\n" for line in done.loaded_by)
+        alone = "" if any("from kdcli" in line for line in done.loaded_by) else " without kdcli"
+        text += f"load it{alone}:\n" + "".join(f"  {line}\n" for line in done.loaded_by)
     return text
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcli.commands import uncollected
-from kdcli.errors import KdError, UsageError
+from kdcli.errors import KdError, UsageError, did_you_mean
 from kdcli.failures import doing
 
 if TYPE_CHECKING:
+    from kdcli.analysis.layers import Layer
     from kdcli.analysis.pairs import FittingPair
     from kdcli.commands.options import InspectOptions
     from kdcli.spec.networks import ParsedNetworks
@@ -58,11 +59,29 @@ def inspect_features(options: InspectOptions) -> None:
         name: filtered(layers, options.filter, options.type)
         for name, layers in chosen(networks, options.net).items()
     }
+    if not any(shown.values()) and (options.filter is not None or options.type is not None):
+        _tell_no_match(chosen(networks, options.net), options)
     if len(shown) == 1:
         (rows,) = shown.values()
         write(layers_text(rows, options.format, depth=options.depth, colour=colour, width=width))
     else:
         write(networks_text(shown, options.format, depth=options.depth, colour=colour, width=width))
+
+
+def _tell_no_match(networks: Mapping[str, Sequence[Layer]], options: InspectOptions) -> None:
+    """A line on standard error where no layer matches, with the nearest names."""
+    rows = [layer for layers in networks.values() for layer in layers]
+    asked = [
+        (flag, value, known)
+        for flag, value, known in (
+            ("--filter", options.filter, [part for layer in rows for part in layer.path.split(".")]),
+            ("--type", options.type, [layer.type for layer in rows]),
+        )
+        if value is not None
+    ]
+    said = " and ".join(f"{flag} {value}" for flag, value, _ in asked)
+    hints = filter(None, (did_you_mean(value, list(dict.fromkeys(known))) for _, value, known in asked))
+    sys.stderr.write("; ".join([f"no layer of {len(rows)} matches {said}", *hints]) + "\n")
 
 
 def _block(

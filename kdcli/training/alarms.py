@@ -225,7 +225,8 @@ RULES = {
         "average far from the weights", "lower `trainer.ema.kwargs.decay`, or let the lr fall to the end"
     ),
     "KD788": Rule(
-        "student at chance", "look at the alarms before this one, at lr and labels; train for longer"
+        "student at chance",
+        "look at lr and labels, and at the alarms before this one if there are any; train longer",
     ),
     "KD789": Rule(
         "gradient far from its median",

@@ -213,6 +213,13 @@ def test_the_levels_of_a_detector_are_named(capsys: pytest.CaptureFixture[str]) 
     assert row["taps"] == ["model.backbone.body[0]", "model.backbone.body[1]"]
     inspect_features(InspectOptions(spec="n.yaml", filter="backbone.body"))
     assert "model.backbone.body[0], model.backbone.body[1]" in capsys.readouterr().out
+    inspect_features(InspectOptions(spec="n.yaml", filter="bakbone", type="Conv", format="json"))
+    told = capsys.readouterr()
+    assert json.loads(told.out)["layers"] == []
+    assert (
+        "matches --filter bakbone and --type Conv; did you mean `backbone`" in told.err
+        and "`Conv2d`" in told.err
+    )
 
 
 @pytest.mark.parametrize("name", QUICK)
