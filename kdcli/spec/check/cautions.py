@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -111,7 +112,14 @@ def _same_data(spec: Spec) -> Iterator[Diagnostic]:
     train, test = spec.dataset.train.dataset, spec.dataset.test.dataset
     if train.type != test.type or train.type not in FILE_DATASETS or spec.dataset.hold_out:
         return
-    if train.kwargs.model_extra == test.kwargs.model_extra:
+    files = [
+        (
+            _as_paths(kwargs.model_extra),
+            _as_paths((kwargs.image_reader.kwargs if kwargs.image_reader else {}).get("image_dir")),
+        )
+        for kwargs in (train.kwargs, test.kwargs)
+    ]
+    if files[0] == files[1]:
         yield _warning(
             ("dataset", "test", "dataset"),
             "KD646",
@@ -119,6 +127,13 @@ def _same_data(spec: Spec) -> Iterator[Diagnostic]:
             "what is measured on images that were trained on is remembered, not recognised: name other images, or "
             "hold some out with `dataset.hold_out`",
         )
+
+
+def _as_paths(value: Any) -> Any:
+    """A value in which texts that are the same path are the same: `./images` is `images`."""
+    if isinstance(value, dict):
+        return {key: _as_paths(one) for key, one in value.items()}
+    return posixpath.normpath(value) if isinstance(value, str) and value else value
 
 
 FILE_DATASETS = ("cls", "coco", "image_folder")

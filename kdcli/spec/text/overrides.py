@@ -97,7 +97,11 @@ def _names_whole_model(node: Mapping, override: Override) -> bool:
     # net: {type: ..., kwargs: ...} is a network of one module, whose name is `model` unless given.
     name = node.get("name")
     own = name.value if isinstance(name, Scalar) else "model"
-    return override.path[0] == own and len(override.path) > 1 and override.path[1] in ("type", "kwargs")
+    return override.path[0] in (own, "0") and len(override.path) > 1 and override.path[1] in MODULE_KEYS
+
+
+MODULE_KEYS = ("name", "type", "kwargs", "prev", "outputs")
+"""What a module of a network says."""
 
 
 def _index(node: Sequence, segment: str, span: Span) -> int:

@@ -288,3 +288,13 @@ def test_there_is_a_class_for_every_name_that_is_written_down() -> None:
 
     assert [name for name in OPTIMIZERS if optimizer_class(name) is None] == []
     assert [name for name in SCHEDULERS if scheduler_class(name) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "images", "same"),
+    [("a", "i", True), ("./a", "i/", True), ("x/../a", "./i", True), ("a", "j", False), ("b", "i", False)],
+)
+def test_test_data_that_is_the_training_data_in_other_letters(file: str, images: str, same: bool) -> None:
+    reads = "dataset.%s.dataset={type: coco, kwargs: {meta_file: %s, image_reader: {type: r, kwargs: {image_dir: %s}}}}"
+    found = codes(BASE, reads % ("train", "a", "i"), reads % ("test", file, images))
+    assert ("KD646" in found) is same

@@ -99,4 +99,6 @@ def test_a_whole_model_is_reached_by_its_name() -> None:
     start = changed().index("net:\n")
     text = changed()[:start] + "net: {type: resnet18}\n" + changed()[changed().index("teacher0:\n") :]
     assert good(text, "net.model.kwargs.out_layers=[1]").spec.net[0].kwargs == {"out_layers": [1]}
+    assert good(text, "net.0.kwargs.out_layers=[1]").spec.net[0].kwargs == {"out_layers": [1]}
+    assert good(text, "net.model.outputs=[logits]").spec.net[0].outputs == ("logits",)
     assert good(text, "net.kwargs.out_layers=[2]").spec.net[0].kwargs == {"out_layers": [2]}
