@@ -57,6 +57,12 @@ RUN: dict[str, Explanation] = {
         " the first step, and two classes.",
         "right: crd: {type: crd, kwargs: {negatives: all}}",
     ),
+    "KD709": Explanation(
+        "own loss that does not read its teacher",
+        "The loss was computed twice on one batch, the second time with other values in place of what the teacher"
+        " shows, and was the same bit for bit. What it teaches does not come from the teacher.",
+        "wrong: def forward(self, student, teacher): return student.square().mean()",
+    ),
     "KD710": Explanation(
         "checkpoint that cannot be read",
         "The file is missing, unreadable, or the disk fails.",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdcli.distill.dry_run import restored_state
-from kdcli.distill.mimickers.mimicker import Mimicker
+from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import tensors_in
-from kdcli.distill.trainee import DeployedStudent, is_task_loss
+from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_task_loss
 from kdcli.errors import Diagnostic, RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.settings import compile_mode, compiled_networks
 from kdcli.records import Notice, Plan
-from kdcli.training.checkpoint import Progress
+from kdcli.spec.plugins import is_own
+from kdcli.training.checkpoint import Progress, generator_state, restore_generators
 from kdcli.training.guard import GuardResult, Reach
 from kdcli.training.join_jobs import first_samples, require
 from kdcli.training.run import Run, active_reach, trained_names
@@ -113,7 +116,7 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
 
     reach: of each loss's name the parameters that its gradient reaches. A parameter is trained where a stage trains it
     and a loss of that stage reaches it, or where it was read from weights; one that the spec freezes is left alone.
-    Raises RunError KD700 for a stage that trains nothing.
+    Raises RunError KD700 for a stage that trains nothing. Then tells own losses that don't read their teacher.
     """
     refuse_idle_stages(run, reach)
     trained: set[str] = set()
@@ -130,6 +133,63 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
         yield Notice(message=f"KD243: {_idle_text(run, idle)}" + ("" if why is None else f"; {WITHOUT_HEAD}"))
     elif why is not None:
         yield Notice(message=f"KD243: {why}; {WITHOUT_HEAD}")
+    yield from _blind_losses(run)
+
+
+def _blind_losses(run: Run) -> Iterator[Notice]:
+    """A warning for each own loss of a job with teachers that is the same, bit for bit, whatever the teachers show.
+
+    Computed twice on one batch from the same random state, the second time with other values in the teachers' place.
+    """
+    jobs = frozenset(
+        name for name, job in run.joined.jobs.items() if job.teachers and any(_own_losses(run, name))
+    )
+    if not jobs:
+        return
+    batch = to_device(dict(next(run.train_loader.batches(0))), run.processes.device)
+    before = run.trainee.active
+    with restored_state(run.trainee) as put_back, torch.no_grad():
+        try:
+            run.trainee.train()
+            run.trainee.active = ActiveLosses(jobs=jobs, task_loss=False)
+            views = {n: run.teachers[n].view(batch) for n in require(run.joined, run.teachers, jobs, False)}
+            others = {
+                name: replace(view, features=_other(view.features), outputs=_other(view.outputs))
+                for name, view in views.items()
+            }
+            state, values = generator_state(), []
+            for shown in (views, others):
+                restore_generators(state)
+                put_back()
+                with run.autocast or nullcontext():
+                    values.append(run.trainee(batch, shown, StepInfo(), weighted=False))
+        finally:
+            run.trainee.active = before
+    for job in sorted(jobs):
+        for loss in _own_losses(run, job):
+            for name in values[0]:
+                if (
+                    name.startswith(f"{job}.")
+                    and name.endswith(f".{loss}")
+                    and torch.equal(*(v[name] for v in values))
+                ):
+                    message = f"KD709: `{name}` is the same whatever the teacher shows: it does not read the teacher"
+                    yield Notice(message=message, level="warning")
+
+
+def _own_losses(run: Run, job: str) -> Iterator[str]:
+    """The losses of a job that are not kdcli's own: of an own method all."""
+    own = not type(run.trainee.mimickers[job]).__module__.startswith("kdcli.")
+    yield from (name for name, loss in run.joined.jobs[job].losses.items() if own or is_own(loss.type))
+
+
+def _other(value: Any) -> Any:
+    """The same structure with other values in its tensors of floats."""
+    if isinstance(value, Tensor):
+        return 0.3 - 0.7 * value.flip(0) if value.is_floating_point() and value.dim() else value
+    if isinstance(value, Mapping):
+        return {key: _other(one) for key, one in value.items()}
+    return [_other(one) for one in value] if isinstance(value, list) else value
 
 
 WITHOUT_HEAD = "the student is measured by what it learns of its teachers and exported as a backbone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -37,3 +38,30 @@ class Plain:
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Never called."""
         return F.mse_loss(student, teacher)
+
+
+def blind(student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's size alone."""
+    return student.square().mean()
+
+
+def by_label(student: Tensor, teacher: Tensor) -> Tensor:
+    """What the teacher answers, without a gradient to it."""
+    return F.cross_entropy(student, teacher.argmax(1))
+
+
+def noisy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Random, and yet the same whatever the teacher shows."""
+    return F.dropout(student.square(), 0.5).mean()
+
+
+class Blind(BaseMimicker):
+    """Compares the student with itself."""
+
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The base method's, the student's feature in the teacher's place."""
+        for key, compared in super().features(student, teachers, batch):
+            halves = [one.detach() * 0.5 for one in compared.students if isinstance(one, Tensor)]
+            yield key, replace(compared, teachers=halves)

@@ -6,6 +6,7 @@ import pytest
 
 from kdcli.check.check import CheckOptions, check
 from kdcli.errors import KdError
+from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
 from kdcli.training.train import train
 from tests.training.runs import SPEC, run_of, spec_of
@@ -76,3 +77,20 @@ def test_a_stage_in_which_no_weight_of_the_student_learns(stage: str, why: str) 
         list(train(run))
     (found,) = caught.value.diagnostics
     assert found.code == "KD700" and found.path == ("mimic", "stages", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (f"mimic.cfgs.loss={{type: '{OWN}:blind'}}", ["mimic_job0.teacher0.loss"]),
+        (f"mimic.cfgs.loss={{type: '{OWN}:noisy'}}", ["mimic_job0.teacher0.loss"]),
+        (f"mimic.cfgs.loss={{type: '{OWN}:by_label'}}", []),
+        (f"mimic.cfgs={{a: {{type: '{OWN}:blind'}}, b: {{type: kd_loss}}}}", ["mimic_job0.teacher0.a"]),
+        (f"mimic.mimic_ins_type={OWN}:Blind", ["mimic_job0.teacher0.loss"]),
+    ],
+)
+def test_an_own_loss_that_does_not_read_its_teacher_is_told(change: str, told: list[str]) -> None:
+    with run_of(spec_of(SPEC, change), plugins=PLUGINS) as run:
+        records = list(train(run))
+    found = [one.message for one in records if isinstance(one, Notice) and "KD709" in one.message]
+    assert [message.split("`")[1] for message in found] == told
