@@ -6,6 +6,7 @@ for between the parts, so that each has its own time; such steps take a little l
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ class _Enough(Exception):
 
 def profile(run: Run, steps: int, interrupts: Interrupts) -> Profile:
     """Train N steps (fewer where the run has fewer) and measure where the time goes."""
+    # The profiler's library tells of itself on standard error, and of a GPU that is not there as of an error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     loops: list[_ProfiledLoop] = []
 
     def loop(*parts: Any) -> _ProfiledLoop:
