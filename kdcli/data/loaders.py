@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
+import select
 import signal
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +48,9 @@ from kdcli.waiting import waiting
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that end a run; data workers leave them to the main process."""
+
+LOOK_SECONDS = 5.0
+"""How often a data worker looks whether the main process lives, where the system can't tell it."""
 
 
 class Loader:
@@ -238,7 +244,7 @@ class Loader:
                 num_workers=self._num_workers,
                 collate_fn=_as_it_is,
                 pin_memory=self._pin,
-                worker_init_fn=_in_worker,
+                worker_init_fn=_InWorker(os.getpid()),
                 persistent_workers=True,
                 # Its own, so that the main generator is drawn from as often as without workers.
                 generator=torch.Generator().manual_seed(0),
@@ -411,10 +417,35 @@ def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
-def _in_worker(worker: int) -> None:
-    """A data worker outlives Ctrl-C and SIGTERM: the main process decides when it ends."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    torch.set_num_threads(1)
+class _InWorker:
+    """A data worker outlives Ctrl-C and SIGTERM: the main process decides when it ends, and takes it along.
+
+    torch ends workers whose parent is gone. Where a server forks them (multiprocessing's `forkserver`) the parent is
+    that server, which lives as long as they do: after a SIGKILL of the main process all would stay for ever.
+    """
+
+    def __init__(self, main: int) -> None:
+        self.main = main
+
+    def __call__(self, worker: int) -> None:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        torch.set_num_threads(1)
+        if os.getppid() != self.main:
+            threading.Thread(target=self._end_with_main, name="kdcli-main-lives", daemon=True).start()
+
+    def _end_with_main(self) -> None:
+        try:
+            ended = select.poll()
+            ended.register(os.pidfd_open(self.main), select.POLLIN)
+            ended.poll()
+        except ProcessLookupError:
+            pass
+        except (AttributeError, OSError):  # an old kernel, or no Linux
+            with suppress(ProcessLookupError):
+                while True:
+                    os.kill(self.main, 0)
+                    time.sleep(LOOK_SECONDS)
+        os._exit(1)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,52 @@ def test_python_ends_though_nobody_closed_the_loader(part: Any, tmp_path: Path) 
     command = [sys.executable, "-c", code, str(tmp_path / "part")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "over"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "told_by_the_system"),
+    [("fork", True), ("forkserver", True), ("forkserver", False), ("spawn", True)],
+)
+def test_workers_end_with_a_main_process_that_is_killed(
+    part: Any, tmp_path: Path, method: str, told_by_the_system: bool
+) -> None:
+    code = """if True:
+        import multiprocessing, os, pickle, sys, time
+        from kdcli.data.build import build_loader, build_source, open_source
+        from kdcli.data import loaders
+        if __name__ == "__main__":
+            multiprocessing.set_start_method(sys.argv[2])
+            part = pickle.load(open(sys.argv[1], "rb"))
+            side = {"train": True, "path": ("dataset", "train")}
+            loader = build_loader(open_source(build_source(part, **side), part, **side), seed=0)
+            batches = loader.batches(0)
+            next(batches)
+            print(*[worker.pid for worker in loader._workers._iterator._workers], flush=True)
+            time.sleep(60)
+    """
+    if not told_by_the_system:
+        code = f"import os; del os.pidfd_open\n{code}"
+    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "part").write_bytes(pickle.dumps(side(part, in_memory=False, num_workers=2)))
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "part"), method]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as main:
+        assert main.stdout is not None
+        workers = [int(pid) for pid in main.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(lives, workers))
+        main.kill()
+    until = time.monotonic() + 30.0
+    while any(map(lives, workers)):
+        assert time.monotonic() < until, "data workers outlive their run"
+        time.sleep(0.1)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_dead_worker_is_one_clear_error(part: Any, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
