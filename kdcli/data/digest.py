@@ -50,13 +50,15 @@ MISSING = "missing"
 class Digest:
     """The digest of one side. listing: SHA-256 of the list of samples; packed: that list, compressed.
 
-    probe: float32 [n, pixels], None where no sample can be read.
+    probe: float32 [n, pixels], None where no sample can be read. images: SHA-256 of what the list says of the images,
+    without labels and classes.
     """
 
     listing: str
     samples: int
     packed: bytes
     probe: Tensor | None
+    images: str
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -65,12 +67,14 @@ class Digest:
 
 def digest_of(opened: OpenedData, loader: Loader, truth: Path | None = None) -> Digest:
     """The digest of one side. loader: its own. truth: the file that test boxes are measured by, if not its own."""
-    text = listing_of(opened, truth).text()
+    listing = listing_of(opened, truth)
+    text = listing.text()
     return Digest(
         listing=hashlib.sha256(text).hexdigest(),
         samples=len(opened.source),
         packed=packed(text),
         probe=probe_of(loader),
+        images=listing.images(),
     )
 
 
@@ -211,6 +215,11 @@ class Listing:
         rows = map("\t".join, zip(self.labels, self.contents, map(_escaped, self.names), strict=True))
         # Names of files may hold bytes that are no UTF-8: Python keeps each as a lone surrogate.
         return "\n".join([head, *rows]).encode("utf-8", "surrogatepass")
+
+    def images(self) -> str:
+        """SHA-256 of the samples' names and contents in their order: what a network without labels is shown."""
+        rows = map("\t".join, zip(self.contents, map(_escaped, self.names), strict=True))
+        return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def packed(text: bytes) -> bytes:

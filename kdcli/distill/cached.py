@@ -83,11 +83,17 @@ class CachedTeacher:
 
         Raises RunError KD545 where it shows a value that is not finite.
         """
+        shown = self.shown(batch if bool(missing.all()) else _only(batch, missing))
+        self.check_finite(shown, rows[missing] % self.num_samples)
+        self.store.write(rows[missing], shown)
+
+    def shown(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """What the teacher itself shows of a batch, by column."""
         taps = self.teacher.taps
         needed = taps.names, taps.outputs
         taps.require(self.names, self.outputs)
         try:
-            view = self.teacher.view(batch if bool(missing.all()) else _only(batch, missing))
+            view = self.teacher.view(batch)
         finally:
             taps.require(*needed)
         values: dict[int, Tensor] = {}
@@ -99,9 +105,7 @@ class CachedTeacher:
             else:
                 values.update(zip(place, feature, strict=True))
         values.update((place, view.outputs[name]) for name, place in self.layout.outputs.items())
-        shown = [values[n] for n in range(len(self.layout.columns))]
-        self.check_finite(shown, rows[missing] % self.num_samples)
-        self.store.write(rows[missing], shown)
+        return [values[n] for n in range(len(self.layout.columns))]
 
     def check_finite(self, shown: Sequence[Tensor], ids: Tensor) -> None:
         """Raise RunError KD545 where a column has values that are not finite; ids: of the samples shown."""

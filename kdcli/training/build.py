@@ -225,6 +225,7 @@ def _built(
             train_loader,
             processes,
             run_root(parsed) / "cache",
+            digests["train"].images if "train" in digests else None,
         )
         notices += cache_notices
         average = average_of(spec)

@@ -2,7 +2,8 @@
 
 A store lies in `<cache.dir>/<teacher>-<key>`. The key is a hash of everything that decides what the teacher
 shows: its weights and modules, its pixels and precision, the data's spec and seed, the taps. Beside it
-the store keeps a few samples' pixels; where the data no longer gives these, all is made anew.
+the store keeps a hash of the list of images and a few samples' pixels; where the data no longer gives these, or the
+teacher answers a few samples otherwise than is stored (its code was edited), all is made anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdcli.data.digest import other_pixels, probe_of
 from kdcli.data.loaders import Loader
@@ -34,6 +37,7 @@ from kdcli.distill.cached import CachedTeacher, CacheLayout, Store, bytes_of, ca
 from kdcli.distill.taps import View
 from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
 from kdcli.spec.check.rules import caches_of
 from kdcli.spec.schema import Cache, ModuleSpec, Spec
@@ -116,10 +120,12 @@ def sources_of(
     loader: Loader,
     processes: Processes,
     default: Path,
+    images: str | None,
 ) -> tuple[dict[str, ViewSource], list[str]]:
     """Where each teacher's views come from, the teacher itself or its cache; and notices about them.
 
     shown: what each teacher showed of `shown_samples` samples. default: where caches lie that name no `dir`.
+    images: a hash of the list of training images, None where it isn't known (in other processes than the first).
     Raises SpecError KD553 and RunError KD552, KD554.
     """
     sources: dict[str, ViewSource] = dict(teachers)
@@ -135,7 +141,7 @@ def sources_of(
             pixels = None if teacher.pixels is None or teacher.pixels.by is None else teacher.pixels.facts()
             numbers, precision = teacher.labels.numbers, teacher.precision
             plan = plan_of(spec, name, layout, hashes[name], samples, default, numbers, pixels, precision)
-            sources[name], cache_notices = opened(plan, teachers[name], loader, processes)
+            sources[name], cache_notices = opened(plan, teachers[name], loader, processes, images)
             notices += cache_notices
     return sources, notices
 
@@ -196,12 +202,12 @@ def plan_of(
 
 
 def opened(
-    plan: StorePlan, teacher: Teacher, loader: Loader, processes: Processes
+    plan: StorePlan, teacher: Teacher, loader: Loader, processes: Processes, images: str | None
 ) -> tuple[CachedTeacher, list[str]]:
     """Open the cached teacher; the first process creates the store where none fits."""
     notices: list[str] = []
     if processes.speaks:
-        notices = _made_ready(plan, loader)
+        notices = _made_ready(plan, teacher, loader, processes, images)
     processes.wait()
     try:
         store = Store(plan.folder, plan.layout.columns, plan.rows)
@@ -223,27 +229,67 @@ def opened(
     return CachedTeacher(teacher, plan.layout, store, plan.facts["samples"]), notices
 
 
-def _made_ready(plan: StorePlan, loader: Loader) -> list[str]:
+def _made_ready(
+    plan: StorePlan, teacher: Teacher, loader: Loader, processes: Processes, images: str | None
+) -> list[str]:
     sweep_temporary(plan.folder.parent)
     meta = read_meta(plan.folder)
     probe = probe_of(loader)
     notices = []
-    if meta is not None and (
-        meta.get("facts") != _plain(plan.facts) or other_pixels(meta.get("probe"), probe) != []
-    ):
-        notices.append(f"the data has changed since {plan.folder} was made: {plan.name} is cached anew")
-        shutil.rmtree(plan.folder, ignore_errors=True)
-        meta = None
+    if meta is not None:
+        changed = None
+        if meta.get("facts") != _plain(plan.facts) or other_pixels(meta.get("probe"), probe) != []:
+            changed = "the data has changed"
+        elif None not in (images, meta.get("images")) and meta["images"] != images:
+            changed = "images came, went, changed or come in another order"
+        elif _answers_otherwise(plan, teacher, loader, processes):
+            changed = f"{plan.name} answers otherwise (its code has changed, or images have)"
+        if changed is not None:
+            notices.append(f"{changed} since {plan.folder} was made: {plan.name} is cached anew")
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            meta = None
     if meta is None:
         notices += _others(plan)
         _check_size(plan)
         try:
             shutil.rmtree(plan.folder, ignore_errors=True)
-            content = {"facts": plan.facts, "probe": None if probe is None else probe.tolist()}
+            kept = None if probe is None else probe.tolist()
+            content = {"facts": plan.facts, "probe": kept, "images": images}
             Store.create(plan.folder, plan.layout.columns, plan.rows, content)
         except OSError as error:
             raise _refused(plan, error) from error
     return notices
+
+
+LOOKED_AT = 32
+"""So many stored samples are answered again before a cache is read."""
+
+OTHERWISE = 0.05
+"""From this share of its norm on a stored answer is another; what differs by rounding and batch size is below."""
+
+
+def _answers_otherwise(plan: StorePlan, teacher: Teacher, loader: Loader, processes: Processes) -> bool:
+    """Whether the teacher shows other values of a few stored samples, in their first view, than the store has."""
+    try:
+        store = Store(plan.folder, plan.layout.columns, plan.rows)
+    except (OSError, RuntimeError) as error:
+        raise _refused(plan, error) from error
+    there = store.filled[: plan.facts["samples"]].nonzero()[:, 0]
+    rows = there[torch.linspace(0, len(there) - 1, min(LOOKED_AT, len(there))).long()]
+    rows = rows[store.has(rows, range(len(store.columns)))]
+    batch = loader.some(rows.tolist()) if len(rows) else {}
+    if not batch or len(batch["image"]) != len(rows):
+        return False
+    cached = CachedTeacher(teacher, plan.layout, store, plan.facts["samples"])
+    for number, value in enumerate(cached.shown(to_device(dict(batch), processes.device))):
+        column = store.columns[number]
+        now = column.unpack([part.cpu() for part in column.pack(value)]).double().flatten(1)
+        kept = store.read(rows, number).double().flatten(1)
+        size = kept.norm(dim=1)
+        size = size.clamp_min(1e-3 * float(size.max()))  # next to nothing is rounding
+        if bool(((now - kept).norm(dim=1) > OTHERWISE * size).any()):
+            return True
+    return False
 
 
 def _others(plan: StorePlan) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from kdcli.data.digest import listing_of
 from kdcli.disk import entries, size_of
 from kdcli.distill.cached import CachedTeacher
 from kdcli.distill.folding import fold
@@ -65,8 +66,9 @@ def make_caches(parsed: ParsedSpec, options: RunOptions, processes: Processes) -
             for teacher in teachers.values():
                 fold(teacher, sample)
         root = run_root(parsed) / "cache"
+        images = listing_of(sides.train).images() if processes.speaks else None
         sources, notices = sources_of(
-            spec, teachers, shown, len(sample["image"]), hashes, loader, processes, root
+            spec, teachers, shown, len(sample["image"]), hashes, loader, processes, root, images
         )
         for notice in (*left_out, *notices):
             yield Notice(message=notice)
