@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kdcli import disk
@@ -176,6 +178,38 @@ def test_changed_data_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = caches.probe_of
     monkeypatch.setattr(caches, "probe_of", lambda loader: torch.as_tensor(real(loader)) + 0.1)
     assert "the data has changed" in make(cached())[0]
+
+
+def test_a_teacher_whose_code_was_edited_is_cached_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = cached()
+    make(parsed)
+    assert not any("cached anew" in message for message in make(parsed))
+    plain = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: 3.0 * plain(self, x))
+    said = make(parsed)
+    assert any(
+        "teacher0 answers otherwise (its code has changed, or images have)" in message for message in said
+    ), said
+    assert not any("cached anew" in message for message in make(parsed))
+
+
+def test_an_image_under_another_number_is_another_cache(tmp_path: Path) -> None:
+    """One file went and one came: as many as before, and every number between them means another image."""
+    for label, name in enumerate("abcd"):
+        for i in range(10):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 50 * label + 5 * i).save(tmp_path / "images" / name / f"{i}.png")
+    kwargs = f"{{root: {tmp_path}/images, color_mode: GRAY, transformer: [{{type: to_tensor}}]}}"
+    data = f"dataset.train.dataset={{type: image_folder, kwargs: {kwargs}}}"
+    parsed = cached(SPEC, "{views: 2, dir: caches}", data)
+    make(parsed)
+    assert not any("cached anew" in message for message in make(parsed))
+    (tmp_path / "images/c/3.png").unlink()
+    shutil.copy(tmp_path / "images/c/0.png", tmp_path / "images/c/6b.png")  # none of the 8 whose pixels are kept
+    said = make(parsed)
+    assert any("images came, went, changed or come in another order since " in message for message in said), (
+        said
+    )
 
 
 @pytest.mark.slow
