@@ -104,7 +104,7 @@ def _grid(layer: Layer) -> Grid | None:
     size, layout = layer.sizes[0], layer.layouts[0]
     if layout.grid is not None and layout.kind in ("map", "tokens"):
         return ("map", layout.grid) if layout.grid != (1, 1) else None
-    return ("tokens", (size[1],)) if len(size) == 3 else None
+    return ("tokens", (size[2 if layout.tokens_last else 1],)) if len(size) == 3 else None
 
 
 def _read(layer: Layer, other: Layer) -> tuple[int, ...]:
@@ -112,6 +112,8 @@ def _read(layer: Layer, other: Layer) -> tuple[int, ...]:
     size, layout = torch.Size(layer.sizes[0]), layer.layouts[0]
     if layout.channels_last:
         size = torch.Size((size[0], size[3], size[1], size[2]))
+    if layout.tokens_last:
+        size, layout = torch.Size((size[0], size[2], size[1])), layout.handed_on
     beside = other.layouts[0]
     if layout.in_grid and (beside.kind == "map" or (beside.in_grid and not layout.same_tokens(beside))):
         size = shape_as(size, layout, "grid")

@@ -60,19 +60,30 @@ class Layout:
         return self.kind == "map" and self.channel_axis == 3
 
     @property
+    def tokens_last(self) -> bool:
+        """Whether the network gives these tokens as [B, D, N]; they are handed on as [B, N, D]."""
+        return self.kind == "tokens" and self.channel_axis == 1
+
+    @property
+    def handed_on(self) -> Layout:
+        """The same with the axes in the order in which features are handed on; a map says itself how it lay."""
+        return replace(self, channel_axis=2) if self.tokens_last else self
+
+    @property
     def in_grid(self) -> bool:
         """Whether these are tokens whose prefix and grid are known."""
         return self.kind == "tokens" and self.prefix is not None and self.grid is not None
 
     @property
     def text(self) -> str:
-        """In words: `map`, `map, channels last`, `tokens 1+14x14`, `tokens`, `vector`."""
+        """In words: `map`, `map, channels last`, `tokens 1+14x14`, `tokens`, `tokens, channels first`, `vector`."""
         if self.channels_last:
             return "map, channels last"
+        last = ", channels first" if self.tokens_last else ""
         if self.in_grid:
             assert self.grid is not None
-            return f"tokens {self.prefix}+{self.grid[0]}x{self.grid[1]}"
-        return self.kind
+            return f"tokens {self.prefix}+{self.grid[0]}x{self.grid[1]}{last}"
+        return f"{self.kind}{last}"
 
     def same_tokens(self, other: Layout) -> bool:
         """Whether each token of the one has its place in the other, by number."""
@@ -251,8 +262,10 @@ def fits(size: Sequence[int], image: Size) -> bool:
     return (rows, columns) in down or (rows, columns) in up
 
 
-def channels_first(feature: Tensor, layout: Layout) -> Tensor:
-    """A map channels first, as a view; anything else as it is."""
+def in_order(feature: Tensor, layout: Layout) -> Tensor:
+    """A map channels first and tokens channels last, as a view; anything else as it is."""
+    if layout.tokens_last:
+        return feature.transpose(1, 2)
     return feature.permute(0, 3, 1, 2) if layout.channels_last else feature
 
 

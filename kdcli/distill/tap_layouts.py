@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.channels import ChannelTrace, image_size
-from kdcli.distill.layouts import Layout, Part, channels_first, checked_at_double_width, layout_of, part_of
+from kdcli.distill.layouts import Layout, Part, checked_at_double_width, in_order, layout_of, part_of
 from kdcli.errors import SpecError, SpecPath
 from kdcli.models.feature_layouts import stated_layout
 from kdcli.models.network import Network
@@ -179,13 +179,13 @@ def _shapes_at_double_width(
 
 
 def handed_on(tensor: Tensor, layout: Layout, tap: Tap, where: SpecPath) -> Tensor:
-    """A feature as its tap hands it on: a map channels first, of tokens the part that the tap names.
+    """A feature as its tap hands it on: a map channels first, tokens channels last or the part that the tap names.
 
     Raises SpecError KD666 where there is no such part, or it isn't known.
     """
     part = tap.part
     if part is None:
-        return channels_first(tensor, layout)
+        return in_order(tensor, layout)
     lacks_class = part == "class" and layout.class_token is False
     if layout.prefix is None or lacks_class or (part == "prefix" and layout.prefix == 0):
         raise _no_part(where, tap, tensor, layout)

@@ -32,7 +32,8 @@ class View:
     """What one network gave on one batch: features by tap, and its named outputs.
 
     layouts: how each tensor of a tap is read, found by `Taps.learn` and in no other view; maps are handed on channels
-    first, whatever they are in the network. names: of each tap the canonical name, in the same views.
+    first and tokens channels last, whatever they are in the network. names: of each tap the canonical name, in the same
+    views.
     """
 
     features: Mapping[str, Feature]
@@ -183,7 +184,8 @@ class Taps:
         self.handed_changed = frozenset(
             name
             for name, layouts in whole.items()
-            if self.taps[name].part is not None or any(layout.channels_last for layout in layouts)
+            if self.taps[name].part is not None
+            or any(layout.channels_last or layout.tokens_last for layout in layouts)
         )
         names = {name: tap.canonical for name, tap in self.taps.items()}
         layouts = {name: tuple(self._handed_on(name, one) for one in whole[name]) for name in view.features}
@@ -192,10 +194,10 @@ class Taps:
     def _handed_on(self, name: str, layout: Layout) -> Layout:
         """How what the tap hands on is read: a part of tokens as that part."""
         part = self.taps[name].part
-        return layout if part is None else layout_of_part(layout, part)
+        return layout.handed_on if part is None else layout_of_part(layout, part)
 
     def _canonical(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
-        """Maps channels first, and of tokens the part that a tap names; raises SpecError KD666 without it."""
+        """Maps channels first, tokens channels last, the part that a tap names; raises SpecError KD666 without it."""
         made: dict[str, Feature] = {}
         wrong = Findings()
         for name, feature in features.items():

@@ -272,7 +272,8 @@ class DeployedStudent(nn.Module):
             if self.taps.counts is None:
                 self.taps.learn(batch)
             feature = self.taps.view(batch).features[self.tap]
-            (layout,) = self.taps.layouts[self.tap]
+            (found,) = self.taps.layouts[self.tap]
+            layout = found.handed_on
             if isinstance(feature, Tensor) and layout.in_grid:
                 feature = read_as(feature, layout, "grid")
         return {"logits": self.get_submodule(END)(feature)}

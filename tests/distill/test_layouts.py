@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kdcli.distill.adapters import AutoAdapter, ResizeAdapter
 from kdcli.distill.build_terms import _form, _in_form
-from kdcli.distill.layouts import Layout, channels_first, fits, grids, layout_of, part_of, read_as
+from kdcli.distill.layouts import Layout, fits, grids, in_order, layout_of, part_of, read_as
 from kdcli.distill.mimickers.mimicker import MimicContext
 from kdcli.distill.taps import Tap, Taps
 from kdcli.distill.terms import TapSide
@@ -108,7 +108,7 @@ def _twice_as_wide(shape: torch.Size) -> torch.Size:
 
 def compared(feature: Tensor, layout: Layout) -> Tensor:
     """The feature as a map, as it is compared with another map."""
-    return read_as(channels_first(feature, layout), layout, "grid")
+    return read_as(in_order(feature, layout), layout.handed_on, "grid")
 
 
 def worst(made: Tensor, grid: Size, coarse: Size) -> float:
@@ -380,7 +380,7 @@ def test_a_map_channels_last_is_handed_on_channels_first_also_where_two_axes_are
     spec = LayoutSpec(channels="last")
     assert layout_of(feature, None, None, (16, 16)).kind == "unknown"
     layout = layout_of(feature, None, None, (16, 16), spec=spec)
-    assert torch.equal(channels_first(feature, layout), feature.permute(0, 3, 1, 2))
+    assert torch.equal(in_order(feature, layout), feature.permute(0, 3, 1, 2))
     assert part_of(torch.rand(2, 3, 5), tokens(1, (1, 2)), "prefix").shape == (2, 1, 5)
 
 
@@ -420,3 +420,29 @@ def test_an_order_is_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) ->
         assert isinstance(read_as(mode.from_tensor(feature), layout, "patches"), FakeTensor)
     monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("copied again"))
     assert torch.equal(read_as(feature, layout, "grid").flatten(), first.flatten())
+
+
+class Tokens(nn.Module):
+    """A map as [B, N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("end", [nn.Flatten(2), Tokens()])
+def test_tokens_are_handed_on_behind_their_number_however_they_lie(end: nn.Module) -> None:
+    """A map flattened to [B, C, N] is shown like its transpose: losses read the last axis as channels."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    batch = {"image": torch.rand(4, 3, 8, 8)}
+    with Taps(Network({"model": nn.Sequential(conv, end)}).eval(), ["model.1"]) as taps:
+        learnt = taps.learn(batch)
+        shown = (learnt.features["model.1"], taps.view(batch).features["model.1"])
+    for feature in shown:
+        assert isinstance(feature, Tensor) and torch.equal(
+            feature, conv(batch["image"]).flatten(2).transpose(1, 2)
+        )
+    (layout,) = learnt.layouts["model.1"]
+    assert (layout.channel_axis, layout.prefix, layout.grid) == (2, 0, (8, 8))
+    whole = read_as(shown[0], layout, "grid") if isinstance(shown[0], Tensor) else None
+    assert whole is not None and torch.equal(whole, conv(batch["image"]))

@@ -147,10 +147,15 @@ def test_layouts_are_found_where_a_network_shows_itself() -> None:
         view = taps.learn({"image": torch.rand(2, 3, 4, 6)})
     (known,) = view.layouts["model.0"]
     assert known == Layout(kind="map", channel_axis=1, known_from="module", grid=(4, 6), stride=(1, 1))
-    # Flattened behind the channels, tokens have them first: a convolution made them.
-    (tokens,) = view.layouts["model.1"]
+    # Flattened behind the channels, tokens have them first: a convolution made them. They are handed on behind.
+    (tokens,), (handed,) = taps.layouts["model.1"], view.layouts["model.1"]
     grid = {"prefix": 0, "class_token": False, "grid": (4, 6), "stride": (1, 1)}
     assert tokens == Layout(kind="tokens", channel_axis=1, known_from="evidence", **grid)
+    assert handed == Layout(kind="tokens", channel_axis=2, known_from="evidence", **grid)
+    assert tokens.text == "tokens 0+4x6, channels first" and handed.text == "tokens 0+4x6"
+    first, behind = view.features["model.0"], view.features["model.1"]
+    assert isinstance(first, torch.Tensor) and isinstance(behind, torch.Tensor)
+    assert torch.equal(behind, first.flatten(2).transpose(1, 2))
 
 
 def test_a_layout_says_from_where_it_is_known() -> None:

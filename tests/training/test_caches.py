@@ -205,7 +205,9 @@ def test_an_image_under_another_number_is_another_cache(tmp_path: Path) -> None:
     make(parsed)
     assert not any("cached anew" in message for message in make(parsed))
     (tmp_path / "images/c/3.png").unlink()
-    shutil.copy(tmp_path / "images/c/0.png", tmp_path / "images/c/6b.png")  # none of the 8 whose pixels are kept
+    shutil.copy(
+        tmp_path / "images/c/0.png", tmp_path / "images/c/6b.png"
+    )  # none of the 8 whose pixels are kept
     said = make(parsed)
     assert any("images came, went, changed or come in another order since " in message for message in said), (
         said
