@@ -106,10 +106,13 @@ def seed_of(spec: Mapping[str, Any]) -> int | None:
 
 
 def _identity(run: RecordedRun) -> str:
+    """Equal for runs that differ by their seed alone: one spec, one teacher, the same images on both sides."""
     spec = {key: value for key, value in run.spec.items() if key != "saver"}
     if isinstance(spec.get("runtime"), Mapping):
         spec["runtime"] = {key: value for key, value in spec["runtime"].items() if key != "random_seed"}
-    return json.dumps([spec, run.finished is not None], sort_keys=True, default=str)
+    images = {side: sorted(names) for side, names in run.listings.items()}
+    same = [spec, run.finished is not None, images, run.env.get("teachers")]
+    return json.dumps(same, sort_keys=True, default=str)
 
 
 def _group(name: str, runs: Sequence[RecordedRun]) -> Group:

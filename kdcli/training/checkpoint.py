@@ -48,14 +48,13 @@ _NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.pt")
 class Progress:
     """Counters of a run. step: finished optimizer steps; stage_step: of these, in this stage.
 
-    epoch is the pass over the data that comes next or is under way; batch counts its batches that are
-    done. over: the last evaluation is done. best and last: metrics of evaluations; scheduled: of the last one at
-    the end of an epoch, which a schedule may follow. skipped: steps that were not taken for numbers gone wrong.
-    bad_samples: side, sample, name and reason of each. probe: of the networks that a probe has measured once, the
-    figures by name, and a digest of its images; empty without a probe. watch: what the watch remembers
-    (kdcli.training.watch); empty in checkpoints from before there was one. untrained: parameters of the student that
-    have no gradient in the run and come from no weights; features_only: whether its answers depend on them, or it has
-    none.
+    epoch is the pass over the data that comes next or is under way; batch counts its batches that are done. over:
+    the last evaluation is done. best and last: metrics of evaluations. skipped: steps that were not taken for
+    numbers gone wrong. bad_samples: side, sample, name and reason of each. probe: of the networks that a probe has
+    measured once, the figures by name, and a digest of its images; empty without a probe. watch: what the watch
+    remembers (kdcli.training.watch); empty in checkpoints from before there was one. untrained: parameters of the
+    student that have no gradient in the run and come from no weights; features_only: whether its answers depend on
+    them, or it has none.
     """
 
     step: int = 0
@@ -67,7 +66,6 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
-    scheduled: dict[str, float] = field(default_factory=dict)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: int = 0
     bad_samples: list[tuple[str, int, str, str]] = field(default_factory=list)

@@ -220,7 +220,6 @@ class LearningRate:
         shadows = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self.targets]
         self.shadow = torch.optim.SGD(shadows, lr=0.0, momentum=0.9)
         self.scheduler = None if spec is None else self._scheduler(spec, path)
-        self.follows_metric = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
         self.cycles_momentum = bool(getattr(self.scheduler, "cycle_momentum", False))
         if self.cycles_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
             assert spec is not None
@@ -239,16 +238,20 @@ class LearningRate:
         """Learning rate of the first group at this step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def advance(self, metric: float | None = None) -> None:
-        """Go on to the next step; metric: the latest evaluation, for ReduceLROnPlateau."""
+    def evaluated(self, metric: float | None) -> None:
+        """Take in an evaluation, which ReduceLROnPlateau follows; metric: larger is better, None: not measured."""
+        if metric is not None and isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+            with doing("the scheduler `ReduceLROnPlateau`", self.path):
+                self.scheduler.step(metric)
+            self._apply()
+
+    def advance(self) -> None:
+        """Go on to the next step."""
         self.step_count += 1
         if self.scheduler is not None and self.spec is not None:
             at_epoch_end = self.step_count % self.steps_per_epoch == 0
-            if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
-                if at_epoch_end and metric is not None:
-                    with doing(f"the scheduler `{self.spec.type}`", self.path):
-                        self.scheduler.step(metric)
-            elif self.spec.type in IN_EPOCHS or self.spec.type in IN_STEPS or at_epoch_end:
+            in_steps = self.spec.type in IN_EPOCHS or self.spec.type in IN_STEPS
+            if (in_steps or at_epoch_end) and not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
                 if not self._stepped:
                     # It has no gradient and does nothing; torch warns where no optimizer has made a step before.
                     self.shadow.step()
@@ -313,8 +316,10 @@ class LearningRate:
         for name in IN_EPOCHS.get(spec.type, ()):
             if name in kwargs:
                 kwargs[name] = _in_steps(kwargs[name], self.steps_per_epoch)
-        if spec.type == "ReduceLROnPlateau":
-            kwargs.setdefault("mode", "max")
+        if spec.type == "ReduceLROnPlateau" and kwargs.setdefault("mode", "max") != "max":
+            message = "ReduceLROnPlateau follows the metric by which the best student is chosen, as a figure that rises"
+            help = "leave `mode` out, or write `mode: max`: with `min` the rate would fall while the student learns"
+            raise SpecError.at((*path, "kwargs", "mode"), "KD443", message, help)
         try:
             if spec.type == "CosineAnnealingLR" and kwargs.get("warmup_iter"):
                 self._check_shift(kwargs["warmup_iter"], kwargs.get("T_max", math.inf), path)

@@ -221,7 +221,8 @@ def _progress(run: Run, state: dict[str, Any]) -> Progress:
         raise ValueError(f"it is in stage {state['progress']['stage']}, this run has {len(run.stages)}")
     if len(state["processes"]) != state["world_size"]:
         raise ValueError("it does not hold the state of every process")
-    kept = {"scheduled": state["progress"]["last"], **state["progress"]}
+    # Checkpoints of before the rate followed each evaluation once have the metrics that it was to see next.
+    kept = {key: value for key, value in state["progress"].items() if key != "scheduled"}
     progress = Progress(**{**kept, "bad_samples": _rows(kept)})
     _continue_epoch(run, progress, state["batches"])
     before, now = state["batches"], len(run.train_loader)

@@ -476,6 +476,7 @@ def write_facts(run: Run) -> None:
     env = environment(
         str(processes.device), processes.world_size, run.options.places, run.spec, run.options.plugins
     )
+    env["teachers"] = dict(run.teacher_hashes)
     data = {
         side: {"samples": facts.num_samples, "classes": facts.class_names}
         for side, facts in (("train", run.facts), ("test", run.test_loader.facts))

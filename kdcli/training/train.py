@@ -254,7 +254,7 @@ class TrainLoop:
         progress.stage_step += 1
         progress.batch += len(group)
         self.losses.add(progress, parts, stage.rate.now, images, stage.plan.name)
-        stage.rate.advance(rising(self.primary, progress.scheduled) if stage.rate.follows_metric else None)
+        stage.rate.advance()
         end_step()
 
     def backward(
@@ -311,7 +311,7 @@ class TrainLoop:
             yield from self.evaluate(stage)
             yield from self.watch.evaluated(over=over)
         if due:
-            progress.scheduled = {**progress.scheduled, **progress.last}
+            stage.rate.evaluated(rising(self.primary, progress.last))
         # A run that ends in mid-epoch keeps its place: made longer, it goes on with the same epoch.
         if whole_epoch or (ended and not over):
             progress.epoch, progress.batch = number, 0

@@ -46,6 +46,21 @@ def test_seeds_are_folded(folders: list[Path]) -> None:
     assert (alone.mean, alone.std) == (81.0, 1.0)
 
 
+@pytest.mark.parametrize("what", ["test", "train", "teacher"])
+def test_runs_of_other_images_or_another_teacher_are_no_seeds_of_one(tmp_path: Path, what: str) -> None:
+    runs = [make_run(tmp_path / f"kd_seed{i}", seed=i, top1=80.0 + i) for i in range(3)]
+    for number, run in enumerate(runs):
+        other = number == 2
+        for side in ("train", "test"):
+            digest = f"{int(other and what == side):016x}"
+            (run / f"data_{side}_{digest}.tsv.gz").touch()
+        env = json.loads((run / "env.json").read_text())
+        env["teachers"] = {"teacher0": "b" if other and what == "teacher" else "a"}
+        (run / "env.json").write_text(json.dumps(env))
+    assert [group.seeds for group in compare_runs(runs).groups] == [(0, 1), (2,)]
+    assert [group.seeds for group in compare_runs(runs[:2]).groups] == [(0, 1)]
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     one = [make_run(tmp_path / "a" / "kd" / f"seed{i}", seed=i) for i in range(2)]
     other = [make_run(tmp_path / "b" / "kd" / f"seed{i}", seed=i, spec=TEACHERS) for i in range(2)]

@@ -204,7 +204,6 @@ def test_a_run_that_kdcli_0_2_ended_in_mid_epoch_goes_on_there_too() -> None:
     state = load_checkpoint(newest)
     assert (state["progress"]["epoch"], state["progress"]["batch"]) == (1, 2)
     state["progress"] |= {"epoch": 2, "batch": 0}
-    del state["progress"]["scheduled"]
     save_checkpoint(newest.parent, 7, state, keep=1)
     rest = train_all(spec_of(ENDLESS, "trainer.max_iter=8", "saver.save_dir=parts"), resume=True)
     steps, ended = losses_and_weights([*first, *rest], "parts")

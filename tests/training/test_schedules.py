@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdcli.errors import SpecError
+from kdcli.errors import KdError, SpecError
+from kdcli.records import Step
 from kdcli.spec.schema import OptimizerSpec, SchedulerSpec
 from kdcli.spec.tables import OPTIMIZERS, SCHEDULERS
 from kdcli.training.optim import (
@@ -22,6 +23,8 @@ from kdcli.training.optim import (
     optimizer_class,
     scheduler_class,
 )
+from kdcli.training.train import train
+from tests.training.runs import SPEC, run_of, spec_of
 
 METRICS = (10.0, 11.0, 13.0, 13.1, 13.2, 12.0, 12.0, 20.0)
 """What the evaluation after each epoch gives, for ReduceLROnPlateau."""
@@ -38,7 +41,9 @@ def followed(rate: LearningRate, steps: int) -> list[tuple[float, float]]:
     for step in range(steps):
         group = rate.optimizer.param_groups[0]
         seen.append((rate.now, float(group["betas"][0] if "betas" in group else group["momentum"])))
-        rate.advance(METRICS[step // 10])
+        rate.advance()
+        if step % 10 == 9:
+            rate.evaluated(METRICS[step // 10])
     return seen
 
 
@@ -245,6 +250,8 @@ def test_each_argument_of_a_scheduler_changes_the_curve(kind: str) -> None:
     assert others.keys() == known - FUNCTIONS.keys()
     before = curve(kind, kwargs)
     for name, value in others.items():
+        if (kind, name) == ("ReduceLROnPlateau", "mode"):
+            continue  # it has one value, below
         # The length of one cycle is given in one way.
         beside = {"max_lr": 1.0} if name == "max_epoch" and kind == "OneCycleLR" else kwargs
         assert curve(kind, {**beside, name: value}) != before, name
@@ -402,3 +409,42 @@ def test_sgd_and_adam_by_hand() -> None:
     mean, square = (0.5 * 2 * 0.5 + 0.5 * 1) / 0.75, (0.5 * 4 * 0.5 + 0.5 * 1) / 0.75
     second = 0.9 - 0.1 * mean / math.sqrt(square)
     assert after("Adam", [2.0, 1.0], betas=[0.5, 0.5], eps=1e-12) == pytest.approx(second)
+
+
+def test_a_plateau_counts_evaluations_and_not_steps_or_epochs() -> None:
+    """patience 2: the third evaluation without a gain halves it, whatever lies between two of them."""
+    kwargs = {"patience": 2, "factor": 0.5}
+    rate = rate_of(SchedulerSpec(type="ReduceLROnPlateau", kwargs=kwargs, warmup_register_type="no_scale_lr"))
+    lrs = []
+    for metric in (10.0, 9.0, 9.0, 9.0, None, 9.0):
+        for _ in range(40):
+            rate.advance()
+        rate.evaluated(metric)
+        lrs.append(rate.now)
+    assert lrs == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+
+
+def test_a_plateau_follows_a_figure_that_rises() -> None:
+    with pytest.raises(KdError, match="follows the metric by which the best student is chosen") as caught:
+        rate_of(SchedulerSpec(type="ReduceLROnPlateau", kwargs={"mode": "min"}))
+    assert caught.value.diagnostics[0].code == "KD443"
+
+
+def test_a_run_halves_its_rate_by_evaluations_alone() -> None:
+    """Four epochs between two evaluations: none of them is an evaluation without a gain."""
+    scheduler = (
+        "trainer.lr_scheduler={type: ReduceLROnPlateau, kwargs: {patience: 0, factor: 0.5, threshold: 1000}}"
+    )
+    for more in ([], ["runtime.iter_base=true", "trainer.test_freq=20"]):
+        changes = [
+            scheduler,
+            "trainer.lr_scheduler.warmup_register_type=no_scale_lr",
+            "trainer.max_epoch=null",
+        ]
+        spec = spec_of(
+            SPEC, *changes, "trainer.max_iter=60", "trainer.test_freq=4", *more, "saver.save_dir=p"
+        )
+        with run_of(spec, overwrite=True) as run:
+            lrs = {one.step: one.lr for one in train(run) if isinstance(one, Step)}
+        # The first evaluation, after step 20, is the best so far; those after 40 and 60 are no gain.
+        assert [lrs[step] for step in (1, 20, 21, 40, 41, 60)] == [0.05] * 4 + [0.025] * 2

@@ -69,8 +69,30 @@ def check_without_labels(spec: Spec) -> Iterator[Diagnostic]:
     for name, job in spec.mimic.jobs.items():
         if job.teacher_weighting == "confidence":
             message = f"`teacher_weighting: confidence` needs labels, and {HAS_NONE}"
-            help = "take `entropy`, or `average`"
-            yield _error(("mimic", "jobs", name, "teacher_weighting"), "KD242", message, help)
+            yield _error(("mimic", "jobs", name, "teacher_weighting"), "KD242", message, OTHER_WEIGHTING)
+
+
+OTHER_WEIGHTING = "take `entropy`, or `average`"
+
+
+def check_mixed_weighting(spec: Spec) -> Iterator[Diagnostic]:
+    """KD326 where a teacher's weight is to be its confidence in a label, and labels are mixed."""
+    mixing = spec.dataset.train.dataloader.kwargs.batch_fn
+    if (
+        spec.mimic is None
+        or not spec.distils
+        or not mixes_labels(mixing)
+        or is_unlabelled(spec.dataset.train)
+    ):
+        return
+    assert mixing is not None
+    for name, job in spec.mimic.jobs.items():
+        if job.teacher_weighting == "confidence":
+            message = (
+                f"`teacher_weighting: confidence` needs class indices, but `{mixing.type}` mixes the labels"
+            )
+            help = f"{OTHER_WEIGHTING}, or take `batch_fn` out"
+            yield _error(("mimic", "jobs", name, "teacher_weighting"), "KD326", message, help)
 
 
 def _error(path: SpecPath, code: str, message: str, help: str) -> Diagnostic:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from kdcli.errors import Diagnostic, RunError, SpecPath, did_you_mean
-from kdcli.spec.check.labels import check_without_labels
+from kdcli.spec.check.labels import check_mixed_weighting, check_without_labels
 from kdcli.spec.in_memory import is_given
 from kdcli.spec.published import is_published, published
 from kdcli.spec.schema import Cache, Job, JobTeacher, Saver, Spec, Temperature
@@ -26,6 +26,7 @@ def check_rules(spec: Spec) -> Iterator[Diagnostic]:
     yield from _weight_keys(spec)
     yield from _probe(spec)
     yield from check_without_labels(spec)
+    yield from check_mixed_weighting(spec)
     if spec.mimic is not None and spec.distils:
         for name, job in spec.mimic.jobs.items():
             yield from _job(spec, ("mimic", "jobs", name), job)

@@ -298,3 +298,11 @@ def test_test_data_that_is_the_training_data_in_other_letters(file: str, images:
     reads = "dataset.%s.dataset={type: coco, kwargs: {meta_file: %s, image_reader: {type: r, kwargs: {image_dir: %s}}}}"
     found = codes(BASE, reads % ("train", "a", "i"), reads % ("test", file, images))
     assert ("KD646" in found) is same
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("weighting", ["confidence", "entropy", "average"])
+def test_a_teachers_confidence_in_a_mixed_label(weighting: str, mixes: bool) -> None:
+    batch_fn = "dataset.train.dataloader.kwargs.batch_fn={type: batch_mixup, kwargs: {num_classes: 4}}"
+    found = codes(BASE, f"mimic.teacher_weighting={weighting}", *([batch_fn] if mixes else []))
+    assert ("KD326" in found) is (mixes and weighting == "confidence")
