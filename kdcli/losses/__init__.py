@@ -104,6 +104,7 @@ LOSSES: dict[str, Loss] = {
         divides_by_mask=True,
         normalizes="feat_norm",
         constant=True,
+        example_kwargs="{feat_norm: false, batch_mean: false}",
     ),
     "mgd": Loss(
         "kdcli.losses.mgd:MaskedGeneration", kind="feature", weight=7e-05, takes="map", constant=True

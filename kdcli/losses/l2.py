@@ -25,7 +25,8 @@ def l2_loss(
     before it is counted (over all processes); nothing unmasked gives 0. feat_norm: each sample is
     flattened and divided by its L2 norm first, and a zero one stays 0. batch_mean: divide by B instead.
     teacher_weights: [B], multiplies each sample's part. A scalar; raises RunError where shapes differ.
-    Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
+    Under the key `loss` of the method `base` it takes feat_norm: true and batch_mean: true where its kwargs
+    don't say (United-Perception's rule). Source: "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
     """
     equal_shapes(student, teacher, "l2_loss")
     weights = None if mask is None else broadcast_mask(mask, student)

@@ -139,6 +139,8 @@ def loss_text(loss: Description, fragment: str, *, width: int | None = None, col
         parts.append(Text(f"needs   {', '.join(loss.needs)}"))
     if loss.taps:
         parts.append(Text(f"layers  {loss.taps}"))
+    if loss_of(loss.name).mean_over_pairs:
+        parts.append(Text("pairs   of several pairs of layers the mean; `over_pairs: sum` adds them up"))
     if source := _source(loss, whole=True):
         parts.append(Text(f"source  {source}"))
     if loss.options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -133,7 +134,26 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
         yield Notice(message=f"KD243: {_idle_text(run, idle)}" + ("" if why is None else f"; {WITHOUT_HEAD}"))
     elif why is not None:
         yield Notice(message=f"KD243: {why}; {WITHOUT_HEAD}")
+    yield from _kwargs_of_methods(run)
     yield from _blind_losses(run)
+
+
+def _kwargs_of_methods(run: Run) -> Iterator[Notice]:
+    """A notice for each loss of the spec that takes kwargs from a method that needs none of that name."""
+    for name, job in (run.spec.mimic.jobs if run.spec.mimic is not None and run.spec.distils else {}).items():
+        mimicker = run.trainee.mimickers[name]
+        assert isinstance(mimicker, Mimicker)
+        record = mimicker.kdcli_record
+        for key, loss in job.losses.items() if record.extra_losses else ():
+            default = record.losses.get(key)
+            if default is None or default.type != loss.type:
+                continue
+            taken = ", ".join(
+                f"{k}: {json.dumps(v)}" for k, v in default.kwargs.items() if k not in loss.kwargs
+            )
+            if taken:
+                whose = f"the method `{job.mimic_ins_type}`, since its own kwargs don't say"
+                yield Notice(message=f"`{name}.{key}` takes `{taken}` from {whose}")
 
 
 def _blind_losses(run: Run) -> Iterator[Notice]:

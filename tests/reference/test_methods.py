@@ -45,7 +45,11 @@ def test_validate_accepts_the_fragment_of_a_method(method: str, text: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("losses", "line"), [({}, "loss: {type: l2_loss}"), ({"maps": OwnLoss(type="cwd")}, "maps: {type: cwd}")]
+    ("losses", "line"),
+    [
+        ({}, "loss: {type: l2_loss, kwargs: {feat_norm: false, batch_mean: false}}"),
+        ({"maps": OwnLoss(type="cwd")}, "maps: {type: cwd}"),
+    ],
 )
 def test_a_method_without_an_example_is_shown_by_a_loss(
     losses: dict[str, OwnLoss], line: str, monkeypatch: pytest.MonkeyPatch

@@ -94,3 +94,28 @@ def test_an_own_loss_that_does_not_read_its_teacher_is_told(change: str, told: l
         records = list(train(run))
     found = [one.message for one in records if isinstance(one, Notice) and "KD709" in one.message]
     assert [message.split("`")[1] for message in found] == told
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "told"),
+    [
+        (
+            "{loss: {type: l2_loss}}",
+            "`mimic_job0.loss` takes `feat_norm: true, batch_mean: true` from the method",
+        ),
+        (
+            "{loss: {type: l2_loss, kwargs: {feat_norm: false}}}",
+            "takes `batch_mean: true` from the method `base`",
+        ),
+        ("{loss: {type: l2_loss, kwargs: {feat_norm: false, batch_mean: false}}}", ""),
+        ("{hint: {type: l2_loss}}", ""),
+        ("{loss: {type: cosine}}", ""),
+    ],
+)
+def test_kwargs_that_a_loss_takes_from_its_method_are_told(cfgs: str, told: str) -> None:
+    layer = [f"mimic.{side}.mimic_name=[model.layer2]" for side in ("student", "teacher0")]
+    with run_of(spec_of(SPEC, *layer, f"mimic.cfgs={cfgs}")) as run:
+        found = [
+            one.message for one in train(run) if isinstance(one, Notice) and "from the method" in one.message
+        ]
+    assert [told in message for message in found] == ([True] if told else [])

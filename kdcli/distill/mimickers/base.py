@@ -21,7 +21,11 @@ from kdcli.spec.tables import Method
 
 
 class BaseMimicker(Mimicker):
-    """Any losses of the table over the tapped pairs; by default one, l2_loss of row-normalised features."""
+    """Any losses of the table over the tapped pairs; by default `loss`, l2_loss with feat_norm and batch_mean.
+
+    By United-Perception's rule a loss of the spec that is called `loss`, of type l2_loss, takes these kwargs where its
+    own don't say; the run says so.
+    """
 
     kdcli_record: ClassVar[Method] = MIMICKERS["base"]
     weighs_teachers: ClassVar[bool] = True
