@@ -274,3 +274,15 @@ def test_traceback_shows_all(
     assert guarded(command, traces=True) == 1
     said = capsys.readouterr().err
     assert said.count("ValueError: deep below") > 1 and "Traceback" in said and "in act" in said
+
+
+@pytest.mark.parametrize("code", ["0", "3", "'no teacher file'"])
+def test_code_of_the_users_that_ends_python_is_told(
+    users: Callable[[str], Callable[..., Any]], capsys: pytest.CaptureFixture[str], code: str
+) -> None:
+    """A check that it ends is not passed."""
+    act = users(f"import sys; sys.exit({code})")
+    assert guarded(lambda: act(None)) == 1
+    told = capsys.readouterr().err
+    assert "KD496" in told and f"`sys.exit({code})` (" in told and "in act)" in told
+    assert guarded(of_kdcli("import sys; sys.exit(130)")) == 130 and capsys.readouterr().err == ""

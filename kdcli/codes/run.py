@@ -200,6 +200,19 @@ RUN: dict[str, Explanation] = {
         " checkpoint: its rows can't be those of other samples.",
         "put the files back, or kdcli train cfg.yaml --overwrite",
     ),
+    "KD735": Explanation(
+        "other code of a plugin after a resume",
+        "What a run imports of its plugins is recorded by a digest. Half a run with one loss or network and half with"
+        " another is neither.",
+        "kdcli train cfg.yaml --plugin mylab --resume --allow-changed code.mylab",
+    ),
+    "KD736": Explanation(
+        "parameters that the student does not list",
+        "The student's forward pass reads parameters that `student.parameters()` doesn't have, as those of layers in a"
+        " plain Python list. They are drawn anew whenever the network is built, nothing trains them, and no file has"
+        " them.",
+        "right: self.layers = nn.ModuleList([nn.Linear(10, 10)])",
+    ),
     "KD740": Explanation(
         "file that cannot be written",
         "The disk is full, or the folder is read-only or somebody else's. The last checkpoint is whole.",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.api.reading import checked, located
 from kdcli.disk import is_file, is_folder, shown_path
 from kdcli.errors import Interrupted, KdError, RunError, UsageError
-from kdcli.failures import failure, keep_tracebacks, tracebacks
+from kdcli.failures import failure, keep_tracebacks, place_of, tracebacks
 
 if TYPE_CHECKING:
     from kdcli.commands.options import EvalOptions, ExportOptions, PredictOptions
@@ -45,6 +45,11 @@ def guarded(action: Callable[[], object], *, traces: bool = False) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as leaving:
+        place = place_of(leaving)
+        if place:  # code of the user's, which would end a check as if it were passed
+            message = f"code of the user's ends Python: `sys.exit({leaving.code!r})`{place}"
+            _print(RunError.of("KD496", message, "raise an exception that says what is wrong"), traces)
+            return RunError.exit_code
         if traces and leaving.code:
             sys.stderr.write(tracebacks())
         return int(leaving.code or 0) if not isinstance(leaving.code, str) else 1

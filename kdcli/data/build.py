@@ -262,7 +262,7 @@ def build_source(
         bound["image_reader"] = _image_reader(spec.kwargs.image_reader, place, places)
     source = constructed(target, {**bound, **own}, spec.type, (*place, "kwargs"))
     if target.own and not isinstance(source, (ArrayImages, ImageSource, SampleSource)):
-        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        if not all(callable(getattr(source, method, None)) for method in ("__len__", "__getitem__")):
             raise SpecError.at(
                 (*place, "type"),
                 "KD505",

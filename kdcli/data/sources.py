@@ -152,7 +152,15 @@ class BatchSource:
         class_names: Sequence[str] | None = None,
     ) -> None:
         self.batches = batches
-        first = self.batch(next(iter(batches)), 0)
+        try:
+            taken = next(iter(batches))
+        except StopIteration:
+            raise RunError.of(
+                "KD542",
+                "the iterable of batches gives none",
+                "has it fewer items than a batch, and `drop_last`?",
+            ) from None
+        first = self.batch(taken, 0)
         image = first["image"]
         self.batch_size = len(image)
         try:

@@ -442,7 +442,7 @@ def _facts(env: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where a run was made, as rows of a table: a command line as one text, without what is empty."""
     return [
         (key, shlex.join(map(str, value)) if isinstance(value, list) else str(value))
-        for key, value in leaves(env)
+        for key, value in leaves({key: value for key, value in env.items() if key != "modules"})
         if value not in (None, "", [], {})
     ]
 

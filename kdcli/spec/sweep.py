@@ -26,11 +26,14 @@ from kdcli.spec.text.overrides import Override, parse_assignment
 METHOD, PAIRS, AUTO = "method", "pairs", "auto"
 RANGE_KEYS = ("low", "high", "log", "step")
 MOST_VALUES = 64
+SAME_IMAGES = "all trials are measured on the same images"
 OWN_KEYS = {
     "saver.save_dir": "each trial has a folder of its own",
     "saver.results_dir": "each trial has a folder of its own",
     "runtime.random_seed": "all trials have one seed; `--seeds` repeats the best",
     "dataset.hold_out": "all trials are measured on the same images; say `--hold-out`",
+    "dataset.test": SAME_IMAGES,
+    "dataset.train.dataset.type": SAME_IMAGES,
     "sweep": "a sweep of sweeps is none",
 }
 """Keys that the sweep itself sets or that would make trials incomparable, and why."""
@@ -168,6 +171,9 @@ def _parameter(spec: Spec, name: str, key_span: Span, node: Node) -> Parameter:
     for key, why in OWN_KEYS.items():
         if name == key or name.startswith(f"{key}."):
             _refuse("KD272", f"`{name}` can't be swept: {why}", "leave it out", key_span)
+    of_data = name.removeprefix("dataset.train.dataset.kwargs.")
+    if of_data != name and of_data.split(".")[0] != "transformer":
+        _refuse("KD272", f"`{name}` can't be swept: {SAME_IMAGES}", "leave it out", key_span)
     if any(not part.strip() for part in name.split(".")):
         _refuse("KD270", f"`{name}` is no key of the spec", "for example `mimic.loss_weight`", key_span)
     if name == PAIRS:

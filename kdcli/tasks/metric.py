@@ -14,7 +14,7 @@ from kdcli.errors import KdError, RunError, SpecError, SpecPath
 from kdcli.failures import with_place
 from kdcli.spec.plugins import constructed
 from kdcli.spec.tables import Target
-from kdcli.tasks.task import Kept, Meter, Task
+from kdcli.tasks.task import Kept, Meter, Task, one_answer
 
 EVALUATOR: SpecPath = ("dataset", "test", "dataset", "kwargs", "evaluator")
 
@@ -99,7 +99,7 @@ class Meters:
 
     def one_answer(self, sums: Tensor) -> int | None:
         """The class that all samples got, as the task says."""
-        return self.task.one_answer(self.of_task(sums))
+        return one_answer(self.task, self.of_task(sums))
 
     def _own(self) -> Tensor:
         try:

@@ -57,13 +57,19 @@ class Meter(Protocol):
         """Which of these this process has seen, by their place in the data, each once, in order."""
         ...
 
-    def one_answer(self, sums: Tensor) -> int | None:
-        """The class that all samples got though ENOUGH_OTHERS of them are of others; None where that isn't so."""
-        ...
-
 
 ENOUGH_OTHERS = 10
 """So many samples of other classes don't get the same answer by chance."""
+
+
+def one_answer(meter: Meter, sums: Tensor) -> int | None:
+    """The class that all samples got though ENOUGH_OTHERS of them are of others; None where that isn't so.
+
+    Asks a meter that has a method of this name; answers of other kinds have no such class.
+    """
+    asked = getattr(meter, "one_answer", None)
+    found: int | None = None if asked is None else asked(sums)
+    return found
 
 
 class Agreement(Protocol):

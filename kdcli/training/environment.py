@@ -8,22 +8,28 @@ told without git, so what a run imports of its plugins is recorded by a digest i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcli import __version__
-from kdcli.disk import beginning_of, real_path, seen_folder
+from kdcli.disk import beginning_of, real_path, seen_folder, text_in
+from kdcli.errors import RunError
 from kdcli.records import RUN_FORMAT
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import may_import
 from kdcli.spec.schema import Spec
 from kdcli.training.join_jobs import weight_sources
+
+if TYPE_CHECKING:
+    from kdcli.training.run import Run
 
 REF_BYTES = 4096
 """A file of git's that names a commit, a branch or a folder is no longer."""
@@ -32,6 +38,44 @@ PACKED_BYTES = 64 << 20
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SYMBOLIC = "ref: "
+
+
+def environment_of(run: Run) -> dict[str, Any]:
+    """The environment of a run, with the hashes of its teachers' weights.
+
+    Raises RunError KD735 where a resumed run imports other code of a plugin than the run that it continues did, as far
+    as its folder says.
+    """
+    device, options = run.processes.device, run.options
+    env = environment(str(device), run.processes.world_size, options.places, run.spec, options.plugins)
+    env["teachers"] = dict(run.teacher_hashes)
+    env["modules"] = {package: modules_of(package) for package in options.plugins}
+    if run.found_checkpoint is not None:
+        _refuse_other_code(run.found_checkpoint.path, env["modules"], options.allow_changed)
+    return env
+
+
+def _refuse_other_code(
+    checkpoint: Path, modules: Mapping[str, Mapping[str, str]], allowed: Sequence[str]
+) -> None:
+    root = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    try:
+        before = json.loads(text_in(root / "env.json"))["modules"]
+    except (RunError, ValueError, KeyError, TypeError):
+        return  # a run of before, or a checkpoint that was moved, says nothing
+    for package, now in modules.items():
+        was = before.get(package) if isinstance(before, dict) else None
+        if not isinstance(was, dict) or {"code", f"code.{package}"} & set(allowed):
+            continue
+        # What one of them has not imported decides nothing.
+        changed = [name for name, digest in now.items() if name in was and was[name] != digest]
+        if changed:
+            raise RunError.of(
+                "KD735",
+                f"the code of the plugin `{package}` has changed since the checkpoint was made: "
+                + ", ".join(f"`{name}`" for name in changed[:3]),
+                f"put it back, start over with `--overwrite`, or accept it with `--allow-changed code.{package}`",
+            )
 
 
 def environment(
@@ -141,14 +185,22 @@ def _text_of(path: Path, limit: int) -> str:
 def code_digest(package: str) -> str | None:
     """sha256 over the names and files of the modules of a package that this process has imported; None without any."""
     digest, empty = hashlib.sha256(), True
+    for name, content in _imported(package):
+        digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "replace") + content)
+        empty = False
+    return None if empty else digest.hexdigest()
+
+
+def modules_of(package: str) -> dict[str, str]:
+    """The first 16 digits of each one's sha256, by name: the modules of a package that this process has imported."""
+    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in _imported(package)}
+
+
+def _imported(package: str) -> Iterator[tuple[str, bytes]]:
+    """The modules of a package that this process has imported, sorted, with the content of their files."""
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not may_import(name, [package]):
             continue
-        try:
-            content = Path(file).read_bytes()
-        except OSError:
-            continue
-        digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "replace") + content)
-        empty = False
-    return None if empty else digest.hexdigest()
+        with suppress(OSError):
+            yield name, Path(file).read_bytes()

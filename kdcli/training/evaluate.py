@@ -22,7 +22,7 @@ from kdcli.parallel.distributed import Processes
 from kdcli.records import Evaluation, Notice, Record, warnings
 from kdcli.tasks.mimicry import Mimicry
 from kdcli.tasks.probe.probe import LINEAR, Measured, ProbedNetwork
-from kdcli.tasks.task import Meter, Task
+from kdcli.tasks.task import Meter, Task, one_answer
 from kdcli.training.checkpoint import Progress
 from kdcli.training.join_jobs import JoinedJobs, require
 from kdcli.training.run import Run
@@ -288,7 +288,7 @@ def remarks(name: str, meter: Meter, sums: Tensor, processes: Processes, loader:
         which = f" ({first}{', ...' if count > 3 else ''})" if first else ""
         what = "1 sample" if count == 1 else f"{count:,} samples"
         found.append(f"{name} {meter.unusable} for {what}{which}: counted as wrong")
-    answer = meter.one_answer(sums)
+    answer = one_answer(meter, sums)
     if answer is not None:
         found.append(f"{name} answers every image with {class_words(answer, loader)}, whatever is on it")
     return found

@@ -30,6 +30,7 @@ from kdcli.losses import loss_of
 from kdcli.parallel.devices import to_device
 from kdcli.records import Notice, warnings
 from kdcli.spec.in_memory import is_given
+from kdcli.tasks.task import one_answer
 from kdcli.training.checkpoint import generator_state, restore_generators
 from kdcli.training.evaluate import class_words, counted, evaluation_mode, remarks
 from kdcli.training.join_jobs import require
@@ -266,8 +267,7 @@ def _reach_everywhere(run: Run, reach: Reach) -> Reach:
 def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]:
     """Metrics of each teacher with a head on up to 512 test samples, and notices about it.
 
-    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance, or where one class
-    is the answer to every image.
+    A teacher of other classes than the data's is not measured. Raises RunError KD703 near chance, or for one answer.
     """
     measured = {}
     notices: list[Notice] = []
@@ -299,7 +299,7 @@ def prove_teachers(run: Run) -> tuple[dict[str, dict[str, float]], list[Notice]]
         measured[name] = metrics = meter.result(sums)
         messages += remarks(name, meter, sums, run.processes, loader)
         samples = min(TEACHER_SAMPLES, loader.facts.num_samples or TEACHER_SAMPLES)
-        answer, near = meter.one_answer(sums), run.task.near_chance(metrics, classes, samples)
+        answer, near = one_answer(meter, sums), run.task.near_chance(metrics, classes, samples)
         if name not in run.allowed_weak_teachers and (near or answer is not None):
             says = f"{name} scores {run.task.by_chance} {metrics[run.task.by_chance]:.1f} on this data; "
             says += f"guessing scores {run.task.chance(classes):.1f}" if near else ""

@@ -38,7 +38,7 @@ from kdcli.spec.plugins import may_import, not_a_plugin, own_code, package_of
 from kdcli.spec.schema import Spec
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import LOCK, Claim
-from kdcli.training.environment import environment
+from kdcli.training.environment import environment_of
 from kdcli.training.run import Run, RunOptions
 
 EXPORTED = "exports.json"
@@ -472,11 +472,7 @@ def write_facts(run: Run) -> None:
 
     spec.yaml as given, spec.resolved.yaml with all defaults, env.json, data.json, proved.json if it is proved.
     """
-    processes = run.processes
-    env = environment(
-        str(processes.device), processes.world_size, run.options.places, run.spec, run.options.plugins
-    )
-    env["teachers"] = dict(run.teacher_hashes)
+    env = environment_of(run)
     data = {
         side: {"samples": facts.num_samples, "classes": facts.class_names}
         for side, facts in (("train", run.facts), ("test", run.test_loader.facts))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
@@ -119,6 +119,7 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
     and a loss of that stage reaches it, or where it was read from weights; one that the spec freezes is left alone.
     Raises RunError KD700 for a stage that trains nothing. Then tells own losses that don't read their teacher.
     """
+    _refuse_unregistered(run)
     refuse_idle_stages(run, reach)
     trained: set[str] = set()
     for plan in run.stages:
@@ -136,6 +137,41 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
         yield Notice(message=f"KD243: {why}; {WITHOUT_HEAD}")
     yield from _kwargs_of_methods(run)
     yield from _blind_losses(run)
+
+
+def _refuse_unregistered(run: Run) -> None:
+    """Raise RunError KD736 where the student computes with parameters that are none of its own: in a list, say.
+
+    No optimizer has them and no file gets them, so that what is saved is another network.
+    """
+    batch = to_device(first_samples(next(run.train_loader.batches(0))), run.processes.device)
+    own = {id(parameter) for parameter in run.trainee.parameters()}
+    with restored_state(run.trainee), torch.enable_grad():
+        outputs = run.student.train()(batch)
+        used = list(_leaves(tensors_in(list(outputs.values()))))
+    lost = [one for one in used if isinstance(one, nn.Parameter) and one.requires_grad and id(one) not in own]
+    if lost:
+        shapes = ", ".join(str(list(one.shape)) for one in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise RunError.of(
+            "KD736",
+            f"the student computes with {len(lost)} parameter{'s' if len(lost) > 1 else ''} that it does not list"
+            f" ({shapes}): not trained, and in no file of the student",
+            "layers in a Python list or dict are not registered: put them into an nn.ModuleList or nn.ModuleDict",
+        )
+
+
+def _leaves(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that a backward pass from these would give gradients to."""
+    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting += [after for after, _ in node.next_functions if after is not None]
 
 
 def _kwargs_of_methods(run: Run) -> Iterator[Notice]:

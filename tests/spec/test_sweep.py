@@ -151,6 +151,9 @@ def test_values_between_them_are_all_proved() -> None:
         ("  mimic.loss_weight: {low: 1, high: 8, step: 2}\n", [(16, "KD270")]),
         ("  pairs: [layer1]\n", [(16, "KD270")]),
         ("  dataset.hold_out: [0.1, 0.2]\n", [(16, "KD272")]),
+        ("  dataset.test.dataset.kwargs.limit: [50, 100]\n", [(16, "KD272")]),
+        ("  dataset.train.dataset.kwargs.limit: [50, 100]\n", [(16, "KD272")]),
+        ("  dataset.train.dataset.type: [digits, fake]\n", [(16, "KD272")]),
         ("  saver.save_dir: [a, b]\n", [(16, "KD272")]),
     ],
 )

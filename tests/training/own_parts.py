@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.distill.mimickers.base import BaseMimicker
 from kdcli.distill.mimickers.mimicker import Compared
@@ -65,3 +65,18 @@ class Blind(BaseMimicker):
         for key, compared in super().features(student, teachers, batch):
             halves = [one.detach() * 0.5 for one in compared.students if isinstance(one, Tensor)]
             yield key, replace(compared, teachers=halves)
+
+
+class Hidden(nn.Module):
+    """Has a layer in a plain list, or in one that torch knows of."""
+
+    def __init__(self, num_classes: int = 4, listed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 8)
+        layers = [nn.Linear(8, 8)]
+        self.layers: Any = nn.ModuleList(layers) if listed else layers
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, num_classes]."""
+        return self.last(self.layers[0](self.first(image.flatten(1))))  # type: ignore[no-any-return]

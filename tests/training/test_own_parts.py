@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kdcli.check.check import CheckOptions, check
@@ -119,3 +121,44 @@ def test_kwargs_that_a_loss_takes_from_its_method_are_told(cfgs: str, told: str)
             one.message for one in train(run) if isinstance(one, Notice) and "from the method" in one.message
         ]
     assert [told in message for message in found] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_layer_in_a_plain_list_is_no_part_of_the_student(listed: bool) -> None:
+    net = f"net={{name: model, type: '{OWN}:Hidden', kwargs: {{listed: {str(listed).lower()}}}}}"
+    with run_of(spec_of(SPEC, net), plugins=PLUGINS) as run:
+        if listed:
+            assert list(train(run))
+            return
+        with pytest.raises(KdError, match=r"KD736: .* 2 parameters .* \(\[8(, 8)?\], "):
+            list(train(run))
+
+
+def test_other_code_of_a_plugin_is_no_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "mylab_of_tests.py").write_text(LOSS.format(1))
+    text = spec_of(
+        SPEC, "mimic.cfgs.loss={type: 'mylab_of_tests:loss'}", "saver.save_dir=r", "trainer.max_epoch=1"
+    )
+    plugins = ("mylab_of_tests",)
+    with run_of(text, plugins=plugins) as run:
+        list(train(run))
+    longer = spec_of(
+        SPEC, "mimic.cfgs.loss={type: 'mylab_of_tests:loss'}", "saver.save_dir=r", "trainer.max_epoch=2"
+    )
+    (folder / "mylab_of_tests.py").write_text(LOSS.format(100))
+    with (
+        run_of(longer, plugins=plugins, resume=True) as run,
+        pytest.raises(KdError, match=r"KD735.*`mylab_of_tests`"),
+    ):
+        list(train(run))
+    with run_of(longer, plugins=plugins, resume=True, allow_changed=("code.mylab_of_tests",)) as run:
+        assert list(train(run))
+    with run_of(longer, plugins=plugins, resume=True) as run:  # it is the code of this run now
+        assert list(train(run))
+
+
+LOSS = """
+def loss(student, teacher):
+    return {} * (student - teacher).square().mean()
+"""

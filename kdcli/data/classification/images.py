@@ -70,6 +70,14 @@ class FileImages:
         return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)
 
 
+def _label_of(dataset: Any, index: int) -> Any:
+    item = dataset[index]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        what = f"a {type(item).__name__}" if item is not None else "nothing"
+        raise ValueError(f"an item is (image, label), and item {index} is {what}")
+    return item[1]
+
+
 class DatasetImages:
     """A dataset of (image, label) that is read item by item; images are PIL's, uint8 [C, H, W] or [H, W, C] arrays.
 
@@ -87,7 +95,7 @@ class DatasetImages:
         found = labels
         for attribute in ("targets", "labels"):
             found = getattr(dataset, attribute, None) if found is None else found
-        found = [dataset[index][1] for index in range(len(dataset))] if found is None else found
+        found = [_label_of(dataset, index) for index in range(len(dataset))] if found is None else found
         try:
             numbers: Ids = np.asarray(found, dtype=np.int64)
         except (TypeError, ValueError) as reason:

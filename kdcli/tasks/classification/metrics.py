@@ -109,7 +109,7 @@ class ClassificationMeter:
         return int(sums[SILENT])
 
     def one_answer(self, sums: Tensor) -> int | None:
-        """The class that all samples got though some are of others (Meter.one_answer); exact below 2**53."""
+        """The class that all samples got though some are of others (kdcli.tasks.task.one_answer); exact below 2**53."""
         values = sums.cpu()
         answered, total, squares = float(values[0] - values[SILENT]), float(values[-2]), float(values[-1])
         wrong = answered - float(values[SILENT - BINS : SILENT].sum())
@@ -154,10 +154,6 @@ class HeadsMeter:
         """How many samples the head with most of them gave no usable logits."""
         parts = zip(self.meters, self._parts(sums), strict=True)
         return max(meter.unanswered(part) for meter, part in parts)
-
-    def one_answer(self, sums: Tensor) -> int | None:
-        """Nothing: a class of one head says nothing of the others."""
-        return None
 
     def unanswered_samples(self) -> list[int]:
         """Which of these this process has seen, of any head."""

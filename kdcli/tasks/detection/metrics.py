@@ -92,10 +92,6 @@ class DetectionMeter:
         """None."""
         return []
 
-    def one_answer(self, sums: Tensor) -> int | None:
-        """None: boxes are no single answer."""
-        return None
-
     def predictions(self, sums: Tensor) -> list[dict[str, Any]]:
         """The rows of a COCO results file, with ids as the file that is measured by has them.
 
