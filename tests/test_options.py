@@ -88,7 +88,8 @@ TYPES: dict[Any, st.SearchStrategy[Any]] = {
 def some_options(text: st.SearchStrategy[str]) -> st.SearchStrategy[TrainOptions]:
     """Options of `kdcli train` with values of every field; the values of text are `text`."""
     kinds = {**TYPES, str: WORD, str | None: st.none() | text, tuple[str, ...]: st.lists(text).map(tuple)}
-    kinds[Path | None] = st.none() | text.map(Path)
+    # The options hold paths whose `~` has been replaced already.
+    kinds[Path | None] = st.none() | text.map(Path).filter(lambda path: not str(path).startswith("~"))
     return st.builds(TrainOptions, **{p.name: kinds[p.type] for p in parameters(TrainOptions)})
 
 
