@@ -325,6 +325,7 @@ def test_a_named_checkpoint_and_auto_resume_are_asked_too(data: Path) -> None:
         assert not Path("third").exists()
 
 
+@pytest.mark.slow
 def test_eval_and_report_tell_test_data_that_changed_since_the_run(kdcli: Kdcli, data: Path) -> None:
     Path("small.yaml").write_text(spec_of(SPEC, *FOLDERS).resolved_yaml())
     assert kdcli("train", "small.yaml", "--no-report")[0] == 0

@@ -142,6 +142,7 @@ def stick_out(content: dict[str, Any]) -> None:
     content["annotations"][1]["bbox"] = [500, 500, 9, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [TESTED, "dataset.train.dataset.kwargs.meta_file"])
 def test_boxes_that_do_not_lie_in_their_image_are_told(kdcli: Kdcli, scenes: Path, where: str) -> None:
     name = "test" if where == TESTED else "train"
