@@ -147,7 +147,7 @@ def _refuse_unregistered(run: Run) -> None:
     batch = to_device(first_samples(next(run.train_loader.batches(0))), run.processes.device)
     own = {id(parameter) for parameter in run.trainee.parameters()}
     with restored_state(run.trainee), torch.enable_grad():
-        outputs = run.student.train()(batch)
+        outputs = run.student.eval()(batch)  # in training BatchNorm takes no single sample
         used = list(_leaves(tensors_in(list(outputs.values()))))
     lost = [one for one in used if isinstance(one, nn.Parameter) and one.requires_grad and id(one) not in own]
     if lost:
