@@ -168,7 +168,7 @@ def test_after_ctrl_c_everything_is_saved_and_a_resumed_run_is_the_uninterrupted
     stopping = {
         **arguments,
         "data": {
-            "train": train_data(Stops(inner, 95 if kind.startswith("loader") else 103)),
+            "train": train_data(Stops(inner, 95 if kind.startswith("loader") else 111)),
             "test": images(16),
         },
     }
@@ -314,5 +314,5 @@ def test_nothing_is_coloured_where_the_output_is_no_terminal(capsys: pytest.Capt
     assert "epoch 2/2" in told.err and "next: kdcli.evaluate(run) with the same objects" in told.err
     kdcli.train(spec(), overwrite=True, **both())
     *alarms, last = capsys.readouterr().err.splitlines()
-    usual = ("warning: KD788", "warning: the student answers every image with ")
+    usual = ("warning: KD788", "warning: teacher0 answers every image with ")
     assert last.startswith("student: ") and all(line.startswith(usual) for line in alarms)
