@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.analysis.comparison import OTHER_TEST_DATA, row_of
+from kdcli.analysis.comparison import row_of
 from kdcli.analysis.evaluated_networks import (
     EvaluatedNetwork,
     learnt_classes,
@@ -74,9 +74,8 @@ def collect(
         loader.close()
     changed = sides.test_changed_since(run_root(parsed))
     if changed is not None:
-        told = OTHER_TEST_DATA.format(changed)
-        notices.append(Notice(message=told, level="warning"))
-        data["warnings"] = [told]
+        notices.append(Notice(message=changed, level="warning"))
+        data["warnings"] = [changed]
     return data, notices
 
 

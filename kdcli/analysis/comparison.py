@@ -69,8 +69,6 @@ LATENCY_SECONDS = 0.5
 
 RECORDED = "what the student has learnt of its teachers is as training measured it, not measured anew: {}"
 
-OTHER_TEST_DATA = "the test data is not what training measured: {}"
-
 
 def compare(
     parsed: ParsedSpec,
@@ -99,7 +97,7 @@ def compare(
         keep.try_out(["student", *used_teachers(spec)])
     opened = sides.test_of_run(run_root(parsed), stated_by_student(parsed, weights))
     changed = sides.test_changed_since(run_root(parsed)) if weights is None and processes.speaks else None
-    messages += [] if changed is None else [OTHER_TEST_DATA.format(changed)]
+    messages += [] if changed is None else [changed]
     loader = build_data(opened, spec, processes)
     findings = task.check_truth(spec, loader.facts, options.places)
     if any(finding.severity == "error" for finding in findings):

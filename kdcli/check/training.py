@@ -15,6 +15,7 @@ from kdcli.data import BATCH_FNS
 from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.distill.teacher import Teacher
+from kdcli.distill.trainee import span_of
 from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
 from kdcli.models.fetching import Shown
 from kdcli.records import NetworkFacts
@@ -180,10 +181,7 @@ def check_idle_losses(spec: Spec, stages: Sequence[StagePlan], per_epoch: int | 
         if per_epoch is None and not all(_in_steps(spec, index) for index in lengths):
             continue
         longest = max(lengths.values())
-        starts = {
-            key: job.start_iter if loss.start_iter is None else loss.start_iter
-            for key, loss in job.losses.items()
-        }
+        starts = {key: span_of(job, loss, longest)[0] for key, loss in job.losses.items()}
         what = "every stage that it is in, the longest has" if len(lengths) > 1 else "its stage, which has"
         what = what if spec.mimic.stages else "the training, which has"
         late = {key: start for key, start in starts.items() if start >= longest}

@@ -160,13 +160,18 @@ def constant_costs(trainee: Trainee) -> Iterator[Callable[[], dict[str, float]]]
             mimicker.constants = None
 
 
+def is_own_method(mimicker: nn.Module) -> bool:
+    """Whether a method is code of the user's, and none of kdcli's."""
+    return not type(mimicker).__module__.startswith("kdcli.")
+
+
 def refuse_left_out(job: str, mimicker: Mimicker, in_force: Set[str], values: Mapping[str, Any]) -> None:
     """Raise RunError KD437 where a method leaves a loss of its job out that is in force.
 
     kdcli's own may have made no term for one, where the job names no layers for it.
     """
     due = in_force
-    if type(mimicker).__module__.startswith("kdcli."):
+    if not is_own_method(mimicker):
         due = in_force & {key.rpartition(":")[2] for key in mimicker.terms}
     left_out = sorted(due - {name.rpartition(".")[2] for name in values})
     if left_out:

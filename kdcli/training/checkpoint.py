@@ -124,6 +124,11 @@ def restore_trainee(run: Run, state: dict[str, Any]) -> None:
             buffers[name].copy_(value)
 
 
+def root_of(path: Path) -> Path:
+    """The folder of the run that a checkpoint is of; where it was moved out of `checkpoints`, the folder it lies in."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def restore_average(run: Run, state: dict[str, Any] | None) -> None:
     """Restore the moving average, or start it at the current weights; after sharding."""
     from kdcli.parallel.sharding import distributed_like

@@ -26,6 +26,7 @@ from kdcli.records import RUN_FORMAT
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import may_import
 from kdcli.spec.schema import Spec
+from kdcli.training.checkpoint import root_of
 from kdcli.training.join_jobs import weight_sources
 
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ def environment_of(run: Run) -> dict[str, Any]:
 def _refuse_other_code(
     checkpoint: Path, modules: Mapping[str, Mapping[str, str]], allowed: Sequence[str]
 ) -> None:
-    root = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     try:
-        before = json.loads(text_in(root / "env.json"))["modules"]
+        before = json.loads(text_in(root_of(checkpoint) / "env.json"))["modules"]
     except (RunError, ValueError, KeyError, TypeError):
         return  # a run of before, or a checkpoint that was moved, says nothing
     for package, now in modules.items():

@@ -50,15 +50,12 @@ def evaluate(
     processes: Processes,
     *,
     autocast: torch.autocast | None = None,
-    most_samples: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     name: str = "the network",
     messages: list[str] | None = None,
 ) -> dict[str, float]:
     """Metrics of one network over the loader, as `counted` says; messages: takes those of `remarks`."""
-    meter, sums = counted(
-        forward, loader, task, processes, autocast=autocast, most_samples=most_samples, stop=stop, name=name
-    )
+    meter, sums = counted(forward, loader, task, processes, autocast=autocast, stop=stop, name=name)
     if messages is not None:
         messages += remarks(name, meter, sums, processes, loader)
     return meter.result(sums)

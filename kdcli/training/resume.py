@@ -36,6 +36,7 @@ from kdcli.training.checkpoint import (
     is_checked,
     load_checkpoint,
     newest_valid,
+    root_of,
 )
 from kdcli.training.join_jobs import jobs_of, requirements_of
 from kdcli.training.optim import average_of, same_meaning
@@ -348,9 +349,8 @@ def _compare_data(
     if not state.get("data"):
         message = "the checkpoint has no digest of its data: whether that has changed since can't be told"
         return [], [Notice(message=message, level="warning")]
-    root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     errors, notices = [], []
-    for other in differences(state["data"], run.data, RunFolder(root), keys):
+    for other in differences(state["data"], run.data, RunFolder(root_of(path)), keys):
         key = f"data.{other.side}"
         keeping = _keep_rows(run.spec) if other.side == "train" and len(set(other.samples)) > 1 else []
         if keeping:

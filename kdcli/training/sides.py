@@ -96,7 +96,7 @@ class Sides:
         return matched(test, train.facts.class_names, train)
 
     def test_changed_since(self, root: Path) -> str | None:
-        """How the test data differs from what the run in `root` recorded, in words; None where it is not known to.
+        """A sentence on how the test data differs from what the run in `root` recorded; None where it is not known to.
 
         Names, labels and sizes of files are compared, as `--resume` does it; data from Python has no such record.
         """
@@ -110,7 +110,7 @@ class Sides:
             return None
         before = next((listing_from(one) for one in listings if one is not None), None)
         words = [] if before is None else in_words(changes(before, now), before, now)
-        return ", ".join(words) or "its list of samples differs"
+        return f"the test data is not what training measured: {', '.join(words) or 'its list of samples differs'}"
 
     def probe_source(self, side: str) -> Source:
         """The samples and labels of one side of the probe; nothing is decoded."""

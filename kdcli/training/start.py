@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import tensors_in
-from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_task_loss
+from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_own_method, is_task_loss
 from kdcli.errors import Diagnostic, RunError
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.settings import compile_mode, compiled_networks
@@ -119,7 +119,8 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
     and a loss of that stage reaches it, or where it was read from weights; one that the spec freezes is left alone.
     Raises RunError KD700 for a stage that trains nothing. Then tells own losses that don't read their teacher.
     """
-    _refuse_unregistered(run)
+    batch = to_device(dict(next(run.train_loader.batches(0))), run.processes.device)
+    _refuse_unregistered(run, first_samples(batch))
     refuse_idle_stages(run, reach)
     trained: set[str] = set()
     for plan in run.stages:
@@ -129,22 +130,21 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
         for name, parameter in run.student.named_parameters()
         if parameter.requires_grad and f"student.{name}" not in trained and name not in run.student.loaded
     ]
-    why = _without_answers(run, idle)
+    why = _without_answers(run, idle, first_samples(batch))
     progress.untrained, progress.features_only = idle, why is not None
     if idle:
         yield Notice(message=f"KD243: {_idle_text(run, idle)}" + ("" if why is None else f"; {WITHOUT_HEAD}"))
     elif why is not None:
         yield Notice(message=f"KD243: {why}; {WITHOUT_HEAD}")
     yield from _kwargs_of_methods(run)
-    yield from _blind_losses(run)
+    yield from _blind_losses(run, batch)
 
 
-def _refuse_unregistered(run: Run) -> None:
+def _refuse_unregistered(run: Run, batch: Mapping[str, Any]) -> None:
     """Raise RunError KD736 where the student computes with parameters that are none of its own: in a list, say.
 
     No optimizer has them and no file gets them, so that what is saved is another network.
     """
-    batch = to_device(first_samples(next(run.train_loader.batches(0))), run.processes.device)
     own = {id(parameter) for parameter in run.trainee.parameters()}
     with restored_state(run.trainee), torch.enable_grad():
         outputs = run.student.eval()(batch)  # in training BatchNorm takes no single sample
@@ -192,7 +192,7 @@ def _kwargs_of_methods(run: Run) -> Iterator[Notice]:
                 yield Notice(message=f"`{name}.{key}` takes `{taken}` from {whose}")
 
 
-def _blind_losses(run: Run) -> Iterator[Notice]:
+def _blind_losses(run: Run, batch: Mapping[str, Any]) -> Iterator[Notice]:
     """A warning for each own loss of a job with teachers that is the same, bit for bit, whatever the teachers show.
 
     Computed twice on one batch from the same random state, the second time with other values in the teachers' place.
@@ -202,7 +202,6 @@ def _blind_losses(run: Run) -> Iterator[Notice]:
     )
     if not jobs:
         return
-    batch = to_device(dict(next(run.train_loader.batches(0))), run.processes.device)
     before = run.trainee.active
     with restored_state(run.trainee) as put_back, torch.no_grad():
         try:
@@ -235,7 +234,7 @@ def _blind_losses(run: Run) -> Iterator[Notice]:
 
 def _own_losses(run: Run, job: str) -> Iterator[str]:
     """The losses of a job that are not kdcli's own: of an own method all."""
-    own = not type(run.trainee.mimickers[job]).__module__.startswith("kdcli.")
+    own = is_own_method(run.trainee.mimickers[job])
     yield from (name for name, loss in run.joined.jobs[job].losses.items() if own or is_own(loss.type))
 
 
@@ -251,13 +250,12 @@ def _other(value: Any) -> Any:
 WITHOUT_HEAD = "the student is measured by what it learns of its teachers and exported as a backbone"
 
 
-def _without_answers(run: Run, idle: Sequence[str]) -> str | None:
+def _without_answers(run: Run, idle: Sequence[str], batch: Mapping[str, Any]) -> str | None:
     """Why the student's answers mean nothing; None where its head is trained. idle: parameters never trained."""
     if not run.spec.distils or (not idle and any(plan.active.task_loss for plan in run.stages)):
         return None
     if run.student.headless and not isinstance(run.deployed, DeployedStudent):
         return "the student was made without a classifier"
-    batch = to_device(first_samples(next(run.train_loader.batches(0))), run.processes.device)
     parameters = dict(run.student.named_parameters())
     with restored_state(run.trainee), torch.enable_grad():
         outputs = run.deployed.eval()(batch)

@@ -130,10 +130,9 @@ def no_scalar(loss: object) -> tuple[str, str]:
     if loss is None:
         return "it returns nothing", "end its `forward` with `return`"
     if not isinstance(loss, Tensor):
-        help = "return the tensor itself, without `.item()`: a plain number has no gradient"
-        return f"it returns a {type(loss).__name__}", help if isinstance(
-            loss, (int, float)
-        ) else "return one tensor"
+        number = "return the tensor itself, without `.item()`: a plain number has no gradient"
+        help = number if isinstance(loss, (int, float)) else "return one tensor"
+        return f"it returns a {type(loss).__name__}", help
     if loss.dim():
         return f"{list(loss.shape)}", "return one number: `.mean()`, or a sum that is divided by the batch"
     return (
