@@ -103,8 +103,9 @@ use_own_scripts()
 def main() -> None:
     """Run `kdcli` with the arguments of this process and exit; every error is one message and an exit code."""
     from kdcli.commands import guarded
-    from kdcli.parallel.interrupts import leave
+    from kdcli.parallel.interrupts import end_after_hooks, leave
 
+    end_after_hooks()
     words = sys.argv[1:]
     command = next((word for word in words if word in COMMANDS), None)
     if command is not None:

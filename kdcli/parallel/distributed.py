@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from kdcli import waiting as waits
 from kdcli.errors import RunError, first_line
 from kdcli.parallel.devices import choose_device, name_of
+from kdcli.parallel.interrupts import group_made
 from kdcli.parallel.launch import in_slurm_step, slurm_tasks
 from kdcli.parallel.meeting import Together, meet, open_store, patience, port_of, this_process
 
@@ -113,6 +114,7 @@ def processes(
         store = open_store(rank, world_size, seconds)
         members = meet(store, rank, this_process(world_size, facts or {}, name_of(chosen)), seconds)
         together = Together(store, rank, members)
+        group_made()
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),

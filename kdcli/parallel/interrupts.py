@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -122,14 +123,37 @@ def abandon_threads() -> None:
 def leave(code: int) -> NoReturn:
     """Exit; without the exit hooks of libraries where a thread was abandoned, since they would wait for it."""
     pulse.leave(code)
-    if not _abandoned.is_set():
-        sys.exit(code)
+    if _abandoned.is_set():
+        _end(code)
+    if _grouped.is_set():
+        _codes.append(code)
+    sys.exit(code)
+
+
+def end_after_hooks() -> None:
+    """Let `leave` end a process that had a process group right after its exit hooks; call it before torch is imported.
+
+    A thread of the group's library that comes back while the interpreter is taken down is unwound by it, and that
+    aborts the process: "terminate called without an active exception", exit code 134.
+    """
+    # Exit hooks run in reverse order, so that the first one registered is the last.
+    atexit.register(lambda: _end(_codes[-1]) if _codes else None)
+
+
+def group_made() -> None:
+    """Say that this process has a process group: see end_after_hooks."""
+    _grouped.set()
+
+
+def _end(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
 
+_grouped = threading.Event()
+_codes: list[int] = []
 _abandoned = threading.Event()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,42 @@ def test_all_processes_stop_at_the_step_that_one_was_asked_to(folder: Path, numb
         allow_changed=["trainer.max_iter"],
         processes=2,
     )
+
+
+LATE = """\
+import atexit, sys, threading, time
+from kdcli.parallel import interrupts
+
+interrupts.end_after_hooks()
+import torch.distributed as dist
+from datetime import timedelta
+
+class Slow:
+    def __del__(self):
+        time.sleep(1.0)
+
+sys.modules["slow"] = Slow()
+atexit.register(print, "a hook ran")
+store = dist.HashStore()
+store.set_timeout(timedelta(seconds=0.6))
+threading.Thread(target=lambda: store.get("never"), daemon=True).start()
+time.sleep(0.2)
+if sys.argv[1:] == ["grouped"]:
+    interrupts.group_made()
+interrupts.leave(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_of_torch_that_comes_back_at_the_end_does_not_abort_the_process() -> None:
+    def run(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LATE, *words], capture_output=True, text=True, timeout=120
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    # The control: without the mark the interpreter is taken down, and the thread comes back into it.
+    if sys.version_info < (3, 14):  # from there on such a thread sleeps for ever
+        code, _, errors = run()
+        assert code == -signal.SIGABRT and "terminate called without an active exception" in errors
+    assert run("grouped") == (1, "a hook ran\n", "")
