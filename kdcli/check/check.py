@@ -1,7 +1,7 @@
 """The build stage of `validate`: the run rehearsed on fake tensors, all errors reported at once.
 
-Networks are made for real and turned into shapes (models/torch_modes.py); then the code that builds and trains a run
-is used as it is. Parts that do not depend on each other are all looked at before anything is reported.
+Networks are made for real and turned into shapes; then the code that builds and trains a run is used as it is. Parts
+that do not depend on each other are all looked at before anything is reported.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from kdcli.data.check import Look
 from kdcli.data.facts import padded_size
 from kdcli.distill.dry_run import rehearse
 from kdcli.distill.mimickers import method_of
+from kdcli.distill.registered import unregistered
 from kdcli.distill.taps import Taps, View
 from kdcli.distill.teacher import PixelChange, Teacher
 from kdcli.errors import Diagnostic, Findings, SpecError
@@ -298,16 +299,12 @@ class _Rehearsal:
         if reason is None:
             return []
         which = "each batch" if size == 1 else "the last batch of an epoch"
-        return [
-            Diagnostic(
-                code="KD480",
-                message=f"{which} holds a single sample ({self.facts.num_samples:,} samples, {size} a batch), on"
-                f" which no step can be taken: {reason}",
-                help="choose another `batch_size`"
-                + ("" if size == 1 else ", or leave that batch out: `drop_last: true` beside it"),
-                path=("dataset", "train", "batch_sampler", "kwargs", "batch_size"),
-            )
-        ]
+        what = f"{self.facts.num_samples:,} samples, {size} a batch"
+        message = f"{which} holds a single sample ({what}), on which no step can be taken: {reason}"
+        leave_out = "" if size == 1 else ", or leave that batch out: `drop_last: true` beside it"
+        help = f"choose another `batch_size`{leave_out}"
+        path = ("dataset", "train", "batch_sampler", "kwargs", "batch_size")
+        return [Diagnostic(code="KD480", message=message, help=help, path=path)]
 
     def networks(self) -> dict[str, Network]:
         """Build every network that can be built, on fake tensors."""
@@ -366,6 +363,7 @@ class _Rehearsal:
                 self.lists["net"],
                 network_path("net"),
             )
+        self.findings.found += unregistered(student, [view.features, view.outputs], ("net",))
         if len(self.findings.found) > before:
             return None
         self.check_classes(view)

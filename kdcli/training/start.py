@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
+from kdcli.distill.registered import unregistered
 from kdcli.distill.taps import tensors_in
 from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_own_method, is_task_loss
 from kdcli.errors import Diagnostic, RunError
@@ -141,37 +142,12 @@ def look_at_the_stages(run: Run, reach: Reach, progress: Progress) -> Iterator[N
 
 
 def _refuse_unregistered(run: Run, batch: Mapping[str, Any]) -> None:
-    """Raise RunError KD736 where the student computes with parameters that are none of its own: in a list, say.
-
-    No optimizer has them and no file gets them, so that what is saved is another network.
-    """
-    own = {id(parameter) for parameter in run.trainee.parameters()}
+    """Raise RunError KD736 where the student computes with parameters that are none of its own."""
     with restored_state(run.trainee), torch.enable_grad():
         outputs = run.student.eval()(batch)  # in training BatchNorm takes no single sample
-        used = list(_leaves(tensors_in(list(outputs.values()))))
-    lost = [one for one in used if isinstance(one, nn.Parameter) and one.requires_grad and id(one) not in own]
+        lost = unregistered(run.trainee, list(outputs.values()))
     if lost:
-        shapes = ", ".join(str(list(one.shape)) for one in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        raise RunError.of(
-            "KD736",
-            f"the student computes with {len(lost)} parameter{'s' if len(lost) > 1 else ''} that it does not list"
-            f" ({shapes}): not trained, and in no file of the student",
-            "layers in a Python list or dict are not registered: put them into an nn.ModuleList or nn.ModuleDict",
-        )
-
-
-def _leaves(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors that a backward pass from these would give gradients to."""
-    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        waiting += [after for after, _ in node.next_functions if after is not None]
+        raise RunError(lost)
 
 
 def _kwargs_of_methods(run: Run) -> Iterator[Notice]:

@@ -134,6 +134,13 @@ def test_a_layer_in_a_plain_list_is_no_part_of_the_student(listed: bool) -> None
             list(train(run))
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_validate_sees_a_layer_in_a_plain_list(listed: bool) -> None:
+    net = f"net={{name: model, type: '{OWN}:Hidden', kwargs: {{listed: {str(listed).lower()}}}}}"
+    found = check(spec_of(SPEC, net), CheckOptions(plugins=PLUGINS)).findings
+    assert [one.code for one in found if one.severity == "error"] == ([] if listed else ["KD736"])
+
+
 def test_other_code_of_a_plugin_is_no_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     (folder / "mylab_of_tests.py").write_text(LOSS.format(1))
