@@ -171,6 +171,11 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def cut_off(text: str, most: int = 60) -> str:
+    """A text for a message, with `...` at its end where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 LONGEST_WORD = 200
 """Two words are compared in time that grows with the product of their lengths."""
 

@@ -123,6 +123,12 @@ KNOWN = (
         " message says which, or with CUDA_LAUNCH_BLOCKING=1",
     ),
     _known(
+        r"Target -?\d+ is out of bounds",
+        "KD747",
+        "the target is a label, and is none of the classes 0 to K - 1 of a network with K logits: labels that count"
+        " from 1 need `label - 1`, else `num_classes` is too small",
+    ),
+    _known(
         r"expected scalar type \w+ but found (?:Half|BFloat16|Float)|(?:must|to) have the same dtype"
         r"|Input type .* and (?:weight|bias) type .* should be the same",
         "KD748",

@@ -252,9 +252,9 @@ RUN: dict[str, Explanation] = {
         "wrong: if torch.rand(()) < 0.5: x = x + block(x)\nright: x = x + (torch.rand(()) < 0.5) * block(x)",
     ),
     "KD747": Explanation(
-        "index out of range on the device",
-        "A kernel found a number that serves as an index out of range: a label beyond the classes, a token beyond the"
-        " table. CUDA tells it late, and of another line.",
+        "index out of range",
+        "A number that serves as an index is out of range: a label beyond the classes, a token beyond the table. On a"
+        " GPU the kernel finds it; CUDA tells it late, and of another line.",
         "kdcli train cfg.yaml --device cpu",
     ),
     "KD748": Explanation(

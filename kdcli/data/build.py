@@ -354,6 +354,7 @@ def _facts(source: Images, pipeline: Pipeline, part: DataPart, path: SpecPath, t
         num_samples=len(source),
         class_names=source.class_names,
         labels="none" if source.labels is None else "classes",
+        lowest_label=None if source.labels is None or not source.labels.size else int(source.labels.min()),
         heads=None if source.labels is None or source.labels.ndim == 1 else source.labels.shape[1],
     )
     if getattr(source, "mean", None) is not None:

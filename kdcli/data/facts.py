@@ -20,8 +20,8 @@ class DataFacts:
     shape is (channels, height, width) of one image as the networks see it; mean and std are those of
     the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
     batches say of it (kdcli.data.detection.coco). labels: what is known of each sample; of `none` the batches have no
-    field `labels`. heads: how many labels a sample has, where it has several; num_classes is then that of the label
-    with most.
+    field `labels`. lowest_label: where the labels have been read. heads: how many labels a sample has, where it has
+    several; num_classes is then that of the label with most.
     """
 
     shape: tuple[int, int, int] | None = None
@@ -32,6 +32,7 @@ class DataFacts:
     std: tuple[float, ...] | None = None
     annotations: Mapping[str, Any] | None = None
     labels: Literal["classes", "boxes", "mask", "none"] | None = None
+    lowest_label: int | None = None
     heads: int | None = None
 
 

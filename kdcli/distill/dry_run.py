@@ -94,6 +94,8 @@ def _failure(
     image = batch.get("image")
     seen = f" on images {shown(image.shape)}" if isinstance(image, torch.Tensor) else ""
     help = "do the module's widths, strides and number of classes fit what comes before it and the data?"
+    if isinstance(error, KeyError) and error.args == ("logits",):
+        help = "let the network return its logits as a tensor, or under the name `logits` of a mapping"
     size = image_size(batch)
     fitting = None if size is None else sizes_that_fit(net, size)
     if fitting is not None:
@@ -142,7 +144,8 @@ def _where(net: nn.Module, batch: Mapping[str, Any]) -> tuple[str, str]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
-        return f"it reads `{error.args[0]}`, which nothing before it gives"
+        given = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return f"it reads `{error.args[0]}`, which nothing before it gives{given}"
     if place_of(error):
         return with_place(error)
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -79,11 +79,16 @@ class Network(nn.Module):
         for name, module in self._modules.items():
             assert module is not None
             before = [] if torch.compiler.is_compiling() else _versions(seen)
-            new = (
-                self._new(name, module, seen)
-                if self.left_out is None
-                else self._by_shapes(name, module, seen)
-            )
+            try:
+                new = (
+                    self._new(name, module, seen)
+                    if self.left_out is None
+                    else self._by_shapes(name, module, seen)
+                )
+            except KeyError as error:
+                if outputs:
+                    error.add_note(f"the modules before it give {', '.join(f'`{one}`' for one in outputs)}")
+                raise
             self._refuse_writing(name, before)
             if self._without_logits:
                 new = {output: value for output, value in new.items() if output != "logits"}

@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kdcli import __version__
-from kdcli.errors import RunError, first_line
+from kdcli.errors import RunError, cut_off, first_line
 from kdcli.parallel.launch import restarts
 from kdcli.parallel.pulse import waiting_for_others
 from kdcli.spec.text.nodes import leaves
@@ -346,8 +346,7 @@ _ABSENT = object()
 def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return cut_off(json.dumps(value, ensure_ascii=False))
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

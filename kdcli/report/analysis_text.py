@@ -10,6 +10,7 @@ import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
+from kdcli.errors import cut_off
 from kdcli.report.console import Cell, Column, as_text, printable, table
 from kdcli.report.quantities import MISSING, count
 
@@ -172,7 +173,8 @@ def profile_text(profile: Profile, processes: int = 1) -> str:
         )
     lines += ["", f"{'operator':<44}{'calls a step':>13}{'ms a step':>11}"]
     for name, calls, seconds in profile.operators:
-        short = name if len(name) <= 43 else name[:40] + "..."
-        lines.append(f"{short:<44}{calls / profile.steps:>13.1f}{1e3 * seconds / profile.steps:>11.2f}")
+        lines.append(
+            f"{cut_off(name, 43):<44}{calls / profile.steps:>13.1f}{1e3 * seconds / profile.steps:>11.2f}"
+        )
     lines += ["", f"trace: {profile.trace} (open it in https://ui.perfetto.dev or chrome://tracing)"]
     return "\n".join(lines) + "\n"

@@ -4,8 +4,7 @@ Each declared loss is differentiated alone and unweighted on real batches, under
 that a warm-up weight of 0 can't hide one that is dead. Random state and buffers are restored afterwards.
 
 Memory: a forward pass for each loss, whose graph its backward pass frees, and each gradient is let go of as soon as it
-has been looked at. So the peak is at most that of a training step (`python -m tests.benchmarks.guard`); one forward
-pass whose graph is kept for all losses needs 1.1 of it.
+has been looked at. So the peak is at most that of a training step (`python -m tests.benchmarks.guard`).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from kdcli.spec.in_memory import is_given
 from kdcli.tasks.task import one_answer
 from kdcli.training.checkpoint import generator_state, restore_generators
 from kdcli.training.evaluate import class_words, counted, evaluation_mode, remarks
+from kdcli.training.health import or_images
 from kdcli.training.join_jobs import require
 from kdcli.training.run import Run
 
@@ -167,7 +167,7 @@ def prove_losses(run: Run) -> GuardResult:
                         findings[name] = findings[name] if done else finding
                 if of_task is None:
                     of_task = passes.pull_of_task(findings)
-                problems = [p for name, finding in findings.items() if (p := _problem(run, name, finding))]
+                problems = or_images((_problem(run, *found) for found in findings.items()), batch)
                 fatal = any(problem.code != "KD702" for problem in problems)
                 if run.processes.any(fatal) or not run.processes.any(bool(problems)):
                     break

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,10 +248,12 @@ class FiniteCheck:
         self._unread: dict[int, Seen] = {}
         self._one = torch.ones((), device=run.processes.device)
         self._buffers: list[Tensor] = []
+        self._group: Sequence[Mapping[str, Any]] = ()
 
     def begin(self, progress: Progress, group: Sequence[Mapping[str, Any]]) -> None:
         """Remember the batches and random state of the step that comes."""
         indices = tuple(batch["indices"] for batch in group)
+        self._group = () if self.deferred else group
         self.recent.append(Recent(progress.step + 1, progress.epoch, indices, generator_state()))
         if self.skips:
             self._buffers = [buffer.detach().clone() for buffer in self.run.trainee.buffers()]
@@ -352,6 +354,13 @@ class FiniteCheck:
         ids = [i for process in everyone for batch in process["indices"] for i in batch]
         more = ", ..." if len(ids) > SHOWN_IDS else ""
         kept = "the last checkpoint is whole; " if checkpoints(self.run.folder.checkpoints) else ""
+        broken = [words for words in self.run.processes.gather(broken_images(self._group)) if words]
+        if broken:
+            return RunError.of(
+                "KD730",
+                f"{what} is not finite at step {again.step}: {broken[0]} (all of it in {path})",
+                f"{kept}{LOOK_AT_IMAGES}",
+            )
         return RunError.of(
             "KD730",
             f"{what} is not finite at step {again.step} "
@@ -369,6 +378,36 @@ class FiniteCheck:
 def write_replay(path: Path, content: dict[str, Any]) -> None:
     """Write a bad step to a file: step, epoch, and of each process sample ids, generators, losses."""
     write_whole(path, lambda file: torch.save(content, file))
+
+
+def broken_images(batches: Iterable[Mapping[str, Any]]) -> str:
+    """Which samples have images whose own values are not finite, in words; nothing where none has."""
+    ids = [
+        int(number)
+        for batch in batches
+        for number in batch["indices"][~batch["image"].flatten(1).isfinite().all(1)].tolist()
+    ]
+    if not ids:
+        return ""
+    listed = ", ".join(map(str, ids[:SHOWN_IDS])) + (", ..." if len(ids) > SHOWN_IDS else "")
+    if len(ids) == 1:
+        return f"the image of sample {listed} is not finite"
+    return f"the images of samples {listed} are not finite"
+
+
+LOOK_AT_IMAGES = (
+    "look at these images, and at what the transforms or your Dataset make of them (a division by 0?)"
+)
+
+
+def or_images(found: Iterable[Diagnostic | None], batch: Mapping[str, Any]) -> list[Diagnostic]:
+    """What was found of the losses on a batch; KD701 for its images instead, where they are why one is not finite."""
+    problems = [one for one in found if one is not None]
+    words = broken_images([batch]) if any(one.code == "KD701" for one in problems) else ""
+    if not words:
+        return problems
+    path = ("dataset", "train", "dataset")
+    return [Diagnostic(code="KD701", message=f"{words}: NaN or infinite", help=LOOK_AT_IMAGES, path=path)]
 
 
 class BadSamples:

@@ -23,7 +23,7 @@ from kdcli.data.digest import (
     unpacked,
 )
 from kdcli.disk import exists, is_file, is_folder
-from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath, cut_off
 from kdcli.parallel.distributed import Processes
 from kdcli.records import Notice
 from kdcli.spec.parse import ParsedSpec
@@ -76,9 +76,6 @@ LENGTHS = ("trainer.max_iter", "trainer.max_epoch")
 
 SCHEDULE = ("trainer.optimizer", "trainer.lr_scheduler", "mimic.stages")
 """Keys whose change asks for the schedule to be worked out anew."""
-
-SHOWN_VALUE = 60
-"""How many characters of a value a message shows."""
 
 RESUME_MODEL: SpecPath = ("saver", "resume_model")
 
@@ -312,8 +309,7 @@ def _value(values: Mapping[str, Any], key: str) -> str:
     """A value of a spec in a message."""
     if key not in values:
         return "not set"
-    text = json.dumps(values[key], default=str)
-    return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 3]}..."
+    return cut_off(json.dumps(values[key], default=str))
 
 
 def _longer(before: str, now: str, differing: Sequence[str]) -> list[Notice]:

@@ -103,6 +103,9 @@ def batch(image: Any, labels: Any) -> list[Any]:
         ([(floats(8, 8, 3), 0)], r"its channels come last.*image.permute\(2, 0, 1\)"),
         ([(floats(8, 8), 0)], r"an image is torch.float32 \[8, 8\], not \[C, H, W\]"),
         ([(floats(1, 8, 8), 0.5), (floats(1, 8, 8), "cat")], "labels are whole numbers"),
+        ([(floats(1, 8, 8), 0.5)], r"got `0.5`: give `int\(label\)`"),
+        ([(floats(1, 8, 8), torch.eye(4)[1])], r"one-hot row give `int\(label.argmax\(\)\)`"),
+        ([(floats(1, 8, 8), torch.tensor([2]))], r"give `label.item\(\)`"),
         ([(floats(1, 8, 8), -1)], "label -1 of item 0"),
         ([], "the Dataset is empty"),
         (3, "a `int` is no data"),
@@ -118,6 +121,46 @@ def batch(image: Any, labels: Any) -> list[Any]:
 def test_data_that_cannot_be_used(data: Any, said: str) -> None:
     with pytest.raises(kdcli.SpecError, match=rf"(?s)KD874: the training data that was given: .*{said}"):
         kdcli.validate(spec(), student=made(), data={"train": data})
+
+
+def test_labels_that_count_from_one_are_told() -> None:
+    counted = TensorDataset(images().tensors[0], images().tensors[1] + 1)
+    (found,) = kdcli.validate(spec(), student=made(), teachers=made(8), data=(counted, counted))
+    assert (
+        found.code == "KD419"
+        and "the training data has 5 classes: its labels run from 1 to 4" in found.message
+    )
+    assert found.help is not None and "`label - 1`" in found.help
+    batches = DataLoader(counted, batch_size=8)
+    with pytest.raises(kdcli.RunError, match=r"(?s)KD747: .*Target 4 is out of bounds.*`label - 1`"):
+        kdcli.train(spec(), student=made(), teachers=made(8), data=(batches, batches), quiet=True)
+
+
+def test_a_network_that_names_its_logits_otherwise() -> None:
+    class Out(Net):
+        def forward(self, image: torch.Tensor) -> Any:
+            return {"out": super().forward(image)}
+
+    (found,) = kdcli.validate(spec(), student=Out(), teachers=made(8), data=(images(), images()))
+    assert found.code == "KD418" and "(the modules before it give `out`)" in found.message
+    assert (
+        found.help == "let the network return its logits as a tensor, or under the name `logits` of a mapping"
+    )
+
+
+@pytest.mark.parametrize("wrong", [slice(8, 9), slice(None)])
+def test_images_that_are_not_finite_are_named(wrong: slice) -> None:
+    pixels, labels = images().tensors
+    pixels = pixels.clone()
+    pixels[wrong, 0, 2, 3] = torch.nan
+    data = TensorDataset(pixels, labels)
+    said = (
+        "KD730: .* the image of sample 8 is not finite"
+        if wrong.start
+        else "KD701: the images of samples .*, ..."
+    )
+    with pytest.raises(kdcli.RunError, match=f"(?s){said}.*look at these images"):
+        kdcli.train(spec(), student=made(), teachers=made(8), data=(data, images()), quiet=True)
 
 
 class Pictures(Dataset[Any]):

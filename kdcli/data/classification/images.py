@@ -12,6 +12,7 @@ from torch import Tensor
 from kdcli.data.draws import Ids
 from kdcli.data.image_readers import PillowReader, pixels_of
 from kdcli.data.sources import BadSample
+from kdcli.errors import cut_off
 
 
 class FileImages:
@@ -78,6 +79,28 @@ def _label_of(dataset: Any, index: int) -> Any:
     return item[1]
 
 
+def _whole_numbers(labels: Sequence[Any]) -> Ids:
+    """int64 [N]; raises ValueError for labels of which one is no whole number."""
+    if not len(labels):
+        return np.zeros(0, dtype=np.int64)
+    try:
+        numbers = np.asarray(labels)
+    except (TypeError, ValueError):  # of different lengths
+        numbers = np.asarray([None])
+    if numbers.ndim == 1 and numbers.dtype.kind in "iub":
+        return numbers.astype(np.int64)
+    first = labels[0]
+    one = np.asarray(first)
+    hint = ""
+    if one.ndim == 1 and one.size == 1:
+        hint = ": give `label.item()`"
+    elif one.ndim == 1 and one.dtype.kind in "iubf" and sorted(one)[-2:] == [0, 1] and not one.min():
+        hint = ": of a one-hot row give `int(label.argmax())`"
+    elif one.ndim == 0 and one.dtype.kind == "f":
+        hint = ": give `int(label)`"
+    raise ValueError(f"labels are whole numbers, got `{cut_off(repr(first))}`{hint}")
+
+
 class DatasetImages:
     """A dataset of (image, label) that is read item by item; images are PIL's, uint8 [C, H, W] or [H, W, C] arrays.
 
@@ -96,10 +119,7 @@ class DatasetImages:
         for attribute in ("targets", "labels"):
             found = getattr(dataset, attribute, None) if found is None else found
         found = [_label_of(dataset, index) for index in range(len(dataset))] if found is None else found
-        try:
-            numbers: Ids = np.asarray(found, dtype=np.int64)
-        except (TypeError, ValueError) as reason:
-            raise ValueError(f"labels are whole numbers, got `{found[0]!r}`") from reason
+        numbers = _whole_numbers(found)
         named = getattr(dataset, "classes", None) if class_names is None else class_names
         self.labels: Ids | None = numbers
         self.class_names = None if named is None else tuple(map(str, named))

@@ -15,15 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcli.errors import RunError, did_you_mean
+from kdcli.errors import RunError, cut_off, did_you_mean
 
 LONGEST_SIDE = 2**31
 """No side of an image is as long; no id has more than 64 bits: what other tools can hold."""
 
 DIGITS = re.compile(r"-?[0-9]{1,19}")
-SHOWN = 60
-"""How many characters of a value in a file a message shows."""
-
 NOTED = {
     "text": ("id written as text", "ids written as text"),
     "point": ("whole number written with a point", "whole numbers written with a point"),
@@ -217,12 +214,12 @@ def key_of(value: Any, notes: Notes | None = None) -> Key | None:
 
 
 def shown(value: Any) -> str:
-    """A value as json text, cut to SHOWN characters."""
+    """A value as json text, cut off for a message."""
     try:
         text = json.dumps(value)
     except (ValueError, RecursionError):
         text = reprlib.repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return cut_off(text)
 
 
 def stands(row: Mapping[str, Any], key: str, problem: str) -> str:

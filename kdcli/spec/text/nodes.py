@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from kdcli.errors import Span
+from kdcli.errors import Span, cut_off
 
 Plain = str | int | float | bool | None
 
@@ -177,11 +177,9 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        shown = value if len(value) <= 40 else value[:37] + "..."
-        return f"the text {shown!r}"
+        return f"the text {cut_off(value, 40)!r}"
     if isinstance(value, (int, float)):
-        shown = repr(value)
-        return f"the number {shown if len(shown) <= 40 else shown[:37] + '...'}"
+        return f"the number {cut_off(repr(value), 40)}"
     if value is None:
         return "nothing"
     if isinstance(value, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from kdcli.errors import Diagnostic, Span, SpecError, UsageError, did_you_mean
+from kdcli.errors import Diagnostic, Span, SpecError, UsageError, cut_off, did_you_mean
 from kdcli.spec.text.nodes import Entry, Mapping, Node, Scalar, Sequence
 from kdcli.spec.text.source import compose
 
@@ -134,4 +134,4 @@ def _text(node: Node, key: str) -> str | None:
 
 def _value(node: Scalar) -> str:
     text = node.text or str(node.value)
-    return f"`{text if len(text) <= 40 else text[:37] + '...'}`"
+    return f"`{cut_off(text, 40)}`"

@@ -179,11 +179,16 @@ def logits_fit(
     most = max((classes for _, classes in known), default=made)
     wide = [(side, classes) for side, classes in known if side == "training" and made > most]
     for side, classes in (short or wide)[:1]:
+        facts = train if side == "training" else test
+        from_one = bool(short) and facts.lowest_label == 1 and facts.class_names is None
         yield Diagnostic(
             code="KD419",
             severity="error" if short else "warning",
-            message=f"the student gives {made} logits, and the {side} data has {classes} classes",
-            help=f"write `num_classes: {most}`",
+            message=f"the student gives {made} logits, and the {side} data has {classes} classes"
+            + (f": its labels run from 1 to {classes - 1}" if from_one else ""),
+            help=f"count labels from 0 on (`label - 1`); with `num_classes: {most}` class 0 would have no image"
+            if from_one
+            else f"write `num_classes: {most}`",
             path=head_path(spec),
         )
 
