@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.api.objects import Data, given_again, objects_of, refuse_wrong, with_data
 from kdcli.api.reading import checked, globals_kept, located, readable_errors
 from kdcli.api.result import Measured, Result
-from kdcli.api.spec import SpecLike, spec_of
+from kdcli.api.spec import SpecLike, Texts, listed, spec_of
 from kdcli.disk import is_folder
 from kdcli.errors import UsageError
 from kdcli.failures import doing
@@ -37,9 +37,9 @@ def evaluate(
     teachers: Mapping[str, nn.Module] | nn.Module | None = None,
     data: Data | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
-    changes: Sequence[str] = (),
+    changes: Texts = (),
     device: str | None = None,
-    plugins: Sequence[str] = (),
+    plugins: Texts = (),
     quiet: bool = False,
 ) -> Measured:
     """Measure a run's student and its teachers on the test data, as `kdcli eval` does.
@@ -67,7 +67,7 @@ def evaluate(
             objects = objects_of(wanted, student, teachers, data)
             given = objects.given
             with giving(given):
-                parsed = checked(lambda: wanted.parsed(objects.changes), plugins)
+                parsed = checked(lambda: wanted.parsed(objects.changes), listed(plugins))
             refuse_wrong(parsed, given)
             options = _options_for(parsed, device, plugins)
         with giving(given):
@@ -114,7 +114,7 @@ def load_student(
     student: nn.Module | None = None,
     teachers: Mapping[str, nn.Module] | nn.Module | None = None,
     device: str = "cpu",
-    plugins: Sequence[str] = (),
+    plugins: Texts = (),
 ) -> nn.Module:
     """The student of a run as a module in eval mode, as `Result.student` is it.
 
@@ -195,14 +195,14 @@ def _folder_of(run: Any) -> Path | None:
     return None
 
 
-def _reopened(folder: Path, device: str | None, plugins: Sequence[str]) -> tuple[ParsedSpec, RunOptions]:
+def _reopened(folder: Path, device: str | None, plugins: Texts) -> tuple[ParsedSpec, RunOptions]:
     from kdcli.training.run_folder import reopen
 
-    run = reopen(folder, device=device, plugins=plugins)
+    run = reopen(folder, device=device, plugins=listed(plugins))
     return run.parsed, run.options
 
 
-def _options_for(parsed: ParsedSpec, device: str | None, plugins: Sequence[str]) -> RunOptions:
+def _options_for(parsed: ParsedSpec, device: str | None, plugins: Texts) -> RunOptions:
     from kdcli.training.run import RunOptions
 
-    return RunOptions(device=device, plugins=tuple(plugins), places=parsed.places)
+    return RunOptions(device=device, plugins=listed(plugins), places=parsed.places)

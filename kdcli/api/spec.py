@@ -80,12 +80,22 @@ class Spec:
         return self.parsed().resolved_yaml()
 
 
+Texts = str | Sequence[str]
+"""One text or several, as arguments."""
+
+
+def listed(texts: Texts) -> tuple[str, ...]:
+    """Several texts; a single one need not be put into a list."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
 SpecLike = str | PurePath | Mapping[str, Any] | Spec
 """What a function that takes a spec takes: a path, a mapping, a Spec."""
 
 
-def spec_of(spec: SpecLike, changes: Sequence[str] = ()) -> Spec:
+def spec_of(spec: SpecLike, changes: Texts = ()) -> Spec:
     """A path, a mapping or a Spec as a Spec with changes; raises UsageError for anything else."""
+    changes = listed(changes)
     if isinstance(spec, Spec):
         return spec.changed(*changes)
     if isinstance(spec, str | PurePath):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.api.objects import Data, objects_of, refuse_several, refuse_wrong
 from kdcli.api.reading import checked, globals_kept, located, readable_errors, tell
 from kdcli.api.result import Result
-from kdcli.api.spec import SpecLike, spec_of
+from kdcli.api.spec import SpecLike, Texts, listed, spec_of
 from kdcli.disk import expanded, remove
 from kdcli.errors import Interrupted, KdError, RunError
 from kdcli.failures import doing, with_place
@@ -39,12 +39,12 @@ def train(
     student: nn.Module | None = None,
     teachers: Mapping[str, nn.Module] | nn.Module | None = None,
     data: Data | Mapping[str, Any] | None = None,
-    changes: Sequence[str] = (),
+    changes: Texts = (),
     resume: bool | str | Path = False,
     overwrite: bool = False,
-    allow_changed: Sequence[str] = (),
+    allow_changed: Texts = (),
     device: str | None = None,
-    plugins: Sequence[str] = (),
+    plugins: Texts = (),
     quiet: bool = False,
     report: bool = True,
     check: bool = True,
@@ -60,7 +60,7 @@ def train(
     the weights that it has.
     data: {"train": ..., "test": ...} with torch Datasets or DataLoaders, or a kdcli.Data, which also takes the names of
     the classes; in place of the spec's `dataset.<side>.dataset`.
-    changes: `key.path=value`, as on the command line.
+    changes: `key.path=value`, one or several, as on the command line.
     resume: continue the run in the folder from its newest checkpoint, or from this one. Give the same objects again: a
     teacher's weights, the data's samples and the student's architecture are compared. It is exact, bit for bit, but
     for batches that are made in an order of their own: a notice says so.
@@ -81,14 +81,14 @@ def train(
         objects = objects_of(wanted, student, teachers, data)
         with objects.used(), _as_keyboard_interrupt():
             return _train(
-                lambda: checked(lambda: wanted.parsed(objects.changes), plugins),
+                lambda: checked(lambda: wanted.parsed(objects.changes), listed(plugins)),
                 interrupts,
                 _Options(
                     device=device,
                     overwrite=overwrite,
                     resume=resume,
-                    allow_changed=tuple(allow_changed),
-                    plugins=tuple(plugins),
+                    allow_changed=listed(allow_changed),
+                    plugins=listed(plugins),
                     quiet=quiet,
                     report=report,
                     check=check,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.api.objects import Data, check_given, objects_of
 from kdcli.api.reading import globals_kept, parsed_with_findings, readable_errors
-from kdcli.api.spec import SpecLike, spec_of
+from kdcli.api.spec import SpecLike, Texts, listed, spec_of
 from kdcli.errors import Diagnostic, KdError
 from kdcli.failures import doing
 from kdcli.spec.in_memory import in_memory
@@ -25,9 +25,9 @@ def validate(
     student: nn.Module | None = None,
     teachers: Mapping[str, nn.Module] | nn.Module | None = None,
     data: Data | Mapping[str, Any] | None = None,
-    changes: Sequence[str] = (),
+    changes: Texts = (),
     files: Literal["full", "quick"] | None = None,
-    plugins: Sequence[str] = (),
+    plugins: Texts = (),
 ) -> list[Diagnostic]:
     """Prove a spec right before anything runs, as `kdcli validate` does: no GPU, data or weights needed.
 
@@ -44,7 +44,7 @@ def validate(
         wanted = spec_of(spec, changes)
         objects = objects_of(wanted, student, teachers, data)
         with objects.used():
-            return examined(lambda: wanted.parsed(objects.changes), files=files, plugins=plugins)[0]
+            return examined(lambda: wanted.parsed(objects.changes), files=files, plugins=listed(plugins))[0]
 
 
 def examined(

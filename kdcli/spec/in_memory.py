@@ -77,5 +77,8 @@ def is_given(modules: Iterable[Any]) -> bool:
 
 def _absent(path: SpecPath, what: str, argument: str) -> SpecError:
     message = f"{what} was given from Python, and is not here"
-    help = f"it lives in Python alone: give it there again, `{argument}` of `kdcli.train` or `kdcli.evaluate`"
+    functions = "`kdcli.train`, `kdcli.evaluate`" + (
+        "" if argument.startswith("data") else ", `kdcli.load_student`"
+    )
+    help = f"it lives in Python alone: give it again there, as the argument `{argument}` of {functions}"
     return SpecError.at(path, "KD870", message, help)

@@ -46,6 +46,14 @@ def test_the_checks_of_a_spec_are_made_of_objects() -> None:
     assert "KD418" in codes({"data": (wide, wide)})
 
 
+def test_one_text_is_a_list_of_one() -> None:
+    arguments = {"student": made(), "teachers": made(8), "data": (images(), images(16))}
+    (found,) = kdcli.validate(
+        spec(), changes="mimic.student.mimic_name=[model.cnv]", plugins="tests", **arguments
+    )
+    assert found.code == "KD422"
+
+
 def test_what_the_spec_says_beside_finished_images_is_an_error() -> None:
     transform = "dataset.train.dataset.kwargs.transformer=[{type: to_tensor}]"
     assert codes({}, transform) == ["KD873"]

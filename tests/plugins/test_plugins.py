@@ -134,6 +134,12 @@ def test_all_own_code_of_a_spec_is_found() -> None:
     import_plugins(spec, PLUGINS)
 
 
+def test_a_function_of_an_image_is_told_what_a_transform_is() -> None:
+    found = references(f"{NOISE}={{type: 'mine_kd.data:darker'}}")
+    assert [one.code for one in found] == ["KD321"]
+    assert found[0].help is not None and "let a class have `__call__(self, image)`" in found[0].help
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

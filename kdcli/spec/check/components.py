@@ -83,6 +83,12 @@ def check_component(
         yield from check_against(target, given, path, f"`{name}`", what, hidden)
 
 
+MADE_WITH_KWARGS = (
+    "a transform is made with its `kwargs`, then called with each image: let a class have `__call__(self, image)`,"
+    " or let the function give the function that takes the image"
+)
+
+
 def or_torchvision(finding: Diagnostic, name: str) -> Diagnostic:
     """A finding about a module; where torchvision has a classifier of that name, the help says how it is written."""
     wants_head = (finding.path or ())[-1:] == ("num_classes",)
@@ -125,9 +131,11 @@ def check_against(
     kwargs_path = (*path, "kwargs")
     if target.own:
         given = (*given, *BOUND.get(what, ()))
-        yield from check_arguments(
+        for finding in check_arguments(
             kwargs, takes, kwargs_path, named, hidden=hidden, given=given, positional=True
-        )
+        ):
+            is_function = finding.code == "KD321" and what == "transform" and takes.kind == "function"
+            yield replace(finding, help=MADE_WITH_KWARGS) if is_function else finding
     else:
         yield from check_arguments(kwargs, takes, kwargs_path, named, hidden=hidden, given=given)
 
