@@ -97,4 +97,10 @@ def examined(
         if error.exit_code != 1:
             raise
         return [*findings, *map(parsed.locate, error.diagnostics)], None
-    return [*findings, *checked.findings], checked.plan
+    found = [*findings, *checked.findings]
+    if parsed.spec.sweep and all(one.severity != "error" for one in found):
+        from kdcli.sweep.prepare import check_block
+
+        wrong = check_block(parsed, plugins)
+        return [*found, *wrong], checked.plan if all(one.severity != "error" for one in wrong) else None
+    return found, checked.plan

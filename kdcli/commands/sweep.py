@@ -174,7 +174,7 @@ class _Sweep:
                     "say what to try: `sweep: {trainer.optimizer.kwargs.lr: [0.01, 0.1]}`",
                 )
             if known is None:
-                tell(list(check_space(trials, self.known, options)))
+                tell(list(check_space(trials, self.known, options.plugins)))
             first = written_values(trials)
         facts["prepared"] = {
             "space": space.facts(),

@@ -19,6 +19,7 @@ from kdcli.distill.terms import binding_of
 from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.losses import loss_of
 from kdcli.parallel.distributed import Processes
+from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.check.rules import check_caches, check_task
 from kdcli.spec.networks import parse_networks
@@ -36,6 +37,7 @@ from kdcli.spec.sweep import (
     job_of,
     loss_name,
     probes,
+    space_of,
     trial_spec,
     without_sweep,
     written_value,
@@ -309,11 +311,27 @@ def hash_of(parsed: ParsedSpec) -> str:
     return hashlib.sha256(spec.resolved_yaml().encode()).hexdigest()
 
 
-def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[Diagnostic]:
+def check_block(parsed: ParsedSpec, plugins: Sequence[str]) -> list[Diagnostic]:
+    """What is wrong with the values of a spec's `sweep` block, as `validate` tells it; nothing without one."""
+    space = space_of(parsed)
+    if space is None:
+        return []
+    known = tables(plugins)
+    try:
+        space = with_pairs(parsed, space, plugins)
+        trials = Trials(parsed=parsed, space=space, losses=known.losses, own=(), cache=Path("cache"))
+        return list(check_space(trials, known, plugins, files=False))
+    except KdError as error:
+        return [parsed.locate(one) for one in error.diagnostics]
+
+
+def check_space(
+    trials: Trials, known: Tables, plugins: Sequence[str], *, files: bool = True
+) -> Iterator[Diagnostic]:
     """Prove every listed value and both ends of every range by what `validate` proves; raises SpecError.
 
     Yields the warnings that only trials have. Values that change what is built, names of losses and layers, are
-    rehearsed on fake tensors too.
+    rehearsed on fake tensors too. files: whether the first of them looks at the data and weights.
     """
     found: list[Diagnostic] = []
     # What the spec says without the sweep has been told when it was read.
@@ -334,9 +352,9 @@ def check_space(trials: Trials, known: Tables, options: RunOptions) -> Iterator[
         if wrong or key in rehearsed:
             continue
         look = CheckOptions(
-            plugins=options.plugins,
+            plugins=tuple(plugins),
             places=parsed.places,
-            look="nothing" if rehearsed else "start",
+            look="nothing" if rehearsed or not files else "start",
             plan=False,
         )
         rehearsed.add(key)
