@@ -430,9 +430,7 @@ def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
     for side, train in SIDES.items():
         if getattr(data, side) is None:
             continue
-        dataset: Any = root
-        for key in ("dataset", side, "dataset", "kwargs"):
-            dataset = dataset.get(key) if isinstance(dataset, Node) else None
+        dataset = _below(root, "dataset", side, "dataset", "kwargs")
         keys = dataset.keys() if isinstance(dataset, Node) else ()
         place = f"dataset.{side}"
         changes.append(f"{place}.dataset.type={FROM_PYTHON}")
@@ -448,8 +446,24 @@ def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
         changes += [f"{place}.dataset.kwargs.{key}=" for key in keys if key not in kept]
         if isinstance(source, GivenBatches):
             changes.append(f"{place}.batch_sampler.kwargs.batch_size={source.batch_size}")
+            key = ("batch_sampler", "kwargs", "batch_size")
+            size = _below(root, "dataset", side, *key) or _below(root, "dataset", *key)
+            if train and isinstance(size, Scalar) and size.value != source.batch_size:
+                source.notices += (OTHER_SIZE.format(source.batch_size, size.value),)
     _alike(sources)
     return sources, changes
+
+
+OTHER_SIZE = (
+    "the DataLoader of the training data has batches of {}: `batch_size: {}` of the spec changes nothing"
+)
+
+
+def _below(node: Any, *keys: str) -> Any:
+    """What lies below these keys of a spec; None where it has them not."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, Node) else None
+    return node
 
 
 def _alike(sources: Mapping[bool, Any]) -> None:

@@ -94,6 +94,16 @@ def test_the_batch_size_is_the_loaders() -> None:
     assert "dataset.train.batch_sampler.kwargs.batch_size=5" in given.changes
 
 
+@pytest.mark.parametrize(("size", "told"), [(5, True), (4, False), (None, False)])
+def test_a_batch_size_beside_a_loader_is_told(size: int | None, told: bool, capsys: Any) -> None:
+    written = {} if size is None else {"batch_sampler": {"kwargs": {"batch_size": size}}}
+    wanted = {**spec(max_epoch=1), "dataset": written}
+    sides = (DataLoader(images(), batch_size=4), DataLoader(images(16), batch_size=16))
+    kdcli.train(wanted, student=made(), teachers=made(8), data=sides, report=False)
+    said = "has batches of 4: `batch_size: 5` of the spec changes nothing"
+    assert (said in capsys.readouterr().err) is told
+
+
 def floats(*shape: int) -> torch.Tensor:
     return torch.zeros(shape)
 
