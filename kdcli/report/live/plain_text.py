@@ -94,7 +94,7 @@ def _steps(plan: Plan) -> str:
     if not plan.steps_per_epoch:
         return f"{plan.total_steps:,}"
     epochs = plan.total_steps / plan.steps_per_epoch
-    return f"{plan.total_steps:,} = {epochs:g} epochs x {plan.steps_per_epoch:,}"
+    return f"{plan.total_steps:,} = {epochs:g} epoch{'' if epochs == 1 else 's'} x {plan.steps_per_epoch:,}"
 
 
 def _headline(plan: Plan) -> Text:
