@@ -281,12 +281,14 @@ def _broken_package(error: BaseException) -> Diagnostic | None:
     if not module:
         return None
     part = module if module in CORE else f"`{module}`"
-    return Diagnostic(
-        code="KD797",
-        message=f"{part} can't be imported: {text_of(error)}",
-        help="the packages of this environment don't fit each other: install torch and torchvision together in a new "
-        "one; `kdcli doctor` shows what is here",
+    help = (
+        "the packages of this environment don't fit each other: install torch and torchvision together in a new one;"
+        " `kdcli doctor` shows what is here"
     )
+    if isinstance(error, ImportError) and error.path and error.name in sys.stdlib_module_names:
+        if not os.path.realpath(error.path).startswith(_PYTHON):
+            help = f"`{error.path}` hides Python's own module `{error.name}`: give it another name"
+    return Diagnostic(code="KD797", message=f"{part} can't be imported: {text_of(error)}", help=help)
 
 
 def keep_tracebacks() -> None:

@@ -90,6 +90,20 @@ def test_a_broken_installation_is_told_and_doctor_still_answers(
     assert code == 0 and f"BROKEN: {said.partition('imported: ')[2]}" in output and "extra onnx" in output
 
 
+@pytest.mark.slow
+def test_a_file_that_hides_a_module_of_python_is_named(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("class Loss: pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcli.cli", "validate", str(sample_specs()["fashion_kd"])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "300"},
+    )
+    assert done.returncode == 1 and "error KD797: torch can't be imported" in done.stderr, done.stderr
+    assert f"help: `{tmp_path / 'queue.py'}` hides Python's own module `queue`" in done.stderr
+
+
 def test_doctor_tells_of_a_cudnn_that_torch_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def version() -> int:
         raise RuntimeError(

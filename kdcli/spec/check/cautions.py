@@ -188,7 +188,8 @@ def _schedule(spec: Spec) -> Iterator[Diagnostic]:
             milestones = scheduler.kwargs.get("milestones")
             for index, milestone in enumerate(milestones if isinstance(milestones, list) else ()):
                 if isinstance(milestone, (int, float)) and milestone >= place.max_epoch:
-                    message = f"milestone {milestone} is past the end: training has {place.max_epoch:g} epoch{'' if place.max_epoch == 1 else 's'}"
+                    epochs = f"{place.max_epoch:g} epoch{'' if place.max_epoch == 1 else 's'}"
+                    message = f"milestone {milestone} is past the end: training has {epochs}"
                     yield _warning((*scheduler_path, "kwargs", "milestones", index), "KD607", message)
         if place.max_iter is not None and scheduler.warmup_iter >= place.max_iter:
             message = f"the warm-up takes {scheduler.warmup_iter} iterations, the training {place.max_iter}"
