@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ def student_of(
     for path in candidates:
         if path is not None and (weights is not None or exists(path)):
             found = find_file(path)
-            read_otherwise = load_weights(net, found, key=key)
+            with _others_named([] if weights is not None else [one for one in candidates if one != path]):
+                read_otherwise = load_weights(net, found, key=key)
             size = size_of(found) if is_file(found) else None
             said = [f"student: {path}", *(f"student: {notice}" for notice in read_otherwise)]
             facts_of_file = training_metadata(found)
@@ -177,6 +178,19 @@ def student_of(
             return student, [*notices, Notice(message=f"student: {path}")]
         notices.append(Notice(message=str(state), level="warning"))
     raise _without_weights(folder)
+
+
+@contextmanager
+def _others_named(others: Sequence[Path]) -> Iterator[None]:
+    """A block in which a damaged file of a run is told with the run's other files that may be whole."""
+    try:
+        yield
+    except KdError as error:
+        there = [f"`--weights {one}`" for one in others if exists(one)]
+        if there and all(one.code == "KD532" for one in error.diagnostics):
+            help = f"the run has other weights too: {', '.join(there)}"
+            raise type(error)([replace(one, help=help) for one in error.diagnostics]) from error
+        raise
 
 
 def require_weights(parsed: ParsedSpec, weights: Path | None) -> None:

@@ -102,6 +102,7 @@ LISTED = {"--allow-changed": "allow_changed", "--plugin": "plugins"}
 def in_python(text: str) -> str:
     """A sentence about options of the command line as one about Python's arguments."""
     text = re.sub(r"`(--[a-z-]+(?: cpu)?)`", lambda m: f"`{ARGUMENTS.get(m[1], m[1])}`", text)
+    text = re.sub(r"`--weights ([^`\s]+)`", r"`weights='\1'`", text)
     return re.sub(r"`(--allow-changed|--plugin) ([^`\s]+)`", lambda m: f"`{LISTED[m[1]]}=['{m[2]}']`", text)
 
 

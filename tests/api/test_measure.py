@@ -105,6 +105,21 @@ def test_a_run_of_the_command_line_is_python_s_too() -> None:
 
 
 @pytest.mark.slow
+def test_a_damaged_best_student_is_told_with_the_last_one() -> None:
+    train_all(spec_of(SPEC))
+    best = Path("runs/small/student_best.safetensors")
+    best.write_bytes(best.read_bytes()[:400])
+    with pytest.raises(
+        kdcli.RunError, match="(?s)KD532.*other weights too: `weights='runs/small/student.safetensors'`"
+    ):
+        kdcli.load_student("runs/small")
+    assert kdcli.load_student("runs/small", weights="runs/small/student.safetensors")
+    Path("runs/small/student.safetensors").unlink()
+    with pytest.raises(kdcli.RunError, match="KD532") as told:
+        kdcli.load_student("runs/small")
+    assert "other weights" not in str(told.value)
+
+
 def test_a_student_that_a_method_gives_another_end() -> None:
     simkd = spec()
     simkd["mimic"] = {
