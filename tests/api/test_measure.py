@@ -110,7 +110,7 @@ def test_a_damaged_best_student_is_told_with_the_last_one() -> None:
     best = Path("runs/small/student_best.safetensors")
     best.write_bytes(best.read_bytes()[:400])
     with pytest.raises(
-        kdcli.RunError, match="(?s)KD532.*other weights too: `weights='runs/small/student.safetensors'`"
+        kdcli.RunError, match=r"(?s)KD532.*other weights too: `weights='runs/small/student.safetensors'`"
     ):
         kdcli.load_student("runs/small")
     assert kdcli.load_student("runs/small", weights="runs/small/student.safetensors")
