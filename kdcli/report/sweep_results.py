@@ -65,6 +65,18 @@ class SweepResults:
     spec_text: str = ""
 
     @property
+    def tied(self) -> list[int]:
+        """The numbers of whole trials with other values that are as good as the best, which is the first of them."""
+        return [
+            one.number
+            for one in self.trials
+            if one.state == "complete"
+            and one.same_as is None
+            and one.number != self.best.number
+            and one.value == self.best.value
+        ]
+
+    @property
     def ranked(self) -> list[Trial]:
         """Complete trials, the best first, then the stopped, then the failed."""
         order = {"complete": 0, "stopped": 1, "failed": 2}
@@ -192,6 +204,9 @@ def trial_line(trial: Trial, study: Study) -> str:
     return f"trial {trial.number}: {values_text(trial.values)}: {result}{suffix}{time}"
 
 
+KEEP = "keep the spec as it is"
+
+
 def verdict(results: SweepResults) -> str:
     """Whether the best values are better than the spec as written, beyond the spread over seeds."""
     if not results.seeded:
@@ -213,7 +228,7 @@ def verdict(results: SweepResults) -> str:
     if judgement.apart and better:
         return f"{both}; every seed of the best is above every seed as written: better beyond the spread"
     if judgement.apart:
-        return f"{both}; every seed of the best is BELOW every seed as written: keep the spec as it is"
+        return f"{both}; every seed of the best is BELOW every seed as written: {KEEP}"
     places = decimals(statistics.fmean(best.values))
     both += (
         f"; seed by seed better by {judgement.difference:.{places}f} ± {judgement.spread or 0.0:.{places}f}, at"
@@ -223,7 +238,7 @@ def verdict(results: SweepResults) -> str:
         return f"{both}: no gain beyond the spread over seeds"
     if better:
         return f"{both}: better beyond the spread (Student's t at 95 %)"
-    return f"{both}: WORSE beyond the spread (Student's t at 95 %): keep the spec as it is"
+    return f"{both}: WORSE beyond the spread (Student's t at 95 %): {KEEP}"
 
 
 def _with_failures(seeded: Sequence[Seeded], lost: Sequence[Seeded]) -> str:
@@ -270,15 +285,21 @@ def results_text(results: SweepResults, form: str) -> str:
     columns, rows = results_rows(results)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in by_share(results.importance))
     failed = [one for one in results.trials if one.state == "failed"]
+    said, tied = verdict(results), ", ".join(map(str, results.tied))
+    tie = (
+        f"; as good on the held-out images: trial{'s' if len(results.tied) > 1 else ''} {tied}"
+        if tied
+        else ""
+    )
     lines = [
         "",
         f"what decides (PED-ANOVA): {shares}" if shares else "",
         *(f"trial {one.number} failed: {one.error}" for one in failed),
-        f"best: trial {results.best.number}, {values_text(results.best.values)}",
-        verdict(results),
+        f"best: trial {results.best.number}, {values_text(results.best.values)}{tie}",
+        said,
         f"page: {results.folder / 'sweep.html'}",
         f"spec: {results.folder / 'best.yaml'}",
-        f"train it: {results.command}",
+        "" if said.endswith(KEEP) else f"train it: {results.command}",
     ]
     return as_text(table(columns, rows)) + "\n".join(line for line in lines if line) + "\n"
 
@@ -307,7 +328,11 @@ def _data(results: SweepResults) -> dict[str, Any]:
             }
             for one in results.trials
         ],
-        "best": {"number": results.best.number, "values": dict(results.best.values)},
+        "best": {
+            "number": results.best.number,
+            "values": dict(results.best.values),
+            "tied_with": results.tied,
+        },
         "importance": dict(results.importance),
         "seeds": [
             {

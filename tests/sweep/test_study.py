@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from kdcli.commands.sweep import _to_record
 from kdcli.errors import Diagnostic, Interrupted, RunError
 from kdcli.reference.tables import tables
-from kdcli.report.sweep_results import Seeded, cost_text, verdict
+from kdcli.report.sweep_results import Seeded, SweepResults, cost_text, results_text, verdict
 from kdcli.spec.parse import parse
 from kdcli.spec.sweep import Space, space_of
 from kdcli.sweep.cost import shortened
@@ -282,6 +283,51 @@ def test_the_verdict_by_hand(best: tuple[float, ...], written: tuple[float, ...]
         for name, values in (("best", best), ("as written", written))
     ]
     assert said in verdict(SimpleNamespace(seeded=rows))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "written", "tie", "trains"),
+    [
+        ((50.0, 60.0, 60.0, 60.0), (50.0, 51.0), "; as good on the held-out images: trial 3\n", True),
+        ((60.0, 50.0, 40.0, 60.0), (90.0, 91.0), "; as good on the held-out images: trial 3\n", False),
+        ((60.0, 50.0, 40.0, 59.0), (50.0, 51.0), "T 1\n", True),
+    ],
+)
+def test_ties_are_told_and_a_spec_to_keep_is_not_left(
+    values: tuple[float, ...], written: tuple[float, ...], tie: str, trains: bool
+) -> None:
+    made = [
+        Trial(
+            number=i,
+            values={"T": 1 + i},
+            state="complete",
+            value=value,
+            metrics={"top1": value},
+            primary="top1",
+        )
+        for i, value in enumerate(values)
+    ]
+    made[2] = replace(made[2], same_as=1)
+    best = max(made, key=lambda one: (one.value or 0.0, -one.number))
+    rows = [
+        Seeded(name=name, primary="top1", values=numbers, rising=numbers, seeds=(1, 2))
+        for name, numbers in (("best", (80.0, 81.0)), ("as written", written))
+    ]
+    results = SweepResults(
+        name="cfg",
+        folder=Path("runs/cfg-sweep"),
+        space=Space(parameters=(), layers={}),
+        trials=tuple(made),
+        best=best,
+        importance={},
+        seeded=tuple(rows),
+        plan=Measured(steps=10, epochs=1, samples=90, held=10, even={}),
+        share=0.1,
+        command="kdcli train cfg.yaml",
+    )
+    text = results_text(results, "table")
+    assert f"best: trial {best.number}, T {1 + best.number}" in text and tie in text
+    assert ("train it: " in text) is trains
 
 
 @pytest.mark.parametrize(
