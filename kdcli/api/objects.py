@@ -7,6 +7,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.networks import (
+    module_of,
+    named_network,
+    named_teachers,
+    no_teacher,
+    parts_of,
+    teachers_of,
+    written_weights,
+)
 from kdcli.api.reading import tell
 from kdcli.api.spec import Spec
 from kdcli.disk import is_file
@@ -19,7 +28,6 @@ from kdcli.spec.schema import DataPart, DatasetKwargs, DatasetSpec
 from kdcli.spec.tables import task_of
 from kdcli.spec.text.nodes import Mapping as Node
 from kdcli.spec.text.nodes import Scalar
-from kdcli.spec.text.nodes import Sequence as Nodes
 from kdcli.spec.text.overrides import parse_assignment
 
 if TYPE_CHECKING:
@@ -83,13 +91,16 @@ def objects_of(
     networks: dict[str, Sequence[Any]] = {}
     changes: list[str] = []
     named = {} if student is None else {"net": student}
-    named |= _teachers(teachers, root)
+    named |= teachers_of(teachers, root)
+    left_alone: dict[str, Sequence[str]] = {}
     for name, module in named.items():
-        modules, written = _network(name, module, root)
+        modules, written = named_network(name, module, root)
         networks[name] = modules
-        changes += written
+        left_alone[name] = written_weights(name, root)
+        changes += [*written, *(f"{key}=" for key in left_alone[name])]
     sources, written = _sources(_data(data), root)
-    return Objects(given=InMemory(networks=networks, data=sources), changes=(*changes, *written))
+    given = InMemory(networks=networks, data=sources, left_alone=left_alone)
+    return Objects(given=given, changes=(*changes, *written))
 
 
 def given_again(
@@ -105,9 +116,9 @@ def given_again(
     networks: dict[str, Sequence[Any]] = {}
     spec = parsed.spec
     named = {} if student is None else {"net": student}
-    for name, module in _named_teachers(teachers, list(spec.teachers)).items():
+    for name, module in named_teachers(teachers, list(spec.teachers)).items():
         if name not in spec.teachers:
-            raise _no_teacher(name, list(spec.teachers))
+            raise no_teacher(name, list(spec.teachers))
         named[name] = module
     for name, module in named.items():
         if not is_given(spec.net if name == "net" else spec.teachers[name]):
@@ -115,7 +126,7 @@ def given_again(
             raise UsageError.of(
                 f"the run's spec builds the network of `{name}` itself", f"leave it out of `{argument}`"
             )
-        made = [one for _, one, _ in _parts(_module(name, module), "model")]
+        made = [one for _, one, _ in parts_of(module_of(name, module), "model")]
         networks[name] = made
     given = _data(data)
     sources = {
@@ -158,12 +169,17 @@ def with_data(parsed: ParsedSpec, data: Mapping[bool, Any]) -> ParsedSpec:
 
 
 def check_given(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]:
-    """Findings about data in memory: KD873 for what the spec says and it would not follow, KD877 for bright pixels,
+    """Findings about objects: KD873 for what the spec says and they would not follow, KD877 for bright pixels,
     KD541 for batches of the two sides whose classes differ.
     """
     from kdcli.data.classification.in_memory import BRIGHT, GivenBatches, GivenImages
     from kdcli.data.detection.in_memory import GivenBoxes
 
+    for name, keys in given.left_alone.items():
+        whose = "the student" if name == "net" else name
+        for written in keys:
+            told = f"{whose} starts from the weights that it was given with: `{written}` changes nothing"
+            yield Diagnostic(code="KD873", severity="warning", message=told, help="take it out of the spec")
     yield from _other_task(parsed, given)
     for side, train in SIDES.items():
         source = given.data.get(train)
@@ -289,97 +305,6 @@ def _root(spec: Spec) -> Node:
     return compose_root(spec.text or "", f"<{spec.name}>", overrides=overrides, base_dir=None)
 
 
-def _module(name: str, module: Any) -> nn.Module:
-    from torch import nn
-
-    from kdcli.models.in_memory import unwrapped
-
-    if not isinstance(module, nn.Module):
-        argument = "student" if name == "net" else f"teachers['{name}']"
-        found = module.__name__ if isinstance(module, type) else type(module).__name__
-        help = f"make one of it: `{found}()`" if isinstance(module, type) else "give the network itself"
-        raise UsageError.of(f"`{argument}` is `{found}`, not an nn.Module", help)
-    return unwrapped(module)
-
-
-def _parts(module: nn.Module, name: str) -> list[tuple[str, nn.Module, Sequence[str] | None]]:
-    """A network as entries of a spec's list: name, module, names of its outputs. kdcli's own are taken apart."""
-    from kdcli.models.network import Network
-
-    if not isinstance(module, Network):
-        return [(name, module, None)]
-    return [(child, one, module._output_names.get(child)) for child, one in module.named_children()]
-
-
-def _network(name: str, module: Any, root: Node) -> tuple[list[Any], list[str]]:
-    """The modules of one network in memory, and the change that names them in the spec."""
-    from kdcli.models.in_memory import architecture_of
-    from kdcli.models.network import Network
-
-    whole = _module(name, module)
-    parts = _parts(whole, _own_name(root.get(name)))
-    entries = []
-    for child, one, outputs in parts:
-        said = (
-            f"name: {_quoted(child)}, type: {FROM_PYTHON}, kwargs: {{architecture: {architecture_of(one)}}}"
-        )
-        if outputs is not None:
-            said += f", outputs: [{', '.join(map(_quoted, outputs))}]"
-        entries.append(f"{{{said}}}")
-    if isinstance(whole, Network) and whole._frozen:
-        patterns = ", ".join(map(_quoted, whole._frozen))
-        entries.append(f"{{name: self, type: self, kwargs: {{freeze_patterns: [{patterns}]}}}}")
-    return [one for _, one, _ in parts], [f"{name}=[{', '.join(entries)}]"]
-
-
-def _own_name(node: Any) -> str:
-    """How the spec calls the one module of a network, `model` where it says nothing."""
-    if isinstance(node, Nodes) and len(node.items) == 1:
-        node = node.items[0]
-    name = node.get("name") if isinstance(node, Node) else None
-    return name.value if isinstance(name, Scalar) and isinstance(name.value, str) else "model"
-
-
-def _teachers(teachers: Any, root: Node) -> dict[str, Any]:
-    """The teachers by their names in the spec; a single module is that of the only name that `mimic` has."""
-    if teachers is None:
-        return {}
-    mimic = root.get("mimic")
-    known = [key for key in root.keys() if key.startswith("teacher")]
-    if isinstance(mimic, Node):
-        jobs = [mimic, *(job for job in (mimic.get(key) for key in mimic.keys()) if isinstance(job, Node))]
-        for job in jobs:
-            names = [key for key in job.keys() if key.startswith("teacher") and key != "teacher_weighting"]
-            known += [key for key in names if isinstance(job.get(key), Node)]
-    known = list(dict.fromkeys(known))
-    named = _named_teachers(teachers, known)
-    for name in named:
-        if name not in known:
-            raise _no_teacher(name, known)
-    return named
-
-
-def _named_teachers(teachers: Any, known: list[str]) -> dict[str, Any]:
-    if teachers is None:
-        return {}
-    if isinstance(teachers, Mapping):
-        return dict(teachers)
-    if len(known) != 1:
-        listed = ", ".join(f"`{name}`" for name in known) or "none"
-        raise UsageError.of(
-            f"one module is given as `teachers`, and the spec's teachers are: {listed}",
-            "name each: `teachers={'teacher0': module}`",
-        )
-    return {known[0]: teachers}
-
-
-def _no_teacher(name: str, known: list[str]) -> UsageError:
-    help = (
-        did_you_mean(name, known) or "the spec's `mimic` names its teachers: `teacher0: {mimic_name: [...]}`"
-    )
-    return UsageError.of(f"the spec has no teacher `{name}`", help)
-
-
 def _data(data: Any) -> Data:
     """The argument `data` as a Data; raises UsageError."""
     if data is None or isinstance(data, Data):
@@ -484,7 +409,3 @@ def _for_boxes(root: Node, kwargs: Any, place: str) -> list[str]:
     if isinstance(own, Node) and own.get("gt_file") is not None:
         changes.append(f"{place}.dataset.kwargs.evaluator.kwargs.gt_file=")
     return changes
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

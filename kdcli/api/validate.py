@@ -70,7 +70,7 @@ def examined(
     except KdError as error:
         findings += [parsed.locate(diagnostic) for diagnostic in error.diagnostics]
     given = in_memory()
-    if given.data:
+    if given:
         findings += check_given(parsed, given)
     if any(diagnostic.severity == "error" for diagnostic in findings):
         return findings, None

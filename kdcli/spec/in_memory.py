@@ -17,11 +17,12 @@ FROM_PYTHON = "from_python"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InMemory:
     """The objects of one call. networks: by `net`, `teacher0` ..., the modules by their place in the spec's list;
-    data: the source of each side (True is training).
+    data: the source of each side (True is training). left_alone: by network what the spec says of its weights.
     """
 
     networks: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     data: Mapping[bool, Any] = field(default_factory=dict)
+    left_alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.networks or self.data)

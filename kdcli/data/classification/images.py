@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcli.data.classification.given_labels import labels_of, whole_numbers
 from kdcli.data.draws import Ids
 from kdcli.data.image_readers import PillowReader, pixels_of
 from kdcli.data.sources import BadSample
-from kdcli.errors import cut_off
 
 
 class FileImages:
@@ -71,55 +71,20 @@ class FileImages:
         return FileImages(self.reader, self.files, labels, len(names), names, left_out=self.left_out)
 
 
-def _label_of(dataset: Any, index: int) -> Any:
-    item = dataset[index]
-    if not isinstance(item, (tuple, list)) or len(item) < 2:
-        what = f"a {type(item).__name__}" if item is not None else "nothing"
-        raise ValueError(f"an item is (image, label), and item {index} is {what}")
-    return item[1]
-
-
-def _whole_numbers(labels: Sequence[Any]) -> Ids:
-    """int64 [N]; raises ValueError for labels of which one is no whole number."""
-    if not len(labels):
-        return np.zeros(0, dtype=np.int64)
-    try:
-        numbers = np.asarray(labels)
-    except (TypeError, ValueError):  # of different lengths
-        numbers = np.asarray([None])
-    if numbers.ndim == 1 and numbers.dtype.kind in "iub":
-        return numbers.astype(np.int64)
-    first = labels[0]
-    one = np.asarray(first)
-    hint = ""
-    if one.ndim == 1 and one.size == 1:
-        hint = ": give `label.item()`"
-    elif one.ndim == 1 and one.dtype.kind in "iubf" and sorted(one)[-2:] == [0, 1] and not one.min():
-        hint = ": of a one-hot row give `int(label.argmax())`"
-    elif one.ndim == 0 and one.dtype.kind == "f":
-        hint = ": give `int(label)`"
-    raise ValueError(f"labels are whole numbers, got `{cut_off(repr(first))}`{hint}")
-
-
 class DatasetImages:
     """A dataset of (image, label) that is read item by item; images are PIL's, uint8 [C, H, W] or [H, W, C] arrays.
 
-    labels: int64 [N]; else the dataset's `targets` or `labels`, else every item is asked for its own. class_names:
-    else the dataset's `classes`; without names the greatest label tells how many there are. Raises ValueError for
-    labels that are no whole numbers, or beyond the classes.
+    labels: int64 [N]; else the dataset's list where its items say the same, else every item is asked for its own.
+    class_names: else the dataset's `classes`; without names the greatest label tells how many there are. Raises
+    ValueError for labels that are no whole numbers, or beyond the classes.
     """
-
-    notices: tuple[str, ...] = ()
 
     def __init__(
         self, dataset: Any, labels: Sequence[int] | None = None, class_names: Sequence[str] | None = None
     ) -> None:
         self.dataset = dataset
-        found = labels
-        for attribute in ("targets", "labels"):
-            found = getattr(dataset, attribute, None) if found is None else found
-        found = [_label_of(dataset, index) for index in range(len(dataset))] if found is None else found
-        numbers = _whole_numbers(found)
+        numbers, notice = (whole_numbers(labels), None) if labels is not None else labels_of(dataset)
+        self.notices: tuple[str, ...] = () if notice is None else (notice,)
         named = getattr(dataset, "classes", None) if class_names is None else class_names
         self.labels: Ids | None = numbers
         self.class_names = None if named is None else tuple(map(str, named))

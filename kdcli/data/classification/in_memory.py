@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,9 @@ from kdcli.spec.schema import Component
 
 BRIGHT = 30.0
 """Normalised pixels are a few units large; of 0..255 the largest is far beyond this."""
+
+SOME_IMAGES = 8
+"""So many images, evenly spaced, are looked at before anything is trained."""
 
 OWN_ORDER = (
     "{what} decides the order of the batches, which kdcli can't repeat: a resumed run sees others than an"
@@ -119,14 +122,45 @@ class GivenImages(DatasetImages):
                 self.dataset = dataset
                 self.labels, self.num_classes, self.class_names = None, 0, None
             else:
-                found = labels if labels is not None else _labels(dataset)
-                super().__init__(dataset, found, _classes(dataset) if class_names is None else class_names)
-        self.side = side
-        self.mean, self.std = numbers_of(mean), numbers_of(std)
-        self.finished = isinstance(image, Tensor) and image.is_floating_point()
-        if isinstance(image, Tensor):
-            _check_image(image[None] if image.dim() == 3 else image, side, one=image)
-        self.brightest = brightest(image) if self.finished else 0.0
+                own = _classes(dataset)
+                super().__init__(
+                    dataset, labels, own if class_names is None or labels is None else class_names
+                )
+                if class_names is not None and labels is None:
+                    self._name(tuple(map(str, class_names)))
+            self.side = side
+            self.mean, self.std = numbers_of(mean), numbers_of(std)
+            self.finished = isinstance(image, Tensor) and image.is_floating_point()
+            if isinstance(image, Tensor):
+                _check_image(image[None] if image.dim() == 3 else image, side, one=image)
+            self.brightest = self._brightest() if self.finished else 0.0
+
+    def _brightest(self) -> float:
+        """The largest magnitude in some images: the first one may be black."""
+        found = 0.0
+        for index in np.unique(np.linspace(0, len(self) - 1, SOME_IMAGES).astype(np.int64)):
+            with suppress(Exception):  # what can't be read is told when its turn comes
+                found = max(found, brightest(self.image(int(index))))
+        return found
+
+    def _name(self, names: tuple[str, ...]) -> None:
+        """Take these names of the classes; a Dataset that names its own among them is numbered by them.
+
+        Raises ValueError for a label beyond them, and for a Dataset some of whose own names are none of these.
+        """
+        own = self.class_names
+        if own is not None and own != names and set(own) & set(names):
+            if strange := [name for name in own if name not in names]:
+                raise ValueError(
+                    f"its class `{strange[0]}` is none of the names that were given: {', '.join(names)}"
+                )
+            self.labels = np.asarray([names.index(name) for name in own], dtype=np.int64)[self.labels]
+        assert self.labels is not None
+        beyond = np.flatnonzero(self.labels >= len(names))
+        if len(beyond) or (own is not None and not set(own) & set(names) and len(own) != len(names)):
+            found = self.num_classes if own is None else len(own)
+            raise ValueError(f"it has {found} classes, and {len(names)} names were given")
+        self.class_names, self.num_classes = names, len(names)
 
     def read(self, index: int) -> Tensor:
         """uint8 [C, H, W], or float32 where the images are finished; raises BadSample."""
@@ -332,23 +366,6 @@ def _are_targets(value: Any) -> bool:
     """Whether the second part of a batch says where boxes are, for all its images or for each."""
     one = value[0] if isinstance(value, Sequence) and len(value) else value
     return isinstance(one, Mapping) and "boxes" in one
-
-
-def _labels(dataset: Any) -> Sequence[int] | None:
-    """The labels that a Dataset lists, also behind Subsets; None where each item has to be asked."""
-    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
-    if inner is not None and indices is not None:
-        found = _labels(inner)
-        return None if found is None else [int(found[index]) for index in indices]
-    for attribute in ("targets", "labels"):
-        listed = getattr(dataset, attribute, None)
-        if listed is not None:
-            return listed.tolist() if hasattr(listed, "tolist") else list(listed)
-    tensors = getattr(dataset, "tensors", None)
-    if tensors is not None and len(tensors) > 1:
-        found = tensors[1]
-        return found.tolist() if not found.is_floating_point() and found.dim() == 1 else None
-    return None
 
 
 def _classes(dataset: Any) -> Sequence[str] | None:
