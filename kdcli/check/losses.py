@@ -11,10 +11,11 @@ from torch import Tensor
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
-from kdcli.distill.trainee import Trainee, is_task_loss, refuse_left_out, refuse_writing, versions_of
+from kdcli.distill.trainee import Trainee, refuse_left_out, refuse_writing, versions_of
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.losses.parts.reduce import no_scalar
+from kdcli.models.module import is_task_loss
 from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.spec.schema import ModuleSpec
 from kdcli.training.join_jobs import JoinedJobs, require

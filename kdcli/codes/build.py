@@ -348,9 +348,10 @@ BUILD: dict[str, Explanation] = {
         "wrong: classes: {cat: 1000} of 1000 logits\nright: classes: {cat: 281}",
     ),
     "KD473": Explanation(
-        "`outputs` that do not fit what the model returns",
+        "names of outputs that do not fit",
         "`outputs` names the entries of the tuple or list that a whole model returns, one name for each. A model that"
-        " returns a mapping, and every module of kdcli, names its outputs itself.",
+        " returns a mapping, and every module of kdcli, names its outputs itself: none like a field of the batch"
+        " (`labels`), which it would hide, and no two losses alike.",
         "wrong: outputs: [logits] where the model returns (logits, features)\nright: outputs: [logits, features]",
     ),
     "KD480": Explanation(

@@ -18,6 +18,7 @@ from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.failures import doing
 from kdcli.losses.parts.reduce import times
 from kdcli.models.heads import HITS, ClsPostProcess
+from kdcli.models.module import is_task_loss
 from kdcli.models.network import Network
 from kdcli.spec.schema import Job, LossSpec, Mimic
 
@@ -196,11 +197,6 @@ def refuse_writing(job: str, before: Iterable[tuple[Tensor, int]]) -> None:
             f"a loss of job `{job}` changes its input in place: other losses read the same tensor",
             "let it work on a copy: `teacher = teacher * 0` in place of `teacher.mul_(0)`",
         )
-
-
-def is_task_loss(name: str) -> bool:
-    """Whether a named output is one of the task's own losses."""
-    return name == "loss" or name.endswith("_loss")
 
 
 def term_weight(job: Job, loss: LossSpec, step: int) -> float | None:

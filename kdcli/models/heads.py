@@ -242,7 +242,7 @@ HITS = "accuracy"
 class ClsPostProcess(ViewModule):
     """Classification's task loss while training, predictions in evaluation; reads `logits` [B, K].
 
-    Training: `loss`, a scalar of cls_loss on `mixed_labels` [B, K] where the batch has them, else
+    Training: `loss`, or `<prefix>_loss`, a scalar of cls_loss on `mixed_labels` [B, K] where the batch has them, else
     `labels` [B]; and `accuracy`, the share of top-1 hits, without gradient. Evaluation: `preds` [B]
     int64 and `scores` [B, K], the softmax. cls_loss: {type, kwargs} of models/heads.py, cross
     entropy by default. Several heads (a list of logits) read `labels` [B, heads], or `mixed_labels` [B, heads, K]: the
@@ -302,13 +302,14 @@ class ClsPostProcess(ViewModule):
             targets = list(mixed.unbind(1)) if several else [mixed]
         losses = self._losses if self.each else self._losses * len(heads)
         parts = [loss(head, target) for loss, head, target in zip(losses, heads, targets, strict=True)]
+        name = "loss" if self.prefix is None else f"{self.prefix}_loss"
         if not self.counts_hits:
-            return {"loss": sum(parts[1:], parts[0])}
+            return {name: sum(parts[1:], parts[0])}
         hits = [
             (head.detach().argmax(1) == label).float().mean()
             for head, label in zip(heads, own_labels, strict=True)
         ]
-        return {"loss": sum(parts[1:], parts[0]), HITS: sum(hits[1:], hits[0]) / len(hits)}
+        return {name: sum(parts[1:], parts[0]), HITS: sum(hits[1:], hits[0]) / len(hits)}
 
 
 def uninformed_loss(loss: partial[Tensor], shares: Tensor, *, mixed: bool = False) -> float:

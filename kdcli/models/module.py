@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class ViewModule(nn.Module):
     def forward(self, outputs: Outputs) -> dict[str, Any]:
         """The new named outputs."""
         raise NotImplementedError(type(self).__name__)
+
+
+def is_task_loss(name: str) -> bool:
+    """Whether a named output is one of the task's own losses."""
+    return name == "loss" or name.endswith("_loss")
 
 
 DROPPED = "_"
@@ -81,6 +86,28 @@ def named_outputs(result: Any, names: Sequence[str] | None, module: str, path: S
         for name, value in zip(names, result, strict=True)
         if name != DROPPED and value is not None
     }
+
+
+def refuse_names(
+    new: Mapping[str, Any], batch: Collection[str], before: Collection[str], module: str, path: SpecPath
+) -> None:
+    """Raise SpecError KD473 where an output would hide what the batch holds, or a loss that another module gave.
+
+    batch: the names that it may not give. before: the outputs of the modules before it. module, path: name and place.
+    """
+    for name in new:
+        if name in batch:
+            message = f"module `{module}` returns `{name}`, which is what the batch holds under that name"
+            help = f"what comes after it would read its `{name}` in place of the data's: name it otherwise"
+            raise SpecError.at(path, "KD473", message, help)
+        if name in before and is_task_loss(name):
+            message = (
+                f"module `{module}` gives the loss `{name}`, which one before it has given: one would be lost"
+            )
+            help = (
+                "let one have another name that ends in `_loss` (of a post-process or a peer by its `prefix`)"
+            )
+            raise SpecError.at(path, "KD473", message, help)
 
 
 def kind_of(result: Any) -> str:

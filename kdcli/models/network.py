@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import Diagnostic, SpecError, SpecPath, did_you_mean
 from kdcli.models.construct import construct
-from kdcli.models.module import ViewModule, named_outputs
+from kdcli.models.module import ViewModule, named_outputs, refuse_names
 from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.models.weight_names import renamed
 from kdcli.spec.schema import ModuleSpec
@@ -90,6 +90,8 @@ class Network(nn.Module):
                     error.add_note(f"the modules before it give {', '.join(f'`{one}`' for one in outputs)}")
                 raise
             self._refuse_writing(name, before)
+            hidden = () if isinstance(module, ViewModule) else batch
+            refuse_names(new, hidden, outputs, name, self._paths.get(name, (name,)))
             if self._without_logits:
                 new = {output: value for output, value in new.items() if output != "logits"}
             seen.update(new)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.distill.taps import View, tensors_in
-from kdcli.distill.trainee import is_task_loss
+from kdcli.models.module import is_task_loss
 from kdcli.parallel.settings import compiled_networks
 from kdcli.parallel.sharding import local_part
 from kdcli.training.run import Run

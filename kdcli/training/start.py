@@ -15,8 +15,9 @@ from kdcli.distill.dry_run import restored_state
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.registered import unregistered
 from kdcli.distill.taps import tensors_in
-from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_own_method, is_task_loss
+from kdcli.distill.trainee import ActiveLosses, DeployedStudent, is_own_method
 from kdcli.errors import Diagnostic, RunError
+from kdcli.models.module import is_task_loss
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.settings import compile_mode, compiled_networks
 from kdcli.records import Notice, Plan

@@ -125,7 +125,7 @@ class Hits(nn.Module):
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """What it was given."""
-        return {"image": image}
+        return {"seen": image}
 
 
 class OwnMethod(BaseMimicker):
@@ -153,3 +153,45 @@ def test_hits_are_counted_in_training_where_something_may_read_them(
     batch = {"image": torch.eye(3), "logits": torch.eye(3), "labels": torch.arange(3)}
     assert ("accuracy" in trainee.view(batch).outputs) is counted
     assert "accuracy" in net.get_submodule("post")(batch)  # by hand it counts them as ever
+
+
+class Gives(nn.Module):
+    """A whole model that returns one thing more than its logits."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The image as logits, and their sum."""
+        return {"logits": image, self.name: image.sum()}
+
+
+BATCH = {"image": torch.eye(3), "labels": torch.arange(3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("labels", "returns `labels`, which is what the batch holds"),
+        ("image", "returns `image`"),
+        ("loss", "module `post` gives the loss `loss`, which one before it has given"),
+    ],
+)
+def test_no_output_hides_the_labels_or_another_loss(name: str, said: str) -> None:
+    net = Network({"model": Gives(name), "post": ClsPostProcess()})
+    with pytest.raises(SpecError, match=f"KD473: .*{said}"):
+        net(BATCH)
+
+
+def test_losses_of_several_post_processes_are_all_trained() -> None:
+    net = Network(
+        {
+            "model": Gives("own_loss"),
+            "a": ClsPostProcess(prefix="a", cls_loss={"type": "ce", "kwargs": {"loss_weight": 2.0}}),
+            "b": ClsPostProcess(prefix="b"),
+        }
+    )
+    losses = {name: float(value) for name, value in net(BATCH).items() if name.endswith("loss")}
+    # Logits 1, 0, 0 for class 0: log(e + 2) - 1.
+    assert losses == pytest.approx({"own_loss": 3.0, "a_loss": 2 * 0.551445, "b_loss": 0.551445}, abs=1e-5)
