@@ -51,7 +51,7 @@ from kdcli.training.checkpoint import (
     step_info_of,
     step_of,
 )
-from kdcli.training.evaluate import measure_mimicry, remarks, with_heads
+from kdcli.training.evaluate import measure_mimicry, remarks, summed, with_heads
 from kdcli.training.join_jobs import (
     first_samples,
     jobs_of,
@@ -280,7 +280,7 @@ def _measure(
             if agreed is not None:
                 sums[name] = sums[name] + agreed if name in sums else agreed
     total = {
-        name: processes.sum(meter.sums()) for name, meter in meters.items() if processes.any(name in headed)
+        name: summed(meter, processes) for name, meter in meters.items() if processes.any(name in headed)
     }
     agreement = {}
     for name, agreed in sums.items():

@@ -99,8 +99,9 @@ def examined(
         return [*findings, *map(parsed.locate, error.diagnostics)], None
     found = [*findings, *checked.findings]
     if parsed.spec.sweep and all(one.severity != "error" for one in found):
+        from kdcli.reference.tables import tables
         from kdcli.sweep.prepare import check_block
 
-        wrong = check_block(parsed, plugins)
+        wrong = check_block(parsed, tables(plugins), plugins)
         return [*found, *wrong], checked.plan if all(one.severity != "error" for one in wrong) else None
     return found, checked.plan

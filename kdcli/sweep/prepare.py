@@ -19,7 +19,6 @@ from kdcli.distill.terms import binding_of
 from kdcli.errors import Diagnostic, KdError, SpecError
 from kdcli.losses import loss_of
 from kdcli.parallel.distributed import Processes
-from kdcli.reference.tables import tables
 from kdcli.spec.check.resolve import check_references
 from kdcli.spec.check.rules import check_caches, check_task
 from kdcli.spec.networks import parse_networks
@@ -311,12 +310,11 @@ def hash_of(parsed: ParsedSpec) -> str:
     return hashlib.sha256(spec.resolved_yaml().encode()).hexdigest()
 
 
-def check_block(parsed: ParsedSpec, plugins: Sequence[str]) -> list[Diagnostic]:
+def check_block(parsed: ParsedSpec, known: Tables, plugins: Sequence[str]) -> list[Diagnostic]:
     """What is wrong with the values of a spec's `sweep` block, as `validate` tells it; nothing without one."""
     space = space_of(parsed)
     if space is None:
         return []
-    known = tables(plugins)
     try:
         space = with_pairs(parsed, space, plugins)
         trials = Trials(parsed=parsed, space=space, losses=known.losses, own=(), cache=Path("cache"))

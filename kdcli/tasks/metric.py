@@ -85,6 +85,16 @@ class Meters:
             raise RunError.of("KD495", message, f"{help}; give it another name")
         return {**metrics, **own}
 
+    @property
+    def most(self) -> int:
+        """As the task's meter says; 0 of one whose sums have a length of their own."""
+        return getattr(self.task, "most", 0)
+
+    def widen(self, most: int) -> None:
+        """As the task's meter does, where its sums grow."""
+        if most:
+            self.task.widen(most)  # type: ignore[attr-defined]
+
     def of_task(self, sums: Tensor) -> Tensor:
         """The task's part of (summed) sums."""
         return sums[: len(sums) - len(self._own())]

@@ -91,7 +91,15 @@ def counted(
             with autocast or nullcontext():
                 outputs = forward(batch)
             meter.update(outputs, batch)
-    return meter, processes.sum(meter.sums())
+    return meter, summed(meter, processes)
+
+
+def summed(meter: Meter, processes: Processes) -> Tensor:
+    """The meter's sums added over all processes; a meter whose sums grow is made as large in each of them first."""
+    widen = getattr(meter, "widen", None)
+    if widen is not None and processes.world_size > 1:
+        widen(max(processes.gather(getattr(meter, "most", 0))))
+    return processes.sum(meter.sums())
 
 
 BEFORE = "student before training"

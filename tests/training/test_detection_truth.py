@@ -350,4 +350,4 @@ def test_validate_counts_the_batches_of_images_grouped_by_their_shape(
     code, out, err = kdcli("validate", "--files", STUDENT, *changes)
     assert code == 0, out + err
     steps = len(others) // 2 if drop == "true" else 1 + -(-len(others) // 2)
-    assert f"epochs x {steps}\n" in out, out
+    assert f" x {steps}\n" in out, out

@@ -21,12 +21,11 @@ from kdcli.data.detection.coco_rows import Key, key_of
 from kdcli.errors import RunError
 
 MOST_BOXES = 100
-"""COCO counts the best 100 boxes of an image."""
+"""COCO counts the best 100 boxes of each class in an image."""
 
 HALF = 2**32
 HEAD = 4
-WIDTH = HEAD + 6 * MOST_BOXES
-"""A sample's row: seen, upper and lower half of the image id, number of boxes, then the boxes.
+"""What a sample's row begins with: seen, upper and lower half of the image id, number of boxes; the boxes follow.
 
 A float64 holds half of a 64-bit id exactly, and not all of it.
 """
@@ -45,6 +44,8 @@ class DetectionMeter:
     def __init__(self, gt_file: str | None = None, annotations: Mapping[str, Any] | None = None) -> None:
         self.gt_file = gt_file
         self._rows: Tensor | None = None
+        self.most = MOST_BOXES
+        """For so many boxes of an image there is room; it grows with what comes."""
         self._device = torch.device("cpu")
         self._annotations: Mapping[str, Any] | None = None
         if annotations is not None:
@@ -58,11 +59,24 @@ class DetectionMeter:
         assert self._rows is not None
         found = original_boxes(outputs, batch)
         for index, image_id, boxes in zip(batch["indices"].tolist(), batch["image_ids"], found, strict=True):
-            kept = boxes[:MOST_BOXES].cpu()
+            kept = best_of_each_class(boxes).cpu()
+            if len(kept) > self.most:
+                self.widen(max(len(kept), 2 * self.most))
             row = self._rows[index]
             upper, lower = divmod(int(image_id), HALF)
             row[:HEAD] = torch.tensor([1.0, upper, lower, len(kept)], dtype=torch.float64)
             row[HEAD : HEAD + kept.numel()] = kept.flatten()
+
+    def widen(self, most: int) -> None:
+        """Make room for so many boxes of an image: what is added over processes has one length."""
+        if most <= self.most:
+            return
+        self.most = most
+        if self._rows is None:
+            return
+        rows = torch.zeros(len(self._rows), HEAD + 6 * self.most, dtype=torch.float64)
+        rows[:, : self._rows.shape[1]] = self._rows
+        self._rows = rows
 
     def sums(self) -> Tensor:
         """One float64 vector, a row for every sample; rows of other processes are 0."""
@@ -74,14 +88,14 @@ class DetectionMeter:
         """COCO's figures over the images that were seen."""
         if self._annotations is None:
             return {"AP": 0.0}
-        seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        seen = [self._written(_image_id(row)) for row in self._in_rows(sums) if row[0] > 0]
         return average_precision(self._truth(self._annotations), self.predictions(sums), seen)
 
     def details(self, sums: Tensor) -> PrecisionDetails | None:
         """AP by class and precision by recall over the images that were seen; None without any."""
         if self._annotations is None:
             return None
-        seen = [self._written(_image_id(row)) for row in sums.cpu().reshape(-1, WIDTH) if row[0] > 0]
+        seen = [self._written(_image_id(row)) for row in self._in_rows(sums) if row[0] > 0]
         return precision_details(self._truth(self._annotations), self.predictions(sums), seen)
 
     def unanswered(self, sums: Tensor) -> int:
@@ -101,7 +115,7 @@ class DetectionMeter:
             return []
         rows: list[dict[str, Any]] = []
         categories = self._categories(self._annotations)
-        for row in sums.cpu().reshape(-1, WIDTH):
+        for row in self._in_rows(sums):
             if row[0] > 1:
                 raise RunError.of(
                     "KD566", f"image {self._written(_image_id(row / row[0]))} was evaluated twice"
@@ -110,6 +124,10 @@ class DetectionMeter:
             boxes = row[HEAD : HEAD + 6 * count].reshape(count, 6)
             rows += coco_rows(self._written(_image_id(row)), boxes, categories)
         return rows
+
+    def _in_rows(self, sums: Tensor) -> Tensor:
+        assert self._annotations is not None
+        return sums.cpu().reshape(int(self._annotations["samples"]), -1)
 
     def _truth(self, annotations: Mapping[str, Any]) -> Path:
         return Path(annotations["file"] if self.gt_file is None else self.gt_file)
@@ -131,7 +149,7 @@ class DetectionMeter:
 
     def _begin(self, annotations: Mapping[str, Any]) -> None:
         self._annotations = annotations
-        self._rows = torch.zeros(int(annotations["samples"]), WIDTH, dtype=torch.float64)
+        self._rows = torch.zeros(int(annotations["samples"]), HEAD + 6 * self.most, dtype=torch.float64)
 
 
 def _image_id(row: Tensor) -> int:
@@ -159,6 +177,19 @@ def original_boxes(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> list
         size_x, size_y = x[:, 1] - x[:, 0] + offset, y[:, 1] - y[:, 0] + offset
         found.append(torch.stack([x[:, 0], y[:, 0], size_x, size_y, own[:, 5], own[:, 6]], dim=1))
     return found
+
+
+def best_of_each_class(boxes: Tensor, most: int = MOST_BOXES) -> Tensor:
+    """Of boxes [n, 6], best first and their class last, the best `most` of each class, in their order."""
+    if len(boxes) <= most:
+        return boxes
+    labels = boxes[:, 5].long()
+    by_class = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    begins = (counts.cumsum(0) - counts)[labels[by_class]]
+    places = torch.empty_like(by_class)
+    places[by_class] = torch.arange(len(boxes), device=boxes.device) - begins
+    return boxes[places < most]
 
 
 def answers_with_boxes(outputs: Mapping[str, Any]) -> bool:

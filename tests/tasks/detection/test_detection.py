@@ -26,6 +26,7 @@ from kdcli.tasks.detection.metrics import (
     save_coco,
 )
 from kdcli.tasks.detection.task import Detection
+from kdcli.training.evaluate import summed
 
 TRUTH = {11: [[10.0, 10.0, 40.0, 40.0]], 12: [[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 40.0]]}
 CATEGORIES = (4, 8)
@@ -144,13 +145,97 @@ def test_no_boxes_score_nothing(truth: Path) -> None:
     assert not Detection().near_chance({"AP": 1.4}, 2, 100)
 
 
-def test_only_the_best_hundred_are_kept(truth: Path) -> None:
-    boxes = torch.tensor([[0, 0, 0, 5 + i, 5, i / 300, 1] for i in range(150)])
+def many(count: int, classes: int) -> torch.Tensor:
+    """Boxes of image 0 [count, 7], scores rising, classes in turn."""
+    return torch.tensor([[0, 0, 0, 5 + i, 5, i / 900, 1 + i % classes] for i in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "kept"), [(150, 1, 100), (150, 2, 150), (420, 2, 200), (420, 4, 400)]
+)
+def test_the_best_hundred_of_each_class_are_kept(truth: Path, count: int, classes: int, kept: int) -> None:
+    said = batch(truth, [11])
+    said["annotations"] = {**said["annotations"], "categories": (4, 8, 9, 10)[:classes]}
     meter = DetectionMeter()
-    meter.update({"dt_bboxes": boxes}, batch(truth, [11]))
+    meter.update({"dt_bboxes": many(count, classes)}, said)
     rows = meter.predictions(meter.sums())
-    assert len(rows) == 100
+    assert len(rows) == kept
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    best = [i for i in range(count) if i % classes == 0][-100:]
+    of_first = [row["score"] for row in rows if row["category_id"] == 4]
+    assert of_first == pytest.approx([i / 900 for i in reversed(best)], abs=1e-6)
+
+
+class Several:
+    """Two processes in one: what `summed` asks of them."""
+
+    world_size = 2
+
+    def __init__(self, *meters: DetectionMeter) -> None:
+        self.meters = meters
+
+    def gather(self, _own: int) -> list[int]:
+        return [meter.most for meter in self.meters]
+
+
+def test_processes_with_many_and_few_boxes_add_up(truth: Path) -> None:
+    one, other = DetectionMeter(), DetectionMeter()
+    said = batch(truth, [11, 12])
+    apart = [batch(truth, [image]) for image in (11, 12)]
+    one.update({"dt_bboxes": many(250, 3)[:, :]}, apart[0])
+    other.update(perfect([12]), apart[1])
+    both = DetectionMeter()
+    later = perfect([11, 12])["dt_bboxes"]
+    both.update({"dt_bboxes": torch.cat([many(250, 3).to(later), later[later[:, 0] == 1]])}, said)
+    processes: Any = Several(one, other)
+    lengths = []
+    for meter in (one, other):
+        processes.sum = lambda value: value
+        lengths.append(summed(meter, processes))
+    total = lengths[0] + lengths[1]
+    assert one.predictions(total) == other.predictions(total) == both.predictions(both.sums())
+    assert one.result(total) == both.result(both.sums())
+
+
+def test_many_boxes_of_many_classes_are_measured_as_the_package_does(tmp_path: Path) -> None:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    draws = np.random.default_rng(0)
+    classes, images, each = 6, 3, 40
+    truths, rows, boxes = [], [], []
+    for image in range(images):
+        for place in range(classes * each):
+            x, y = draws.uniform(0, 360, 2)
+            w, h = draws.uniform(15, 38, 2)
+            category = 3 * (1 + place % classes)
+            own = {"image_id": image + 1, "category_id": category, "bbox": [x, y, w, h]}
+            truths.append({**own, "id": len(truths) + 1, "area": w * h, "iscrowd": 0})
+            dx, dy, score = draws.normal(0, 1), draws.normal(0, 1), draws.uniform()
+            left, top = max(x + dx, 0), max(y + dy, 0)
+            right, bottom = min(left + w, 400), min(top + h, 400)
+            boxes.append([image, left, top, right, bottom, score, 1 + place % classes])
+            rows.append({**own, "bbox": [left, top, right - left, bottom - top], "score": score})
+    file = tmp_path / "truth.json"
+    pictures = [{"id": i + 1, "file_name": f"{i}.png", "height": 400, "width": 400} for i in range(images)]
+    named = [{"id": 3 * (c + 1), "name": f"c{c}"} for c in range(classes)]
+    file.write_text(json.dumps({"images": pictures, "annotations": truths, "categories": named}))
+    ids = tuple(one["id"] for one in named)
+    meter = DetectionMeter(None, {"file": str(file), "samples": images, "categories": ids, "box_offset": 0})
+    info = [(400.0, 400.0, 1.0, 1.0, 400.0, 400.0)] * images
+    said = {"indices": torch.arange(images), "image_ids": [1, 2, 3], "image_info": info}
+    said["annotations"] = {"box_offset": 0, "categories": ids}
+    meter.update({"dt_bboxes": torch.tensor(boxes, dtype=torch.float64)}, said)
+    with redirect_stdout(StringIO()):
+        known = COCO(str(file))
+        evaluator = COCOeval_faster(known, known.loadRes(rows), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    found = meter.result(meter.sums())
+    assert [found[name] for name in ("AP", "AP50", "AP75")] == pytest.approx(
+        100 * evaluator.stats[:3], abs=0.02
+    )
+    assert found["AP50"] > 99
 
 
 def test_boxes_go_back_to_the_original_pixels(truth: Path) -> None:
