@@ -83,7 +83,7 @@ def build_loader(
     if isinstance(source, BatchSource):
         return GivenLoader(source, seed)
     kwargs = part.dataloader.kwargs
-    mixing = Mixing(_batch_fn(part, path), seed)
+    mixing = Mixing(_batch_fn(part, path, opened.facts.num_classes), seed)
     skip = kwargs.on_bad_sample == "skip"
     bad: tuple[BadRecord, ...] = ()
     prefetch = False
@@ -306,11 +306,15 @@ def _image_reader(component: Component | None, place: SpecPath, places: Places) 
     return _by_name(IMAGE_READERS, component, "image reader", path, {"path": path, "places": places})
 
 
-def _batch_fn(part: DataPart, path: SpecPath) -> Any:
+def _batch_fn(part: DataPart, path: SpecPath, num_classes: int | None) -> Any:
+    """What mixes batches; of kdcli's own, labels of as many classes as the data has, where the spec says no number."""
     component = part.dataloader.kwargs.batch_fn
     if component is None:
         return None
-    return _by_name(BATCH_FNS, component, "batch function", (*path, "dataloader", "kwargs", "batch_fn"))
+    facts = {"num_classes": num_classes} if num_classes and not is_own(component.type) else None
+    return _by_name(
+        BATCH_FNS, component, "batch function", (*path, "dataloader", "kwargs", "batch_fn"), facts
+    )
 
 
 def grouped_batches(opened: OpenedData) -> int | None:
@@ -380,7 +384,7 @@ def _check_labels(source: Images, part: DataPart, path: SpecPath) -> None:
     component = part.dataloader.kwargs.batch_fn
     if component is None or source.labels is None or not mixes_labels(component):
         return
-    num_classes = component.kwargs.get("num_classes", 1000)
+    num_classes = component.kwargs.get("num_classes", source.num_classes)
     if source.labels.max(initial=0) >= num_classes:
         raise SpecError.at(
             (*path, "dataloader", "kwargs", "batch_fn", "kwargs", "num_classes"),

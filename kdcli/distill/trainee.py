@@ -167,13 +167,18 @@ def is_own_method(mimicker: nn.Module) -> bool:
 
 
 def refuse_left_out(job: str, mimicker: Mimicker, in_force: Set[str], values: Mapping[str, Any]) -> None:
-    """Raise RunError KD437 where a method leaves a loss of its job out that is in force.
+    """Raise RunError KD437 where a method leaves a loss of its job out that is in force, or gives another one.
 
     kdcli's own may have made no term for one, where the job names no layers for it.
     """
     due = in_force
     if not is_own_method(mimicker):
         due = in_force & {key.rpartition(":")[2] for key in mimicker.terms}
+    strange = sorted(name for name in values if name.rpartition(".")[2] not in in_force)
+    if strange:
+        message = f"the method of `{job}` gives a loss `{strange[0]}`, and the job has none of that name"
+        help = f"name it in the spec (`cfgs: {{{strange[0].rpartition('.')[2]}: {{type: ...}}}}`), or leave it out"
+        raise RunError.of("KD437", message, help)
     left_out = sorted(due - {name.rpartition(".")[2] for name in values})
     if left_out:
         raise RunError.of(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcli.distill.taps import Feature, View, tensors_in
 from kdcli.distill.teacher import Labels
-from kdcli.errors import SpecError, SpecPath
+from kdcli.errors import RunError, SpecError, SpecPath
 from kdcli.spec.schema import Job, LossSpec
 from kdcli.spec.tables import Loss, Method
 
@@ -182,6 +182,10 @@ class Mimicker(nn.Module):
             teacher, _, name = key.rpartition(":")
             if name not in in_force:
                 continue
+            if key.replace(":", ".") in losses:
+                message = f"`features` of the method gives `{key}` twice: one of the two losses would be lost"
+                help = "give all maps of a loss at once, as lists in one `Compared`"
+                raise RunError.of("KD437", message, help)
             view = teachers[teacher] if teacher else None
 
             compute = partial(
