@@ -16,8 +16,9 @@ from kdcli.data.build import TORCHVISION
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import span_of
-from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath
+from kdcli.errors import Diagnostic, Findings, SpecError, SpecPath, did_you_mean
 from kdcli.models.fetching import Shown
+from kdcli.optimizers.parameter_groups import idle_parts
 from kdcli.records import NetworkFacts
 from kdcli.spec.check.cautions import other_length
 from kdcli.spec.check.components import check_arguments
@@ -25,7 +26,7 @@ from kdcli.spec.check.signatures import Parameter, Signature
 from kdcli.spec.places import Places
 from kdcli.spec.plugins import constructed, is_own, lookup
 from kdcli.spec.ranges import parsed
-from kdcli.spec.schema import DataPart, SchedulerSpec, Spec
+from kdcli.spec.schema import DataPart, OptimizerSpec, ParameterGroup, SchedulerSpec, Spec
 from kdcli.spec.tables import torch_arguments
 from kdcli.tasks.probe.probe import ProbedNetwork, feature_to_probe
 from kdcli.training.join_jobs import weight_sources
@@ -82,7 +83,40 @@ def check_stages(
                 path=stage.lr_path,
             )
             effective = rate.target if index == 0 else effective
+            findings.found += _flat_warm_up(rate)
+            if student is not None:
+                findings.found += _idle_settings(stage.optimizer, optimizer, student, stage.optimizer_path)
     return stages, effective
+
+
+def _flat_warm_up(rate: LearningRate) -> Iterator[Diagnostic]:
+    """KD649 where a warm-up begins at the learning rate at which it ends."""
+    if rate.spec is None or rate.warmup < 2 or rate.starts != rate.targets:
+        return
+    message = f"the warm-up begins at the learning rate at which it ends, {rate.target:g}: there is none"
+    help = "say from which share of it: `warmup_ratio: 0.01`"
+    path = (*rate.path, "warmup_iter" if rate.spec.warmup_iter else "warmup_epochs")
+    yield Diagnostic(code="KD649", severity="warning", message=message, help=help, path=path)
+
+
+def _idle_settings(
+    spec: OptimizerSpec, optimizer: torch.optim.Optimizer, student: nn.Module, path: SpecPath
+) -> Iterator[Diagnostic]:
+    """KD320 for settings of `pconfig` that the optimizer has none of; KD650 for parts of it that meet no parameter."""
+    if spec.pconfig is None:
+        return
+    place = (*path, "pconfig")
+    for key in type(spec.pconfig).model_fields:
+        group = getattr(spec.pconfig, key)
+        for name in group.kwargs if isinstance(group, ParameterGroup) else ():
+            if name not in optimizer.defaults:
+                message = f"the parameters of optimizer `{spec.type}` have no setting `{name}`"
+                help = did_you_mean(name, list(optimizer.defaults))
+                where = (*place, key, "kwargs", name)
+                yield Diagnostic(code="KD320", message=message, help=help, path=where, on_key=True)
+    for where, why in idle_parts(spec.pconfig, student, place):
+        message, help = f"this changes nothing: {why}", "is it spelt rightly? else leave it out"
+        yield Diagnostic(code="KD650", severity="warning", message=message, help=help, path=where)
 
 
 def check_lengths(spec: Spec, stages: Iterable[StagePlan], per_epoch: int | None) -> Iterator[Diagnostic]:

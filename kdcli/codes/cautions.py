@@ -256,6 +256,18 @@ CAUTIONS: dict[str, Explanation] = {
         " there are none. Their sum may stand there.",
         "wrong: trainer.max_epoch=1 for stages of 10 and 30 epochs; right: mimic.stages.0.max_epoch=1",
     ),
+    "KD649": Explanation(
+        "warm-up that is none",
+        "A warm-up goes from a share of the learning rate (`warmup_ratio`), or from the rate as it is written where"
+        " `scale_lr` multiplies it by the batch size, up to the rate itself. Where both are the same it does nothing.",
+        "right: lr_scheduler: {warmup_iter: 500, warmup_type: linear, warmup_ratio: 0.01}",
+    ),
+    "KD650": Explanation(
+        "part of pconfig that meets no parameter",
+        "`pconfig` gives parameters of some kinds of layers, or with some names, settings of their own. The student has"
+        " none of that kind or name: a misspelt name looks the same.",
+        "wrong: pconfig: {nodecay: [nrom]}; right: pconfig: {nodecay: [norm]}",
+    ),
     "KD666": Explanation(
         "part of tokens that is not there",
         "`:patches`, `:class` and `:prefix` name a part of a transformer's tokens. The layer gives no tokens, has none"

@@ -6,7 +6,7 @@ Source: United-Perception's up/utils/model/optimizer_helper.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -57,6 +57,24 @@ def parameter_groups(
     for parameter in parameters:
         groups.setdefault(tuple(sorted(settings[id(parameter)].items())), []).append(parameter)
     return [{"params": members, **dict(own)} for own, members in groups.items() if members]
+
+
+def idle_parts(chosen: ParameterGroups, trained: nn.Module, path: SpecPath) -> Iterator[tuple[SpecPath, str]]:
+    """What of `pconfig` changes nothing: where it stands, and which parameters the network has none of."""
+    names = [name for name, _ in trained.named_parameters()]
+    for index, text in enumerate(chosen.nodecay):
+        if text != ONE_DIMENSION and not any(text in name for name in names):
+            yield (*path, "nodecay", index), f"no parameter has `{text}` in its name"
+    for key in type(chosen).model_fields:
+        group, layer = getattr(chosen, key), LAYERS.get(key.rpartition("_")[0])
+        if group is None or layer is None:
+            continue
+        kinds = [module for module in trained.modules() if isinstance(module, layer)]
+        if not any(getattr(module, group.type, None) is not None for module in kinds):
+            yield (
+                (*path, key),
+                f"the network has no {layer.__name__}" + (f" with a {group.type}" if kinds else ""),
+            )
 
 
 def _falling(decay: LayerDecay, name: str, layers: int) -> float:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from kdcli.errors import KdError, SpecError, SpecPath, did_you_mean
 from kdcli.failures import doing, own_mistake, place_of, text_of
 from kdcli.optimizers import OPTIMIZER_TARGETS, SCHEDULER_TARGETS
+from kdcli.optimizers.epochs import epochs_in_steps, in_steps
 from kdcli.optimizers.parameter_groups import parameter_groups
 from kdcli.spec.plugins import is_own, lookup
 from kdcli.spec.schema import Ema, OptimizerSpec, SchedulerSpec, Spec
@@ -313,9 +314,7 @@ class LearningRate:
         check_kwargs(
             target, kwargs, (*path, "kwargs"), f"scheduler `{spec.type}`", given=("optimizer", "last_epoch")
         )
-        for name in IN_EPOCHS.get(spec.type, ()):
-            if name in kwargs:
-                kwargs[name] = _in_steps(kwargs[name], self.steps_per_epoch)
+        kwargs |= epochs_in_steps(target, IN_EPOCHS.get(spec.type, ()), kwargs, self.steps_per_epoch)
         if spec.type == "ReduceLROnPlateau" and kwargs.setdefault("mode", "max") != "max":
             message = "ReduceLROnPlateau follows the metric by which the best student is chosen, as a figure that rises"
             help = "leave `mode` out, or write `mode: max`: with `min` the rate would fall while the student learns"
@@ -350,7 +349,7 @@ def total_of(spec: SchedulerSpec, steps_per_epoch: int | None = None) -> int | N
         return None
     total = given.get("total_steps")
     if given.get("max_epoch") is not None:
-        total = None if steps_per_epoch is None else _in_steps(given["max_epoch"], steps_per_epoch)
+        total = None if steps_per_epoch is None else in_steps(given["max_epoch"], steps_per_epoch)
     elif total is None and None not in (given.get("epochs"), given.get("steps_per_epoch")):
         total = given["epochs"] * given["steps_per_epoch"]
     return total if isinstance(total, int) else None
@@ -364,12 +363,6 @@ def check_total(spec: SchedulerSpec, steps: int, path: SpecPath, steps_per_epoch
     name = next(n for n in ("max_epoch", "total_steps", "epochs") if spec.kwargs.get(n) is not None)
     message = f"scheduler `OneCycleLR` ends after {total} steps, the training after {steps}"
     raise SpecError.at((*path, "kwargs", name), "KD443", message, f"write `total_steps: {steps}`")
-
-
-def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:
-    if isinstance(epochs, tuple):
-        return [_in_steps(epoch, steps_per_epoch) for epoch in epochs]
-    return max(1, round(epochs * steps_per_epoch))
 
 
 def _lists_to_tuples(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -391,9 +391,14 @@ CASES: dict[str, Case] = {
     ),
     "KD608": changed(
         "trainer.lr_scheduler={type: StepLR, warmup_iter: 10, warmup_register_type: no_scale_lr,"
-        " kwargs: {step_size: 1}}"
+        " warmup_ratio: 0.1, kwargs: {step_size: 1}}"
     ),
     "KD647": changed("mimic.start_iter=50"),
+    "KD649": changed(
+        "trainer.lr_scheduler={type: StepLR, warmup_iter: 2, warmup_type: linear,"
+        " warmup_register_type: no_scale_lr, kwargs: {step_size: 9}}"
+    ),
+    "KD650": changed("trainer.optimizer.pconfig={nodecay: [bias, nrom], ln_w: {type: weight}}"),
     "KD618": on_files(
         f"teacher0=[{BACKBONE}]",
         "mimic.cfgs.loss={type: l2_loss}",

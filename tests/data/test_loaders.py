@@ -250,6 +250,12 @@ def test_mixing_wants_as_many_classes_as_the_labels(part: Any, loader: Any) -> N
         loader(part("fake", num_classes=5, dataloader={"batch_fn": MIXUP}))
 
 
+def test_mixed_labels_are_of_the_datas_classes_where_the_spec_does_not_say(part: Any, loader: Any) -> None:
+    mixing = {"type": "batch_mixup", "kwargs": {"alpha": 1.0}}
+    made = loader(part("fake", num_classes=5, dataloader={"batch_fn": mixing}))
+    assert next(made.batches(0))["mixed_labels"].shape[1] == 5
+
+
 # files
 
 

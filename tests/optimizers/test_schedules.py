@@ -50,6 +50,23 @@ def test_points_of_a_schedule(kind: str, kwargs: dict[str, Any], lr: float, poin
     assert {step: lrs[step] for step in points} == pytest.approx(points, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "points"),
+    [
+        # From a third to the whole in 5 epochs of 10 steps; half way at step 25.
+        ("LinearLR", {}, {0: 1 / 3, 25: 2 / 3, 50: 1.0}),
+        ("ConstantLR", {}, {0: 1 / 3, 49: 1 / 3, 50: 1.0}),
+        ("PolynomialLR", {}, {0: 1.0, 25: 0.5, 50: 0.0}),
+    ],
+)
+def test_a_length_that_is_not_written_is_in_epochs_too(
+    kind: str, kwargs: dict[str, Any], points: dict[int, float]
+) -> None:
+    lrs = curve(55, lr=1.0, type=kind, kwargs=kwargs)
+    assert {step: lrs[step] for step in points} == pytest.approx(points, abs=1e-6)
+    assert lrs == curve(55, lr=1.0, type=kind, kwargs={"total_iters": 5})
+
+
 def test_a_polylr_without_a_length_is_refused() -> None:
     with pytest.raises(SpecError) as caught:
         curve(1, lr=1.0, type="polylr", kwargs={})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +26,27 @@ class OnlyFirst(BaseMimicker):
     ) -> Iterator[tuple[str, Compared]]:
         """The first of the base method's."""
         yield next(super().features(student, teachers, batch))
+
+
+class Twice(OnlyFirst):
+    """Gives the same loss two times."""
+
+    def features(
+        self, student: View, teachers: Mapping[str, View], batch: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Compared]]:
+        """The first of the base method's, twice."""
+        yield from [*super().features(student, teachers, batch)] * 2
+
+
+class Adds(BaseMimicker):
+    """Gives a loss that the spec does not name."""
+
+    kdcli_record: ClassVar[Method] = Method(extra_losses=True)
+
+    def forward(self, *args: Any) -> dict[str, Tensor]:
+        """The base method's, and one more."""
+        losses = super().forward(*args)
+        return {**losses, "own": sum(losses.values(), torch.zeros(()))}
 
 
 def writing(student: Tensor, teacher: Tensor) -> Tensor:

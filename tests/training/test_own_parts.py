@@ -35,6 +35,18 @@ def test_a_method_that_leaves_a_loss_out() -> None:
     assert code == "KD437" and ".b` is not computed" in message
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("Twice", "gives `teacher0:loss` twice: one of the two losses would be lost"),
+        ("Adds", "gives a loss `own`, and the job has none of that name"),
+    ],
+)
+def test_a_method_whose_losses_are_not_the_jobs(method: str, said: str) -> None:
+    ((code, message),) = told(spec_of(SPEC, f"mimic.mimic_ins_type={OWN}:{method}"))
+    assert code == "KD437" and said in message
+
+
 def test_a_loss_that_changes_its_input() -> None:
     ((code, message),) = told(spec_of(SPEC, f"mimic.cfgs.loss={{type: '{OWN}:writing'}}"))
     assert code == "KD437" and "changes its input in place" in message
