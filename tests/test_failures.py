@@ -205,6 +205,7 @@ SAYINGS = (
     ("KD745", RuntimeError("Expected to mark a variable ready only once.")),
     ("KD746", RuntimeError("Expected to have finished reduction in the prior iteration before starting")),
     ("KD747", RuntimeError("CUDA error: device-side assert triggered")),
+    ("KD747", IndexError("Target 4 is out of bounds.")),
     ("KD748", RuntimeError("mat1 and mat2 must have the same dtype, but got BFloat16 and Float")),
     ("KD748", RuntimeError("Input type (c10::BFloat16) and bias type (float) should be the same")),
     ("KD796", RuntimeError("view size is not compatible with input tensor's size and stride (at least")),

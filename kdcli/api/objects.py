@@ -245,7 +245,7 @@ def _classes_differ(parsed: ParsedSpec, given: InMemory) -> Iterator[Diagnostic]
             "the classes of the test data's boxes are others than the training data's, or in another order"
         )
         where: SpecPath = ("dataset", "test", "dataset")
-        help = "labels are numbers alone: name the classes of both once, `kdcli.Data(..., classes=[...])`"
+        help = "a label is a number: bring the labels of both sides into one order of the classes"
         yield parsed.locate(Diagnostic(code="KD541", message=message, help=help, path=where))
         return
     names = [

@@ -206,7 +206,7 @@ class _Rehearsal:
             with self.findings.part():
                 check_threads(self.spec.runtime)
             epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
-            self.findings.found += few_views(self.spec, epochs)
+            self.findings.found += few_views(self.spec, self.facts, epochs)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))

@@ -21,7 +21,8 @@ class DataFacts:
     the `normalize` transform, per channel, on the 0..1 scale. annotations: of detection data, what its
     batches say of it (kdcli.data.detection.coco). labels: what is known of each sample; of `none` the batches have no
     field `labels`. lowest_label: where the labels have been read. heads: how many labels a sample has, where it has
-    several; num_classes is then that of the label with most.
+    several; num_classes is then that of the label with most. batched: the data comes in batches that are made already.
+    identified: whether `indices` of a batch name the same samples in every epoch.
     """
 
     shape: tuple[int, int, int] | None = None
@@ -34,6 +35,8 @@ class DataFacts:
     labels: Literal["classes", "boxes", "mask", "none"] | None = None
     lowest_label: int | None = None
     heads: int | None = None
+    batched: bool = False
+    identified: bool = True
 
 
 Shape = tuple[int | None, int | None, int | None]

@@ -131,6 +131,10 @@ Source = ArrayImages | ImageSource | SampleSource
 """What a dataset's constructor may return."""
 
 
+ALSO_LABELS = ("label", "target", "targets")
+"""How others call the labels in a batch: without them it would be one of images alone."""
+
+
 class BatchSource:
     """Batches that something else makes (a DataLoader): mappings with `image`, or pairs (image, labels).
 
@@ -179,6 +183,8 @@ class BatchSource:
             num_samples=num_samples,
             class_names=names,
             labels="classes" if "labels" in first else "none",
+            batched=True,
+            identified=isinstance(taken, Mapping) and "indices" in taken,
         )
 
     def __len__(self) -> int:
@@ -197,6 +203,10 @@ class BatchSource:
         batch = (
             dict(given) if isinstance(given, Mapping) else dict(zip(("image", "labels"), given, strict=False))
         )
+        other = next((name for name in ALSO_LABELS if name in batch), None)
+        if other is not None and "labels" not in batch:
+            message = f"a batch has `{other}`, and labels are read under the name `labels`"
+            raise RunError.of("KD542", message, "name it so; or say `labels: none`, and it is left out")
         if not isinstance(batch.get("image"), Tensor):
             raise RunError.of(
                 "KD542",

@@ -123,11 +123,11 @@ def abandon_threads() -> None:
 def leave(code: int) -> NoReturn:
     """Exit; without the exit hooks of libraries where a thread was abandoned, since they would wait for it."""
     pulse.leave(code)
-    if _abandoned.is_set():
-        _end(code)
-    if _grouped.is_set():
-        _codes.append(code)
-    sys.exit(code)
+    if not _abandoned.is_set():
+        if _grouped.is_set():
+            _codes.append(code)
+        sys.exit(code)
+    _end(code)
 
 
 def end_after_hooks() -> None:

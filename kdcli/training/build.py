@@ -195,7 +195,7 @@ def _built(
         known += [t.pixels.notice for t in teachers.values() if t.pixels is not None and t.pixels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         batches = len(train_loader) or 1
-        known += as_notices(few_views(spec, sum(stage.steps for stage in stages) / batches))
+        known += as_notices(few_views(spec, facts, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))

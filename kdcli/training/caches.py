@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from kdcli.data.digest import other_pixels, probe_of
+from kdcli.data.facts import DataFacts
 from kdcli.data.loaders import Loader
 from kdcli.data.transforms.pipeline import build_transform
 from kdcli.disk import (
@@ -39,7 +40,7 @@ from kdcli.distill.teacher import Teacher, ViewSource
 from kdcli.errors import Diagnostic, KdError, RunError, SpecError, SpecPath
 from kdcli.parallel.devices import to_device
 from kdcli.parallel.distributed import Processes
-from kdcli.spec.check.rules import caches_of
+from kdcli.spec.check.rules import caches_of, unfit
 from kdcli.spec.schema import Cache, ModuleSpec, Spec
 
 FORMAT = 1
@@ -59,9 +60,10 @@ WHAT = {
 }
 
 
-def few_views(spec: Spec, epochs: float | None = None) -> list[Diagnostic]:
-    """The warning KD640 where a cache has fewer views than there are epochs, so that augmentations come again.
+def few_views(spec: Spec, facts: DataFacts, epochs: float | None = None) -> list[Diagnostic]:
+    """KD550 where the data comes in ready batches, of which no cache knows the samples.
 
+    Else the warning KD640 where a cache has fewer views than there are epochs, so that augmentations come again.
     epochs: where the spec counts steps instead.
     """
     caches = caches_of(spec)
@@ -69,9 +71,13 @@ def few_views(spec: Spec, epochs: float | None = None) -> list[Diagnostic]:
     counted = [stage.max_epoch for stage in stages] if stages else [spec.trainer.max_epoch]
     known = [number for number in counted if number is not None]
     total = float(sum(known)) if len(known) == len(counted) else epochs
-    if not caches or total is None:
+    if not caches:
         return []
     name, (path, cache) = next(iter(caches.items()))
+    if facts.batched:
+        return [unfit(name, path, "the data comes in batches that are made already", GIVE_DATASET)]
+    if total is None:
+        return []
     transforms = spec.dataset.train.dataset.kwargs.transformer
     place = ("dataset", "train", "dataset", "kwargs", "transformer")
     drawing: list[str] = []
@@ -91,6 +97,9 @@ def few_views(spec: Spec, epochs: float | None = None) -> list[Diagnostic]:
         " without a cache is no equal comparison"
     )
     return [Diagnostic(code="KD640", severity="warning", message=message, help=help, path=path)]
+
+
+GIVE_DATASET = "give the Dataset itself, whose items have a number, or leave `cache` out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +140,8 @@ def sources_of(
     sources: dict[str, ViewSource] = dict(teachers)
     notices = []
     for name in caches_of(spec):
+        if name in teachers and loader.facts.batched:
+            raise SpecError(few_views(spec, loader.facts))
         if name in teachers:
             cache = caches_of(spec)[name][1]
             layout = cache_layout_of(

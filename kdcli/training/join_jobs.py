@@ -303,8 +303,6 @@ def join_jobs(
     sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels,
     before_layouts: see MimicContext.
     """
-    if facts.num_samples is None:
-        _require_no_count(spec)
     taps = student_taps(spec, student)
     if taps is None and compiled_networks(spec.runtime) in (True, "student"):
         taps = Taps(student, ())
@@ -324,17 +322,19 @@ def join_jobs(
     )
 
 
-def _require_no_count(spec: Spec) -> None:
-    """Raise SpecError KD544 for a loss that needs the number of samples."""
+def _require_no_count(spec: Spec, facts: DataFacts) -> None:
+    """Raise SpecError KD544 for a loss that needs to know the samples."""
+    why = (
+        "does not say how many there are"
+        if facts.identified
+        else "comes in batches that don't say which ones"
+    )
     for name, job in jobs_of(spec).items():
         for key, loss in job.losses.items():
             if "num_samples" in signature(loss_of(loss.type).load()).parameters:
-                raise SpecError.at(
-                    ("mimic", "jobs", name, "losses", key),
-                    "KD544",
-                    f"`{loss.type}` keeps something of every sample, and this data does not say how many there are",
-                    "say `num_samples` of the batches, or take another loss",
-                )
+                what = f"`{loss.type}` keeps something of every sample, and this data {why}"
+                help = "give the Dataset (a source of batches says `num_samples`), or take another loss"
+                raise SpecError.at(("mimic", "jobs", name, "losses", key), "KD544", what, help)
 
 
 def show_teacher(teacher: Teacher, sample: Mapping[str, Any], stack: ExitStack) -> View:
@@ -364,6 +364,8 @@ def join_views(
     before_layouts: bool = False,
 ) -> JoinedJobs:
     """Build every job's mimicker from the networks' views; raises all that is wrong with the jobs."""
+    if facts.num_samples is None or not facts.identified:
+        _require_no_count(spec, facts)
     jobs = jobs_of(spec)
     wrong = Findings()
     mimickers: dict[str, Mimicker] = {}

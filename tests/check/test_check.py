@@ -155,7 +155,43 @@ def test_a_warm_up_longer_than_the_training(change: str, marked: str) -> None:
 
 
 def test_a_warm_up_that_ends_in_time() -> None:
-    assert codes("trainer.lr_scheduler.warmup_iter=9", "mimic.warm_up_iters=9") == []
+    warm_up = ("trainer.lr_scheduler.warmup_iter=9", "trainer.lr_scheduler.warmup_ratio=0.1")
+    assert codes(*warm_up, "mimic.warm_up_iters=9") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("{warmup_iter: 3}", ["KD649"]),
+        ("{warmup_epochs: 1}", ["KD649"]),
+        ("{warmup_iter: 3, warmup_type: constant}", ["KD649"]),
+        ("{warmup_iter: 3, warmup_ratio: 0.5}", []),
+        ("{warmup_iter: 1}", []),
+        ("{warmup_iter: 3, warmup_register_type: base}", []),
+    ],
+)
+def test_a_warm_up_that_is_none(change: str, found: list[str]) -> None:
+    told = f"{change[:-1]}, {NO_SCALE}" if "register" not in change else f"{change[:-1]}, {LATER}"
+    assert codes(f"trainer.lr_scheduler={told}", "trainer.optimizer.kwargs.lr=0.001") == found
+
+
+LATER = "type: StepLR, kwargs: {step_size: 9}}"
+NO_SCALE = f"warmup_register_type: no_scale_lr, {LATER}"
+
+
+@pytest.mark.parametrize(
+    ("pconfig", "found"),
+    [
+        ("{nodecay: [bias]}", []),
+        ("{nodecay: [ndim_is1]}", []),
+        ("{nodecay: [nrom, bias]}", ["KD650"]),
+        ("{ln_w: {type: weight, kwargs: {weight_decay: 0.0}}}", ["KD650"]),
+        ("{bn_w: {type: weight, kwargs: {weight_decay: 0.0}}}", []),
+        ("{bn_w: {type: weight, kwargs: {wd: 0.0}}}", ["KD320"]),
+    ],
+)
+def test_what_of_pconfig_changes_nothing_is_told(pconfig: str, found: list[str]) -> None:
+    assert codes(f"trainer.optimizer.pconfig={pconfig}") == found
 
 
 JOBS = (
@@ -210,7 +246,7 @@ def test_a_loss_that_no_step_has(changes: list[str], said: dict[str, str]) -> No
 
 
 SHIFTED = (
-    "{type: CosineAnnealingLR, warmup_iter: %d, warmup_register_type: no_scale_lr,"
+    "{type: CosineAnnealingLR, warmup_iter: %d, warmup_register_type: no_scale_lr, warmup_ratio: 0.1,"
     " kwargs: {T_max: 2, warmup_iter: %d}}"
 )
 

@@ -214,7 +214,13 @@ class GivenBatches(BatchSource):
     ) -> None:
         self.side, self.unlabelled = side, labels == "none"
         self.facts = DataFacts()  # what is checked of the first batch needs none
-        names = class_names or _classes(getattr(batches, "dataset", None))
+        own = _classes(getattr(batches, "dataset", None))
+        if class_names and own and list(map(str, own)) != list(class_names) and set(own) & set(class_names):
+            message = f"its Dataset has the classes {', '.join(map(str, own))}, and others or another order were given"
+            raise unusable(
+                side, message, "of a batch labels are numbers alone: give the Dataset, matched by name"
+            )
+        names = class_names or own
         names = None if self.unlabelled else names
         with generators_kept(), _own_generators_kept(batches):
             super().__init__(batches, class_names=None if names is None else list(map(str, names)))
@@ -223,6 +229,8 @@ class GivenBatches(BatchSource):
         if self.facts.labels == "none":
             self.facts = replace(self.facts, num_classes=None, class_names=None)
         own = _own_order(batches)
+        if own is None and type(batches.sampler) is SequentialSampler:
+            self.facts = replace(self.facts, identified=True)
         self.notices = () if own is None else (OWN_ORDER.format(what=own),)
         self.brightest = brightest(first["image"])
         sizes = getattr(batches, "batch_size", None)

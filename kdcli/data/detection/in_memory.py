@@ -61,7 +61,13 @@ class GivenBoxes:
     ) -> None:
         self.dataset, self.side = dataset, side
         self.mean, self.std = numbers_of(mean), numbers_of(std)
-        own = without_background(class_names) if class_names is not None else _own_classes(dataset)
+        own = _own_classes(dataset)
+        if class_names is not None:
+            named = without_background(class_names)
+            if own is not None and own != named and set(own) & set(named):
+                message = f"its classes are {', '.join(own)}, and other names or another order were given"
+                raise unusable(side, message, "a label is a number: bring labels and names into one order")
+            own = named
         self.stated = own is not None
         if twice := [name for name, count in Counter(own or ()).items() if count > 1]:
             raise unusable(side, f"two classes are called `{twice[0]}`", "give each class a name of its own")
@@ -286,7 +292,7 @@ def _array(value: Any, what: str, kind: Any) -> Any:
     return found
 
 
-def _own_classes(dataset: Any) -> Sequence[str] | None:
+def _own_classes(dataset: Any) -> list[str] | None:
     """The names of the classes that a Dataset lists, also behind Subsets, without the background."""
     names = getattr(dataset, "classes", None)
     inner = getattr(dataset, "dataset", None)
