@@ -228,6 +228,10 @@ def test_classes_are_counted_without_the_background() -> None:
     data = Squares()
     given = GivenBoxes(data, "train", ["__background__", "dark", "light"])
     assert given.names == GivenBoxes(data, "train", ["dark", "light"]).names == ("dark", "light")
+    with pytest.raises(
+        kdcli.SpecError, match="its classes are dark, light, and other names or another order"
+    ):
+        GivenBoxes(data, "train", ["light", "dark"])
     with pytest.raises(kdcli.SpecError, match="two classes are called `dark`"):
         GivenBoxes(data, "train", ["dark", "dark"])
 

@@ -72,7 +72,7 @@ def test_the_command_line_says_that_objects_are_pythons(capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert (
         "KD870: the test data was given from Python" in said
-        and "`data={'test': ...}` of `kdcli.train` or `kdcli.evaluate`" in said
+        and "`data={'test': ...}` of `kdcli.train`, `kdcli.evaluate`" in said
     )
     assert guarded(lambda: export(ExportOptions(spec="runs/spec"))) == 1
     assert "KD870" in capsys.readouterr().err

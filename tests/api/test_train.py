@@ -109,7 +109,7 @@ def test_twice_in_one_process_gives_the_same_bits_and_changes_nothing_of_the_cal
     first = weights(kdcli.train(spec(), changes=["runtime.threads=1"], **arguments))
     torch.manual_seed(99)
     between = torch.get_rng_state()
-    second = weights(kdcli.train(spec(), overwrite=True, **arguments))
+    second = weights(kdcli.train(spec(), changes=["runtime.threads=1"], overwrite=True, **arguments))
     assert same(first, second)
     assert torch.equal(between, torch.get_rng_state())
     torch.set_rng_state(state[0])
@@ -168,7 +168,7 @@ def test_after_ctrl_c_everything_is_saved_and_a_resumed_run_is_the_uninterrupted
     stopping = {
         **arguments,
         "data": {
-            "train": train_data(Stops(inner, 95 if kind.startswith("loader") else 111)),
+            "train": train_data(Stops(inner, 95 if kind.startswith("loader") else 151)),
             "test": images(16),
         },
     }
@@ -185,7 +185,7 @@ def test_after_ctrl_c_everything_is_saved_and_a_resumed_run_is_the_uninterrupted
 
 @pytest.mark.slow
 def test_another_signal_is_an_interrupted_run_with_its_exit_code() -> None:
-    data = {"train": Stops(images(), 70, signal.SIGTERM), "test": images(16)}
+    data = {"train": Stops(images(), 110, signal.SIGTERM), "test": images(16)}
     with pytest.raises(kdcli.Interrupted, match="everything is saved") as stopped:
         kdcli.train(spec(), **both(data=data))
     assert stopped.value.signal_number == signal.SIGTERM

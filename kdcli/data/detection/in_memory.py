@@ -61,16 +61,17 @@ class GivenBoxes:
     ) -> None:
         self.dataset, self.side = dataset, side
         self.mean, self.std = numbers_of(mean), numbers_of(std)
-        own = _own_classes(dataset)
-        if class_names is not None:
-            named = without_background(class_names)
-            if own is not None and own != named and set(own) & set(named):
-                message = f"its classes are {', '.join(own)}, and other names or another order were given"
-                raise unusable(side, message, "a label is a number: bring labels and names into one order")
-            own = named
+        named, own = None if class_names is None else without_background(class_names), _own_classes(dataset)
+        for names in (named, own):
+            if twice := [name for name, count in Counter(names or ()).items() if count > 1]:
+                raise unusable(
+                    side, f"two classes are called `{twice[0]}`", "give each class a name of its own"
+                )
+        if named is not None and own is not None and own != named and set(own) & set(named):
+            message = f"its classes are {', '.join(own)}, and other names or another order were given"
+            raise unusable(side, message, "a label is a number: bring labels and names into one order")
+        own = own if named is None else named
         self.stated = own is not None
-        if twice := [name for name, count in Counter(own or ()).items() if count > 1]:
-            raise unusable(side, f"two classes are called `{twice[0]}`", "give each class a name of its own")
         self._images: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         most, self.finished, self.brightest = 0, False, 0.0
