@@ -16,7 +16,7 @@ from kdcli.api.spec import SpecLike, Texts, listed, spec_of
 from kdcli.disk import is_folder
 from kdcli.errors import SpecError, UsageError
 from kdcli.failures import doing
-from kdcli.spec.in_memory import InMemory, giving
+from kdcli.spec.in_memory import InMemory, giving, with_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,12 +159,14 @@ def student_in(parsed: ParsedSpec, options: RunOptions, weights: str | Path) -> 
         facts = describe(spec.dataset.train)
         if shape is not None:
             facts = replace(facts, shape=tuple(shape))
-        if (names := json.loads(stated.get("class_names", "null"))) is not None:
+        names = json.loads(stated.get("class_names", "null"))
+        if names is not None:
             facts = replace(facts, class_names=tuple(names), num_classes=len(names))
         task = build_task(spec, options.places)
         sample = sample_of(task, spec, facts)
         found, _ = student_of(task, parsed, options, file, sample, facts)
-    return as_given(found.net).eval()
+    module = as_given(found.net).eval()
+    return module if names is None else with_names(module, names)
 
 
 def as_given(net: nn.Module) -> nn.Module:

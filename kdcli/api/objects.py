@@ -362,6 +362,8 @@ def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
         said = dataset.get("labels") if isinstance(dataset, Node) else None
         ignored = isinstance(said, Scalar) and said.value == "none"
         sources[train] = source = _source(data, side, "none" if ignored else "classes")
+        if not getattr(source, "finished", True):
+            _refuse_reading(dataset, side, source)
         # What the spec says of its own files says nothing of these images.
         kept = ("transformer", "evaluator", "labels")
         if has_no_labels(source) and not ignored:
@@ -382,6 +384,23 @@ def _sources(data: Data, root: Node) -> tuple[dict[bool, Any], list[str]]:
 OTHER_SIZE = (
     "the DataLoader of the training data has batches of {}: `batch_size: {}` of the spec changes nothing"
 )
+
+
+def _refuse_reading(kwargs: Any, side: str, source: Any) -> None:
+    """Raise SpecError KD873 for how the spec reads files, where images in memory would not be read so."""
+    for key in ("color_mode", "value_range", "background"):
+        said = _below(kwargs, key) or _below(kwargs, "image_reader", "kwargs", key)
+        value = said.value if isinstance(said, Scalar) else said
+        if value == "GRAY":
+            with suppress(Exception):  # what can't be read is told when its turn comes
+                value = None if is_boxes(source) or len(source.read(0)) == 1 else value
+        if said is not None and value not in ("RGB", None):
+            what = "training" if side == "train" else "test"
+            message = (
+                f"`{key}` would change nothing of the {what} images in memory: they are read as they are"
+            )
+            help = f"convert them in your Dataset, and take `{key}` out of the spec"
+            raise SpecError([Diagnostic(code="KD873", message=message, help=help, span=said.span)])
 
 
 def _below(node: Any, *keys: str) -> Any:

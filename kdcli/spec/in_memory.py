@@ -56,6 +56,23 @@ def in_memory() -> InMemory:
     return _given.get()
 
 
+CLASS_NAMES = "kdcli_class_names"
+"""The attribute of a student that kdcli has returned: the names of the classes that it has learnt, in their order."""
+
+
+def with_names(module: Any, names: Sequence[str]) -> Any:
+    """The module, with the names of its classes on it and on its parts, of which a network may be made again."""
+    for one in (module, *module.children()):
+        setattr(one, CLASS_NAMES, tuple(names))
+    return module
+
+
+def learnt_names(name: str) -> tuple[str, ...] | None:
+    """The classes of a network that was given, where kdcli has trained it; None where they are not known."""
+    found = (getattr(module, CLASS_NAMES, None) for module in in_memory().networks.get(name, ()))
+    return next((names for names in found if names is not None), None)
+
+
 def is_boxes(source: Any) -> bool:
     """Whether data in memory is images with boxes."""
     return getattr(source, "gives_boxes", False)

@@ -40,6 +40,7 @@ from kdcli.models.weight_names import last_layer
 from kdcli.models.weights import WeightSource
 from kdcli.parallel.settings import compiled_networks
 from kdcli.records import Pair
+from kdcli.spec.in_memory import learnt_names
 from kdcli.spec.places import Places
 from kdcli.spec.published import is_published
 from kdcli.spec.schema import Job, JobTeacher, LayoutSpec, Spec
@@ -171,7 +172,7 @@ def classes_path(spec: Spec, name: str) -> SpecPath:
 
 def _class_names(spec: Spec, name: str, settings: JobTeacher, places: Places) -> tuple[str, ...] | None:
     if settings.teacher_weight is None:
-        return None
+        return learnt_names(name)
     words = settings.classes.values() if isinstance(settings.classes, dict) else settings.classes or ()
     try:
         if not is_published(settings.teacher_weight):
@@ -300,8 +301,7 @@ def join_jobs(
 ) -> JoinedJobs:
     """Run every network once on the sample, then build the mimickers from what it gave.
 
-    sample: a small batch of the training data. The hooks stay until the stack is closed. sample_labels,
-    before_layouts: see MimicContext.
+    sample: a small batch of training data. The hooks stay until the stack is closed. The others: see MimicContext.
     """
     taps = student_taps(spec, student)
     if taps is None and compiled_networks(spec.runtime) in (True, "student"):

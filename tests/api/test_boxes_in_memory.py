@@ -236,6 +236,13 @@ def test_classes_are_counted_without_the_background() -> None:
         GivenBoxes(data, "train", ["dark", "dark"])
 
 
+def test_an_area_of_the_targets_own_is_measured_by() -> None:
+    rows = GivenBoxes(Changed(area=torch.tensor([7.0, 9.5])), "test")._rows
+    assert [row["area"] for row in rows[:2]] == [7.0, 9.5]
+    of_boxes = GivenBoxes(Squares(), "test")._rows[0]
+    assert of_boxes["area"] == of_boxes["bbox"][2] * of_boxes["bbox"][3]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -243,6 +250,7 @@ def test_classes_are_counted_without_the_background() -> None:
         (Changed(labels=torch.tensor([1, 3])), "a box has the label 3, and there are 2 classes"),
         (Changed(labels=torch.tensor([1])), "it has 2 boxes and 1 labels"),
         (Changed(iscrowd=torch.tensor([1])), "it has 2 boxes and an `iscrowd` of 1"),
+        (Changed(area=torch.tensor([1.0])), "it has 2 boxes, and its `area` is none for each"),
         (Changed(boxes=torch.full((2, 4), 900.0) + torch.arange(4)), "a box that lies in its image"),
         (Pictured("0.png"), "item 0: "),
         (Pictured(Image.new("F", (64, 48))), "its image has the mode F"),

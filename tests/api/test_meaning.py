@@ -263,3 +263,51 @@ def test_a_bright_image_behind_a_black_one_is_seen() -> None:
     pixels[0] = 0
     bright = TensorDataset(pixels, labels)
     assert [code for code, _ in warned(spec(), data=(bright, images(16)))] == ["KD877"]
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_of_other_whole_types_are_read(kind: torch.dtype) -> None:
+    pixels, labels = images().tensors
+    batches = DataLoader(TensorDataset(pixels, labels.to(kind)), batch_size=8)
+    found = kdcli.train(spec(max_epoch=1), **given(data=(batches, images(16))), **QUIET)
+    assert found.step == 4
+
+
+@pytest.mark.parametrize(
+    ("reader", "told"),
+    [
+        ({"color_mode": "BGR"}, True),
+        ({"color_mode": "GRAY"}, False),
+        ({"value_range": [0, 4095]}, True),
+        ({}, False),
+    ],
+)
+def test_how_files_would_be_read_is_not_dropped_without_a_word(reader: dict[str, Any], told: bool) -> None:
+    greys = [(torch.full((1, 8, 8), 40 * (i % 4) + i, dtype=torch.uint8), i % 4) for i in range(16)]
+    part = {"type": "custom_cls", "kwargs": {"image_reader": {"type": "fs_pillow", "kwargs": reader}}}
+    part["kwargs"]["transformer"] = [{"type": "to_tensor"}]  # type: ignore[index]
+    wanted = spec()
+    wanted["dataset"] = {**wanted["dataset"], "train": {"dataset": part}, "test": {"dataset": part}}
+    arguments = given(data=(greys, greys))
+    if not told:
+        assert "KD873" not in [code for code, _ in warned(wanted, data=(greys, greys))]
+        return
+    with pytest.raises(
+        kdcli.SpecError, match=r"KD873: `\w+` would change nothing of the training images in memory"
+    ):
+        kdcli.validate(wanted, **arguments)
+
+
+@pytest.mark.slow
+def test_a_student_that_kdcli_has_trained_knows_its_classes_as_a_teacher() -> None:
+    large = kdcli.train(
+        spec(max_epoch=1), **given(student=made(8), data=(Named("abcd"), Named("abcd"))), **QUIET
+    )
+    teacher = large.student
+    wanted = kdcli.Spec.from_dict(spec(max_epoch=1), name="small")
+    found = kdcli.train(wanted, **given(teachers=teacher, data=(Named("dcba"), Named("dcba"))), **QUIET)
+    assert found.teachers["teacher0"] == large.metrics
+    del teacher.kdcli_class_names
+    by_number = kdcli.Spec.from_dict(spec(max_epoch=1), name="by_number")
+    other = kdcli.train(by_number, **given(teachers=teacher, data=(Named("dcba"), Named("dcba"))), **QUIET)
+    assert other.teachers["teacher0"] != large.metrics

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -250,6 +251,8 @@ class GivenBatches(BatchSource):
         _check_image(image, self.side)
         if labels is not None:
             _check_labels(labels, self.facts.num_classes, self.side)
+            if labels.dtype != torch.int64:
+                found = MappingProxyType({**found, "labels": labels.long()})
         return found
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Any]:

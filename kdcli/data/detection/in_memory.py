@@ -84,7 +84,7 @@ class GivenBoxes:
                         side, f"item {index} can't be read: {type(reason).__name__}: {reason}", WANTED
                     ) from reason
             try:
-                pixels, boxes, labels, crowds = parts_of(item)
+                pixels, boxes, labels, crowds, areas = parts_of(item)
             except Refused as reason:
                 help = "convert it before (`image.convert('RGB')`), or give its pixels as a uint8 tensor"
                 raise unusable(side, f"item {index}: its image has the mode {item[0].mode}", help) from reason
@@ -98,12 +98,12 @@ class GivenBoxes:
             height, width = pixels.shape[1:]
             name = f"item {index}"
             self._images.append({"id": index, "file_name": name, "height": height, "width": width})
-            for (x1, y1, x2, y2), label, crowd in zip(
-                boxes.tolist(), labels.tolist(), crowds.tolist(), strict=True
+            for (x1, y1, x2, y2), label, crowd, area in zip(
+                boxes.tolist(), labels.tolist(), crowds.tolist(), areas.tolist(), strict=True
             ):
                 most = max(most, label)
                 row = {"id": len(self._rows), "image_id": index, "category_id": label, "iscrowd": int(crowd)}
-                row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": max(0.0, (x2 - x1) * (y2 - y1))}
+                row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area}
                 self._rows.append(row)
         self.names = tuple(map(str, range(1, most + 1))) if own is None else tuple(map(str, own))
         if most > len(self.names):
@@ -196,7 +196,7 @@ class GivenScenes(CocoDataset):
         seed, epoch = (draws.seed, draws.epoch) if self.train else (0, 0)
         with seeded(seed_of(seed, epoch, image.id, stream=GIVEN)):
             try:
-                pixels, boxes, labels, crowds = parts_of(self.dataset[image.id])
+                pixels, boxes, labels, crowds, _ = parts_of(self.dataset[image.id])
             except Exception as reason:  # the dataset's own code raises anything
                 raise BadSample(self.name(index), str(reason) or type(reason).__name__) from reason
         if len(labels) and int(labels.max()) >= len(self.numbers):
@@ -236,10 +236,12 @@ def is_target(value: Any) -> bool:
     return isinstance(value, Mapping) and "boxes" in value
 
 
-def parts_of(item: Any) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """An item's image [C, H, W] (uint8 or float), boxes [n, 4], labels [n] and which of them are crowds [n].
+def parts_of(
+    item: Any,
+) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
+    """An item's image [C, H, W] (uint8 or float), boxes [n, 4], labels [n], which are crowds [n], and areas [n].
 
-    Raises ValueError.
+    An area is the target's own, of an object's mask, or else the box's. Raises ValueError.
     """
     if not has_boxes(item):
         raise ValueError(f"it is {described(item)}, not an image with boxes")
@@ -272,13 +274,17 @@ def parts_of(item: Any) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64],
         raise ValueError(f"it has {len(boxes)} boxes and an `iscrowd` of {len(crowds)}")
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
+    of_boxes = np.maximum(0.0, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    areas = _array(target.get("area", of_boxes), "area", np.float64).reshape(-1)
+    if len(areas) != len(boxes) or not np.isfinite(areas).all():
+        raise ValueError(f"it has {len(boxes)} boxes, and its `area` is none for each")
     if (labels != np.round(labels)).any() or (labels < 1).any():
         wrong = labels[(labels != np.round(labels)) | (labels < 1)][0]
         raise ValueError(
             f"a box has the label {wrong:g}: labels are whole numbers from 1 on, 0 is the background"
         )
     pixels = pixels.float() if pixels.is_floating_point() else pixels
-    return pixels, boxes, labels.astype(np.int64), crowds.astype(bool)
+    return pixels, boxes, labels.astype(np.int64), crowds.astype(bool), areas
 
 
 def _array(value: Any, what: str, kind: Any) -> Any:
