@@ -311,3 +311,28 @@ def test_a_student_that_kdcli_has_trained_knows_its_classes_as_a_teacher() -> No
     by_number = kdcli.Spec.from_dict(spec(max_epoch=1), name="by_number")
     other = kdcli.train(by_number, **given(teachers=teacher, data=(Named("dcba"), Named("dcba"))), **QUIET)
     assert other.teachers["teacher0"] != pytest.approx(large.metrics, abs=1e-3)
+
+
+def test_several_labels_of_an_item_are_those_of_several_heads() -> None:
+    pairs = [(images()[i][0], torch.tensor([i % 4, i % 3])) for i in range(12)]
+    source: Any = source_of(pairs, "train")
+    assert source.labels.tolist() == [[i % 4, i % 3] for i in range(12)] and source.num_classes == 4
+
+
+class Torn(Listed):
+    """Has an item that can't be read, and a list that is no numbers."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 31:
+            raise OSError("torn")
+        return super().__getitem__(index)
+
+
+def test_an_item_that_can_not_be_read_disproves_no_list() -> None:
+    source: Any = source_of(Torn([(label + 1) % 4 for label in RIGHT]), "train")
+    assert len(source.labels) == 32 and not source.notices
+
+
+def test_names_in_the_place_of_labels_are_not_read() -> None:
+    source: Any = source_of(Listed(list("abcd") * 8), "train")
+    assert source.labels[:2].tolist() == [1, 2] and "`targets` has no whole numbers" in source.notices[0]

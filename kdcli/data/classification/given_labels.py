@@ -15,28 +15,38 @@ PROVED = 32
 
 
 def labels_of(dataset: Any) -> tuple[Ids, str | None]:
-    """The label of each item, int64 [N], and a notice where the Dataset's own list says others.
+    """The label of each item, int64 [N] or [N, heads], and a notice where the Dataset's own list says others.
 
     A list spares reading every item. What an item gives is what a user's loop would train on: a list that differs from
     it (a `target_transform`, a subset, another order) counts for nothing. Raises ValueError for items that are no
     (image, label), and for labels that are no whole numbers.
     """
-    found = _listed(dataset)
+    notice, found = None, _listed(dataset)
     if found is not None:
-        name, numbers = found[0], whole_numbers(found[1])
-        if len(numbers) == len(dataset):
-            probed = (
-                np.unique(np.linspace(0, len(numbers) - 1, PROVED).astype(np.int64)) if len(numbers) else ()
-            )
-            said = whole_numbers([label_of(dataset, int(index)) for index in probed])
-            if np.array_equal(said, numbers[probed] if len(numbers) else numbers):
-                return numbers, None
-            other = "other labels than its items give"
-        else:
-            other = f"{len(numbers):,} labels for {len(dataset):,} items"
-        notice = f"the Dataset's `{name}` has {other}: each item was read for its own"
-        return whole_numbers([label_of(dataset, index) for index in range(len(dataset))]), notice
-    return whole_numbers([label_of(dataset, index) for index in range(len(dataset))]), None
+        name, listed = found
+        wrong = _disproved(listed, dataset)
+        if wrong is None:
+            return whole_numbers(listed), None
+        notice = f"the Dataset's `{name}` has {wrong}: each item was read for its own"
+    return whole_numbers([label_of(dataset, index) for index in range(len(dataset))]), notice
+
+
+def _disproved(listed: Sequence[Any], dataset: Any) -> str | None:
+    """Why a list is not that of the items' labels; None where some of the items say the same."""
+    if len(listed) != len(dataset):
+        return f"{len(listed):,} labels for {len(dataset):,} items"
+    try:
+        numbers = whole_numbers(listed)
+    except ValueError:
+        return "no whole numbers"
+    for index in np.unique(np.linspace(0, max(len(numbers) - 1, 0), PROVED).astype(np.int64))[: len(numbers)]:
+        try:
+            said = label_of(dataset, int(index))
+        except Exception:  # an item that can't be read is told when its turn comes
+            continue
+        if not np.array_equal(numbers[index], np.asarray(said)):
+            return "other labels than its items give"
+    return None
 
 
 def label_of(dataset: Any, index: int) -> Any:
@@ -69,14 +79,14 @@ def _listed(dataset: Any) -> tuple[str, Sequence[Any]] | None:
 
 
 def whole_numbers(labels: Sequence[Any]) -> Ids:
-    """int64 [N]; raises ValueError for labels of which one is no whole number."""
+    """int64 [N], or [N, heads] of several labels an item; raises ValueError where one is no whole number."""
     if not len(labels):
         return np.zeros(0, dtype=np.int64)
     try:
         numbers = np.asarray(labels)
     except (TypeError, ValueError):  # of different lengths
         numbers = np.asarray([None])
-    if numbers.ndim == 1 and numbers.dtype.kind in "iub":
+    if numbers.dtype.kind in "iub" and (numbers.ndim == 1 or (numbers.ndim == 2 and numbers.shape[1] > 1)):
         return numbers.astype(np.int64)
     first = labels[0]
     one = np.asarray(first)

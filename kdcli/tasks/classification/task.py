@@ -166,7 +166,7 @@ def logits_fit(
             yield Diagnostic(
                 code="KD584",
                 message=f"the student gives {heads} logits, and a sample of the {side} data has {labels} labels",
-                help="`num_classes` and the labels of a sample are lists of one length",
+                help="`num_classes` and a sample's labels are lists of one length; of a one-hot row give its class",
                 path=head_path(spec),
             )
             return
