@@ -71,7 +71,7 @@ from kdcli.training.build import (
     run_root,
     sample_of,
 )
-from kdcli.training.caches import few_views
+from kdcli.training.caches import cache_findings
 from kdcli.training.join_jobs import (
     JoinedJobs,
     first_samples,
@@ -206,7 +206,7 @@ class _Rehearsal:
             with self.findings.part():
                 check_threads(self.spec.runtime)
             epochs = sum(stage.steps for stage in stages) / per_epoch if per_epoch else None
-            self.findings.found += few_views(self.spec, self.facts, epochs)
+            self.findings.found += cache_findings(self.spec, self.facts, epochs)
             if len(nets) < len(self.lists):
                 return None
             batch = sample_of(self.task, self.spec, self.facts, channels_of(nets["net"]))

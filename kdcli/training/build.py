@@ -41,7 +41,7 @@ from kdcli.spec.parse import ParsedSpec, seed_suffix
 from kdcli.spec.places import Places
 from kdcli.spec.schema import Spec
 from kdcli.tasks.task import Task
-from kdcli.training.caches import few_views, sources_of
+from kdcli.training.caches import cache_findings, sources_of
 from kdcli.training.checkpoint import checkpoints
 from kdcli.training.claim import claim, was_requeued
 from kdcli.training.join_jobs import (
@@ -195,7 +195,7 @@ def _built(
         known += [t.pixels.notice for t in teachers.values() if t.pixels is not None and t.pixels.notice]
         stages = plan_stages(spec, -(-len(train_loader) // spec.trainer.accumulate_steps))
         batches = len(train_loader) or 1
-        known += as_notices(few_views(spec, facts, sum(stage.steps for stage in stages) / batches))
+        known += as_notices(cache_findings(spec, facts, sum(stage.steps for stage in stages) / batches))
         sample = to_device(first_samples(next(train_loader.batches(0))), processes.device)
         outputs = rehearse(lambda: outputs_of(student, sample), student, sample, task.modules(spec), ("net",))
         known += as_notices(task.fits(spec, outputs, facts, test_loader.facts))

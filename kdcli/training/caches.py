@@ -60,7 +60,7 @@ WHAT = {
 }
 
 
-def few_views(spec: Spec, facts: DataFacts, epochs: float | None = None) -> list[Diagnostic]:
+def cache_findings(spec: Spec, facts: DataFacts, epochs: float | None = None) -> list[Diagnostic]:
     """KD550 where the data comes in ready batches, of which no cache knows the samples.
 
     Else the warning KD640 where a cache has fewer views than there are epochs, so that augmentations come again.
@@ -141,7 +141,7 @@ def sources_of(
     notices = []
     for name in caches_of(spec):
         if name in teachers and loader.facts.batched:
-            raise SpecError(few_views(spec, loader.facts))
+            raise SpecError(cache_findings(spec, loader.facts))
         if name in teachers:
             cache = caches_of(spec)[name][1]
             layout = cache_layout_of(
