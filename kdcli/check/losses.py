@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
-from kdcli.distill.trainee import Trainee, refuse_left_out, refuse_writing, versions_of
+from kdcli.distill.trainee import Trainee, no_scalars, refuse_left_out, refuse_writing, versions_of
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
 from kdcli.losses.parts.reduce import no_scalar
@@ -44,6 +44,7 @@ def check_losses(
         return found
     if task_loss and not any(is_task_loss(name) for name in student.outputs):
         found.append(_no_task_loss(net, distils=bool(joined.jobs)))
+    found += no_scalars(student.outputs) if task_loss else ()
     for job in joined.jobs:
         found += _job(trainee, job, student, views, batch)
     return found

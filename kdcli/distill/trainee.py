@@ -14,9 +14,9 @@ from kdcli.distill.layouts import read_as
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
-from kdcli.errors import RunError, SpecError, SpecPath
+from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.failures import doing
-from kdcli.losses.parts.reduce import times
+from kdcli.losses.parts.reduce import no_scalar, times
 from kdcli.models.heads import HITS, ClsPostProcess
 from kdcli.models.module import is_task_loss
 from kdcli.models.network import Network
@@ -77,6 +77,8 @@ class Trainee(nn.Module):
             self.observer(view)
         losses: dict[str, Tensor] = {}
         if self.active.task_loss:
+            if not weighted and (wrong := list(no_scalars(view.outputs))):
+                raise RunError(wrong)
             losses.update(
                 (f"task.{name}", value) for name, value in view.outputs.items() if is_task_loss(name)
             )
@@ -164,6 +166,17 @@ def constant_costs(trainee: Trainee) -> Iterator[Callable[[], dict[str, float]]]
 def is_own_method(mimicker: nn.Module) -> bool:
     """Whether a method is code of the user's, and none of kdcli's."""
     return not type(mimicker).__module__.startswith("kdcli.")
+
+
+def no_scalars(outputs: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """KD439 for each of the task's losses among a student's outputs that is no scalar."""
+    for name, loss in outputs.items():
+        if is_task_loss(name) and (
+            not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point()
+        ):
+            found, help = no_scalar(loss)
+            message = f"the student's own loss `{name}` is no scalar: {found}"
+            yield Diagnostic(code="KD439", message=message, help=help, path=("net",), on_key=True)
 
 
 def refuse_left_out(job: str, mimicker: Mimicker, in_force: Set[str], values: Mapping[str, Any]) -> None:

@@ -336,3 +336,23 @@ def test_an_item_that_can_not_be_read_disproves_no_list() -> None:
 def test_names_in_the_place_of_labels_are_not_read() -> None:
     source: Any = source_of(Listed(list("abcd") * 8), "train")
     assert source.labels[:2].tolist() == [1, 2] and "`targets` has no whole numbers" in source.notices[0]
+
+
+@pytest.mark.parametrize("task_loss", [True, False])
+def test_a_loss_of_the_network_s_own_is_one_number(task_loss: bool) -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = made()
+
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.net(image)
+            return {"logits": logits, "own_loss": logits.square().mean(1)}
+
+    wanted = spec()
+    wanted["mimic"]["task_loss"] = task_loss
+    told = [code for code, _ in warned(wanted, student=Own())]
+    assert told == (["KD439"] if task_loss else [])
+    if task_loss:
+        with pytest.raises(kdcli.RunError, match="KD439: the student's own loss `own_loss` is no scalar"):
+            kdcli.train(wanted, **given(student=Own()), **QUIET)
