@@ -33,6 +33,7 @@ def warned(wanted: dict[str, Any], **more: Any) -> list[tuple[str, str]]:
     return [(one.code, one.message) for one in kdcli.validate(wanted, **given(**more))]
 
 
+@pytest.mark.slow
 # weights
 
 
@@ -56,10 +57,12 @@ def test_a_network_that_is_given_keeps_its_weights(capsys: pytest.CaptureFixture
 # the rest of `net`
 
 
+@pytest.mark.slow
 def entries(*more: dict[str, Any]) -> dict[str, Any]:
     return {**spec(max_epoch=1), "net": [{"name": "model", "type": "mylab:Net"}, *more]}
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_frozen() -> None:
     frozen = entries({"name": "self", "type": "self", "kwargs": {"freeze_patterns": ["model.conv"]}})
     found = kdcli.train(frozen, **given(), **QUIET)
@@ -218,6 +221,7 @@ def cached(wanted: dict[str, Any]) -> None:
     wanted["mimic"]["teacher0"]["cache"] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
@@ -265,6 +269,7 @@ def test_a_bright_image_behind_a_black_one_is_seen() -> None:
     assert [code for code, _ in warned(spec(), data=(bright, images(16)))] == ["KD877"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_labels_of_other_whole_types_are_read(kind: torch.dtype) -> None:
     pixels, labels = images().tensors

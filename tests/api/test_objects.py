@@ -94,6 +94,7 @@ def test_the_batch_size_is_the_loaders() -> None:
     assert "dataset.train.batch_sampler.kwargs.batch_size=5" in given.changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "told"), [(5, True), (4, False), (None, False)])
 def test_a_batch_size_beside_a_loader_is_told(size: int | None, told: bool, capsys: Any) -> None:
     written = {} if size is None else {"batch_sampler": {"kwargs": {"batch_size": size}}}
@@ -112,6 +113,7 @@ def batch(image: Any, labels: Any) -> list[Any]:
     return [(image, labels)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -166,6 +168,7 @@ def test_a_network_that_names_its_logits_otherwise() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [slice(8, 9), slice(None)])
 def test_images_that_are_not_finite_are_named(wrong: slice) -> None:
     pixels, labels = images().tensors
