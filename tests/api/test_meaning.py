@@ -361,3 +361,9 @@ def test_a_loss_of_the_network_s_own_is_one_number(task_loss: bool) -> None:
     if task_loss:
         with pytest.raises(kdcli.RunError, match="KD439: the student's own loss `own_loss` is no scalar"):
             kdcli.train(wanted, **given(student=Own()), **QUIET)
+
+
+def test_test_images_of_other_channels_are_told_before_the_training() -> None:
+    coloured = TensorDataset(torch.randn(16, 3, 8, 8), torch.arange(16) % 4)
+    (told,) = warned(spec(), data=(images(), coloured))
+    assert told[0] == "KD418" and "trained on images of 1 channels, and the test images have 3" in told[1]

@@ -144,7 +144,8 @@ class Classification:
 def logits_fit(
     spec: Spec, outputs: Mapping[str, Any], train: DataFacts, test: DataFacts
 ) -> Iterator[Diagnostic]:
-    """KD543 where a side has no labels and they are read; KD419 where logits and classes are not as many.
+    """KD543 where a side has no labels and they are read; KD418 where the sides' channels differ; KD419 where logits
+    and classes are not as many.
 
     outputs: of the student, `logits` [B, K] among them. An error where a label would lie beyond the logits; too
     many logits are a warning. What is not known of the data is not compared.
@@ -158,6 +159,11 @@ def logits_fit(
                 + ("; to distil without them say `task_loss: false` under `mimic`" if spec.distils else ""),
                 path=("dataset", side, "dataset"),
             )
+    if train.shape is not None and test.shape is not None and train.shape[0] != test.shape[0]:
+        message = f"the student is trained on images of {train.shape[0]} channels, and the test images have"
+        help = "let both be read alike: `color_mode` of the image reader, or the Dataset's own conversion"
+        path: SpecPath = ("dataset", "test", "dataset")
+        yield Diagnostic(code="KD418", message=f"{message} {test.shape[0]}", help=help, path=path)
     logits = outputs.get("logits")
     heads = len(logits) if isinstance(logits, (list, tuple)) else 1
     for side, facts in (("training", train), ("test", test)):
