@@ -414,8 +414,11 @@ def test_what_is_no_background_is_left_out(own: Path, tmp_path: Path, kdcli: Kdc
 @pytest.mark.slow
 def test_the_packages_give_eight_classes(kdcli: Kdcli) -> None:
     root = Path(os.environ.get("KDCLI_PHOTOGRAPHS", "/"))
-    if not (root / STAMPS[1]).is_dir():
-        pytest.skip(f"{STAMPS[0]} is not there: KDCLI_PHOTOGRAPHS names the folder it was extracted into")
+    places = {STAMPS[0]: STAMPS[1], **{name: folder for name, (folder, _) in BACKGROUNDS.items()}}
+    if absent := [name for name, folder in places.items() if not (root / folder).is_dir()]:
+        pytest.skip(
+            f"{', '.join(absent)} not there: KDCLI_PHOTOGRAPHS names the folder they were extracted into"
+        )
     few = ("--num-train", "160", "--num-val", "40", "--num-test", "80")
     code, _, err = kdcli("make-data", "stamp-scenes", "made", "--root", str(root), *few)
     assert code == 0, err
