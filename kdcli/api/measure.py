@@ -14,9 +14,9 @@ from kdcli.api.reading import checked, globals_kept, located, readable_errors
 from kdcli.api.result import Measured, Result
 from kdcli.api.spec import SpecLike, Texts, listed, spec_of
 from kdcli.disk import is_folder
-from kdcli.errors import SpecError, UsageError
+from kdcli.errors import UsageError
 from kdcli.failures import doing
-from kdcli.spec.in_memory import InMemory, giving, with_names
+from kdcli.spec.in_memory import giving, with_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,6 @@ def evaluate(
             parsed, options = _reopened(folder, device, plugins)
             given = given_again(parsed, student, teachers, data)
             parsed = with_data(parsed, given.data)
-            _refuse_other_names(folder, given)
         else:
             assert not isinstance(run, Result)
             wanted = spec_of(run, changes)
@@ -196,27 +195,6 @@ def _folder_of(run: Any) -> Path | None:
     if isinstance(run, str | PurePath) and (is_folder(run) or not str(run).endswith((".yaml", ".yml"))):
         return Path(run)
     return None
-
-
-def _refuse_other_names(folder: Path, given: InMemory) -> None:
-    """Raise SpecError KD541 for test batches whose classes are others than the student has learnt.
-
-    Items are matched by name; of a ready batch the labels are numbers alone.
-    """
-    from kdcli.data.classification.in_memory import GivenBatches
-    from kdcli.training.checkpoint import training_metadata
-    from kdcli.training.run_folder import RunFolder
-
-    source = given.data.get(False)
-    learnt = json.loads(training_metadata(RunFolder(folder).student).get("class_names", "null"))
-    if isinstance(source, GivenBatches) and source.facts.class_names is not None and learnt is not None:
-        if list(source.facts.class_names) != learnt:
-            raise SpecError.at(
-                ("dataset", "test", "dataset"),
-                "KD541",
-                "the classes of the test data are others than the student has learnt, or in another order",
-                "batches have numbers alone: give the Dataset, which is matched by name",
-            )
 
 
 def _reopened(folder: Path, device: str | None, plugins: Texts) -> tuple[ParsedSpec, RunOptions]:

@@ -71,14 +71,12 @@ def _entries(node: Any) -> tuple[list[Node], list[Node]]:
     """
     listed = node.items if isinstance(node, Nodes) else () if node is None else (node,)
     entries = [one for one in listed if isinstance(one, Node)]
-    types = [one.get("type") for one in entries]
-    stays = [
-        isinstance(one, Scalar) and (one.value == "self" or str(one.value).endswith("_postprocess"))
-        for one in types
-    ]
-    return [one for one, kept in zip(entries, stays, strict=True) if not kept], [
-        one for one, kept in zip(entries, stays, strict=True) if kept
-    ]
+    return [one for one in entries if not _stays(one)], [one for one in entries if _stays(one)]
+
+
+def _stays(entry: Node) -> bool:
+    kind = entry.get("type")
+    return isinstance(kind, Scalar) and (kind.value == "self" or str(kind.value).endswith("_postprocess"))
 
 
 def _own_name(replaced: Sequence[Node]) -> str:

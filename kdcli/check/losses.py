@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from kdcli.distill.mimickers.mimicker import Mimicker, StepInfo
 from kdcli.distill.taps import View, tensors_in
 from kdcli.distill.teacher import Teacher
 from kdcli.distill.trainee import Trainee, no_scalars, refuse_left_out, refuse_writing, versions_of
 from kdcli.errors import Diagnostic, KdError, SpecPath
 from kdcli.failures import ONE_SAMPLE, failure, own_mistake, text_of, with_place
-from kdcli.losses.parts.reduce import no_scalar
+from kdcli.losses.parts.reduce import is_scalar, no_scalar
 from kdcli.models.module import is_task_loss
 from kdcli.models.torch_modes import NOT_FAKE
 from kdcli.spec.schema import ModuleSpec
@@ -90,7 +88,7 @@ def _job(
             continue
         for key, loss in losses.items():
             what = f"the loss `{job}.{key}`"
-            if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            if not is_scalar(loss):
                 found, help = no_scalar(loss)
                 yield Diagnostic(code="KD439", message=f"{what} is no scalar: {found}", help=help, path=path)
             elif not (moves and loss.requires_grad) and mimicker.moves_student(key):

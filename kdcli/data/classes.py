@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,17 @@ def numbered_like(test: OpenedData, truth: Sequence[str] | None, whose: str = ""
     truth: the class names of the training data, in the order of their numbers; None where they are unknown. whose:
     "probe's ", where these are the two sides of a probe.
     Names are equal after Unicode NFC. Data without names, or with boxes, stays as it is. Raises SpecError KD541
-    where a class is none of the training data's; one that the test data lacks is a notice.
+    where a class is none of the training data's, and where ready batches, whose labels are numbers alone, have other
+    classes; one that the test data lacks is a notice.
     """
     own = test.facts.class_names
-    if truth is None or own is None or isinstance(test.source, (SampleSource, BatchSource)):
+    if truth is None or own is None or isinstance(test.source, SampleSource):
+        return test
+    if isinstance(test.source, BatchSource):
+        if list(map(one_form, truth)) != list(map(one_form, own)):
+            message = f"the classes of the {whose}test data are others than the student has learnt, or in another order"
+            help = "batches have numbers alone: give the Dataset, which is matched by name"
+            raise SpecError.at((*test.path, "dataset"), "KD541", message, help)
         return test
     if tuple(truth) != own:
         path = (*test.path, "dataset")
@@ -185,6 +193,12 @@ def match(learnt: Mapping[int, str], own: Mapping[int, str]) -> Matched:
 def listed(names: Sequence[str], most: int = NAMED) -> str:
     """`a`, `b`, ...: the first names, for messages."""
     return ", ".join(f"`{name}`" for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
+def contradict(own: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether two lists of class names share some and are not the same: lists without a common name rename classes."""
+    listed_own = list(map(str, own))
+    return listed_own != list(names) and not set(listed_own).isdisjoint(names)
 
 
 def one_form(name: str) -> str:

@@ -16,7 +16,7 @@ from kdcli.distill.taps import Taps, View, tensors_in
 from kdcli.distill.terms import schedule_weight
 from kdcli.errors import Diagnostic, RunError, SpecError, SpecPath
 from kdcli.failures import doing
-from kdcli.losses.parts.reduce import no_scalar, times
+from kdcli.losses.parts.reduce import is_scalar, no_scalar, times
 from kdcli.models.heads import HITS, ClsPostProcess
 from kdcli.models.module import is_task_loss
 from kdcli.models.network import Network
@@ -171,9 +171,7 @@ def is_own_method(mimicker: nn.Module) -> bool:
 def no_scalars(outputs: Mapping[str, Any]) -> Iterator[Diagnostic]:
     """KD439 for each of the task's losses among a student's outputs that is no scalar."""
     for name, loss in outputs.items():
-        if is_task_loss(name) and (
-            not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point()
-        ):
+        if is_task_loss(name) and not is_scalar(loss):
             found, help = no_scalar(loss)
             message = f"the student's own loss `{name}` is no scalar: {found}"
             yield Diagnostic(code="KD439", message=message, help=help, path=("net",), on_key=True)

@@ -285,12 +285,9 @@ def results_text(results: SweepResults, form: str) -> str:
     columns, rows = results_rows(results)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in by_share(results.importance))
     failed = [one for one in results.trials if one.state == "failed"]
-    said, tied = verdict(results), ", ".join(map(str, results.tied))
-    tie = (
-        f"; as good on the held-out images: trial{'s' if len(results.tied) > 1 else ''} {tied}"
-        if tied
-        else ""
-    )
+    said, tied = verdict(results), results.tied
+    trials = f"trial{'s' if len(tied) > 1 else ''} {', '.join(map(str, tied))}"
+    tie = f"; as good on the held-out images: {trials}" if tied else ""
     lines = [
         "",
         f"what decides (PED-ANOVA): {shares}" if shares else "",

@@ -140,9 +140,9 @@ def sources_of(
     sources: dict[str, ViewSource] = dict(teachers)
     notices = []
     for name in caches_of(spec):
-        if name in teachers and loader.facts.batched:
-            raise SpecError(cache_findings(spec, loader.facts))
         if name in teachers:
+            if loader.facts.batched:
+                raise SpecError(cache_findings(spec, loader.facts))
             cache = caches_of(spec)[name][1]
             layout = cache_layout_of(
                 teachers[name], shown[name], shown_samples, half=cache.dtype == "float16", topk=cache.topk

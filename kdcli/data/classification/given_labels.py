@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcli.data.check_images import spread
 from kdcli.data.draws import Ids
 from kdcli.errors import cut_off
 
@@ -39,9 +40,9 @@ def _disproved(listed: Sequence[Any], dataset: Any) -> str | None:
         numbers = whole_numbers(listed)
     except ValueError:
         return "no whole numbers"
-    for index in np.unique(np.linspace(0, max(len(numbers) - 1, 0), PROVED).astype(np.int64))[: len(numbers)]:
+    for index in spread(len(numbers), PROVED):
         try:
-            said = label_of(dataset, int(index))
+            said = label_of(dataset, index)
         except Exception:  # an item that can't be read is told when its turn comes
             continue
         if not np.array_equal(numbers[index], np.asarray(said)):

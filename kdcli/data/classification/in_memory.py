@@ -22,6 +22,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from kdcli.data.check_images import spread
+from kdcli.data.classes import contradict
 from kdcli.data.classification.images import DatasetImages
 from kdcli.data.draws import GIVEN, Draws, seed_of
 from kdcli.data.facts import DataFacts, Labelling
@@ -123,11 +125,9 @@ class GivenImages(DatasetImages):
                 self.dataset = dataset
                 self.labels, self.num_classes, self.class_names = None, 0, None
             else:
-                own = _classes(dataset)
-                super().__init__(
-                    dataset, labels, own if class_names is None or labels is None else class_names
-                )
-                if class_names is not None and labels is None:
+                # Labels come with the names that they are numbered by, those of the Dataset with its own.
+                super().__init__(dataset, labels, _classes(dataset) if labels is None else class_names)
+                if labels is None and class_names is not None:
                     self._name(tuple(map(str, class_names)))
             self.side = side
             self.mean, self.std = numbers_of(mean), numbers_of(std)
@@ -139,9 +139,9 @@ class GivenImages(DatasetImages):
     def _brightest(self) -> float:
         """The largest magnitude in some images: the first one may be black."""
         found = 0.0
-        for index in np.unique(np.linspace(0, len(self) - 1, SOME_IMAGES).astype(np.int64)):
+        for index in spread(len(self), SOME_IMAGES):
             with suppress(Exception):  # what can't be read is told when its turn comes
-                found = max(found, brightest(self.image(int(index))))
+                found = max(found, brightest(self.image(index)))
         return found
 
     def _name(self, names: tuple[str, ...]) -> None:
@@ -150,7 +150,7 @@ class GivenImages(DatasetImages):
         Raises ValueError for a label beyond them, and for a Dataset some of whose own names are none of these.
         """
         own = self.class_names
-        if own is not None and own != names and set(own) & set(names):
+        if own is not None and contradict(own, names):
             if strange := [name for name in own if name not in names]:
                 raise ValueError(
                     f"its class `{strange[0]}` is none of the names that were given: {', '.join(names)}"
@@ -216,23 +216,22 @@ class GivenBatches(BatchSource):
         self.side, self.unlabelled = side, labels == "none"
         self.facts = DataFacts()  # what is checked of the first batch needs none
         own = _classes(getattr(batches, "dataset", None))
-        if class_names and own and list(map(str, own)) != list(class_names) and set(own) & set(class_names):
+        if class_names and own and contradict(own, class_names):
             message = f"its Dataset has the classes {', '.join(map(str, own))}, and others or another order were given"
             raise unusable(
                 side, message, "of a batch labels are numbers alone: give the Dataset, matched by name"
             )
-        names = class_names or own
-        names = None if self.unlabelled else names
+        names = None if self.unlabelled else class_names or own
         with generators_kept(), _own_generators_kept(batches):
             super().__init__(batches, class_names=None if names is None else list(map(str, names)))
             first = self.batch(next(iter(batches)), 0)
         self.facts = replace(self.facts, mean=numbers_of(mean), std=numbers_of(std))
         if self.facts.labels == "none":
             self.facts = replace(self.facts, num_classes=None, class_names=None)
-        own = _own_order(batches)
-        if own is None and type(batches.sampler) is SequentialSampler:
+        order = _own_order(batches)
+        if order is None and type(batches.sampler) is SequentialSampler:
             self.facts = replace(self.facts, identified=True)
-        self.notices = () if own is None else (OWN_ORDER.format(what=own),)
+        self.notices = () if order is None else (OWN_ORDER.format(what=order),)
         self.brightest = brightest(first["image"])
         sizes = getattr(batches, "batch_size", None)
         self.batch_size = sizes if isinstance(sizes, int) else self.batch_size

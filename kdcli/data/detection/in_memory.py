@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcli.data.classes import contradict
 from kdcli.data.classification.in_memory import (
     brightest,
     described,
@@ -67,7 +68,7 @@ class GivenBoxes:
                 raise unusable(
                     side, f"two classes are called `{twice[0]}`", "give each class a name of its own"
                 )
-        if named is not None and own is not None and own != named and set(own) & set(named):
+        if named is not None and own is not None and contradict(own, named):
             message = f"its classes are {', '.join(own)}, and other names or another order were given"
             raise unusable(side, message, "a label is a number: bring labels and names into one order")
         own = own if named is None else named

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -123,6 +123,11 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def is_scalar(loss: object) -> TypeGuard[Tensor]:
+    """Whether a loss is one number that may have a gradient."""
+    return isinstance(loss, Tensor) and not loss.dim() and loss.is_floating_point()
 
 
 def no_scalar(loss: object) -> tuple[str, str]:
